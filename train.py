@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config as Config
 from pipeline.config import parse
-from serve.command_line import ENDED, FAULT, ending_on_signals
 from serve.errors import BundleError, SchemaError, say
+from service.command_line import ENDED, FAULT, ending_on_signals
 
 if TYPE_CHECKING:
     from pipeline.run import Run as Run
@@ -46,7 +46,10 @@ def main(argv: Sequence[str], program: str = "train.py") -> int:
         return FAULT
     except SystemExit as end:
         if end.code in ENDED:
-            print(f"{program}: stopped by a signal: nothing is published; {again} resumes", file=sys.stderr)
+            print(
+                f"{program}: stopped by a signal: nothing is published; {again} resumes",
+                file=sys.stderr,
+            )
         raise
     return 0
 

@@ -42,28 +42,56 @@ else:
         return getattr(module, name)
 
 
-__all__ = ["Answers", "BundleError", "Recommender", "Request", "SchemaError", "fit", "load"]
+__all__ = [
+    "Answers",
+    "BundleError",
+    "Recommender",
+    "Request",
+    "SchemaError",
+    "fit",
+    "load",
+]
 
 _SECTIONS = {
-    "data": ("repeats", "ties", "split", "targets", "events", "timezone", "history_length", "max_reject_rate"),
+    "data": (
+        "repeats",
+        "ties",
+        "split",
+        "targets",
+        "events",
+        "timezone",
+        "history_length",
+        "max_reject_rate",
+    ),
     "model": ("max_epochs", "dim", "batch_size", "learning_rate"),
     "evaluation": ("baselines",),
 }  # of a configuration, and the options that stand there
-_KEYS = {"epochs": "max_epochs", "weights": "events"}  # option -> its key, where that is another
+_KEYS = {
+    "epochs": "max_epochs",
+    "weights": "events",
+}  # option -> its key, where that is another
 
 
 class Options(TypedDict, total=False):
     """Options of `fit`; what is left out is chosen from the data."""
 
-    columns: Mapping[str, str]  # our name -> yours: {"user_id": "customer", "item_id": "sku"}
+    columns: Mapping[
+        str, str
+    ]  # our name -> yours: {"user_id": "customer", "item_id": "sku"}
     seed: int
     epochs: int  # at most; validation stops earlier
     dim: int  # entries of a vector
     batch_size: int
     learning_rate: float
-    repeats: Literal["exclude", "allow"]  # may an item be recommended that the user already has?
-    ties: Literal["ordered", "simultaneous"]  # events of a user at one time: in their order, or one basket
-    split: str | Mapping[str, Any]  # "leave_one_out", "none", {"kind": "time", "at": "2025-03-01"}, ...
+    repeats: Literal[
+        "exclude", "allow"
+    ]  # may an item be recommended that the user already has?
+    ties: Literal[
+        "ordered", "simultaneous"
+    ]  # events of a user at one time: in their order, or one basket
+    split: (
+        str | Mapping[str, Any]
+    )  # "leave_one_out", "none", {"kind": "time", "at": "2025-03-01"}, ...
     targets: Mapping[str, Any]  # {"events": ["purchase"]} or {"min_weight": 4}
     weights: Mapping[str, float]  # of events as targets: {"view": 1, "purchase": 5}
     timezone: str
@@ -97,7 +125,11 @@ def fit(
     mistake is a SchemaError of one line.
     """
     given = {"interactions": events, "users": users, "items": items}
-    content = _configure({name: table for name, table in given.items() if table is not None}, features or {}, options)
+    content = _configure(
+        {name: table for name, table in given.items() if table is not None},
+        features or {},
+        options,
+    )
     folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
     with ExitStack() as undone:
         if out is None:
@@ -124,9 +156,13 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
 
     for path in (Path(directory, BUNDLE), Path(directory)):
         if (path / MANIFEST).exists():
-            served = Served.load(path, trusted=None if trusted is None else Path(trusted))
+            served = Served.load(
+                path, trusted=None if trusted is None else Path(trusted)
+            )
             return Recommender(served, path.absolute())
-    raise BundleError(f"{directory} holds no bundle; give the folder of a run or of a bundle")
+    raise BundleError(
+        f"{directory} holds no bundle; give the folder of a run or of a bundle"
+    )
 
 
 def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
@@ -134,38 +170,66 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     try:
         from pipeline.config import parse
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"{error}; this install only answers: install bascule with dependencies") from error
+        raise ModuleNotFoundError(
+            f"{error}; this install only answers: install bascule with dependencies"
+        ) from error
 
-    config, text = parse(["--config", json.dumps(content, default=str)])  # before torch is imported
+    config, text = parse(
+        ["--config", json.dumps(content, default=str)]
+    )  # before torch is imported
     from pipeline.run import run
     from pipeline.stages import console
 
     console.quiet, before = quiet, console.quiet
     try:
-        run(replace(config, trainer={"enable_progress_bar": not quiet}), frames, None if frames else text)
+        run(
+            replace(config, trainer={"enable_progress_bar": not quiet}),
+            frames,
+            None if frames else text,
+        )
     finally:
         console.quiet = before
 
 
-def _configure(given: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _configure(
+    given: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the content that a configuration file of these tables and options has."""
     from serve.errors import SchemaError, name_nearest
 
-    paths = {name: str(table) for name, table in given.items() if isinstance(table, (str, Path))}
+    paths = {
+        name: str(table)
+        for name, table in given.items()
+        if isinstance(table, (str, Path))
+    }
     if paths and len(paths) < len(given):
-        raise SchemaError(f"fit: {', '.join(paths)} by path, the others not; give all as paths or all as DataFrames")
+        raise SchemaError(
+            f"fit: {', '.join(paths)} by path, the others not; give all as paths or all as DataFrames"
+        )
     columns = options.get("columns", {})
-    of_table = {"interactions": columns.keys(), "users": {"user_id"}, "items": {"item_id"}}
+    of_table = {
+        "interactions": columns.keys(),
+        "users": {"user_id"},
+        "items": {"item_id"},
+    }
     data: dict[str, Any] = {"features": features}
     for name in given:
-        data[name] = {"columns": {ours: columns[ours] for ours in of_table[name] & columns.keys()}}
+        data[name] = {
+            "columns": {ours: columns[ours] for ours in of_table[name] & columns.keys()}
+        }
         data[name] |= {"path": paths[name]} if name in paths else {}
     content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
     for name, value in options.items():
         if name not in Options.__annotations__:
-            raise SchemaError(f"fit: unknown option '{name}'; {name_nearest(name, Options.__annotations__)}")
+            raise SchemaError(
+                f"fit: unknown option '{name}'; {name_nearest(name, Options.__annotations__)}"
+            )
         key = _KEYS.get(name, name)
-        section = next((content[one] for one, keys in _SECTIONS.items() if key in keys), content)
+        section = next(
+            (content[one] for one, keys in _SECTIONS.items() if key in keys), content
+        )
         if name != "columns":
-            section[key] = {"kind": value} if name == "split" and isinstance(value, str) else value
+            section[key] = (
+                {"kind": value} if name == "split" and isinstance(value, str) else value
+            )
     return content

@@ -43,7 +43,9 @@ class RequestBatch(NamedTuple):
 
     arrays: Tensors  # everything the user tower reads but vectors, named as in `serve.events`
     history_rows: Tensor  # (B, L)
-    owned_rows: Tensor  # (E,) distinct items of each request's past, ordered by request and row
+    owned_rows: (
+        Tensor  # (E,) distinct items of each request's past, ordered by request and row
+    )
     owned_users: Tensor  # (E,) request of each
     target_users: Tensor  # (M,) request of each target, ascending
     target_rows: Tensor  # (M,) item row of each target
@@ -53,7 +55,11 @@ class RequestBatch(NamedTuple):
 
     def mark_owned(self, n_items: int) -> Tensor:
         """Mark which of N items each user has, (B, N)."""
-        is_owned = torch.zeros((len(self.history_rows), n_items), dtype=torch.bool, device=self.owned_rows.device)
+        is_owned = torch.zeros(
+            (len(self.history_rows), n_items),
+            dtype=torch.bool,
+            device=self.owned_rows.device,
+        )
         is_owned[self.owned_users, self.owned_rows] = True
         return is_owned
 
@@ -73,11 +79,21 @@ def encode_missing(features: tuple[Feature, ...]) -> EncodedFeatures:
     return encode_features(features, {}, 1)
 
 
-def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray, missing: EncodedFeatures) -> EncodedFeatures:
+def hide_rows(
+    encoded: EncodedFeatures, is_hidden: np.ndarray, missing: EncodedFeatures
+) -> EncodedFeatures:
     """Put the one row of `missing` in the place of the marked ones."""
     is_hidden = is_hidden[:, None]
-    codes = np.where(is_hidden, missing.codes, encoded.codes) if encoded.codes.size else encoded.codes
-    values = np.where(is_hidden, missing.values, encoded.values) if encoded.values.size else encoded.values
+    codes = (
+        np.where(is_hidden, missing.codes, encoded.codes)
+        if encoded.codes.size
+        else encoded.codes
+    )
+    values = (
+        np.where(is_hidden, missing.values, encoded.values)
+        if encoded.values.size
+        else encoded.values
+    )
     return EncodedFeatures(codes, values)
 
 
@@ -109,4 +125,6 @@ class EpochSampler(Sampler[Any]):
 
 def make_loader(batches: Any, sampler: EpochSampler | None = None) -> DataLoader[Any]:
     """Make a loader of whole batches, by number or by the plans of a sampler: no Python per row, nothing converted."""
-    return DataLoader(batches, sampler=sampler, batch_size=None, collate_fn=lambda batch: batch)
+    return DataLoader(
+        batches, sampler=sampler, batch_size=None, collate_fn=lambda batch: batch
+    )

@@ -29,11 +29,18 @@ class CleaningReport:
 
 def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
     """Remove events that equal another in every column, and those of negative weight; cleaning is idempotent."""
-    events, users, items = tables.interactions, tables.users, tables.items
+    events = tables.interactions
+    users = tables.users
+    items = tables.items
     weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
-    is_duplicate, is_negative = events.duplicated(), weights < 0
+    is_duplicate = events.duplicated()
+    is_negative = weights < 0
     kept = events[~is_duplicate & ~is_negative].reset_index(drop=True)
-    cleaned = Tables(kept, users.drop_duplicates(ignore_index=True), items.drop_duplicates(ignore_index=True))
+    cleaned = Tables(
+        kept,
+        users.drop_duplicates(ignore_index=True),
+        items.drop_duplicates(ignore_index=True),
+    )
     report = CleaningReport(
         duplicate_events=int(is_duplicate.sum()),
         negative_weights=int((is_negative & ~is_duplicate).sum()),
@@ -46,7 +53,11 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
     """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
-    return {name: float((~_find_listed(tables, name)).mean()) for name in IDS if name in given}
+    return {
+        name: float((~_find_listed(tables, name)).mean())
+        for name in IDS
+        if name in given
+    }
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:
@@ -55,7 +66,9 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         rows: pd.DataFrame = getattr(tables, name)
         if name not in given or rows.empty or _find_listed(tables, name).any():
             continue
-        known, asked = (frame[id_name].tolist()[0] for frame in (rows, tables.interactions))
+        known, asked = (
+            frame[id_name].tolist()[0] for frame in (rows, tables.interactions)
+        )
         raise SchemaError(
             f"none of the {name} with events has a row in the {name} table: {id_name} is {asked!r} in the interactions "
             f"and {known!r} in the {name}; name the right column as {id_name} in data.{name}.columns"
@@ -77,7 +90,11 @@ def order_tables(tables: Tables, ties: Ties) -> Tables:
     if ties == "simultaneous" or is_set(events):
         keys.append("item_id")
         keys += sorted(str(name) for name in events if name not in keys)
-    return Tables(_order(events, keys), _order(tables.users, ["user_id"]), _order(tables.items, ["item_id"]))
+    return Tables(
+        _order(events, keys),
+        _order(tables.users, ["user_id"]),
+        _order(tables.items, ["item_id"]),
+    )
 
 
 def _order(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -91,9 +108,17 @@ def _rank(column: pd.Series[Any]) -> np.ndarray:
         return column.to_numpy()
 
     def write(value: Any) -> str | None:
-        return repr(value) if isinstance(value, (tuple, list, np.ndarray)) else to_text(value)
+        return (
+            repr(value)
+            if isinstance(value, (tuple, list, np.ndarray))
+            else to_text(value)
+        )
 
-    texts = column if isinstance(column.dtype, pd.StringDtype) else column.map(write).astype("str")
+    texts = (
+        column
+        if isinstance(column.dtype, pd.StringDtype)
+        else column.map(write).astype("str")
+    )
     return pd.factorize(texts, sort=True)[0]
 
 
@@ -110,27 +135,51 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
     if config.targets.min_weight is not None:
         is_target &= (interactions["weight"] >= config.targets.min_weight).to_numpy()
     if config.events:
-        weight = np.asarray(interactions["event"].map(config.events).fillna(1.0), np.float64)
+        weight = np.asarray(
+            interactions["event"].map(config.events).fillna(1.0), np.float64
+        )
     if not is_target.any():
-        raise SchemaError("data.targets: no event is a target; declare other events or a lower min_weight")
-    return interactions.assign(**{TARGET_WEIGHT: np.where(is_target, weight / weight[is_target].mean(), 0.0)})
+        raise SchemaError(
+            "data.targets: no event is a target; declare other events or a lower min_weight"
+        )
+    return interactions.assign(
+        **{TARGET_WEIGHT: np.where(is_target, weight / weight[is_target].mean(), 0.0)}
+    )
 
 
 def only_targets(interactions: pd.DataFrame) -> pd.DataFrame:
     """Return the events that are targets."""
-    return interactions[interactions[TARGET_WEIGHT] > 0] if TARGET_WEIGHT in interactions else interactions
+    return (
+        interactions[interactions[TARGET_WEIGHT] > 0]
+        if TARGET_WEIGHT in interactions
+        else interactions
+    )
 
 
 def only_evidence(interactions: pd.DataFrame) -> pd.DataFrame:
     """Return the events that are no targets."""
-    return interactions[interactions[TARGET_WEIGHT] == 0] if TARGET_WEIGHT in interactions else interactions.iloc[:0]
+    return (
+        interactions[interactions[TARGET_WEIGHT] == 0]
+        if TARGET_WEIGHT in interactions
+        else interactions.iloc[:0]
+    )
 
 
-def _check_target_columns(interactions: pd.DataFrame, config: DataConfig, types: list[str]) -> None:
+def _check_target_columns(
+    interactions: pd.DataFrame, config: DataConfig, types: list[str]
+) -> None:
     needed = {"weight": config.targets.min_weight is not None, "event": bool(types)}
-    for name in (name for name, is_needed in needed.items() if is_needed and name not in interactions):
-        raise SchemaError(f"data.targets or data.events reads '{name}', which is absent: set data.interactions.columns")
+    for name in (
+        name
+        for name, is_needed in needed.items()
+        if is_needed and name not in interactions
+    ):
+        raise SchemaError(
+            f"data.targets or data.events reads '{name}', which is absent: set data.interactions.columns"
+        )
     known = set(interactions["event"].dropna().unique()) if types else set()
     for name in types:
         if name not in known:
-            raise SchemaError(f"event '{name}' is declared, but no interaction is one; {name_nearest(name, known)}")
+            raise SchemaError(
+                f"event '{name}' is declared, but no interaction is one; {name_nearest(name, known)}"
+            )

@@ -21,7 +21,13 @@ GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
 COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
 _A_DAY = datetime(2003, 11, 22, tzinfo=UTC)
 # key of the split -> the one kind that it belongs to
-_SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
+_SPLIT_KEYS = {
+    "at": "time",
+    "strict": "leave_one_out",
+    "share": "pairs",
+    "validation": "files",
+    "test": "files",
+}
 _PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
 
 
@@ -30,7 +36,9 @@ def _check_choices(config: Any, name: str) -> None:
     for key, annotation in get_type_hints(type(config)).items():
         value = getattr(config, key)
         if get_origin(annotation) is Literal and value not in get_args(annotation):
-            raise SchemaError(f"{name}.{key} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}")
+            raise SchemaError(
+                f"{name}.{key} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -66,19 +74,28 @@ class TableConfig:
         for one in self.time_formats:
             _check_time_format(one)
         text = self.delimiter
-        if text is not None and (not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')):
-            raise SchemaError(f"delimiter is {text!r}; allowed: 1 to {MAX_DELIMITER} bytes, no quote and no line end")
+        if text is not None and (
+            not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')
+        ):
+            raise SchemaError(
+                f"delimiter is {text!r}; allowed: 1 to {MAX_DELIMITER} bytes, no quote and no line end"
+            )
 
 
 def _check_time_format(form: str) -> None:
     """Refuse a format that leaves a part of the date open, or whose meaning depends on the machine."""
     try:
-        is_whole = "%Z" not in form and datetime.strptime(_A_DAY.strftime(form), form).date() == _A_DAY.date()
+        is_whole = (
+            "%Z" not in form
+            and datetime.strptime(_A_DAY.strftime(form), form).date() == _A_DAY.date()
+        )
     except ValueError:
         is_whole = False
     if not is_whole:
         example = "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
-        raise SchemaError(f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as {example}")
+        raise SchemaError(
+            f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as {example}"
+        )
 
 
 @dataclass(frozen=True)
@@ -98,11 +115,20 @@ class FeatureConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "feature")
         types: dict[str, tuple[type, ...]] = {"numeric": (int, float), "date": (str,)}
-        if not all(isinstance(limit, (*types.get(self.kind, ()), type(None))) for limit in (self.min, self.max)):
-            allowed = 'numbers with kind numeric, dates such as "2024-05-31" with kind date'
-            raise SchemaError(f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: {allowed}")
+        if not all(
+            isinstance(limit, (*types.get(self.kind, ()), type(None)))
+            for limit in (self.min, self.max)
+        ):
+            allowed = (
+                'numbers with kind numeric, dates such as "2024-05-31" with kind date'
+            )
+            raise SchemaError(
+                f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: {allowed}"
+            )
         if self.separator is not None and not self.separator.strip():
-            raise SchemaError(f"separator is {self.separator!r}; allowed: one character or more, and no blank alone")
+            raise SchemaError(
+                f"separator is {self.separator!r}; allowed: one character or more, and no blank alone"
+            )
 
 
 def _read_feature(key: str, given: Any) -> Any:
@@ -111,7 +137,9 @@ def _read_feature(key: str, given: Any) -> Any:
     try:
         feature = given if isinstance(given, FeatureConfig) else FeatureConfig(**keys)
     except (SchemaError, TypeError) as error:
-        raise SchemaError(f"data.features.{key}: {error}; keys are kind, column, separator, min, max") from error
+        raise SchemaError(
+            f"data.features.{key}: {error}; keys are kind, column, separator, min, max"
+        ) from error
     return feature if isinstance(given, Mapping) else given
 
 
@@ -127,16 +155,24 @@ class FeaturesConfig:
     def __post_init__(self) -> None:
         for side in ("user", "item", "context"):
             given = getattr(self, side).items()
-            object.__setattr__(self, side, {name: _read_feature(f"{side}.{name}", one) for name, one in given})
+            object.__setattr__(
+                self,
+                side,
+                {name: _read_feature(f"{side}.{name}", one) for name, one in given},
+            )
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
         features = {}
         for name, value in getattr(self, side).items():
-            feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+            feature = (
+                value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+            )
             default = "datetime" if feature.kind in DERIVED else name
             separator = feature.separator or _SEPARATORS.get(feature.kind)
-            features[name] = replace(feature, column=feature.column or default, separator=separator)
+            features[name] = replace(
+                feature, column=feature.column or default, separator=separator
+            )
         return features
 
 
@@ -164,12 +200,18 @@ class SplitConfig:
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value not in (None, False) and self.kind != kind:
-                raise SchemaError(f"data.split.{name} is {value!r}; allowed: with kind {kind}, not {self.kind}")
+                raise SchemaError(
+                    f"data.split.{name} is {value!r}; allowed: with kind {kind}, not {self.kind}"
+                )
         for kind, name in (("time", "at"), ("files", "test")):
             if self.kind == kind and getattr(self, name) is None:
-                raise SchemaError(f"data.split.kind is '{kind}' but data.split.{name} is not set")
+                raise SchemaError(
+                    f"data.split.kind is '{kind}' but data.split.{name} is not set"
+                )
         if self.share is not None and not 0 < self.share < 1:
-            raise SchemaError(f"data.split.share is {self.share}; allowed: more than 0 and less than 1")
+            raise SchemaError(
+                f"data.split.share is {self.share}; allowed: more than 0 and less than 1"
+            )
 
 
 @dataclass(frozen=True)
@@ -183,7 +225,9 @@ class TargetsConfig:
 
     def __post_init__(self) -> None:
         if self.events == []:
-            raise SchemaError("data.targets.events is []; allowed: one kind of event or more, or null for every kind")
+            raise SchemaError(
+                "data.targets.events is []; allowed: one kind of event or more, or null for every kind"
+            )
 
 
 @dataclass(frozen=True)
@@ -220,32 +264,53 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "data")
         if not 0 <= self.max_reject_rate <= 1:
-            raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
-        if self.history_length is not None and not 2 <= self.history_length <= MAX_HISTORY:
-            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}")
+            raise SchemaError(
+                f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1"
+            )
+        if (
+            self.history_length is not None
+            and not 2 <= self.history_length <= MAX_HISTORY
+        ):
+            raise SchemaError(
+                f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}"
+            )
         if len(set(self.audit_only)) < len(self.audit_only):
-            raise SchemaError(f"data.audit_only is {self.audit_only}; keep each column once")
+            raise SchemaError(
+                f"data.audit_only is {self.audit_only}; keep each column once"
+            )
         for name, weight in self.events.items():
             if not 0 < weight < float("inf"):
-                raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
+                raise SchemaError(
+                    f"data.events: '{name}' is {weight}; allowed: a finite number above 0"
+                )
         find_zone(self.timezone)
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
-        declared = {name: value for name, value in asdict(self).items() if name not in _PATHS}
-        declared["split"] = {name: value for name, value in declared["split"].items() if name not in _PATHS}
+        declared = {
+            name: value for name, value in asdict(self).items() if name not in _PATHS
+        }
+        declared["split"] = {
+            name: value
+            for name, value in declared["split"].items()
+            if name not in _PATHS
+        }
         return declared
 
 
 def say_missing(path: str, setting: str) -> str:
     """Say that a path leads nowhere, and which file beside it may be meant."""
     folder, name = os.path.split(path)
-    near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], n=1)
+    near = difflib.get_close_matches(
+        name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], n=1
+    )
     meant = f"; did you mean '{os.path.join(folder, near[0])}'?" if near else ""
     return f"{path} matches no file; {setting} is relative to {os.getcwd()}{meant}"
 
 
-Role = Literal["id", "time", "date", "order", "number", "text", "vector", "category", "value"]
+Role = Literal[
+    "id", "time", "date", "order", "number", "text", "vector", "category", "value"
+]
 EVENT_ROLES: dict[str, Role] = {
     "user_id": "id",
     "item_id": "id",
@@ -264,7 +329,9 @@ class Column:
     source: str  # in the file
     role: Role
     reason: str  # which key of the configuration asks for it, in words; empty: the table may lack it
-    may_be_empty: bool = True  # an empty cell is a missing value, not a fault of its row
+    may_be_empty: bool = (
+        True  # an empty cell is a missing value, not a fault of its row
+    )
     low: float | None = None  # of times and dates in UTC seconds
     high: float | None = None
 
@@ -272,28 +339,73 @@ class Column:
 def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     """Return the columns of `users`, `items`, or of interactions, which the files of a split hold too."""
     side = {"users": "user", "items": "item"}.get(table, "context")
-    layout = {"user": config.users, "item": config.items, "context": config.interactions}[side] or TableConfig()
-    roles: Mapping[str, Role] = EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
+    layout = {
+        "user": config.users,
+        "item": config.items,
+        "context": config.interactions,
+    }[side] or TableConfig()
+    roles: Mapping[str, Role] = (
+        EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
+    )
     for name in layout.columns:
         if name not in roles:
-            raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}")
+            raise SchemaError(
+                f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}"
+            )
     readers = _list_readers(side, config, roles, layout.columns)
-    needed = {"user_id", "item_id", *layout.columns, *readers, *(["datetime"] * (config.split.kind == "time"))}
+    needed = {
+        "user_id",
+        "item_id",
+        *layout.columns,
+        *readers,
+        *(["datetime"] * (config.split.kind == "time")),
+    }
     columns = []
     for name in dict.fromkeys((*roles, *readers)):
-        features, is_ours = readers.get(name, []), name in roles
-        reason = f"which is read as data.{table}.columns.{name}" if is_ours else f"read by data.features.{side}"
-        role, source = (roles[name], layout.columns.get(name, name)) if is_ours else (_role(features), name)
+        features = readers.get(name, [])
+        is_ours = name in roles
+        reason = (
+            f"which is read as data.{table}.columns.{name}"
+            if is_ours
+            else f"read by data.features.{side}"
+        )
+        role, source = (
+            (roles[name], layout.columns.get(name, name))
+            if is_ours
+            else (_role(features), name)
+        )
         may_be_empty = name == "event" or not is_ours
         of_features = [(one.min, one.max) for one in features]
-        limits = [(layout.min_datetime, layout.max_datetime)] if role == "time" else of_features
-        low = max((_read_limit(one, config.timezone) for one, _ in limits if one is not None), default=None)
-        high = min((_read_limit(one, config.timezone) for _, one in limits if one is not None), default=None)
-        columns.append(Column(name, source, role, reason * (name in needed), may_be_empty, low, high))
+        limits = (
+            [(layout.min_datetime, layout.max_datetime)]
+            if role == "time"
+            else of_features
+        )
+        low = max(
+            (_read_limit(one, config.timezone) for one, _ in limits if one is not None),
+            default=None,
+        )
+        high = min(
+            (_read_limit(one, config.timezone) for _, one in limits if one is not None),
+            default=None,
+        )
+        columns.append(
+            Column(
+                name, source, role, reason * (name in needed), may_be_empty, low, high
+            )
+        )
     audited = config.audit_only if side == "user" else []
-    if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:
-        raise SchemaError(f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only")
-    return (*columns, *(Column(name, name, "value", "named in data.audit_only") for name in audited))
+    if {column.name for column in columns} & {
+        *audited,
+        *([REPEAT_RATE] if config.repeats == "allow" else []),
+    }:
+        raise SchemaError(
+            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only"
+        )
+    return (
+        *columns,
+        *(Column(name, name, "value", "named in data.audit_only") for name in audited),
+    )
 
 
 def _list_readers(
@@ -302,19 +414,34 @@ def _list_readers(
     """Return column -> the features that read it."""
     readers: dict[str, list[FeatureConfig]] = {}
     for name, feature in config.features.of(side).items():
-        key, column, kind = f"data.features.{side}.{name}", str(feature.column), feature.kind
+        key = f"data.features.{side}.{name}"
+        column = str(feature.column)
+        kind = feature.kind
         readers.setdefault(column, []).append(feature)
         if side != "item" and column in ("user_id", mapped.get("user_id")):
-            raise SchemaError(f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others")
+            raise SchemaError(
+                f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others"
+            )
         if kind == "date" and side == "context":
-            raise SchemaError(f"{key} is a date; allowed: of users and items, whose age it gives")
+            raise SchemaError(
+                f"{key} is a date; allowed: of users and items, whose age it gives"
+            )
         if kind in DERIVED and (side, column) != ("context", "datetime"):
-            raise SchemaError(f"{key} is {kind} of '{column}'; allowed: a feature of the context of 'datetime'")
-        if column in roles and (kind in ("vector", "date") or (kind == "numeric" and roles[column] in ("id", "text"))):
-            raise SchemaError(f"{key} reads '{column}' as {kind}; allowed: categorical, or another column")
+            raise SchemaError(
+                f"{key} is {kind} of '{column}'; allowed: a feature of the context of 'datetime'"
+            )
+        if column in roles and (
+            kind in ("vector", "date")
+            or (kind == "numeric" and roles[column] in ("id", "text"))
+        ):
+            raise SchemaError(
+                f"{key} reads '{column}' as {kind}; allowed: categorical, or another column"
+            )
         kinds = {one.kind for one in readers[column]}
         if len(kinds) > 1 and kinds & {"vector", "date"}:
-            raise SchemaError(f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as one kind alone")
+            raise SchemaError(
+                f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as one kind alone"
+            )
     return readers
 
 
@@ -324,11 +451,18 @@ def _read_limit(limit: float | str, timezone: str | None) -> float:
         return limit
     (seconds,), (is_valid,) = to_seconds([limit], timezone)
     if not is_valid:
-        raise SchemaError(f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31")
+        raise SchemaError(
+            f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
+        )
     return float(seconds)
 
 
 def _role(features: Sequence[FeatureConfig]) -> Role:
-    roles: dict[str, Role] = {"vector": "vector", "date": "date", "numeric": "number", "categorical": "category"}
+    roles: dict[str, Role] = {
+        "vector": "vector",
+        "date": "date",
+        "numeric": "number",
+        "categorical": "category",
+    }
     kinds = {feature.kind for feature in features}
     return next((role for kind, role in roles.items() if kind in kinds), "value")

@@ -13,9 +13,22 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.batch import EpochSampler, Examples, FeatureDropout, RequestBatch, make_loader
+from datamodules.batch import (
+    EpochSampler,
+    Examples,
+    FeatureDropout,
+    RequestBatch,
+    make_loader,
+)
 from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
-from datamodules.requests import ItemTrends, RequestMaker, Targets, distinct_targets, first_targets, measure_trends
+from datamodules.requests import (
+    ItemTrends,
+    RequestMaker,
+    Targets,
+    distinct_targets,
+    first_targets,
+    measure_trends,
+)
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
@@ -51,14 +64,23 @@ class InteractionsDataModule(pl.LightningDataModule):
         `validation_at`, by default at each user's last training event.
         """
         super().__init__()
-        self.catalogue, self.schema, self.batch_size, self.seed = catalogue, schema, batch_size, seed
-        self.horizon, self.validation_at, self.dropout = horizon, validation_at, dropout or FeatureDropout()
-        everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates("user_id")
+        self.catalogue = catalogue
+        self.schema = schema
+        self.batch_size = batch_size
+        self.seed = seed
+        self.horizon = horizon
+        self.validation_at = validation_at
+        self.dropout = dropout or FeatureDropout()
+        everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates(
+            "user_id"
+        )
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        self.validation_batches, self.validation_users = self._make_validation(validation)  # requests, (R,) user ids
+        self.validation_batches, self.validation_users = self._make_validation(
+            validation
+        )  # requests, (R,) user ids
 
     @property
     def trains_on_windows(self) -> bool:
@@ -80,33 +102,50 @@ class InteractionsDataModule(pl.LightningDataModule):
             moments = np.array([end], dtype=np.int64)
         elif self.schema.is_set:
             events = as_sets(events)
-            moments = np.array([end + 1], dtype=np.int64)  # after all events, which are at 0
+            moments = np.array(
+                [end + 1], dtype=np.int64
+            )  # after all events, which are at 0
         elif self.horizon is None:
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
             step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
-            moments = end - self.horizon - step * np.arange(N_CUTOFF_MOMENTS, dtype=np.int64)
-            earliest = min(first + self.horizon, end - self.horizon)  # one moment stays, however short the past
+            moments = (
+                end - self.horizon - step * np.arange(N_CUTOFF_MOMENTS, dtype=np.int64)
+            )
+            earliest = min(
+                first + self.horizon, end - self.horizon
+            )  # one moment stays, however short the past
             moments = np.append(np.sort(moments[moments >= earliest]), end)
-        return measure_trends(events, moments, self.schema.popularity_days, len(self.catalogue))
+        return measure_trends(
+            events, moments, self.schema.popularity_days, len(self.catalogue)
+        )
 
     def _make_examples(self) -> Examples:
         if self.trains_on_windows:
-            return WindowExamples(self.sequences, self.schema, self.batch_size, self.dropout)
+            return WindowExamples(
+                self.sequences, self.schema, self.batch_size, self.dropout
+            )
         if self.schema.is_set:
-            return SetExamples(self.sequences, self.maker, self.batch_size, self.dropout)
-        events, weight = self.sequences.events, self.sequences.target_weight
+            return SetExamples(
+                self.sequences, self.maker, self.batch_size, self.dropout
+            )
+        events = self.sequences.events
+        weight = self.sequences.target_weight
         timeline = (
             NextGroupTimeline(events, weight, self.trends, self.schema)
             if self.horizon is None
             else HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
         )
-        return CutoffExamples(self.sequences, self.maker, timeline, self.batch_size, self.dropout)
+        return CutoffExamples(
+            self.sequences, self.maker, timeline, self.batch_size, self.dropout
+        )
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
         is_target = self.sequences.target_weight > 0
-        return np.bincount(self.sequences.events.item_row[is_target], minlength=len(self.catalogue))
+        return np.bincount(
+            self.sequences.events.item_row[is_target], minlength=len(self.catalogue)
+        )
 
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.
@@ -115,9 +154,15 @@ class InteractionsDataModule(pl.LightningDataModule):
         would learn to trust them too much.
         """
         events = self.sequences.events
-        limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]
+        limit = (
+            events.time.max(initial=0) + 1
+            if self.horizon is None
+            else self.trends.moments[0]
+        )
         is_early = events.time < limit
-        if not is_early.any():  # a past shorter than the horizon: late factors are better than none
+        if (
+            not is_early.any()
+        ):  # a past shorter than the horizon: late factors are better than none
             is_early = np.ones_like(is_early)
         return events.segments[is_early], events.item_row[is_early]
 
@@ -132,50 +177,85 @@ class InteractionsDataModule(pl.LightningDataModule):
         return self._requests_of(np.sort(active[users]))
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
-        nothing = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        nothing = Targets(
+            np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        )
         context = encode_features(self.schema.context_features, {}, len(users))
         for rows in _tiles(len(users), REQUESTS_PER_BATCH):
             yield self._final_batch(users, nothing, rows, context)
 
-    def _make_validation(self, validation: pd.DataFrame) -> tuple[list[RequestBatch], np.ndarray]:
+    def _make_validation(
+        self, validation: pd.DataFrame
+    ) -> tuple[list[RequestBatch], np.ndarray]:
         """Make requests, those of like histories in one batch, in a drawn order; and return the ids of their users.
 
         In a context each target is asked about by a request of its own.
         """
         known = validation[["user_id"]].drop_duplicates()
-        held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
+        held_out = build_sequences(
+            validation, known, self.catalogue.item_ids, self.schema
+        )
         targets = distinct_targets(held_out.events, held_out.target_weight)
-        user_ids, context = held_out.user_ids, encode_features(self.schema.context_features, {}, len(held_out.user_ids))
+        user_ids = held_out.user_ids
+        context = encode_features(
+            self.schema.context_features, {}, len(held_out.user_ids)
+        )
         if self.schema.context_features and self.schema.repeats == "exclude":
             user_ids = user_ids[targets.users]
-            context = held_out.context.take(first_targets(held_out.events, held_out.target_weight))
+            context = held_out.context.take(
+                first_targets(held_out.events, held_out.target_weight)
+            )
             targets = replace(targets, users=np.arange(len(user_ids)))
         users = np.searchsorted(self.sequences.user_ids, user_ids)
-        lengths = np.diff(self.sequences.events.offsets)[users].clip(max=self.schema.history_length)
-        by_length, tiles = np.argsort(lengths, kind="stable"), _tiles(len(users), REQUESTS_PER_BATCH)
-        chosen = [by_length[tiles[place]] for place in np.random.default_rng(self.seed).permutation(len(tiles))]
+        lengths = np.diff(self.sequences.events.offsets)[users].clip(
+            max=self.schema.history_length
+        )
+        by_length = np.argsort(lengths, kind="stable")
+        tiles = _tiles(len(users), REQUESTS_PER_BATCH)
+        chosen = [
+            by_length[tiles[place]]
+            for place in np.random.default_rng(self.seed).permutation(len(tiles))
+        ]
         order = np.concatenate([by_length[:0], *chosen])
-        users, targets, context = users[order], targets.reorder(order), context.take(order)
+        users = users[order]
+        targets = targets.reorder(order)
+        context = context.take(order)
         stops = np.cumsum([len(part) for part in chosen], dtype=np.int64)
         batches = [
-            self._final_batch(users, targets, np.arange(stop - len(part), stop), context)
+            self._final_batch(
+                users, targets, np.arange(stop - len(part), stop), context
+            )
             for part, stop in zip(chosen, stops, strict=True)
         ]
         return batches, user_ids[order]
 
-    def _final_batch(self, users: Ints, targets: Targets, rows: Ints, context: EncodedFeatures) -> RequestBatch:
+    def _final_batch(
+        self, users: Ints, targets: Targets, rows: Ints, context: EncodedFeatures
+    ) -> RequestBatch:
         """Make the requests of some users, with the context of each and all their training events."""
         offsets = self.sequences.events.offsets
         chosen = users[rows]
-        starts, stops = offsets[:-1][chosen], offsets[1:][chosen]
+        starts = offsets[:-1][chosen]
+        stops = offsets[1:][chosen]
         past = self.sequences.events.between(starts, stops)
         times = last_moments(past)
         if self.validation_at is not None:
             times = np.full(len(rows), self.validation_at, dtype=np.int64)
         is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
-        mine = Targets(targets.users[is_mine] - rows[0], targets.rows[is_mine], targets.weights[is_mine])
+        mine = Targets(
+            targets.users[is_mine] - rows[0],
+            targets.rows[is_mine],
+            targets.weights[is_mine],
+        )
         last = len(self.trends.moments) - 1
-        return self.maker.make(past, times, last, mine, self.sequences.user.take(chosen), context.take(rows))
+        return self.maker.make(
+            past,
+            times,
+            last,
+            mine,
+            self.sequences.user.take(chosen),
+            context.take(rows),
+        )
 
 
 def _tiles(n: int, size: int) -> list[Ints]:
@@ -194,7 +274,9 @@ def fingerprint(*parts: Any) -> str:
 
 def fingerprint_rows(*frames: pd.DataFrame) -> str:
     """Hash the names and the values of all columns."""
-    return fingerprint(*((str(name), frame[name].to_numpy()) for frame in frames for name in frame))
+    return fingerprint(
+        *((str(name), frame[name].to_numpy()) for frame in frames for name in frame)
+    )
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
@@ -202,7 +284,11 @@ def _pieces(value: Any) -> Iterator[bytes]:
     value = value.numpy() if isinstance(value, Tensor) else value
     if isinstance(value, np.ndarray):
         yield f"{value.dtype} {value.shape}".encode()
-        yield value.tobytes() if value.dtype.kind in "biuf" else repr(value.tolist()).encode()
+        yield (
+            value.tobytes()
+            if value.dtype.kind in "biuf"
+            else repr(value.tolist()).encode()
+        )
         return
     yield type(value).__name__.encode()
     if isinstance(value, Mapping):

@@ -14,19 +14,32 @@ import pandas as pd
 
 from datamodules.config import Column
 
-DISMISS, UNDISMISS = "dismiss", "undismiss"  # as `serve.state` logs them
+DISMISS = "dismiss"  # as `service.state` logs them
+UNDISMISS = "undismiss"
 _PAIR = ["user_id", "item_id"]
-_TAKEN = (*_PAIR, "datetime", "weight")  # columns of the log that the interactions may have, but for the event
+_TAKEN = (
+    *_PAIR,
+    "datetime",
+    "weight",
+)  # columns of the log that the interactions may have, but for the event
 _EVENT = Column("event", "event", "text", "which a log of events has")
 
 
 def list_columns(found: tuple[Column, ...]) -> tuple[Column, ...]:
     """Return the columns that are read of a log, of those found in the interactions, under its own names."""
     taken = (one for one in found if one.name in _TAKEN)
-    return (*(replace(one, source=one.name, may_be_empty=one.name == "weight") for one in taken), _EVENT)
+    return (
+        *(
+            replace(one, source=one.name, may_be_empty=one.name == "weight")
+            for one in taken
+        ),
+        _EVENT,
+    )
 
 
-def append_log(events: pd.DataFrame, log: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+def append_log(
+    events: pd.DataFrame, log: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, int]]:
     """Append the rows of a log, oldest first, to the interactions, both typed alike; count what became of all rows.
 
     A missing weight becomes the mean of log(1 + weight), as in serving; positions go on after those of the tables.
@@ -65,4 +78,6 @@ def _find_dismissed(rows: pd.DataFrame, signs: pd.DataFrame) -> np.ndarray:
     dismissed = last.loc[last["event"] == DISMISS, _PAIR]
     if dismissed.empty:
         return np.zeros(len(rows), bool)
-    return np.asarray(pd.MultiIndex.from_frame(rows[_PAIR]).isin(pd.MultiIndex.from_frame(dismissed)))
+    return np.asarray(
+        pd.MultiIndex.from_frame(rows[_PAIR]).isin(pd.MultiIndex.from_frame(dismissed))
+    )

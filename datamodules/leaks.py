@@ -16,15 +16,22 @@ from datamodules.tables import Tables, is_set
 from serve.encode import join_text
 from serve.errors import SchemaError
 
-MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000  # training rows on which columns are measured
-MIN_DECISIVE, MIN_ITEMS = 100, 100  # rows and tested items; with fewer nothing is said of a column
+MAX_ROWS = 200_000  # training rows on which columns are measured
+MAX_ROWS_PER_USER = 2_000
+MIN_DECISIVE = 100  # rows and tested items; with fewer nothing is said of a column
+MIN_ITEMS = 100
 N_RANGES = 16  # ranges, equally full, that numbers are put into
 LATE_USERS = 0.01  # so many tested users with later events in training are no slip of a clock any more
-GIVES_AWAY, FACT = 0.5, 0.9  # powers from which a column is named, and called a fact of the item
+GIVES_AWAY = 0.5  # powers from which a column is named, and called a fact of the item
+FACT = 0.9
 MISSING = -1  # code of a missing cell
 Ints = NDArray[np.int64]
 Kind = Literal[
-    "identifies the item", "fact of the item", "known after the choice", "made from the test", "test in training"
+    "identifies the item",
+    "fact of the item",
+    "known after the choice",
+    "made from the test",
+    "test in training",
 ]
 
 
@@ -50,16 +57,25 @@ def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, 
 def stop_on_leaks(leaks: Sequence[Leak]) -> None:
     """Refuse data with leaks; all are named."""
     if leaks:
-        found = "; ".join(f"({number}) {leak.message}" for number, leak in enumerate(leaks, 1))
-        raise SchemaError(f"data.leaks is 'stop' and {len(leaks)} found: {found}. Mend the data, or set leaks to warn")
+        found = "; ".join(
+            f"({number}) {leak.message}" for number, leak in enumerate(leaks, 1)
+        )
+        raise SchemaError(
+            f"data.leaks is 'stop' and {len(leaks)} found: {found}. Mend the data, or set leaks to warn"
+        )
 
 
 def code_cells(cells: pd.Series[Any]) -> Ints:
     """Number the values of a column of any kind, equal values alike; `MISSING` where features read none."""
     if cells.dtype == object:
-        cells = cells.map(lambda cell: tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell)
+        cells = cells.map(
+            lambda cell: tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell
+        )
     codes, values = pd.factorize(cells)
-    known = [not isinstance(value, (str, tuple)) or join_text(value) is not None for value in values]
+    known = [
+        not isinstance(value, (str, tuple)) or join_text(value) is not None
+        for value in values
+    ]
     return np.where(np.array([*known, False])[codes], codes, MISSING).astype(np.int64)
 
 
@@ -80,14 +96,27 @@ def _most_frequent(keys: Ints, values: Ints, n_keys: int) -> Ints:
 
 def _find_shared_events(split: Split) -> Iterator[Leak]:
     """Find held-out events that are in training too, and users of whom training knows what came after their test."""
-    for before, held_out, name in ((split.refit, split.test, "test"), (split.train, split.validation, "validation")):
+    for before, held_out, name in (
+        (split.refit, split.test, "test"),
+        (split.train, split.validation, "validation"),
+    ):
         keys = _event_columns(before, split.kind)
-        n = int(pd.MultiIndex.from_frame(held_out[keys]).isin(pd.MultiIndex.from_frame(before[keys])).sum())
+        n = int(
+            pd.MultiIndex.from_frame(held_out[keys])
+            .isin(pd.MultiIndex.from_frame(before[keys]))
+            .sum()
+        )
         if n:
             columns = ", ".join(keys)
             message = f"{n:,} of {len(held_out):,} {name} events are in training too, by {columns}; take them out"
-            yield Leak("test in training", "interactions", columns, n / len(held_out), message)
-    if split.kind in ("files", "pairs") and "datetime" in split.refit and len(split.test):
+            yield Leak(
+                "test in training", "interactions", columns, n / len(held_out), message
+            )
+    if (
+        split.kind in ("files", "pairs")
+        and "datetime" in split.refit
+        and len(split.test)
+    ):
         first = split.test.groupby("user_id")["datetime"].min()
         last = split.refit.groupby("user_id")["datetime"].max().reindex(first.index)
         share = float((last > first).mean())
@@ -100,7 +129,11 @@ def _event_columns(events: pd.DataFrame, kind: str) -> list[str]:
     """Return what makes two events the same; a position counts anew in each file, and a weight tells none apart."""
     if kind == "pairs" or is_set(events):
         return ["user_id", "item_id"]
-    others = ("datetime",) if kind == "files" and "datetime" in events else ("datetime", "position", "event", "weight")
+    others = (
+        ("datetime",)
+        if kind == "files" and "datetime" in events
+        else ("datetime", "position", "event", "weight")
+    )
     return ["user_id", "item_id", *(name for name in others if name in events)]
 
 
@@ -111,7 +144,9 @@ class _Sample:
     rows: pd.DataFrame
     item: Ints
     is_learnt: NDArray[np.bool_]
-    neighbours: tuple[tuple[Ints, Ints], ...]  # rows of different items that follow each other, by user and by time
+    neighbours: tuple[
+        tuple[Ints, Ints], ...
+    ]  # rows of different items that follow each other, by user and by time
 
 
 def _draw_sample(rows: pd.DataFrame) -> _Sample:
@@ -123,39 +158,64 @@ def _draw_sample(rows: pd.DataFrame) -> _Sample:
     rows = rows[rows["user_id"].isin(drawn.index[drawn.cumsum() <= MAX_ROWS])]
     user, users = pd.factorize(rows["user_id"], sort=True)
     item, items = pd.factorize(rows["item_id"], sort=True)
-    rank = rng.permutation(len(items))[item]  # at one time rows stand in any order, but not in that of the item
-    keys = [rank, *(rows[name].to_numpy() for name in ("position", "datetime") if name in rows)]
+    rank = rng.permutation(len(items))[
+        item
+    ]  # at one time rows stand in any order, but not in that of the item
+    keys = [
+        rank,
+        *(rows[name].to_numpy() for name in ("position", "datetime") if name in rows),
+    ]
     neighbours = [_pair_up(np.lexsort([*keys, user]), item, user)]
     if "datetime" in rows:
-        neighbours.append(_pair_up(np.lexsort(keys), item, np.zeros(len(rows), np.int64)))
-    return _Sample(rows, item, (rng.permutation(len(users)) < len(users) // 2)[user], tuple(neighbours))
+        neighbours.append(
+            _pair_up(np.lexsort(keys), item, np.zeros(len(rows), np.int64))
+        )
+    return _Sample(
+        rows,
+        item,
+        (rng.permutation(len(users)) < len(users) // 2)[user],
+        tuple(neighbours),
+    )
 
 
 def _pair_up(order: NDArray[np.intp], item: Ints, group: Ints) -> tuple[Ints, Ints]:
     """Pair each row with those before and after it in its group, where the item is another."""
-    left, right = order[:-1], order[1:]
+    left = order[:-1]
+    right = order[1:]
     is_pair = (group[left] == group[right]) & (item[left] != item[right])
-    left, right = left[is_pair], right[is_pair]
+    left = left[is_pair]
+    right = right[is_pair]
     return np.concatenate([left, right]), np.concatenate([right, left])
 
 
 def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
     """Judge each column of the context but the moment by what it and the item tell of each other."""
-    features = {str(feature.column): feature for feature in config.features.of("context").values()}
+    features = {
+        str(feature.column): feature
+        for feature in config.features.of("context").values()
+    }
     for column in filter("datetime".__ne__, features):
         codes = ranges = code_cells(sample.rows[column])
         if features[column].kind == "numeric":
             shares = sample.rows[column].rank(pct=True).fillna(-1).to_numpy()
-            ranges = np.where(shares < 0, MISSING, np.minimum(shares * N_RANGES, N_RANGES - 1)).astype(np.int64)
+            ranges = np.where(
+                shares < 0, MISSING, np.minimum(shares * N_RANGES, N_RANGES - 1)
+            ).astype(np.int64)
         named = _guess_items(sample, codes)
         fact = max(_measure_fact(sample, codes), _measure_fact(sample, ranges))
         kind: Kind
         if named >= GIVES_AWAY:
-            kind, power, advice = "identifies the item", named, "take it out of the context"
+            kind = "identifies the item"
+            power = named
+            advice = "take it out of the context"
         elif fact >= FACT:
-            kind, power, advice = "fact of the item", fact, "make it a feature of the items"
+            kind = "fact of the item"
+            power = fact
+            advice = "make it a feature of the items"
         else:
-            kind, power, advice = "known after the choice", fact, "take it out if a request cannot know it"
+            kind = "known after the choice"
+            power = fact
+            advice = "take it out if a request cannot know it"
         if power >= GIVES_AWAY:
             message = f"interactions.{column}: {kind}: predicted {power:.0%} of the way to certainty; {advice}"
             yield Leak(kind, "interactions", column, power, message)
@@ -163,11 +223,14 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
 
 def _guess_items(sample: _Sample, codes: Ints) -> float:
     """Return how much better items are guessed from a column's value than from popularity, for unseen users."""
-    learnt, measured = sample.is_learnt & (codes != MISSING), ~sample.is_learnt & (codes != MISSING)
+    learnt = sample.is_learnt & (codes != MISSING)
+    measured = ~sample.is_learnt & (codes != MISSING)
     if min(learnt.sum(), measured.sum()) < MIN_DECISIVE:
         return 0.0
     popular = int(np.bincount(sample.item[learnt]).argmax())
-    guess = _most_frequent(codes[learnt], sample.item[learnt], int(codes.max()) + 1)[codes[measured]]
+    guess = _most_frequent(codes[learnt], sample.item[learnt], int(codes.max()) + 1)[
+        codes[measured]
+    ]
     item = sample.item[measured]
     share = float((np.where(guess == MISSING, popular, guess) == item).mean())
     return _gain(share, float((item == popular).mean()))
@@ -177,31 +240,55 @@ def _measure_fact(sample: _Sample, codes: Ints) -> float:
     """Return how much of a column the item predicts: 1 - errors / errors against the values of neighbouring rows."""
     known = codes != MISSING
     learnt = sample.is_learnt & known
-    guess = _most_frequent(sample.item[learnt], codes[learnt], int(sample.item.max()) + 1)[sample.item]
+    guess = _most_frequent(
+        sample.item[learnt], codes[learnt], int(sample.item.max()) + 1
+    )[sample.item]
     is_measured = ~sample.is_learnt & known & (guess != MISSING)
 
     def compare(row: Ints, other: Ints) -> float:
         is_kept = is_measured[row] & known[other]
-        row, other = row[is_kept], other[is_kept]
-        if np.count_nonzero(codes[row] != codes[other]) < 2 * MIN_DECISIVE:  # a row is in two pairs
+        row = row[is_kept]
+        other = other[is_kept]
+        if (
+            np.count_nonzero(codes[row] != codes[other]) < 2 * MIN_DECISIVE
+        ):  # a row is in two pairs
             return 0.0
         chance = np.count_nonzero(codes[other] != guess[row])
-        return 1 - np.count_nonzero(codes[row] != guess[row]) / chance if chance else 0.0
+        return (
+            1 - np.count_nonzero(codes[row] != guess[row]) / chance if chance else 0.0
+        )
 
     return min(compare(*pairs) for pairs in sample.neighbours)
 
 
-def _find_item_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterator[Leak]:
+def _find_item_leaks(
+    tables: Tables, split: Split, config: DataConfig
+) -> Iterator[Leak]:
     """Judge each number of the items by whether it orders the tested ones as counts that include the test do."""
     tested = split.test["item_id"].unique()
     before = split.refit["item_id"].value_counts().reindex(tested, fill_value=0)
-    with_test = before + split.test["item_id"].value_counts().reindex(tested, fill_value=0)
-    for column in {str(one.column): 0 for one in config.features.of("item").values() if one.kind == "numeric"}:
-        numbers = pd.Series(tables.items[column].to_numpy(np.float64), tables.items["item_id"]).reindex(tested).dropna()
+    with_test = before + split.test["item_id"].value_counts().reindex(
+        tested, fill_value=0
+    )
+    for column in {
+        str(one.column): 0
+        for one in config.features.of("item").values()
+        if one.kind == "numeric"
+    }:
+        numbers = (
+            pd.Series(
+                tables.items[column].to_numpy(np.float64), tables.items["item_id"]
+            )
+            .reindex(tested)
+            .dropna()
+        )
         if len(numbers) < MIN_ITEMS or numbers.nunique() == 1:
             continue
         known = (counts.reindex(numbers.index) for counts in (before, with_test))
-        old, new = (abs(numbers.corr(one, method="spearman")) if one.nunique() > 1 else 0.0 for one in known)
+        old, new = (
+            abs(numbers.corr(one, method="spearman")) if one.nunique() > 1 else 0.0
+            for one in known
+        )
         if _gain(new, old) >= GIVES_AWAY:
             message = f"items.{column} counts the test: rank correlation {new:.4f} with its events, {old:.4f} without"
             yield Leak("made from the test", "items", column, _gain(new, old), message)

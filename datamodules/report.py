@@ -20,22 +20,43 @@ from datamodules.splits import Split, mark_owned
 from datamodules.tables import TARGET_WEIGHT, Tables
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-CROWD, MIN_USERS_OF_CROWD = 0.1, 100  # share of the events with which one user of so many seems to be several
-MANY_TIES, MANY_OWNED = 0.2, 0.1  # shares of tied events, and of owned pairs in the test, that are worth a line
-HEAD_SHARES = (0.01, 0.1)  # shares of the items, the most popular first, whose share of the events is reported
+CROWD = 0.1  # share of the events with which one user of so many seems to be several
+MIN_USERS_OF_CROWD = 100
+MANY_TIES = (
+    0.2  # shares of tied events, and of owned pairs in the test, that are worth a line
+)
+MANY_OWNED = 0.1
+HEAD_SHARES = (
+    0.01,
+    0.1,
+)  # shares of the items, the most popular first, whose share of the events is reported
 
 
 def report_data(
-    tables: Tables, rejects: Rejects, cleaning: CleaningReport, split: Split, config: DataConfig, leaks: Sequence[Leak]
+    tables: Tables,
+    rejects: Rejects,
+    cleaning: CleaningReport,
+    split: Split,
+    config: DataConfig,
+    leaks: Sequence[Leak],
 ) -> dict[str, Any]:
     """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing."""
-    events, cold = tables.interactions, _measure_cold(tables, split)
+    events = tables.interactions
+    cold = _measure_cold(tables, split)
     frames = {"interactions": events, "users": tables.users, "items": tables.items}
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     targets = {name: len(only_targets(part)) for name, part in parts.items()}
-    per_user, per_item = (events[name].value_counts().to_numpy() for name in ("user_id", "item_id"))
-    reasons = {cost: some["reason"].value_counts().to_dict() for cost, some in rejects.frame.groupby("costs")}
-    hints = [*rejects.hints, *_find_hints(events, per_user, cold["test_pairs_owned_before"], config)]
+    per_user, per_item = (
+        events[name].value_counts().to_numpy() for name in ("user_id", "item_id")
+    )
+    reasons = {
+        cost: some["reason"].value_counts().to_dict()
+        for cost, some in rejects.frame.groupby("costs")
+    }
+    hints = [
+        *rejects.hints,
+        *_find_hints(events, per_user, cold["test_pairs_owned_before"], config),
+    ]
     return {
         "counts": {
             "interactions": len(events),
@@ -51,22 +72,35 @@ def report_data(
         "ties": config.ties,
         "repeats": config.repeats,
         "time": _time_range(events),
-        "missing": {name: {str(column): _missing(frame[column]) for column in frame} for name, frame in frames.items()},
+        "missing": {
+            name: {str(column): _missing(frame[column]) for column in frame}
+            for name, frame in frames.items()
+        },
         "unlisted": measure_unlisted(tables, rejects.records),
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
         "feedback": dict(rejects.logged),
         "rejected": reasons.get("record", {}),
         "bad_cells": reasons.get("cell", {}),
-        "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
+        "dropped_columns": {
+            name: list(columns) for name, columns in rejects.dropped.items()
+        },
         "cleaning": asdict(cleaning),
         "cold": cold,
         "hints": hints,
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(per_item),
-        "history_length": {f"p{share * 100:g}": float(np.quantile(per_user, share)) for share in QUANTILES},
+        "history_length": {
+            f"p{share * 100:g}": float(np.quantile(per_user, share))
+            for share in QUANTILES
+        },
         "leaks": [
-            {"kind": leak.kind, "column": f"{leak.table}.{leak.column}", "power": leak.power, "message": leak.message}
+            {
+                "kind": leak.kind,
+                "column": f"{leak.table}.{leak.column}",
+                "power": leak.power,
+                "message": leak.message,
+            }
             for leak in leaks
         ],
     }
@@ -77,10 +111,14 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     table = Table.grid(padding=(0, 2))
     for name, value in _lines(report):
         table.add_row(name, value)
-    (console or Console()).print(table, markup=False)  # columns and values may hold brackets
+    (console or Console()).print(
+        table, markup=False
+    )  # columns and values may hold brackets
 
 
-def _find_hints(events: pd.DataFrame, per_user: np.ndarray, owned: float | None, config: DataConfig) -> Iterator[str]:
+def _find_hints(
+    events: pd.DataFrame, per_user: np.ndarray, owned: float | None, config: DataConfig
+) -> Iterator[str]:
     """Say what looks odd; `per_user` are the events of each user, `owned` is the share of tested pairs owned before."""
     if len(per_user) >= MIN_USERS_OF_CROWD and per_user[0] >= CROWD * per_user.sum():
         share = f"{per_user[0] / per_user.sum():.1%} of the events"
@@ -97,7 +135,8 @@ def _find_hints(events: pd.DataFrame, per_user: np.ndarray, owned: float | None,
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
     if "datetime" not in events:
         return None
-    first, last = int(events["datetime"].min()), int(events["datetime"].max())
+    first = int(events["datetime"].min())
+    last = int(events["datetime"].max())
     return {"first": _iso(first), "last": _iso(last), "days": (last - first) / 86400}
 
 
@@ -107,15 +146,23 @@ def _iso(seconds: int | None) -> str | None:
 
 def _missing(cells: pd.Series[Any]) -> float | None:
     """Return the share that features read as missing: nulls, and empty texts and lists."""
-    return _share(cells.isna() if is_numeric_dtype(cells.dtype) else pd.Series(code_cells(cells) == MISSING))
+    return _share(
+        cells.isna()
+        if is_numeric_dtype(cells.dtype)
+        else pd.Series(code_cells(cells) == MISSING)
+    )
 
 
 def _measure_cold(tables: Tables, split: Split) -> dict[str, float | None]:
     """Return the shares of the test's targets that could not be learned from the rows before it."""
-    known, test = split.refit, only_targets(split.test)
-    users, items = test["user_id"].drop_duplicates(), test["item_id"].drop_duplicates()
+    known = split.refit
+    test = only_targets(split.test)
+    users = test["user_id"].drop_duplicates()
+    items = test["item_id"].drop_duplicates()
     pairs = test[["user_id", "item_id"]].drop_duplicates()
-    in_catalogue = pairs["item_id"].isin(tables.items["item_id"]) | pairs["item_id"].isin(known["item_id"])
+    in_catalogue = pairs["item_id"].isin(tables.items["item_id"]) | pairs[
+        "item_id"
+    ].isin(known["item_id"])
     return {
         "test_users_unseen": _share(~users.isin(known["user_id"])),
         "test_items_unseen": _share(~items.isin(known["item_id"])),
@@ -130,10 +177,17 @@ def _share(mask: pd.Series) -> float | None:
 
 def _long_tail(counts: np.ndarray) -> dict[str, float]:
     """Return the share of events on the most popular items, and the Gini coefficient, of falling counts of items."""
-    n, total = len(counts), counts.sum()
-    tail = {f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total) for share in HEAD_SHARES}
+    n = len(counts)
+    total = counts.sum()
+    tail = {
+        f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total)
+        for share in HEAD_SHARES
+    }
     ranks = np.arange(n, 0, -1)
-    return {**tail, "gini": float(2 * (ranks * counts).sum() / (n * total) - (n + 1) / n)}
+    return {
+        **tail,
+        "gini": float(2 * (ranks * counts).sum() / (n * total) - (n + 1) / n),
+    }
 
 
 def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -142,7 +196,9 @@ def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name not in ("hints", "leaks"):
             yield name.replace("_", " "), ", ".join(_phrases(value)) or "none"
     yield from (("looks odd", hint) for hint in report["hints"])
-    yield from [("leak", leak["message"]) for leak in report["leaks"]] or [("leaks", "none found")]
+    yield from [("leak", leak["message"]) for leak in report["leaks"]] or [
+        ("leaks", "none found")
+    ]
 
 
 def _phrases(value: Any, name: str = "") -> Iterator[str]:
@@ -155,4 +211,8 @@ def _phrases(value: Any, name: str = "") -> Iterator[str]:
     elif isinstance(value, float) and value:
         yield f"{name} {value:.3g}".strip()
     elif value:
-        yield f"{name} {value:,}" if isinstance(value, int) and name else f"{name} {value}".strip()
+        yield (
+            f"{name} {value:,}"
+            if isinstance(value, int) and name
+            else f"{name} {value}".strip()
+        )

@@ -12,7 +12,17 @@ import torch
 from datamodules.batch import RequestBatch
 from datamodules.sequences import Catalogue
 from serve.encode import EncodedFeatures, context_keys
-from serve.events import DAY, Events, Floats, Ints, Owned, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.events import (
+    DAY,
+    Events,
+    Floats,
+    Ints,
+    Owned,
+    history_arrays,
+    owned_arrays,
+    request_arrays,
+    summarise_owned,
+)
 from serve.schema import Schema
 
 PRIOR_BUYERS = 5.0
@@ -32,16 +42,22 @@ class ItemTrends:
         return np.maximum(np.searchsorted(self.moments, time, side="right") - 1, 0)
 
 
-def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
+def measure_trends(
+    events: Events, moments: Ints, days: Sequence[float], n_items: int
+) -> ItemTrends:
     """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
     # where the first event of each user with each item stands: they are oldest first
-    _, firsts = np.unique(events.segments * n_items + events.item_row, return_index=True)
+    _, firsts = np.unique(
+        events.segments * n_items + events.item_row, return_index=True
+    )
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
     rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
 
 
-def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: int) -> Floats:
+def popularity_at(
+    events: Events, moment: int, days: Sequence[float], n_items: int
+) -> Floats:
     """Return log(1 + events) of each item in each window before the moment, standardised over items, (N, P)."""
     columns = []
     is_before = events.time < moment
@@ -58,16 +74,22 @@ def _window_start(before: Ints, moment: int, length: float) -> float:
     start = moment - length * DAY
     if not len(before):
         return start
-    fewest = math.floor(LEAST_PACE * len(before) * min(length * DAY / (moment - before[0]), 1.0))
+    fewest = math.floor(
+        LEAST_PACE * len(before) * min(length * DAY / (moment - before[0]), 1.0)
+    )
     return min(start, before[-fewest]) if fewest else start
 
 
 def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:
     """Return the log of events per buyer before the moment, shrunk to that of all items, (N,)."""
     lines = np.bincount(events.item_row[events.time < moment], minlength=n_items)
-    buyers = np.bincount(events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items)
+    buyers = np.bincount(
+        events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items
+    )
     overall = max(lines.sum(), 1) / max(buyers.sum(), 1)
-    return np.asarray(np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)), np.float32)
+    return np.asarray(
+        np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)), np.float32
+    )
 
 
 @dataclass(frozen=True)
@@ -87,10 +109,17 @@ class Targets:
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:
     """Return the distinct items of events with a `weight`, (E,): weighted by its mean times 1 + log of their number."""
-    is_target, stride = weight > 0, int(events.item_row.max(initial=0)) + 1
-    pairs, index, counts = np.unique(_pairs(events)[is_target], return_inverse=True, return_counts=True)
+    is_target = weight > 0
+    stride = int(events.item_row.max(initial=0)) + 1
+    pairs, index, counts = np.unique(
+        _pairs(events)[is_target], return_inverse=True, return_counts=True
+    )
     means = np.bincount(index, weight[is_target], minlength=len(pairs)) / counts
-    return Targets(pairs // stride, pairs % stride, (means * (1 + np.log(counts))).astype(np.float32))
+    return Targets(
+        pairs // stride,
+        pairs % stride,
+        (means * (1 + np.log(counts))).astype(np.float32),
+    )
 
 
 def first_targets(events: Events, weight: Floats) -> Ints:
@@ -106,30 +135,58 @@ def _pairs(events: Events) -> Ints:
 def scale_by_user(targets: Targets, n_users: int) -> Targets:
     """Divide weights by the root of each request's total: long lists count more, but not in proportion."""
     total = np.bincount(targets.users, targets.weights, minlength=n_users)
-    return Targets(targets.users, targets.rows, (targets.weights / np.sqrt(total[targets.users])).astype(np.float32))
+    return Targets(
+        targets.users,
+        targets.rows,
+        (targets.weights / np.sqrt(total[targets.users])).astype(np.float32),
+    )
 
 
 class RequestMaker:
     """Make batches of requests."""
 
-    def __init__(self, catalogue: Catalogue, trends: ItemTrends, schema: Schema) -> None:
-        self.catalogue, self.trends, self.schema = catalogue, trends, schema
+    def __init__(
+        self, catalogue: Catalogue, trends: ItemTrends, schema: Schema
+    ) -> None:
+        self.catalogue = catalogue
+        self.trends = trends
+        self.schema = schema
 
     def make(
-        self, past: Events, times: Ints, trend: int, targets: Targets, user: EncodedFeatures, context: EncodedFeatures
+        self,
+        past: Events,
+        times: Ints,
+        trend: int,
+        targets: Targets,
+        user: EncodedFeatures,
+        context: EncodedFeatures,
     ) -> RequestBatch:
         """Make one batch of B requests at `times`, (B,) UTC seconds, with the popularity of moment `trend`."""
         past = past.last(self.schema.memory_length)
         keys = context_keys(self.schema.context_features, context.codes)
         arrays, history_rows = history_arrays(past, self.schema, keys)
-        rates, n_types = self.trends.repeat_rate[trend], len(self.schema.event_types)
+        rates = self.trends.repeat_rate[trend]
+        n_types = len(self.schema.event_types)
         owned = summarise_owned(past, times, self.schema.decay_days, n_types, rates)
         arrays |= request_arrays(times, user, context, self.schema)
         if self.schema.repeats == "allow":
-            arrays |= owned_arrays(owned, self.catalogue.categories, self.catalogue.n_categories)
+            arrays |= owned_arrays(
+                owned, self.catalogue.categories, self.catalogue.n_categories
+            )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        followed = (targets.users, targets.rows, targets.weights, find_owned(owned, targets))
-        rest = (history_rows, owned.item_row, owned.user, *followed, self.trends.popularity[trend])
+        followed = (
+            targets.users,
+            targets.rows,
+            targets.weights,
+            find_owned(owned, targets),
+        )
+        rest = (
+            history_rows,
+            owned.item_row,
+            owned.user,
+            *followed,
+            self.trends.popularity[trend],
+        )
         return RequestBatch(tensors, *map(torch.from_numpy, rest))
 
 

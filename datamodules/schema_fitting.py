@@ -18,39 +18,66 @@ from serve.events import DAY
 from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
-MIN_HISTORY, LONGEST_HISTORY = 10, 100
-LONGEST_SET, LONGEST_RECENT = 500, 20
+MIN_HISTORY = 10
+LONGEST_HISTORY = 100
+LONGEST_SET = 500
+LONGEST_RECENT = 20
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
 DEFAULT_SPAN = 100.0  # days taken for the span where the data has no times
-POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)  # windows of recent popularity, as shares of the span
-WIDEST_CELL, WIDEST_TEXT = 32, 64  # the most values kept of a cell with several, and n-grams of a `text`
+POPULARITY_SHARES = (
+    9 / 334,
+    28 / 334,
+    112 / 334,
+)  # windows of recent popularity, as shares of the span
+WIDEST_CELL = 32  # the most values kept of a cell with several, and n-grams of a `text`
+WIDEST_TEXT = 64
 MAX_VOCABULARY = 200_000  # values of a feature: with more it tells single rows apart, and its table fills the memory
-MIN_BUCKETS, MAX_BUCKETS = 2**8, 2**14
-HOURS, DAYS = 24, 7
+MIN_BUCKETS = 2**8
+MAX_BUCKETS = 2**14
+HOURS = 24
+DAYS = 7
 
 
-def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous: Schema | None = None) -> Schema:
+def fit_schema(
+    tables: Tables,
+    train: pd.DataFrame,
+    config: DataConfig,
+    previous: Schema | None = None,
+) -> Schema:
     """Fit everything that training and serving must agree on, from training rows and their users and items.
 
     Codes and scales of a previous schema stay: vocabularies and event types grow at their end alone, a value that is
     gone keeps its code, and means, scales, buckets and vector widths are as before.
     """
     if config.ties == "simultaneous" and "datetime" not in train:
-        raise SchemaError("data.ties is 'simultaneous' and the interactions have no datetime; allowed: ordered")
+        raise SchemaError(
+            "data.ties is 'simultaneous' and the interactions have no datetime; allowed: ordered"
+        )
     if config.repeats == "allow" and is_set(train):
-        raise SchemaError("data.repeats is 'allow' and the interactions have no datetime or position; allowed: exclude")
+        raise SchemaError(
+            "data.repeats is 'allow' and the interactions have no datetime or position; allowed: exclude"
+        )
     until = int(train["datetime"].max()) + 1 if "datetime" in train else 0
-    if "datetime" not in train and any(one.kind == "date" for one in config.features.of("user").values()):
-        raise SchemaError("a date of users is declared and the interactions have no datetime; allowed: of items")
+    if "datetime" not in train and any(
+        one.kind == "date" for one in config.features.of("user").values()
+    ):
+        raise SchemaError(
+            "a date of users is declared and the interactions have no datetime; allowed: of items"
+        )
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train, previous)
-    has_datetime, unordered = "datetime" in train, is_set(train)
+    has_datetime = "datetime" in train
+    unordered = is_set(train)
     seconds = train["datetime"] if has_datetime else pd.Series([0, DEFAULT_SPAN * DAY])
     span = float(max(seconds.max() - seconds.min(), 1)) / DAY
     # elsewhere every event of a window is a target, and popularity would be of the future too
-    popularity = _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and has_datetime else ()
+    popularity = (
+        _scale_days(POPULARITY_SHARES, span)
+        if config.repeats == "allow" and has_datetime
+        else ()
+    )
     found = by_frequency(train["event"], train["user_id"]) if "event" in train else ()
     schema = Schema(
         user_features=_fit_features(config, "user", users, previous),
@@ -66,7 +93,8 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         timezone=config.timezone,
         ties="simultaneous" if unordered else config.ties,
         repeats=config.repeats,
-        history_length=config.history_length or _fit_history_length(train, config.repeats),
+        history_length=config.history_length
+        or _fit_history_length(train, config.repeats),
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=(1.0,) if unordered else popularity,
@@ -79,25 +107,48 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
 
 
 def _fit_ages(
-    schema: Schema, side: str, rows: pd.DataFrame, ids: pd.Series, days: pd.Series | float, previous: Schema | None
+    schema: Schema,
+    side: str,
+    rows: pd.DataFrame,
+    ids: pd.Series,
+    days: pd.Series | float,
+    previous: Schema | None,
 ) -> tuple[Feature, ...]:
     """Fit the ages that the dates of a side have for ids at moments, so many days after the end of the data."""
-    before = () if previous is None else tuple(feature.name for feature in previous.features(side))
+    before = (
+        ()
+        if previous is None
+        else tuple(feature.name for feature in previous.features(side))
+    )
 
     def fit(feature: Feature) -> Feature:
         if feature.kind != "date":
             return feature
-        if previous is not None and feature.name in before:  # the same age stays the same number
-            return replace(feature, mean=feature.mean + (previous.data_until - schema.data_until) / DAY)
-        dates = pd.Series(to_days(feature, rows[feature.column].to_numpy(), schema.timezone), rows[f"{side}_id"])
+        if (
+            previous is not None and feature.name in before
+        ):  # the same age stays the same number
+            return replace(
+                feature,
+                mean=feature.mean + (previous.data_until - schema.data_until) / DAY,
+            )
+        dates = pd.Series(
+            to_days(feature, rows[feature.column].to_numpy(), schema.timezone),
+            rows[f"{side}_id"],
+        )
         mean, scale = mean_and_scale((days - ids.map(dates)).to_numpy())
         return replace(feature, mean=mean, scale=scale)
 
     return tuple(map(fit, schema.features(side)))
 
 
-def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:
-    before = {} if previous is None else {feature.name: feature for feature in previous.features(side)}
+def _fit_features(
+    config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None
+) -> tuple[Feature, ...]:
+    before = (
+        {}
+        if previous is None
+        else {feature.name: feature for feature in previous.features(side)}
+    )
     users = None if side == "item" else rows["user_id"]
     return tuple(
         fit_feature(name, declared, rows[str(declared.column)], before.get(name), users)
@@ -107,10 +158,14 @@ def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: S
 
 def _fit_id_type(train: pd.DataFrame, side: str, previous: Schema | None) -> IdType:
     name = f"{side}_id"
-    found: IdType = "integer" if pd.api.types.is_integer_dtype(train[name]) else "string"
+    found: IdType = (
+        "integer" if pd.api.types.is_integer_dtype(train[name]) else "string"
+    )
     before = found if previous is None else getattr(previous, f"{name}_type")
     if found != before:
-        raise SchemaError(f"{name} is {found}; the previous schema has {before} ids: give the ids as they were")
+        raise SchemaError(
+            f"{name} is {found}; the previous schema has {before} ids: give the ids as they were"
+        )
     return found
 
 
@@ -127,7 +182,13 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     """Return the length that nearly no history exceeds, within limits."""
     pairs = train[["user_id", "item_id"]].drop_duplicates() if is_set(train) else train
     longest = np.ceil(np.quantile(pairs["user_id"].value_counts().to_numpy(), 0.99))
-    limit = LONGEST_RECENT if repeats == "allow" else LONGEST_SET if is_set(train) else LONGEST_HISTORY
+    limit = (
+        LONGEST_RECENT
+        if repeats == "allow"
+        else LONGEST_SET
+        if is_set(train)
+        else LONGEST_HISTORY
+    )
     return int(np.clip(longest, MIN_HISTORY, limit))
 
 
@@ -137,10 +198,19 @@ def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
 
 
 def fit_feature(
-    name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None, users: pd.Series | None
+    name: str,
+    declared: FeatureConfig,
+    cells: pd.Series,
+    previous: Feature | None,
+    users: pd.Series | None,
 ) -> Feature:
     """Fit a feature, or let the previous one grow: new values follow its vocabulary, all else but widths stays."""
-    blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator or Feature.separator)
+    blank = Feature(
+        name,
+        declared.kind,
+        str(declared.column),
+        separator=declared.separator or Feature.separator,
+    )
     if previous is None:
         return _fit(blank, cells, users)
     if previous.kind != declared.kind:
@@ -171,8 +241,12 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
             counts[text] += int(count)
     if len(counts) > MAX_VOCABULARY:
         allowed = f"{MAX_VOCABULARY:,}; declare it as text, or as numeric or date if it is one"
-        raise SchemaError(f"column '{cells.name}' has {len(counts):,} values; allowed: {allowed}")
-    return tuple(sorted(counts, key=lambda text: (-counts[text], text)))  # ties by value
+        raise SchemaError(
+            f"column '{cells.name}' has {len(counts):,} values; allowed: {allowed}"
+        )
+    return tuple(
+        sorted(counts, key=lambda text: (-counts[text], text))
+    )  # ties by value
 
 
 def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
@@ -180,7 +254,9 @@ def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
     known = numbers[np.isfinite(numbers)]
     if not len(known):
         return 0.0, 1.0
-    if known.min() == known.max():  # rounding could leave a deviation that is tiny and not 0
+    if (
+        known.min() == known.max()
+    ):  # rounding could leave a deviation that is tiny and not 0
         return float(known[0]), 1.0
     return float(known.mean()), float(known.std())
 
@@ -196,21 +272,34 @@ def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature
         return feature  # `_fit_ages` goes on
     if feature.kind == "categorical":
         return replace(feature, vocabulary=by_frequency(cells, users))
-    return replace(feature, vocabulary=tuple(map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))))
+    return replace(
+        feature,
+        vocabulary=tuple(
+            map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))
+        ),
+    )
 
 
-def _fit_several(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
+def _fit_several(
+    feature: Feature, cells: pd.Series, users: pd.Series | None
+) -> Feature:
     values = cells.map(lambda cell: split_cell(feature, cell))
     width = min(max(map(len, values), default=1), WIDEST_CELL)
-    owners = None if users is None else users.repeat([max(len(cell), 1) for cell in values])
-    return replace(feature, vocabulary=by_frequency(values.explode(), owners), width=max(width, 1))
+    owners = (
+        None if users is None else users.repeat([max(len(cell), 1) for cell in values])
+    )
+    return replace(
+        feature, vocabulary=by_frequency(values.explode(), owners), width=max(width, 1)
+    )
 
 
 def _fit_number(feature: Feature, cells: pd.Series) -> Feature:
     numbers = cells.to_numpy(np.float64)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # refused below
         mean, scale = mean_and_scale(numbers)
-    if not np.isfinite([mean, scale]).all() or scale == 0.0:  # every value would be 0, or none a number
+    if (
+        not np.isfinite([mean, scale]).all() or scale == 0.0
+    ):  # every value would be 0, or none a number
         raise SchemaError(
             f"feature '{feature.name}': values from {np.nanmin(numbers):g} to {np.nanmax(numbers):g} have no standard "
             "deviation in double precision; give them in another unit, or name `min` and `max`"
@@ -226,15 +315,23 @@ def _fit_text(feature: Feature, cells: pd.Series) -> Feature:
         distinct.update(row)
         width = max(width, len(row))
     buckets = 1 << max(len(distinct) - 1, 0).bit_length()
-    return replace(feature, width=width, buckets=min(max(buckets, MIN_BUCKETS), MAX_BUCKETS))
+    return replace(
+        feature, width=width, buckets=min(max(buckets, MIN_BUCKETS), MAX_BUCKETS)
+    )
 
 
 def _fit_vector(feature: Feature, cells: pd.Series) -> Feature:
     """Measure the width and the root mean square length: one scale for all entries keeps the geometry."""
-    known = (cell for cell in cells if not pd.api.types.is_scalar(cell) or to_text(cell) is not None)
+    known = (
+        cell
+        for cell in cells
+        if not pd.api.types.is_scalar(cell) or to_text(cell) is not None
+    )
     vectors = [vector for vector in map(read_vector, known) if vector is not None]
     if not vectors:
-        raise SchemaError(f"feature '{feature.name}': no training row has a vector; leave the feature out")
+        raise SchemaError(
+            f"feature '{feature.name}': no training row has a vector; leave the feature out"
+        )
     squares = [float(np.square(vector, dtype=np.float64).sum()) for vector in vectors]
     length = float(np.sqrt(np.mean(squares)))
     return replace(feature, width=len(vectors[0]), scale=length or 1.0)

@@ -27,7 +27,9 @@ class Split:
     validation: pd.DataFrame
     test: pd.DataFrame
     kind: str
-    validation_at: int | None = None  # UTC seconds at which validation begins; None without a common moment
+    validation_at: int | None = (
+        None  # UTC seconds at which validation begins; None without a common moment
+    )
     test_at: int | None = None
 
     @property
@@ -48,12 +50,16 @@ class _Groups:
     """Where each event stands in its user's timeline; one event, one basket or, in a set, one item is a group."""
 
     user: np.ndarray  # int64 (n,): number of the user, in ascending order of ids
-    from_end: np.ndarray  # int64 (n,): later groups of the user that hold a target; 0 from the last one on
+    from_end: (
+        np.ndarray
+    )  # int64 (n,): later groups of the user that hold a target; 0 from the last one on
     is_able: np.ndarray  # bool (n, 2): there are events before the user's last, second-last group with a target
     is_head: np.ndarray  # bool (n,): the first event of a group with a target
 
 
-def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
+def split_interactions(
+    interactions: pd.DataFrame, config: DataConfig, seed: int
+) -> Split:
     """Split as `config.split` says.
 
     Events of a user are in the order of time, position and place in the table; of a set, the last target is drawn by
@@ -64,25 +70,44 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
     if config.split.kind == "files":
         return _split_by_file(interactions, config, seed)
     if config.split.kind == "pairs":
-        return _split_by_pair(interactions, DEFAULT_SHARE if config.split.share is None else config.split.share, seed)
+        return _split_by_pair(
+            interactions,
+            DEFAULT_SHARE if config.split.share is None else config.split.share,
+            seed,
+        )
     if config.split.kind == "none":
         is_test = np.zeros(len(interactions), bool)
-        return _take_parts(interactions, _draw_validation(interactions, config, seed), is_test, "none")
+        return _take_parts(
+            interactions, _draw_validation(interactions, config, seed), is_test, "none"
+        )
     groups = _group(interactions, config, seed)
     is_test = (groups.from_end == 0) & groups.is_able[:, 0]
-    most_users = len(interactions) if config.split.strict else _count_users(groups, ~is_test)
-    return _take_parts(interactions, _is_of_sample(groups, 1, most_users, seed), is_test, "leave_one_out")
+    most_users = (
+        len(interactions) if config.split.strict else _count_users(groups, ~is_test)
+    )
+    return _take_parts(
+        interactions,
+        _is_of_sample(groups, 1, most_users, seed),
+        is_test,
+        "leave_one_out",
+    )
 
 
-def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
+def _draw_validation(
+    interactions: pd.DataFrame, config: DataConfig, seed: int
+) -> np.ndarray:
     """Mark what stops training on all rows: of sampled users the last target group, in a set a share of the items."""
     groups = _group(interactions, config, seed)
     if is_set(interactions) and TARGET_WEIGHT not in interactions:
         is_drawn = np.isin(groups.user, _draw_users(groups, 0, VALIDATION_USERS, seed))
-        is_share = _draw_items(interactions, is_drawn, DEFAULT_SHARE, np.random.default_rng(seed))
+        is_share = _draw_items(
+            interactions, is_drawn, DEFAULT_SHARE, np.random.default_rng(seed)
+        )
         if is_share.any():
             return is_share
-    return _is_of_sample(groups, 0, _count_users(groups, np.ones(len(groups.user), bool)), seed)
+    return _is_of_sample(
+        groups, 0, _count_users(groups, np.ones(len(groups.user), bool)), seed
+    )
 
 
 def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
@@ -93,19 +118,33 @@ def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
 def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
     """Find the groups of each user's timeline and which of them hold targets."""
     user, _ = pd.factorize(interactions["user_id"], sort=True)
-    keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
-    weight = interactions[TARGET_WEIGHT].to_numpy() if TARGET_WEIGHT in interactions else np.ones(len(user))
+    keys = [
+        interactions[name].to_numpy()
+        for name in ("datetime", "position")
+        if name in interactions
+    ]
+    weight = (
+        interactions[TARGET_WEIGHT].to_numpy()
+        if TARGET_WEIGHT in interactions
+        else np.ones(len(user))
+    )
     unordered = is_set(interactions)
     if unordered:  # targets last; else a rank of each pair that does not depend on its place in the table
         pairs, index = np.unique(_number_pairs(interactions)[0], return_inverse=True)
         is_target = np.bincount(index, weight > 0) > 0  # (pairs,)
-        keys = [np.lexsort((np.random.default_rng(seed).permutation(len(pairs)), is_target)).argsort()[index]]
+        keys = [
+            np.lexsort(
+                (np.random.default_rng(seed).permutation(len(pairs)), is_target)
+            ).argsort()[index]
+        ]
     order = np.lexsort([*keys[::-1], user])
     user_sorted = user[order]
     same = interactions["item_id"].to_numpy() if unordered else keys[0]
     is_start = np.ones(len(order), bool)
     if unordered or config.ties == "simultaneous":
-        is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (same[order][1:] != same[order][:-1])
+        is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (
+            same[order][1:] != same[order][:-1]
+        )
     group = np.cumsum(is_start) - 1
     first_event = np.searchsorted(user_sorted, np.arange(user_sorted[-1] + 1))
     is_target = np.isin(np.arange(group[-1] + 1), group[weight[order] > 0])  # (groups,)
@@ -113,7 +152,8 @@ def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups
     last_of_user = np.append(group[first_event[1:]] - 1, group[-1])
     later = up_to[last_of_user[user_sorted]] - up_to[group]
     most = np.maximum.reduceat(later, first_event)[user_sorted]
-    from_end, is_able = np.empty(len(order), np.int64), np.empty((len(order), 2), bool)
+    from_end = np.empty(len(order), np.int64)
+    is_able = np.empty((len(order), 2), bool)
     is_head = np.empty(len(order), bool)
     from_end[order] = later
     is_able[order] = np.stack([most > 0, most > 1], axis=1)
@@ -128,13 +168,17 @@ def _number_pairs(interactions: pd.DataFrame) -> tuple[np.ndarray, int]:
     return user * len(items) + item, len(items)
 
 
-def _is_of_sample(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
+def _is_of_sample(
+    groups: _Groups, from_end: int, most_users: int, seed: int
+) -> np.ndarray:
     """Mark one target group, with what follows it, of drawn users who have earlier events left to train on."""
     is_drawn = np.isin(groups.user, _draw_users(groups, from_end, most_users, seed))
     return np.asarray((groups.from_end == from_end) & is_drawn)
 
 
-def _draw_users(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
+def _draw_users(
+    groups: _Groups, from_end: int, most_users: int, seed: int
+) -> np.ndarray:
     able = np.unique(groups.user[groups.is_able[:, from_end]])
     return np.asarray(np.random.default_rng(seed).permutation(able)[:most_users])
 
@@ -145,26 +189,37 @@ def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split
     is_test = _draw_items(interactions, np.ones(len(interactions), bool), share, rng)
     is_validation = _draw_items(interactions, ~is_test, share, rng)
     if not is_test.any():
-        raise SchemaError(f"data.split.share is {share:g}, but no user has enough items to hold one out: raise it")
+        raise SchemaError(
+            f"data.split.share is {share:g}, but no user has enough items to hold one out: raise it"
+        )
     return _take_parts(interactions, is_validation, is_test, "pairs")
 
 
-def _draw_items(interactions: pd.DataFrame, is_left: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+def _draw_items(
+    interactions: pd.DataFrame,
+    is_left: np.ndarray,
+    share: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Mark the rows of a share of each user's items, of those whose rows are left; one item stays with each user."""
     pair, n_items = _number_pairs(interactions)
     pairs = np.unique(pair[is_left])
     owner = pairs // n_items
     order = np.lexsort((rng.permutation(len(pairs)), owner))
     size = np.bincount(owner)
-    rank = np.arange(len(pairs)) - (np.cumsum(size) - size)[owner]  # pairs are ascending, so owners are
+    rank = (
+        np.arange(len(pairs)) - (np.cumsum(size) - size)[owner]
+    )  # pairs are ascending, so owners are
     n_drawn = np.minimum(np.floor(size * share + 0.5), size - 1)
     return np.asarray(np.isin(pair, pairs[order][rank < n_drawn[owner]]) & is_left)
 
 
 def _split_by_file(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
     """Take the parts as given; without a file of validation it is drawn from the training rows."""
-    part, rows = interactions[PART].to_numpy(), interactions.drop(columns=PART)
-    is_test, is_validation = part == "test", part == "validation"
+    part = interactions[PART].to_numpy()
+    rows = interactions.drop(columns=PART)
+    is_test = part == "test"
+    is_validation = part == "validation"
     if config.split.validation is None and not is_test.all():
         is_validation[~is_test] = _draw_validation(rows[~is_test], config, seed)
     return _take_parts(rows, is_validation, is_test, "files")
@@ -174,34 +229,63 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
     """Test from a moment on; the equally long window before it is validation."""
     seconds, is_valid = to_seconds([at], timezone)
     if not is_valid[0]:
-        raise SchemaError(f"data.split.at is '{at}'; allowed: an ISO date or time such as 2017-12-01")
+        raise SchemaError(
+            f"data.split.at is '{at}'; allowed: an ISO date or time such as 2017-12-01"
+        )
     test_at = int(seconds[0])
     times = interactions["datetime"].to_numpy()
     length = max(int(times.max()) - test_at, 1)
     validation_at = test_at - length
     if times.max() < test_at or validation_at <= times.min():
-        first, last = (str(np.datetime64(int(time), "s")) for time in (times.min(), times.max()))
+        first, last = (
+            str(np.datetime64(int(time), "s")) for time in (times.min(), times.max())
+        )
         raise SchemaError(
             f"data.split.at is '{at}', the events lie between {first} and {last} UTC: a test and a validation as long "
             "leave nothing to train on or to test; choose another moment"
         )
     is_test = times >= test_at
-    return _take_parts(interactions, (times >= validation_at) & ~is_test, is_test, "time", validation_at, test_at)
+    return _take_parts(
+        interactions,
+        (times >= validation_at) & ~is_test,
+        is_test,
+        "time",
+        validation_at,
+        test_at,
+    )
 
 
-def _take_parts(rows: pd.DataFrame, is_validation: np.ndarray, is_test: np.ndarray, kind: str, *moments: int) -> Split:
-    return Split(rows[~is_validation & ~is_test], rows[is_validation], rows[is_test], kind, *moments)
+def _take_parts(
+    rows: pd.DataFrame,
+    is_validation: np.ndarray,
+    is_test: np.ndarray,
+    kind: str,
+    *moments: int,
+) -> Split:
+    return Split(
+        rows[~is_validation & ~is_test],
+        rows[is_validation],
+        rows[is_test],
+        kind,
+        *moments,
+    )
 
 
 def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     """Mark which distinct pairs of user and item of held-out rows are in the known rows before them, of any kind."""
     pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
-    return pd.Series(pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool)
+    return pd.Series(
+        pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool
+    )
 
 
 def check_targets(split: Split, repeats: Repeats) -> None:
     """Refuse a split of which a part has no target, or all held-out ones are owned where no owned item is listed."""
-    parts = {"training": split.train, "test": split.test, "validation": split.validation}
+    parts = {
+        "training": split.train,
+        "test": split.test,
+        "validation": split.validation,
+    }
     counts = {name: len(only_targets(part)) for name, part in parts.items()}
     for name, part in parts.items():
         if not counts[name] and (len(part) or name == "training"):
@@ -224,7 +308,11 @@ def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> Non
     for part, known in (("test", split.refit), ("validation", split.train)):
         asked = only_targets(getattr(split, part))["item_id"]
         listed = pd.concat([items["item_id"], known["item_id"]])
-        if getattr(declared, part) is not None and len(asked) and not asked.isin(listed).any():
+        if (
+            getattr(declared, part) is not None
+            and len(asked)
+            and not asked.isin(listed).any()
+        ):
             raise SchemaError(
                 f"none of the {asked.nunique():,} items of data.split.{part} is among the items or in training: "
                 f"item_id is {asked.iloc[0]!r} there and {listed.iloc[0]!r} here; write ids as in the other tables"

@@ -29,9 +29,13 @@ from serve.schema import Repeats
 Real = TypeVar("Real", np.float32, np.float64)
 as_binary: Strength = np.ones_like
 as_counts: Strength = np.asarray
-Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]  # values of a parameter -> scorers, one by one
+Fit = Callable[
+    [Events, Sequence[float]], Iterator[ScoreRows]
+]  # values of a parameter -> scorers, one by one
 Criterion = Callable[[ScoreRows], float]
-Fitted = tuple[str, dict[str, Any], ScoreRows | None]  # name, entry in `metrics.json`, scorer unless it was skipped
+Fitted = tuple[
+    str, dict[str, Any], ScoreRows | None
+]  # name, entry in `metrics.json`, scorer unless it was skipped
 Log = Callable[[str], None]
 
 _MEMINFO = Path("/proc/meminfo")
@@ -68,7 +72,9 @@ def fit_popularity(events: Events, strength: Strength) -> ScoreRows:
     return lambda users: np.tile(popularity, (len(users), 1))
 
 
-def fit_recent_popularity(events: Events, days: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+def fit_recent_popularity(
+    events: Events, days: Sequence[float], strength: Strength
+) -> Iterator[ScoreRows]:
     """Yield popularity within the last `days` before the last event, one after the other."""
     since_last = events.since_last()
     for window in days:
@@ -87,14 +93,22 @@ def fit_personal(events: Events, weights: Floats | None = None) -> ScoreRows:
 
     The score of an owned item is its place from the end, 1 and more, which float32 keeps; others are below 1.
     """
-    pairs, pair = np.unique(events.user_row * events.n_items + events.item_row, return_inverse=True)
+    pairs, pair = np.unique(
+        events.user_row * events.n_items + events.item_row, return_inverse=True
+    )
     user, item = np.divmod(pairs, events.n_items)
     popularity = events.popularity(as_counts)
-    order = np.lexsort((-item, popularity[item], np.bincount(pair, weights=weights), user))
-    bounds = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=events.n_users))])
+    order = np.lexsort(
+        (-item, popularity[item], np.bincount(pair, weights=weights), user)
+    )
+    bounds = np.concatenate(
+        [[0], np.cumsum(np.bincount(user, minlength=events.n_users))]
+    )
     place = np.empty(len(pairs), np.float32)
     place[order] = np.arange(len(pairs)) - bounds[user[order]] + 1
-    places = sparse.csr_array((place, item, bounds), shape=(events.n_users, events.n_items))
+    places = sparse.csr_array(
+        (place, item, bounds), shape=(events.n_users, events.n_items)
+    )
 
     def score(users: Ints) -> Scores:
         scores = np.tile(popularity, (len(users), 1))
@@ -105,28 +119,40 @@ def fit_personal(events: Events, weights: Floats | None = None) -> ScoreRows:
     return score
 
 
-def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+def fit_itemknn(
+    events: Events, neighbours: Sequence[float], strength: Strength
+) -> Iterator[ScoreRows]:
     """Yield ItemKNN (Sarwar et al., 2001): cosines summed over what the user has; an item is its own neighbour too."""
     matrix = events.matrix(strength).astype(np.float32)
     n_items = events.n_items
-    most, by_item = min(int(max(neighbours)), n_items), matrix.T.tocsr()  # (N, U)
+    most = min(int(max(neighbours)), n_items)  # (N, U)
+    by_item = matrix.T.tocsr()
     norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
-    item, cosine = np.empty((n_items, most), np.int64), np.empty((n_items, most), np.float32)  # nearest first
+    item = np.empty((n_items, most), np.int64)  # nearest first
+    cosine = np.empty((n_items, most), np.float32)
     for rows in tiles(n_items, n_items):
-        products = np.ascontiguousarray((by_item @ by_item[rows].toarray().T).T)  # (b, N)
+        products = np.ascontiguousarray(
+            (by_item @ by_item[rows].toarray().T).T
+        )  # (b, N)
         products /= norms[rows, None] * norms + SHRINK
         item[rows] = top_k(products, most)
         cosine[rows] = np.take_along_axis(products, item[rows], axis=1)
     popularity = events.popularity(as_counts)
 
     def scorer(k: int) -> ScoreRows:
-        entries = cosine[:, :k].ravel(), item[:, :k].ravel(), np.arange(n_items + 1) * min(k, item.shape[1])
+        entries = (
+            cosine[:, :k].ravel(),
+            item[:, :k].ravel(),
+            np.arange(n_items + 1) * min(k, item.shape[1]),
+        )
         similarity = sparse.csr_array(entries, shape=(n_items, n_items), copy=True)
         similarity.eliminate_zeros()
 
         def score(users: Ints) -> Scores:
             scores = (matrix[users] @ similarity).toarray()
-            return np.where(scores > 0, scores, popularity + NEAR_NOTHING).astype(np.float32)
+            return np.where(scores > 0, scores, popularity + NEAR_NOTHING).astype(
+                np.float32
+            )
 
         return score
 
@@ -134,7 +160,9 @@ def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength)
         yield scorer(int(k))
 
 
-def fit_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+def fit_ease(
+    events: Events, regularisations: Sequence[float], strength: Strength
+) -> Iterator[ScoreRows]:
     """Yield EASE (Steck, "Embarrassingly Shallow Autoencoders", 2019) per lambda, by the smaller Gram matrix.
 
     With X (U, N) the strengths of users' items, P = (X'X + lambda I)^-1 and B = I - P / diag(P), scores are X B.
@@ -146,17 +174,23 @@ def fit_ease(events: Events, regularisations: Sequence[float], strength: Strengt
     gram = (matrix.T @ matrix).toarray()  # (N, N)
     popularity = events.popularity(as_counts)
     for regularisation in regularisations:
-        weights = invert_regularised(gram, regularisation).T  # symmetric; users read it by rows
+        weights = invert_regularised(
+            gram, regularisation
+        ).T  # symmetric; users read it by rows
         weights /= -weights.diagonal()
         np.fill_diagonal(weights, 0)
         yield partial(_score_primal, matrix, weights, popularity)
 
 
-def _score_primal(x: sparse.csr_array, weights: Scores, popularity: Scores, users: Ints) -> Scores:
+def _score_primal(
+    x: sparse.csr_array, weights: Scores, popularity: Scores, users: Ints
+) -> Scores:
     return _fill_strangers(x[users], x[users] @ weights, popularity)
 
 
-def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+def _fit_dual_ease(
+    events: Events, regularisations: Sequence[float], strength: Strength
+) -> Iterator[ScoreRows]:
     """Yield X B = X - (X P) / diag(P) from A = (XX' + lambda I)^-1, (U, U).
 
     By the Woodbury identity X P = A X and diag(P) = (1 - diag(X' A X)) / lambda.
@@ -170,38 +204,66 @@ def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: S
         inverse = invert_regularised(gram, regularisation)
         explained = np.zeros(events.n_items)  # diag(X' A X)
         for rows in tiles(events.n_users, events.n_items):
-            explained += matrix[rows].multiply((by_item @ inverse[:, rows]).T).sum(axis=0)
+            explained += (
+                matrix[rows].multiply((by_item @ inverse[:, rows]).T).sum(axis=0)
+            )
         diagonal = (1 - explained) / regularisation  # (N,)
-        scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
-        yield partial(_score_dual, strengths, scaled_items, inverse.astype(np.float32), popularity)
+        scaled_items = (
+            by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
+        )
+        yield partial(
+            _score_dual, strengths, scaled_items, inverse.astype(np.float32), popularity
+        )
 
 
 def _score_dual(
-    x: sparse.csr_array, scaled: sparse.csr_array, inverse: Scores, popularity: Scores, users: Ints
+    x: sparse.csr_array,
+    scaled: sparse.csr_array,
+    inverse: Scores,
+    popularity: Scores,
+    users: Ints,
 ) -> Scores:
-    return _fill_strangers(x[users], x[users].toarray() - (scaled @ inverse[:, users]).T, popularity)
+    return _fill_strangers(
+        x[users], x[users].toarray() - (scaled @ inverse[:, users]).T, popularity
+    )
 
 
-def _fill_strangers(own: sparse.csr_array, scores: Scores, popularity: Scores) -> Scores:
+def _fill_strangers(
+    own: sparse.csr_array, scores: Scores, popularity: Scores
+) -> Scores:
     is_stranger = np.diff(own.indptr) == 0
     return np.where(is_stranger[:, None], popularity, scores)
 
 
-def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.NDArray[Real]:
+def invert_regularised(
+    gram: npt.NDArray[Real], regularisation: float
+) -> npt.NDArray[Real]:
     """Return (gram + lambda I)^-1 of a symmetric matrix without negative eigenvalues, (n, n)."""
-    regularised = gram.T.copy(order="F")  # symmetric: of a matrix in order of rows a plain copy
+    regularised = gram.T.copy(
+        order="F"
+    )  # symmetric: of a matrix in order of rows a plain copy
     np.fill_diagonal(regularised, gram.diagonal() + regularisation)
     with threadpool_limits(1, "blas") if len(gram) < SMALL else nullcontext():
-        factor = linalg.cholesky(regularised, lower=True, overwrite_a=True, check_finite=False)
-        invert_factor = linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
+        factor = linalg.cholesky(
+            regularised, lower=True, overwrite_a=True, check_finite=False
+        )
+        invert_factor = (
+            linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
+        )
         inverse: npt.NDArray[Real] = invert_factor(factor, lower=1, overwrite_c=1)[0]
-    inverse += np.tril(inverse, -1).T  # LAPACK leaves the upper triangle, which the factor has empty
+    inverse += np.tril(
+        inverse, -1
+    ).T  # LAPACK leaves the upper triangle, which the factor has empty
     return inverse
 
 
-def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
+def fit_used(
+    fit: Fit, score_of_others: float, events: Events, values: Sequence[float]
+) -> Iterator[ScoreRows]:
     """Fit on the items that have events; a fit on the whole catalogue would give the others `score_of_others`."""
-    items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))  # (M,) ascending, 1 or more
+    items = np.flatnonzero(
+        np.bincount(np.append(events.item_row, 0))
+    )  # (M,) ascending, 1 or more
     item_row = np.searchsorted(items, events.item_row)
     used = Events(events.user_row, item_row, events.time, events.n_users, len(items))
 
@@ -219,43 +281,75 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
     allowed = [baseline.name for baseline in declared]
     for name in names or []:
         if name not in allowed:
-            raise SchemaError(f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}")
-    return [baseline for baseline in declared if names is None or baseline.name in names]
+            raise SchemaError(
+                f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}"
+            )
+    return [
+        baseline for baseline in declared if names is None or baseline.name in names
+    ]
 
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare all baselines: counts carry the signal where repeats are allowed, elsewhere a pair counts once."""
     counted, logged = (as_counts, as_logs) if is_repeating else (as_binary, as_binary)
     neighbours = (2, 5, 20, 100, 400) if is_repeating else (20, 50, 100, 200, 400)
-    regularisations = (3, 10, 30, 100, 300) if is_repeating else (10, 30, 100, 300, 1000)
+    regularisations = (
+        (3, 10, 30, 100, 300) if is_repeating else (10, 30, 100, 300, 1000)
+    )
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
     personal = [
         Baseline("personal", lambda events, _: iter([fit_personal(events)])),
-        Baseline("personal-decayed", fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
+        Baseline(
+            "personal-decayed",
+            fit_decayed_personal,
+            "days",
+            (15, 30, 60, 120, 240),
+            needs_time=True,
+        ),
     ]
     return [
-        Baseline("popularity", lambda events, _: iter([fit_popularity(events, counted)])),
-        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
+        Baseline(
+            "popularity", lambda events, _: iter([fit_popularity(events, counted)])
+        ),
+        Baseline(
+            "popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True
+        ),
         *(personal if is_repeating else []),
-        Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36),  # 400 neighbours, thrice
-        Baseline("ease", ease, "lambda", regularisations, bytes_per_cell=20),  # five matrices
+        Baseline(
+            "itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36
+        ),  # 400 neighbours, thrice
+        Baseline(
+            "ease", ease, "lambda", regularisations, bytes_per_cell=20
+        ),  # five matrices
     ]
 
 
 def fit_baselines(
-    chosen: Sequence[Baseline], train: Events, later: Events, criterion: Criterion | None, log: Log
+    chosen: Sequence[Baseline],
+    train: Events,
+    later: Events,
+    criterion: Criterion | None,
+    log: Log,
 ) -> Iterator[Fitted]:
     """Tune each baseline on `train`, or take the middle value, and fit it with the `later` events, one by one."""
     whole = train.join(later)
     for baseline in chosen:
-        n_fits = 1 if criterion is None or baseline.parameter is None else len(baseline.values) + 1
-        log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}")
+        n_fits = (
+            1
+            if criterion is None or baseline.parameter is None
+            else len(baseline.values) + 1
+        )
+        log(
+            f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}"
+        )
         start = time.perf_counter()
         record, score = _fit(baseline, train, whole, criterion)
         yield baseline.name, record, score
-        parameter = [f"{name} {value:g}" for name, value in record.get("parameter", {}).items()]
+        parameter = [
+            f"{name} {value:g}" for name, value in record.get("parameter", {}).items()
+        ]
         outcome = record.get("skipped") or " ".join(parameter) or "no parameter"
         log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
 
@@ -265,8 +359,14 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
-    n_items = int(np.count_nonzero(whole.count_items()))  # EASE is in float64 of users or float32 of items
-    n_cells = min(n_items**2, 2 * whole.n_users**2) if baseline.name == "ease" else n_items * 400
+    n_items = int(
+        np.count_nonzero(whole.count_items())
+    )  # EASE is in float64 of users or float32 of items
+    n_cells = (
+        min(n_items**2, 2 * whole.n_users**2)
+        if baseline.name == "ease"
+        else n_items * 400
+    )
     if baseline.bytes_per_cell * n_cells > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
     start = time.perf_counter()
@@ -274,7 +374,10 @@ def _fit(
     best = baseline.values[len(baseline.values) // 2]
     if baseline.parameter is not None and criterion is not None:
         scorers = baseline.fit(train, baseline.values)
-        validation = {value: criterion(score) for value, score in zip(baseline.values, scorers, strict=True)}
+        validation = {
+            value: criterion(score)
+            for value, score in zip(baseline.values, scorers, strict=True)
+        }
         best = max(validation, key=lambda value: validation[value])
     (score,) = baseline.fit(whole, [best])
     record = {
@@ -287,11 +390,16 @@ def _fit(
 
 def read_free_bytes() -> int:
     """Return the memory this process can still get: what the machine has free, within a container's limit."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of macOS, which has no estimate
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf(
+        "SC_PAGE_SIZE"
+    )  # of macOS, which has no estimate
     if _MEMINFO.exists():
         free = int(_MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        limit, used = (
+            (_CGROUP / name).read_text().strip()
+            for name in ("memory.max", "memory.current")
+        )
     except OSError:
         return free
     return min(free, max(int(limit) - int(used), 0)) if limit.isdecimal() else free

@@ -27,78 +27,142 @@ from evaluation.metrics import MAX_VALUES, Floats
 from evaluation.online import DAY, read_log
 from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.clock import day_of_week, hour_of_day
-from serve.command_line import make_parser, run_command, tabulate
-from serve.durable import write_file
 from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError
-from serve.live_items import LiveItems
+from serve.files import write_file
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature
+from service.command_line import make_parser, run_command, tabulate
+from service.live_items import LiveItems
 
-Spec = dict[str, Any]  # of a column: `names` of its bins, their `shares`, `edges` if it has numbers, and `users`
+Spec = dict[
+    str, Any
+]  # of a column: `names` of its bins, their `shares`, `edges` if it has numbers, and `users`
 Limits = tuple[float, float]
-Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, and the user of each
+Column = tuple[
+    "pd.Series[Any]", "pd.Series[Any]"
+]  # a value per row, and the user of each
 
-SNAPSHOT, LATENCY = "snapshot", "answer_ms"  # in `metrics.json`, the second under `timing`
-SHIFT, SLOWER = (0.1, 0.25), (1.5, 3.0)  # `watch` and `red`: of the index, and of times of answers, as a ratio
-CHANCE = 0.01  # of reaching `watch` without a shift; with fewer users nothing can be told
+SNAPSHOT = "snapshot"  # in `metrics.json`, the second under `timing`
+LATENCY = "answer_ms"
+SHIFT = (
+    0.1,
+    0.25,
+)  # `watch` and `red`: of the index, and of times of answers, as a ratio
+SLOWER = (1.5, 3.0)
+CHANCE = (
+    0.01  # of reaching `watch` without a shift; with fewer users nothing can be told
+)
 LEAST = 1e-3  # of a share, so that the index is finite
-OTHERS, MISSING = "(others)", "(missing)"
+OTHERS = "(others)"
+MISSING = "(missing)"
 DECILES = np.arange(1, 10) / 10
-WEEK, WEEKS = 7 * DAY, 4
-N_LISTS, N_TIMED, K = 1000, 300, 10
+WEEK = 7 * DAY
+WEEKS = 4
+N_LISTS = 1000
+N_TIMED = 300
+K = 10
 CALENDAR = {"hour_of_day": hour_of_day, "day_of_week": day_of_week}
 COMPARED = ("numeric", *WORDED)  # kinds with bins; dates age anyway
 
 
-def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.drift") -> int:
+def main(
+    argv: Sequence[str] | None = None, program: str = "python -m evaluation.drift"
+) -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, str(__doc__))
-    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of the run: bundle and profiles")
-    parser.add_argument("--state", type=Path, metavar="DIR", help="folder of the state; default: in the run")
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run: bundle and profiles",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="folder of the state; default: in the run",
+    )
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
 def run(given: argparse.Namespace) -> None:
     """Compare, write the figures and print the table."""
-    state, path = given.state or given.run / STATE, given.run / METRICS
+    state = given.state or given.run / STATE
+    path = given.run / METRICS
     if not (path.exists() and (state / STATE_FILE).exists()):
-        raise SchemaError(f"{path} or {state / STATE_FILE} does not exist; give a run that a service has served")
+        raise SchemaError(
+            f"{path} or {state / STATE_FILE} does not exist; give a run that a service has served"
+        )
     metrics = json.loads(path.read_bytes())
     if not metrics.get(SNAPSHOT):
-        raise SchemaError(f"{path} has no snapshot: its data has no times, or an earlier version wrote it")
-    with closing(LiveItems(state / ITEMS_FILE, Recommender.load(given.run / BUNDLE))) as items:
-        rows = compare(metrics[SNAPSHOT], items.recommender, *read_log(state / STATE_FILE))
-        if was := metrics.get("timing", {}).get(LATENCY):  # an earlier version did not measure it
+        raise SchemaError(
+            f"{path} has no snapshot: its data has no times, or an earlier version wrote it"
+        )
+    with closing(
+        LiveItems(state / ITEMS_FILE, Recommender.load(given.run / BUNDLE))
+    ) as items:
+        rows = compare(
+            metrics[SNAPSHOT], items.recommender, *read_log(state / STATE_FILE)
+        )
+        if was := metrics.get("timing", {}).get(
+            LATENCY
+        ):  # an earlier version did not measure it
             took = time_answers(items.recommender)
-            rows.append(make_row("latency", took / was, 0, f"{was:g} to {took:g} ms", SLOWER))
-    worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
+            rows.append(
+                make_row("latency", took / was, 0, f"{was:g} to {took:g} ms", SLOWER)
+            )
+    worst = min(
+        (row["status"] for row in rows), key=("red", "watch", "ok", "few").index
+    )
     content = {"version": metrics["version"], "status": worst, "rows": rows}
-    write_file(state.absolute().parent / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {state.parent / DRIFT}"]) + "\n")
+    write_file(
+        state.absolute().parent / DRIFT,
+        (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
+    )
+    sys.stdout.write(
+        "\n".join([*tabulate(rows), f"{worst}: {state.parent / DRIFT}"]) + "\n"
+    )
 
 
 def take_snapshot(recommender: Recommender) -> dict[str, Any]:
     """Describe the last weeks that a recommender was trained on, and lists for users of then; nothing without times."""
-    profiles, until = recommender.profiles, recommender.bundle.schema.data_until
+    profiles = recommender.profiles
+    until = recommender.bundle.schema.data_until
     if profiles.history.datetime is None:
         return {}
-    owner, begin = np.repeat(profiles.user_ids, np.diff(profiles.offsets)), until - WEEKS * WEEK
+    owner = np.repeat(profiles.user_ids, np.diff(profiles.offsets))
+    begin = until - WEEKS * WEEK
     events = pd.DataFrame({"user_id": owner, **profiles.history.columns()})
     for side in ("user", "item"):
-        events[f"new {side}"] = events.groupby(f"{side}_id")["datetime"].transform("min") >= begin
+        events[f"new {side}"] = (
+            events.groupby(f"{side}_id")["datetime"].transform("min") >= begin
+        )
     events = events[events["datetime"] >= begin]
-    users = np.random.default_rng(0).permutation(np.unique(events["user_id"].to_numpy()))[:N_LISTS]
-    answers = recommender.recommend(plain_requests(pd.DataFrame({"user_id": users}), until), K)
+    users = np.random.default_rng(0).permutation(
+        np.unique(events["user_id"].to_numpy())
+    )[:N_LISTS]
+    answers = recommender.recommend(
+        plain_requests(pd.DataFrame({"user_id": users}), until), K
+    )
     slots = answers.to_table().to_pandas().rename(columns={"rank": "position"})
-    specs = {name: describe(*column) for name, column in collect(recommender, events, slots).items()}
+    specs = {
+        name: describe(*column)
+        for name, column in collect(recommender, events, slots).items()
+    }
     reach = {"lists": len(users), "listed": slots["item_id"].nunique()}
     return {"items": recommender.catalogue.n_listed, **reach, "columns": specs}
 
 
 def time_answers(recommender: Recommender) -> float:
     """Return the milliseconds of a processor, a median, that a request of a user takes in one thread, as served."""
-    users, seconds = np.random.default_rng(0).permutation(recommender.profiles.user_ids)[:N_TIMED].tolist(), []
+    users = (
+        np.random.default_rng(0)
+        .permutation(recommender.profiles.user_ids)[:N_TIMED]
+        .tolist()
+    )
+    seconds = []
     with threadpool_limits(1):
         for request in [{"user_id": user} for user in users] or [{}]:
             begun = time.thread_time()
@@ -108,53 +172,115 @@ def time_answers(recommender: Recommender) -> float:
 
 
 def compare(
-    snapshot: dict[str, Any], recommender: Recommender, lists: pd.DataFrame, slots: pd.DataFrame, events: pd.DataFrame
+    snapshot: dict[str, Any],
+    recommender: Recommender,
+    lists: pd.DataFrame,
+    slots: pd.DataFrame,
+    events: pd.DataFrame,
 ) -> list[dict[str, Any]]:
     """Compare the last whole weeks of a log, and as many of its last lists, with a snapshot: a row for each thing."""
     last = events["datetime"].max()
-    n_weeks = min((last + DAY - events["datetime"].min()) // WEEK, WEEKS) if len(events) else 0
-    for side, ids in (("user", recommender.profiles.user_ids), ("item", recommender.catalogue.item_ids.ids)):
+    n_weeks = (
+        min((last + DAY - events["datetime"].min()) // WEEK, WEEKS)
+        if len(events)
+        else 0
+    )
+    for side, ids in (
+        ("user", recommender.profiles.user_ids),
+        ("item", recommender.catalogue.item_ids.ids),
+    ):
         events[f"new {side}"] = ~events[f"{side}_id"].isin(ids.astype(str))
     lists = lists[lists["version"] == recommender.version].tail(snapshot["lists"])
-    lists["user_id"] = lists["user_id"].fillna(lists["list"].astype("str"))  # nobody's stands for itself
+    lists["user_id"] = lists["user_id"].fillna(
+        lists["list"].astype("str")
+    )  # nobody's stands for itself
     slots = slots[slots["position"] <= K].merge(lists, on="list")
-    columns = collect(recommender, events[events["datetime"] > last - n_weeks * WEEK], slots)
-    rows = [judge(name, spec, *columns[name]) for name, spec in snapshot["columns"].items() if name in columns]
-    was, n_items, n_listed = snapshot["items"], recommender.catalogue.n_listed, slots["item_id"].nunique()
-    reach = abs(n_listed - snapshot["listed"]) / was if len(lists) == snapshot["lists"] else None
-    rows.append(make_row("catalogue", abs(n_items / was - 1), 0, f"{was} to {n_items} items"))
-    rows.append(make_row("items in a list", reach, 0, f"{snapshot['listed']} to {n_listed} of {was}"))
+    columns = collect(
+        recommender, events[events["datetime"] > last - n_weeks * WEEK], slots
+    )
+    rows = [
+        judge(name, spec, *columns[name])
+        for name, spec in snapshot["columns"].items()
+        if name in columns
+    ]
+    was = snapshot["items"]
+    n_items = recommender.catalogue.n_listed
+    n_listed = slots["item_id"].nunique()
+    reach = (
+        abs(n_listed - snapshot["listed"]) / was
+        if len(lists) == snapshot["lists"]
+        else None
+    )
+    rows.append(
+        make_row("catalogue", abs(n_items / was - 1), 0, f"{was} to {n_items} items")
+    )
+    rows.append(
+        make_row(
+            "items in a list", reach, 0, f"{snapshot['listed']} to {n_listed} of {was}"
+        )
+    )
     return rows
 
 
-def collect(recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame) -> dict[str, Column]:
+def collect(
+    recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame
+) -> dict[str, Column]:
     """Return name -> a column of events, or of the first slots of lists."""
-    schema, profiles, catalogue = recommender.bundle.schema, recommender.profiles, recommender.catalogue
-    times, item_ids = events["datetime"].to_numpy(np.int64), catalogue.item_ids.ids.astype(str)
+    schema = recommender.bundle.schema
+    profiles = recommender.profiles
+    catalogue = recommender.catalogue
+    times = events["datetime"].to_numpy(np.int64)
+    item_ids = catalogue.item_ids.ids.astype(str)
     events = events.astype({"user_id": "str", "item_id": "str"})
-    users, items = pd.DataFrame({"user_id": profiles.user_ids.astype(str)}), pd.DataFrame({"item_id": item_ids})
+    users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
+    items = pd.DataFrame({"item_id": item_ids})
     for one in schema.user_features:
         if one.name in profiles.features and one.kind in COMPARED:
             users[f"user {one.name}"] = read_cells(one, profiles.features[one.name])
     for one in schema.item_features:
         if one.kind in COMPARED:
-            items[f"item {one.name}"] = read_cells(one, catalogue.table.column(one.column).to_pylist())
+            items[f"item {one.name}"] = read_cells(
+                one, catalogue.table.column(one.column).to_pylist()
+            )
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(item_ids, fill_value=0).to_numpy(float)
-    kinds = {one.name: one.kind for one in schema.context_features if one.kind in CALENDAR}  # others are not in the log
-    moments = {f"context {name}": CALENDAR[kind](times, schema.timezone).astype(str) for name, kind in kinds.items()}
-    known = events.assign(**moments).merge(users, on="user_id").merge(items, on="item_id")
-    given = [*users.columns[1:], *items.columns[1:], *moments, *(["event"] if schema.event_types else [])]
-    first = slots[slots["position"] == 1].rename(columns={"score": "score of the first item"})
-    parts = ((known, given), (first, ["score of the first item"]), (events, ["new user", "new item"]))
-    return {name: (part[name], part["user_id"]) for part, names in parts for name in names}
+    kinds = {
+        one.name: one.kind for one in schema.context_features if one.kind in CALENDAR
+    }  # others are not in the log
+    moments = {
+        f"context {name}": CALENDAR[kind](times, schema.timezone).astype(str)
+        for name, kind in kinds.items()
+    }
+    known = (
+        events.assign(**moments).merge(users, on="user_id").merge(items, on="item_id")
+    )
+    given = [
+        *users.columns[1:],
+        *items.columns[1:],
+        *moments,
+        *(["event"] if schema.event_types else []),
+    ]
+    first = slots[slots["position"] == 1].rename(
+        columns={"score": "score of the first item"}
+    )
+    parts = (
+        (known, given),
+        (first, ["score of the first item"]),
+        (events, ["new user", "new item"]),
+    )
+    return {
+        name: (part[name], part["user_id"]) for part, names in parts for name in names
+    }
 
 
 def read_cells(feature: Feature, cells: Any) -> list[Any] | Floats:
     """Read the cells of a feature: numbers, texts, or lists of texts."""
     if feature.is_numeric:
         return to_numbers(feature, cells)
-    return [split_cell(feature, cell) if feature.kind in SEVERAL else to_text(cell) for cell in cells]
+    return [
+        split_cell(feature, cell) if feature.kind in SEVERAL else to_text(cell)
+        for cell in cells
+    ]
 
 
 def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
@@ -162,43 +288,91 @@ def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
     edges = None
     if pd.api.types.is_float_dtype(values):
         is_many = owner[values.notna()].nunique() >= MIN_USERS * (len(DECILES) + 1)
-        edges = sorted({float(f"{one:.3g}") for one in np.nanquantile(values, DECILES)}) if is_many else []
+        edges = (
+            sorted({float(f"{one:.3g}") for one in np.nanquantile(values, DECILES)})
+            if is_many
+            else []
+        )
     bins = to_bins(values, edges)
-    n_users = owner.to_frame("user").join(bins.rename("bin")).groupby("bin")["user"].nunique()
-    names = n_users[n_users >= MIN_USERS].sort_values(ascending=False, kind="stable").index[:MAX_VALUES].tolist()
+    n_users = (
+        owner.to_frame("user").join(bins.rename("bin")).groupby("bin")["user"].nunique()
+    )
+    names = (
+        n_users[n_users >= MIN_USERS]
+        .sort_values(ascending=False, kind="stable")
+        .index[:MAX_VALUES]
+        .tolist()
+    )
     shares = measure_shares(bins, names).tolist()
-    return {"users": int(owner.nunique()), "edges": edges, "names": names, "shares": shares}
+    return {
+        "users": int(owner.nunique()),
+        "edges": edges,
+        "names": names,
+        "shares": shares,
+    }
 
 
 def to_bins(values: pd.Series[Any], edges: list[float] | None) -> pd.Series[Any]:
     """Return the values of each row, one or several, or between which edges its number is."""
     if edges is None:
         return values.explode()
-    return pd.cut(values, [-np.inf, *edges, np.inf], right=False).astype("str").where(values.notna())
+    return (
+        pd.cut(values, [-np.inf, *edges, np.inf], right=False)
+        .astype("str")
+        .where(values.notna())
+    )
 
 
 def measure_shares(bins: pd.Series[Any], names: list[str]) -> Floats:
     """Return the share of each name, of all others, and of what is missing."""
     known = bins.where(bins.isna() | bins.isin(names), OTHERS).fillna(MISSING)
-    counts = known.value_counts(normalize=True).reindex([*names, OTHERS, MISSING], fill_value=0.0)
+    counts = known.value_counts(normalize=True).reindex(
+        [*names, OTHERS, MISSING], fill_value=0.0
+    )
     return np.asarray(counts, np.float64)
 
 
-def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) -> dict[str, Any]:
+def judge(
+    name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]
+) -> dict[str, Any]:
     """Compare a column with its snapshot, unless chance alone could reach the first threshold."""
-    shares, n_users = (spec["shares"], measure_shares(to_bins(values, spec["edges"]), spec["names"])), owner.nunique()
+    shares = (
+        spec["shares"],
+        measure_shares(to_bins(values, spec["edges"]), spec["names"]),
+    )
+    n_users = owner.nunique()
     was, is_now = (np.maximum(each, LEAST) for each in shares)
     terms = (is_now - was) * np.log(is_now / was)  # of the population stability index
-    noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
+    noise = chi2.isf(CHANCE, len(terms) - 1) * (
+        1 / max(n_users, 1) + 1 / max(spec["users"], 1)
+    )
     most = int(terms.argmax())
     moved = f"{[*spec['names'], OTHERS, MISSING][most]}: {shares[0][most]:.3f} to {shares[1][most]:.3f}"
-    return make_row(name, float(terms.sum()) if noise <= SHIFT[0] else None, n_users, moved)
+    return make_row(
+        name, float(terms.sum()) if noise <= SHIFT[0] else None, n_users, moved
+    )
 
 
-def make_row(name: str, index: float | None, n_users: int, moved: str, limits: Limits = SHIFT) -> dict[str, Any]:
+def make_row(
+    name: str, index: float | None, n_users: int, moved: str, limits: Limits = SHIFT
+) -> dict[str, Any]:
     """Make a row of the table; without an index there are too `few` users or lists."""
-    status = "few" if index is None else "red" if index >= limits[1] else "watch" if index >= limits[0] else "ok"
-    return {"name": name, "status": status, "index": index, "users": n_users, "moved": "" if index is None else moved}
+    status = (
+        "few"
+        if index is None
+        else "red"
+        if index >= limits[1]
+        else "watch"
+        if index >= limits[0]
+        else "ok"
+    )
+    return {
+        "name": name,
+        "status": status,
+        "index": index,
+        "users": n_users,
+        "moved": "" if index is None else moved,
+    }
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from scipy.stats import chisquare
 from evaluation.metrics import Floats
 
 MIN_USERS = 50  # of an arm: below, a mean of users is not yet normal
-MISMATCH_LEVEL = 0.001  # of the check of shares: it is looked at every day, and a fault shows soon
+MISMATCH_LEVEL = (
+    0.001  # of the check of shares: it is looked at every day, and a fault shows soon
+)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Difference:
         return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
 
 
-def compare(control: Floats, arm: Floats, sensible_lift: float = 0.1, level: float = 0.05) -> Difference | None:
+def compare(
+    control: Floats, arm: Floats, sensible_lift: float = 0.1, level: float = 0.05
+) -> Difference | None:
     """Compare what users of two arms did, a value per user; return None while there are too few of them.
 
     `sensible_lift` is the difference, as a share of the mean, at which the interval is to be narrowest: a guess that
@@ -50,7 +54,14 @@ def compare(control: Floats, arm: Floats, sensible_lift: float = 0.1, level: flo
     mean = float(np.concatenate([control, arm]).mean())
     half = half_width(variance, (sensible_lift * mean) ** 2, level)
     users = len(control), len(arm)
-    return Difference(float(control.mean()), float(arm.mean()), difference, difference - half, difference + half, users)
+    return Difference(
+        float(control.mean()),
+        float(arm.mean()),
+        difference,
+        difference - half,
+        difference + half,
+        users,
+    )
 
 
 def half_width(variance: float, prior: float, level: float) -> float:
@@ -58,13 +69,31 @@ def half_width(variance: float, prior: float, level: float) -> float:
     if variance == 0 or prior == 0:
         return float("inf")
     total = variance + prior
-    return float(np.sqrt(variance * total / prior * (np.log(total / variance) - 2 * np.log(level))))
+    return float(
+        np.sqrt(
+            variance * total / prior * (np.log(total / variance) - 2 * np.log(level))
+        )
+    )
 
 
-def check_shares(users: Mapping[str, int], shares: Mapping[str, float]) -> dict[str, Any]:
+def check_shares(
+    users: Mapping[str, int], shares: Mapping[str, float]
+) -> dict[str, Any]:
     """Test whether arms have as many users as their shares say (chi-squared); if not, nothing else may be believed."""
     names = [name for name, share in shares.items() if share > 0]
     seen = np.array([users.get(name, 0) for name in names], float)
-    expected = seen.sum() * np.array([shares[name] for name in names]) / sum(shares[name] for name in names)
-    p_value = float(chisquare(seen, expected).pvalue) if len(names) > 1 and seen.any() else 1.0
-    return {"p_value": p_value, "is_mismatch": p_value < MISMATCH_LEVEL, "users": dict(zip(names, seen, strict=True))}
+    expected = (
+        seen.sum()
+        * np.array([shares[name] for name in names])
+        / sum(shares[name] for name in names)
+    )
+    p_value = (
+        float(chisquare(seen, expected).pvalue)
+        if len(names) > 1 and seen.any()
+        else 1.0
+    )
+    return {
+        "p_value": p_value,
+        "is_mismatch": p_value < MISMATCH_LEVEL,
+        "users": dict(zip(names, seen, strict=True)),
+    }

@@ -37,27 +37,50 @@ _ID_KINDS: dict[IdType, Any] = {"integer": np.int64, "string": object}
 def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
     """Read `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context."""
     frame = _read_frame(path, PAIR)
-    types: dict[str, IdType] = {"user_id": schema.user_id_type, "item_id": schema.item_id_type}
-    columns = {name: _read_ids(frame[name], types[name], f"{path.name}: {name}") for name in PAIR}
+    types: dict[str, IdType] = {
+        "user_id": schema.user_id_type,
+        "item_id": schema.item_id_type,
+    }
+    columns = {
+        name: _read_ids(frame[name], types[name], f"{path.name}: {name}")
+        for name in PAIR
+    }
     if "datetime" in frame:
-        columns["datetime"], is_valid = to_seconds(frame["datetime"].to_numpy(), schema.timezone)
+        columns["datetime"], is_valid = to_seconds(
+            frame["datetime"].to_numpy(), schema.timezone
+        )
         _refuse(~is_valid, frame["datetime"], f"{path.name}: datetime")
     for name, least in (("position", -np.inf), ("weight", 0)):
         if name in frame:
-            columns[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+            columns[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(
+                np.float64
+            )
             is_good = np.isfinite(columns[name]) & (columns[name] >= least)
             _refuse(~is_good, frame[name], f"{path.name}: {name}")
     if "event" in frame:
-        columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
-    return pd.DataFrame(columns | _read_features(frame.drop(columns=list(columns)), schema.context_features, path))
+        columns["event"] = np.array(
+            [to_text(value) for value in frame["event"]], object
+        )
+    return pd.DataFrame(
+        columns
+        | _read_features(
+            frame.drop(columns=list(columns)), schema.context_features, path
+        )
+    )
 
 
 def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     """Read `user_id` and the columns of the user features."""
-    columns = [feature.column for feature in schema.user_features if feature.kind not in DERIVED]
+    columns = [
+        feature.column
+        for feature in schema.user_features
+        if feature.kind not in DERIVED
+    ]
     frame = _read_frame(path, ["user_id", *columns])
     ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
-    users = pd.DataFrame({"user_id": ids} | _read_features(frame, schema.user_features, path))
+    users = pd.DataFrame(
+        {"user_id": ids} | _read_features(frame, schema.user_features, path)
+    )
     for twin in users["user_id"][users["user_id"].duplicated()].tolist():
         raise SchemaError(f"{path.name}: user_id {twin!r} is there twice; keep one row")
     return users
@@ -67,27 +90,46 @@ def read_moment(text: str, timezone: str | None) -> int:
     """Read an ISO date or time, or an epoch number, as UTC seconds."""
     seconds, is_valid = to_seconds([text], timezone)
     if not is_valid[0]:
-        raise SchemaError(f"moment '{text}' cannot be read; allowed: an ISO date or time such as 2017-12-01")
+        raise SchemaError(
+            f"moment '{text}' cannot be read; allowed: an ISO date or time such as 2017-12-01"
+        )
     return int(seconds[0])
 
 
 def _read_frame(path: Path, needed: Iterable[str]) -> pd.DataFrame:
     """Read Parquet, or CSV as text: an id such as 007, or NA, stays as it is."""
     if not path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
-        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: .csv, .csv.gz, .parquet")
+        raise SchemaError(
+            f"{path.name}: cannot read '{path.suffix}'; allowed: .csv, .csv.gz, .parquet"
+        )
     try:
         if path.suffix.lower() == ".parquet":
             frame = pd.read_parquet(path)
         else:  # with the header as a record: pandas would rename twins and shift short records
-            cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
-            frame = cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # of pandas, Arrow and gzip
+            cells = pd.read_csv(
+                path, header=None, dtype=str, keep_default_na=False, na_values=[""]
+            )
+            frame = (
+                cells[1:]
+                .set_axis(cells.iloc[0].tolist(), axis=1)
+                .reset_index(drop=True)
+            )
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        zlib.error,
+    ) as error:  # of pandas, Arrow and gzip
         raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
     for column in needed:
         if column not in frame:
-            raise SchemaError(f"{path.name}: no column '{column}'; {name_nearest(column, map(str, frame))}")
+            raise SchemaError(
+                f"{path.name}: no column '{column}'; {name_nearest(column, map(str, frame))}"
+            )
     for twin in frame.columns[frame.columns.duplicated() & frame.columns.notna()]:
-        raise SchemaError(f"{path.name}: two columns are called '{twin}'; rename all but one")
+        raise SchemaError(
+            f"{path.name}: two columns are called '{twin}'; rename all but one"
+        )
     return frame
 
 
@@ -96,49 +138,98 @@ def _read_ids(column: Column, id_type: IdType, where: str) -> np.ndarray:
     try:
         codes, values = pd.factorize(column)
     except TypeError as error:  # of values that cannot be hashed
-        raise SchemaError(f"{where} holds lists; allowed: whole numbers or texts") from error
-    return np.array([parse_id(value, id_type, where) for value in values], _ID_KINDS[id_type])[codes]
+        raise SchemaError(
+            f"{where} holds lists; allowed: whole numbers or texts"
+        ) from error
+    return np.array(
+        [parse_id(value, id_type, where) for value in values], _ID_KINDS[id_type]
+    )[codes]
 
 
 def _refuse(is_bad: Bools, column: Column, where: str) -> None:
     if is_bad.any():
         row = int(is_bad.argmax())
         got = f"{column.iloc[[row]].tolist()[0]!r} in record {row + 1}"  # of Python, not np.int64(-1)
-        raise SchemaError(f"{where} is {got}, which cannot be read; mend it or leave the record out")
+        raise SchemaError(
+            f"{where} is {got}, which cannot be read; mend it or leave the record out"
+        )
 
 
-def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path) -> dict[str, Any]:
+def _read_features(
+    frame: pd.DataFrame, features: Iterable[Feature], path: Path
+) -> dict[str, Any]:
     """Return the columns that the frame has of the features, numbers as float64."""
     columns = {}
     for feature in _stated(features, frame):
         values = frame[feature.column].to_numpy(object)
-        if feature.kind == "categorical" and any(map(pd.api.types.is_list_like, values)):
-            raise SchemaError(f"{path.name}: {feature.column} holds lists; expected one value each, as categorical")
-        columns[feature.column] = to_numbers(feature, values) if feature.is_numeric else values
+        if feature.kind == "categorical" and any(
+            map(pd.api.types.is_list_like, values)
+        ):
+            raise SchemaError(
+                f"{path.name}: {feature.column} holds lists; expected one value each, as categorical"
+            )
+        columns[feature.column] = (
+            to_numbers(feature, values) if feature.is_numeric else values
+        )
     return columns
 
 
 def _stated(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
-    return [feature for feature in features if feature.kind not in DERIVED and feature.column in rows]
+    return [
+        feature
+        for feature in features
+        if feature.kind not in DERIVED and feature.column in rows
+    ]
 
 
-def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
+def profiles_from_frame(
+    interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema
+) -> Profiles:
     """Make the profiles of all users of both tables, of events ordered by time and position, if any, then by row."""
-    keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
+    keys = [
+        name for name in ("user_id", "datetime", "position") if name in interactions
+    ]
     events = interactions.sort_values(keys, kind="stable")
-    user_ids = np.unique(pd.concat([interactions["user_id"], users["user_id"]]).to_numpy())
-    counts = np.bincount(np.searchsorted(user_ids, events["user_id"].to_numpy()), minlength=len(user_ids))
+    user_ids = np.unique(
+        pd.concat([interactions["user_id"], users["user_id"]]).to_numpy()
+    )
+    counts = np.bincount(
+        np.searchsorted(user_ids, events["user_id"].to_numpy()), minlength=len(user_ids)
+    )
     rows = users.set_index("user_id")
-    known = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object)).reindex(user_ids)  # above 2**53 exact
+    known = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object)).reindex(
+        user_ids
+    )  # above 2**53 exact
     names = {feature.column for feature in schema.user_features}
-    stated = {name: known[name] if name in known else [None] * len(known) for name in names}
-    kinds: dict[str, Any] = {"item_id": _ID_KINDS[schema.item_id_type], "datetime": np.int64, "weight": np.float64}
-    columns = {name: events[name].to_numpy(kind) for name, kind in kinds.items() if name in events}
+    stated = {
+        name: known[name] if name in known else [None] * len(known) for name in names
+    }
+    kinds: dict[str, Any] = {
+        "item_id": _ID_KINDS[schema.item_id_type],
+        "datetime": np.int64,
+        "weight": np.float64,
+    }
+    columns = {
+        name: events[name].to_numpy(kind)
+        for name, kind in kinds.items()
+        if name in events
+    }
     if "event" in events:
-        columns["event"] = events["event"].astype(object).where(events["event"].notna(), None).to_numpy(object)
+        columns["event"] = (
+            events["event"]
+            .astype(object)
+            .where(events["event"].notna(), None)
+            .to_numpy(object)
+        )
     if schema.context_features:
-        given = {one.column: events[one.column] for one in schema.context_features if one.column in events}
-        context = encode_features(schema.context_features, given, len(events), schema.timezone)
+        given = {
+            one.column: events[one.column]
+            for one in schema.context_features
+            if one.column in events
+        }
+        context = encode_features(
+            schema.context_features, given, len(events), schema.timezone
+        )
         columns["context"] = context_keys(schema.context_features, context.codes)
     return Profiles(
         user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
@@ -162,20 +253,28 @@ def split_validation(
     for name in ("datetime", "position"):
         if name in train:
             of_user = train.groupby("user_id")[name]
-            is_last = (train[name] == of_user.transform("max")) & (train[name] > of_user.transform("min"))
+            is_last = (train[name] == of_user.transform("max")) & (
+                train[name] > of_user.transform("min")
+            )
             return train[~is_last], train[is_last]
     pair = train.groupby(PAIR).ngroup().to_numpy()
-    pairs = train[PAIR].drop_duplicates().sort_values(PAIR, ignore_index=True)  # as the groups are numbered
+    pairs = (
+        train[PAIR].drop_duplicates().sort_values(PAIR, ignore_index=True)
+    )  # as the groups are numbered
     n_held_out = len(holdout.drop_duplicates(PAIR))
     lot = pd.Series(np.random.default_rng(seed).random(len(pairs)))
     is_only = lot == lot.groupby(pairs["user_id"]).transform("max")
-    is_drawn = ((lot < n_held_out / (n_held_out + len(pairs))) & ~is_only).to_numpy()[pair]
+    is_drawn = ((lot < n_held_out / (n_held_out + len(pairs))) & ~is_only).to_numpy()[
+        pair
+    ]
     return train[~is_drawn], train[is_drawn]
 
 
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed: enough to choose among five values."""
-    drawn = np.random.default_rng(seed).permutation(np.sort(interactions["user_id"].unique()))[:MAX_VALIDATION_USERS]
+    drawn = np.random.default_rng(seed).permutation(
+        np.sort(interactions["user_id"].unique())
+    )[:MAX_VALIDATION_USERS]
     return interactions[interactions["user_id"].isin(drawn)]
 
 
@@ -192,24 +291,36 @@ class Events:
     def keep(self, kept: Bools) -> Events:
         """Keep the events of the mask `kept` (E,)."""
         time = None if self.time is None else self.time[kept]
-        return Events(self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items)
+        return Events(
+            self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items
+        )
 
     def join(self, other: Events) -> Events:
         """Put the events of two parts of one data set together."""
-        user_row, item_row = np.hstack([(one.user_row, one.item_row) for one in (self, other)])
-        time = None if self.time is None or other.time is None else np.concatenate([self.time, other.time])
+        user_row, item_row = np.hstack(
+            [(one.user_row, one.item_row) for one in (self, other)]
+        )
+        time = (
+            None
+            if self.time is None or other.time is None
+            else np.concatenate([self.time, other.time])
+        )
         return Events(user_row, item_row, time, self.n_users, self.n_items)
 
     def since_last(self) -> Ints:
         """Return the seconds from each event to the last of all, (E,)."""
         if self.time is None:
-            raise SchemaError("the interactions have no times: name their datetime column or leave this out")
+            raise SchemaError(
+                "the interactions have no times: name their datetime column or leave this out"
+            )
         return np.asarray(self.time.max(initial=np.iinfo(np.int64).min) - self.time)
 
     def matrix(self, strength: Strength) -> sparse.csr_array:
         """Return the users' strengths of each item, (U, N)."""
         shape = (self.n_users, self.n_items)
-        counts = sparse.csr_array((np.ones(len(self.item_row)), (self.user_row, self.item_row)), shape=shape)
+        counts = sparse.csr_array(
+            (np.ones(len(self.item_row)), (self.user_row, self.item_row)), shape=shape
+        )
         counts.sum_duplicates()
         counts.data = strength(counts.data)
         return counts
@@ -246,8 +357,14 @@ class Ids:
         """Return the interactions as rows, without those of items outside the catalogue."""
         pairs = zip((self.users, self.items), PAIR, strict=True)
         user_row, item_row = (_rows_of(ids, interactions[name]) for ids, name in pairs)
-        time = interactions["datetime"].to_numpy(np.int64) if "datetime" in interactions else None
-        return Events(user_row, item_row, time, len(self.users), len(self.items)).keep(item_row >= 0)
+        time = (
+            interactions["datetime"].to_numpy(np.int64)
+            if "datetime" in interactions
+            else None
+        )
+        return Events(user_row, item_row, time, len(self.users), len(self.items)).keep(
+            item_row >= 0
+        )
 
 
 @dataclass(frozen=True)
@@ -261,21 +378,29 @@ class HeldOut:
 def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
     """Make a request of every user in the holdout; its targets are their distinct held-out items."""
     if holdout.empty:
-        raise SchemaError("the holdout has no interactions; give at least one, or a split that holds some out")
+        raise SchemaError(
+            "the holdout has no interactions; give at least one, or a split that holds some out"
+        )
     return _group(holdout, ids, ["user_id"])
 
 
 def group_situations(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
     """Make a request of every user and time, without times of every user and item, in the context of its first row."""
-    return _group(holdout, ids, ["user_id", "datetime" if "datetime" in holdout else "item_id"])
+    return _group(
+        holdout, ids, ["user_id", "datetime" if "datetime" in holdout else "item_id"]
+    )
 
 
 def _group(holdout: pd.DataFrame, ids: Ids, keys: list[str]) -> HeldOut:
     request = holdout.groupby(keys).ngroup().to_numpy(np.int64)
     _, first = np.unique(request, return_index=True)
     rows = holdout.iloc[first]
-    pairs = pd.DataFrame({"request": request, "item_id": holdout["item_id"].array}).drop_duplicates()
-    sets = ItemSets.group(pairs["request"].to_numpy(), _rows_of(ids.items, pairs["item_id"]), len(rows))
+    pairs = pd.DataFrame(
+        {"request": request, "item_id": holdout["item_id"].array}
+    ).drop_duplicates()
+    sets = ItemSets.group(
+        pairs["request"].to_numpy(), _rows_of(ids.items, pairs["item_id"]), len(rows)
+    )
     return HeldOut(Targets(sets, _rows_of(ids.users, rows["user_id"])), rows)
 
 
@@ -291,7 +416,9 @@ def plain_requests(rows: pd.DataFrame, at: int | None) -> list[dict[str, Any]]:
 
 def has_context(rows: pd.DataFrame, schema: Schema) -> bool:
     """Return whether the rows hold a time or context that requests can state."""
-    return bool(_stated(schema.context_features, rows)) or (schema.has_datetime and "datetime" in rows)
+    return bool(_stated(schema.context_features, rows)) or (
+        schema.has_datetime and "datetime" in rows
+    )
 
 
 def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:

@@ -30,13 +30,21 @@ RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
 MIN_USERS_TO_COMPARE = 20  # users below which the interval of a difference says nothing: that of one user is a point
-SLICES = ("history", "item_events", "popularity")  # of every evaluation; all others are columns of the users table
-COLD_EVENTS, HEAD_SHARE = 5, 0.8
-NUMBERS, NUMBER = ("integer", "floating", "mixed-integer-float"), r"-?(0|[1-9]\d{0,14})(\.\d+)?"
+SLICES = (
+    "history",
+    "item_events",
+    "popularity",
+)  # of every evaluation; all others are columns of the users table
+COLD_EVENTS = 5
+HEAD_SHARE = 0.8
+NUMBERS = ("integer", "floating", "mixed-integer-float")
+NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"
 """Types of columns, and texts, that are numbers: 01234 is a code."""
-MAX_NUMBERS, MAX_VALUES = 12, 20
+MAX_NUMBERS = 12
+MAX_VALUES = 20
 """Distinct numbers above which quartiles are labels, and labels above which the rare ones count together."""
-MISSING, OTHER = "missing", "other"
+MISSING = "missing"
+OTHER = "other"
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,10 @@ class ItemSets:
     def group(cls, request: Ints, item_row: Ints, n_requests: int) -> ItemSets:
         """Gather (request, item) pairs; their order inside a request stays."""
         order = np.argsort(request, kind="stable")
-        return cls(item_row[order].astype(np.int64), _to_offsets(np.bincount(request, minlength=n_requests)))
+        return cls(
+            item_row[order].astype(np.int64),
+            _to_offsets(np.bincount(request, minlength=n_requests)),
+        )
 
     @property
     def counts(self) -> Ints:
@@ -64,7 +75,9 @@ class ItemSets:
 
     def keep(self, kept: Bools) -> ItemSets:
         """Keep the entries of the mask `kept` (T,)."""
-        return ItemSets.group(self.request[kept], self.item_row[kept], len(self.offsets) - 1)
+        return ItemSets.group(
+            self.request[kept], self.item_row[kept], len(self.offsets) - 1
+        )
 
     def take(self, requests: Ints) -> ItemSets:
         """Return the sets of `requests`, in that order; one may be named twice."""
@@ -76,9 +89,13 @@ class ItemSets:
     def contain(self, request: Ints, item_row: Ints) -> Bools:
         """Mark the pairs whose item is in the request's set; -1 never is."""
         width = 2 + max(item_row.max(initial=0), self.item_row.max(initial=0))
-        held = np.append(np.sort(self.request * width + self.item_row), -1)  # -1: never empty
+        held = np.append(
+            np.sort(self.request * width + self.item_row), -1
+        )  # -1: never empty
         asked = request * width + item_row
-        return np.asarray((held[np.searchsorted(held[:-1], asked)] == asked) & (item_row >= 0))
+        return np.asarray(
+            (held[np.searchsorted(held[:-1], asked)] == asked) & (item_row >= 0)
+        )
 
 
 @dataclass(frozen=True)
@@ -105,7 +122,9 @@ def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
     return np.asarray(hits[:, :k] @ gains[: hits.shape[1]] / best)
 
 
-def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
+def measure_requests(
+    hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS
+) -> dict[str, Floats]:
     """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target.
 
     The report's words for a metric are in `evaluation/templates/words.jinja`.
@@ -122,16 +141,25 @@ def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CU
     return values
 
 
-def measure_users(lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
+def measure_users(
+    lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS
+) -> dict[str, Floats]:
     """Return every metric averaged within each user, (U,), users ascending; requests need a target to count."""
     n_targets = targets.items.counts
     has_target = n_targets > 0
-    values = measure_requests(hit_matrix(lists, targets)[has_target], n_targets[has_target], cutoffs)
+    values = measure_requests(
+        hit_matrix(lists, targets)[has_target], n_targets[has_target], cutoffs
+    )
     _, user = np.unique(targets.user[has_target], return_inverse=True)
-    return {name: np.bincount(user, weights=value) / np.bincount(user) for name, value in values.items()}
+    return {
+        name: np.bincount(user, weights=value) / np.bincount(user)
+        for name, value in values.items()
+    }
 
 
-def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> dict[str, float]:
+def describe_lists(
+    lists: Ints, targets: Targets, event_count: Ints, k: int
+) -> dict[str, float]:
     """Return what the first k places of lists do to a catalogue whose items have `event_count` (N,) training events.
 
     Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items' share of all events.
@@ -141,14 +169,23 @@ def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> 
     shown = lists[:, :k]
     shown = shown[shown >= 0]
     n_shown = max(len(shown), 1)
-    n_items, exposure = len(event_count), np.sort(np.bincount(shown, minlength=len(event_count)))
+    n_items = len(event_count)
+    exposure = np.sort(np.bincount(shown, minlength=len(event_count)))
     share = (event_count + 1) / (event_count.sum() + len(event_count))
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
     return {
         f"coverage@{k}": len(np.unique(shown)) / n_items,
         f"novelty@{k}": float(-np.log2(share[shown]).mean()) if len(shown) else 0.0,
-        f"popularity_lift@{k}": float(popularity[shown].sum() / n_shown / popularity[targets.items.item_row].mean()),
-        f"gini@{k}": float((2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure / (n_items * n_shown)),
+        f"popularity_lift@{k}": float(
+            popularity[shown].sum()
+            / n_shown
+            / popularity[targets.items.item_row].mean()
+        ),
+        f"gini@{k}": float(
+            (2 * np.arange(1, n_items + 1) - n_items - 1)
+            @ exposure
+            / (n_items * n_shown)
+        ),
     }
 
 
@@ -167,7 +204,11 @@ def summarise(values: Mapping[str, Floats]) -> Summary:
 def sign(difference: Mapping[str, Any], metric: str) -> int:
     """Return 1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
     low, high = difference[f"{metric}_ci95"]
-    return 0 if difference["users"] < MIN_USERS_TO_COMPARE else int(low > 0) - int(high < 0)
+    return (
+        0
+        if difference["users"] < MIN_USERS_TO_COMPARE
+        else int(low > 0) - int(high < 0)
+    )
 
 
 def resample_means(values: Floats) -> Floats:
@@ -178,20 +219,30 @@ def resample_means(values: Floats) -> Floats:
     means = []
     for start in range(0, RESAMPLES, block):
         draws = range(start, min(start + block, RESAMPLES))
-        counts = [np.bincount(rng.integers(n_users, size=n_users), minlength=n_users) for _ in draws]
+        counts = [
+            np.bincount(rng.integers(n_users, size=n_users), minlength=n_users)
+            for _ in draws
+        ]
         means.append(np.stack(counts).astype(np.float64) @ values / n_users)
     return np.concatenate(means)
 
 
-def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Summary]]:
+def measure_slices(
+    lists: Ints, targets: Targets, labels: Mapping[str, Labels]
+) -> dict[str, dict[str, Summary]]:
     """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,)."""
     return {
-        name: {value: summarise(measure_users(lists, part)) for value, part in values.items()}
+        name: {
+            value: summarise(measure_users(lists, part))
+            for value, part in values.items()
+        }
         for name, values in slice_targets(targets, labels).items()
     }
 
 
-def slice_targets(targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Targets]]:
+def slice_targets(
+    targets: Targets, labels: Mapping[str, Labels]
+) -> dict[str, dict[str, Targets]]:
     """Return slice -> value -> the targets of that value, given a label per target (T,).
 
     None and NaN become the value `missing`, rare values `other`, and labels of these texts `missing (value)`, `other
@@ -201,34 +252,55 @@ def slice_targets(targets: Targets, labels: Mapping[str, Labels]) -> dict[str, d
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
         code, distinct = pd.factorize(column)  # missing is -1
-        names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
+        names = [
+            f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value))
+            for value in distinct
+        ]
         values = pd.Series(np.array([*names, MISSING], object)[code])
-        frequent = values.value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
+        frequent = (
+            values.value_counts()
+            .sort_index()
+            .sort_values(ascending=False, kind="stable")
+            .index[:MAX_VALUES]
+        )
         n_users = user.groupby(values).transform("nunique")
         values = values.where(values.isin(frequent) & (n_users >= MIN_USERS), OTHER)
         n_left = user.groupby(values).nunique()  # `other` may have too few
-        masks = {value: (values == value).to_numpy() for value in sorted(n_left.index[n_left >= MIN_USERS])}
+        masks = {
+            value: (values == value).to_numpy()
+            for value in sorted(n_left.index[n_left >= MIN_USERS])
+        }
         slices[name] = {value: targets.keep(mask) for value, mask in masks.items()}
     return slices
 
 
 def label_targets(
-    targets: Targets, history_length: Ints, event_count: Ints, groups: Mapping[str, Labels]
+    targets: Targets,
+    history_length: Ints,
+    event_count: Ints,
+    groups: Mapping[str, Labels],
 ) -> dict[str, Labels]:
     """Label every target by the history of its user (B,), the events of its item (N,) and each group of user rows.
 
     A group that is named like one of ours keeps its labels under `NAME (column)`.
     """
-    request, item_row = targets.items.request, targets.items.item_row
+    request = targets.items.request
+    item_row = targets.items.item_row
     history = np.searchsorted([1, 5, 20], history_length, side="right")
-    is_cold, is_tail = event_count < COLD_EVENTS, ~find_head(event_count)  # (N,) each
+    is_cold = event_count < COLD_EVENTS  # (N,) each
+    is_tail = ~find_head(event_count)
     labels: dict[str, Labels] = {  # a target outside the catalogue, -1, is new
         "history": np.array(["0", "1-4", "5-19", "20+"])[history][request],
         "item_events": np.where(np.append(is_cold, True)[item_row], "0-4", "5+"),
         "popularity": np.where(np.append(is_tail, True)[item_row], "tail", "head"),
     }
-    named = {f"{name} (column)" if name in labels else name: column for name, column in groups.items()}
-    return labels | {name: column[targets.user][request] for name, column in named.items()}
+    named = {
+        f"{name} (column)" if name in labels else name: column
+        for name, column in groups.items()
+    }
+    return labels | {
+        name: column[targets.user][request] for name, column in named.items()
+    }
 
 
 def find_head(event_count: Ints) -> Bools:
@@ -263,7 +335,9 @@ def _label_quartiles(numbers: Floats) -> Labels:
     if len(set(written)) < len(written) or np.abs(edges).max() >= 1e6:
         written = [f"{edge:.17g}" for edge in edges]  # in which no two look alike
     names = np.array([f"{low} to {high}" for low, high in pairwise(written)], object)
-    labels: Labels = names[np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)]
+    labels: Labels = names[
+        np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)
+    ]
     labels[~is_finite] = None
     return labels
 

@@ -29,12 +29,23 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?")
 
 
-def render(template: str, content: Content, data: Content, schema: Schema, **more: Any) -> str:
+def render(
+    template: str, content: Content, data: Content, schema: Schema, **more: Any
+) -> str:
     """Fill a template of this package, HTML escaped; a name that it lacks is an error, not a gap."""
     tables = describe_data(data, schema)
-    views, slices = read_views(content), read_slices(content)
+    views = read_views(content)
+    slices = read_slices(content)
     filled = environment().get_template(template)
-    return filled.render(content=content, data=data, schema=schema, tables=tables, views=views, slices=slices, **more)
+    return filled.render(
+        content=content,
+        data=data,
+        schema=schema,
+        tables=tables,
+        views=views,
+        slices=slices,
+        **more,
+    )
 
 
 @cache
@@ -70,10 +81,26 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
     views = []
     for view, ours in metrics.get("test", {}).get(MODEL, {}).items():
         metric = headline_metric(metrics["protocol"]["repeats"])
-        measured = {name: views[view] for name, views in metrics["test"].items() if metric in views.get(view, {})}
+        measured = {
+            name: views[view]
+            for name, views in metrics["test"].items()
+            if metric in views.get(view, {})
+        }
         models = dict(sorted(measured.items(), key=lambda item: -item[1][metric]))
-        paired = {name: metrics["paired"][name][view] for name in models if name in metrics["paired"]}
-        views.append({"name": view, "metric": metric, "ours": ours, "models": models, "paired": paired})
+        paired = {
+            name: metrics["paired"][name][view]
+            for name in models
+            if name in metrics["paired"]
+        }
+        views.append(
+            {
+                "name": view,
+                "metric": metric,
+                "ours": ours,
+                "models": models,
+                "paired": paired,
+            }
+        )
     return views
 
 
@@ -85,18 +112,39 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
     by_view: Mapping[str, Any] = metrics.get("slices", {})
     slices = []
     for name in next(iter(by_view.values()), {}):
-        metric, first = headline_metric(metrics["protocol"]["repeats"]), next(iter(by_view))
-        labels = {label for of_view in by_view.values() for label in of_view.get(name, {})}
-        groups: dict[str, dict[str, Content]] = {label: {} for label in sorted(labels, key=_order_label)}
+        metric = headline_metric(metrics["protocol"]["repeats"])
+        first = next(iter(by_view))
+        labels = {
+            label for of_view in by_view.values() for label in of_view.get(name, {})
+        }
+        groups: dict[str, dict[str, Content]] = {
+            label: {} for label in sorted(labels, key=_order_label)
+        }
         for view, of_view in by_view.items():
             for label, summary in of_view.get(name, {}).items():
                 if summary["users"] >= MIN_USERS_SHOWN:
                     groups[label][view] = summary
         shown = {label: views for label, views in groups.items() if views}
-        charted = {label: views[first] for label, views in shown.items() if first in views}
-        known = {label: one[metric] for label, one in charted.items() if label not in (MISSING, OTHER)}
-        ranked = sorted(known, key=lambda label: known[label]) if name not in SLICES and len(known) > 1 else []
-        one = {"name": name, "views": list(by_view), "metric": metric, "groups": shown, "charted": charted}
+        charted = {
+            label: views[first] for label, views in shown.items() if first in views
+        }
+        known = {
+            label: one[metric]
+            for label, one in charted.items()
+            if label not in (MISSING, OTHER)
+        }
+        ranked = (
+            sorted(known, key=lambda label: known[label])
+            if name not in SLICES and len(known) > 1
+            else []
+        )
+        one = {
+            "name": name,
+            "views": list(by_view),
+            "metric": metric,
+            "groups": shown,
+            "charted": charted,
+        }
         slices.append(one | {"ranked": ranked, "n_hidden": len(groups) - len(shown)})
     return slices
 
@@ -114,10 +162,16 @@ def describe_data(data: Content, schema: Schema) -> dict[str, list[tuple[str, st
     tables: dict[str, list[tuple[str, str]]] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
-            tables[name.replace("_", " ").capitalize()] = list(_flatten(value, "", name in SHARES))
+            tables[name.replace("_", " ").capitalize()] = list(
+                _flatten(value, "", name in SHARES)
+            )
         elif name != "leaks":
-            rows = tables.setdefault("Looks wrong" if isinstance(value, list) else "Habits", [])
-            rows.extend(_flatten(value, name.replace("_", " ").capitalize(), name in SHARES))
+            rows = tables.setdefault(
+                "Looks wrong" if isinstance(value, list) else "Habits", []
+            )
+            rows.extend(
+                _flatten(value, name.replace("_", " ").capitalize(), name in SHARES)
+            )
     if data["time"] is not None:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return {title: rows for title, rows in tables.items() if rows}
@@ -127,7 +181,11 @@ def _flatten(value: Any, label: str, is_share: bool) -> Iterator[tuple[str, str]
     """Yield the label and text of every value in nested dictionaries and lists; missing ones are left out."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            title = f"{label}: {name}" if label else name[:1].upper() + name[1:].replace("_", " ")
+            title = (
+                f"{label}: {name}"
+                if label
+                else name[:1].upper() + name[1:].replace("_", " ")
+            )
             yield from _flatten(part, title, is_share and name != "gini")
     elif isinstance(value, list):
         yield from ((label, str(one)) for one in value)

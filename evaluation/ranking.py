@@ -16,9 +16,14 @@ from evaluation.metrics import Bools, Ints, ItemSets, Targets
 from serve.schema import Repeats
 
 Scores = npt.NDArray[np.float32]
-ScoreRows = Callable[[Ints], Scores]  # rows (b,) of users or requests -> scores of the whole catalogue, (b, N)
+ScoreRows = Callable[
+    [Ints], Scores
+]  # rows (b,) of users or requests -> scores of the whole catalogue, (b, N)
 
-TILE_CELLS, CACHED_CELLS = 2**22, 2**17  # of one matrix of scores, 16 MiB, and of those ranked at once in the cache
+TILE_CELLS = (
+    2**22
+)  # of one matrix of scores, 16 MiB, and of those ranked at once in the cache
+CACHED_CELLS = 2**17
 NOTHING = np.iinfo(np.int64).max  # sorts behind every score
 
 
@@ -35,11 +40,16 @@ def top_k(scores: Scores, k: int) -> Ints:
     Scores that are not finite are never listed; -1 fills the places that are left.
     """
     n_rows, n_items = scores.shape
-    lists, found = np.full((n_rows, k), -1, np.int64), min(k, n_items)
+    lists = np.full((n_rows, k), -1, np.int64)
+    found = min(k, n_items)
     for rows in tiles(n_rows, n_items, CACHED_CELLS):
         some = scores[rows]  # (b, N)
-        keys = np.where(np.isfinite(some), _order_keys(some, np.arange(n_items)), NOTHING)  # (b, N)
-        best = np.sort(np.partition(keys, found - 1, axis=1)[:, :found], axis=1)  # (b, found)
+        keys = np.where(
+            np.isfinite(some), _order_keys(some, np.arange(n_items)), NOTHING
+        )  # (b, N)
+        best = np.sort(
+            np.partition(keys, found - 1, axis=1)[:, :found], axis=1
+        )  # (b, found)
         lists[rows, :found] = np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
     return lists
 
@@ -54,12 +64,18 @@ def _order_keys(scores: Scores, items: Ints) -> Ints:
     return (falling.astype(np.int64) << 32) | items
 
 
-def view_targets(targets: Targets, owned: ItemSets, repeats: Repeats) -> dict[str, Targets]:
+def view_targets(
+    targets: Targets, owned: ItemSets, repeats: Repeats
+) -> dict[str, Targets]:
     """Return the targets of each view that exists under `repeats`."""
     if repeats == "exclude":
         return {"novel": targets}
     is_owned = find_owned(targets, owned)
-    return {"all": targets, "repeat": targets.keep(is_owned), "novel": targets.keep(~is_owned)}
+    return {
+        "all": targets,
+        "repeat": targets.keep(is_owned),
+        "novel": targets.keep(~is_owned),
+    }
 
 
 def find_owned(targets: Targets, owned: ItemSets) -> Bools:
@@ -67,16 +83,25 @@ def find_owned(targets: Targets, owned: ItemSets) -> Bools:
     return owned.contain(targets.items.request, targets.items.item_row)
 
 
-def rank_views(score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: Iterable[str]) -> dict[str, Ints]:
+def rank_views(
+    score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: Iterable[str]
+) -> dict[str, Ints]:
     """Rank the whole catalogue for every request, view -> (B, k); each tile of scores serves all views."""
     owned = owned.keep(owned.item_row >= 0)
     n_requests = len(owned.offsets) - 1
     lists = {view: np.full((n_requests, k), -1, np.int64) for view in views}
     for requests in tiles(n_requests, n_items):
-        scores, own = score(requests), owned.take(requests)  # (b, N)
+        scores = score(requests)  # (b, N)
+        own = owned.take(requests)
         is_owned = np.zeros(scores.shape, np.bool_)
         is_owned[own.request, own.item_row] = True
         for view, filled in lists.items():
-            kept = scores if view == "all" else np.where(is_owned == (view == "repeat"), scores, np.float32(-np.inf))
+            kept = (
+                scores
+                if view == "all"
+                else np.where(
+                    is_owned == (view == "repeat"), scores, np.float32(-np.inf)
+                )
+            )
             filled[requests] = top_k(kept, k)
     return lists

@@ -52,29 +52,45 @@ def train(name: str) -> None:
 def judge(name: str) -> bool:
     """Step 2: a version is good enough if it is better than listing what is popular."""
     figures = bascule.load(f"runs/{name}").metrics["test"]
-    better = figures["bascule"]["novel"]["NDCG@10"] > figures["popularity"]["novel"]["NDCG@10"]
+    better = (
+        figures["bascule"]["novel"]["NDCG@10"]
+        > figures["popularity"]["novel"]["NDCG@10"]
+    )
     print(f"{name}: {'good enough' if better else 'no better than what is popular'}")
     return bool(better)
 
 
 def publish(name: str) -> None:
     """Step 3: put the bundle into the registry, and let it be served from now on."""
-    run("publish", "--bundle", f"runs/{name}/bundle", "--registry", "registry", "--activate")
+    run(
+        "publish",
+        "--bundle",
+        f"runs/{name}/bundle",
+        "--registry",
+        "registry",
+        "--activate",
+    )
 
 
 def collect() -> pd.DataFrame:
     """Return the events that the service took in; its database is a contract."""
     with sqlite3.connect("state/state.db") as database:
-        rows = database.execute("SELECT user_id, item_id, datetime FROM events").fetchall()
+        rows = database.execute(
+            "SELECT user_id, item_id, datetime FROM events"
+        ).fetchall()
     return pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
 
 
 def main() -> None:
     """Go once around."""
     rng = np.random.default_rng(0)
-    events = pd.DataFrame({"user_id": np.repeat(np.arange(60), 10), "item_id": rng.integers(12, size=600)})
+    events = pd.DataFrame(
+        {"user_id": np.repeat(np.arange(60), 10), "item_id": rng.integers(12, size=600)}
+    )
     events["item_id"] = events["item_id"] * 3 + events["user_id"] % 3
-    events["datetime"] = int(time.time()) - 10_000_000 + np.sort(rng.integers(9_000_000, size=600))
+    events["datetime"] = (
+        int(time.time()) - 10_000_000 + np.sort(rng.integers(9_000_000, size=600))
+    )
     events.to_csv("events.csv", index=False)
     Path("shop.yaml").write_text(CONFIG, encoding="utf-8")
     train("first")
@@ -82,14 +98,28 @@ def main() -> None:
         sys.exit(1)
     publish("first")
     # Step 4: serve the registry; what users do counts in the next answer, and is kept in `state`
-    place = ["--registry", "registry", "--profiles", "runs/first/profiles", "--state", "state", "--port", str(PORT)]
+    place = [
+        "--registry",
+        "registry",
+        "--profiles",
+        "runs/first/profiles",
+        "--state",
+        "state",
+        "--port",
+        str(PORT),
+    ]
     variables = os.environ | {"BASCULE_RELOAD_TOKEN": TOKEN}
-    with subprocess.Popen([sys.executable, "-m", "bascule", "serve", *place], env=variables) as service:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bascule", "serve", *place], env=variables
+    ) as service:
         try:
             wait()
             shown = ask("/v1/recommend", {"user_id": 7, "k": 3})
             print(shown)
-            ask("/v1/events", {"user_id": 7, "item_id": shown["answers"][0]["items"][0]["item_id"]})
+            ask(
+                "/v1/events",
+                {"user_id": 7, "item_id": shown["answers"][0]["items"][0]["item_id"]},
+            )
             # Step 5: retrain on everything up to now, and let the service take it over without a pause
             pd.concat([events, collect()]).to_csv("events.csv", index=False)
             train("second")

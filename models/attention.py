@@ -11,7 +11,8 @@ from torch.nn import functional
 
 N_GAP_KNOTS = 12
 NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
-MASKED, FARTHEST = 0, 64
+MASKED = 0
+FARTHEST = 64
 LONGEST_TIME = 20.0  # log(1 + seconds): 15 years
 DROPOUT_LEVELS = 256
 
@@ -31,10 +32,14 @@ class Dropout(nn.Module):
         if not self.training or not self.n_dropped:
             return values
         n_words = -(-values.numel() // 8)
-        words = torch.randint(-(1 << 63), (1 << 63) - 1, (n_words,), device=values.device)  # (words,)
+        words = torch.randint(
+            -(1 << 63), (1 << 63) - 1, (n_words,), device=values.device
+        )  # (words,)
         bytes_ = words.view(torch.uint8)[: values.numel()].view(values.shape)  # (...)
         kept = torch.ge(bytes_, self.n_dropped, out=torch.empty_like(values))  # (...)
-        return values * kept.mul_(DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped))  # (...)
+        return values * kept.mul_(
+            DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped)
+        )  # (...)
 
 
 class LogTimeBasis(nn.Module):
@@ -50,21 +55,29 @@ class LogTimeBasis(nn.Module):
         super().__init__()
         self.n_functions = n_functions
         self.step = LONGEST_TIME / (n_functions - 1)
-        self.register_buffer("knots", torch.arange(n_functions) * self.step, persistent=False)
+        self.register_buffer(
+            "knots", torch.arange(n_functions) * self.step, persistent=False
+        )
 
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
-        distance = (_log(seconds).unsqueeze(-1) - self.knots).abs() / self.step  # (..., K)
+        distance = (
+            _log(seconds).unsqueeze(-1) - self.knots
+        ).abs() / self.step  # (..., K)
         return (1.0 - distance).clamp(min=0.0)  # (..., K)
 
     def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Find seconds (...) among the knots: piece i (int64) for a position (float) between i and i + 1."""
         positions = _log(seconds) / self.step  # (...)
-        return positions.long().clamp(max=self.n_functions - 2), positions  # (...), (...)
+        return positions.long().clamp(
+            max=self.n_functions - 2
+        ), positions  # (...), (...)
 
 
 def _log(seconds: Tensor) -> Tensor:
-    return torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(max=LONGEST_TIME)  # (...)
+    return torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(
+        max=LONGEST_TIME
+    )  # (...)
 
 
 class Relations(NamedTuple):
@@ -77,7 +90,9 @@ class Relations(NamedTuple):
     def take(self, positions: Tensor) -> Relations:
         """Keep the query tokens at positions (B, Q)."""
         n_rows = positions.shape[0]
-        pieces, log_positions, distance = (take_tokens(part.expand(n_rows, -1, -1), positions) for part in self)
+        pieces, log_positions, distance = (
+            take_tokens(part.expand(n_rows, -1, -1), positions) for part in self
+        )
         return Relations(pieces, log_positions, distance)
 
 
@@ -92,7 +107,9 @@ class EventBlocks(nn.Module):
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.gap_basis = LogTimeBasis(N_GAP_KNOTS)
-        self.blocks = nn.ModuleList([EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)])
+        self.blocks = nn.ModuleList(
+            [EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)]
+        )
         self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
 
     def forward(self, tokens: Tensor, times: Tensor, groups: Tensor) -> Tensor:
@@ -108,7 +125,9 @@ class EventBlocks(nn.Module):
             tokens = block(tokens, relations)  # (B, T, D)
         return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
 
-    def encode_at(self, tokens: Tensor, times: Tensor, groups: Tensor, positions: Tensor) -> Tensor:
+    def encode_at(
+        self, tokens: Tensor, times: Tensor, groups: Tensor, positions: Tensor
+    ) -> Tensor:
         """Encode the token at one position (B,) of each row, without the others in the last block: (B, D)."""
         positions = positions.unsqueeze(1)  # (B, 1)
         if len(self.blocks) > 1:
@@ -117,18 +136,28 @@ class EventBlocks(nn.Module):
                 tokens = block(tokens, relations)  # (B, T, D)
             relations = relations.take(positions)
         else:
-            query_groups = groups.expand(positions.shape[0], -1).gather(1, positions)  # (B, 1)
-            relations = self.relate(times.gather(1, positions), query_groups, times, groups)
+            query_groups = groups.expand(positions.shape[0], -1).gather(
+                1, positions
+            )  # (B, 1)
+            relations = self.relate(
+                times.gather(1, positions), query_groups, times, groups
+            )
         last = self.blocks[-1](tokens, relations, positions)  # (B, 1, D)
         return self.norm(last).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
-    def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
+    def relate(
+        self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor
+    ) -> Relations:
         """Relate query tokens (B, Q) to all tokens (B, T), of which the first is the start token."""
         gaps = query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1)  # (B, Q, L)
         pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L)
         pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
         distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
-        return Relations(pieces, functional.pad(log_positions, (1, 0)), distance.clamp(MASKED - 1, FARTHEST) + 1)
+        return Relations(
+            pieces,
+            functional.pad(log_positions, (1, 0)),
+            distance.clamp(MASKED - 1, FARTHEST) + 1,
+        )
 
 
 class EventBlock(nn.Module):
@@ -140,33 +169,51 @@ class EventBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
-        self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # the bias at each knot
+        self.gap_bias = nn.Linear(
+            N_GAP_KNOTS, n_heads, bias=False
+        )  # the bias at each knot
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.Linear(2 * dim, dim)
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * dim),
+            nn.GELU(),
+            Dropout(dropout),
+            nn.Linear(2 * dim, dim),
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: Tensor, relations: Relations, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, relations: Relations, positions: Tensor | None = None
+    ) -> Tensor:
         """Let the tokens at `positions` (B, Q), all of them by default, read the tokens (B, T, D): (B, Q, D)."""
         bias = self.distance_logits(relations.distance)  # (B, H, Q, T)
-        bias = bias + self.gap_logits(relations.pieces, relations.log_positions)  # (B, H, Q, T)
+        bias = bias + self.gap_logits(
+            relations.pieces, relations.log_positions
+        )  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
-        queries = tokens if positions is None else take_tokens(tokens, positions)  # (B, Q, D)
+        queries = (
+            tokens if positions is None else take_tokens(tokens, positions)
+        )  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
         return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def distance_logits(self, distance: Tensor) -> Tensor:
         """Look up the bias of each distance (B, Q, T), -inf where a token is masked: (B, H, Q, T)."""
-        tables = functional.pad(self.distance_bias.weight.T, (1, 0), value=float("-inf"))  # (H, masked and distances)
+        tables = functional.pad(
+            self.distance_bias.weight.T, (1, 0), value=float("-inf")
+        )  # (H, masked and distances)
         return _look_up(tables, distance)  # (B, H, Q, T)
 
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
         """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""
         values = self.gap_bias.weight  # (H, K)
         slopes = values.diff(dim=1)  # (H, pieces)
-        starts = values[:, :-1] - slopes * torch.arange(slopes.shape[1], device=slopes.device)  # (H, pieces)
-        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K): no gap weighs nothing
+        starts = values[:, :-1] - slopes * torch.arange(
+            slopes.shape[1], device=slopes.device
+        )  # (H, pieces)
+        lines = functional.pad(
+            torch.cat([starts, slopes]), (0, 1)
+        )  # (2 H, K): no gap weighs nothing
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)
 
@@ -175,8 +222,12 @@ class EventBlock(nn.Module):
         query, key, value = self.project_in(tokens).chunk(3, dim=-1)  # (B, T, D) each
         if positions is not None:
             query = take_tokens(query, positions)  # (B, Q, D)
-        query, key, value = map(self.split_heads, (query, key, value))  # (B, H, Q, D / H), (B, H, T, D / H) both
-        query = query / math.sqrt(query.shape[-1])  # before the product: of float16 it could be too large
+        query, key, value = map(
+            self.split_heads, (query, key, value)
+        )  # (B, H, Q, D / H), (B, H, T, D / H) both
+        query = query / math.sqrt(
+            query.shape[-1]
+        )  # before the product: of float16 it could be too large
         logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = logits.softmax(dim=-1) @ value  # (B, H, Q, D / H)
         return self.project_out(self.join_heads(mixed))  # type: ignore[no-any-return]  # (B, Q, D)
@@ -186,16 +237,24 @@ class EventBlock(nn.Module):
         if self.n_heads == 1:
             return tokens.unsqueeze(1)  # (B, 1, T, D)
         n_batch, n_tokens, dim = tokens.shape
-        return tokens.reshape(n_batch, n_tokens, self.n_heads, dim // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
+        return tokens.reshape(
+            n_batch, n_tokens, self.n_heads, dim // self.n_heads
+        ).transpose(1, 2)  # (B, H, T, D / H)
 
     def join_heads(self, heads: Tensor) -> Tensor:
         """Undo `split_heads`: (B, H, T, D / H) to (B, T, D); a reshape would not export with several heads."""
-        return heads.squeeze(1) if self.n_heads == 1 else torch.cat(heads.unbind(1), dim=-1)  # (B, T, D)
+        return (
+            heads.squeeze(1)
+            if self.n_heads == 1
+            else torch.cat(heads.unbind(1), dim=-1)
+        )  # (B, T, D)
 
 
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     """Take the tokens (B, T, D) at positions (B, Q): (B, Q, D)."""
-    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))  # (B, Q, D)
+    return tokens.gather(
+        1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
+    )  # (B, Q, D)
 
 
 def _look_up(tables: Tensor, index: Tensor) -> Tensor:
@@ -204,5 +263,9 @@ def _look_up(tables: Tensor, index: Tensor) -> Tensor:
     By a gather: on a CPU, an embedding of one or two numbers takes thirty times as long.
     """
     n_batch, n_queries, _ = index.shape
-    spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_queries, -1)  # (B, H, Q, K)
-    return spread.gather(3, index.unsqueeze(1).expand(-1, len(tables), -1, -1))  # (B, H, Q, T)
+    spread = (
+        tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_queries, -1)
+    )  # (B, H, Q, K)
+    return spread.gather(
+        3, index.unsqueeze(1).expand(-1, len(tables), -1, -1)
+    )  # (B, H, Q, T)

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
+from serve.files import write_file
 
 CHECKPOINTS = "checkpoints"
 ORIGIN = "origin"
@@ -33,7 +33,9 @@ class RunCheckpoints(TorchCheckpointIO):
         """Remember what the run is made of: JSON values by name, nested or not."""
         self.origin = json.loads(json.dumps(origin))
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         """Replace the file; a kill or a full disk leaves the old one or the new one."""
         content = io.BytesIO()
         torch.save({**checkpoint, ORIGIN: self.origin}, content)
@@ -41,7 +43,9 @@ class RunCheckpoints(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_file(Path(path), _head(body) + body)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         """Read the file on the CPU; a file of another run is refused by the first difference."""
         checkpoint = read_checkpoint(Path(path))
         for difference in compare(checkpoint.get(ORIGIN, {}), self.origin):
@@ -55,14 +59,19 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint on the CPU; its hash is compared first."""
     content = path.read_bytes()
     if content[:HEAD_BYTES] != _head(content[HEAD_BYTES:]):
-        raise BundleError(f"{path} is torn or altered: its hash differs; leave --ckpt_path out to start anew")
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(content[HEAD_BYTES:]), map_location="cpu", weights_only=True)
+        raise BundleError(
+            f"{path} is torn or altered: its hash differs; leave --ckpt_path out to start anew"
+        )
+    checkpoint: dict[str, Any] = torch.load(
+        io.BytesIO(content[HEAD_BYTES:]), map_location="cpu", weights_only=True
+    )
     return checkpoint
 
 
 def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
     """Yield the values in which two runs differ, as text."""
-    old, new = dict(_flatten(there)), dict(_flatten(here))
+    old = dict(_flatten(there))
+    new = dict(_flatten(here))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} is {_show(old, name)} there and {_show(new, name)} here"

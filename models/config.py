@@ -46,11 +46,25 @@ class ModelConfig:
         for name in ("n_blocks", "neighbours", "negatives"):
             self._check(name, int, lambda value: value >= 0, "an integer from 0")
         for name in ("dropout", "id_dropout"):
-            self._check(name, (int, float), lambda value: 0 <= value < 1, "a number from 0 to below 1")
-        self._check("learning_rate", (int, float), lambda value: 0 < value < math.inf, "a finite number above 0")
-        self._check("similarity", str, lambda value: value in ("dot", "cosine"), "dot, cosine")
+            self._check(
+                name,
+                (int, float),
+                lambda value: 0 <= value < 1,
+                "a number from 0 to below 1",
+            )
+        self._check(
+            "learning_rate",
+            (int, float),
+            lambda value: 0 < value < math.inf,
+            "a finite number above 0",
+        )
+        self._check(
+            "similarity", str, lambda value: value in ("dot", "cosine"), "dot, cosine"
+        )
 
-    def _check(self, name: str, kinds: Any, is_allowed: Callable[[Any], bool], allowed: str) -> None:
+    def _check(
+        self, name: str, kinds: Any, is_allowed: Callable[[Any], bool], allowed: str
+    ) -> None:
         value = getattr(self, name)
         is_right = isinstance(value, kinds) and not isinstance(value, bool)
         if value is not None and not (is_right and is_allowed(value)):
@@ -83,4 +97,6 @@ class Recipe:
     def to_config(self) -> ModelConfig:
         """Return the public keys."""
         values = asdict(self)
-        return ModelConfig(**{field.name: values[field.name] for field in fields(ModelConfig)})
+        return ModelConfig(
+            **{field.name: values[field.name] for field in fields(ModelConfig)}
+        )

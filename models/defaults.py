@@ -15,20 +15,35 @@ from serve.schema import Similarity
 
 LONG_HISTORY = 40  # mean events of a user above which two blocks and less dropout pay
 MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the mean: a robot says nothing of the others
-MANY_EVENTS = 200_000  # events from which on less dropout is needed where they have an order
+MANY_EVENTS = (
+    200_000  # events from which on less dropout is needed where they have an order
+)
 MAX_WITH_NEIGHBOURS = 100_000
 """Items above which item-item weights, fitted on the most popular items, would say too little."""
-MAX_WEIGHTS, MAX_NEIGHBOURS = 2**23, 1024  # item-item weights of all items, and of one, in sets and small catalogues
-MANY_ITEMS, MANY_ITEMS_OF_LONG, MANY_ITEMS_OF_REQUESTS = 5_000, 3_000, 20_000
+MAX_WEIGHTS = (
+    2**23
+)  # item-item weights of all items, and of one, in sets and small catalogues
+MAX_NEIGHBOURS = 1024
+MANY_ITEMS = 5_000
+MANY_ITEMS_OF_LONG = 3_000
+MANY_ITEMS_OF_REQUESTS = 20_000
 """Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
-NEGATIVES, NEGATIVES_OF_REQUESTS = 1024, 4096
-SHARE_OF_LONG, MAX_OF_LONG = 0.3, 8192  # long histories sample this share of the catalogue, up to a limit
-TARGETS_SHOWN, TARGETS_SHOWN_OF_LONG = 2_400_000, 24_000_000
+NEGATIVES = 1024
+NEGATIVES_OF_REQUESTS = 4096
+SHARE_OF_LONG = 0.3  # long histories sample this share of the catalogue, up to a limit
+MAX_OF_LONG = 8192
+TARGETS_SHOWN = 2_400_000
+TARGETS_SHOWN_OF_LONG = 24_000_000
 """Targets that a training shows over all epochs; two blocks need more."""
-CUTOFFS_SHOWN, EPOCHS_OF_REPEATS = 16_000, 8
+CUTOFFS_SHOWN = 16_000
+EPOCHS_OF_REPEATS = 8
 """User timelines that a training with repeats shows over all epochs, and its fewest epochs."""
-EPOCHS_OF_SETS, MIN_EPOCHS, MAX_EPOCHS = 4, 12, 24
-MIN_STEPS, MIN_STEPS_OF_REPEATS, MIN_BATCH = 16, 8, 16
+EPOCHS_OF_SETS = 4
+MIN_EPOCHS = 12
+MAX_EPOCHS = 24
+MIN_STEPS = 16
+MIN_STEPS_OF_REPEATS = 8
+MIN_BATCH = 16
 """Batches of an epoch: little data makes small batches rather than few."""
 WARMUP_SHARE = 0.25  # largest share of all steps in which the rate may rise
 
@@ -98,7 +113,11 @@ class DataCounts:
     def shape(self) -> str:
         if self.is_repeated:
             return "items are consumed again"
-        return "events have no order" if self.is_set else f"{self.mean_history:.0f} events a user"
+        return (
+            "events have no order"
+            if self.is_set
+            else f"{self.mean_history:.0f} events a user"
+        )
 
     @property
     def catalogue(self) -> str:
@@ -123,27 +142,39 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
     return DataCounts(
-        n_examples=int(history.clip(upper=FOLDS).sum()) if has_no_order else len(history),
+        n_examples=int(history.clip(upper=FOLDS).sum())
+        if has_no_order
+        else len(history),
         n_items=rows["item_id"].nunique(),
         n_unused=int((~tables.items["item_id"].isin(rows["item_id"])).sum()),
         n_events=len(rows),
         mean_history=float(history.clip(upper=MAX_OF_MEDIAN * history.median()).mean()),
         is_set=has_no_order,
         is_repeated=config.repeats == "allow",
-        is_ordered=config.ties == "ordered" and config.repeats == "exclude" and not has_no_order,
+        is_ordered=config.ties == "ordered"
+        and config.repeats == "exclude"
+        and not has_no_order,
         has_content=bool(config.features.item),
         has_context=bool(config.features.context),
     )
 
 
-def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list[Choice]]:
+def choose_recipe(
+    config: ModelConfig, counts: DataCounts
+) -> tuple[Recipe, list[Choice]]:
     """Return the recipe of a configuration, and the choices made for the keys that it leaves open."""
     family = FAMILIES[counts.family]
     if config.neighbours and not family.neighbours:
-        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed where data.ties is simultaneous: 0")
-    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(ModelConfig)}
+        raise SchemaError(
+            f"model.neighbours is {config.neighbours}; allowed where data.ties is simultaneous: 0"
+        )
+    values: dict[str, Any] = {
+        field.name: getattr(config, field.name) for field in fields(ModelConfig)
+    }
     default = _default_values(counts, family)
-    choices = [Choice(name, *default[name]) for name, value in values.items() if value is None]
+    choices = [
+        Choice(name, *default[name]) for name, value in values.items() if value is None
+    ]
     values |= {choice.name: choice.value for choice in choices}
     n_heads = 2 if family.n_blocks == 2 and values["dim"] % 2 == 0 else 1
     n_steps = values["max_epochs"] * math.ceil(counts.n_examples / values["batch_size"])
@@ -153,22 +184,38 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
 
 def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, str]]:
     """Return the value of each key, with its reason."""
-    shape, events, epochs = counts.shape, f"{counts.n_events:,} events, {counts.shape}", _epochs(counts)
-    dropout = family.dropout_of_many if counts.n_events >= MANY_EVENTS else family.dropout
+    shape = counts.shape
+    events = f"{counts.n_events:,} events, {counts.shape}"
+    epochs = _epochs(counts)
+    dropout = (
+        family.dropout_of_many if counts.n_events >= MANY_EVENTS else family.dropout
+    )
     neighbours = _neighbours(counts, family)
     id_dropout = family.id_dropout if counts.has_content else 0.0
     return {
         "dim": (family.dim, shape),
         "n_blocks": (family.n_blocks, shape),
         "dropout": (dropout, events),
-        "id_dropout": (id_dropout, f"{shape}: content places {'items too' if id_dropout else 'cold items alone'}"),
+        "id_dropout": (
+            id_dropout,
+            f"{shape}: content places {'items too' if id_dropout else 'cold items alone'}",
+        ),
         "similarity": (family.similarity, shape),
-        "neighbours": (neighbours, f"{counts.catalogue}: weights of items that follow each other or go together"),
+        "neighbours": (
+            neighbours,
+            f"{counts.catalogue}: weights of items that follow each other or go together",
+        ),
         "negatives": (_negatives(counts), counts.catalogue),
         "learning_rate": (family.learning_rate, shape),
-        "batch_size": (_batch_size(counts, family), f"{counts.n_examples:,} examples, {shape}"),
+        "batch_size": (
+            _batch_size(counts, family),
+            f"{counts.n_examples:,} examples, {shape}",
+        ),
         "max_epochs": (epochs, f"{counts.n_examples:,} examples, {events}"),
-        "patience": (max(epochs // 3, 3) if counts.is_repeated else family.patience, shape),
+        "patience": (
+            max(epochs // 3, 3) if counts.is_repeated else family.patience,
+            shape,
+        ),
     }
 
 
@@ -186,7 +233,11 @@ def _negatives(counts: DataCounts) -> int:
         return 0
     if not counts.is_ordered:
         return NEGATIVES_OF_REQUESTS if counts.n_listed > MANY_ITEMS_OF_REQUESTS else 0
-    many = MANY_ITEMS_OF_LONG if counts.is_long and counts.n_events >= MANY_EVENTS else MANY_ITEMS
+    many = (
+        MANY_ITEMS_OF_LONG
+        if counts.is_long and counts.n_events >= MANY_EVENTS
+        else MANY_ITEMS
+    )
     if counts.n_listed <= many:
         return 0
     share = 2 ** round(math.log2(SHARE_OF_LONG * counts.n_listed))
@@ -201,7 +252,10 @@ def _batch_size(counts: DataCounts, family: Family) -> int:
 
 def _epochs(counts: DataCounts) -> int:
     if counts.is_repeated:
-        return min(max(round(CUTOFFS_SHOWN / max(counts.n_examples, 1)), EPOCHS_OF_REPEATS), MAX_EPOCHS)
+        return min(
+            max(round(CUTOFFS_SHOWN / max(counts.n_examples, 1)), EPOCHS_OF_REPEATS),
+            MAX_EPOCHS,
+        )
     if counts.is_set:
         return EPOCHS_OF_SETS
     shown = TARGETS_SHOWN_OF_LONG if counts.is_long else TARGETS_SHOWN

@@ -32,7 +32,6 @@ from serve.bundle import (
     write_index,
     write_items,
 )
-from serve.durable import write_file
 from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
 from serve.errors import BundleError
 from serve.events import (
@@ -46,43 +45,77 @@ from serve.events import (
     request_arrays,
     summarise_owned,
 )
+from serve.files import write_file
 from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import SPACE_ID, Tower
-from serve.versions import Stage
+from service.publish import Stage
 
 PARITY = 1e-5  # largest difference of a vector's entry between torch and ONNX on the exporting machine
 BATCHES = (1, 7, 256)  # rows of the compared inputs
 AXIS_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
 USER_AXES = {
-    **dict.fromkeys([f"history_{name}" for name in ("vectors", "events", "weights", "times", "groups")], "BL"),
-    **dict.fromkeys(("history_lengths", "request_times", "user_codes", "user_values"), "B"),
+    **dict.fromkeys(
+        [
+            f"history_{name}"
+            for name in ("vectors", "events", "weights", "times", "groups")
+        ],
+        "BL",
+    ),
+    **dict.fromkeys(
+        ("history_lengths", "request_times", "user_codes", "user_values"), "B"
+    ),
     **dict.fromkeys(("context_codes", "context_values"), "B"),
 }
 MEMORY_AXES = {
-    **dict.fromkeys([f"owned_{name}" for name in ("vectors", "users", "statistics", "preferences")], "E"),
+    **dict.fromkeys(
+        [f"owned_{name}" for name in ("vectors", "users", "statistics", "preferences")],
+        "E",
+    ),
     **dict.fromkeys(("user_statistics", "category_preferences"), "B"),
 }
 ITEM_AXES = dict.fromkeys(("item_codes", "item_values", "categories"), "N")
 
 
 def export_bundle(
-    towers: Towers, cold_items: ColdItems, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
+    towers: Towers,
+    cold_items: ColdItems,
+    schema: Schema,
+    items: pa.Table,
+    popularity: Floats,
+    stage: Stage,
+    seed: int,
 ) -> None:
     """Write towers, index, item-item weights, items and schema into a stage; refuse ONNX that differs from torch."""
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
     write_file(stage.path / SCHEMA, schema_bytes)
-    for name, content in zip((NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True):
+    for name, content in zip(
+        (NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True
+    ):
         write_file(stage.path / name, content)
     write_index(stage.path / INDEX, vectors)
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
-    cases = Cases(schema, vectors, towers.item_tower.dim, towers.categories.numpy(), np.random.default_rng(seed))
-    user, item = user_graph(towers.user_tower), item_graph(cold_items)
-    export_graph(user, cases.of_user([2, min(5, schema.history_length), 3]), stage.path / USER_TOWER, space_id)
+    cases = Cases(
+        schema,
+        vectors,
+        towers.item_tower.dim,
+        towers.categories.numpy(),
+        np.random.default_rng(seed),
+    )
+    user = user_graph(towers.user_tower)
+    item = item_graph(cold_items)
+    export_graph(
+        user,
+        cases.of_user([2, min(5, schema.history_length), 3]),
+        stage.path / USER_TOWER,
+        space_id,
+    )
     check_parity(user, stage.path / USER_TOWER, cases.of_users())
     export_graph(item, cases.of_item(3), stage.path / ITEM_TOWER, space_id)
-    check_parity(item, stage.path / ITEM_TOWER, {f"{n} items": cases.of_item(n) for n in BATCHES})
+    check_parity(
+        item, stage.path / ITEM_TOWER, {f"{n} items": cases.of_item(n) for n in BATCHES}
+    )
 
 
 @torch.no_grad()
@@ -98,7 +131,8 @@ class Exported(nn.Module):
 
     def __init__(self, part: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
-        self.part, self.run = part, run
+        self.part = part
+        self.run = run
 
     def forward(self, arrays: Tensors) -> Any:
         return self.run(self.part, arrays)
@@ -109,7 +143,9 @@ def run_user_tower(tower: UserTower, arrays: Tensors) -> Tensor | tuple[Tensor, 
     fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
     if tower.memory is None:
         return tower.finish(fused)  # (B, W)
-    return tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
+    return tower.remember(
+        fused, memory_inputs(arrays, arrays["owned_vectors"])
+    )  # (B, W), (E,)
 
 
 @dataclass(frozen=True)
@@ -117,15 +153,22 @@ class Graph:
     """A module to export, with the names of its inputs' dynamic axes and of its outputs."""
 
     module: nn.Module
-    axes: dict[str, str]  # input -> the letters of its dynamic axes, in the order in which torch flattens the inputs
+    axes: dict[
+        str, str
+    ]  # input -> the letters of its dynamic axes, in the order in which torch flattens the inputs
     outputs: tuple[str, ...]
 
     def run(self, arrays: Arrays) -> Arrays:
         """Run the module on named arrays."""
         with torch.no_grad():
-            outputs = self.module.eval()({name: torch.from_numpy(arrays[name]) for name in self.axes})
+            outputs = self.module.eval()(
+                {name: torch.from_numpy(arrays[name]) for name in self.axes}
+            )
         outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        return {name: output.numpy() for name, output in zip(self.outputs, outputs, strict=True)}
+        return {
+            name: output.numpy()
+            for name, output in zip(self.outputs, outputs, strict=True)
+        }
 
 
 def user_graph(tower: UserTower) -> Graph:
@@ -136,7 +179,9 @@ def user_graph(tower: UserTower) -> Graph:
 
 
 def item_graph(cold_items: ColdItems) -> Graph:
-    run = Exported(cold_items, lambda part, arrays: part(*(arrays[name] for name in ITEM_AXES)))  # (N, W)
+    run = Exported(
+        cold_items, lambda part, arrays: part(*(arrays[name] for name in ITEM_AXES))
+    )  # (N, W)
     return Graph(run, ITEM_AXES, ("item_vectors",))
 
 
@@ -145,14 +190,21 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
 
     An exported forward asks a tensor for `shape[0]`: `len` makes it a constant in torch's first, faster way of tracing.
     """
-    shapes = {name: {i: AXIS_NAMES[axis] for i, axis in enumerate(axes)} for name, axes in graph.axes.items()}
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # on torchvision
+    shapes = {
+        name: {i: AXIS_NAMES[axis] for i, axis in enumerate(axes)}
+        for name, axes in graph.axes.items()
+    }
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(
+        logging.ERROR
+    )  # on torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             graph.module.eval(),
             (),
-            kwargs={"arrays": {name: torch.from_numpy(example[name]) for name in graph.axes}},
+            kwargs={
+                "arrays": {name: torch.from_numpy(example[name]) for name in graph.axes}
+            },
             dynamo=True,
             dynamic_shapes={"arrays": shapes},
             input_names=list(graph.axes),
@@ -164,8 +216,16 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         raise BundleError(f"{path.name}: torch exported nothing")
     model = program.model_proto
     whole = model.graph
-    for part in (*whole.node, *whole.value_info, *whole.initializer, *whole.input, *whole.output):
-        part.ClearField("metadata_props")  # source lines: paths of this machine, and names that differ each time
+    for part in (
+        *whole.node,
+        *whole.value_info,
+        *whole.initializer,
+        *whole.input,
+        *whole.output,
+    ):
+        part.ClearField(
+            "metadata_props"
+        )  # source lines: paths of this machine, and names that differ each time
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
 
@@ -176,7 +236,9 @@ def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
     for case, arrays in cases.items():
         got = tower.run({name: arrays[name] for name in tower.inputs})
         for name, expected in graph.run(arrays).items():
-            difference = np.abs(got[name] - expected) / max(1.0, float(np.abs(expected).max(initial=0)))
+            difference = np.abs(got[name] - expected) / max(
+                1.0, float(np.abs(expected).max(initial=0))
+            )
             if difference.size and not difference.max() <= PARITY:
                 raise BundleError(
                     f"{path.name}, {case}: output '{name}' differs from torch by {difference.max():.2e}; "
@@ -200,33 +262,53 @@ class Cases:
         cases: dict[str, Arrays] = {}
         for batch in BATCHES:
             drawn = self.rng.integers(0, longest, batch).tolist()
-            lengths = {"0": [0] * batch, "1": [1] * batch, "max": [longest] * batch, "any": drawn}
-            cases |= {f"batch {batch}, history {name}": self.of_user(counts) for name, counts in lengths.items()}
+            lengths = {
+                "0": [0] * batch,
+                "1": [1] * batch,
+                "max": [longest] * batch,
+                "any": drawn,
+            }
+            cases |= {
+                f"batch {batch}, history {name}": self.of_user(counts)
+                for name, counts in lengths.items()
+            }
         return cases
 
     def of_user(self, counts: list[int]) -> Arrays:
         """Make the user tower's inputs for histories of these lengths, with drawn features."""
-        schema, events = self.schema, self.draw_events(counts)
+        schema = self.schema
+        events = self.draw_events(counts)
         moment = np.full(len(events), schema.data_until, dtype=np.int64)
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
-        user, context = (draw_features(schema.features(side), len(events), self.rng) for side in ("user", "context"))
+        user, context = (
+            draw_features(schema.features(side), len(events), self.rng)
+            for side in ("user", "context")
+        )
         arrays |= request_arrays(moment, user, context, schema)
         if schema.repeats == "allow":
             rates = self.rng.normal(size=len(self.vectors)).astype(np.float32)
-            owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
-            arrays |= owned_arrays(owned, self.categories, count_categories(schema.item_features))
+            owned = summarise_owned(
+                events, moment, schema.decay_days, len(schema.event_types), rates
+            )
+            arrays |= owned_arrays(
+                owned, self.categories, count_categories(schema.item_features)
+            )
             arrays["owned_vectors"] = self.vectors[owned.item_row]
         return arrays
 
     def draw_events(self, counts: list[int]) -> Events:
         """Draw histories of these lengths from few items, so that some occur again."""
-        schema, rng = self.schema, self.rng
-        total, segment = sum(counts), np.repeat(np.arange(len(counts)), counts)
+        schema = self.schema
+        rng = self.rng
+        total = sum(counts)
+        segment = np.repeat(np.arange(len(counts)), counts)
         times = schema.data_until - (rng.integers(0, 300, total) * DAY).astype(np.int64)
         return Events(
             item_row=rng.integers(0, max(1, len(self.vectors) // 3), total),
-            time=times[np.lexsort((times, segment))] if schema.has_datetime else np.zeros(total, dtype=np.int64),
+            time=times[np.lexsort((times, segment))]
+            if schema.has_datetime
+            else np.zeros(total, dtype=np.int64),
             event=rng.integers(1, FIRST_CODE + len(schema.event_types), total),
             weight=rng.integers(1, 5, total).astype(np.float32),
             offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
@@ -237,13 +319,22 @@ class Cases:
         item_features = self.schema.item_features
         features = draw_features(item_features, n, self.rng)
         width = sum(feature.kind == "categorical" for feature in item_features)
-        categories = self.rng.integers(0, max(1, count_categories(item_features)), (n, width))
-        return {"item_codes": features.codes, "item_values": features.values, "categories": categories}
+        categories = self.rng.integers(
+            0, max(1, count_categories(item_features)), (n, width)
+        )
+        return {
+            "item_codes": features.codes,
+            "item_values": features.values,
+            "categories": categories,
+        }
 
 
-def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generator) -> EncodedFeatures:
+def draw_features(
+    features: tuple[Feature, ...], n: int, rng: np.random.Generator
+) -> EncodedFeatures:
     """Draw codes (one at least, then padding) with unknown ones, and numbers and vectors with some missing."""
-    codes, values = [np.zeros((n, 0), dtype=np.int64)], [np.zeros((n, 0))]
+    codes = [np.zeros((n, 0), dtype=np.int64)]
+    values = [np.zeros((n, 0))]
     for feature, _ in code_slices(features):
         drawn = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
         counts = rng.integers(1, feature.width + 1, (n, 1))
@@ -252,4 +343,6 @@ def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generato
         is_missing = rng.random((n, 1)) < 0.2
         drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
         values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
-    return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1).astype(np.float32))
+    return EncodedFeatures(
+        np.concatenate(codes, axis=1), np.concatenate(values, axis=1).astype(np.float32)
+    )

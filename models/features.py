@@ -28,7 +28,9 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
         super().__init__()
         slices = code_slices(features)
-        offsets, column_offsets, columns = 0, [], []
+        offsets = 0
+        column_offsets = []
+        columns = []
         for position, (feature, span) in enumerate(slices):
             column_offsets += [offsets] * (span.stop - span.start)
             columns += [position] * (span.stop - span.start)
@@ -38,12 +40,24 @@ class FeatureEmbedding(nn.Module):
         self.has_single_codes = len(columns) == len(slices)
         self.table = nn.Embedding(max(offsets, 1), dim)
         stops = [span.stop for _, span in value_slices(features)]
-        self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))  # (V, D)
-        self.register_buffer("missing_columns", torch.tensor(stops, dtype=torch.int64) - 1, persistent=False)
-        self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
+        self.number_table = nn.Parameter(
+            torch.empty(max(stops, default=0), dim)
+        )  # (V, D)
+        self.register_buffer(
+            "missing_columns",
+            torch.tensor(stops, dtype=torch.int64) - 1,
+            persistent=False,
+        )
+        self.register_buffer(
+            "code_offsets",
+            torch.tensor(column_offsets, dtype=torch.int64),
+            persistent=False,
+        )
         membership = torch.zeros(len(columns), max(len(slices), 1))
         membership[torch.arange(len(columns)), columns] = 1.0
-        self.register_buffer("feature_of_column", membership, persistent=False)  # (C, features)
+        self.register_buffer(
+            "feature_of_column", membership, persistent=False
+        )  # (C, features)
         self._catalogue: tuple[Tensor, Tensor, Tensor] | None = None
         self.reset_parameters()
 
@@ -61,7 +75,12 @@ class FeatureEmbedding(nn.Module):
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Embed rows of codes (B, C) int64 and values (B, V) float32, (B, D)."""
         if not self.has_features:
-            return torch.zeros(codes.shape[0], self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
+            return torch.zeros(
+                codes.shape[0],
+                self.dim,
+                dtype=self.table.weight.dtype,
+                device=codes.device,
+            )  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
         return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)
@@ -84,36 +103,55 @@ class FeatureEmbedding(nn.Module):
         return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)
 
     def _add_values(self, summed: Tensor, values: Tensor) -> Tensor:
-        return summed + values @ self.number_table if len(self.number_table) else summed  # (B, D)
+        return (
+            summed + values @ self.number_table if len(self.number_table) else summed
+        )  # (B, D)
 
     def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
         ONNX would loop over an `embedding_bag`, so that an exported graph holds the (B, C, D) that it avoids.
         """
-        rows, weight = codes + self.code_offsets, self.table.weight  # (B, C), (codes, D)
-        if torch.compiler.is_exporting() and self.has_single_codes:  # a code has all, or is padding, of zeros
+        rows = codes + self.code_offsets  # (B, C), (codes, D)
+        weight = self.table.weight
+        if (
+            torch.compiler.is_exporting() and self.has_single_codes
+        ):  # a code has all, or is padding, of zeros
             return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
         share = self._share(codes, dtype)  # (B, C)
         if torch.compiler.is_exporting():
-            return (functional.embedding(rows, weight) * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
-        return functional.embedding_bag(rows, weight, mode="sum", per_sample_weights=share)  # (B, D)
+            return (functional.embedding(rows, weight) * share.unsqueeze(-1)).sum(
+                dim=1
+            )  # (B, D)
+        return functional.embedding_bag(
+            rows, weight, mode="sum", per_sample_weights=share
+        )  # (B, D)
 
     def _share(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the weight of each code (B, C) in the mean of its feature, (B, C)."""
         present = (codes != PADDING).to(dtype)  # (B, C)
         per_feature = present @ self.feature_of_column  # (B, features)
-        return present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
+        return present / (per_feature @ self.feature_of_column.T).clamp(
+            min=1.0
+        )  # (B, C)
 
-    def _share_matrices(self, codes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def _share_matrices(
+        self, codes: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         """Return the shares of all table rows in all items as sparse matrices, (N, codes) and (codes, N)."""
         is_code = codes != PADDING  # (N, C)
-        index = torch.stack([is_code.nonzero()[:, 0], (codes + self.code_offsets)[is_code]])  # (2, K)
+        index = torch.stack(
+            [is_code.nonzero()[:, 0], (codes + self.code_offsets)[is_code]]
+        )  # (2, K)
         share = self._share(codes, dtype)[is_code]  # (K,)
         size = (len(codes), self.table.num_embeddings)
-        shares = torch.sparse_coo_tensor(index, share, size, check_invariants=False).coalesce()
+        shares = torch.sparse_coo_tensor(
+            index, share, size, check_invariants=False
+        ).coalesce()
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+            warnings.filterwarnings(
+                "ignore", message=".*Sparse CSR tensor support is in beta.*"
+            )
             return shares.to_sparse_csr(), shares.t().coalesce().to_sparse_csr()
 
 
@@ -123,7 +161,9 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
-        with torch.autocast(table.device.type, enabled=False):  # there is no such product of halves
+        with torch.autocast(
+            table.device.type, enabled=False
+        ):  # there is no such product of halves
             return matrix @ table  # (N, D)
 
     @staticmethod

@@ -14,7 +14,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich import get_console
@@ -24,10 +29,11 @@ from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.two_tower import NDCG, TwoTower
 from serve.bundle import CURVES, LOGS
-from serve.durable import write_file
 from serve.errors import SchemaError, say
+from serve.files import write_file
 
-BEST, LAST = "best", "last"
+BEST = "best"
+LAST = "last"
 MONITOR = "val_ndcg_recent"
 N_RECENT = 3  # validations that are averaged: of few users, one epoch differs from the next by chance
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
@@ -61,18 +67,33 @@ class EpochLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         """Add the mean of the last validations as a metric of its own."""
         metrics = trainer.callback_metrics
-        values = [row[NDCG] for row in self.rows if NDCG in row] + [float(metrics[NDCG])]
+        values = [row[NDCG] for row in self.rows if NDCG in row] + [
+            float(metrics[NDCG])
+        ]
         recent = values[-N_RECENT:]
         metrics[MONITOR] = metrics[NDCG].new_tensor(sum(recent) / len(recent))
-        self.validated = {name: float(value) for name, value in metrics.items() if name.startswith("val_")}
+        self.validated = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name.startswith("val_")
+        }
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         """Add the epoch; the checkpoint is written after this."""
         loss = float(trainer.callback_metrics[LOSS])
-        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, LOSS: loss, **self.validated}
+        row = {
+            "epoch": trainer.current_epoch + 1,
+            "step": trainer.global_step,
+            LOSS: loss,
+            **self.validated,
+        }
         self.rows.append(row)
         self.validated = {}
         names = list(dict.fromkeys(name for one in self.rows for name in one))
@@ -83,44 +104,72 @@ class EpochLog(Callback):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, text.getvalue().encode())
         if self.prints:
-            figures = ", ".join(f"{name} {row[name]:.4f}" for name in (LOSS, NDCG) if name in row)
-            get_console().print(f"epoch {row['epoch']} of {trainer.max_epochs}: {figures}", highlight=False)
+            figures = ", ".join(
+                f"{name} {row[name]:.4f}" for name in (LOSS, NDCG) if name in row
+            )
+            get_console().print(
+                f"epoch {row['epoch']} of {trainer.max_epochs}: {figures}",
+                highlight=False,
+            )
 
 
 class Pace(Callback):
     """Measure the targets a second of training, without validation, and the seconds until the best validation."""
 
     def __init__(self) -> None:
-        self.n_targets, self.best = 0, float("-inf")
+        self.n_targets = 0
+        self.best = float("-inf")
         self.training = self.to_best = 0.0
         self.started = self.resumed = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
         pace = self.n_targets / max(self.training, 1e-9)
-        return {"targets_per_second": round(pace, 1), "seconds_to_best": round(self.to_best, 2)}
+        return {
+            "targets_per_second": round(pace, 1),
+            "seconds_to_best": round(self.to_best, 2),
+        }
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.started = self.resumed = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        self.n_targets += int(batch.is_target.sum()) if isinstance(batch, WindowBatch) else len(batch.target_rows)
+        self.n_targets += (
+            int(batch.is_target.sum())
+            if isinstance(batch, WindowBatch)
+            else len(batch.target_rows)
+        )
         now = time.perf_counter()
         self.training += now - self.resumed
         self.resumed = now
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.resumed, value = time.perf_counter(), float(trainer.callback_metrics.get(MONITOR, self.best))
+    def on_validation_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        self.resumed = time.perf_counter()
+        value = float(trainer.callback_metrics.get(MONITOR, self.best))
         if value > self.best:
-            self.best, self.to_best = value, self.resumed - self.started
+            self.best = value
+            self.to_best = self.resumed - self.started
 
 
 class ResumedStopping(EarlyStopping):
     """Stop by the validation; a training that had stopped and is resumed does not begin another epoch."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
+        trainer.should_stop = (
+            self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+        )
 
 
 def fit(
@@ -138,7 +187,9 @@ def fit(
     below the run's folder; a checkpoint of another origin (JSON values) is refused. The schedule may be longer than
     `max_epochs`.
     """
-    checkpoints, pace, options = folder / CHECKPOINTS / stage, Pace(), dict(trainer_options)
+    checkpoints = folder / CHECKPOINTS / stage
+    pace = Pace()
+    options = dict(trainer_options)
     patience = model.recipe.patience if data.validation_batches else None
     has_bar = bool(options.pop("enable_progress_bar", True))
     shows_bar = has_bar and get_console().is_terminal
@@ -147,8 +198,15 @@ def fit(
     callbacks = [log, pace, *bar, *_make_checkpoints(checkpoints, patience)]
     last = checkpoints / f"{LAST}.ckpt"
     with _quiet_lightning():
-        trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is None, options)
-        trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+        trainer = _make_trainer(
+            callbacks, RunCheckpoints(origin), max_epochs, patience is None, options
+        )
+        trainer.fit(
+            model,
+            data,
+            ckpt_path=str(last) if last.exists() else None,
+            weights_only=True,
+        )
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
     kept = last if patience is None else checkpoints / f"{BEST}.ckpt"
@@ -172,24 +230,43 @@ def list_callbacks(given: Callback | Sequence[Callback] | None) -> list[Callback
 
 
 def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
-    options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    options: dict[str, Any] = {
+        "save_on_train_epoch_end": True,
+        "enable_version_counter": False,
+    }
     last = ModelCheckpoint(folder, LAST, **options)
     if patience is None:
         return [last]
-    stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)  # `fit` reports a missing one
-    return [stopping, ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options), last]
+    stopping = ResumedStopping(
+        MONITOR, mode="max", patience=patience, strict=False
+    )  # `fit` reports a missing one
+    return [
+        stopping,
+        ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options),
+        last,
+    ]
 
 
 def _make_trainer(
-    callbacks: list[Callback], plugin: RunCheckpoints, max_epochs: int, is_unvalidated: bool, options: dict[str, Any]
+    callbacks: list[Callback],
+    plugin: RunCheckpoints,
+    max_epochs: int,
+    is_unvalidated: bool,
+    options: dict[str, Any],
 ) -> pl.Trainer:
     callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
     if options.get("precision") not in PRECISIONS:
-        raise SchemaError(f"trainer.precision is {options['precision']!r}; allowed: 32-true, 16-mixed, bf16-mixed")
+        raise SchemaError(
+            f"trainer.precision is {options['precision']!r}; allowed: 32-true, 16-mixed, bf16-mixed"
+        )
     ours: dict[str, Any] = {
-        "enable_progress_bar": any(isinstance(one, RichProgressBar) for one in callbacks),
+        "enable_progress_bar": any(
+            isinstance(one, RichProgressBar) for one in callbacks
+        ),
         "max_epochs": max_epochs,
-        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # others, as of a Mac, lack 64 bit numbers
+        "accelerator": "cuda"
+        if torch.cuda.is_available()
+        else "cpu",  # others, as of a Mac, lack 64 bit numbers
         "devices": 1,
         "deterministic": "warn",  # threads would sum the gradients of gathered rows in any order
         "logger": False,
@@ -201,10 +278,17 @@ def _make_trainer(
     }
     try:
         trainer = pl.Trainer(**{**ours, **options}, callbacks=callbacks)
-    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
+    except (
+        MisconfigurationException,
+        ValueError,
+        TypeError,
+        ModuleNotFoundError,
+    ) as error:
         raise SchemaError(f"trainer: {say(error)}") from error
     if trainer.world_size > 1:
-        raise SchemaError(f"trainer: {trainer.world_size} processes; allowed: one device of one node")
+        raise SchemaError(
+            f"trainer: {trainer.world_size} processes; allowed: one device of one node"
+        )
     return trainer
 
 
@@ -229,5 +313,7 @@ def _load_weights(model: TwoTower, path: Path) -> int:
     model.cpu().eval()
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
-            raise FloatingPointError(f"after training '{name}' is not finite: lower --model.learning_rate")
+            raise FloatingPointError(
+                f"after training '{name}' is not finite: lower --model.learning_rate"
+            )
     return int(checkpoint["epoch"]) + 1

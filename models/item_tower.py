@@ -11,7 +11,9 @@ from models.features import FeatureEmbedding
 from serve.encode import category_features, count_categories
 from serve.schema import Schema
 
-AFFINITY_DIM = 16  # entries for the user's preference for categories, where a memory learns it
+AFFINITY_DIM = (
+    16  # entries for the user's preference for categories, where a memory learns it
+)
 
 
 class ItemTower(nn.Module):
@@ -27,15 +29,26 @@ class ItemTower(nn.Module):
         self.dim = recipe.dim
         self.similarity = recipe.similarity
         self.id_dropout = recipe.id_dropout
-        self.affinity_dim = AFFINITY_DIM if schema.repeats == "allow" and category_features(features) else 0
+        self.affinity_dim = (
+            AFFINITY_DIM
+            if schema.repeats == "allow" and category_features(features)
+            else 0
+        )
         self.id_table = nn.Embedding(n_items, self.dim)
         self.content = FeatureEmbedding(features, self.dim)
-        self.affinity_table = nn.Embedding(max(count_categories(features), 1), self.affinity_dim)
+        self.affinity_table = nn.Embedding(
+            max(count_categories(features), 1), self.affinity_dim
+        )
         nn.init.normal_(self.id_table.weight, std=0.02)
         nn.init.zeros_(self.affinity_table.weight)
 
     def forward(
-        self, item_rows: Tensor, content: Tensor, categories: Tensor, popularity: Tensor, has_content: Tensor
+        self,
+        item_rows: Tensor,
+        content: Tensor,
+        categories: Tensor,
+        popularity: Tensor,
+        has_content: Tensor,
     ) -> Tensor:
         """Make vectors (N, W) from ids (N,), content (N, D), affinity rows (N, F) and popularity (N, P).
 
@@ -44,14 +57,24 @@ class ItemTower(nn.Module):
         """
         ids = self.id_table(item_rows)  # (N, D)
         if self.training and self.id_dropout > 0:
-            is_dropped = torch.rand(len(item_rows), device=ids.device) < self.id_dropout  # (N,)
+            is_dropped = (
+                torch.rand(len(item_rows), device=ids.device) < self.id_dropout
+            )  # (N,)
             ids = ids * (~(is_dropped & has_content)).unsqueeze(1)  # (N, D)
-        return self.complete(self.normalise(ids + content), categories, popularity)  # (N, W)
+        return self.complete(
+            self.normalise(ids + content), categories, popularity
+        )  # (N, W)
 
     def complete(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
         """Complete taste (N, D) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
-        return torch.cat([taste, affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)
+        return torch.cat(
+            [taste, affinity, popularity.to(taste.dtype)], dim=-1
+        )  # (N, W)
 
     def normalise(self, taste: Tensor) -> Tensor:
-        return functional.normalize(taste, dim=-1) if self.similarity == "cosine" else taste  # (N, D)
+        return (
+            functional.normalize(taste, dim=-1)
+            if self.similarity == "cosine"
+            else taste
+        )  # (N, D)

@@ -19,7 +19,9 @@ from serve.schema import Schema
 
 N_STATE_FEATURES = 8
 HIDDEN = 32  # width of the item score's layers
-FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.2, 0.2, 0.3
+FIRST_TASTE = 0.2
+FIRST_AFFINITY = 0.2
+FIRST_POPULARITY = 0.3
 PRODUCT_SCALE = 0.1
 PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a category
 
@@ -55,7 +57,9 @@ class Standardise(nn.Module):
         super().__init__()
         scale = rows.std(dim=0, correction=0)
         self.register_buffer("mean", rows.mean(dim=0))
-        self.register_buffer("scale", torch.where(scale > 1e-6, scale, torch.ones_like(scale)))
+        self.register_buffer(
+            "scale", torch.where(scale > 1e-6, scale, torch.ones_like(scale))
+        )
 
     def forward(self, rows: Tensor) -> Tensor:
         return ((rows - self.mean) / self.scale).clamp(-5.0, 5.0)  # the shape of `rows`
@@ -70,20 +74,35 @@ class Memory(nn.Module):
     category_shares: Tensor
     first_gates: Tensor
 
-    def __init__(self, schema: Schema, recipe: Recipe, affinity_dim: int, sample: MemorySample) -> None:
+    def __init__(
+        self, schema: Schema, recipe: Recipe, affinity_dim: int, sample: MemorySample
+    ) -> None:
         super().__init__()
-        self.dim, self.affinity_dim, self.n_decays = recipe.dim, affinity_dim, len(schema.decay_days)
+        self.dim = recipe.dim
+        self.affinity_dim = affinity_dim
+        self.n_decays = len(schema.decay_days)
         self.unit = recipe.logit_unit
         self.standardise = Standardise(sample.statistics)
         self.standardise_user = Standardise(sample.user_statistics)
-        n_statistics, n_user = sample.statistics.shape[1], sample.user_statistics.shape[1]
+        n_statistics = sample.statistics.shape[1]
+        n_user = sample.user_statistics.shape[1]
         shares = sample.category_preferences.sum(dim=0)  # (Q,)
-        shares = shares * len(category_features(schema.item_features)) / shares.sum().clamp(min=1e-12)  # (Q,)
+        shares = (
+            shares
+            * len(category_features(schema.item_features))
+            / shares.sum().clamp(min=1e-12)
+        )  # (Q,)
         self.register_buffer("category_shares", shares.clamp(min=1e-6))
         popularity_dim = len(schema.popularity_days)
-        first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY] + [FIRST_POPULARITY] * popularity_dim
-        self.register_buffer("first_gates", torch.tensor(first_gates) * self.unit)  # (2 + P,)
-        self.affinity_table = nn.Parameter(torch.empty(len(shares), affinity_dim))  # (Q, A)
+        first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY] + [
+            FIRST_POPULARITY
+        ] * popularity_dim
+        self.register_buffer(
+            "first_gates", torch.tensor(first_gates) * self.unit
+        )  # (2 + P,)
+        self.affinity_table = nn.Parameter(
+            torch.empty(len(shares), affinity_dim)
+        )  # (Q, A)
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(self.dim, N_STATE_FEATURES)
@@ -95,7 +114,9 @@ class Memory(nn.Module):
             nn.Linear(HIDDEN, 1),
         )
         self.skip = nn.Linear(self.n_decays, 1)
-        self.product_share = nn.Parameter(torch.tensor(1.0))  # of u . v_i that the memory takes back
+        self.product_share = nn.Parameter(
+            torch.tensor(1.0)
+        )  # of u . v_i that the memory takes back
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -110,13 +131,19 @@ class Memory(nn.Module):
                     nn.init.zeros_(module.bias)
             nn.init.zeros_(self.item_score[-1].weight)  # type: ignore[arg-type]
             nn.init.constant_(self.skip.weight, 0.5)
-            nn.init.constant_(self.skip.bias, 4.0)  # owned items begin above most others
+            nn.init.constant_(
+                self.skip.bias, 4.0
+            )  # owned items begin above most others
             self.product_share.fill_(1.0)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
         """Sum the taste vectors of each user's owned items by learned weights, to unit length, (B, D)."""
-        correction = self.profile_weight(self.standardise(inputs.owned_statistics)).squeeze(-1)  # (E,)
-        weights = inputs.owned_preferences * torch.exp(correction.clamp(-3.0, 3.0))  # (E,)
+        correction = self.profile_weight(
+            self.standardise(inputs.owned_statistics)
+        ).squeeze(-1)  # (E,)
+        weights = inputs.owned_preferences * torch.exp(
+            correction.clamp(-3.0, 3.0)
+        )  # (E,)
         vectors = inputs.owned_vectors[:, : self.dim] * weights.unsqueeze(-1)  # (E, D)
         summed = sum_by_user(vectors, inputs.owned_users, n_users)  # (B, D)
         return functional.normalize(summed, dim=-1, eps=1e-6)  # (B, D)
@@ -127,26 +154,41 @@ class Memory(nn.Module):
         log(1 + preference / (prior x share)) is the log ratio of the user's smoothed share to the overall one, less
         its value for an untouched category; that is the same for all categories of a user, so ranks do not change.
         """
-        return torch.log1p(preferences / (PRIOR_EVENTS * self.category_shares))  # (B, Q)
+        return torch.log1p(
+            preferences / (PRIOR_EVENTS * self.category_shares)
+        )  # (B, Q)
 
     def complete_vector(self, taste: Tensor, inputs: MemoryInputs) -> Tensor:
         """Add the profile to the taste (B, D) of recent events, and the affinity and popularity parts: (B, W)."""
         change = self.gates(self.standardise_user(inputs.user_statistics))  # (B, 2 + P)
         gates = self.first_gates * torch.exp(change.clamp(-4.0, 4.0))  # (B, 2 + P)
         taste = taste + gates[:, :1] * self.profile(inputs, taste.shape[0])  # (B, D)
-        affinity = gates[:, 1:2] * (self.category_lift(inputs.category_preferences) @ self.affinity_table)  # (B, A)
+        affinity = gates[:, 1:2] * (
+            self.category_lift(inputs.category_preferences) @ self.affinity_table
+        )  # (B, A)
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
-    def score_owned(self, state: Tensor, vectors: Tensor, inputs: MemoryInputs) -> Tensor:
+    def score_owned(
+        self, state: Tensor, vectors: Tensor, inputs: MemoryInputs
+    ) -> Tensor:
         """Score owned items beyond u . v_i, (E,), for fused states (B, D) and complete user vectors (B, W)."""
         statistics = self.standardise(inputs.owned_statistics)  # (E, S)
-        of_user = torch.cat([self.standardise_user(inputs.user_statistics), self.project_state(state)], dim=1)
-        product = (vectors[inputs.owned_users] * inputs.owned_vectors).sum(dim=1, keepdim=True)  # (E, 1)
+        of_user = torch.cat(
+            [self.standardise_user(inputs.user_statistics), self.project_state(state)],
+            dim=1,
+        )
+        product = (vectors[inputs.owned_users] * inputs.owned_vectors).sum(
+            dim=1, keepdim=True
+        )  # (E, 1)
         product = product / self.unit  # (E, 1) in units of logits
         columns = [statistics, of_user[inputs.owned_users], PRODUCT_SCALE * product]
         learned = self.item_score(torch.cat(columns, dim=1))  # (E, 1)
-        frequency = functional.softplus(learned + self.skip(statistics[:, : self.n_decays]))  # (E, 1)
-        return self.unit * (frequency - self.product_share * product).squeeze(-1)  # (E,)
+        frequency = functional.softplus(
+            learned + self.skip(statistics[:, : self.n_decays])
+        )  # (E, 1)
+        return self.unit * (frequency - self.product_share * product).squeeze(
+            -1
+        )  # (E,)
 
 
 def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
@@ -156,9 +198,13 @@ def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
     index_add loses rows where a session has several threads.
     """
     if torch.compiler.is_exporting():
-        is_of_user = torch.arange(n_users, device=users.device).unsqueeze(1) == users  # (B, E)
+        is_of_user = (
+            torch.arange(n_users, device=users.device).unsqueeze(1) == users
+        )  # (B, E)
         return is_of_user.to(values.dtype) @ values  # (B, any)
-    return values.new_zeros(n_users, values.shape[1]).index_add(0, users, values)  # (B, any)
+    return values.new_zeros(n_users, values.shape[1]).index_add(
+        0, users, values
+    )  # (B, any)
 
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:

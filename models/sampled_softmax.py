@@ -46,18 +46,27 @@ class NegativeSampler:
         if not n_negatives:
             return None
         is_target = target_counts > 0  # (N,)
-        n_items, n_targets = len(target_counts), int(is_target.sum())
-        copies = torch.where(is_target, max(1, round((n_items - n_targets) / max(n_targets, 1))), 1)  # (N,)
+        n_items = len(target_counts)
+        n_targets = int(is_target.sum())
+        copies = torch.where(
+            is_target, max(1, round((n_items - n_targets) / max(n_targets, 1))), 1
+        )  # (N,)
         pool = torch.arange(n_items).repeat_interleave(copies)  # (P,)
-        return cls(n_negatives, pool, (n_negatives * copies.double() / len(pool)).log().float())
+        return cls(
+            n_negatives, pool, (n_negatives * copies.double() / len(pool)).log().float()
+        )
 
     def to(self, device: torch.device) -> NegativeSampler:
         """Draw on a device."""
-        return replace(self, pool=self.pool.to(device), log_expected=self.log_expected.to(device))
+        return replace(
+            self, pool=self.pool.to(device), log_expected=self.log_expected.to(device)
+        )
 
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""
-        places = torch.randint(len(self.pool), (self.n_negatives,), device=self.pool.device)  # (K,)
+        places = torch.randint(
+            len(self.pool), (self.n_negatives,), device=self.pool.device
+        )  # (K,)
         rows = self.pool[places]  # (K,)
         return Negatives(rows, self.log_expected[rows])
 
@@ -70,34 +79,50 @@ class Masked:
     of_row: Tensor  # (R,) window or request of each row
 
 
-def sampled_window_loss(users: Tensor, items: Tensor, batch: WindowBatch, negatives: Negatives) -> Tensor:
+def sampled_window_loss(
+    users: Tensor, items: Tensor, batch: WindowBatch, negatives: Negatives
+) -> Tensor:
     """Average the cross entropy of targets against the negatives of the step, for users (M, W) over the temperature.
 
     Rows in `batch` and `negatives` are among the items (n, W) that the step needs.
     """
     targets = batch.targets
     positive = pair_logits(users, embedding(batch.history_rows[targets], items))  # (M,)
-    is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
-    rows, weights = torch.arange(len(users), device=users.device), batch.target_weights[targets]  # (M,) both
+    is_own = find_own(
+        batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items)
+    )  # (B, K)
+    rows = torch.arange(len(users), device=users.device)  # (M,) both
+    weights = batch.target_weights[targets]
     vectors = embedding(negatives.rows, items)  # (K, W)
     masked = Masked(is_own, targets[0])
-    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, positive, rows, weights)
+    return sampled_softmax_loss(
+        users, vectors, negatives.log_expected, masked, positive, rows, weights
+    )
 
 
-def sampled_novel_loss(users: Tensor, items: Tensor, batch: RequestBatch, negatives: Negatives) -> Tensor:
+def sampled_novel_loss(
+    users: Tensor, items: Tensor, batch: RequestBatch, negatives: Negatives
+) -> Tensor:
     """Rank the targets that are not owned among the negatives that are neither owned nor targets, for users (B, W).
 
     Rows in `batch` and `negatives` are among the items (n, W) that the step needs; owned items that it does not need
     have row n.
     """
     is_novel = batch.target_owned < 0  # (M,)
-    rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]  # (novel targets,) both
+    rows = batch.target_users[is_novel]  # (novel targets,) both
+    targets = batch.target_rows[is_novel]
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
-    pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])  # (E + novel targets,) both
+    pairs = (
+        torch.cat([batch.owned_users, rows]),
+        torch.cat([batch.owned_rows, targets]),
+    )  # (E + novel targets,) both
     is_own = mark_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
     masked = Masked(is_own, torch.arange(len(users), device=users.device))
-    weights, vectors = batch.target_weights[is_novel], embedding(negatives.rows, items)  # (novel targets,), (K, W)
-    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, logits, rows, weights)
+    weights = batch.target_weights[is_novel]  # (novel targets,), (K, W)
+    vectors = embedding(negatives.rows, items)
+    return sampled_softmax_loss(
+        users, vectors, negatives.log_expected, masked, logits, rows, weights
+    )
 
 
 def sampled_softmax_loss(
@@ -118,24 +143,49 @@ def sampled_softmax_loss(
     """
     weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
-    shifts = torch.where(masked.is_own, float("-inf"), -log_expected).to(logits.dtype)  # (B, K)
-    arguments = (*map(at_least_float32, (users, negatives)), shifts, masked.of_row, logits, target_rows, shares)
+    shifts = torch.where(masked.is_own, float("-inf"), -log_expected).to(
+        logits.dtype
+    )  # (B, K)
+    arguments = (
+        *map(at_least_float32, (users, negatives)),
+        shifts,
+        masked.of_row,
+        logits,
+        target_rows,
+        shares,
+    )
     with torch.autocast(users.device.type, enabled=False):
         log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
     return log_sums - (shares * logits).sum()  # scalar
 
 
-def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int) -> Tensor:
+def find_own(
+    history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int
+) -> Tensor:
     """Mark the negatives (K,) that occur in windows (B, L) of so many events (B,): they are owned, (B, K) bool."""
     positions = torch.arange(history_rows.shape[1], device=history_rows.device)  # (L,)
-    rows = torch.where(positions < lengths.unsqueeze(1), history_rows, n_items)  # (B, L)
-    is_own = torch.zeros(len(rows), n_items + 1, dtype=torch.bool, device=rows.device)  # (B, N + 1)
-    return is_own.scatter_(1, rows, True).gather(1, negative_rows.expand(len(rows), -1))  # (B, K)
+    rows = torch.where(
+        positions < lengths.unsqueeze(1), history_rows, n_items
+    )  # (B, L)
+    is_own = torch.zeros(
+        len(rows), n_items + 1, dtype=torch.bool, device=rows.device
+    )  # (B, N + 1)
+    return is_own.scatter_(1, rows, True).gather(
+        1, negative_rows.expand(len(rows), -1)
+    )  # (B, K)
 
 
-def mark_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_rows: Tensor, n_items: int) -> Tensor:
+def mark_owned(
+    owned_users: Tensor,
+    owned_rows: Tensor,
+    n_users: int,
+    negative_rows: Tensor,
+    n_items: int,
+) -> Tensor:
     """Do as `find_own` for pairs of a user and an item, (E,) both, row `n_items` being no item: (B, K)."""
-    is_own = torch.zeros(n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device)  # (B, N + 1)
+    is_own = torch.zeros(
+        n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device
+    )  # (B, N + 1)
     is_own[owned_users, owned_rows] = True
     return is_own.gather(1, negative_rows.expand(n_users, -1))  # (B, K)
 
@@ -162,28 +212,49 @@ class _WeightedLogSumExp(torch.autograd.Function):
         shares: Tensor,
     ) -> Tensor:
         total = positive.new_zeros(())  # scalar
-        grads = torch.empty_like(users), torch.zeros_like(negatives), torch.empty_like(positive)  # (R, W), (K, W), (M,)
+        grads = (
+            torch.empty_like(users),
+            torch.zeros_like(negatives),
+            torch.empty_like(positive),
+        )  # (R, W), (K, W), (M,)
         grad_users, grad_negatives, grad_positive = grads
         size = max(1, CHUNK_CELLS // max(len(negatives), 1))
         starts = list(range(0, len(users), size))
-        room = users.new_empty(min(size, len(users)), len(negatives))  # (chunk, K) of every chunk
-        bounds = torch.searchsorted(target_rows, torch.tensor([*starts, len(users)], device=users.device)).tolist()
+        room = users.new_empty(
+            min(size, len(users)), len(negatives)
+        )  # (chunk, K) of every chunk
+        bounds = torch.searchsorted(
+            target_rows, torch.tensor([*starts, len(users)], device=users.device)
+        ).tolist()
         for i, start in enumerate(starts):
-            span, targets = slice(start, start + size), slice(bounds[i], bounds[i + 1])
+            span = slice(start, start + size)
+            targets = slice(bounds[i], bounds[i + 1])
             rows = of_row[span]  # (chunk,)
-            logits = torch.index_select(shifts, 0, rows, out=room[: len(rows)])  # (chunk, K)
+            logits = torch.index_select(
+                shifts, 0, rows, out=room[: len(rows)]
+            )  # (chunk, K)
             logits.addmm_(users[span], negatives.T)  # (chunk, K)
-            most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
+            most = logits.amax(dim=1, keepdim=True).clamp(
+                min=torch.finfo(logits.dtype).min
+            )  # (chunk, 1)
             powers = logits.sub_(most).exp_()  # (chunk, K)
             sums = powers.sum(dim=1)  # (chunk,)
             place = target_rows[targets] - start  # (targets of the chunk,)
             rest = (sums.log() + most.squeeze(1))[place]  # (targets of the chunk,)
-            log_sums = torch.logaddexp(positive[targets], rest)  # (targets of the chunk,)
+            log_sums = torch.logaddexp(
+                positive[targets], rest
+            )  # (targets of the chunk,)
             total += (shares[targets] * log_sums).sum()  # scalar
-            grad_positive[targets] = shares[targets] * (positive[targets] - log_sums).exp()  # (targets of the chunk,)
-            others = shares[targets] * (rest - log_sums).exp()  # (targets of the chunk,)
+            grad_positive[targets] = (
+                shares[targets] * (positive[targets] - log_sums).exp()
+            )  # (targets of the chunk,)
+            others = (
+                shares[targets] * (rest - log_sums).exp()
+            )  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
-            factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
+            factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(
+                1
+            )  # (chunk, 1)
             torch.mm(powers, negatives, out=grad_users[span]).mul_(factor)  # (chunk, W)
             grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
         ctx.save_for_backward(*grads)
@@ -193,5 +264,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # scalar
-        of_users, of_negatives, of_positive = (grad * part for part in ctx.saved_tensors)  # (R, W), (K, W), (M,)
+        of_users, of_negatives, of_positive = (
+            grad * part for part in ctx.saved_tensors
+        )  # (R, W), (K, W), (M,)
         return of_users, of_negatives, None, None, of_positive, None, None

@@ -14,7 +14,12 @@ from torch import Tensor, nn
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
 from models.losses import novel_loss, repeat_loss, window_loss
-from models.sampled_softmax import NegativeSampler, find_positions, sampled_novel_loss, sampled_window_loss
+from models.sampled_softmax import (
+    NegativeSampler,
+    find_positions,
+    sampled_novel_loss,
+    sampled_window_loss,
+)
 from models.towers import Towers
 from models.validation import request_ndcg
 
@@ -38,7 +43,9 @@ class TwoTower(pl.LightningModule):
     Under `cosine` logits are scores over a learned temperature; under `dot` the temperature is 1.
     """
 
-    def __init__(self, towers: Towers, recipe: Recipe, sampler: NegativeSampler | None, seed: int) -> None:
+    def __init__(
+        self, towers: Towers, recipe: Recipe, sampler: NegativeSampler | None, seed: int
+    ) -> None:
         """Wrap the towers; without a sampler, and with a memory, the softmax goes over the whole catalogue."""
         super().__init__()
         self.towers = towers
@@ -59,19 +66,36 @@ class TwoTower(pl.LightningModule):
         if self.sampler is not None:
             self.sampler = self.sampler.to(self.device)
 
-    def on_train_batch_start(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, batch: WindowBatch | RequestBatch, batch_idx: int
+    ) -> None:
         """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it."""
-        if batch_idx == 0:  # Lightning skips the start of a resumed epoch, and making the iterator draws a number
+        if (
+            batch_idx == 0
+        ):  # Lightning skips the start of a resumed epoch, and making the iterator draws a number
             torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
-    def training_step(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> Tensor:
-        loss = self.window_step(batch) if isinstance(batch, WindowBatch) else self.request_step(batch)
+    def training_step(
+        self, batch: WindowBatch | RequestBatch, batch_idx: int
+    ) -> Tensor:
+        loss = (
+            self.window_step(batch)
+            if isinstance(batch, WindowBatch)
+            else self.request_step(batch)
+        )
         if not torch.isfinite(loss):  # before a step that would spoil every weight
             raise FloatingPointError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}: nothing is "
                 "published; lower --model.learning_rate, or look for extreme values in the features"
             )
-        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        self.log(
+            "train_loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=True,
+            batch_size=1,
+        )
         return loss
 
     def window_step(self, batch: WindowBatch) -> Tensor:
@@ -81,14 +105,24 @@ class TwoTower(pl.LightningModule):
         users = self.towers.window_vectors(batch, items)  # (M, W)
         return window_loss(users / self.temperature, items, batch)
 
-    def sampled_window_step(self, batch: WindowBatch, sampler: NegativeSampler) -> Tensor:
+    def sampled_window_step(
+        self, batch: WindowBatch, sampler: NegativeSampler
+    ) -> Tensor:
         """Compute only the item vectors that histories and negatives need."""
         negatives = sampler.draw()
-        needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
-        distinct, positions = torch.unique(needed, return_inverse=True)  # (n,), (B * L + K,)
+        needed = torch.cat(
+            [batch.history_rows.flatten(), negatives.rows]
+        )  # (B * L + K,)
+        distinct, positions = torch.unique(
+            needed, return_inverse=True
+        )  # (n,), (B * L + K,)
         n_history = batch.history_rows.numel()
-        local = batch._replace(history_rows=positions[:n_history].view_as(batch.history_rows))
-        items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
+        local = batch._replace(
+            history_rows=positions[:n_history].view_as(batch.history_rows)
+        )
+        items = self.towers.some_item_vectors(
+            distinct, self.towers.no_popularity
+        )  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
         negatives = replace(negatives, rows=positions[n_history:])
         return sampled_window_loss(users / self.temperature, items, local, negatives)
@@ -103,12 +137,22 @@ class TwoTower(pl.LightningModule):
             return novel_loss(users, items, batch)
         return repeat_loss(users, bonus / self.temperature, items, batch)
 
-    def sampled_request_step(self, batch: RequestBatch, sampler: NegativeSampler) -> Tensor:
+    def sampled_request_step(
+        self, batch: RequestBatch, sampler: NegativeSampler
+    ) -> Tensor:
         """Do as `sampled_window_step` with the targets of each request."""
         negatives = sampler.draw()
-        needed = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
-        distinct, positions = torch.unique(torch.cat(needed), return_inverse=True)  # (n,), (B * L + M + K,)
-        history, targets, rows = torch.split(positions, [len(part) for part in needed])  # (B * L,), (M,), (K,)
+        needed = (
+            batch.history_rows.flatten(),
+            batch.target_rows,
+            negatives.rows,
+        )  # (B * L,), (M,), (K,)
+        distinct, positions = torch.unique(
+            torch.cat(needed), return_inverse=True
+        )  # (n,), (B * L + M + K,)
+        history, targets, rows = torch.split(
+            positions, [len(part) for part in needed]
+        )  # (B * L,), (M,), (K,)
         local = batch._replace(
             history_rows=history.view_as(batch.history_rows),
             target_rows=targets,
@@ -116,7 +160,9 @@ class TwoTower(pl.LightningModule):
         )
         items = self.towers.some_item_vectors(distinct, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
-        return sampled_novel_loss(users / self.temperature, items, local, replace(negatives, rows=rows))
+        return sampled_novel_loss(
+            users / self.temperature, items, local, replace(negatives, rows=rows)
+        )
 
     def on_validation_epoch_start(self) -> None:
         self.validation_values = {}
@@ -132,8 +178,15 @@ class TwoTower(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        values = {view: np.concatenate(parts) for view, parts in self.validation_values.items()}
-        means = {view: float(measured.mean()) for view, measured in values.items() if len(measured)}
+        values = {
+            view: np.concatenate(parts)
+            for view, parts in self.validation_values.items()
+        }
+        means = {
+            view: float(measured.mean())
+            for view, measured in values.items()
+            if len(measured)
+        }
         for view, value in means.items():
             self.log(f"{NDCG}_{view}", value)
         self.log(NDCG, float(np.mean(list(means.values()) or [0.0])), prog_bar=True)
@@ -148,20 +201,37 @@ class TwoTower(pl.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.towers.named_parameters():
             groups.setdefault(self.rate_of(name), []).append(parameter)
-        temperature = {"params": [self.log_temperature], "weight_decay": 0.0}  # decay would pull it towards 1
+        temperature = {
+            "params": [self.log_temperature],
+            "weight_decay": 0.0,
+        }  # decay would pull it towards 1
         optimizer = torch.optim.AdamW(
-            [temperature, *({"params": parameters, "lr": rate} for rate, parameters in groups.items())],
+            [
+                temperature,
+                *(
+                    {"params": parameters, "lr": rate}
+                    for rate, parameters in groups.items()
+                ),
+            ],
             lr=self.recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=WEIGHT_DECAY,
-            fused=self.trainer.precision != "16-mixed",  # there gradients are to be unscaled before they are clipped
+            fused=self.trainer.precision
+            != "16-mixed",  # there gradients are to be unscaled before they are clipped
         )
-        steps_per_epoch = self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
-        n_steps = int(self.recipe.max_epochs * steps_per_epoch)  # the schedule's, also where training ends earlier
+        steps_per_epoch = self.trainer.estimated_stepping_batches / max(
+            self.trainer.max_epochs or 1, 1
+        )
+        n_steps = int(
+            self.recipe.max_epochs * steps_per_epoch
+        )  # the schedule's, also where training ends earlier
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_cosine(step, self.recipe.warmup_steps, n_steps)
         )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
 
     def configure_gradient_clipping(
         self,
@@ -170,7 +240,11 @@ class TwoTower(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradients; Lightning refuses to where the optimiser is fused, even without float16."""
-        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        clip = (
+            nn.utils.clip_grad_value_
+            if gradient_clip_algorithm == "value"
+            else nn.utils.clip_grad_norm_
+        )
         if gradient_clip_val:
             clip(self.parameters(), gradient_clip_val)
 

@@ -44,7 +44,10 @@ from train import Config, run
 
 # %%
 SAMPLE = PROJECT / "datamodules" / "sample"
-events = pd.read_parquet(SAMPLE / "interactions.parquet", columns=["user_id", "item_id", "datetime", "weight"])
+events = pd.read_parquet(
+    SAMPLE / "interactions.parquet",
+    columns=["user_id", "item_id", "datetime", "weight"],
+)
 users = pd.read_parquet(SAMPLE / "users.parquet")
 items = pd.read_parquet(SAMPLE / "items.parquet")
 
@@ -53,7 +56,9 @@ frequent = events["item_id"].value_counts().head(1000).index
 events = events[events["item_id"].isin(frequent)]
 users = users[users["user_id"] <= 300]
 items = items[items["item_id"].isin(frequent)]
-print(f"{len(events):,} purchase lines, {len(users)} households, {len(items):,} products")
+print(
+    f"{len(events):,} purchase lines, {len(users)} households, {len(items):,} products"
+)
 
 # %% [markdown]
 # ## Train
@@ -65,7 +70,11 @@ print(f"{len(events):,} purchase lines, {len(users)} households, {len(items):,} 
 config = Config(
     data=DataConfig(
         features=FeaturesConfig(
-            user={"age": "categorical", "income": "categorical", "kids_count": "categorical"},
+            user={
+                "age": "categorical",
+                "income": "categorical",
+                "kids_count": "categorical",
+            },
             item={
                 "department": "categorical",
                 "category": "categorical",
@@ -93,7 +102,10 @@ finished = run(config, (events, users, items))
 # %%
 test = finished.metrics["test"]
 results = pd.DataFrame(
-    {view: {model: views[view]["NDCG@20"] for model, views in test.items()} for view in ("all", "repeat", "novel")}
+    {
+        view: {model: views[view]["NDCG@20"] for model, views in test.items()}
+        for view in ("all", "repeat", "novel")
+    }
 )
 print(results.round(4).to_string())
 
@@ -130,7 +142,11 @@ show(recommender.recommend([{"user_id": household}], k=5, filter_viewed=True))
 product = int(events["item_id"].value_counts().index[3])
 ids, cosines = recommender.similar_items(product, k=5)
 print(f"like {names[product]}:")
-print(pd.DataFrame({"product": names.reindex(ids).to_numpy(), "cosine": cosines}).to_string(index=False))
+print(
+    pd.DataFrame(
+        {"product": names.reindex(ids).to_numpy(), "cosine": cosines}
+    ).to_string(index=False)
+)
 
 # %% [markdown]
 # ## Somebody new, known by demographics alone
@@ -158,13 +174,21 @@ launch = {
 (vector,) = recommender.encode_items([launch])
 vectors = recommender.bundle.vectors
 taste = slice(0, config.model.dim)
-cosine = vectors[:, taste] @ vector[taste] / np.linalg.norm(vectors[:, taste], axis=1) / np.linalg.norm(vector[taste])
+cosine = (
+    vectors[:, taste]
+    @ vector[taste]
+    / np.linalg.norm(vectors[:, taste], axis=1)
+    / np.linalg.norm(vector[taste])
+)
 nearest = np.argsort(-cosine)[:5]
 catalogue = recommender.bundle.items.column("item_id").to_numpy()
 print(
-    pd.DataFrame({"product": names.reindex(catalogue[nearest]).to_numpy(), "cosine": cosine[nearest]}).to_string(
-        index=False
-    )
+    pd.DataFrame(
+        {
+            "product": names.reindex(catalogue[nearest]).to_numpy(),
+            "cosine": cosine[nearest],
+        }
+    ).to_string(index=False)
 )
 
 # %% [markdown]
@@ -177,11 +201,18 @@ print(
 centred = vectors[:, taste] - vectors[:, taste].mean(axis=0)
 _, _, directions = np.linalg.svd(centred, full_matrices=False)
 places = centred @ directions[:2].T
-department = items.set_index("item_id")["department"].reindex(catalogue).fillna("unknown").to_numpy()
+department = (
+    items.set_index("item_id")["department"]
+    .reindex(catalogue)
+    .fillna("unknown")
+    .to_numpy()
+)
 figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
 for name in pd.Series(department).value_counts().index[:6]:
     axes.scatter(*places[department == name].T, s=8, alpha=0.7, label=name.title())
-axes.set(xlabel="first direction", ylabel="second direction", title="Products by department")
+axes.set(
+    xlabel="first direction", ylabel="second direction", title="Products by department"
+)
 axes.legend(markerscale=2, frameon=False)
 figure.savefig(finished.bundle.parent / "map.svg")
 plt.show()

@@ -26,59 +26,109 @@ from evaluation.holdout import read_moment
 from evaluation.online import read_log
 from pipeline.config import Config, parse
 from serve.bundle import BUNDLE, FEEDBACK, METRICS, STATE, STATE_FILE, Bundle
-from serve.command_line import make_parser, run_command
-from serve.durable import make_private
-from serve.erasure import erase_forgotten, inherit_erasure_list
 from serve.errors import SchemaError
+from serve.files import make_private
 from serve.recommender import Recommender
 from serve.tables import write_table
-from serve.versions import Registry
+from service.command_line import make_parser, run_command
+from service.forget import erase_forgotten, inherit_erasure_list
+from service.registry import Registry
 
 VERDICT = "verdict.json"
 _TRAINED = "trained-"  # before the name of a run: the events that it is trained on
 
 
-def main(argv: Sequence[str] | None = None, program: str = "python -m pipeline.retrain") -> int:
+def main(
+    argv: Sequence[str] | None = None, program: str = "python -m pipeline.retrain"
+) -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, str(__doc__))
     add = parser.add_argument
-    add("--config", type=Path, required=True, metavar="FILE", help="configuration of the training")
-    add("--run", type=Path, required=True, metavar="DIR", help="folder of the run whose weights are trained on")
-    add("--state", type=Path, metavar="DIR", help="called 'state', with the log; default: in --registry or --run")
-    add("--out", type=Path, metavar="DIR", help="folder of the new run; default: that of --run with the next number")
-    add("--registry", type=Path, metavar="DIR", help="let the new version take over here if it is no worse")
-    add("--at", metavar="TIME", help="test on all events from then on: --data.split.kind time --data.split.at TIME")
+    add(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="configuration of the training",
+    )
+    add(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run whose weights are trained on",
+    )
+    add(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="called 'state', with the log; default: in --registry or --run",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the new run; default: that of --run with the next number",
+    )
+    add(
+        "--registry",
+        type=Path,
+        metavar="DIR",
+        help="let the new version take over here if it is no worse",
+    )
+    add(
+        "--at",
+        metavar="TIME",
+        help="test on all events from then on: --data.split.kind time --data.split.at TIME",
+    )
     gate.add_limits(parser)
     return run_command(lambda: retrain(*parser.parse_known_args(argv)))
 
 
 def retrain(given: argparse.Namespace, options: Sequence[str] = ()) -> None:
     """Export the log, train on, say what was done and, for a registry, let the gate decide."""
-    run, out = given.run, given.out or name_next(given.run)
+    run = given.run
+    out = given.out or name_next(given.run)
     state = given.state or (given.registry or run) / STATE
     if not (run / BUNDLE).is_dir():
-        raise SchemaError(f"{run} holds no '{BUNDLE}' to train on from; give the folder of a finished run")
-    registry = None if given.registry is None else Registry(given.registry, given.trusted_keys)
+        raise SchemaError(
+            f"{run} holds no '{BUNDLE}' to train on from; give the folder of a finished run"
+        )
+    registry = (
+        None if given.registry is None else Registry(given.registry, given.trusted_keys)
+    )
     if registry is not None and gate.has_taken_over(registry, out / BUNDLE):
         return
     log = export_log(state, out)
-    words = [f"--config={given.config}", f"--out={out}", f"--previous={run / BUNDLE}", f"--data.feedback={log}"]
+    words = [
+        f"--config={given.config}",
+        f"--out={out}",
+        f"--previous={run / BUNDLE}",
+        f"--data.feedback={log}",
+    ]
     words += ["--warm_start", "--ckpt_path=last"]  # where nothing was begun, it begins
-    words += [] if given.at is None else ["--data.split.kind=time", f"--data.split.at={given.at}"]
+    words += (
+        []
+        if given.at is None
+        else ["--data.split.kind=time", f"--data.split.at={given.at}"]
+    )
     config, text = parse([*words, *options], "pipeline.retrain")
     if registry is not None:
         check_test(config, registry)
     from pipeline.run import run_or_search, set_apart
 
     out.mkdir(parents=True, exist_ok=True)
-    home = state.absolute().parent / BUNDLE  # the erasure list of the service lies beside it, there is a bundle or not
+    home = (
+        state.absolute().parent / BUNDLE
+    )  # the erasure list of the service lies beside it, there is a bundle or not
     inherit_erasure_list(out, home)
     done = run_or_search(config, text)
     inherit_erasure_list(out, home)  # with those who were forgotten meanwhile
     erase_forgotten(out, Recommender.load(out / BUNDLE).profiles)
     describe(run, out)
     if registry is not None and done is not None:
-        given.candidate, given.out = done.bundle, out / VERDICT
+        given.candidate = done.bundle
+        given.out = out / VERDICT
         test = replace(set_apart(done.work), train=done.work.split.refit)
         gate.decide(given, lambda _: test)
 
@@ -90,12 +140,17 @@ def check_test(config: Config, registry: Registry) -> None:
         raise SchemaError(
             f"data.split.kind is {split.kind}; give --at: versions are compared on the days after it, seen by neither"
         )
-    gate.check_unseen(Bundle.load(registry.folder(registry.current())), read_moment(split.at, config.data.timezone))
+    gate.check_unseen(
+        Bundle.load(registry.folder(registry.current())),
+        read_moment(split.at, config.data.timezone),
+    )
 
 
 def name_next(run: Path) -> Path:
     """Name the run after a run: my, my-2, my-3."""
-    name, number = re.fullmatch(r"(.+?)(?:-(\d+))?", run.absolute().name, re.DOTALL).groups()  # type: ignore[union-attr]
+    name, number = re.fullmatch(
+        r"(.+?)(?:-(\d+))?", run.absolute().name, re.DOTALL
+    ).groups()  # type: ignore[union-attr]
     return run.absolute().with_name(f"{name}-{int(number or 1) + 1}")
 
 
@@ -106,9 +161,12 @@ def export_log(state: Path, out: Path) -> Path:
     """
     from models.checkpoints import CHECKPOINTS
 
-    source, path = state / STATE_FILE, state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
+    source = state / STATE_FILE
+    path = state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
     if not source.exists():
-        raise SchemaError(f"{source} does not exist; give the folder 'state' of a service that was asked")
+        raise SchemaError(
+            f"{source} does not exist; give the folder 'state' of a service that was asked"
+        )
     if path.exists() and any((out / name).exists() for name in (CHECKPOINTS, BUNDLE)):
         return path
     *_, events = read_log(source)
@@ -120,7 +178,11 @@ def export_log(state: Path, out: Path) -> Path:
 def describe(run: Path, out: Path) -> None:
     """Say what the training was, and how both bundles ranked their own tests."""
     was, now = (json.loads((folder / METRICS).read_bytes()) for folder in (run, out))
-    taken = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in now["data"]["feedback"].items() if count)
+    taken = ", ".join(
+        f"{count:,} {name.replace('_', ' ')}"
+        for name, count in now["data"]["feedback"].items()
+        if count
+    )
     sys.stdout.write(
         f"{out / BUNDLE}: version {now['version']}, {now['training']['epochs']} epochs from {was['version']} in "
         f"{now['timing']['training']:.0f} s\nlogged events: {taken or 'none'}\n"
@@ -131,8 +193,13 @@ def describe(run: Path, out: Path) -> None:
 def _say_figures(metrics: dict[str, Any]) -> str:
     from evaluation.evaluate import headline_metric
 
-    views, name = metrics.get("test", {}).get("bascule", {}), headline_metric(metrics["data"]["repeats"])
-    found = [f"{name} {figures[name]:.4f} ({view})" for view, figures in views.items() if name in figures]
+    views = metrics.get("test", {}).get("bascule", {})
+    name = headline_metric(metrics["data"]["repeats"])
+    found = [
+        f"{name} {figures[name]:.4f} ({view})"
+        for view, figures in views.items()
+        if name in figures
+    ]
     return ", ".join(found) or "not tested"
 
 

@@ -22,20 +22,33 @@ from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
 from evaluation.report import write_report
 from pipeline.config import Config, complete_text
-from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
-from pipeline.stages import Frames, console, fit_first, prepare, print_choices, print_previous, stage_bundle, train
+from pipeline.run_folder import (
+    Work,
+    declare_finished,
+    is_finished,
+    note_published,
+    refuse_replacing,
+)
+from pipeline.stages import (
+    Frames,
+    console,
+    fit_first,
+    prepare,
+    print_choices,
+    print_previous,
+    stage_bundle,
+    train,
+)
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
-from serve.command_line import undisturbed
-from serve.durable import write_file
-from serve.erasure import erase_forgotten
 from serve.errors import SchemaError, say
+from serve.files import write_file
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
-from serve.versions import Stage, publish
+from service.command_line import undisturbed
+from service.forget import erase_forgotten
+from service.publish import Stage, publish
 
-LITTLE_MEMORY = (
-    "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
-)
+LITTLE_MEMORY = "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
 
 
 @dataclass(frozen=True)
@@ -65,13 +78,20 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
     and FloatingPointError (the training diverged) publish nothing.
     """
     if config.tune.trials is not None:
-        raise SchemaError(f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`")
+        raise SchemaError(
+            f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`"
+        )
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage.beside)
         if is_finished(work.config, work.rows):
-            console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
-            return Run(stage.target, json.loads((config.out / METRICS).read_bytes()), work)
+            console.print(
+                f"{config.out} holds this run, finished: nothing is left to do",
+                markup=False,
+            )
+            return Run(
+                stage.target, json.loads((config.out / METRICS).read_bytes()), work
+            )
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
@@ -95,8 +115,13 @@ def run_or_search(config: Config, text: str) -> Run | None:
         search(config, text)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
-    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+    except (
+        MemoryError,
+        RuntimeError,
+    ) as error:  # on a CPU torch raises a plain RuntimeError
+        if not isinstance(
+            error, (MemoryError, torch.OutOfMemoryError)
+        ) and "can't allocate memory" not in str(error):
             raise
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
     return None
@@ -104,11 +129,15 @@ def run_or_search(config: Config, text: str) -> Run | None:
 
 def produce(work: Work, stage: Stage) -> Product:
     """Check the split, look for leaks, train, export into the stage and evaluate."""
-    started, config, tables, split = time.monotonic(), work.config, work.tables, work.split
+    started = time.monotonic()
+    config = work.config
+    tables = work.tables
+    split = work.split
     check_targets(split, config.data.repeats)
     check_files(split, config.data.split, tables.items)
     leaks = find_leaks(tables, split, config.data)
-    rejects, cleaning = work.report["rejects"], work.report["cleaning"]
+    rejects = work.report["rejects"]
+    cleaning = work.report["cleaning"]
     data = report_data(tables, rejects, cleaning, split, config.data, leaks)
     print_report(data, console)
     print_choices(work.choices)
@@ -119,40 +148,79 @@ def produce(work: Work, stage: Stage) -> Product:
     facts, recommender = stage_bundle(work, trained, stage)
     begun = time.monotonic()
     metrics, durations = measure(recommender, work)
-    seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
+    seconds |= durations | {
+        "evaluation": time.monotonic() - begun,
+        "total": time.monotonic() - started,
+    }
     training = {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
-        "chosen": {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices},
-        "warm_start": None if work.previous is None else work.previous.bundle.manifest.version,
-        "refinement": None if trained.refinement is None else asdict(trained.refinement),
+        "chosen": {
+            choice.name: {"value": choice.value, "reason": choice.reason}
+            for choice in work.choices
+        },
+        "warm_start": None
+        if work.previous is None
+        else work.previous.bundle.manifest.version,
+        "refinement": None
+        if trained.refinement is None
+        else asdict(trained.refinement),
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
     write_file(stage.path / MODEL_CARD, card.encode())
-    report = {"data": data, "timing": timing, "training": training, SNAPSHOT: take_snapshot(recommender)}
+    report = {
+        "data": data,
+        "timing": timing,
+        "training": training,
+        SNAPSHOT: take_snapshot(recommender),
+    }
     if (segments := recommender.bundle.segments) is not None:
-        report["segments"] = {"stability": segments.stability, "found": segments.describe()}
+        report["segments"] = {
+            "stability": segments.stability,
+            "found": segments.describe(),
+        }
     return Product(facts, recommender, metrics, report, only_targets(split.test))
 
 
-def measure(recommender: Recommender, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
+def measure(
+    recommender: Recommender, work: Work
+) -> tuple[dict[str, Any], dict[str, float]]:
     """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
-    config, parts = work.config, set_apart(work)
+    config = work.config
+    parts = set_apart(work)
     if not len(parts.test):
-        return {"protocol": {"split": work.split.kind, "note": "everything trains: nothing is left to test on"}}, {}
+        return {
+            "protocol": {
+                "split": work.split.kind,
+                "note": "everything trains: nothing is left to test on",
+            }
+        }, {}
     console.rule("evaluation of the bundle")
-    metrics = evaluate(recommender, parts, config.seed, config.evaluation.baselines, console.log)
-    durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
-    return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
+    metrics = evaluate(
+        recommender, parts, config.seed, config.evaluation.baselines, console.log
+    )
+    durations = {
+        name: record.pop("seconds")
+        for name, record in metrics["baselines"].items()
+        if "seconds" in record
+    }
+    return metrics, {
+        f"baseline_{name}": duration for name, duration in durations.items()
+    }
 
 
 def set_apart(work: Work) -> Parts:
     """Return what a run is tested on; groups are single-valued features of users and what is declared for audits."""
-    split, data = work.split, work.config.data
+    split = work.split
+    data = work.config.data
     features = data.features.of("user").values()
-    groups = [str(feature.column) for feature in features if feature.kind in ("categorical", "numeric")]
+    groups = [
+        str(feature.column)
+        for feature in features
+        if feature.kind in ("categorical", "numeric")
+    ]
     return Parts(
         test=only_targets(split.test),
         train=split.train,
@@ -166,12 +234,21 @@ def set_apart(work: Work) -> Parts:
 
 def release(work: Work, stage: Stage, product: Product) -> Run:
     """Publish the bundle together with its profiles, its metrics and what else lies beside it in the stage."""
-    config, metrics, profiles = work.config, product.metrics, product.recommender.profiles
-    published = {name: value for name, value in metrics.items() if name != "slices"}  # groups may be a few people
+    config = work.config
+    metrics = product.metrics
+    profiles = product.recommender.profiles
+    published = {
+        name: value for name, value in metrics.items() if name != "slices"
+    }  # groups may be a few people
     ready = stage.prepare(product.facts, published)
-    product.report["timing"][LATENCY] = time_answers(Recommender(Bundle.load(stage.path), profiles))  # in one thread
+    product.report["timing"][LATENCY] = time_answers(
+        Recommender(Bundle.load(stage.path), profiles)
+    )  # in one thread
     content = {"version": ready.version, **metrics, **product.report}
-    write_file(stage.beside / METRICS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_file(
+        stage.beside / METRICS,
+        (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
+    )
     write_report(stage.beside, config.out, content, product.recommender, product.test)
     stage_profiles(config.out / PROFILES, profiles, ready.version)
     erase_forgotten(config.out, profiles)
@@ -179,5 +256,7 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     with undisturbed():  # a signal ends the run before this, with nothing published, or after it, finished
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()
-        print_summary(console, config.out, metrics, headline_metric(config.data.repeats), item_id)
+        print_summary(
+            console, config.out, metrics, headline_metric(config.data.repeats), item_id
+        )
     return Run(bundle.path, metrics, work)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,42 +23,67 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.clock import find_zone
-from serve.discovery.segments import Segments
-from serve.durable import name_file, sync_folder, write_file
 from serve.errors import BundleError, SchemaError
+from serve.files import name_file, sync_folder, write_file
 from serve.index import Content, Floats, ItemIndex, Neighbours
 from serve.requests import check_seconds
-from serve.schema import DERIVED, Feature, IdType, Schema, Similarity, check_record
+from serve.schema import IdType, Schema, Similarity, check_record
+from serve.segments import Segments
 from serve.tower import Tower
 
 T = TypeVar("T")
 
 # Files of a run and of its bundle: their names are part of the contract.
-BUNDLE, PROFILES, STATE, LOGS, FEEDBACK = "bundle", "profiles", "state", "logs", "feedback"
-STATE_FILE, ITEMS_FILE = "state.db", "items.db"
-FIGURES, DRIFT = "figures.json", "drift.json"  # what was measured of a service: in `FEEDBACK`, and beside it
-METRICS, REPORT, CONFIG = "metrics.json", "report.html", "config.yaml"
-REJECTS, CURVES = "rejects.parquet", "metrics.csv"
-CURRENT, HISTORY = "CURRENT", "HISTORY"
-MANIFEST, SCHEMA, GOLDEN, MODEL_CARD = "manifest.json", "schema.json", "golden.json", "MODEL_CARD.md"
+BUNDLE = "bundle"
+PROFILES = "profiles"
+STATE = "state"
+LOGS = "logs"
+FEEDBACK = "feedback"
+STATE_FILE = "state.db"
+ITEMS_FILE = "items.db"
+FIGURES = "figures.json"  # what was measured of a service: in `FEEDBACK`, and beside it
+DRIFT = "drift.json"
+METRICS = "metrics.json"
+REPORT = "report.html"
+CONFIG = "config.yaml"
+REJECTS = "rejects.parquet"
+CURVES = "metrics.csv"
+CURRENT = "CURRENT"
+HISTORY = "HISTORY"
+MANIFEST = "manifest.json"
+SCHEMA = "schema.json"
+GOLDEN = "golden.json"
+MODEL_CARD = "MODEL_CARD.md"
 SIGNATURE = "manifest.sig"  # it may lie beside the manifest, which does not list it
-USER_TOWER, ITEM_TOWER = "user_tower.onnx", "item_tower.onnx"
-INDEX, ITEMS = "items.faiss", "items.parquet"
-NEIGHBOURS, NEIGHBOUR_OFFSETS = "item_neighbours.npy", "item_neighbour_offsets.npy"
+USER_TOWER = "user_tower.onnx"
+ITEM_TOWER = "item_tower.onnx"
+INDEX = "items.faiss"
+ITEMS = "items.parquet"
+NEIGHBOURS = "item_neighbours.npy"
+NEIGHBOUR_OFFSETS = "item_neighbour_offsets.npy"
 SEGMENTS = "segments.json"
 
 # Files that answering needs: a stage with these can be evaluated.
-ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS})
-PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # files of a published bundle beside its manifest
+ANSWERING = frozenset(
+    {SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS}
+)
+PUBLISHED = ANSWERING | {
+    GOLDEN,
+    MODEL_CARD,
+}  # files of a published bundle beside its manifest
 ALLOWED = PUBLISHED | {SEGMENTS}  # any other is refused
-FORMAT = 4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside the index
+FORMAT = (
+    4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside the index
+)
 MAX_BYTES = 1 << 20  # of a manifest
-TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
-_SIGNATURE = re.compile(rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n")  # the key's id and the signature
-_PUBLIC_KEY = re.compile(rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
+_SIGNATURE = re.compile(
+    rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n"
+)  # the key's id and the signature
+_PUBLIC_KEY = re.compile(
+    rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
+)
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
-_DAY, _MAX_EVENTS, _WORDS, _MAX_GOLDEN = 86_400, 20, 5, 1000  # of golden requests
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,12 @@ class Manifest:
 
     @classmethod
     def create(
-        cls, facts: Facts, space_id: str, dim: int, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
+        cls,
+        facts: Facts,
+        space_id: str,
+        dim: int,
+        files: Mapping[str, FileEntry],
+        metrics: Mapping[str, Any],
     ) -> Manifest:
         """Put a manifest together and hash it."""
         bare = cls(facts, space_id, files, dim, metrics, sha256="")
@@ -122,14 +150,28 @@ class Manifest:
         try:
             raw = json.loads(text) if len(text) <= MAX_BYTES else None
             if not isinstance(raw, dict) or "files" not in raw:
-                raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
+                raise BundleError(
+                    f"{MANIFEST} is not that of a bundle: it names no files"
+                )
             if raw.get("format") != FORMAT:
-                raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
+                raise BundleError(
+                    f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again"
+                )
             if _render(raw) != text or _hash(raw) != raw["sha256"]:
-                raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
+                raise BundleError(
+                    f"{MANIFEST} was altered after it was written: its hash differs; export again"
+                )
             del raw["format"]
-            facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts) if field.name in raw})
-            files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
+            facts = Facts(
+                **{
+                    field.name: raw.pop(field.name)
+                    for field in fields(Facts)
+                    if field.name in raw
+                }
+            )
+            files = {
+                name: FileEntry(**entry) for name, entry in raw.pop("files").items()
+            }
             if not files.keys() <= ALLOWED:
                 raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
             manifest = cls(facts=facts, files=files, **raw)
@@ -140,15 +182,21 @@ class Manifest:
         except BundleError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(f"{MANIFEST} is no manifest of format {FORMAT}: {error}") from error
+            raise BundleError(
+                f"{MANIFEST} is no manifest of format {FORMAT}: {error}"
+            ) from error
 
 
 def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_render({name: value for name, value in content.items() if name != "sha256"})).hexdigest()
+    return hashlib.sha256(
+        _render({name: value for name, value in content.items() if name != "sha256"})
+    ).hexdigest()
 
 
 def _render(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    return (
+        json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    ).encode()
 
 
 # ---- the folder
@@ -162,25 +210,42 @@ def read_folder(
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         names = set(os.listdir(folder))
     except OSError as error:
-        raise BundleError(f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}") from error
+        raise BundleError(
+            f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}"
+        ) from error
     try:
         if MANIFEST not in names:
             nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""
             raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
-        manifest = Manifest.from_bytes(_map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes())
+        manifest = Manifest.from_bytes(
+            _map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes()
+        )
         for name in sorted(names - manifest.files.keys() - {MANIFEST, SIGNATURE}):
-            raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
+            raise BundleError(
+                f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
+            )
         for name in sorted((manifest.files.keys() | set(required)) - names):
             raise BundleError(f"{name} is missing from the bundle: copy it again")
         contents = {name: _map_file(folder, name) for name in sorted(manifest.files)}
-        signature = {SIGNATURE: _map_file(folder, SIGNATURE)} if SIGNATURE in names else {}
+        signature = (
+            {SIGNATURE: _map_file(folder, SIGNATURE)} if SIGNATURE in names else {}
+        )
     finally:
         os.close(folder)
     if trusted is not None:
-        _check_signature(manifest, b"".join(one[:MAX_BYTES].tobytes() for one in signature.values()), trusted)
+        _check_signature(
+            manifest,
+            b"".join(one[:MAX_BYTES].tobytes() for one in signature.values()),
+            trusted,
+        )
     for name, content in contents.items():
-        if FileEntry(hashlib.sha256(content.data).hexdigest(), content.size) != manifest.files[name]:
-            raise BundleError(f"{name}: other content than {MANIFEST} says; altered, or of another bundle")
+        if (
+            FileEntry(hashlib.sha256(content.data).hexdigest(), content.size)
+            != manifest.files[name]
+        ):
+            raise BundleError(
+                f"{name}: other content than {MANIFEST} says; altered, or of another bundle"
+            )
     return manifest, contents | signature
 
 
@@ -213,14 +278,26 @@ def hash_file(path: Path) -> FileEntry:
 def _map_file(folder: int, name: str) -> Content:
     """Map a regular file that has no other name, so that nobody changes it from elsewhere."""
     try:
-        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        descriptor = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder
+        )
     except OSError as error:
-        raise BundleError(f"{name} cannot be read: {error.strerror}; links are refused") from error
+        raise BundleError(
+            f"{name} cannot be read: {error.strerror}; links are refused"
+        ) from error
     try:
         status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not status.st_size:
-            raise BundleError(f"{name} is empty or no plain file with one name: copy the bundle without links")
-        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), dtype=np.uint8)
+        if (
+            not stat.S_ISREG(status.st_mode)
+            or status.st_nlink != 1
+            or not status.st_size
+        ):
+            raise BundleError(
+                f"{name} is empty or no plain file with one name: copy the bundle without links"
+            )
+        return np.frombuffer(
+            mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), dtype=np.uint8
+        )
     finally:
         os.close(descriptor)
 
@@ -233,7 +310,9 @@ def sign(path: Path, key_file: Path) -> str:
     manifest, _ = read_folder(path, PUBLISHED)
     key_id, key = _read_key(key_file.read_bytes(), key_file, is_private=True)
     signature = key.sign(manifest.to_bytes()).hex()
-    aside = path.absolute().with_name(f".{path.absolute().name}-{SIGNATURE}")  # a reader finds no other file in it
+    aside = path.absolute().with_name(
+        f".{path.absolute().name}-{SIGNATURE}"
+    )  # a reader finds no other file in it
     write_file(aside, f"ed25519 {key_id} {signature}\n".encode())
     os.replace(aside, path / SIGNATURE)
     sync_folder(path)
@@ -241,33 +320,55 @@ def sign(path: Path, key_file: Path) -> str:
 
 
 def _check_signature(manifest: Manifest, signature: bytes, trusted: Path) -> None:
-    keys = dict(_read_key(pem, trusted) for pem in _PUBLIC_KEY.findall(trusted.read_bytes()))
+    keys = dict(
+        _read_key(pem, trusted) for pem in _PUBLIC_KEY.findall(trusted.read_bytes())
+    )
     found = _SIGNATURE.fullmatch(signature)
     if found is None or found[1].decode() not in keys:
-        by = "missing or damaged" if found is None else f"of the key {found[1].decode()}"
-        raise BundleError(f"{SIGNATURE} is {by}; {trusted} has {', '.join(keys) or 'no public key in PEM'}")
+        by = (
+            "missing or damaged" if found is None else f"of the key {found[1].decode()}"
+        )
+        raise BundleError(
+            f"{SIGNATURE} is {by}; {trusted} has {', '.join(keys) or 'no public key in PEM'}"
+        )
     from cryptography.exceptions import InvalidSignature
 
     try:
-        keys[found[1].decode()].verify(bytes.fromhex(found[2].decode()), manifest.to_bytes())
+        keys[found[1].decode()].verify(
+            bytes.fromhex(found[2].decode()), manifest.to_bytes()
+        )
     except InvalidSignature as error:
-        raise BundleError(f"{SIGNATURE} is not of this {MANIFEST}: it was changed after it was signed") from error
+        raise BundleError(
+            f"{SIGNATURE} is not of this {MANIFEST}: it was changed after it was signed"
+        ) from error
 
 
 def _read_key(pem: bytes, where: Path, is_private: bool = False) -> tuple[str, Any]:
     """Read an Ed25519 key; return its id, the beginning of the hash of the public one, and the key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import (
+            Ed25519PrivateKey,
+            Ed25519PublicKey,
+        )
+        from cryptography.hazmat.primitives.serialization import (
+            load_pem_private_key,
+            load_pem_public_key,
+        )
     except ModuleNotFoundError as error:
-        raise BundleError("signatures need cryptography: pip install cryptography") from error
+        raise BundleError(
+            "signatures need cryptography: pip install cryptography"
+        ) from error
     try:
-        key = load_pem_private_key(pem, None) if is_private else load_pem_public_key(pem)
+        key = (
+            load_pem_private_key(pem, None) if is_private else load_pem_public_key(pem)
+        )
         if not isinstance(key, (Ed25519PrivateKey, Ed25519PublicKey)):
             raise TypeError("it is of another kind")
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise BundleError(f"{where} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}") from error
+        raise BundleError(
+            f"{where} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}"
+        ) from error
     public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
     return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16], key
 
@@ -296,9 +397,13 @@ class Bundle:
         return self.index.vectors
 
     @classmethod
-    def load(cls, path: Path, n_threads: int = 1, trusted: Path | None = None) -> Bundle:
+    def load(
+        cls, path: Path, n_threads: int = 1, trusted: Path | None = None
+    ) -> Bundle:
         """Load a published bundle, signed by a key of `trusted` if that is given; towers run in `n_threads`."""
-        return read_steadily(path, lambda folder: _load(folder, PUBLISHED, n_threads, trusted))
+        return read_steadily(
+            path, lambda folder: _load(folder, PUBLISHED, n_threads, trusted)
+        )
 
     @classmethod
     def load_staged(cls, path: Path, n_threads: int = 1) -> Bundle:
@@ -306,18 +411,31 @@ class Bundle:
         return read_steadily(path, lambda folder: _load(folder, ANSWERING, n_threads))
 
 
-def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | None = None) -> Bundle:
+def _load(
+    path: Path, required: Iterable[str], n_threads: int, trusted: Path | None = None
+) -> Bundle:
     faiss.omp_set_num_threads(n_threads)
     manifest, contents = read_folder(path, required, trusted)
-    schema = _read(SCHEMA, lambda: Schema.from_json(contents[SCHEMA].tobytes().decode()))
+    schema = _read(
+        SCHEMA, lambda: Schema.from_json(contents[SCHEMA].tobytes().decode())
+    )
     _read(SCHEMA, lambda: find_zone(schema.timezone))
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
     if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
-        raise BundleError(f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says")
-    width, facts = index.vectors.shape[1], manifest.facts
-    if (manifest.dim, facts.data_until) != (width, schema.data_until) or facts.popularity_dims > width:
-        raise BundleError(f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}")
-    weights, segments = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), contents.get(SEGMENTS)
+        raise BundleError(
+            f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says"
+        )
+    width = index.vectors.shape[1]
+    facts = manifest.facts
+    if (manifest.dim, facts.data_until) != (
+        width,
+        schema.data_until,
+    ) or facts.popularity_dims > width:
+        raise BundleError(
+            f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}"
+        )
+    weights = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS])
+    segments = contents.get(SEGMENTS)
     of_events = facts.neighbour_decay, facts.neighbour_context_gain
     return Bundle(
         path=path,
@@ -326,7 +444,9 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         index=index,
-        neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)),
+        neighbours=_read(
+            NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)
+        ),
         items=read_items(contents[ITEMS], len(index), schema.item_id_type),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
         segments=_read(SEGMENTS, lambda: Segments.from_bytes(segments.tobytes(), width))
@@ -342,12 +462,18 @@ def _read(name: str, read: Callable[[], T]) -> T:
         raise BundleError(f"{name} cannot be read: {error}") from error
 
 
-def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:
+def _read_tower(
+    name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int
+) -> Tower:
     tower = Tower(name, contents[name].tobytes(), n_threads)
     if tower.space_id != manifest.space_id:
-        raise BundleError(f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}")
+        raise BundleError(
+            f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}"
+        )
     if tower.width not in (None, manifest.dim):
-        raise BundleError(f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}")
+        raise BundleError(
+            f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}"
+        )
     return tower
 
 
@@ -373,122 +499,40 @@ def write_items(items: pa.Table, path: Path) -> None:
 def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
     """Read the catalogue from the bytes of its file: a row per vector, each with an id of its own."""
     try:
-        items = pq.ParquetFile(pa.py_buffer(content)).read(use_threads=False)  # read_table would import pandas
+        items = pq.ParquetFile(pa.py_buffer(content)).read(
+            use_threads=False
+        )  # read_table would import pandas
         items.validate(full=True)  # texts may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         raise BundleError(f"{ITEMS} is no Parquet file: {error}") from error
     names = items.column_names
-    if items.num_rows != n_items or "item_id" not in names or len(set(names)) < len(names):
-        raise BundleError(f"{ITEMS} has {items.num_rows} rows of {names}; expected {n_items}, with one 'item_id'")
+    if (
+        items.num_rows != n_items
+        or "item_id" not in names
+        or len(set(names)) < len(names)
+    ):
+        raise BundleError(
+            f"{ITEMS} has {items.num_rows} rows of {names}; expected {n_items}, with one 'item_id'"
+        )
     ids = items.column("item_id")
-    if ids.type not in _ID_TYPES[id_type] or ids.null_count or len(ids.unique()) != n_items:
-        raise BundleError(f"{ITEMS}: item_id has missing or equal values, or is {ids.type} in place of {id_type}")
+    if (
+        ids.type not in _ID_TYPES[id_type]
+        or ids.null_count
+        or len(ids.unique()) != n_items
+    ):
+        raise BundleError(
+            f"{ITEMS}: item_id has missing or equal values, or is {ids.type} in place of {id_type}"
+        )
     return items
 
 
 # ---- golden requests: synthetic ones, with the answers that they had when the bundle was exported
-
-# (raw requests, k) -> item ids and falling scores of each request
-GoldenAnswer = Callable[[list[dict[str, Any]], int], list[tuple[Sequence[str | int], Sequence[float]]]]
-
-
-def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer], trusted: Path | None = None) -> list[str]:
-    """Load a bundle, replay its golden requests and return lines to print."""
-    bundle = Bundle.load(path, trusted=trusted)
-    manifest, sizes = bundle.manifest, [entry.size for entry in bundle.manifest.files.values()]
-    return [
-        f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
-        f"space_id: {manifest.space_id} in towers, index and schema",
-        f"golden: {replay(bundle.golden, answer_with(bundle))} requests answered as when exported",
-        f"version: {manifest.version}",
-        *([] if trusted is None else [f"signature: by a key of {trusted}"]),
-    ]
-
-
-def write_golden(path: Path, requests: list[dict[str, Any]], answer: GoldenAnswer, k: int) -> None:
-    """Write requests with lists of 2 k items, so that an item which is as good as the k-th has its score in it."""
-    entries = [
-        {"request": request, "k": k, "item_ids": list(item_ids), "scores": [float(score) for score in scores]}
-        for request, (item_ids, scores) in zip(requests, answer(requests, 2 * k), strict=True)
-    ]
-    write_file(path, (json.dumps(entries, indent=1, allow_nan=False) + "\n").encode())
-
-
-def replay(content: bytes, answer: GoldenAnswer) -> int:
-    """Answer golden requests again and count them: each item must score as it did and have been as good as the k-th."""
-    try:
-        entries = json.loads(content or b"[]")
-        if not 0 < len(entries) <= _MAX_GOLDEN:
-            raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
-        answers = zip(entries, answer([one["request"] for one in entries], entries[0]["k"]), strict=True)
-        differences = [_find_difference(entry, list(item_ids), list(scores)) for entry, (item_ids, scores) in answers]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise BundleError(f"{GOLDEN} cannot be answered: {error}; export again") from error
-    for number, difference in enumerate(differences):
-        if difference:
-            raise BundleError(f"{GOLDEN}, request {number}: {difference}; it answers differently here")
-    return len(entries)
-
-
-def _find_difference(entry: dict[str, Any], item_ids: list[str | int], scores: list[float]) -> str:
-    """Say how a list differs from its reference, "" if it does not."""
-    reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
-    length = min(entry["k"], len(reference))
-    if len(item_ids) != length or len(set(item_ids)) != length:
-        return f"{len(set(item_ids))} different items of {len(item_ids)}; expected {length}"
-    kth = entry["scores"][length - 1] if length else 0.0
-    tolerance = TOLERANCE * max(1.0, abs(kth))
-    for item_id, score in zip(item_ids, scores, strict=True):
-        expected = reference.get(item_id, -math.inf)
-        if expected < kth - tolerance or not abs(score - expected) <= tolerance < math.inf:
-            return f"item {item_id!r} scores {score:.6g}; expected {expected:.6g}, and {kth:.6g} or more"
-    return ""
 
 
 def write_index(path: Path, vectors: Floats) -> None:
     """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
-    write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
-
-
-def draw_requests(
-    schema: Schema, item_ids: Sequence[str | int], n_requests: int, rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Draw raw requests that no person made: of 0 events and more, with and without features, context and a time."""
-    requests = []
-    context_features = [feature for feature in schema.context_features if feature.kind not in DERIVED]
-    for number in range(n_requests):
-        times = np.sort(schema.data_until - rng.integers(1, 90 * _DAY, size=number % (_MAX_EVENTS + 1)))
-        few = rng.integers(len(item_ids), size=max(1, len(times) // 2)).tolist()  # so that some items come again
-        drawn = [(item_ids[int(rng.choice(few))], time) for time in times.tolist()]
-        request: dict[str, Any] = {"history": [_draw_event(schema, item_id, time, rng) for item_id, time in drawn]}
-        if number % 3 < 2:
-            request["features"] = {feature.name: _draw_value(feature, rng) for feature in schema.user_features}
-        if number % 3 > 0:
-            request["context"] = {feature.name: _draw_value(feature, rng) for feature in context_features}
-            request |= {"datetime": _to_iso(schema.data_until)} if schema.has_datetime else {}
-        requests.append(request)
-    return requests
-
-
-def _draw_event(schema: Schema, item_id: str | int, time: int, rng: np.random.Generator) -> dict[str, Any]:
-    event = {"item_id": item_id} | ({"datetime": _to_iso(time)} if schema.has_datetime else {})
-    event |= {"event": str(rng.choice(schema.event_types))} if schema.event_types else {}
-    return event | ({"weight": float(rng.integers(1, 4))} if schema.has_weight else {})
-
-
-def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[float] | None:
-    if feature.is_numeric:
-        return float(feature.mean + feature.scale * rng.standard_normal())
-    if feature.kind == "date":  # the mean is that of the age less the end of the data
-        return _to_iso(int(_DAY * (-feature.mean + feature.scale * rng.standard_normal())))
-    if feature.kind == "vector":
-        return [float(f"{entry:.4g}") for entry in feature.scale * rng.standard_normal(feature.width)]
-    if feature.kind == "text":
-        return " ".join(f"word{number}" for number in rng.integers(feature.buckets, size=_WORDS))
-    return str(rng.choice(feature.vocabulary)) if feature.vocabulary else None
-
-
-def _to_iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    write_file(
+        path, faiss.serialize_index(index).data
+    )  # the writer of FAISS names no error of the disk

@@ -10,14 +10,22 @@ import numpy as np
 import pyarrow as pa
 
 from serve.columns import to_arrow, to_numpy
-from serve.encode import category_features, category_rows, count_categories, encode_features, to_text
+from serve.encode import (
+    category_features,
+    category_rows,
+    count_categories,
+    encode_features,
+    to_text,
+)
 from serve.errors import BundleError
 from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, ItemIndex, Mask
 from serve.requests import Id
 from serve.schema import Feature, Schema
 
 IN_STOCK = "in_stock"  # column that every catalogue has: true unless a bundle or a live item says otherwise
-REPEAT_RATE = "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
+REPEAT_RATE = (
+    "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
+)
 _TITLES = ("title", "name", "product_name", "description")
 
 
@@ -35,13 +43,23 @@ def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     features = tuple(feature for feature, _ in category_features(schema.item_features))
     for name in (REPEAT_RATE, *(feature.column for feature in features)):
         if name not in items.column_names:
-            raise BundleError(f"the catalogue has no column '{name}', which the memory reads: export the bundle again")
-    columns = {feature.column: items.column(feature.column).to_pylist() for feature in features}
+            raise BundleError(
+                f"the catalogue has no column '{name}', which the memory reads: export the bundle again"
+            )
+    columns = {
+        feature.column: items.column(feature.column).to_pylist() for feature in features
+    }
     codes = encode_features(features, columns, len(items)).codes
     rates = to_numpy(items.column(REPEAT_RATE))
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
-        raise BundleError(f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: export again")
-    return ItemFacts(rates.astype(np.float32), category_rows(features, codes), count_categories(features))
+        raise BundleError(
+            f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: export again"
+        )
+    return ItemFacts(
+        rates.astype(np.float32),
+        category_rows(features, codes),
+        count_categories(features),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +75,12 @@ class Catalogue:
     def of_items(cls, items: pa.Table, index: ItemIndex, schema: Schema) -> Catalogue:
         """Take the items of a bundle as they are."""
         facts = read_item_facts(items, schema) if schema.repeats == "allow" else None
-        return cls(ItemIds(to_numpy(items.column("item_id"))), index, _open_columns(items, schema), facts)
+        return cls(
+            ItemIds(to_numpy(items.column("item_id"))),
+            index,
+            _open_columns(items, schema),
+            facts,
+        )
 
     @property
     def is_removed(self) -> Mask | None:
@@ -67,19 +90,33 @@ class Catalogue:
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
         row = self.item_ids.find([item_id])[0]
-        return bool(row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row]))
+        return bool(
+            row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row])
+        )
 
     @property
     def n_listed(self) -> int:
         """Count the items that are not removed."""
-        return len(self) - (0 if self.is_removed is None else int(np.count_nonzero(self.is_removed)))
+        return len(self) - (
+            0 if self.is_removed is None else int(np.count_nonzero(self.is_removed))
+        )
 
     @cached_property
     def texts(self) -> list[str]:
         """What is searched of each item: its id and all that is text, in small letters."""
-        names = [one.name for one in self.table.schema if one.type in (pa.string(), pa.large_string())]
-        columns = (self.table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
-        return [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
+        names = [
+            one.name
+            for one in self.table.schema
+            if one.type in (pa.string(), pa.large_string())
+        ]
+        columns = (
+            self.table.column(name).to_pylist()
+            for name in dict.fromkeys(("item_id", *names))
+        )
+        return [
+            " ".join(map(str, filter(None, cells))).casefold()
+            for cells in zip(*columns, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -88,9 +125,18 @@ class Catalogue:
 def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
     """Return columns of types that hold values of live items, and that of the stock."""
     if IN_STOCK not in items.column_names:
-        items = items.append_column(IN_STOCK, to_arrow(np.ones(len(items), dtype=np.bool_)))
+        items = items.append_column(
+            IN_STOCK, to_arrow(np.ones(len(items), dtype=np.bool_))
+        )
     numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
-    return items.cast(pa.schema([pa.field(field.name, _widen(field, field.name in numeric)) for field in items.schema]))
+    return items.cast(
+        pa.schema(
+            [
+                pa.field(field.name, _widen(field, field.name in numeric))
+                for field in items.schema
+            ]
+        )
+    )
 
 
 def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
@@ -104,8 +150,15 @@ def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
 
 def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
     """Choose the columns that name an item to people: a title, else a text, else the last three categories."""
-    of_kind = {kind: [one.column for one in features if one.kind == kind] for kind in ("text", "categorical", "vector")}
-    by_name = {name.lower(): name for name in items.column_names if name not in of_kind["vector"]}
+    of_kind = {
+        kind: [one.column for one in features if one.kind == kind]
+        for kind in ("text", "categorical", "vector")
+    }
+    by_name = {
+        name.lower(): name
+        for name in items.column_names
+        if name not in of_kind["vector"]
+    }
     titles = [by_name[title] for title in _TITLES if title in by_name]
     chosen = [*titles, *of_kind["text"]][:1] or of_kind["categorical"][-3:]
     return [name for name in chosen if name in items.column_names]
@@ -113,8 +166,13 @@ def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
 
 def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
     """Return names for people of the items of a table, which need not be distinct; an item without one has its id."""
-    columns = [map(to_text, items.column(name).to_pylist()) for name in name_columns(items, features)]
+    columns = [
+        map(to_text, items.column(name).to_pylist())
+        for name in name_columns(items, features)
+    ]
     cells = zip(*columns, strict=True) if columns else [()] * len(items)
-    names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in cells]
+    names = [
+        " ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in cells
+    ]
     ids = items.column("item_id").to_pylist()
     return [name or f"item {item_id}" for name, item_id in zip(names, ids, strict=True)]

@@ -18,11 +18,20 @@ Mask = NDArray[np.bool_]
 
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
-HOUR, DAY = 3600, 86_400
+HOUR = 3600
+DAY = 86_400
 # Bounds of the times that are read: the years 1 to 9999.
-FIRST_SECOND, LAST_SECOND = ((datetime(*day) - EPOCH) // SECOND for day in ((1, 1, 2), (9999, 12, 30)))
-TICKS_PER_SECOND = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
-MIN_CLEAR, MAX_CLEAR = 10**8, 10**10
+FIRST_SECOND, LAST_SECOND = (
+    (datetime(*day) - EPOCH) // SECOND for day in ((1, 1, 2), (9999, 12, 30))
+)
+TICKS_PER_SECOND = {
+    "seconds": 10**0,
+    "milliseconds": 10**3,
+    "microseconds": 10**6,
+    "nanoseconds": 10**9,
+}
+MIN_CLEAR = 10**8
+MAX_CLEAR = 10**10
 """A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do not meet.
 A number nearer to 0 than all windows takes the unit of its column."""
 
@@ -30,13 +39,16 @@ _QUARTER = 900  # seconds; offsets of time zones change at its ends
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?", re.ASCII
+    r"(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?",
+    re.ASCII,
 )  # groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read.
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
-def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[Ints, Mask]:
+def to_seconds(
+    values: Sequence[Any] | np.ndarray, timezone: str | None
+) -> tuple[Ints, Mask]:
     """Read a column of times as UTC seconds (n,), rounded down, 0 where invalid, and is_valid (n,).
 
     A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), naive ones in the given
@@ -66,25 +78,36 @@ def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
 
 def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
-    is_valid = (local >= FIRST_SECOND) & (local <= LAST_SECOND)  # NaT is the least number
+    is_valid = (local >= FIRST_SECOND) & (
+        local <= LAST_SECOND
+    )  # NaT is the least number
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 
 
 def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Mask]:
     is_valid = np.isfinite(ticks)
     finite = np.where(is_valid, ticks, 0)
-    return np.floor_divide(finite, _find_unit(finite[is_valid])).astype(np.int64), is_valid
+    return np.floor_divide(finite, _find_unit(finite[is_valid])).astype(
+        np.int64
+    ), is_valid
 
 
 def _find_unit(ticks: np.ndarray) -> int:
     """Return the ticks per second of the one unit that all numbers are in."""
     sizes = np.abs(ticks.astype(np.float64))
-    clear = {unit: (sizes >= MIN_CLEAR * per) & (sizes < MAX_CLEAR * per) for unit, per in TICKS_PER_SECOND.items()}
+    clear = {
+        unit: (sizes >= MIN_CLEAR * per) & (sizes < MAX_CLEAR * per)
+        for unit, per in TICKS_PER_SECOND.items()
+    }
     found = {unit: ticks[is_in][0] for unit, is_in in clear.items() if is_in.any()}
     if len(found) > 1:
         seen = ", ".join(f"'{value}' ({unit})" for unit, value in found.items())
-        raise SchemaError(f"times are in mixed units: {seen}; give all in one unit, or as ISO times")
-    is_clear = np.logical_or.reduce([(sizes < MIN_CLEAR) & bool(found), *clear.values()])
+        raise SchemaError(
+            f"times are in mixed units: {seen}; give all in one unit, or as ISO times"
+        )
+    is_clear = np.logical_or.reduce(
+        [(sizes < MIN_CLEAR) & bool(found), *clear.values()]
+    )
     if not is_clear.all():
         raise SchemaError(
             f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; allowed: epoch {', '.join(TICKS_PER_SECOND)} of "
@@ -93,13 +116,19 @@ def _find_unit(ticks: np.ndarray) -> int:
     return TICKS_PER_SECOND[next(iter(found), "seconds")]
 
 
-def _read_alike(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask] | None:
+def _read_alike(
+    values: Sequence[Any] | np.ndarray, zone: tzinfo
+) -> tuple[Ints, Mask] | None:
     """Read integers, or ISO times of one form as programs write them, at once; None where they are something else."""
     kinds = set(map(type, values))
     try:
         if kinds == {int}:
             return _read_numbers(np.array(values, np.int64))
-        if kinds != {str} or not _PLAIN_ISO.fullmatch(values[0]) or len(set(map(len, values))) > 1:
+        if (
+            kinds != {str}
+            or not _PLAIN_ISO.fullmatch(values[0])
+            or len(set(map(len, values))) > 1
+        ):
             return None
         form = values[0].encode().translate(_TO_ZEROS)
         if "".join(values).encode().translate(_TO_ZEROS) != form * len(values):
@@ -112,27 +141,44 @@ def _read_alike(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
     cells = dict(enumerate(map(_read_cell, values)))
-    numbers = {row: cell for row, cell in cells.items() if isinstance(cell, int | float)}
+    numbers = {
+        row: cell for row, cell in cells.items() if isinstance(cell, int | float)
+    }
     moments = {row: cell for row, cell in cells.items() if isinstance(cell, datetime)}
-    seconds, is_valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    seconds = np.zeros(len(values), np.int64)
+    is_valid = np.zeros(len(values), bool)
     if len(numbers) > len(moments):
-        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(np.array(list(numbers.values())))
+        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(
+            np.array(list(numbers.values()))
+        )
         return seconds, is_valid
     for is_naive in (True, False):
-        some = {row: cell for row, cell in moments.items() if (cell.utcoffset() is None) == is_naive}
+        some = {
+            row: cell
+            for row, cell in moments.items()
+            if (cell.utcoffset() is None) == is_naive
+        }
         epoch = EPOCH if is_naive else EPOCH.replace(tzinfo=UTC)
         shown = [(cell - epoch) // SECOND for cell in some.values()]
-        seconds[list(some)] = to_utc(np.array(shown, np.int64), zone if is_naive else UTC)
+        seconds[list(some)] = to_utc(
+            np.array(shown, np.int64), zone if is_naive else UTC
+        )
     is_valid[list(moments)] = True
     return seconds, is_valid
 
 
 def _read_cell(value: Any) -> float | datetime | None:
     if isinstance(value, date | np.datetime64):
-        value = value.isoformat() if isinstance(value, date) else str(value.astype("datetime64[us]"))
+        value = (
+            value.isoformat()
+            if isinstance(value, date)
+            else str(value.astype("datetime64[us]"))
+        )
     if isinstance(value, str):
         return _read_text(value.strip())
-    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool | np.timedelta64) or not isinstance(
+        value, int | float | np.integer | np.floating
+    ):
         return None  # a time span is an integer to NumPy
     return _within_int64(value.item() if isinstance(value, np.generic) else value)
 
@@ -150,7 +196,9 @@ def _read_text(text: str) -> float | datetime | None:
 
 
 def _within_int64(number: float) -> float | None:
-    return number if abs(number) < 2**63 else None  # false of NaN; an integer may be too large for a float
+    return (
+        number if abs(number) < 2**63 else None
+    )  # false of NaN; an integer may be too large for a float
 
 
 def find_zone(timezone: str | None) -> tzinfo:
@@ -169,18 +217,25 @@ def to_local(seconds: Ints, zone: tzinfo) -> Ints:
     if zone is UTC:
         return seconds
     aware = EPOCH.replace(tzinfo=UTC)
-    return seconds + _offsets(seconds, lambda moment: (aware + moment * SECOND).astimezone(zone))
+    return seconds + _offsets(
+        seconds, lambda moment: (aware + moment * SECOND).astimezone(zone)
+    )
 
 
 def to_utc(local: Ints, zone: tzinfo) -> Ints:
     """Turn seconds on the clocks of the zone into UTC seconds; a repeated hour is read as its first pass."""
     if zone is UTC:
         return local
-    return local - _offsets(local, lambda moment: (EPOCH + moment * SECOND).replace(tzinfo=zone))
+    return local - _offsets(
+        local, lambda moment: (EPOCH + moment * SECOND).replace(tzinfo=zone)
+    )
 
 
 def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
     """Return the UTC offset in seconds at each moment, asked once per distinct quarter of an hour."""
     quarters, place = np.unique(seconds // _QUARTER, return_inverse=True)
-    offsets = [(clock(quarter * _QUARTER).utcoffset() or 0 * SECOND) // SECOND for quarter in quarters.tolist()]
+    offsets = [
+        (clock(quarter * _QUARTER).utcoffset() or 0 * SECOND) // SECOND
+        for quarter in quarters.tolist()
+    ]
     return np.array(offsets, np.int64)[place]

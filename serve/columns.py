@@ -20,10 +20,13 @@ from serve.schema import IdType
 Floats = NDArray[np.float32]
 
 HASHES = 2**32
-MAX_TEXT, MAX_WORD = 4096, 64  # letters read of a text, and of a word for its n-grams: they bound the cost of a request
+MAX_TEXT = 4096  # letters read of a text, and of a word for its n-grams: they bound the cost of a request
+MAX_WORD = 64
 
 _GRAM_SIZES = (4, 3, 5)  # letters
-_WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
+_WORD = re.compile(
+    r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+"
+)  # not \w, which cuts at vowel signs
 _CACHED_WORDS = 65_536
 
 
@@ -63,16 +66,29 @@ def is_missing_row(matrix: Floats) -> NDArray[np.bool_]:
 # ---- words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)
 
 
-def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
+def hash_texts(
+    texts: Iterable[str | None], most: int, n_buckets: int = HASHES
+) -> Iterator[list[int]]:
     """Yield at most `most` distinct buckets of each text's tokens; a pair of words does not cross lines."""
-    grams_of = lru_cache(_CACHED_WORDS)(_split_grams)  # most texts share words with others
+    grams_of = lru_cache(_CACHED_WORDS)(
+        _split_grams
+    )  # most texts share words with others
     for text in texts:
-        lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
+        lines = (
+            []
+            if text is None
+            else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
+        )
         words = list(chain.from_iterable(lines))
         pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
-        by_size = zip(*map(grams_of, words), strict=True)  # size by size, so that every word has its first
+        by_size = zip(
+            *map(grams_of, words), strict=True
+        )  # size by size, so that every word has its first
         tokens = chain(words, pairs, chain.from_iterable(chain.from_iterable(by_size)))
-        hashes = (crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1) for token in tokens)
+        hashes = (
+            crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1)
+            for token in tokens
+        )
         yield list(islice(dict.fromkeys(hashes), most))
 
 
@@ -86,23 +102,34 @@ def split_words(line: str) -> list[str]:
 def _split_grams(word: str) -> list[list[str]]:
     """Return the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
     framed = f"<{word[:MAX_WORD]}>"
-    return [[f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
+    return [
+        [f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)]
+        for size in _GRAM_SIZES
+    ]
 
 
 # ---- columns of Arrow
 
 
-def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
+def to_arrow(
+    values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None
+) -> pa.Array:
     """Return an Arrow array of numbers or flags, or of the texts (None = null) of an object array."""
     if values.dtype == np.object_:
         return _arrow_texts(values)
     kind = pa.from_numpy_dtype(values.dtype)
     valid = None if is_valid is None else _arrow_bits(is_valid)
-    content = _arrow_bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
+    content = (
+        _arrow_bits(values)
+        if values.dtype == np.bool_
+        else pa.py_buffer(np.ascontiguousarray(values))
+    )
     return pa.Array.from_buffers(kind, len(values), [valid, content])
 
 
-def ids_to_arrow(ids: Sequence[str | int | None] | NDArray[np.object_], id_type: IdType) -> pa.Array:
+def ids_to_arrow(
+    ids: Sequence[str | int | None] | NDArray[np.object_], id_type: IdType
+) -> pa.Array:
     """Return ids as an Arrow array of their type, null where there is none."""
     given = np.empty(len(ids), dtype=np.object_)
     given[:] = ids
@@ -125,15 +152,23 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def _numbers(values: pa.Array) -> NDArray[Any]:
     stop = values.offset + len(values)
-    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[values.offset :]
+    return np.frombuffer(
+        values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop
+    )[values.offset :]
 
 
 def _arrow_texts(texts: NDArray[np.object_]) -> pa.Array:
     encoded = [b"" if text is None else text.encode() for text in texts]
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     is_valid = np.array([text is not None for text in texts], dtype=np.bool_)
-    buffers = [_arrow_bits(is_valid), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
+    buffers = [
+        _arrow_bits(is_valid),
+        pa.py_buffer(ends),
+        pa.py_buffer(b"".join(encoded)),
+    ]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(
+        pa.string()
+    )
 
 
 def _arrow_bits(flags: NDArray[np.bool_]) -> pa.Buffer:
@@ -143,9 +178,16 @@ def _arrow_bits(flags: NDArray[np.bool_]) -> pa.Buffer:
 def vectors_to_arrow(matrix: Floats) -> pa.Array:
     """Return a FixedSizeList<float32> column of the rows of a matrix (n, W), null where there is no vector."""
     entries = np.ascontiguousarray(matrix, dtype=np.float32)
-    child = pa.Array.from_buffers(pa.float32(), entries.size, [None, pa.py_buffer(entries)])
+    child = pa.Array.from_buffers(
+        pa.float32(), entries.size, [None, pa.py_buffer(entries)]
+    )
     valid = _arrow_bits(~is_missing_row(entries))
-    return pa.Array.from_buffers(pa.list_(pa.float32(), entries.shape[1]), len(entries), [valid], children=[child])
+    return pa.Array.from_buffers(
+        pa.list_(pa.float32(), entries.shape[1]),
+        len(entries),
+        [valid],
+        children=[child],
+    )
 
 
 def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
@@ -154,6 +196,10 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
     matrix = np.full((len(array), array.type.list_size), np.nan, dtype=np.float32)
     entries = array.drop_null().flatten()
     if len(entries):
-        numbers = np.frombuffer(entries.buffers()[1], np.float32)[entries.offset : entries.offset + len(entries)]
-        matrix[np.array(array.is_valid().to_pylist())] = numbers.reshape(-1, matrix.shape[1])
+        numbers = np.frombuffer(entries.buffers()[1], np.float32)[
+            entries.offset : entries.offset + len(entries)
+        ]
+        matrix[np.array(array.is_valid().to_pylist())] = numbers.reshape(
+            -1, matrix.shape[1]
+        )
     return matrix

@@ -41,7 +41,9 @@ class EncodedFeatures:
 
     def take(self, rows: Ints) -> EncodedFeatures:
         """Pick rows, in any order and as often as named."""
-        return EncodedFeatures(self.codes.take(rows, axis=0), self.values.take(rows, axis=0))
+        return EncodedFeatures(
+            self.codes.take(rows, axis=0), self.values.take(rows, axis=0)
+        )
 
 
 # ---- cells as texts
@@ -51,7 +53,10 @@ def to_text(value: Any) -> str | None:
     """Write a value the one way vocabularies know it: 7, 7.0 and " 7 " are "7"; None, NaN and "" are None."""
     if isinstance(value, str):
         return value.strip() or None
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which is not imported here
+    if value is None or type(value).__name__ in (
+        "NAType",
+        "NaTType",
+    ):  # of pandas, which is not imported here
         return None
     if isinstance(value, (*_FRACTIONS, np.datetime64)) and value != value:
         return None
@@ -69,10 +74,14 @@ def split_cell(feature: Feature, cell: Any) -> list[str]:
     """
     parts = cell if isinstance(cell, _LISTS) else (cell,)
     texts = (to_text(part) for part in parts)
-    pieces = chain.from_iterable(text.split(feature.separator) for text in texts if text is not None)
+    pieces = chain.from_iterable(
+        text.split(feature.separator) for text in texts if text is not None
+    )
     values = [piece.strip() for piece in pieces if piece.strip()]
     if feature.kind == "hierarchical":
-        values = list(accumulate(values, f"{{}} {feature.separator.strip()} {{}}".format))
+        values = list(
+            accumulate(values, f"{{}} {feature.separator.strip()} {{}}".format)
+        )
     return list(dict.fromkeys(values))
 
 
@@ -88,7 +97,11 @@ def write_cell(feature: Feature | None, cell: Any) -> str | None:
     if feature is None or feature.kind not in SEVERAL:
         return join_text(cell)
     values = split_cell(feature, cell)
-    return to_text(feature.separator.join(values) if feature.kind == "multi_categorical" else "".join(values[-1:]))
+    return to_text(
+        feature.separator.join(values)
+        if feature.kind == "multi_categorical"
+        else "".join(values[-1:])
+    )
 
 
 # ---- columns of numbers and vectors
@@ -99,9 +112,13 @@ def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         numbers = values.astype(np.float64)
     else:
-        numbers = np.array([_to_number(feature, value) for value in values], dtype=np.float64)
+        numbers = np.array(
+            [_to_number(feature, value) for value in values], dtype=np.float64
+        )
     if np.isinf(numbers).any():
-        raise SchemaError(f"feature '{feature.name}': a value is infinite; give a finite number or none")
+        raise SchemaError(
+            f"feature '{feature.name}': a value is infinite; give a finite number or none"
+        )
     return numbers
 
 
@@ -111,37 +128,59 @@ def _to_number(feature: Feature, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise SchemaError(f"feature '{feature.name}': '{str(value)[:40]}' is no number") from error
+        raise SchemaError(
+            f"feature '{feature.name}': '{str(value)[:40]}' is no number"
+        ) from error
 
 
 def to_days(feature: Feature, values: Any, timezone: str | None) -> NDArray[np.float64]:
     """Read a column of dates as days since 1970, (n,), NaN where missing; naive ones in the time zone."""
     texts = list(map(to_text, values))
-    given = {text: place for place, text in enumerate(dict.fromkeys(text for text in texts if text is not None))}
+    given = {
+        text: place
+        for place, text in enumerate(
+            dict.fromkeys(text for text in texts if text is not None)
+        )
+    }
     seconds, is_valid = to_seconds(list(given), timezone)
     if not is_valid.all():
         got = list(given)[int(np.argmin(is_valid))][:40]
-        raise SchemaError(f"feature '{feature.name}': '{got}' is no date; give one such as 2024-05-31")
+        raise SchemaError(
+            f"feature '{feature.name}': '{got}' is no date; give one such as 2024-05-31"
+        )
     days = np.append(seconds / DAY, np.nan)
-    return np.asarray(days[[-1 if text is None else given[text] for text in texts]], np.float64)
+    return np.asarray(
+        days[[-1 if text is None else given[text] for text in texts]], np.float64
+    )
 
 
 def to_vectors(feature: Feature, values: Any) -> Floats:
     """Read a vector column, cells as of `read_vector` or a matrix, as float32 (n, W), NaN where missing."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         given = values.astype(np.float32)
-        if given.shape[1] != feature.width or not np.isfinite(given[~is_missing_row(given)]).all():
-            raise SchemaError(f"feature '{feature.name}': vectors of another width than {feature.width}, or not finite")
+        if (
+            given.shape[1] != feature.width
+            or not np.isfinite(given[~is_missing_row(given)]).all()
+        ):
+            raise SchemaError(
+                f"feature '{feature.name}': vectors of another width than {feature.width}, or not finite"
+            )
         return given
     matrix = np.full((len(values), feature.width), np.nan, dtype=np.float32)
     for row, value in enumerate(values):
         try:
-            is_missing = not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None
+            is_missing = (
+                not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None
+            )
             vector = None if is_missing else read_vector(value)
         except ValueError as error:
-            raise SchemaError(f"feature '{feature.name}': {error}: '{str(value)[:40]}'") from error
+            raise SchemaError(
+                f"feature '{feature.name}': {error}: '{str(value)[:40]}'"
+            ) from error
         if vector is not None and len(vector) != feature.width:
-            raise SchemaError(f"feature '{feature.name}': a vector of {len(vector)} numbers; expected {feature.width}")
+            raise SchemaError(
+                f"feature '{feature.name}': a vector of {len(vector)} numbers; expected {feature.width}"
+            )
         matrix[row] = np.nan if vector is None else vector
     return matrix
 
@@ -151,45 +190,67 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
 
 def code_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
     """Return each coded feature with its columns of `EncodedFeatures.codes`."""
-    return _slices([(feature, feature.width) for feature in features if not feature.has_values])
+    return _slices(
+        [(feature, feature.width) for feature in features if not feature.has_values]
+    )
 
 
 def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
     """Return each feature that has values with its columns of `EncodedFeatures.values`; the last is the flag."""
-    return _slices([(feature, feature.width + 1) for feature in features if feature.has_values])
+    return _slices(
+        [(feature, feature.width + 1) for feature in features if feature.has_values]
+    )
 
 
 def _slices(widths: list[tuple[Feature, int]]) -> list[tuple[Feature, slice]]:
     stops = accumulate(width for _, width in widths)
-    return [(feature, slice(stop - width, stop)) for (feature, width), stop in zip(widths, stops, strict=True)]
+    return [
+        (feature, slice(stop - width, stop))
+        for (feature, width), stop in zip(widths, stops, strict=True)
+    ]
 
 
 def encode_features(
-    features: Sequence[Feature], columns: Mapping[str, Any], n: int, timezone: str | None = None
+    features: Sequence[Feature],
+    columns: Mapping[str, Any],
+    n: int,
+    timezone: str | None = None,
 ) -> EncodedFeatures:
     """Encode the features of one side: feature column -> n raw values, all missing where it is absent.
 
     `datetime` holds UTC seconds; hours and weekdays are taken in the time zone.
     """
-    codes, values = [np.empty((n, 0), np.int64)], [np.empty((n, 0), np.float32)]
+    codes = [np.empty((n, 0), np.int64)]
+    values = [np.empty((n, 0), np.float32)]
     for feature in features:
         column = columns.get(feature.column)
         if column is None:
             column = [None] * n
         elif len(column) != n:
-            raise SchemaError(f"column '{feature.column}' has {len(column)} values; expected {n}, one a row")
-        elif not isinstance(column, (list, tuple)):  # as an array ["a", True] would become two texts
+            raise SchemaError(
+                f"column '{feature.column}' has {len(column)} values; expected {n}, one a row"
+            )
+        elif not isinstance(
+            column, (list, tuple)
+        ):  # as an array ["a", True] would become two texts
             column = np.asarray(column)
         if feature.has_values:
             values.append(_encode_values(feature, column, timezone))
         else:
-            codes.append(_ENCODERS.get(feature.kind, _encode_calendar)(feature, column, timezone))
-    return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1))
+            codes.append(
+                _ENCODERS.get(feature.kind, _encode_calendar)(feature, column, timezone)
+            )
+    return EncodedFeatures(
+        np.concatenate(codes, axis=1), np.concatenate(values, axis=1)
+    )
 
 
 def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
     """Let features be read by their names, since two may share a column; hours and weekdays from `TIME`."""
-    return tuple(replace(feature, column=TIME if feature.kind in DERIVED else feature.name) for feature in features)
+    return tuple(
+        replace(feature, column=TIME if feature.kind in DERIVED else feature.name)
+        for feature in features
+    )
 
 
 def encode_rows(
@@ -215,8 +276,13 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Int
     numbers = to_numbers(feature, values)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    place = (hour_of_day if feature.kind == "hour_of_day" else day_of_week)(seconds, timezone)
-    codes = np.array([feature.codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
+    place = (hour_of_day if feature.kind == "hour_of_day" else day_of_week)(
+        seconds, timezone
+    )
+    codes = np.array(
+        [feature.codes.get(str(number), UNKNOWN) for number in range(_HOURS)],
+        dtype=np.int64,
+    )
     return np.where(is_known, codes[place], UNKNOWN)[:, None]
 
 
@@ -225,7 +291,9 @@ def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
 
     def encode(cell: Any) -> list[int]:
         found = (feature.codes.get(text, UNKNOWN) for text in split_cell(feature, cell))
-        return ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
+        return ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[
+            : feature.width
+        ]
 
     texts = {cell for cell in cells if isinstance(cell, str)}
     known = {cell: encode(cell) for cell in texts}
@@ -236,26 +304,42 @@ def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
 def _encode_values(feature: Feature, values: Any, timezone: str | None) -> Floats:
     """Return (n, width + 1) standardised numbers, vectors, or ages at the end of the data, and missing flag."""
     if feature.kind == "date":
-        entries: NDArray[Any] = -to_days(feature, values, timezone)[:, None]  # the end is part of the mean
+        entries: NDArray[Any] = -to_days(feature, values, timezone)[
+            :, None
+        ]  # the end is part of the mean
     else:
-        entries = to_numbers(feature, values)[:, None] if feature.is_numeric else to_vectors(feature, values)
+        entries = (
+            to_numbers(feature, values)[:, None]
+            if feature.is_numeric
+            else to_vectors(feature, values)
+        )
     is_missing = np.isnan(entries).all(axis=1)
-    mean, scale = (entries.dtype.type(number) for number in (feature.mean, feature.scale))
-    with np.errstate(over="ignore"):  # the ends of the range overflow to what is clipped anyway
+    mean, scale = (
+        entries.dtype.type(number) for number in (feature.mean, feature.scale)
+    )
+    with np.errstate(
+        over="ignore"
+    ):  # the ends of the range overflow to what is clipped anyway
         standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
     standard[is_missing] = 0.0
     return np.column_stack([standard, is_missing]).astype(np.float32)
 
 
-def age_values(features: Sequence[Feature], values: Floats, days: NDArray[np.float64]) -> Floats:
+def age_values(
+    features: Sequence[Feature], values: Floats, days: NDArray[np.float64]
+) -> Floats:
     """Turn the ages among values (..., V), which are at the end of the data, into those so many days later, (...)."""
     aged = values
     for feature, columns in value_slices(features):
         if feature.kind == "date":
             aged = values.copy() if aged is values else aged
-            ages = values[..., columns.start] + (days / feature.scale).astype(np.float32)
+            ages = values[..., columns.start] + (days / feature.scale).astype(
+                np.float32
+            )
             is_missing = values[..., columns.stop - 1] == 1
-            aged[..., columns.start] = np.where(is_missing, np.float32(0), np.clip(ages, -LIMIT, LIMIT))
+            aged[..., columns.start] = np.where(
+                is_missing, np.float32(0), np.clip(ages, -LIMIT, LIMIT)
+            )
     return aged
 
 
@@ -264,7 +348,9 @@ def context_keys(features: Sequence[Feature], codes: Ints) -> Ints:
     keys = np.zeros(len(codes), dtype=np.int64)
     for feature, columns in code_slices(features):
         if feature.vocabulary and feature.width == 1:
-            keys = keys * _KEY_FACTOR + feature.keys[codes[:, columns.start]]  # modulo 2 ** 64
+            keys = (
+                keys * _KEY_FACTOR + feature.keys[codes[:, columns.start]]
+            )  # modulo 2 ** 64
     return keys
 
 
@@ -276,8 +362,12 @@ def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> I
     texts = list(map(join_text, cells))
     place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     codes = np.full((len(place), feature.width), PADDING, dtype=np.int64)
-    for row, buckets in zip(codes, hash_texts(place, feature.width, feature.buckets), strict=True):
-        row[: len(buckets) or 1] = [bucket + FIRST_CODE for bucket in buckets] or UNKNOWN
+    for row, buckets in zip(
+        codes, hash_texts(place, feature.width, feature.buckets), strict=True
+    ):
+        row[: len(buckets) or 1] = [
+            bucket + FIRST_CODE for bucket in buckets
+        ] or UNKNOWN
     return codes[np.array([place[text] for text in texts], dtype=np.int64)]
 
 
@@ -293,7 +383,11 @@ _ENCODERS: dict[str, Callable[[Feature, Any, str | None], Ints]] = {
 
 def category_features(features: tuple[Feature, ...]) -> list[tuple[Feature, slice]]:
     """Return the single-valued features that have a vocabulary, with their code columns."""
-    return [(feature, columns) for feature, columns in code_slices(features) if feature.kind == "categorical"]
+    return [
+        (feature, columns)
+        for feature, columns in code_slices(features)
+        if feature.kind == "categorical"
+    ]
 
 
 def count_categories(features: tuple[Feature, ...]) -> int:
@@ -303,8 +397,13 @@ def count_categories(features: tuple[Feature, ...]) -> int:
 
 def category_rows(features: tuple[Feature, ...], codes: Ints) -> Ints:
     """Number the codes (N, C) of single-valued features among all categories: (N, F) int64 within [0, Q)."""
-    columns, offset = [], 0
+    columns = []
+    offset = 0
     for feature, place in category_features(features):
         columns.append(codes[:, place.start] + offset)
         offset += feature.n_codes
-    return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0), dtype=np.int64)
+    return (
+        np.stack(columns, axis=1)
+        if columns
+        else np.zeros((len(codes), 0), dtype=np.int64)
+    )

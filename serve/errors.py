@@ -25,12 +25,18 @@ def name_nearest(got: str, allowed: Iterable[str]) -> str:
     names = sorted(allowed)
     near = difflib.get_close_matches(got, names, n=1)
     shown = [*names[:MAX_NAMES], *(["and others"] if len(names) > MAX_NAMES else [])]
-    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(shown) or 'none'}"
+    return (
+        f"did you mean '{near[0]}'?"
+        if near
+        else f"allowed: {', '.join(shown) or 'none'}"
+    )
 
 
 def say(error: Exception) -> str:
     """Put an error into one line; a fault of the system is named by its file and reason, without its number."""
     if isinstance(error, OSError) and error.strerror:
-        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+        paths = [
+            str(path) for path in (error.filename, error.filename2) if path is not None
+        ]
         return " ".join(": ".join([*paths, error.strerror]).split())
     return " ".join(str(error).split())

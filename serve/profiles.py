@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
-from serve.durable import PRIVATE, make_private, sync_folder, take_lock, write_file
 from serve.encode import to_numbers, to_vectors, write_cell
 from serve.errors import BundleError
+from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
 
@@ -58,7 +58,9 @@ class Profiles:
     """The profiles of U users; the events of user u are `offsets[u]:offsets[u + 1]` of `history`."""
 
     user_ids: NDArray[np.generic]  # (U,), int64, or object with texts
-    features: dict[str, NDArray[Any]]  # (U,) float64, NaN if missing, or object, None; of a vector (U, W) float32
+    features: dict[
+        str, NDArray[Any]
+    ]  # (U,) float64, NaN if missing, or object, None; of a vector (U, W) float32
     history: History
     offsets: NDArray[np.int64]
 
@@ -71,12 +73,16 @@ class Profiles:
         except FileNotFoundError as error:
             if _choose(folder, version) != entries:  # replaced while it was being read
                 return cls.load(folder, version)
-            raise BundleError(f"{folder}: file '{Path(error.filename).name}' is missing") from error
+            raise BundleError(
+                f"{folder}: file '{Path(error.filename).name}' is missing"
+            ) from error
 
     @cached_property
     def positions(self) -> dict[Id, int]:
         """User id -> position."""
-        return {user_id: position for position, user_id in enumerate(self.user_ids.tolist())}
+        return {
+            user_id: position for position, user_id in enumerate(self.user_ids.tolist())
+        }
 
     @cached_property
     def until(self) -> int:
@@ -93,14 +99,22 @@ class Profiles:
         if position is None:
             return None
         cells = {name: values[position] for name, values in self.features.items()}
-        features = {name: None if np.any(cell != cell) else cell for name, cell in cells.items()}
+        features = {
+            name: None if np.any(cell != cell) else cell for name, cell in cells.items()
+        }
         events = slice(self.offsets[position], self.offsets[position + 1])
         return Profile(user_id, features, self.history.take(events))
 
     def without(self, user_ids: Iterable[Id]) -> Profiles:
         """Return the profiles of the other users."""
         is_kept = np.ones(len(self), dtype=np.bool_)
-        is_kept[[self.positions[user_id] for user_id in user_ids if user_id in self.positions]] = False
+        is_kept[
+            [
+                self.positions[user_id]
+                for user_id in user_ids
+                if user_id in self.positions
+            ]
+        ] = False
         counts = np.diff(self.offsets)
         return Profiles(
             user_ids=self.user_ids[is_kept],
@@ -110,10 +124,15 @@ class Profiles:
         )
 
 
-def feature_values(features: Iterable[Feature], columns: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+def feature_values(
+    features: Iterable[Feature], columns: Mapping[str, Any]
+) -> dict[str, NDArray[Any]]:
     """Turn raw columns of the users table, feature column -> one value per user, into `Profiles.features`."""
     given = [feature for feature in features if feature.kind not in DERIVED]
-    return {feature.name: _feature_values(feature, columns[feature.column]) for feature in given}
+    return {
+        feature.name: _feature_values(feature, columns[feature.column])
+        for feature in given
+    }
 
 
 def _feature_values(feature: Feature, values: Any) -> NDArray[Any]:
@@ -142,7 +161,9 @@ def settle_profiles(folder: Path, version: str | None) -> None:
         manifest = _read_manifest(folder)
         staged = manifest.pop(_NEXT, None)
         if staged is not None:
-            _write_manifest(folder, manifest | (staged if staged.pop("version") == version else {}))
+            _write_manifest(
+                folder, manifest | (staged if staged.pop("version") == version else {})
+            )
 
 
 def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
@@ -152,9 +173,15 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
     with _writing(folder):
         manifest = _read_manifest(folder)
         for entries in _all_entries(manifest):
-            ids = [one for one in _read_part(folder, entries["users"])["user_id"].tolist() if str(one) in texts]
+            ids = [
+                one
+                for one in _read_part(folder, entries["users"])["user_id"].tolist()
+                if str(one) in texts
+            ]
             if ids:
-                entries |= _write_parts(folder, _read_parts(folder, entries).without(ids))
+                entries |= _write_parts(
+                    folder, _read_parts(folder, entries).without(ids)
+                )
             erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
@@ -169,8 +196,17 @@ def _writing(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            named = {entries[part]["file"] for entries in _all_entries(_read_manifest(folder)) for part in _PARTS}
-            unnamed = [path for pattern in _OURS for path in folder.glob(pattern) if path.name not in named]
+            named = {
+                entries[part]["file"]
+                for entries in _all_entries(_read_manifest(folder))
+                for part in _PARTS
+            }
+            unnamed = [
+                path
+                for pattern in _OURS
+                for path in folder.glob(pattern)
+                if path.name not in named
+            ]
             for path in unnamed:
                 path.unlink()
             if unnamed:
@@ -193,13 +229,24 @@ def _read_manifest(folder: Path) -> Entries:
     path = folder / MANIFEST
     try:
         manifest: Entries = json.loads(path.read_text(encoding="utf-8"))
-        names = [one[part]["file"] for one in _all_entries(manifest) for part in _PARTS if one[part]["sha256"]]
-        if manifest["format"] != FORMAT or not names or any(Path(name).name != name for name in names):
+        names = [
+            one[part]["file"]
+            for one in _all_entries(manifest)
+            for part in _PARTS
+            if one[part]["sha256"]
+        ]
+        if (
+            manifest["format"] != FORMAT
+            or not names
+            or any(Path(name).name != name for name in names)
+        ):
             raise ValueError(f"expected files of format {FORMAT}")
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: not a manifest of profiles: {error!r}; remove it or write it again") from error
+        raise BundleError(
+            f"{path}: not a manifest of profiles: {error!r}; remove it or write it again"
+        ) from error
     return manifest
 
 
@@ -214,9 +261,13 @@ def _all_entries(manifest: Entries) -> Iterator[Entries]:
 def _choose(folder: Path, version: str | None) -> Entries:
     manifest = _read_manifest(folder)
     staged = manifest.get(_NEXT, {"version": None})
-    chosen = staged if version is not None and staged["version"] == version else manifest
+    chosen = (
+        staged if version is not None and staged["version"] == version else manifest
+    )
     if _PARTS[0] not in chosen:
-        raise BundleError(f"{folder}: no profiles here but perhaps of a bundle that is not published: train again")
+        raise BundleError(
+            f"{folder}: no profiles here but perhaps of a bundle that is not published: train again"
+        )
     return {part: chosen[part] for part in _PARTS}
 
 
@@ -230,9 +281,14 @@ def _write_parts(folder: Path, profiles: Profiles) -> Entries:
 
 def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     """Write a table to a file named by its content, and return its entry in the manifest."""
-    arrays = [vectors_to_arrow(values) if values.ndim == 2 else to_arrow(values) for values in columns.values()]
+    arrays = [
+        vectors_to_arrow(values) if values.ndim == 2 else to_arrow(values)
+        for values in columns.values()
+    ]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), sink, compression="zstd")
+    pq.write_table(
+        pa.Table.from_arrays(arrays, names=list(columns)), sink, compression="zstd"
+    )
     content = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"{part}-{digest[:16]}.parquet"
@@ -242,7 +298,11 @@ def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
 
 def _read_parts(folder: Path, entries: Entries) -> Profiles:
     users, events = (_read_part(folder, entries[part]) for part in _PARTS)
-    features = {name.removeprefix(_FEATURE): users[name] for name in users if name.startswith(_FEATURE)}
+    features = {
+        name.removeprefix(_FEATURE): users[name]
+        for name in users
+        if name.startswith(_FEATURE)
+    }
     offsets = np.concatenate([[0], np.cumsum(users["n_events"])]).astype(np.int64)
     for values in (*users.values(), *events.values(), offsets):
         values.flags.writeable = False
@@ -252,10 +312,14 @@ def _read_parts(folder: Path, entries: Entries) -> Profiles:
 def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
     content = (folder / entry["file"]).read_bytes()
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
-        raise BundleError(f"{folder}: file '{entry['file']}' was altered: its sha256 is not the manifest's")
+        raise BundleError(
+            f"{folder}: file '{entry['file']}' was altered: its sha256 is not the manifest's"
+        )
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read()
     return {
-        field.name: (vectors_from_arrow if pa.types.is_fixed_size_list(field.type) else to_numpy)(column)
+        field.name: (
+            vectors_from_arrow if pa.types.is_fixed_size_list(field.type) else to_numpy
+        )(column)
         for field, column in zip(table.schema, table.columns, strict=True)
     }

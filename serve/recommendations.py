@@ -25,7 +25,9 @@ class Answer:
     rank: NDArray[np.int64]
     unknown_items: int  # items of the history that the bundle does not know
     reason: str | None = None  # why fewer than k items came; None where k came
-    propensity: NDArray[np.float64] | None = None  # of each item at its rank; None where nothing was drawn
+    propensity: NDArray[np.float64] | None = (
+        None  # of each item at its rank; None where nothing was drawn
+    )
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,10 @@ class Recommendations:
             rank=places + 1,
             offsets=requests.searchsorted(np.arange(len(rows) + 1)),
             unknown_items=unknown_items,
-            reason=np.array([(reasons or {}).get(request) for request in range(len(rows))], dtype=np.object_),
+            reason=np.array(
+                [(reasons or {}).get(request) for request in range(len(rows))],
+                dtype=np.object_,
+            ),
         )
 
     @property
@@ -108,7 +113,8 @@ class Recommendations:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
-        item_id, n_unknown = self.item_ids[self.item_row[entries]], int(self.unknown_items[index])
+        item_id = self.item_ids[self.item_row[entries]]
+        n_unknown = int(self.unknown_items[index])
         listed = item_id, self.score[entries], self.rank[entries]
         return Answer(self.user_id[index], *listed, n_unknown, self.reason[index])
 
@@ -117,7 +123,9 @@ class Recommendations:
         request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         listed, index = np.unique(self.item_row, return_inverse=True)
         columns = {
-            "user_id": ids_to_arrow(self.user_id, self.user_id_type).take(to_arrow(request)),
+            "user_id": ids_to_arrow(self.user_id, self.user_id_type).take(
+                to_arrow(request)
+            ),
             "item_id": to_arrow(self.item_ids[listed]).take(to_arrow(index)),
             "score": to_arrow(self.score),
             "rank": to_arrow(self.rank),

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.bundle import ITEM_TOWER, PROFILES, Bundle, GoldenAnswer, identify_folder, replay
+from serve.bundle import ITEM_TOWER, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, ItemFacts
 from serve.encode import TIME, context_keys, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
@@ -26,7 +26,17 @@ from serve.events import (
     summarise_owned,
 )
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms, join_terms
+from serve.golden import GoldenAnswer, replay
+from serve.index import (
+    UNKNOWN_ROW,
+    Floats,
+    Ints,
+    ItemIds,
+    Pairs,
+    Query,
+    Terms,
+    join_terms,
+)
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
@@ -34,9 +44,13 @@ from serve.schema import FIRST_CODE, UNKNOWN, Schema
 from serve.tower import TowerPair
 
 RawRequest = Mapping[str, Any] | Request
-View = Literal["all", "novel", "owned"]  # items that are ranked: all, those not in the history, or only these
+View = Literal[
+    "all", "novel", "owned"
+]  # items that are ranked: all, those not in the history, or only these
 
-NO_TIME = int(np.iinfo(np.int64).max)  # later than every moment: such an event counts as happening at the moment
+NO_TIME = int(
+    np.iinfo(np.int64).max
+)  # later than every moment: such an event counts as happening at the moment
 _TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
 
 
@@ -46,32 +60,61 @@ class Recommender:
     def __init__(self, bundle: Bundle, profiles: Profiles | None = None) -> None:
         """Put a bundle and the profiles of its users together; without these, requests bring their own histories."""
         schema = bundle.schema
-        self.bundle, self.version = bundle, bundle.manifest.version
+        self.bundle = bundle
+        self.version = bundle.manifest.version
         self.loaded_at = time.time()  # UTC seconds
         self.profiles = _no_profiles(schema) if profiles is None else profiles
-        known, types = self.profiles, (schema.user_id_type, schema.item_id_type)
-        for ids, kind in zip((known.user_ids, known.history.item_id), types, strict=True):
+        known = self.profiles
+        types = (schema.user_id_type, schema.item_id_type)
+        for ids, kind in zip(
+            (known.user_ids, known.history.item_id), types, strict=True
+        ):
             if (ids.dtype == np.object_) != (kind == "string"):
-                raise BundleError(f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data")
+                raise BundleError(
+                    f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data"
+                )
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema)
-        self.taste_dim = self.towers.taste_dim  # entries of an item vector that `similar_items` compares
-        self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
-        last = {one.column: one.vocabulary[-1] for one in schema.item_features if one.vocabulary}
+        self.taste_dim = (
+            self.towers.taste_dim
+        )  # entries of an item vector that `similar_items` compares
+        self._set_catalogue(
+            Catalogue.of_items(bundle.items, bundle.index, schema), None
+        )
+        last = {
+            one.column: one.vocabulary[-1]
+            for one in schema.item_features
+            if one.vocabulary
+        }
         try:
             self.encode_items([{}, last])
         except (ValueError, KeyError) as error:
-            raise BundleError(f"{ITEM_TOWER} gives an item no vector of the index: {error}") from error
+            raise BundleError(
+                f"{ITEM_TOWER} gives an item no vector of the index: {error}"
+            ) from error
 
     @classmethod
-    def load(cls, directory: Path, profiles: Path | Profiles | None = None, trusted: Path | None = None) -> Recommender:
+    def load(
+        cls,
+        directory: Path,
+        profiles: Path | Profiles | None = None,
+        trusted: Path | None = None,
+    ) -> Recommender:
         """Load a published bundle and profiles, by default those in `profiles` beside it; replay golden requests."""
-        path, known = Path(directory), profiles
+        path = Path(directory)
+        known = profiles
         if known is None and (path.absolute().parent / PROFILES / MANIFEST).exists():
             known = path.absolute().parent / PROFILES
         while True:
-            found, bundle = identify_folder(path), Bundle.load(path, trusted=trusted)
-            read = Profiles.load(Path(known), bundle.manifest.version) if isinstance(known, (str, Path)) else known
-            if identify_folder(path) == found:  # else another bundle took its place meanwhile
+            found = identify_folder(path)
+            bundle = Bundle.load(path, trusted=trusted)
+            read = (
+                Profiles.load(Path(known), bundle.manifest.version)
+                if isinstance(known, (str, Path))
+                else known
+            )
+            if (
+                identify_folder(path) == found
+            ):  # else another bundle took its place meanwhile
                 break
         recommender = cls(bundle, read)
         replay(bundle.golden, golden_answer(recommender))
@@ -86,13 +129,22 @@ class Recommender:
     def _set_catalogue(self, catalogue: Catalogue, columns: Columns | None) -> None:
         schema = self.bundle.schema
         self.catalogue = catalogue
-        self._encoder = RequestEncoder(schema, catalogue.item_ids, catalogue.facts, self.profiles)
+        self._encoder = RequestEncoder(
+            schema, catalogue.item_ids, catalogue.facts, self.profiles
+        )
         features = schema.item_features
-        columns = Columns(catalogue.table, features) if columns is None else columns.changed(catalogue.table)
+        columns = (
+            Columns(catalogue.table, features)
+            if columns is None
+            else columns.changed(catalogue.table)
+        )
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
 
     def recommend(
-        self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None
+        self,
+        requests: Iterable[RawRequest],
+        k: int = 10,
+        filter_viewed: bool | None = None,
     ) -> Recommendations:
         """Rank the catalogue for each request; what one gives replaces that part of the user's profile.
 
@@ -100,64 +152,99 @@ class Recommender:
         items of the history; by default what the data says of repeats.
         """
         if filter_viewed not in (None, True, False):  # "no" is true to Python
-            raise ValueError(f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says")
+            raise ValueError(
+                f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says"
+            )
         if filter_viewed is None:
             filter_viewed = self.bundle.schema.repeats == "exclude"
         return self._answer(requests, k, "novel" if filter_viewed else "all")
 
-    def rank_owned(self, requests: Iterable[RawRequest], k: int = 10) -> Recommendations:
+    def rank_owned(
+        self, requests: Iterable[RawRequest], k: int = 10
+    ) -> Recommendations:
         """Rank the items of each request's history, with the scores of `recommend`."""
         return self._answer(requests, k, "owned")
 
-    def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
+    def similar_items(
+        self, item_id: str | int, k: int = 10
+    ) -> tuple[NDArray[np.generic], Floats]:
         """Return ids and falling cosines of the items nearest to an item; removed ones may be asked for, not listed."""
         (row,) = self.catalogue.item_ids.require([item_id])
         scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
         return self.catalogue.item_ids.ids[rows], scores
 
-    def score(self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]) -> NDArray[np.float64]:
+    def score(
+        self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]
+    ) -> NDArray[np.float64]:
         """Return the scores of items, (B, K), whether they would be listed or not; memory counts as among repeats."""
-        rows, place = np.unique(self.catalogue.item_ids.require(item_ids), return_inverse=True)
-        checked, score = self.check(requests), self.catalogue.index.score
+        rows, place = np.unique(
+            self.catalogue.item_ids.require(item_ids), return_inverse=True
+        )
+        checked = self.check(requests)
+        score = self.catalogue.index.score
         encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
         scores = [score(self._make_query(one, "all"), rows) for one in encoded]
         return np.concatenate([np.empty((0, len(rows))), *scores])[:, place]
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
-        vectors, checked = self.catalogue.index.vectors, self.check(requests)
+        vectors = self.catalogue.index.vectors
+        checked = self.check(requests)
         encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
-        return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
+        return np.concatenate(
+            [
+                vectors[:0],
+                *(self.towers.users(one.tower, vectors)[0] for one in encoded),
+            ]
+        )
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Return vectors (n, W) of items that the bundle lacks, as visible as an average one, by column -> value."""
-        schema, columns = self.bundle.schema, {name: [row.get(name) for row in rows] for name in set().union(*rows)}
+        schema = self.bundle.schema
+        columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
         known = {feature.column for feature in schema.item_features}
         for name in columns:
             if name not in known:
-                raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), known)}")
-        encoded = encode_features(schema.item_features, columns, len(rows), schema.timezone)
+                raise SchemaError(
+                    f"items: unknown column '{name}'; {name_nearest(str(name), known)}"
+                )
+        encoded = encode_features(
+            schema.item_features, columns, len(rows), schema.timezone
+        )
         tiles = (encoded.take(np.arange(len(rows))[tile]) for tile in _tiles(len(rows)))
         return np.concatenate([self.bundle.vectors[:0], *map(self.towers.items, tiles)])
 
-    def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:
+    def _answer(
+        self, requests: Iterable[RawRequest], k: int, view: View
+    ) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
-        checked, length = self.check(requests), min(k, len(self.catalogue.index))
+        checked = self.check(requests)
+        length = min(k, len(self.catalogue.index))
         shape = len(checked), length
-        scores, rows, unknown = np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape[0], np.int64)
+        scores = np.empty(shape, np.float32)
+        rows = np.empty(shape, np.int64)
+        unknown = np.empty(shape[0], np.int64)
         reasons: dict[int, str] = {}
         for tile in _tiles(len(checked)):
-            encoded, filters = self._encoder.encode(checked[tile]), [request.filters for request in checked[tile]]
+            encoded = self._encoder.encode(checked[tile])
+            filters = [request.filters for request in checked[tile]]
             query = self._make_query(encoded, view)
             if any(filters):
-                found = rank_filtered(self.catalogue.index, self.admission, filters, query, length)
+                found = rank_filtered(
+                    self.catalogue.index, self.admission, filters, query, length
+                )
             else:
                 found = self.catalogue.index.search(query, length)
-            (scores[tile], rows[tile]), unknown[tile] = found, encoded.unknown_items
+            (scores[tile], rows[tile]) = found
+            unknown[tile] = encoded.unknown_items
             if view != "owned" and (length < k or (rows[tile, -1] < 0).any()):
-                short = explain_short(self.admission, filters, encoded.left_out(view), rows[tile], k)
-                reasons |= {tile.start + place: reason for place, reason in short.items()}
+                short = explain_short(
+                    self.admission, filters, encoded.left_out(view), rows[tile], k
+                )
+                reasons |= {
+                    tile.start + place: reason for place, reason in short.items()
+                }
         return Recommendations.from_lists(
             [request.user_id for request in checked],
             rows,
@@ -171,21 +258,32 @@ class Recommender:
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
         """Run the user tower and put together what is added to its products."""
         users, memory = self.towers.users(encoded.tower, self.catalogue.index.vectors)
-        arrays, neighbours = encoded.tower.arrays, self.bundle.neighbours
+        arrays = encoded.tower.arrays
+        neighbours = self.bundle.neighbours
         remembered = encoded.owned if len(memory) else None
-        lengths, matches = arrays["history_lengths"], arrays["history_matches"]
-        of_history = neighbours.of_histories(encoded.tower.history_rows, lengths, remembered, matches)
+        lengths = arrays["history_lengths"]
+        matches = arrays["history_matches"]
+        of_history = neighbours.of_histories(
+            encoded.tower.history_rows, lengths, remembered, matches
+        )
         of_memory: Terms | None = None
         if view != "novel" and len(memory):
             of_memory = (arrays["owned_users"], encoded.tower.owned_rows, memory)
         added = join_terms([of_history, neighbours.of_all(len(users)), of_memory])
-        requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
-        return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
+        requests, rows = map(
+            np.concatenate, zip(*encoded.left_out(view).values(), strict=True)
+        )
+        return Query(
+            users, (requests, rows), added, encoded.owned if view == "owned" else None
+        )
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""
         schema = self.bundle.schema
-        return [(fit_request if isinstance(raw, Request) else parse_request)(raw, schema) for raw in requests]  # type: ignore[arg-type]
+        return [
+            (fit_request if isinstance(raw, Request) else parse_request)(raw, schema)
+            for raw in requests
+        ]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,26 +297,49 @@ class EncodedRequests:
 
     def left_out(self, view: View) -> dict[str, Pairs]:
         """Return which items are left out of lists, by the reason."""
-        return {"excluded": self.excluded} | ({"owned": self.owned} if view == "novel" else {})
+        return {"excluded": self.excluded} | (
+            {"owned": self.owned} if view == "novel" else {}
+        )
 
 
 class RequestEncoder:
     """Put profiles and requests of one catalogue together, encoded as in training."""
 
-    def __init__(self, schema: Schema, item_ids: ItemIds, facts: ItemFacts | None, profiles: Profiles) -> None:
-        self._schema, self._item_ids, self._facts, self._profiles = schema, item_ids, facts, profiles
+    def __init__(
+        self,
+        schema: Schema,
+        item_ids: ItemIds,
+        facts: ItemFacts | None,
+        profiles: Profiles,
+    ) -> None:
+        self._schema = schema
+        self._item_ids = item_ids
+        self._facts = facts
+        self._profiles = profiles
         self._user_features = keyed_by_name(schema.user_features)
         self._context_features = keyed_by_name(schema.context_features)
-        self._event_codes = {name: FIRST_CODE + index for index, name in enumerate(schema.event_types)}
+        self._event_codes = {
+            name: FIRST_CODE + index for index, name in enumerate(schema.event_types)
+        }
         self._nobody = Profile("", {}, History(item_ids.ids[:0]))
 
     def encode(self, requests: Sequence[Request]) -> EncodedRequests:
         """Encode requests, at least one; events later than its moment count as happening at it."""
-        schema, ids = self._schema, [request.user_id for request in requests]
-        profiles = [(None if one is None else self._profiles.get(one)) or self._nobody for one in ids]
+        schema = self._schema
+        ids = [request.user_id for request in requests]
+        profiles = [
+            (None if one is None else self._profiles.get(one)) or self._nobody
+            for one in ids
+        ]
         pairs = list(zip(requests, profiles, strict=True))
-        histories = [profile.history if one.history is None else one.history for one, profile in pairs]
-        features = [profile.features if one.features is None else one.features for one, profile in pairs]
+        histories = [
+            profile.history if one.history is None else one.history
+            for one, profile in pairs
+        ]
+        features = [
+            profile.features if one.features is None else one.features
+            for one, profile in pairs
+        ]
         given = self._read_histories(histories)
         moment = self._moments(requests, given)
         events, unknown_items = self._keep_known(given, moment, histories)
@@ -230,25 +351,43 @@ class RequestEncoder:
         arrays |= request_arrays(moment, users, context, schema)
         owned_rows = history_rows[:0, 0]
         if self._facts is not None:
-            recent, n_types = events.last(schema.memory_length), len(schema.event_types)
-            owned = summarise_owned(recent, moment, schema.decay_days, n_types, self._facts.repeat_rate)
-            arrays |= owned_arrays(owned, self._facts.categories, self._facts.n_categories)
+            recent = events.last(schema.memory_length)
+            n_types = len(schema.event_types)
+            owned = summarise_owned(
+                recent, moment, schema.decay_days, n_types, self._facts.repeat_rate
+            )
+            arrays |= owned_arrays(
+                owned, self._facts.categories, self._facts.n_categories
+            )
             owned_rows = owned.item_row
         tower = TowerInputs(arrays, history_rows, owned_rows)
-        return EncodedRequests(tower, (events.segments, events.item_row), self._excluded(requests), unknown_items)
+        return EncodedRequests(
+            tower,
+            (events.segments, events.item_row),
+            self._excluded(requests),
+            unknown_items,
+        )
 
     def _read_histories(self, histories: Sequence[History]) -> Events:
         """Put histories together; an item that is not known has `UNKNOWN_ROW`, an event without time `NO_TIME`."""
-        ids = [item_id for one in histories for item_id in np.asarray(one.item_id).tolist()]
+        ids = [
+            item_id for one in histories for item_id in np.asarray(one.item_id).tolist()
+        ]
         schema = self._schema
-        mean = np.expm1(schema.weight_mean) if schema.has_weight else 1.0  # standardises to 0
+        mean = (
+            np.expm1(schema.weight_mean) if schema.has_weight else 1.0
+        )  # standardises to 0
         weight = _join(histories, "weight", np.nan, np.float64)
-        weight = np.minimum(np.where(np.isnan(weight), mean, weight), np.finfo(np.float32).max)
+        weight = np.minimum(
+            np.where(np.isnan(weight), mean, weight), np.finfo(np.float32).max
+        )
         event = _join(histories, "event", None, np.object_).tolist()
         return Events(
             self._item_ids.find(ids),
             _join(histories, "datetime", NO_TIME, np.int64) * schema.has_datetime,
-            np.array([self._event_codes.get(name, UNKNOWN) for name in event], dtype=np.int64),
+            np.array(
+                [self._event_codes.get(name, UNKNOWN) for name in event], dtype=np.int64
+            ),
             weight.astype(np.float32),
             np.cumsum([0, *map(len, histories)], dtype=np.int64),
             _join(histories, "context", 0, np.int64),
@@ -261,28 +400,47 @@ class RequestEncoder:
         last = last_moments(given, NO_TIME)
         last = np.where(last == NO_TIME, self._schema.data_until, last)
         times = zip(requests, last.tolist(), strict=True)
-        return np.array([time if one.datetime is None else one.datetime for one, time in times], dtype=np.int64)
+        return np.array(
+            [time if one.datetime is None else one.datetime for one, time in times],
+            dtype=np.int64,
+        )
 
-    def _keep_known(self, given: Events, moment: Ints, histories: Sequence[History]) -> tuple[Events, Ints]:
+    def _keep_known(
+        self, given: Events, moment: Ints, histories: Sequence[History]
+    ) -> tuple[Events, Ints]:
         """Return the events of known items, none later than its moment, and how many items are not known, (T,)."""
-        time, is_known = np.minimum(given.time, moment.repeat(given.counts)), given.item_row != UNKNOWN_ROW
-        segment, n_unknown = given.segments, np.zeros(len(given), dtype=np.int64)
+        time = np.minimum(given.time, moment.repeat(given.counts))
+        is_known = given.item_row != UNKNOWN_ROW
+        segment = given.segments
+        n_unknown = np.zeros(len(given), dtype=np.int64)
         timely = replace(given, time=time)
         if is_known.all():
             return timely, n_unknown
-        ids = np.concatenate([np.asarray(one.item_id, dtype=np.object_) for one in histories])
-        for owner, _ in set(zip(segment[~is_known].tolist(), ids[~is_known].tolist(), strict=True)):
+        ids = np.concatenate(
+            [np.asarray(one.item_id, dtype=np.object_) for one in histories]
+        )
+        for owner, _ in set(
+            zip(segment[~is_known].tolist(), ids[~is_known].tolist(), strict=True)
+        ):
             n_unknown[owner] += 1
         counts = np.bincount(segment[is_known], minlength=len(given))
-        return timely.pick(np.flatnonzero(is_known), np.concatenate([[0], np.cumsum(counts)])), n_unknown
+        return timely.pick(
+            np.flatnonzero(is_known), np.concatenate([[0], np.cumsum(counts)])
+        ), n_unknown
 
     def _excluded(self, requests: Sequence[Request]) -> Pairs:
-        owner = np.repeat(np.arange(len(requests)), [len(request.exclude) for request in requests])
-        rows = self._item_ids.find([item_id for request in requests for item_id in request.exclude])
+        owner = np.repeat(
+            np.arange(len(requests)), [len(request.exclude) for request in requests]
+        )
+        rows = self._item_ids.find(
+            [item_id for request in requests for item_id in request.exclude]
+        )
         return owner[rows != UNKNOWN_ROW], rows[rows != UNKNOWN_ROW]
 
 
-def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> np.ndarray:
+def _join(
+    histories: Sequence[History], name: str, missing: Any, dtype: Any
+) -> np.ndarray:
     """Put one column of all histories in an array, `missing` where a history lacks it."""
     columns = ((getattr(one, name), len(one)) for one in histories)
     whole = (np.full(n, missing) if column is None else column for column, n in columns)
@@ -291,12 +449,23 @@ def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> 
 
 def golden_answer(recommender: Recommender) -> GoldenAnswer:
     """Return a function that answers golden requests as `serve.bundle` compares them."""
-    return lambda asked, k: [(one.item_id.tolist(), one.score.tolist()) for one in recommender.recommend(asked, k)]
+    return lambda asked, k: [
+        (one.item_id.tolist(), one.score.tolist())
+        for one in recommender.recommend(asked, k)
+    ]
 
 
 def _no_profiles(schema: Schema) -> Profiles:
-    nothing = {"string": np.empty(0, dtype=np.object_), "integer": np.empty(0, dtype=np.int64)}
-    return Profiles(nothing[schema.user_id_type], {}, History(nothing[schema.item_id_type]), np.zeros(1, np.int64))
+    nothing = {
+        "string": np.empty(0, dtype=np.object_),
+        "integer": np.empty(0, dtype=np.int64),
+    }
+    return Profiles(
+        nothing[schema.user_id_type],
+        {},
+        History(nothing[schema.item_id_type]),
+        np.zeros(1, np.int64),
+    )
 
 
 def _tiles(n: int) -> Iterator[slice]:

@@ -8,10 +8,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-
 from serve.bundle import Bundle
 from serve.recommender import Recommender
-from serve.state import StateStore
+from service.state import StateStore
 from tests.linear_bundle import SEED, SHOP, WORLDS, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.tiny_bundle import publish_tiny
@@ -37,7 +36,10 @@ def tiny_bundle(_published: dict[int, Path], tmp_path: Path) -> Callable[[int], 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """Linear bundles by seed, never altered."""
-    return {seed: publish_linear(tmp_path_factory.mktemp(f"seed-{seed}"), SHOP, seed) for seed in (1, 2, 3, 4)}
+    return {
+        seed: publish_linear(tmp_path_factory.mktemp(f"seed-{seed}"), SHOP, seed)
+        for seed in (1, 2, 3, 4)
+    }
 
 
 @pytest.fixture(scope="session")
@@ -49,9 +51,15 @@ def versions(published: dict[int, Path]) -> dict[int, str]:
 @pytest.fixture(scope="session")
 def bundle_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Linear bundles of the two worlds with the profiles of their users, never altered."""
-    paths = {name: publish_linear(tmp_path_factory.mktemp(name), schema, SEED) for name, schema in WORLDS.items()}
+    paths = {
+        name: publish_linear(tmp_path_factory.mktemp(name), schema, SEED)
+        for name, schema in WORLDS.items()
+    }
     for name, path in paths.items():
-        write_profiles(path.parent / "profiles", make_profiles(WORLDS[name], known_users(WORLDS[name])))
+        write_profiles(
+            path.parent / "profiles",
+            make_profiles(WORLDS[name], known_users(WORLDS[name])),
+        )
     return paths
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_index, write_items
+from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
 from serve.events import statistic_names
+from serve.golden import draw_requests, write_golden
 from serve.index import Neighbours
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
-from serve.versions import Stage, publish
+from service.publish import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 
 N, D, W, P = 23, 7, 10, 2
@@ -96,7 +96,12 @@ def vectors_of(seed: int) -> np.ndarray:
 def weights_of(seed: int) -> dict[str, np.ndarray]:
     """Draw what the towers multiply by."""
     rng = np.random.default_rng(seed + 1000)
-    shapes = {"project": (D, W), "user_c": (1, W), "user_v": (2, W), "context_c": (2, W)}
+    shapes = {
+        "project": (D, W),
+        "user_c": (1, W),
+        "user_v": (2, W),
+        "context_c": (2, W),
+    }
     shapes |= {"item_c": (2, W), "item_v": (2, W), "item_k": (2, W), "item_p": (P, W)}
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
@@ -106,7 +111,13 @@ def category_weights() -> np.ndarray:
     return np.linspace(0.1, 0.5, 5 + 4).astype(np.float32)
 
 
-_FLOATED = ("history_groups", "history_events", "history_lengths", "user_codes", "context_codes")
+_FLOATED = (
+    "history_groups",
+    "history_events",
+    "history_lengths",
+    "user_codes",
+    "context_codes",
+)
 _STATE = [
     node("CastLike", ["one", "history_lengths"], "axis"),
     *(node("CastLike", [name, "one"], f"{name}_f") for name in _FLOATED),
@@ -134,7 +145,10 @@ _STATE = [
 ]
 _STATE_INPUTS = [
     value("history_vectors", FLOAT, ["B", "L", D]),
-    *(value(name, INT64, ["B", "L"]) for name in ("history_events", "history_times", "history_groups")),
+    *(
+        value(name, INT64, ["B", "L"])
+        for name in ("history_events", "history_times", "history_groups")
+    ),
     value("history_weights", FLOAT, ["B", "L"]),
     *(value(name, INT64, ["B"]) for name in ("history_lengths", "request_times")),
     value("user_codes", INT64, ["B", 1]),
@@ -167,8 +181,14 @@ _MEMORY_INPUTS = [
 
 def user_tower(schema: Schema, space_id: str, seed: int) -> bytes:
     """attention = 1 + .1 event + .2 weight + 1e-6 gap + .05 group; user = mean(attention x vector) + ..."""
-    weights = {name: array for name, array in weights_of(seed).items() if not name.startswith("item")}
-    weights |= {"one": np.ones(1), "per_event": np.array([0.1]), "per_weight": np.array([0.2])}
+    weights = {
+        name: array for name, array in weights_of(seed).items() if not name.startswith("item")
+    }
+    weights |= {
+        "one": np.ones(1),
+        "per_event": np.array([0.1]),
+        "per_weight": np.array([0.2]),
+    }
     weights |= {"per_gap": np.array([1e-6]), "per_group": np.array([0.05])}
     vectors, metadata = value("user_vectors", FLOAT, ["B", W]), {"space_id": space_id}
     if schema.repeats == "exclude":
@@ -192,14 +212,20 @@ def item_tower(space_id: str, seed: int) -> bytes:
         node("MatMul", ["codes", "item_c"], "by_codes"),
         node("MatMul", ["item_values", "item_v"], "by_values"),
         node("MatMul", ["cats", "item_k"], "by_categories"),
-        node("Sum", ["by_codes", "by_values", "by_categories", "by_popularity"], "item_vectors"),
+        node(
+            "Sum",
+            ["by_codes", "by_values", "by_categories", "by_popularity"],
+            "item_vectors",
+        ),
     ]
     inputs = [
         *(value(name, INT64, ["N", 2]) for name in ("item_codes", "categories")),
         value("item_values", FLOAT, ["N", 2]),
     ]
     weights = {name: array for name, array in weights_of(seed).items() if name.startswith("item")}
-    weights["by_popularity"] = vectors_of(seed)[:, W - P :].min(axis=0, keepdims=True) @ weights.pop("item_p")
+    weights["by_popularity"] = vectors_of(seed)[:, W - P :].min(
+        axis=0, keepdims=True
+    ) @ weights.pop("item_p")
     weights["one"] = np.ones(1)
     outputs = [value("item_vectors", FLOAT, ["N", W])]
     return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
@@ -211,7 +237,10 @@ def write_linear(stage: Stage, schema: Schema, seed: int) -> Facts:
     text = schema.to_json().encode()
     space_id = compute_space_id(vectors, text)
     items = {"item_id": item_ids(schema), "title": [f"Title {row}" for row in range(N)]}
-    items |= {name: [item_values(row)[name] for row in range(N)] for name in ("department", "price", "brand")}
+    items |= {
+        name: [item_values(row)[name] for row in range(N)]
+        for name in ("department", "price", "brand")
+    }
     if schema.repeats == "allow":
         items["repeat_rate"] = REPEAT_RATES
     libraries = {"numpy": np.__version__}

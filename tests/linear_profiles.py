@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-
 from serve.profiles import History, Profiles, settle_profiles, stage_profiles
 from serve.schema import Schema
 from tests.linear_bundle import DAY, UNTIL, item_ids
@@ -23,7 +22,11 @@ def draw_history(schema, length, rng):
         {
             "item_id": ids[int(rng.integers(len(ids)))],
             "datetime": int(time),
-            **({"event": ["view", "buy", "other"][int(rng.integers(3))]} if schema.event_types else {}),
+            **(
+                {"event": ["view", "buy", "other"][int(rng.integers(3))]}
+                if schema.event_types
+                else {}
+            ),
             **({"weight": float(rng.integers(0, 4))} if schema.has_weight else {}),
         }
         for time in times
@@ -32,7 +35,13 @@ def draw_history(schema, length, rng):
 
 def known_users(schema):
     rng = np.random.default_rng(5)
-    features = [{"gender": "f", "income": 4.0}, {"gender": "x"}, {}, {"income": -1.5}, {"gender": "m"}]
+    features = [
+        {"gender": "f", "income": 4.0},
+        {"gender": "x"},
+        {},
+        {"income": -1.5},
+        {"gender": "m"},
+    ]
     names = range(5) if schema.user_id_type == "integer" else [f"u{number}" for number in range(5)]
     lengths = (3, 13, 0, 1, 8)
     return {
@@ -49,13 +58,32 @@ def requests_of(schema):
         *({"user_id": user_id} for user_id in known_users(schema)),
         {"user_id": 99 if schema.user_id_type == "integer" else "nobody"},
         {},
-        {"user_id": first, "datetime": UNTIL + 5 * DAY + 3700, "context": {"device": "web"}},
+        {
+            "user_id": first,
+            "datetime": UNTIL + 5 * DAY + 3700,
+            "context": {"device": "web"},
+        },
         {"user_id": second, "datetime": UNTIL - 2 * DAY},
-        {"user_id": second, "features": {"income": 2.0}, "exclude": [ids[0], ids[3], ids[20]]},
+        {
+            "user_id": second,
+            "features": {"income": 2.0},
+            "exclude": [ids[0], ids[3], ids[20]],
+        },
         {"user_id": second, "history": []},
-        {"user_id": third, "history": draw_history(schema, 4, rng), "exclude": ids[5:19]},
-        {"history": draw_history(schema, 11, rng), "context": {"device": "tv"}, "exclude": ids[:4]},
-        {"history": [{"item_id": ids[2]}, {"item_id": ids[4]}, {"item_id": ids[2]}], "datetime": UNTIL},
+        {
+            "user_id": third,
+            "history": draw_history(schema, 4, rng),
+            "exclude": ids[5:19],
+        },
+        {
+            "history": draw_history(schema, 11, rng),
+            "context": {"device": "tv"},
+            "exclude": ids[:4],
+        },
+        {
+            "history": [{"item_id": ids[2]}, {"item_id": ids[4]}, {"item_id": ids[2]}],
+            "datetime": UNTIL,
+        },
         {"history": [{"item_id": ids[8]}], "exclude": ids},
     ]
 
@@ -65,17 +93,24 @@ def make_profiles(schema: Schema, known: dict) -> Profiles:
     events = [event for user in known.values() for event in user["history"]]
     features = [user["features"] for user in known.values()]
     texts = schema.item_id_type == "string"
-    columns = {"item_id": np.array([e["item_id"] for e in events], dtype=object if texts else np.int64)}
+    columns = {
+        "item_id": np.array([e["item_id"] for e in events], dtype=object if texts else np.int64)
+    }
     columns["datetime"] = np.array([event["datetime"] for event in events], dtype=np.int64)
     if schema.event_types:
         columns["event"] = np.array([event.get("event") for event in events], dtype=object)
     if schema.has_weight:
         columns["weight"] = np.array([event["weight"] for event in events], dtype=np.float64)
     return Profiles(
-        user_ids=np.array(list(known), dtype=object if schema.user_id_type == "string" else np.int64),
+        user_ids=np.array(
+            list(known), dtype=object if schema.user_id_type == "string" else np.int64
+        ),
         features={
             "gender": np.array([given.get("gender") for given in features], dtype=object),
-            "income": np.array([user["features"].get("income", np.nan) for user in known.values()], dtype=float),
+            "income": np.array(
+                [user["features"].get("income", np.nan) for user in known.values()],
+                dtype=float,
+            ),
         },
         history=History(**columns),
         offsets=np.cumsum([0, *(len(user["history"]) for user in known.values())]),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-
 from tests.linear_bundle import (
     BRANDS,
     DAY,
@@ -41,11 +40,19 @@ def naive_scores(
     moment = time if time is not None else history[-1].get("datetime", UNTIL) if history else UNTIL
     rows = {item_id: row for row, item_id in enumerate([*item_ids(schema), *added])}
     events = [
-        (rows[e["item_id"]], min(e.get("datetime", moment), moment), e.get("event"), e.get("weight"))
+        (
+            rows[e["item_id"]],
+            min(e.get("datetime", moment), moment),
+            e.get("event"),
+            e.get("weight"),
+        )
         for e in history
         if e["item_id"] in rows
     ]
-    items = np.array([*vectors_of(seed), *(naive_item(seed, values) for values in added.values())], dtype=float)
+    items = np.array(
+        [*vectors_of(seed), *(naive_item(seed, values) for values in added.values())],
+        dtype=float,
+    )
     user = _naive_vector(schema, weights_of(seed), items, events, moment)
     w = weights_of(seed)
     user = user + np.array([_code(GENDERS, features.get("gender"))]) @ w["user_c"]
@@ -55,7 +62,9 @@ def naive_scores(
     scores = items @ user
     if schema.repeats == "allow":
         values = [*map(item_values, range(N)), *added.values()]
-        for row, extra in _naive_memory(schema, events[-schema.memory_length :], moment, scores, values).items():
+        for row, extra in _naive_memory(
+            schema, events[-schema.memory_length :], moment, scores, values
+        ).items():
             scores[row] += extra
     return user, scores.tolist(), {event[0] for event in events}
 
@@ -102,7 +111,11 @@ def naive_rate(values: dict) -> float:
     means = []
     for name, vocabulary in (("department", DEPARTMENTS), ("brand", BRANDS)):
         code = _code(vocabulary, values.get(name))
-        alike = [REPEAT_RATES[row] for row in range(N) if _code(vocabulary, item_values(row)[name]) == code]
+        alike = [
+            REPEAT_RATES[row]
+            for row in range(N)
+            if _code(vocabulary, item_values(row)[name]) == code
+        ]
         means.append(np.mean(alike or REPEAT_RATES))
     return float(np.mean(means))
 
@@ -123,7 +136,14 @@ def naive_list(scores: list, rows, k: int) -> list[int]:
 def naive_item(seed: int, values: dict) -> np.ndarray:
     """Place a new item by its features, (W,)."""
     w, least = weights_of(seed), vectors_of(seed)[:, W - P :].min(axis=0)
-    codes = np.array([_code(DEPARTMENTS, values.get("department")), _code(BRANDS, values.get("brand"))])
+    codes = np.array(
+        [
+            _code(DEPARTMENTS, values.get("department")),
+            _code(BRANDS, values.get("brand")),
+        ]
+    )
     price = _number(values.get("price"), 1.0, 4.0)
     categories = codes + np.array([0, 5])
-    return codes @ w["item_c"] + price @ w["item_v"] + categories @ w["item_k"] + least @ w["item_p"]
+    return (
+        codes @ w["item_c"] + price @ w["item_v"] + categories @ w["item_k"] + least @ w["item_p"]
+    )

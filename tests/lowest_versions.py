@@ -10,7 +10,10 @@ _NEEDED = re.compile(r"(?P<name>[\w.-]+)(\[.*\])?>=(?P<version>[\d.]+)")
 
 if __name__ == "__main__":
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    files = (path.read_text(encoding="utf-8").splitlines() for path in sorted((ROOT / "requirements").glob("*.txt")))
+    files = (
+        path.read_text(encoding="utf-8").splitlines()
+        for path in sorted((ROOT / "requirements").glob("*.txt"))
+    )
     for requirement in chain(*files, project["optional-dependencies"]["tune"]):
         found = _NEEDED.match(requirement)
         if found:  # but for comments

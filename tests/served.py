@@ -38,21 +38,44 @@ def ask(
     host: str | None = "127.0.0.1",
 ) -> Reply:
     """Ask an ASGI application once, from a host; a body that is not bytes is written as JSON."""
-    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    return asyncio.run(exchange(app, method, path, [content], JSON if headers is None else headers, host))
+    content = (
+        body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    )
+    return asyncio.run(
+        exchange(app, method, path, [content], JSON if headers is None else headers, host)
+    )
 
 
 async def exchange(
-    app: Any, method: str, path: str, parts: list[bytes], headers: Mapping[str, str], host: str | None = "127.0.0.1"
+    app: Any,
+    method: str,
+    path: str,
+    parts: list[bytes],
+    headers: Mapping[str, str],
+    host: str | None = "127.0.0.1",
 ) -> Reply:
     """Send a body in parts and return the whole reply."""
     reply, remaining = Reply(0), list(parts)
     sent = [(name.encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "scheme": "http",
+    }
     path, _, query = path.partition("?")
     scope |= {"query_string": query.encode()}
-    scope |= {"method": method, "path": path, "raw_path": path.encode(), "headers": sent, "state": {}}
-    scope |= {"client": None if host is None else (host, 5), "server": ("127.0.0.1", 80)}
+    scope |= {
+        "method": method,
+        "path": path,
+        "raw_path": path.encode(),
+        "headers": sent,
+        "state": {},
+    }
+    scope |= {
+        "client": None if host is None else (host, 5),
+        "server": ("127.0.0.1", 80),
+    }
 
     async def receive() -> dict[str, Any]:
         if not remaining:
@@ -82,7 +105,13 @@ class Server:
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
-    def ask(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
         with self.connect() as connection:
             connection.sendall(write_request(method, path, body, headers))
             return read_reply(connection)
@@ -95,8 +124,18 @@ class Server:
 @contextmanager
 def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run `python -m serve http` on a free port; it must have ended well, or been ended, by the end of the test."""
-    command = [sys.executable, "-m", "serve", "http", *map(str, arguments), "--port", "0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(variables or {})
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "http",
+        *map(str, arguments),
+        "--port",
+        "0",
+    ]
+    environment = (
+        os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(variables or {})
+    )
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             line = said = process.stderr.readline()
@@ -110,9 +149,15 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
             process.kill()
 
 
-def write_request(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
-    content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    lines = {"host": "localhost", "content-length": str(len(content))} | dict(JSON if headers is None else headers)
+def write_request(
+    method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> bytes:
+    content = (
+        body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
+    )
+    lines = {"host": "localhost", "content-length": str(len(content))} | dict(
+        JSON if headers is None else headers
+    )
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
 

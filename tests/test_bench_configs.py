@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from datamodules.clean import clean, order_tables
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
@@ -46,7 +45,17 @@ LAYOUTS = {
         "items": "item\tpackage\tcategory\tdownloads\tdeveloper\tlanguage\tname\tprice\trating\tshort desc",
     },
 }
-NUMBERS = {"age", "year", "rating", "quantity", "cnt", "city", "basket_id", "store_id", "manufacturer_id"}
+NUMBERS = {
+    "age",
+    "year",
+    "rating",
+    "quantity",
+    "cnt",
+    "city",
+    "basket_id",
+    "store_id",
+    "manufacturer_id",
+}
 JOINED = {"genres", "attributes"}
 
 
@@ -64,7 +73,10 @@ def make_table(table: str, header: str, rng: np.random.Generator) -> pd.DataFram
     if table != "interactions":
         return frame.assign(**{names[0]: np.arange(n)})
     pairs = rng.permutation(N_USERS * N_ITEMS)[:n]
-    ordered = {"timestamp": 1_400_000_000 + np.arange(n) * 7000, "position": np.arange(n)}
+    ordered = {
+        "timestamp": 1_400_000_000 + np.arange(n) * 7000,
+        "position": np.arange(n),
+    }
     return frame.assign(
         **{names[0]: pairs % N_USERS, names[1]: pairs // N_USERS},
         **{name: values for name, values in ordered.items() if name in names},

@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import yaml
-
 from serve.__main__ import main
 from serve.bundle import Bundle
 from tests.http.services import publish_served
@@ -28,16 +27,27 @@ def run_example(name, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PORT": port}
+    variables = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "PORT": port,
+    }
     done = subprocess.run(
-        [sys.executable, EXAMPLES / name], cwd=folder, env=variables, capture_output=True, text=True, timeout=250
+        [sys.executable, EXAMPLES / name],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=250,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["from_dataframe.py", "from_shop_csvs.py", "from_rectools_implicit.py"])
+@pytest.mark.parametrize(
+    "name", ["from_dataframe.py", "from_shop_csvs.py", "from_rectools_implicit.py"]
+)
 def test_tables_of_every_origin_lead_to_recommendations(tmp_path, name):
     printed = run_example(name, tmp_path)
     assert re.search(r"^request  user_id  rank  name +item_id  score$", printed, re.MULTILINE)
@@ -46,16 +56,26 @@ def test_tables_of_every_origin_lead_to_recommendations(tmp_path, name):
 @pytest.mark.slow
 def test_production_goes_once_around(tmp_path):
     printed = run_example("production.py", tmp_path)
-    versions = [Bundle.load(tmp_path / "runs" / name / "bundle").manifest.version for name in ("first", "second")]
+    versions = [
+        Bundle.load(tmp_path / "runs" / name / "bundle").manifest.version
+        for name in ("first", "second")
+    ]
     assert versions[0] != versions[1]
     assert all(version in printed for version in versions)
     events = (tmp_path / "events.csv").read_text().splitlines()
-    assert len(events) == 1 + 600 + 1  # what was bought while it was served is in the second training
+    assert (
+        len(events) == 1 + 600 + 1
+    )  # what was bought while it was served is in the second training
 
 
 def test_every_example_is_run():
     there = {path.name for path in EXAMPLES.glob("*.py")}
-    assert there == {"from_dataframe.py", "from_shop_csvs.py", "from_rectools_implicit.py", "production.py"}
+    assert there == {
+        "from_dataframe.py",
+        "from_shop_csvs.py",
+        "from_rectools_implicit.py",
+        "production.py",
+    }
 
 
 def test_the_compose_file_fits_the_image(tmp_path):
@@ -75,11 +95,17 @@ def test_the_compose_file_fits_the_image(tmp_path):
 
 
 @pytest.mark.service
-def test_the_proxy_asks_for_a_password_and_passes_on_nothing_that_operates_the_service(tmp_path):
+def test_the_proxy_asks_for_a_password_and_passes_on_nothing_that_operates_the_service(
+    tmp_path,
+):
     if missing := [tool for tool in ("openssl", "sh") if shutil.which(tool) is None]:
         pytest.skip(f"needs {missing}")
     made = subprocess.run(
-        ["sh", COMPOSE / "prepare.sh", "alice"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ["sh", COMPOSE / "prepare.sh", "alice"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     (line,) = made.stdout.splitlines()
     basic = base64.b64encode(":".join(line.split()).encode()).decode()
@@ -88,23 +114,48 @@ def test_the_proxy_asks_for_a_password_and_passes_on_nothing_that_operates_the_s
     def place(folder, port, own_port):
         shutil.copytree(tmp_path / "secrets", folder / "secrets")
         (folder / "secrets" / "key.pem").chmod(0o644)
-        secrets = {"/etc/nginx/secrets": f"{folder}/secrets", "/secrets/cert.pem": "/cert", "/secrets/key.pem": "/key"}
-        return {"http://bascule:8080": f"http://127.0.0.1:{port}", "listen 443": f"listen {own_port}", **secrets}
+        secrets = {
+            "/etc/nginx/secrets": f"{folder}/secrets",
+            "/secrets/cert.pem": "/cert",
+            "/secrets/key.pem": "/key",
+        }
+        return {
+            "http://bascule:8080": f"http://127.0.0.1:{port}",
+            "listen 443": f"listen {own_port}",
+            **secrets,
+        }
 
     def ask(proxy, *call, **headers):
         with proxy.connect() as connection:
-            call = write_request(*call, headers={"content-type": "application/json", "connection": "close", **headers})
+            call = write_request(
+                *call,
+                headers={
+                    "content-type": "application/json",
+                    "connection": "close",
+                    **headers,
+                },
+            )
             connection.sendall(call.replace(b"host: localhost", f"host: {NAME}".encode()))
             return read_reply(connection)
 
-    known, asked = {"authorization": f"Basic {basic}"}, ("POST", "/v1/recommend", {"user_id": "u1", "k": 2})
-    with serving("--bundle", bundle) as server, proxying(server.port, COMPOSE / "nginx.conf", place) as proxy:
+    known, asked = (
+        {"authorization": f"Basic {basic}"},
+        ("POST", "/v1/recommend", {"user_id": "u1", "k": 2}),
+    )
+    with (
+        serving("--bundle", bundle) as server,
+        proxying(server.port, COMPOSE / "nginx.conf", place) as proxy,
+    ):
         assert ask(proxy, *asked).status == 401
         assert ask(proxy, *asked, authorization="Basic YWxpY2U6d3Jvbmc=").status == 401
         assert len(ask(proxy, *asked, **known).json["answers"][0]["items"]) == 2
         for path in ("/", "/page.js", "/v1/items?search=i1&k=2", "/v1/page"):
             assert ask(proxy, "GET", path, **known).status == 200, path
-        for method, path in [("POST", "/v1/reload"), ("POST", "/v1/users/forget"), ("PUT", "/v1/items/i1")]:
+        for method, path in [
+            ("POST", "/v1/reload"),
+            ("POST", "/v1/users/forget"),
+            ("PUT", "/v1/items/i1"),
+        ]:
             assert ask(proxy, method, path, {}, **known).status == 404, path
         assert ask(proxy, "GET", "/metrics", **known).status == 404
         assert server.end() == 0

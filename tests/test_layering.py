@@ -10,25 +10,45 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("bascule", "datamodules", "evaluation", "models", "pipeline", "serve")
+PACKAGES = (
+    "bascule",
+    "datamodules",
+    "evaluation",
+    "models",
+    "pipeline",
+    "serve",
+    "service",
+)
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
-    "evaluation": {"evaluation", "serve"},
-    "models": {"models", "serve", "datamodules", "evaluation"},
-    "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve"},
-    "bascule": {"bascule", "train", "pipeline", "models", "evaluation", "datamodules", "serve"},
+    "service": {"service", "serve"},
+    "evaluation": {"evaluation", "serve", "service"},
+    "models": {"models", "serve", "service", "datamodules", "evaluation"},
+    "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve", "service"},
+    "bascule": {
+        "bascule",
+        "train",
+        "pipeline",
+        "models",
+        "evaluation",
+        "datamodules",
+        "serve",
+        "service",
+    },
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 110, 21_410, 25, 14, 60
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 120, 40_000, 25, 14, 60
 
 
 def name_module(path):
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-SOURCES = {name_module(path): path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
+SOURCES = {
+    name_module(path): path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))
+}
 SOURCES |= {name_module(path): path for path in ROOT.glob("*.py")}
 
 
@@ -54,13 +74,17 @@ def test_imports_go_one_way(package):
 
 def test_the_service_lies_above_what_answers_in_process():
     for name, modules in OURS.items():
-        if name.startswith("serve") and not name.startswith("serve.http") and name != "serve.__main__":
-            assert not any(module.startswith("serve.http") for module in modules), name
+        if (
+            name.startswith("serve")
+            and not name.startswith("service.http")
+            and name != "serve.__main__"
+        ):
+            assert not any(module.startswith("service.http") for module in modules), name
 
 
 def test_only_the_http_part_imports_what_its_extra_installs():
     for name, modules in IMPORTS.items():
-        if not name.startswith("serve.http"):
+        if not name.startswith("service.http"):
             assert not HTTP & {module.split(".")[0] for module in modules}, name
 
 
@@ -70,13 +94,21 @@ def test_no_module_of_ours_imports_the_other_lightning():
 
 
 def test_no_module_of_serve_loads_training_libraries():
-    modules = [name for name in SOURCES if name.startswith("serve.") and not name.endswith("__main__")]
+    modules = [
+        name for name in SOURCES if name.startswith("serve.") and not name.endswith("__main__")
+    ]
     assert len(modules) > 20
     code = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
     assert done.stdout.strip() == "[]"
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-
 from pipeline.config import parse
 from pipeline.stages import read
 from tests.linear_bundle import FILMS, N, publish_linear
@@ -20,7 +19,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def find_code(text):
     """Return the example that contains a text."""
-    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in code]
+    (code,) = [
+        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in code
+    ]
     return code
 
 
@@ -45,10 +46,18 @@ def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
 def test_the_configuration_to_begin_with_trains_on_tables_that_are_called_so(tmp_path, monkeypatch):
     (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "my.yaml").write_text(block, encoding="utf-8")
-    rows = [(f"c{user}", f"s{(user + place) % 11}", 1_700_000_000 + place) for user in range(30) for place in range(4)]
-    pd.DataFrame(rows, columns=["customer", "sku", "ts"]).to_csv(tmp_path / "events.csv", index=False)
+    rows = [
+        (f"c{user}", f"s{(user + place) % 11}", 1_700_000_000 + place)
+        for user in range(30)
+        for place in range(4)
+    ]
+    pd.DataFrame(rows, columns=["customer", "sku", "ts"]).to_csv(
+        tmp_path / "events.csv", index=False
+    )
     items = [(f"s{item}", f"k{item % 3}", item / 2, f"thing {item}") for item in range(11)]
-    pd.DataFrame(items, columns=["sku", "category", "price", "title"]).to_csv(tmp_path / "items.csv", index=False)
+    pd.DataFrame(items, columns=["sku", "category", "price", "title"]).to_csv(
+        tmp_path / "items.csv", index=False
+    )
     monkeypatch.chdir(tmp_path)
     config, _ = parse(["--config", "my.yaml"])
     tables, _ = read(config, None, tmp_path)
@@ -65,7 +74,10 @@ def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
     names["store"].close()
     assert len(names["answers"].item_id) == 5
     assert names["request"].history.item_id == (90001,)
-    assert names["live"].recommender.catalogue.item_ids.ids.tolist()[N:] == [90001, 28897]
+    assert names["live"].recommender.catalogue.item_ids.ids.tolist()[N:] == [
+        90001,
+        28897,
+    ]
 
 
 def test_every_make_target_of_the_readme_exists():

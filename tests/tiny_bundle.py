@@ -7,15 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-
-from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_index, write_items
+from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
+from serve.golden import GoldenAnswer, write_golden
 from serve.index import Neighbours, Query
 from serve.schema import Feature
-from serve.versions import Stage, publish
+from service.publish import Stage, publish
 from tests.linear_bundle import SHOP
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 
-N, D, P, F = 11, 7, 2, 3  # items, dimensions, of them popularity, numbers that a tower reads
+N, D, P, F = (
+    11,
+    7,
+    2,
+    3,
+)  # items, dimensions, of them popularity, numbers that a tower reads
 
 FACTS = Facts(
     similarity="dot",
@@ -29,7 +34,10 @@ FACTS = Facts(
 )
 SCHEMA = replace(
     SHOP,
-    user_features=(replace(SHOP.user_features[0], column="gender"), SHOP.user_features[1]),
+    user_features=(
+        replace(SHOP.user_features[0], column="gender"),
+        SHOP.user_features[1],
+    ),
     item_features=(Feature("genres", "multi_categorical", "genres", ("a", "b", "c"), width=2),),
     ties="ordered",
     memory_length=4000,
@@ -56,7 +64,10 @@ def tiny_user_tower(space_id: str, seed: int, width: int = D) -> bytes:
         ],
         [value("codes", INT64, ["batch"]), value("numbers", FLOAT, ["batch", F])],
         [value("user_vectors", FLOAT, ["batch", width])],
-        {"table": rng.standard_normal((5, width)), "weights": rng.standard_normal((F, width))},
+        {
+            "table": rng.standard_normal((5, width)),
+            "weights": rng.standard_normal((F, width)),
+        },
         {"space_id": space_id},
     )
 
@@ -77,7 +88,11 @@ def tiny_neighbours(seed: int) -> Neighbours:
     """Give items 0 to 3 or fewer neighbours."""
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], rng.integers(0, 4, N).cumsum()])
-    return Neighbours(offsets, rng.integers(0, N, offsets[-1]), rng.standard_normal(offsets[-1]).astype(np.float32))
+    return Neighbours(
+        offsets,
+        rng.integers(0, N, offsets[-1]),
+        rng.standard_normal(offsets[-1]).astype(np.float32),
+    )
 
 
 def write_stage(folder: Path, seed: int) -> None:
@@ -105,7 +120,10 @@ def answer_with(bundle: Bundle) -> GoldenAnswer:
         users = bundle.user_tower.run({"codes": lengths % 5, "numbers": numbers})["user_vectors"]
         scores, rows = bundle.index.search(Query(users), k)
         ids = bundle.items.column("item_id").to_pylist()
-        return [([ids[row] for row in line], list(score)) for line, score in zip(rows, scores, strict=True)]
+        return [
+            ([ids[row] for row in line], list(score))
+            for line, score in zip(rows, scores, strict=True)
+        ]
 
     return answer
 
@@ -115,7 +133,12 @@ def complete_stage(stage: Stage, seed: int) -> None:
     (stage.path / "MODEL_CARD.md").write_text(f"# Model card of seed {seed}\n")
     stage.seal(FACTS, {})
     requests = [{"history": ["item-01"] * length} for length in range(4)]
-    write_golden(stage.path / "golden.json", requests, answer_with(Bundle.load_staged(stage.path)), k=3)
+    write_golden(
+        stage.path / "golden.json",
+        requests,
+        answer_with(Bundle.load_staged(stage.path)),
+        k=3,
+    )
 
 
 def publish_tiny(directory: Path, seed: int, overwrite: bool = False) -> Bundle:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-
 from datamodules.batch import FeatureDropout, RequestBatch, WindowBatch
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig
 from datamodules.datamodule import InteractionsDataModule
@@ -49,17 +48,39 @@ def user_table(rng: np.random.Generator) -> pd.DataFrame:
     income = np.where(rng.random(U) < 0.3, np.nan, rng.normal(5, 2, U))
     gender = rng.choice(np.array(["f", "m", None], dtype=object), U)
     gender[-4:] = ["f", "m", "f", "m"]  # fewer users would have no code
-    joined = [None if user % 4 == 0 else f"201{user % 4}-0{user % 9 + 1}-1{user % 10}" for user in range(U)]
-    return pd.DataFrame({"user_id": np.arange(U) + 100, "gender": gender, "income": income, "joined": joined})
+    joined = [
+        None if user % 4 == 0 else f"201{user % 4}-0{user % 9 + 1}-1{user % 10}"
+        for user in range(U)
+    ]
+    return pd.DataFrame(
+        {
+            "user_id": np.arange(U) + 100,
+            "gender": gender,
+            "income": income,
+            "joined": joined,
+        }
+    )
 
 
 def item_table(rng: np.random.Generator) -> pd.DataFrame:
     n = N - 2
     price = np.where(rng.random(n) < 0.2, np.nan, rng.normal(3, 1, n))
-    category, tags = rng.choice(["a", "b", "c", "d"], n), rng.choice(["x", "x|y", "y|z|x", "z"], n)
-    items = pd.DataFrame({"item_id": np.arange(n) + 500, "category": category, "tags": tags, "price": price})
+    category, tags = (
+        rng.choice(["a", "b", "c", "d"], n),
+        rng.choice(["x", "x|y", "y|z|x", "z"], n),
+    )
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(n) + 500,
+            "category": category,
+            "tags": tags,
+            "price": price,
+        }
+    )
     items["shelf"] = [None if row % 5 == 0 else f"s{row % 2} > s{row % 3}" for row in range(n)]
-    return items.assign(released=[None if row % 6 == 0 else f"2013-0{row % 9 + 1}-01T10:00:00" for row in range(n)])
+    return items.assign(
+        released=[None if row % 6 == 0 else f"2013-0{row % 9 + 1}-01T10:00:00" for row in range(n)]
+    )
 
 
 def event_table(rng: np.random.Generator, ties: Ties, repeats: Repeats) -> pd.DataFrame:
@@ -68,13 +89,27 @@ def event_table(rng: np.random.Generator, ties: Ties, repeats: Repeats) -> pd.Da
     for user in range(U):
         n = {2: 0, 3: 1}.get(user, int(rng.integers(2, 18)))
         items = rng.permutation(N)[:n] if repeats == "exclude" else rng.integers(0, N, n)
-        steps = rng.integers(0, 18, n) * DAY if ties == "simultaneous" else np.cumsum(rng.integers(0, 3, n)) * 5000
+        steps = (
+            rng.integers(0, 18, n) * DAY
+            if ties == "simultaneous"
+            else np.cumsum(rng.integers(0, 3, n)) * 5000
+        )
         times = FIRST + user * 1000 + np.sort(steps)
-        parts.append(pd.DataFrame({"user_id": user + 100, "item_id": items + 500, "datetime": times}))
-    events = pd.concat([*parts, pd.DataFrame({"user_id": [101, 104], "item_id": 500 + N - 2, "datetime": FIRST})])
+        parts.append(
+            pd.DataFrame({"user_id": user + 100, "item_id": items + 500, "datetime": times})
+        )
+    events = pd.concat(
+        [
+            *parts,
+            pd.DataFrame({"user_id": [101, 104], "item_id": 500 + N - 2, "datetime": FIRST}),
+        ]
+    )
     events.loc[events.index[-1], "item_id"] = 500 + N - 1
     n = len(events)
-    events["event"], events["weight"] = rng.choice(["view", "buy"], n), rng.integers(1, 6, n).astype(float)
+    events["event"], events["weight"] = (
+        rng.choice(["view", "buy"], n),
+        rng.integers(1, 6, n).astype(float),
+    )
     events["device"] = rng.choice(["phone", "web"], n)
     return events.sample(frac=1, random_state=3).reset_index(drop=True)
 
@@ -90,7 +125,9 @@ def hold_out(world: World) -> tuple[World, pd.DataFrame]:
     """Take every fifth event out of training."""
     events = world.tables.interactions
     is_out = np.arange(len(events)) % 5 == 0
-    return replace(world, tables=replace(world.tables, interactions=events[~is_out])), events[is_out].copy()
+    return replace(world, tables=replace(world.tables, interactions=events[~is_out])), events[
+        is_out
+    ].copy()
 
 
 def make_data(
@@ -136,13 +173,20 @@ def draw_events(counts: list[int], schema: Schema, rng: np.random.Generator) -> 
     )
 
 
-NO_CONTEXT = replace(FEATURES, user={"gender": "categorical", "income": "numeric"}, context={})  # no date has a time
+NO_CONTEXT = replace(
+    FEATURES, user={"gender": "categorical", "income": "numeric"}, context={}
+)  # no date has a time
 DEVICE = replace(NO_CONTEXT, context={"device": "categorical"})
 
 
 def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> World:
     """Take times out of the shop, and tie events to pairs more than once."""
-    config = replace(ORDERED, features=replace(FEATURES, context={}), repeats=repeats, history_length=length)
+    config = replace(
+        ORDERED,
+        features=replace(FEATURES, context={}),
+        repeats=repeats,
+        history_length=length,
+    )
     tables = make_world(BASKETS).tables
     events = tables.interactions.drop(columns="datetime").drop_duplicates(ignore_index=True)
     tables = replace(tables, interactions=events)

@@ -25,24 +25,44 @@ def onnx_model(
             *(_field(12, value) for value in outputs),
         ]
     )
-    properties = [_field(1, key.encode()) + _field(2, value.encode()) for key, value in metadata.items()]
+    properties = [
+        _field(1, key.encode()) + _field(2, value.encode()) for key, value in metadata.items()
+    ]
     opset = _field(1, b"") + _number(2, 20)
-    return b"".join([_number(1, 10), _field(7, graph), _field(8, opset), *(_field(14, entry) for entry in properties)])
+    return b"".join(
+        [
+            _number(1, 10),
+            _field(7, graph),
+            _field(8, opset),
+            *(_field(14, entry) for entry in properties),
+        ]
+    )
 
 
 def node(kind: str, inputs: Sequence[str], output: str) -> bytes:
-    return b"".join(_field(1, name.encode()) for name in inputs) + _field(2, output.encode()) + _field(4, kind.encode())
+    return (
+        b"".join(_field(1, name.encode()) for name in inputs)
+        + _field(2, output.encode())
+        + _field(4, kind.encode())
+    )
 
 
 def value(name: str, element: int, shape: Sequence[int | str]) -> bytes:
-    dims = [_number(1, size) if isinstance(size, int) else _field(2, size.encode()) for size in shape]
+    dims = [
+        _number(1, size) if isinstance(size, int) else _field(2, size.encode()) for size in shape
+    ]
     tensor = _number(1, element) + _field(2, b"".join(_field(1, dim) for dim in dims))
     return _field(1, name.encode()) + _field(2, _field(1, tensor))
 
 
 def _tensor(name: str, array: np.ndarray) -> bytes:
     dims = b"".join(_number(1, size) for size in array.shape)
-    return dims + _number(2, FLOAT) + _field(8, name.encode()) + _field(9, array.astype("<f4").tobytes())
+    return (
+        dims
+        + _number(2, FLOAT)
+        + _field(8, name.encode())
+        + _field(9, array.astype("<f4").tobytes())
+    )
 
 
 def _field(number: int, content: bytes) -> bytes:

@@ -9,7 +9,9 @@ import pytest
 
 pytestmark = pytest.mark.timeout(900)  # mypy reads numpy, pandas and all of ours
 ROOT = Path(__file__).parents[1]
-ALONE = ROOT / "build" / "alone" / "bin"  # a fresh environment with the wheel, mypy and the stubs of pandas
+ALONE = (
+    ROOT / "build" / "alone" / "bin"
+)  # a fresh environment with the wheel, mypy and the stubs of pandas
 EXAMPLE = ROOT / "examples" / "from_dataframe.py"
 REQUIRED = {
     "bascule/py.typed",
@@ -20,14 +22,20 @@ REQUIRED = {
     "bascule/evaluation/templates/report.html",
     "bascule/evaluation/templates/report.css",
     "bascule/evaluation/templates/MODEL_CARD.md",
-    "bascule/serve/http/page.html",
+    "bascule/service/http/page.html",
 }
 
 
 def run(folder, *words):
     """Run a command of the environment in a folder, as somebody would who has nothing else."""
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run([ALONE / words[0], *words[1:]], cwd=folder, env=variables, capture_output=True, text=True)
+    return subprocess.run(
+        [ALONE / words[0], *words[1:]],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_the_wheel_holds_one_package_and_takes_no_other_name():
@@ -48,15 +56,26 @@ def test_the_example_runs_and_is_typed_beside_folders_that_are_called_as_ours(tm
     assert (tmp_path / "tea" / "bundle" / "manifest.json").exists()
     typed = run(tmp_path, "mypy", "--strict", "example.py")
     assert typed.returncode == 0, typed.stdout
-    (tmp_path / "wrong.py").write_text("import bascule\nbascule.load(7)\nbascule.fit('x.csv', epoch=3)\n")
+    (tmp_path / "wrong.py").write_text(
+        "import bascule\nbascule.load(7)\nbascule.fit('x.csv', epoch=3)\n"
+    )
     assert run(tmp_path, "mypy", "--strict", "wrong.py").stdout.count("error:") == 2
 
 
-def test_its_command_trains_on_the_sample_from_anywhere_and_serves_what_came_of_it(tmp_path):
+def test_its_command_trains_on_the_sample_from_anywhere_and_serves_what_came_of_it(
+    tmp_path,
+):
     help_ = run(tmp_path, "bascule", "train", "--help")
     assert help_.stdout.startswith("usage: bascule train ")
     assert "python -m serve" not in run(tmp_path, "bascule", "serve", "--help").stdout
-    options = ["--model.max_epochs", "1", "--model.dim", "8", "--evaluation.baselines", "[]"]
+    options = [
+        "--model.max_epochs",
+        "1",
+        "--model.dim",
+        "8",
+        "--evaluation.baselines",
+        "[]",
+    ]
     done = run(tmp_path, "bascule", "train", *options, "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "bascule similar" in done.stdout

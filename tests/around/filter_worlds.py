@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 from hypothesis import strategies as st
-
 from serve.bundle import Bundle
 from serve.catalogue import Catalogue
 from serve.recommender import Recommender
@@ -42,7 +41,10 @@ def make_recommender(folder, world: str) -> Recommender:
     table = bundle.items
     for name in more_values(0):
         table = table.append_column(name, pa.array([more_values(row)[name] for row in range(N)]))
-    features = (*WORLDS[world].item_features, Feature("genres", "multi_categorical", "genres", GENRES))
+    features = (
+        *WORLDS[world].item_features,
+        Feature("genres", "multi_categorical", "genres", GENRES),
+    )
     wider = replace(bundle, items=table, schema=replace(bundle.schema, item_features=features))
     recommender = Recommender(bundle, make_profiles(WORLDS[world], known_users(WORLDS[world])))
     recommender.bundle = wider  # with a feature that the item tower does not read
@@ -82,15 +84,22 @@ def meets(item: dict, column: str, test) -> bool:
 @st.composite
 def comparisons(draw):
     column = draw(st.sampled_from(sorted(VALUES)))
-    sign = draw(st.sampled_from(sorted(COMPARE) if column in ("price", "stock") else ["=", "==", "!="]))
+    sign = draw(
+        st.sampled_from(sorted(COMPARE) if column in ("price", "stock") else ["=", "==", "!="])
+    )
     value = draw(VALUES[column])
     name = f"`{column}`" if " " in column else column
-    return f"{name} {sign} {quote(value)}", lambda item: meets(item, column, lambda got: COMPARE[sign](got, value))
+    return f"{name} {sign} {quote(value)}", lambda item: meets(
+        item, column, lambda got: COMPARE[sign](got, value)
+    )
 
 
 @st.composite
 def memberships(draw):
-    column, keyword = draw(st.sampled_from(sorted(VALUES))), draw(st.sampled_from(["in", "not in", "IN", "NOT IN"]))
+    column, keyword = (
+        draw(st.sampled_from(sorted(VALUES))),
+        draw(st.sampled_from(["in", "not in", "IN", "NOT IN"])),
+    )
     values = draw(st.lists(VALUES[column], max_size=3))
     is_in = keyword.lower() == "in"
     text = f"`{column}` {keyword} [{', '.join(map(quote, values))}]"
@@ -101,9 +110,13 @@ def memberships(draw):
 def genre_tests(draw):
     values = draw(st.lists(st.sampled_from([*GENRES, "western"]), min_size=1, max_size=2))
     forms = {
-        f"genres in [{', '.join(map(quote, values))}]": lambda item: bool(set(item["genres"]) & set(values)),
+        f"genres in [{', '.join(map(quote, values))}]": lambda item: bool(
+            set(item["genres"]) & set(values)
+        ),
         f"genres = {quote(values[0])}": lambda item: values[0] in item["genres"],
-        f"genres != {quote(values[0])}": lambda item: bool(item["genres"]) and values[0] not in item["genres"],
+        f"genres != {quote(values[0])}": lambda item: (
+            bool(item["genres"]) and values[0] not in item["genres"]
+        ),
     }
     return draw(st.sampled_from(sorted(forms.items(), key=lambda form: form[0])))
 

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from serve.state import Observation, StateStore
+from service.state import Observation, StateStore
 
 N_EVENTS, N_USERS = 1000, 7
 FIRST = 1_700_000_000
@@ -19,7 +19,12 @@ def draw_events(seed: int) -> list[Observation]:
     """Draw the events of a seed; each has a time of its own."""
     rng = random.Random(seed)
     return [
-        Observation(f"u{rng.randrange(N_USERS)}", f"i{rng.randrange(90)}", rng.choice(["view", "dismiss"]), FIRST + n)
+        Observation(
+            f"u{rng.randrange(N_USERS)}",
+            f"i{rng.randrange(90)}",
+            rng.choice(["view", "dismiss"]),
+            FIRST + n,
+        )
         for n in range(N_EVENTS)
     ]
 

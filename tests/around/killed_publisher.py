@@ -18,12 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve import durable
-from serve import versions as staging
+from serve import files as durable
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.versions import Stage, publish
+from service.publish import Stage, publish
 from tests.tiny_bundle import FACTS, METRICS, publish_tiny
+
+from service import publish as staging
 
 FINISHED, FAILED, KILLED = 0, 3, 9
 
@@ -32,7 +33,12 @@ class Steps:
     """Count the steps and stop at one of them."""
 
     def __init__(self, stop_at: int, stop: Callable[[], None], is_before_only: bool) -> None:
-        self.passed, self.stop_at, self.stop, self.is_before_only = 0, stop_at, stop, is_before_only
+        self.passed, self.stop_at, self.stop, self.is_before_only = (
+            0,
+            stop_at,
+            stop,
+            is_before_only,
+        )
 
     def step(self) -> None:
         self.passed += 1
@@ -107,7 +113,14 @@ def main(folder: Path, how: str, way: str) -> None:
         with Stage.open(run):
             pass
         left = sorted(path.name for path in run.iterdir())
-        found.append({"code": code, "at_once": at_once, "later": find_version(run / "bundle"), "left": left})
+        found.append(
+            {
+                "code": code,
+                "at_once": at_once,
+                "later": find_version(run / "bundle"),
+                "left": left,
+            }
+        )
         if code not in (FAILED, KILLED):
             break
     versions = [old.manifest.version, new.manifest.version]

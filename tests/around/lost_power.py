@@ -6,8 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-
-from serve import durable
+from serve import files as durable
 
 
 class Disk:
@@ -26,11 +25,21 @@ class Disk:
         self._kept: dict[int, object] = {}
         self._unnamed: set[Path] = set()
         sync, exchange = os.fsync, durable.exchange
-        monkeypatch.setattr(os, "fsync", lambda descriptor: (sync(descriptor), self._keep(descriptor))[0])
-        monkeypatch.setattr(durable, "exchange", lambda left, right: self._move(exchange, left, right))
+        monkeypatch.setattr(
+            os,
+            "fsync",
+            lambda descriptor: (sync(descriptor), self._keep(descriptor))[0],
+        )
+        monkeypatch.setattr(
+            durable, "exchange", lambda left, right: self._move(exchange, left, right)
+        )
         for name in ("rename", "replace"):
             move = getattr(os, name)
-            monkeypatch.setattr(os, name, lambda source, target, move=move: self._move(move, source, target))
+            monkeypatch.setattr(
+                os,
+                name,
+                lambda source, target, move=move: self._move(move, source, target),
+            )
 
     @property
     def unnamed(self) -> list[Path]:
@@ -44,18 +53,24 @@ class Disk:
     def _keep(self, descriptor: int) -> None:
         inode = os.fstat(descriptor).st_ino
         self._kept[inode] = _describe(descriptor)
-        self._unnamed = {folder for folder in self._unnamed if folder.exists() and folder.stat().st_ino != inode}
+        self._unnamed = {
+            folder for folder in self._unnamed if folder.exists() and folder.stat().st_ino != inode
+        }
 
     def _move(self, move, source, target):
         source, target = Path(source), Path(target)
         needed = [source, *(source.iterdir() if source.is_dir() else ())]
         if target.name in self._pointers:
-            others = (path for path in target.parent.iterdir() if path.is_file() and path.name[0] != ".")
+            others = (
+                path for path in target.parent.iterdir() if path.is_file() and path.name[0] != "."
+            )
             needed += [path for path in others if path not in (source, target)]
             self.too_early += [str(target)] * (target.parent in self._unnamed)
         self.too_early += [str(path) for path in needed if not self.holds(path)]
         is_moved = move(source, target)
-        is_aside = source.name in self._pointers and source.parent == target.parent  # something takes its place at once
+        is_aside = (
+            source.name in self._pointers and source.parent == target.parent
+        )  # something takes its place at once
         if is_moved is not False and not is_aside:
             self._unnamed.add(target.parent)
         return is_moved

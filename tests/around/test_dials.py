@@ -7,12 +7,20 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from serve.discovery.dials import Dials, find_new, recommend
 from serve.errors import SchemaError
-from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from tests.linear_bundle import FILMS, SHOP, D, N, item_ids, item_values, publish_linear, vectors_of
+from serve.rerank import Dials, find_new, recommend
+from service.live_items import LiveItems
+from tests.linear_bundle import (
+    FILMS,
+    SHOP,
+    D,
+    N,
+    item_ids,
+    item_values,
+    publish_linear,
+    vectors_of,
+)
 from tests.linear_profiles import known_users, make_profiles, requests_of
 
 NEW = {2, 9, 14, 20}
@@ -28,7 +36,10 @@ def recommender(schema, tmp_path_factory):
     """Give a recommender whose bundle says which items are new."""
     recommender = Recommender.load(publish_linear(tmp_path_factory.mktemp("dials"), schema, 3))
     flags = pa.array(np.isin(np.arange(N), [*NEW]))
-    bundle = replace(recommender.bundle, items=recommender.bundle.items.append_column("is_new", flags))
+    bundle = replace(
+        recommender.bundle,
+        items=recommender.bundle.items.append_column("is_new", flags),
+    )
     return Recommender(bundle, make_profiles(schema, known_users(schema)))
 
 
@@ -39,7 +50,10 @@ def directions():
 
 def choose(scores, past, k, dials):
     """Choose by loops from rows -> scores: each item in standard deviations of those of the pool."""
-    likeness, pool = directions() @ directions().T, sorted(scores, key=scores.get, reverse=True)
+    likeness, pool = (
+        directions() @ directions().T,
+        sorted(scores, key=scores.get, reverse=True),
+    )
     pairs = [likeness[one, other] for one in pool for other in pool if one != other] or [0]
     (mean, std), (middle, spread) = (
         (np.mean(given), np.std(given) or 1) for given in (pairs, [*scores.values()] or [0])
@@ -51,7 +65,9 @@ def choose(scores, past, k, dials):
         for row in set(pool) - set(chosen):
             worth[row] = (scores[row] - middle) / spread
             if past:
-                of_past = (familiar[row] - np.mean([*familiar.values()])) / np.std([*familiar.values()])
+                of_past = (familiar[row] - np.mean([*familiar.values()])) / np.std(
+                    [*familiar.values()]
+                )
                 worth[row] -= dials.novelty * of_past
             if chosen:
                 nearest = max(likeness[row, one] for one in chosen)
@@ -66,7 +82,9 @@ def choose(scores, past, k, dials):
 
 @pytest.mark.parametrize("repeats", [None, "allow", "exclude"])
 def test_dials_at_0_give_the_same_bits_as_none(recommender, schema, repeats):
-    plain = recommender.recommend(requests_of(schema), 7, None if repeats is None else repeats == "exclude")
+    plain = recommender.recommend(
+        requests_of(schema), 7, None if repeats is None else repeats == "exclude"
+    )
     given = recommend(recommender, requests_of(schema), 7, repeats, Dials())
     for name in ("item_row", "score", "rank", "offsets", "unknown_items"):
         assert getattr(given, name).tobytes() == getattr(plain, name).tobytes()
@@ -75,26 +93,51 @@ def test_dials_at_0_give_the_same_bits_as_none(recommender, schema, repeats):
 
 @pytest.mark.parametrize(
     "dials",
-    [Dials(1), Dials(0.4), Dials(0, 1), Dials(0.5, 0.7), Dials(0, 0, 0.5), Dials(0.8, 0.2, 0.3), Dials(1, 1, 1)],
+    [
+        Dials(1),
+        Dials(0.4),
+        Dials(0, 1),
+        Dials(0.5, 0.7),
+        Dials(0, 0, 0.5),
+        Dials(0.8, 0.2, 0.3),
+        Dials(1, 1, 1),
+    ],
 )
 def test_a_list_is_chosen_one_by_one_from_its_pool(recommender, schema, dials):
-    requests, rows = requests_of(schema), {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    requests, rows = (
+        requests_of(schema),
+        {item_id: row for row, item_id in enumerate(item_ids(schema))},
+    )
     pools, lists = (
         recommender.recommend(requests, N, filter_viewed=False),
         recommend(recommender, requests, 6, "allow", dials),
     )
     for request, pool, given in zip(requests, pools, lists, strict=True):
-        scores = {rows[item]: float(score) for item, score in zip(pool.item_id.tolist(), pool.score, strict=True)}
+        scores = {
+            rows[item]: float(score)
+            for item, score in zip(pool.item_id.tolist(), pool.score, strict=True)
+        }
         known = known_users(schema).get(request.get("user_id"), {"history": []})
-        past = [rows[one["item_id"]] for one in request.get("history", known["history"]) if one["item_id"] in rows]
+        past = [
+            rows[one["item_id"]]
+            for one in request.get("history", known["history"])
+            if one["item_id"] in rows
+        ]
         assert [rows[item] for item in given.item_id.tolist()] == choose(scores, past, 6, dials)
-        assert given.score.tolist() == pytest.approx([scores[rows[item]] for item in given.item_id.tolist()], rel=1e-6)
+        assert given.score.tolist() == pytest.approx(
+            [scores[rows[item]] for item in given.item_id.tolist()], rel=1e-6
+        )
         assert given.rank.tolist() == [*range(1, len(given.rank) + 1)]
 
 
 def test_filters_limits_and_exclusions_hold_whatever_the_dials(recommender, schema):
-    filters = {"where": "not brand = 'z' and price >= 1", "at_most": {"department": 2, "brand": 3}}
-    requests = [one | {"filters": filters, "exclude": item_ids(schema)[3:5]} for one in requests_of(schema)]
+    filters = {
+        "where": "not brand = 'z' and price >= 1",
+        "at_most": {"department": 2, "brand": 3},
+    }
+    requests = [
+        one | {"filters": filters, "exclude": item_ids(schema)[3:5]} for one in requests_of(schema)
+    ]
     rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
     for given in recommend(recommender, requests, 5, "allow", Dials(0.9, 0.9, 0.6)):
         listed = [item_values(rows[item]) for item in given.item_id.tolist()]
@@ -105,14 +148,26 @@ def test_filters_limits_and_exclusions_hold_whatever_the_dials(recommender, sche
         assert departments.most_common(1)[0][1] <= 2
 
 
-def test_of_the_first_places_a_share_is_of_new_items_even_far_below_the_pool(recommender, schema, monkeypatch):
-    monkeypatch.setattr("serve.discovery.dials.MAX_POOL", 1)
+def test_of_the_first_places_a_share_is_of_new_items_even_far_below_the_pool(
+    recommender, schema, monkeypatch
+):
+    monkeypatch.setattr("serve.rerank.MAX_POOL", 1)
     rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
-    for given in recommend(recommender, [{}, {"filters": {"where": "price > 1"}}], 8, "allow", Dials(new_share=0.25)):
+    for given in recommend(
+        recommender,
+        [{}, {"filters": {"where": "price > 1"}}],
+        8,
+        "allow",
+        Dials(new_share=0.25),
+    ):
         is_new = [rows[item] in NEW for item in given.item_id.tolist()]
         assert all(sum(is_new[:place]) >= place // 4 for place in range(1, 9))
     for given in recommend(
-        recommender, [{"filters": {"only": item_ids(schema)[:3]}}], 8, "allow", Dials(new_share=1.0)
+        recommender,
+        [{"filters": {"only": item_ids(schema)[:3]}}],
+        8,
+        "allow",
+        Dials(new_share=1.0),
     ):
         assert sorted(rows[item] for item in given.item_id.tolist()) == [0, 1, 2]
         assert given.reason is not None
@@ -120,7 +175,10 @@ def test_of_the_first_places_a_share_is_of_new_items_even_far_below_the_pool(rec
 
 def test_items_put_live_are_new(recommender, tmp_path):
     live = LiveItems(tmp_path / "items.db", recommender)
-    live.put("i900" if recommender.bundle.schema.item_id_type == "string" else 900, {"department": "dairy"})
+    live.put(
+        "i900" if recommender.bundle.schema.item_id_type == "string" else 900,
+        {"department": "dairy"},
+    )
     assert set(np.flatnonzero(find_new(live.recommender))) == NEW | {N}
     live.close()
 

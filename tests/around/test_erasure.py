@@ -15,21 +15,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from serve import tables as export
-from serve.__main__ import main
+from bascule.commands import main
 from serve.columns import to_arrow
-from serve.durable import read_erasure_list
-from serve.erasure import Erasures, add_to_erasure_list, erase_forgotten, forget_known, forget_users
 from serve.errors import BundleError
-from serve.live_items import LiveItems
+from serve.files import read_erasure_list
 from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
-from serve.state import Impressions, Observation, StateStore, complete, is_forgotten
+from service.forget import (
+    Erasures,
+    add_to_erasure_list,
+    erase_forgotten,
+    forget_known,
+    forget_users,
+)
+from service.known_users import complete
+from service.live_items import LiveItems
+from service.state import Impressions, Observation, StateStore, is_forgotten
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
+
+from service import export
 
 ROOT = Path(__file__).parents[2]
 SENTINEL = "sentinel-4c7"
@@ -51,7 +58,9 @@ def write_rejects(path, rows=REJECTED):
     path.parent.mkdir(exist_ok=True)
     columns = zip(*rows, strict=True)
     types = (object, np.int64, object, object, object)
-    arrays = [to_arrow(np.array(column, dtype=kind)) for column, kind in zip(columns, types, strict=True)]
+    arrays = [
+        to_arrow(np.array(column, dtype=kind)) for column, kind in zip(columns, types, strict=True)
+    ]
     names = ["file", "line", "column", "value", "reason"]
     pq.write_table(pa.Table.from_arrays(arrays, names=names), path, compression="zstd")
 
@@ -67,22 +76,44 @@ def template(tmp_path_factory):
     write_rejects(run / "rejects.parquet")
     write_rejects(run / ".beside-1" / "rejects.parquet")
     with closing(StateStore(run / "state" / "state.db")) as store:
-        store.observe_many(Observation(user, IDS[3], "buy", UNTIL + n) for n in range(9) for user in (SENTINEL, "u1"))
+        store.observe_many(
+            Observation(user, IDS[3], "buy", UNTIL + n)
+            for n in range(9)
+            for user in (SENTINEL, "u1")
+        )
         store.observe(SENTINEL, IDS[4], "dismiss", UNTIL)
         store.log_impressions(
-            Impressions("r", user, UNTIL, "v", "greedy", IDS[:4], [1.0] * 4, [1.0] * 4) for user in (SENTINEL, "u1")
+            Impressions("r", user, UNTIL, "v", "greedy", IDS[:4], [1.0] * 4, [1.0] * 4)
+            for user in (SENTINEL, "u1")
         )
-    words = ["export", "--bundle", run / "bundle", "--side", "user", "--out", folder / "users"]
+    words = [
+        "export",
+        "--bundle",
+        run / "bundle",
+        "--side",
+        "user",
+        "--out",
+        folder / "users",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "ROWS_PER_SHARD", 4)
-        patch.setattr(export, "_ROWS_AT_ONCE", 2)
+        patch.setattr("serve.tables.ROWS_AT_ONCE", 2)
         assert main([str(word) for word in words]) == 0
         words[4:] = ["item", "--out", folder / "items"]
         assert main([str(word) for word in words]) == 0
         words[4:] = ["user", "--out", run / "vectors"]
         assert main([str(word) for word in words]) == 0
     for name in ("recommendations.csv", "recommendations.parquet"):
-        words = ["recommend", "--bundle", run / "bundle", "--all-users", "--k", 3, "--out", run / name]
+        words = [
+            "recommend",
+            "--bundle",
+            run / "bundle",
+            "--all-users",
+            "--k",
+            3,
+            "--out",
+            run / name,
+        ]
         assert main([str(word) for word in words]) == 0
     return folder
 
@@ -134,11 +165,20 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
         "impressions": 4,
         "rejects": 2,
         "rejected_values": 4,
-        "outputs": {"recommendations.csv": 3, "recommendations.parquet": 3, "vectors": 1},
+        "outputs": {
+            "recommendations.csv": 3,
+            "recommendations.parquet": 3,
+            "vectors": 1,
+        },
         "exports": {str(folder / "users"): 1},
     }
-    assert {"weights", "source tables", "report", "copies", "memory"} <= receipt["not_reached"].keys()
-    assert Recommender.load(folder / "run" / "bundle").bundle.manifest.version in receipt["not_reached"]["weights"]
+    assert {"weights", "source tables", "report", "copies", "memory"} <= receipt[
+        "not_reached"
+    ].keys()
+    assert (
+        Recommender.load(folder / "run" / "bundle").bundle.manifest.version
+        in receipt["not_reached"]["weights"]
+    )
     assert "neighbours" in receipt["not_reached"]["weights"]
 
 
@@ -150,12 +190,16 @@ def test_the_others_stay_as_they_were(folder):
     new = Profiles.load(run / "profiles")
     assert new.user_ids.tolist() == others
     for user_id in others:
-        assert new.get(user_id).history.item_id.tolist() == old.get(user_id).history.item_id.tolist()
+        assert (
+            new.get(user_id).history.item_id.tolist() == old.get(user_id).history.item_id.tolist()
+        )
     assert Profiles.load(run / "profiles", "another").user_ids.tolist() == others
     with closing(StateStore(run / "state" / "state.db")) as store:
         assert len(store.recall("u1").history) == 9
     left = pq.read_table(run / "rejects.parquet").to_pylist()
-    assert [tuple(row.values()) for row in left] == [(*row[:3], None, row[4]) for row in REJECTED[1:]]
+    assert [tuple(row.values()) for row in left] == [
+        (*row[:3], None, row[4]) for row in REJECTED[1:]
+    ]
     del vectors[SENTINEL]
     assert read_export(run / "vectors") == vectors
     assert pq.read_table(run / "recommendations.parquet").column("user_id").to_pylist() == [
@@ -170,16 +214,30 @@ def test_the_others_stay_as_they_were(folder):
 
 def read_export(folder):
     table = pq.read_table(folder)
-    return dict(zip(table.column("user_id").to_pylist(), table.column("vector").to_pylist(), strict=True))
+    return dict(
+        zip(
+            table.column("user_id").to_pylist(),
+            table.column("vector").to_pylist(),
+            strict=True,
+        )
+    )
 
 
 def test_of_somebody_who_is_not_there_only_the_erasure_list_is_written(folder):
     run = folder / "run"
     shutil.rmtree(run / "vectors")
     forget_users(run, [SENTINEL])  # empties the list of rejects
-    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    before = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file()
+    }
     forget_users(run, ["nobody", "7"])
-    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    after = {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in run.rglob("*")
+        if path.is_file()
+    }
     assert {path.name for path in after if after[path] != before.get(path)} == {"forgotten.json"}
     assert set(after) == set(before)
 
@@ -198,7 +256,7 @@ def test_those_who_come_while_others_are_erased_are_erased_together(folder, monk
         asked.append(user_ids)
         return forget_known(run, user_ids, *more)
 
-    monkeypatch.setattr("serve.erasure.forget_known", forget)
+    monkeypatch.setattr("service.forget.forget_known", forget)
     with closing(Erasures([run])) as erasures:
         first = erasures.add("nobody")
         while not first.running():
@@ -226,10 +284,18 @@ def test_what_holds_persons_is_for_its_owner_alone_whatever_the_umask(tmp_path):
             forget_users(run, [SENTINEL])
             private = [run / "profiles", run / "state", run / "forgotten.json"]
             private += [path for folder in private[:2] for path in folder.iterdir()]
-            assert {"state.db", "state.db-wal", "state.db-shm", "items.db", "manifest.json"} <= {
-                p.name for p in private
-            }
-            assert {path.name: path.stat().st_mode & 0o077 for path in private if path.stat().st_mode & 0o077} == {}
+            assert {
+                "state.db",
+                "state.db-wal",
+                "state.db-shm",
+                "items.db",
+                "manifest.json",
+            } <= {p.name for p in private}
+            assert {
+                path.name: path.stat().st_mode & 0o077
+                for path in private
+                if path.stat().st_mode & 0o077
+            } == {}
     finally:
         os.umask(before)
 
@@ -255,10 +321,19 @@ def test_no_answer_knows_her_afterwards(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--user", "u"], r"no folder of a run: expected 'bundle', 'profiles' or 'state'"),
+        (
+            ["--user", "u"],
+            r"no folder of a run: expected 'bundle', 'profiles' or 'state'",
+        ),
         (["--user", ""], r"user is '' \(str\); expected a text that is not empty"),
-        (["--user", "u", "--exports", "nowhere"], "nowhere holds no export.*give the --out of"),
-        (["--user", "u", "--exports", "{items}"], "is an export of side 'item', which names no user"),
+        (
+            ["--user", "u", "--exports", "nowhere"],
+            "nowhere holds no export.*give the --out of",
+        ),
+        (
+            ["--user", "u", "--exports", "{items}"],
+            "is an export of side 'item', which names no user",
+        ),
     ],
 )
 def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, capsys):
@@ -300,7 +375,10 @@ def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(fol
 )
 def test_a_damaged_file_is_an_error_and_no_empty_list(tmp_path, content):
     (tmp_path / "forgotten.json").write_text(content)
-    for call in (lambda: read_erasure_list(tmp_path), lambda: is_forgotten(tmp_path, "anna")):
+    for call in (
+        lambda: read_erasure_list(tmp_path),
+        lambda: is_forgotten(tmp_path, "anna"),
+    ):
         with pytest.raises(BundleError, match=r"forgotten\.json is damaged"):
             call()
     with pytest.raises(BundleError, match="is damaged"):

@@ -4,10 +4,9 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-
-from serve.discovery.experiment import Policy
-from serve.discovery.exploration import draw, is_explored, probabilities
 from serve.errors import SchemaError
+from service.experiment import Policy
+from service.exploration import draw, is_explored, probabilities
 
 
 def enumerate_orders(logits, n_slots):
@@ -65,7 +64,15 @@ def test_the_share_of_lists_is_explored_whatever_is_drawn():
 
 
 @pytest.mark.parametrize(
-    "fault", [{"kind": "random"}, {"temperature": 0}, {"slots": 0}, {"slots": 1.5}, {"share": True}, {"new_items": -1}]
+    "fault",
+    [
+        {"kind": "random"},
+        {"temperature": 0},
+        {"slots": 0},
+        {"slots": 1.5},
+        {"share": True},
+        {"new_items": -1},
+    ],
 )
 def test_what_is_no_policy_is_refused(fault):
     with pytest.raises(SchemaError, match=f"policy.{next(iter(fault))}"):

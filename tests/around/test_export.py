@@ -10,16 +10,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from serve import durable
-from serve import tables as export
-from serve.__main__ import main
+from bascule.commands import main
+from serve import files as durable
+from serve import tables
 from serve.bundle import Bundle
-from serve.durable import replacing, take_lock
 from serve.errors import SchemaError
+from serve.files import replacing, take_lock
 from serve.recommender import Recommender
 from tests.linear_bundle import WORLDS, N, W, item_ids, item_values
 from tests.linear_profiles import known_users, requests_of
+
+from service import export
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,18 +28,34 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(export, "ROWS_PER_SHARD", 6)
-    monkeypatch.setattr(export, "_ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("serve.tables.ROWS_AT_ONCE", 3)
 
 
 def run(bundle, side, out, *more):
-    return main([str(word) for word in ("export", "--bundle", bundle, "--side", side, "--out", out, *more)])
+    return main(
+        [
+            str(word)
+            for word in (
+                "export",
+                "--bundle",
+                bundle,
+                "--side",
+                side,
+                "--out",
+                out,
+                *more,
+            )
+        ]
+    )
 
 
 def read(folder, side):
     """Return ids and vectors of all shards."""
     table = pq.read_table(folder)  # names with _ are left out
     assert table.schema.field("vector").type == pa.list_(pa.float32(), W)
-    return table.column(f"{side}_id").to_pylist(), np.array(table.column("vector").to_pylist(), np.float32)
+    return table.column(f"{side}_id").to_pylist(), np.array(
+        table.column("vector").to_pylist(), np.float32
+    )
 
 
 def contents(folder):
@@ -67,7 +84,12 @@ def test_the_catalogue_is_exported_in_its_order(bundle_paths, tmp_path, world, c
     np.testing.assert_array_equal(vectors, Bundle.load(bundle_paths[world]).vectors)
     names = [f"part-0000{shard}.parquet" for shard in range(4)]
     assert sorted(contents(tmp_path / "out")) == ["_SUCCESS", "_plan.json", *names]
-    assert [pq.read_metadata(tmp_path / "out" / name).num_rows for name in names] == [6, 6, 6, 5]
+    assert [pq.read_metadata(tmp_path / "out" / name).num_rows for name in names] == [
+        6,
+        6,
+        6,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -87,7 +109,9 @@ def test_requests_of_a_file_are_as_served(bundle_paths, tmp_path, world):
     assert run(bundle_paths[world], "user", tmp_path / "out", "--rows", rows) == 0
     ids, vectors = read(tmp_path / "out", "user")
     assert ids == [request.get("user_id") for request in requests]
-    np.testing.assert_allclose(vectors, Recommender.load(bundle_paths[world]).encode_users(requests), atol=1e-6)
+    np.testing.assert_allclose(
+        vectors, Recommender.load(bundle_paths[world]).encode_users(requests), atol=1e-6
+    )
 
 
 def test_items_of_a_file_are_placed_by_their_features(bundle_paths, tmp_path):
@@ -101,7 +125,9 @@ def test_items_of_a_file_are_placed_by_their_features(bundle_paths, tmp_path):
     np.testing.assert_allclose(vectors, single, atol=1e-6)
 
 
-def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundle_paths, tmp_path, monkeypatch):
+def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(
+    bundle_paths, tmp_path, monkeypatch
+):
     recommender = Recommender.load(bundle_paths["shop"])
     path = write_rows(tmp_path / "items.parquet", shop_rows(17))
     export.export_items(recommender, path, tmp_path / "whole", False)
@@ -117,24 +143,28 @@ def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundle_path
             with replacing(path, *mode) as file:
                 yield file
 
-        for module in (export, durable):
+        for module in (tables, durable):
             monkeypatch.setattr(module, "replacing", write)
         with pytest.raises(OSError, match="disk full"):
             export.export_items(recommender, path, out, True)
         assert "_SUCCESS" not in contents(out)
         export.export_items(recommender, path, out, False)
         parts = [name for name in names if name.startswith("part")]
-        assert sorted(set(parts)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+        assert sorted(set(parts)) == [
+            "part-00000.parquet",
+            "part-00001.parquet",
+            "part-00002.parquet",
+        ]
         assert len(parts) == 3 + (1 <= failing <= 3)  # a finished shard is not written again
         assert contents(out) == whole
 
 
 SLOW = """
 import sys, time
-from serve import durable
-from serve import tables as export
-from serve.__main__ import main
-export.ROWS_PER_SHARD, export._ROWS_AT_ONCE = 6, 3
+from serve import files as durable
+from service import export
+from bascule.commands import main
+export.ROWS_PER_SHARD = 6
 table = export.write_table
 def slowly(*arguments):
     time.sleep(0.2)
@@ -149,7 +179,11 @@ def test_a_killed_export_goes_on_where_it_stopped(bundle_paths, tmp_path, sent, 
     run(bundle_paths["shop"], "item", tmp_path / "whole")
     out = tmp_path / "out"
     words = ["export", "--bundle", bundle_paths["shop"], "--side", "item", "--out", out]
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *map(str, words)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
     while not (out / "part-00000.parquet").exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -8,12 +8,16 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from serve.errors import SchemaError
 from serve.filters import Columns, parse_where
 from serve.requests import Filters, Request, join_filters, parse_filters
 from serve.schema import Feature
-from tests.around.filter_worlds import COMPARE, expressions, make_recommender, read_items
+from tests.around.filter_worlds import (
+    COMPARE,
+    expressions,
+    make_recommender,
+    read_items,
+)
 from tests.linear_bundle import FILMS, SHOP, UNTIL, WORLDS, N, item_ids
 from tests.linear_profiles import known_users
 
@@ -100,13 +104,25 @@ def test_items_that_an_expression_lets_in(text, rows):
             (text, "column 'price' holds numbers")
             for text in ("price <= 'x'", "price = true", "price in [1, 'x']", "price")
         ],
-        *[(text, "column 'label' holds texts") for text in ("label = true", "label", "label < 'x'", "label in [1]")],
-        ("item_id = 7", r"column 'item_id' holds texts; got 7 \(int\): give a text in quotes, '7'"),
+        *[
+            (text, "column 'label' holds texts")
+            for text in ("label = true", "label", "label < 'x'", "label in [1]")
+        ],
+        (
+            "item_id = 7",
+            r"column 'item_id' holds texts; got 7 \(int\): give a text in quotes, '7'",
+        ),
         ("year >= '1995'", "column 'year' holds texts, which have no order"),
         ("genres", "column 'genres' holds texts"),
-        *[(text, "column 'flag' holds true or false") for text in ("flag = 1", "flag < true", "flag in ['true']")],
+        *[
+            (text, "column 'flag' holds true or false")
+            for text in ("flag = 1", "flag < true", "flag in ['true']")
+        ],
         ("said = 'True'", "column 'said' holds true or false"),
-        ("image = 3", r"column 'image' holds list<.*float>; allowed are numbers, texts"),
+        (
+            "image = 3",
+            r"column 'image' holds list<.*float>; allowed are numbers, texts",
+        ),
         ("genre = 'a'", "unknown column 'genre'; did you mean 'genres'"),
         ("repeat_rate > 0", "unknown column 'repeat_rate'"),
         ("y" * 100 + " = 3", "unknown column 'y{40}'; allowed:"),
@@ -145,11 +161,54 @@ def test_texts_are_read_as_expressions(text, rows):
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "   ", "price <=", "brand = x", "price <= 20 brand", "price <= 20abc", "20 >= price", "brand in 'x'"),
-        *("brand in ['x' 'y']", "brand in ['x',,]", "brand in ['x'", "brand 'it''s'", "brand not 'x'", "(a", "a)"),
-        *("a and", "and a", "brand = 'x", "`brand = 3", "a && b", "price = " + "9" * 41),
-        *("__import__('os')", "1 < price < 3", "a = b", "a = (1, 2)", "a in ('x')", "a == not b", "a['x']", "a if b"),
-        *("x" * 10_001, "not " * 33 + "a", "(" * 5000, "(not " * 40, "a = 3 + 4", "-a", "a.b()", "1", "'x'"),
+        *(
+            "",
+            "   ",
+            "price <=",
+            "brand = x",
+            "price <= 20 brand",
+            "price <= 20abc",
+            "20 >= price",
+            "brand in 'x'",
+        ),
+        *(
+            "brand in ['x' 'y']",
+            "brand in ['x',,]",
+            "brand in ['x'",
+            "brand 'it''s'",
+            "brand not 'x'",
+            "(a",
+            "a)",
+        ),
+        *(
+            "a and",
+            "and a",
+            "brand = 'x",
+            "`brand = 3",
+            "a && b",
+            "price = " + "9" * 41,
+        ),
+        *(
+            "__import__('os')",
+            "1 < price < 3",
+            "a = b",
+            "a = (1, 2)",
+            "a in ('x')",
+            "a == not b",
+            "a['x']",
+            "a if b",
+        ),
+        *(
+            "x" * 10_001,
+            "not " * 33 + "a",
+            "(" * 5000,
+            "(not " * 40,
+            "a = 3 + 4",
+            "-a",
+            "a.b()",
+            "1",
+            "'x'",
+        ),
     ],
 )
 def test_what_is_no_expression_is_refused(text):
@@ -167,7 +226,9 @@ def test_any_text_is_an_expression_or_a_fault(text):
 
 @settings(deadline=None)
 @given(
-    values=st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, 2**53, 2**53 + 1])),
+    values=st.lists(
+        st.none() | st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, 2**53, 2**53 + 1])
+    ),
     sign=st.sampled_from(sorted(COMPARE)),
     number=st.integers(-(2**70), 2**70) | st.sampled_from([0, 1, 1.5, 2**53, 2**53 + 1, -1e300]),
 )
@@ -181,7 +242,9 @@ def test_integers_are_compared_exactly(values, sign, number):
 
 ROWS = st.lists(st.integers(0, N - 1), max_size=12)
 LIMITS = st.dictionaries(
-    st.sampled_from(["department", "brand", "genres", "fresh", "stock", "price"]), st.integers(1, 3), max_size=3
+    st.sampled_from(["department", "brand", "genres", "fresh", "stock", "price"]),
+    st.integers(1, 3),
+    max_size=3,
 )
 
 
@@ -197,7 +260,11 @@ def filtered_requests(draw, world):
     ids = item_ids(WORLDS[world])
     text, is_met = draw(st.none() | expressions()) or (None, lambda item: True)
     only = draw(st.none() | st.lists(st.integers(0, N - 1), max_size=N))
-    filters = {"where": text, "only": None if only is None else [ids[row] for row in only], "at_most": draw(LIMITS)}
+    filters = {
+        "where": text,
+        "only": None if only is None else [ids[row] for row in only],
+        "at_most": draw(LIMITS),
+    }
     request = {"exclude": [ids[row] for row in draw(ROWS)], "filters": filters}
     if draw(st.booleans()):
         request["user_id"] = draw(st.sampled_from(sorted(known_users(WORLDS[world]))))
@@ -207,7 +274,11 @@ def filtered_requests(draw, world):
 
 
 def owned_items(request, world):
-    events = request["history"] if "history" in request else known_users(WORLDS[world])[request["user_id"]]["history"]
+    events = (
+        request["history"]
+        if "history" in request
+        else known_users(WORLDS[world])[request["user_id"]]["history"]
+    )
     return {event["item_id"] for event in events}
 
 
@@ -216,11 +287,20 @@ def walk(ranking, request, is_met, owned, items, k):
     filters, counts, taken = request["filters"], Counter(), []
     for item_id in ranking:
         item = items[item_id]
-        values = {column: item[column] if column == "genres" else [item[column]] for column in filters["at_most"]}
-        pairs = [(column, value) for column, of in values.items() for value in of if value is not None]
+        values = {
+            column: item[column] if column == "genres" else [item[column]]
+            for column in filters["at_most"]
+        }
+        pairs = [
+            (column, value) for column, of in values.items() for value in of if value is not None
+        ]
         is_admissible = is_met(item) and item_id not in owned and item_id not in request["exclude"]
         is_named = filters["only"] is None or item_id in filters["only"]
-        if is_admissible and is_named and all(counts[pair] < filters["at_most"][pair[0]] for pair in pairs):
+        if (
+            is_admissible
+            and is_named
+            and all(counts[pair] < filters["at_most"][pair[0]] for pair in pairs)
+        ):
             counts.update(pairs)
             taken.append(item_id)
     return taken[:k]
@@ -232,7 +312,10 @@ def check_against_a_walk(recommenders, data):
     k, filter_viewed = data.draw(st.integers(1, N + 2)), data.draw(st.booleans())
     items = {item["item_id"]: item for item in read_items(WORLDS[world])}
     requests = [request for request, _ in drawn]
-    bare = [{name: request[name] for name in request.keys() - {"filters", "exclude"}} for request in requests]
+    bare = [
+        {name: request[name] for name in request.keys() - {"filters", "exclude"}}
+        for request in requests
+    ]
     everything = recommenders[world].recommend(bare, N, filter_viewed=False)
     answers = recommenders[world].recommend(requests, k, filter_viewed)
     for (request, is_met), whole, answer in zip(drawn, everything, answers, strict=True):
@@ -240,7 +323,12 @@ def check_against_a_walk(recommenders, data):
         expected = walk(whole.item_id.tolist(), request, is_met, owned, items, k)
         assert answer.item_id.tolist() == expected
         scores = dict(zip(whole.item_id.tolist(), whole.score.tolist(), strict=True))
-        np.testing.assert_allclose(answer.score, [scores[item_id] for item_id in expected], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            answer.score,
+            [scores[item_id] for item_id in expected],
+            rtol=1e-4,
+            atol=1e-4,
+        )
         assert answer.rank.tolist() == list(range(1, len(expected) + 1))
         assert (answer.reason is None) == (len(expected) == k)
 
@@ -262,8 +350,18 @@ def test_filtered_lists_are_those_of_a_walk_down_the_whole_ranking(recommenders,
             {"at_most": 2},
             {"at_most": {"brand": 0}},
         ),
-        *({"at_most": {"brand": True}}, {"at_most": {"brand": 1.5}}, {"at_most": {3: 1}}, {"at_most": {"brnd": 1}}),
-        *({"where": "prise <= 2"}, {"where": "repeat_rate > 0"}, "fresh", {"where": ""}),
+        *(
+            {"at_most": {"brand": True}},
+            {"at_most": {"brand": 1.5}},
+            {"at_most": {3: 1}},
+            {"at_most": {"brnd": 1}},
+        ),
+        *(
+            {"where": "prise <= 2"},
+            {"where": "repeat_rate > 0"},
+            "fresh",
+            {"where": ""},
+        ),
     ],
 )
 def test_faults_of_filters_are_named(recommenders, filters):
@@ -277,12 +375,18 @@ def test_faults_of_filters_are_named(recommenders, filters):
 @pytest.mark.parametrize(
     ("one", "other"),
     [
-        ({"where": "brand = 'x' or fresh"}, {"where": "price <= 2 or genres = 'drama'"}),
+        (
+            {"where": "brand = 'x' or fresh"},
+            {"where": "price <= 2 or genres = 'drama'"},
+        ),
         ({"where": "fresh"}, {"only": [0, 3, 5, 6]}),
         ({"only": [0, 3, 5, 6]}, {"only": [9, 6, 2, 3]}),
         ({"only": []}, {"only": [0, 3]}),
         ({"only": []}, {"where": "fresh"}),
-        ({"at_most": {"price": 3, "brand": 1}}, {"at_most": {"brand": 2, "fresh": 5, "price": 2}}),
+        (
+            {"at_most": {"price": 3, "brand": 1}},
+            {"at_most": {"brand": 2, "fresh": 5, "price": 2}},
+        ),
         ({"at_most": {"brand": 1}}, {"where": "not fresh", "only": [1, 2]}),
     ],
 )
@@ -295,7 +399,9 @@ def test_joined_filters_let_in_what_both_let_in(recommenders, one, other):
     parsed = [parse_filters(filters, "string") for filters in raw]
     barred = np.logical_or.reduce([recommender.admission.bar(filters) for filters in parsed])
     limits = [filters.get("at_most", {}) for filters in raw]
-    least = {name: min(some[name] for some in limits if name in some) for some in limits for name in some}
+    least = {
+        name: min(some[name] for some in limits if name in some) for some in limits for name in some
+    }
     for first, second in (parsed, reversed(parsed)):
         joined = join_filters(first, second)
         np.testing.assert_array_equal(recommender.admission.bar(joined), barred)
@@ -305,10 +411,16 @@ def test_joined_filters_let_in_what_both_let_in(recommenders, one, other):
 
 def test_an_allow_list_passes_over_items_that_are_not_there(recommenders):
     ids = item_ids(FILMS)
-    answer = recommenders["films"].recommend([{"filters": {"only": [str(ids[3]), 999, ids[4], ids[3]]}}], 5).of(0)
+    answer = (
+        recommenders["films"]
+        .recommend([{"filters": {"only": [str(ids[3]), 999, ids[4], ids[3]]}}], 5)
+        .of(0)
+    )
     assert set(answer.item_id) == {ids[3], ids[4]}
     assert answer.reason == f"only 2 items are admissible: 'only' leaves 2 of {N}"
-    assert recommenders["films"].recommend([{"filters": {"only": []}}], 5).of(0).item_id.tolist() == []
+    assert (
+        recommenders["films"].recommend([{"filters": {"only": []}}], 5).of(0).item_id.tolist() == []
+    )
 
 
 def test_the_reason_counts_down_from_the_catalogue(recommenders):
@@ -327,10 +439,13 @@ def test_the_reason_counts_down_from_the_catalogue(recommenders):
     assert reasons[True] == (
         "only 3 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded, 1 of them is owned"
     )
-    assert reasons[False] == "only 4 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded"
-    assert recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(0).reason == (
-        f"no item is admissible: the catalogue has {N}, {N} of them are excluded"
+    assert (
+        reasons[False]
+        == "only 4 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded"
     )
+    assert recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(
+        0
+    ).reason == (f"no item is admissible: the catalogue has {N}, {N} of them are excluded")
     limited = {"at_most": {"brand": 1}, "only": ids[:8], "where": "fresh"}
     assert recommenders["shop"].recommend([{"filters": limited}], 3).of(0).reason == (
         "only 2 items are admissible: where 'fresh' and 'only' leave 3 of 23, at most 1 per brand"

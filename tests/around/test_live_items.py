@@ -14,12 +14,19 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from tests.linear_bundle import REPEAT_RATES, SEED, SHOP, WORLDS, N, item_ids, item_values
+from service.live_items import LiveItems
+from tests.linear_bundle import (
+    REPEAT_RATES,
+    SEED,
+    SHOP,
+    WORLDS,
+    N,
+    item_ids,
+    item_values,
+)
 from tests.linear_profiles import known_users, requests_of
 from tests.linear_reference import naive_item, naive_list, naive_rate, naive_scores
 
@@ -69,23 +76,44 @@ def check_answers(live, schema, added, removed, histories, k):
         }
         for request, answer in zip(requests, ask[mode](), strict=True):
             _, scores, owned = naive_scores(schema, SEED, known_users(schema), request, added)
-            rows = {"all": set(range(len(ids))), "novel": set(range(len(ids))) - owned, "owned": owned}[mode]
-            expected = naive_list(scores, rows - {ids.index(item_id) for item_id in removed if item_id in ids}, k)
+            rows = {
+                "all": set(range(len(ids))),
+                "novel": set(range(len(ids))) - owned,
+                "owned": owned,
+            }[mode]
+            expected = naive_list(
+                scores,
+                rows - {ids.index(item_id) for item_id in removed if item_id in ids},
+                k,
+            )
             assert [ids.index(item_id) for item_id in answer.item_id] == expected
-            np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4
+            )
 
 
 VALUES = st.fixed_dictionaries(
     {"department": st.sampled_from(["dairy", "meat", "fruit", "other"])},
-    optional={"price": st.none() | st.floats(0, 9), "brand": st.sampled_from(["x", "y", None])},
+    optional={
+        "price": st.none() | st.floats(0, 9),
+        "brand": st.sampled_from(["x", "y", None]),
+    },
 )
 PLACES = st.integers(0, 7)
-STEPS = st.lists(st.tuples(PLACES, st.sampled_from(["put", "remove", "reopen"]), VALUES), min_size=1, max_size=9)
+STEPS = st.lists(
+    st.tuples(PLACES, st.sampled_from(["put", "remove", "reopen"]), VALUES),
+    min_size=1,
+    max_size=9,
+)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 @settings(max_examples=20, deadline=None, derandomize=True)
-@given(steps=STEPS, histories=st.lists(st.lists(PLACES, max_size=5), min_size=1, max_size=3), k=st.integers(1, N + 6))
+@given(
+    steps=STEPS,
+    histories=st.lists(st.lists(PLACES, max_size=5), min_size=1, max_size=3),
+    k=st.integers(1, N + 6),
+)
 def test_any_sequence_of_changes_is_answered_as_by_brute_force(
     recommenders, tmp_path_factory, world, steps, histories, k
 ):
@@ -99,7 +127,9 @@ def test_any_sequence_of_changes_is_answered_as_by_brute_force(
         if action == "put":
             live.put(item_id, values)
             if place >= 4:
-                added[item_id] = values if item_id in removed else {**added.get(item_id, {}), **values}
+                added[item_id] = (
+                    values if item_id in removed else {**added.get(item_id, {}), **values}
+                )
             removed.discard(item_id)
         elif action == "remove":
             assert live.remove(item_id) == (item_id in {*item_ids(schema), *added} - removed)
@@ -107,7 +137,9 @@ def test_any_sequence_of_changes_is_answered_as_by_brute_force(
         else:
             lives[number % 2] = reopen(live, recommender)
     present = {*item_ids(schema), *added}
-    histories = [[shelf[place] for place in history if shelf[place] in present] for history in histories]
+    histories = [
+        [shelf[place] for place in history if shelf[place] in present] for history in histories
+    ]
     for live in lives:
         live.follow()
         check_answers(live, schema, added, removed, histories, k)
@@ -119,11 +151,18 @@ def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
     assert not lists(shop, "milk")
     shop.put("milk", MILK)
     assert lists(shop, "milk")
-    expected = {"item_id": "milk", **MILK, "in_stock": True, "repeat_rate": pytest.approx(naive_rate(MILK), abs=1e-6)}
+    expected = {
+        "item_id": "milk",
+        **MILK,
+        "in_stock": True,
+        "repeat_rate": pytest.approx(naive_rate(MILK), abs=1e-6),
+    }
     assert row_of(shop, "milk") == expected
     vector = shop.recommender.catalogue.index.vectors[N]
     np.testing.assert_allclose(vector, naive_item(SEED, MILK), rtol=1e-4, atol=1e-4)
-    answer = shop.recommender.recommend([{"history": [{"item_id": "milk"}]}], N + 1, filter_viewed=True).of(0)
+    answer = shop.recommender.recommend(
+        [{"history": [{"item_id": "milk"}]}], N + 1, filter_viewed=True
+    ).of(0)
     assert answer.unknown_items == 0
     assert "milk" not in answer.item_id
     assert len(answer.item_id) == N
@@ -132,8 +171,16 @@ def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
 def test_an_item_of_the_bundle_changes_its_columns_and_keeps_its_vector(shop):
     before = shop.recommender.recommend([{}], N)
     item_id = item_ids(SHOP)[2]
-    shop.put(item_id, {"price": 99, "in_stock": False, "title": "Second", "department": "fruit"})
-    changed = {"price": 99.0, "in_stock": False, "title": "Second", "department": "fruit"}
+    shop.put(
+        item_id,
+        {"price": 99, "in_stock": False, "title": "Second", "department": "fruit"},
+    )
+    changed = {
+        "price": 99.0,
+        "in_stock": False,
+        "title": "Second",
+        "department": "fruit",
+    }
     assert row_of(shop, item_id) == {
         "item_id": item_id,
         **item_values(2),
@@ -154,14 +201,22 @@ def test_a_removed_item_starts_anew(shop):
         assert not lists(shop, item_id)
     shop.put("milk", {"department": "meat"})
     shop.put(first, {"brand": "y"})
-    assert (row_of(shop, "milk")["price"], row_of(shop, "milk")["in_stock"]) == (None, True)
-    assert (row_of(shop, first)["price"], row_of(shop, first)["brand"]) == (item_values(0)["price"], "y")
+    assert (row_of(shop, "milk")["price"], row_of(shop, "milk")["in_stock"]) == (
+        None,
+        True,
+    )
+    assert (row_of(shop, first)["price"], row_of(shop, first)["brand"]) == (
+        item_values(0)["price"],
+        "y",
+    )
     assert lists(shop, "milk")
     assert lists(shop, first)
 
 
 def rename_item(bundle: Bundle, old: str, new: str) -> Bundle:
-    ids = [new if item_id == old else item_id for item_id in bundle.items.column("item_id").to_pylist()]
+    ids = [
+        new if item_id == old else item_id for item_id in bundle.items.column("item_id").to_pylist()
+    ]
     return replace(bundle, items=bundle.items.set_column(0, "item_id", pa.array(ids)))
 
 
@@ -176,7 +231,9 @@ def test_a_new_bundle_gets_the_same_changes(shop, recommenders):
     renamed = rename_item(rename_item(bundle, first, "milk"), third, "someday")
     shop.rebase(Recommender(renamed))
     catalogue = shop.recommender.catalogue
-    assert catalogue.item_ids.ids.tolist()[N:] == ["cheese"]  # the first item was only changed, never added
+    assert catalogue.item_ids.ids.tolist()[N:] == [
+        "cheese"
+    ]  # the first item was only changed, never added
     np.testing.assert_array_equal(catalogue.index.vectors[0], bundle.vectors[0])
     assert row_of(shop, "milk")["title"] == "Milk"
     listed = shop.recommender.recommend([{}], N + 5).item_id
@@ -198,13 +255,21 @@ def test_profiles_know_items_that_come_later(recommenders, shop):
 @pytest.mark.parametrize(
     ("item_id", "columns", "message"),
     [
-        ("milk", {"prise": 1.0}, r"unknown column 'prise' \(str\); did you mean 'price'"),
+        (
+            "milk",
+            {"prise": 1.0},
+            r"unknown column 'prise' \(str\); did you mean 'price'",
+        ),
         ("milk", {"repeat_rate": 1.0}, "unknown column 'repeat_rate'"),
         ("milk", {"item_id": "x"}, "unknown column 'item_id'"),
         ("milk", {"price": "dear"}, r"column 'price' is 'dear' \(str\); expected a"),
         ("milk", {"price": float("nan")}, "column 'price' is nan"),
         ("milk", {"price": True}, "column 'price' is True"),
-        ("milk", {"in_stock": 1}, r"column 'in_stock' is 1 \(int\); expected true or false"),
+        (
+            "milk",
+            {"in_stock": 1},
+            r"column 'in_stock' is 1 \(int\); expected true or false",
+        ),
         ("milk", {"department": ["dairy"]}, r"column 'department' is \['dairy'\]"),
         ("milk", {"title": "half \ud800"}, "column 'title' is .*surrogate"),
         (
@@ -254,12 +319,16 @@ def test_processes_list_items_that_score_the_same_in_one_order(shop, path, recom
         shop.put("same-4", MILK)
         other.follow()
         with closing(LiveItems(path, recommenders["shop"])) as later:
-            orders = [one.recommender.catalogue.item_ids.ids[N:].tolist() for one in (shop, other, later)]
+            orders = [
+                one.recommender.catalogue.item_ids.ids[N:].tolist() for one in (shop, other, later)
+            ]
     assert orders == [["same-2", "same-1", "same-3", "same-4"]] * 3
     assert row_of(shop, "same-2")["title"] == row_of(other, "same-2")["title"] == "Milk again"
 
 
-def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):
+def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(
+    shop, path, recommenders
+):
     n_items = recommenders["films"].catalogue.n_listed
     shop.put_many({"milk": MILK, "cheese": MILK, "7000001": MILK})
     shop.remove("cheese")  # of which nobody misses anything
@@ -280,7 +349,7 @@ def test_what_was_acknowledged_survives_a_kill(path, recommenders):
         "import os, signal, sys\n"
         "from pathlib import Path\n"
         "from serve.bundle import Bundle\n"
-        "from serve.live_items import LiveItems\n"
+        "from service.live_items import LiveItems\n"
         "from serve.recommender import Recommender\n"
         f"bundle = Bundle.load(Path({str(recommenders['shop'].bundle.path)!r}))\n"
         f"live = LiveItems(Path({str(path)!r}), Recommender(bundle))\n"
@@ -301,4 +370,6 @@ def test_what_was_acknowledged_survives_a_kill(path, recommenders):
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.split() == [str(number) for number in range(50)]
     with closing(LiveItems(path, recommenders["shop"])) as live:
-        assert [lists(live, f"new-{number}") for number in range(50)] == [number % 3 > 0 for number in range(50)]
+        assert [lists(live, f"new-{number}") for number in range(50)] == [
+            number % 3 > 0 for number in range(50)
+        ]

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from serve.profiles import Profiles
 from serve.requests import History, Request, parse_request
-from serve.state import Observation, StateStore, complete
+from service.known_users import complete
+from service.state import Observation, StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
 from tests.linear_profiles import known_users
 from tests.linear_reference import naive_list, naive_scores
@@ -36,7 +36,12 @@ def draw_events(schema, seed):
 
 
 def write_event(one):
-    row = {"item_id": one.item_id, "datetime": one.datetime, "event": one.event, "weight": one.weight}
+    row = {
+        "item_id": one.item_id,
+        "datetime": one.datetime,
+        "event": one.event,
+        "weight": one.weight,
+    }
     return {name: value for name, value in row.items() if value is not None}
 
 
@@ -44,9 +49,14 @@ def grow(known, events):
     """Add events to profiles, as the requests would be if they had been there."""
     grown = {user_id: {**user, "history": list(user["history"])} for user_id, user in known.items()}
     for one in dict.fromkeys(events):  # what was sent twice is there once
-        told = [(old["item_id"], old["datetime"], old.get("event")) for old in known.get(one.user_id, EMPTY)["history"]]
+        told = [
+            (old["item_id"], old["datetime"], old.get("event"))
+            for old in known.get(one.user_id, EMPTY)["history"]
+        ]
         if (one.item_id, one.datetime, one.event) not in told:
-            grown.setdefault(one.user_id, {"features": {}, "history": []})["history"].append(write_event(one))
+            grown.setdefault(one.user_id, {"features": {}, "history": []})["history"].append(
+                write_event(one)
+            )
     for user in grown.values():
         user["history"].sort(key=lambda row: row["datetime"])
     return grown
@@ -55,7 +65,9 @@ def grow(known, events):
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("filter_viewed", [True, False])
-def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store, world, seed, filter_viewed):
+def test_answers_are_those_of_a_profile_that_has_the_events(
+    recommenders, store, world, seed, filter_viewed
+):
     schema, recommender = WORLDS[world], recommenders[world]
     known, events = known_users(schema), draw_events(schema, seed)
     row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
@@ -64,23 +76,39 @@ def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store,
         if n_seen not in (1, 9, len(events)):
             continue
         grown = grow(known, events[:n_seen])
-        raw = [{"user_id": user_id} for user_id in grown] + [{"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}]
-        requests = [complete(parse_request(request, schema), recommender.profiles, store) for request in raw]
-        for request, answer in zip(raw, recommender.recommend(requests, 6, filter_viewed), strict=True):
+        raw = [{"user_id": user_id} for user_id in grown] + [
+            {"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}
+        ]
+        requests = [
+            complete(parse_request(request, schema), recommender.profiles, store) for request in raw
+        ]
+        for request, answer in zip(
+            raw, recommender.recommend(requests, 6, filter_viewed), strict=True
+        ):
             _, scores, owned = naive_scores(schema, SEED, grown, request)
             rows = set(range(N)) - owned if filter_viewed else set(range(N))
             expected = naive_list(scores, rows, 6)
             assert [row_of[item_id] for item_id in answer.item_id] == expected
-            np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(
+                answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4
+            )
 
 
-def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_store_has_nothing(recommenders, store):
+def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_store_has_nothing(
+    recommenders, store
+):
     profiles, (user_id, *_) = recommenders["shop"].profiles, known_users(SHOP)
     store.observe("another", "a", "view", UNTIL)
     store.observe("grump", "a", "dismiss", UNTIL)
     own = Request("another", history=History(np.array(["b"], dtype=object)))
     strange = replace(own, user_id="nobody")
-    known = {Request(): None, Request(user_id): True, Request("nobody"): False, own: True, strange: False}
+    known = {
+        Request(): None,
+        Request(user_id): True,
+        Request("nobody"): False,
+        own: True,
+        strange: False,
+    }
     for request, is_known in known.items():
         assert complete(request, profiles, store) == replace(request, user_known=is_known)
     assert complete(Request("grump"), profiles, store).user_known
@@ -91,7 +119,9 @@ def test_events_that_a_later_training_put_into_the_profile_count_once(recommende
     history = profiles.get("u1").history
     for place in (3, 3, 8, 12):  # one of them sent twice
         store.observe(
-            "u1", *(history.columns()[name][place] for name in ("item_id", "event")), int(history.datetime[place])
+            "u1",
+            *(history.columns()[name][place] for name in ("item_id", "event")),
+            int(history.datetime[place]),
         )
     store.observe("u1", str(history.item_id[3]), "returned", int(history.datetime[3]))
     completed = complete(Request("u1"), profiles, store).history
@@ -103,7 +133,13 @@ def test_events_that_a_later_training_put_into_the_profile_count_once(recommende
 @pytest.mark.parametrize(
     ("world", "user_id", "other_id", "stored", "readable"),
     [
-        ("films", 4, "4", [107, "107", "0107", "x", "108", "９", str(2**63)], [107, 107, None, None, 108, None, None]),
+        (
+            "films",
+            4,
+            "4",
+            [107, "107", "0107", "x", "108", "９", str(2**63)],
+            [107, 107, None, None, 108, None, None],
+        ),
         ("shop", "5", 5, [7, "x", -8, "i107"], ["7", "x", "-8", "i107"]),
     ],
 )
@@ -117,11 +153,16 @@ def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
                 store.observe(other_id, item_id, event, time, 2.0)
                 if as_now is not None:
                     expected.observe(user_id, as_now, event, time, 2.0)
-        completed, same = (complete(request, recommender.profiles, one) for one in (store, expected))
+        completed, same = (
+            complete(request, recommender.profiles, one) for one in (store, expected)
+        )
         for name, values in same.history.columns().items():
             np.testing.assert_array_equal(getattr(completed.history, name), values)
         assert completed.exclude == same.exclude
-        assert len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N)) == 2
+        assert (
+            len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N))
+            == 2
+        )
 
 
 def draw_without_times(rng, columns):
@@ -140,7 +181,10 @@ def draw_without_times(rng, columns):
 def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(store, columns):
     rng = np.random.default_rng(8)
     for user_id in range(40):
-        profile, newer = draw_without_times(rng, columns), draw_without_times(rng, columns)
+        profile, newer = (
+            draw_without_times(rng, columns),
+            draw_without_times(rng, columns),
+        )
         live = [*profile[int(rng.integers(len(profile) + 1)) :], *newer]
         store.observe_many(
             Observation(  # what the profile does not have is another each time
@@ -161,5 +205,8 @@ def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(stor
         n_same = max(
             n for n in range(most + 1) if str(profile[len(profile) - n :]) == str(live[:n])
         )  # NaN is nan there
-        assert completed.item_id.tolist() == [*items, *(item_id for item_id, _, _ in live[n_same:])]
+        assert completed.item_id.tolist() == [
+            *items,
+            *(item_id for item_id, _, _ in live[n_same:]),
+        ]
         assert completed.datetime is None

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from serve.errors import BundleError
 from serve.profiles import (
     History,
@@ -69,7 +68,9 @@ def assert_same(left: Profiles, right: Profiles):
 
 
 @pytest.mark.parametrize("user_ids", [("u0", "u1", "é", "007", "a b"), (5, -3, 2**60, 0, 7)])
-@pytest.mark.parametrize("item_ids", [None, ["a", "b", "a", "é", "", "007", "a", "b", "c", "d", "a"]])
+@pytest.mark.parametrize(
+    "item_ids", [None, ["a", "b", "a", "é", "", "007", "a", "b", "c", "d", "a"]]
+)
 def test_round_trip(tmp_path, user_ids, item_ids):
     profiles = make(user_ids, item_ids)
     write_profiles(tmp_path / "profiles", profiles)
@@ -113,7 +114,9 @@ def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
     assert disk.holds(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "kept"), [("version-2", NEW), ("version-1", None), (None, None)])
+@pytest.mark.parametrize(
+    ("version", "kept"), [("version-2", NEW), ("version-1", None), (None, None)]
+)
 def test_staged_profiles_stay_with_their_bundle(tmp_path, version, kept):
     write_profiles(tmp_path, make())
     stage_profiles(tmp_path, make(NEW), "version-2")
@@ -156,12 +159,17 @@ def test_killed_at_any_step_it_is_the_old_or_the_new_profiles(tmp_path):
     for folder in folders:
         write_profiles(folder, make())
     arguments = [sys.executable, "-c", KILLED_AT_EACH_STEP, *map(str, folders)]
-    child = subprocess.run(arguments, check=True, capture_output=True, cwd=Path(__file__).parents[2])
+    child = subprocess.run(
+        arguments, check=True, capture_output=True, cwd=Path(__file__).parents[2]
+    )
     codes = [int(code) for code in child.stdout.split()]
     assert codes == [9] * codes.count(9) + [0] * codes.count(0)
     assert 6 < codes.count(9) < 20 == len(codes)
     users = [Profiles.load(folder).user_ids.tolist() for folder in folders]
-    assert {tuple(ids) for ids in users} == {("u0", "u1", "é", "007", "a b"), ("u0", "u1", "é", "a b")}
+    assert {tuple(ids) for ids in users} == {
+        ("u0", "u1", "é", "007", "a b"),
+        ("u0", "u1", "é", "a b"),
+    }
     assert users[-1] == ["u0", "u1", "é", "a b"]
     for folder in folders:  # what a killed one has left goes with the next write
         erase_users(folder, ["007"])

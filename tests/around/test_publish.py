@@ -9,13 +9,12 @@ import threading
 from pathlib import Path
 
 import pytest
-
-from serve import durable
+from serve import files as durable
 from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
-from serve.versions import Stage, publish
+from service.publish import Stage, publish
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import make_profiles
@@ -51,7 +50,10 @@ def test_a_bundle_is_replaced_only_when_asked(tmp_path):
 
 
 def test_one_stage_at_a_time(tmp_path):
-    with Stage.open(tmp_path), pytest.raises(BundleError, match=rf"another run writes into {tmp_path}"):
+    with (
+        Stage.open(tmp_path),
+        pytest.raises(BundleError, match=rf"another run writes into {tmp_path}"),
+    ):
         open_and_leave(tmp_path)
     open_and_leave(tmp_path)
 
@@ -76,7 +78,9 @@ def test_an_incomplete_stage_is_not_published(tmp_path, name):
 
 @pytest.mark.parametrize("has_old", [True, False])
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_bundle_that_does_not_verify_in_place_is_taken_back(tmp_path, monkeypatch, has_old, can_exchange):
+def test_a_bundle_that_does_not_verify_in_place_is_taken_back(
+    tmp_path, monkeypatch, has_old, can_exchange
+):
     if has_old:
         old = publish_tiny(tmp_path, 1).manifest.version
     if not can_exchange:
@@ -100,7 +104,14 @@ def test_a_bundle_that_does_not_verify_in_place_is_taken_back(tmp_path, monkeypa
 @pytest.mark.parametrize(("how", "fewest"), [("kill", 25), ("fail", 12)])
 @pytest.mark.parametrize("way", ["exchange", "rename"])
 def test_stopped_at_any_step_a_reader_finds_the_old_bundle_or_the_new(tmp_path, how, way, fewest):
-    command = [sys.executable, "-m", "tests.around.killed_publisher", str(tmp_path), how, way]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.around.killed_publisher",
+        str(tmp_path),
+        how,
+        way,
+    ]
     root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert result.returncode == 0, result.stderr
@@ -131,7 +142,9 @@ def test_what_is_published_is_on_disk_before_it_counts(tmp_path, monkeypatch, ca
         assert disk.too_early == disk.unnamed == []
 
 
-def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_published(tmp_path):
+def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_published(
+    tmp_path,
+):
     path = publish_with_profiles(tmp_path, 1)
     is_done = threading.Event()
     seen: set[tuple[int, str]] = set()
@@ -139,7 +152,12 @@ def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_publishe
     def read() -> None:
         while not is_done.is_set():
             recommender = Recommender.load(path)
-            seen.add((recommender.bundle.manifest.facts.config["seed"], recommender.profiles.user_ids[0]))
+            seen.add(
+                (
+                    recommender.bundle.manifest.facts.config["seed"],
+                    recommender.profiles.user_ids[0],
+                )
+            )
 
     reader = threading.Thread(target=read)
     reader.start()

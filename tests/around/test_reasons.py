@@ -4,9 +4,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-from serve.discovery.reasons import MAX_SAID, MIN_SHARE, explain
 from serve.index import Neighbours
+from serve.reasons import MAX_SAID, MIN_SHARE, explain
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import draw_history, known_users, make_profiles
@@ -46,7 +45,9 @@ def draw_requests(schema, n):
 
 def score(recommender, request, items):
     """Ask the plain recommender for lists of these items alone."""
-    (answer,) = recommender.recommend([request | {"filters": {"only": items}}], len(items), filter_viewed=False)
+    (answer,) = recommender.recommend(
+        [request | {"filters": {"only": items}}], len(items), filter_viewed=False
+    )
     found = dict(zip(answer.item_id.tolist(), answer.score.tolist(), strict=True))
     return np.array([found[item] for item in items])
 
@@ -59,30 +60,46 @@ def reduce(request, known):
         reduced["history", item] = request | {"history": kept}
     for field in ("features", "context"):
         for name in request[field]:
-            reduced[field, name] = request | {field: {key: one for key, one in request[field].items() if key != name}}
+            reduced[field, name] = request | {
+                field: {key: one for key, one in request[field].items() if key != name}
+            }
     return reduced
 
 
 def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(recommender, schema):
     for request in draw_requests(schema, 200):
         items = next(iter(recommender.recommend([request], 4))).item_id.tolist()
-        full, reduced = score(recommender, request, items), reduce(request, set(item_ids(schema)))
-        falls = {part: full - score(recommender, without, items) for part, without in reduced.items()}
+        full, reduced = (
+            score(recommender, request, items),
+            reduce(request, set(item_ids(schema))),
+        )
+        falls = {
+            part: full - score(recommender, without, items) for part, without in reduced.items()
+        }
         least = MIN_SHARE * max((abs(fall).max() for fall in falls.values()), default=0)
         (found,) = explain(recommender, [request], [items])
         for place, (item, reasons) in enumerate(zip(items, found, strict=True)):
             scale = max(1.0, abs(full[place]))
-            expected = sorted((fall[place] for fall in falls.values() if fall[place] > least), reverse=True)[:MAX_SAID]
+            expected = sorted(
+                (fall[place] for fall in falls.values() if fall[place] > least),
+                reverse=True,
+            )[:MAX_SAID]
             said = [one for one in reasons if one.kind != "popular"]
             np.testing.assert_allclose([one.effect for one in said], expected, atol=1e-6 * scale)
             assert (len(said) == 0) == (reasons[0].kind == "popular")
             for one in said:
-                part = ("history", one.item_id) if one.kind in ("history", "memory") else (one.kind, one.name)
+                part = (
+                    ("history", one.item_id)
+                    if one.kind in ("history", "memory")
+                    else (one.kind, one.name)
+                )
                 assert one.effect == pytest.approx(falls[part][place], abs=1e-6 * scale)
                 assert (one.kind == "memory") == (one.item_id == item and schema.repeats == "allow")
 
 
-def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_request(recommender, schema):
+def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_request(
+    recommender, schema
+):
     bundle = recommender.bundle  # its profiles know of no event in what context it happened
     bundle = replace(bundle, neighbours=replace(bundle.neighbours, context_gain=0.0))
     recommender = Recommender(bundle, recommender.profiles)
@@ -92,8 +109,14 @@ def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_reques
         asked = [{"user_id": user}, known | {"datetime": moment}]
         by_profile, by_request = explain(recommender, asked, [items, items])
         for found, expected in zip(by_profile, by_request, strict=True):
-            assert [replace(one, effect=0.0) for one in found] == [replace(one, effect=0.0) for one in expected]
-            np.testing.assert_allclose([one.effect for one in found], [one.effect for one in expected], rtol=1e-6)
+            assert [replace(one, effect=0.0) for one in found] == [
+                replace(one, effect=0.0) for one in expected
+            ]
+            np.testing.assert_allclose(
+                [one.effect for one in found],
+                [one.effect for one in expected],
+                rtol=1e-6,
+            )
 
 
 def test_nothing_personal_makes_an_item_popular_and_no_item_needs_no_reason(recommender, schema):
@@ -105,13 +128,25 @@ def test_nothing_personal_makes_an_item_popular_and_no_item_needs_no_reason(reco
 def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
     recommender = Recommender.load(publish_linear(tmp_path, SHOP, 3))
     first, second, *_ = ids = item_ids(SHOP)
-    days = ((9, first, "view"), (8, first, "buy"), (4, first, "buy"), (4, second, "view"), (0, second, "hum"))
-    history = [{"item_id": item, "event": event, "datetime": UNTIL - day * DAY} for day, item, event in days]
+    days = (
+        (9, first, "view"),
+        (8, first, "buy"),
+        (4, first, "buy"),
+        (4, second, "view"),
+        (0, second, "hum"),
+    )
+    history = [
+        {"item_id": item, "event": event, "datetime": UNTIL - day * DAY}
+        for day, item, event in days
+    ]
     asked = {"history": history, "datetime": UNTIL + DAY, "features": {"income": 400.5}}
     (lists,) = explain(recommender, [asked], [ids])
     said = {(place, one.name): one for place, reasons in enumerate(lists) for one in reasons}
     texts = {one.text for one in said.values()}
-    assert {"because you bought Title 0 5 days ago", "because you took Title 1 yesterday"} <= texts
+    assert {
+        "because you bought Title 0 5 days ago",
+        "because you took Title 1 yesterday",
+    } <= texts
     assert "because of your income: 400.5" in texts
     bought = next(one for one in said.values() if one.item_id == first)
     assert (bought.event, bought.days_ago, bought.every_days) == ("buy", 5, 2.5)
@@ -123,14 +158,25 @@ def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
     }
 
 
-def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(recommender, schema, monkeypatch):
-    monkeypatch.setattr("serve.discovery.reasons.MAX_VARIED", 3)
+def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(
+    recommender, schema, monkeypatch
+):
+    monkeypatch.setattr("serve.reasons.MAX_VARIED", 3)
     ids = item_ids(schema)
     history = [{"item_id": item, "datetime": UNTIL - 9} for item in (*ids[:9], ids[8])]
     (lists,) = explain(recommender, [{"history": history}], [ids[2:9:6]])
     (more,) = explain(recommender, [{"history": history}], [ids[12:]])
-    assert {one.item_id for reasons in lists for one in reasons} <= {ids[2], ids[8], ids[7], None}
-    assert {one.item_id for reasons in more for one in reasons} - {None} == {ids[8], ids[7], ids[6]}
+    assert {one.item_id for reasons in lists for one in reasons} <= {
+        ids[2],
+        ids[8],
+        ids[7],
+        None,
+    }
+    assert {one.item_id for reasons in more for one in reasons} - {None} == {
+        ids[8],
+        ids[7],
+        ids[6],
+    }
 
 
 @pytest.mark.parametrize(
@@ -142,7 +188,13 @@ def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(rec
 )  # fmt: skip
 def test_the_verb_is_that_of_the_event_where_it_is_known(recommender, schema, event, verb):
     asked = {
-        "history": [{"item_id": item_ids(schema)[0], "event": event, "datetime": UNTIL - 3 * DAY}],
+        "history": [
+            {
+                "item_id": item_ids(schema)[0],
+                "event": event,
+                "datetime": UNTIL - 3 * DAY,
+            }
+        ],
         "datetime": UNTIL,
     }
     (lists,) = explain(recommender, [asked], [item_ids(schema)[1:]])

@@ -9,8 +9,7 @@ from statistics import mean, median
 
 import numpy as np
 import pytest
-
-from serve.discovery.replenishment import WAIT, find_due
+from serve.due import WAIT, find_due
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles
@@ -27,11 +26,21 @@ def recommender(tmp_path_factory):
 
 def take(item, *days, event="buy"):
     """Give events at noon of days after `DAWN`."""
-    return [{"item_id": item, "datetime": DAWN + round(day * DAY) + DAY // 2, "event": event} for day in days]
+    return [
+        {
+            "item_id": item,
+            "datetime": DAWN + round(day * DAY) + DAY // 2,
+            "event": event,
+        }
+        for day in days
+    ]
 
 
 def ask(recommender, *histories, at=0, k=10, **more):
-    request = {"history": sorted(chain(*histories), key=lambda one: one["datetime"]), **more}
+    request = {
+        "history": sorted(chain(*histories), key=lambda one: one["datetime"]),
+        **more,
+    }
     (found,) = find_due(recommender, [request | {"datetime": DAWN + at * DAY + DAY // 2}], k)
     return found
 
@@ -49,7 +58,10 @@ def recompute(history, moment):
         of_item, date = days[one["item_id"]], datetime.fromtimestamp(time, UTC).date()
         of_item[date] = max(time, of_item.get(date, time))
     times_of = {item: sorted(by_date.values()) for item, by_date in days.items() if item in IDS}
-    gaps_of = {item: [later - earlier for earlier, later in pairwise(times)] for item, times in times_of.items()}
+    gaps_of = {
+        item: [later - earlier for earlier, later in pairwise(times)]
+        for item, times in times_of.items()
+    }
     all_gaps, rhythms = [gap for gaps in gaps_of.values() for gap in gaps], {}
     for item, gaps in gaps_of.items():
         if gaps:
@@ -61,7 +73,14 @@ def recompute(history, moment):
             due = times[-1] + typical
             if is_overdue := due < moment:
                 due = moment + WAIT * irregular * (moment - times[0]) / len(times)
-            rhythms[item] = (due, is_overdue, times[-1], len(times), typical / DAY, 1 - irregular)
+            rhythms[item] = (
+                due,
+                is_overdue,
+                times[-1],
+                len(times),
+                typical / DAY,
+                1 - irregular,
+            )
     return rhythms
 
 
@@ -70,8 +89,13 @@ def test_rhythms_are_those_of_a_recomputation_event_by_event(recommender):
     for _ in range(150):
         length, span = int(rng.integers(0, 40)), int(rng.integers(2, 90)) * DAY
         times = np.sort(UNTIL - rng.integers(0, span, length)).tolist()
-        history = [{"item_id": str(rng.choice([*IDS[:7], "gone"])), "datetime": time} for time in times]
-        request = {"history": history, "datetime": UNTIL + int(rng.integers(-span // 3, span))}
+        history = [
+            {"item_id": str(rng.choice([*IDS[:7], "gone"])), "datetime": time} for time in times
+        ]
+        request = {
+            "history": history,
+            "datetime": UNTIL + int(rng.integers(-span // 3, span)),
+        }
         (found,) = find_due(recommender, [request], k=20)
         expected = recompute(history, request["datetime"])
         (ranked,) = recommender.rank_owned([request], 20)
@@ -82,14 +106,27 @@ def test_rhythms_are_those_of_a_recomputation_event_by_event(recommender):
             assert one.due == pytest.approx(due, abs=2)
             assert one.due >= request["datetime"] - 1
             assert (one.is_overdue, one.last, one.n_days) == (is_overdue, last, n_days)
-            assert (one.every_days, one.regularity) == pytest.approx((every_days, regularity), abs=0.0051)
-            assert one.score == dict(zip(ranked.item_id.tolist(), ranked.score.tolist(), strict=True))[one.item_id]
+            assert (one.every_days, one.regularity) == pytest.approx(
+                (every_days, regularity), abs=0.0051
+            )
+            assert (
+                one.score
+                == dict(zip(ranked.item_id.tolist(), ranked.score.tolist(), strict=True))[
+                    one.item_id
+                ]
+            )
             n_listed, n_overdue = n_listed + 1, n_overdue + is_overdue
     assert 0 < n_overdue < n_listed
 
 
 def test_what_was_taken_on_one_day_alone_is_not_listed(recommender):
-    found = ask(recommender, take(IDS[0], -3), take(IDS[1], -3.4, -3.2, -3), take(IDS[2], -9, -3), at=0)
+    found = ask(
+        recommender,
+        take(IDS[0], -3),
+        take(IDS[1], -3.4, -3.2, -3),
+        take(IDS[2], -9, -3),
+        at=0,
+    )
     assert [one.item_id for one in found.items] == [IDS[2]]
     assert found.reason
     assert ask(recommender, take(IDS[2], -9, -3), k=1).reason is None
@@ -101,10 +138,16 @@ def test_two_events_around_midnight_are_two_days(recommender):
     assert (one.n_days, one.last, one.is_overdue) == (2, DAWN + 60, True)
 
 
-def test_a_regular_item_is_due_a_gap_after_its_last_event_and_soon_when_that_has_passed(recommender):
+def test_a_regular_item_is_due_a_gap_after_its_last_event_and_soon_when_that_has_passed(
+    recommender,
+):
     weekly = take(IDS[0], *range(-70, -6, 7))
     (today,) = ask(recommender, weekly, at=0).items
-    assert (today.due, today.is_overdue, today.every_days) == (DAWN + DAY // 2, False, 7)
+    assert (today.due, today.is_overdue, today.every_days) == (
+        DAWN + DAY // 2,
+        False,
+        7,
+    )
     (late,) = ask(recommender, weekly, at=2).items
     chance = take(IDS[0], -70, -69, -67, -66, -65, -60, -33, -31, -8, -7)
     (irregular,) = ask(recommender, chance, at=2).items
@@ -118,14 +161,20 @@ def test_a_regular_item_is_due_a_gap_after_its_last_event_and_soon_when_that_has
     assert "buy" in late.text
 
 
-def test_a_gap_is_drawn_towards_the_others_of_the_user_less_the_more_there_are_and_the_more_regular(recommender):
+def test_a_gap_is_drawn_towards_the_others_of_the_user_less_the_more_there_are_and_the_more_regular(
+    recommender,
+):
     slow = [take(item, -80, -40) for item in IDS[1:]]
 
     def typical(*days):
         found = ask(recommender, take(IDS[0], *days), *slow, k=30).items
         return next(one.every_days for one in found if one.item_id == IDS[0])
 
-    once, many, irregular = typical(-10, -5), typical(*range(-70, -4, 5)), typical(-70, -69, -64, -59, -30, -29, -24)
+    once, many, irregular = (
+        typical(-10, -5),
+        typical(*range(-70, -4, 5)),
+        typical(-70, -69, -64, -59, -30, -29, -24),
+    )
     assert 5 < many < 5.4 < irregular < once < 40
     weight = sqrt(0.5) / (1 + sqrt(0.5))
     assert once == pytest.approx(5 ** (1 - weight) * 40**weight, abs=0.01)
@@ -143,7 +192,9 @@ def test_exclusions_filters_and_length_hold_and_the_order_is_the_scores(recommen
     whole = ask(recommender, *history)
     scores = [one.score for one in whole.items]
     assert (len(scores), scores) == (6, sorted(scores, reverse=True))
-    assert [one.name for one in whole.items] == [f"Title {IDS.index(one.item_id)}" for one in whole.items]
+    assert [one.name for one in whole.items] == [
+        f"Title {IDS.index(one.item_id)}" for one in whole.items
+    ]
     assert ask(recommender, *history, k=2).items == whole.items[:2]
     first = whole.items[0].item_id
     assert ask(recommender, *history, exclude=[first]).items == whole.items[1:]
@@ -154,7 +205,9 @@ def test_a_profile_is_read_as_the_same_history_in_a_request(recommender):
     users = known_users(SHOP)
     asked = [{"user_id": user, "datetime": UNTIL + DAY} for user in users]
     by_user = find_due(recommender, asked)
-    by_history = find_due(recommender, [known | {"datetime": UNTIL + DAY} for known in users.values()])
+    by_history = find_due(
+        recommender, [known | {"datetime": UNTIL + DAY} for known in users.values()]
+    )
     assert any(one.items for one in by_user)
     assert [one.user_id for one in by_user] == [*users]
     assert [replace(one, user_id=None) for one in by_user] == by_history
@@ -169,7 +222,9 @@ def test_a_profile_is_read_as_the_same_history_in_a_request(recommender):
     )
 
 
-def test_who_is_unknown_and_who_has_no_times_or_repeats_get_an_empty_list_with_a_reason(recommender, tmp_path):
+def test_who_is_unknown_and_who_has_no_times_or_repeats_get_an_empty_list_with_a_reason(
+    recommender, tmp_path
+):
     timeless = {"history": [{"item_id": IDS[0]}] * 3}
     found = find_due(recommender, [{"user_id": "nobody"}, {}, timeless])
     assert [one.items for one in found] == [(), (), ()]
@@ -177,7 +232,10 @@ def test_who_is_unknown_and_who_has_no_times_or_repeats_get_an_empty_list_with_a
     again = [{"item_id": item_ids(FILMS)[0], "datetime": UNTIL - day * DAY} for day in (9, 5)]
     found += find_due(films, [{"history": again}])
     schema = replace(SHOP, has_datetime=False, context_features=())
-    found += find_due(Recommender(replace(recommender.bundle, schema=schema)), [{"history": take(IDS[0], -9, -5)}])
+    found += find_due(
+        Recommender(replace(recommender.bundle, schema=schema)),
+        [{"history": take(IDS[0], -9, -5)}],
+    )
     assert [one.items for one in found[3:]] == [(), ()]
     assert all(one.reason for one in found)
     assert find_due(recommender, []) == []
@@ -189,7 +247,10 @@ def test_only_events_that_training_had_as_targets_make_a_rhythm(recommender):
     viewed, bought = take(IDS[0], -9, -6, -3, event="view"), take(IDS[1], -9, -3)
     assert len(ask(recommender, viewed, bought).items) == 2
     manifest = recommender.bundle.manifest
-    facts = replace(manifest.facts, config={"data": {"targets": {"events": ["buy"], "min_weight": None}}})
+    facts = replace(
+        manifest.facts,
+        config={"data": {"targets": {"events": ["buy"], "min_weight": None}}},
+    )
     bundle = replace(recommender.bundle, manifest=replace(manifest, facts=facts))
     (one,) = ask(Recommender(bundle), viewed, bought, take(IDS[1], -1, event="view")).items
     assert (one.item_id, one.n_days, one.last) == (IDS[1], 2, bought[-1]["datetime"])

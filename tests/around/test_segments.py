@@ -7,13 +7,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-
+from models.segments import MIN_PEOPLE, adjusted_rand, find_segments, find_traits
 from serve.bundle import SEGMENTS, Bundle
-from serve.discovery.segments import MIN_PEOPLE, Segments, adjusted_rand, find_segments, find_traits
 from serve.errors import BundleError
 from serve.profiles import Profiles
 from serve.requests import History
-from serve.versions import Stage, publish
+from serve.segments import Segments
+from service.publish import Stage, publish
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, write_linear
 
 SIZES = (130, 60, 90)  # of three groups of users
@@ -33,19 +33,29 @@ def make_people(n_rare):
     rows = [rng.choice(np.arange(7) + 7 * group, 4) for group in GROUP]  # some come twice
     gender = np.array([("f", "m", None)[group] for group in GROUP], object)
     schema = replace(
-        SHOP, user_features=(replace(SHOP.user_features[0], vocabulary=("f", "m", "rare")), SHOP.user_features[1])
+        SHOP,
+        user_features=(
+            replace(SHOP.user_features[0], vocabulary=("f", "m", "rare")),
+            SHOP.user_features[1],
+        ),
     )
     gender[np.flatnonzero(GROUP == 2)[:n_rare]] = "rare"
     income = np.where(GROUP == 1, np.nan, GROUP * 1.0 + np.arange(len(GROUP)) / 1000)
     history = History(np.array([ids[row] for of_user in rows for row in of_user], object))
     offsets = np.arange(len(GROUP) + 1) * 4
     users = np.array([f"person {number}" for number in range(len(GROUP))], object)
-    return Profiles(users, {"gender": gender, "income": income}, history, offsets), np.concatenate(rows), schema
+    return (
+        Profiles(users, {"gender": gender, "income": income}, history, offsets),
+        np.concatenate(rows),
+        schema,
+    )
 
 
 def traits_of(n_rare=MIN_PEOPLE):
     profiles, rows, schema = make_people(n_rare)
-    columns = {name: [item_values(row)[name] for row in range(N)] for name in ("department", "brand")}
+    columns = {
+        name: [item_values(row)[name] for row in range(N)] for name in ("department", "brand")
+    }
     return [*find_traits(profiles, rows, [f"Title {row}" for row in range(N)], columns, schema)]
 
 
@@ -58,7 +68,10 @@ def test_groups_are_found_the_largest_first_and_each_user_is_told_theirs(found):
     assert [one.size for one in found.segments] == [130, 90, 60]
     assert [one.id for one in found.segments] == [1, 2, 3]
     assert found.of(plant()).tolist() == np.array([0, 2, 1])[GROUP].tolist()
-    assert found.of(found.centre + 2 * (plant() - np.array(found.centre))).tolist() == found.of(plant()).tolist()
+    assert (
+        found.of(found.centre + 2 * (plant() - np.array(found.centre))).tolist()
+        == found.of(plant()).tolist()
+    )
     assert found.stability["3"] == 1.0
 
 
@@ -81,10 +94,15 @@ def test_marks_are_what_a_segment_has_more_than_all(found):
         own = group_of[place] == GROUP
         for mark in segment.marks:
             if mark.kind == "item":
-                has = np.array([mark.value in {f"Title {row}" for row in four} for four in rows.reshape(-1, 4)])
+                has = np.array(
+                    [mark.value in {f"Title {row}" for row in four} for four in rows.reshape(-1, 4)]
+                )
                 part, known = has.astype(float), np.ones(len(GROUP), bool)
             elif mark.kind == "category":
-                counts = [Counter(item_values(row)[mark.trait] for row in four) for four in rows.reshape(-1, 4)]
+                counts = [
+                    Counter(item_values(row)[mark.trait] for row in four)
+                    for four in rows.reshape(-1, 4)
+                ]
                 part, known = (
                     np.array([count[mark.value] / 4 for count in counts]),
                     np.array([any(map(bool, one)) for one in counts]),
@@ -92,21 +110,34 @@ def test_marks_are_what_a_segment_has_more_than_all(found):
                 has = part > 0
             elif mark.trait == "gender":
                 has = profiles.features["gender"] == mark.value
-                part, known = has.astype(float), np.array([one is not None for one in profiles.features["gender"]])
+                part, known = (
+                    has.astype(float),
+                    np.array([one is not None for one in profiles.features["gender"]]),
+                )
             else:
                 continue
             share = part[own & known].mean()
-            assert (mark.people, mark.share) == (has[own].sum(), pytest.approx(share, abs=1e-4))
+            assert (mark.people, mark.share) == (
+                has[own].sum(),
+                pytest.approx(share, abs=1e-4),
+            )
             assert mark.lift == pytest.approx(share / part[known].mean(), abs=0.01)
             assert mark.value in segment.text or mark.kind != "item"
-    assert {mark.kind for one in found.segments for mark in one.marks} == {"item", "category", "user"}
+    assert {mark.kind for one in found.segments for mark in one.marks} == {
+        "item",
+        "category",
+        "user",
+    }
     income = [mark.value for one in found.segments for mark in one.marks if mark.trait == "income"]
     assert all("below" in one or "to" in one or "more" in one for one in income)
     assert income
 
 
 def test_nothing_of_fewer_people_than_the_least_is_written_and_nobody_is_named():
-    texts = {n: find_segments(plant(), traits_of(n), 0).to_bytes().decode() for n in (MIN_PEOPLE - 1, MIN_PEOPLE)}
+    texts = {
+        n: find_segments(plant(), traits_of(n), 0).to_bytes().decode()
+        for n in (MIN_PEOPLE - 1, MIN_PEOPLE)
+    }
     assert ["rare" in text for text in texts.values()] == [False, True]
     assert not any("person" in text.replace('"people"', "") for text in texts.values())
 
@@ -116,9 +147,13 @@ def test_the_adjusted_rand_index_counts_pairs():
     for n in (5, 40):
         one, other = rng.integers(0, 3, n), rng.integers(0, 4, n)
         pairs = [(one[a] == one[b], other[a] == other[b]) for a, b in combinations(range(n), 2)]
-        both, first, second = (sum(map(test, pairs)) for test in (all, lambda pair: pair[0], lambda pair: pair[1]))
+        both, first, second = (
+            sum(map(test, pairs)) for test in (all, lambda pair: pair[0], lambda pair: pair[1])
+        )
         chance = first * second / len(pairs)
-        assert adjusted_rand(one, other) == pytest.approx((both - chance) / ((first + second) / 2 - chance))
+        assert adjusted_rand(one, other) == pytest.approx(
+            (both - chance) / ((first + second) / 2 - chance)
+        )
     assert adjusted_rand(one, (one + 1) % 3) == 1.0
 
 

@@ -5,17 +5,18 @@ import subprocess
 import sys
 
 import pytest
-
-from serve.__main__ import _SIGN_HELP, main
+from bascule.commands import _SIGN_HELP, main
 from serve.bundle import Bundle, sign
 from serve.errors import BundleError
-from serve.versions import BundleSource, Registry, RegistrySource
+from service.registry import BundleSource, Registry, RegistrySource
 from tests.core.test_hostile_bundle import hash_again
 from tests.linear_bundle import SHOP, publish_linear
 from tests.served import ROOT
 
 pytest.importorskip("cryptography")
-pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys, as documented")
+pytestmark = pytest.mark.skipif(
+    shutil.which("openssl") is None, reason="openssl makes the keys, as documented"
+)
 (MAKE,) = [line for line in _SIGN_HELP.splitlines() if "openssl" in line]
 
 
@@ -31,7 +32,9 @@ def keys(tmp_path_factory):
     for name in ("old", "new", "strange"):
         (folder / name).mkdir()
         subprocess.run(MAKE, shell=True, cwd=folder / name, check=True)
-    (folder / "both.pem").write_text("".join((folder / name / "trusted.pem").read_text() for name in ("old", "new")))
+    (folder / "both.pem").write_text(
+        "".join((folder / name / "trusted.pem").read_text() for name in ("old", "new"))
+    )
     return folder
 
 
@@ -43,10 +46,32 @@ def refuse(capsys, *arguments):
 
 def test_a_signature_changes_neither_the_version_nor_what_needs_none(bundle, keys, capsys):
     version = Bundle.load(bundle).manifest.version
-    assert main(["sign", "--bundle", str(bundle), "--key", str(keys / "old" / "signing.pem")]) == 0
+    assert (
+        main(
+            [
+                "sign",
+                "--bundle",
+                str(bundle),
+                "--key",
+                str(keys / "old" / "signing.pem"),
+            ]
+        )
+        == 0
+    )
     assert Bundle.load(bundle).manifest.version == version
     assert Bundle.load(bundle, trusted=keys / "old" / "trusted.pem").manifest.version == version
-    assert main(["verify", "--bundle", str(bundle), "--trusted-keys", str(keys / "both.pem")]) == 0
+    assert (
+        main(
+            [
+                "verify",
+                "--bundle",
+                str(bundle),
+                "--trusted-keys",
+                str(keys / "both.pem"),
+            ]
+        )
+        == 0
+    )
 
 
 def test_keys_are_rotated_while_both_are_trusted(bundle, keys):
@@ -70,7 +95,9 @@ def sign_anew(bundle, keys):
 def claim(bundle, keys):
     name, key_id, _ = (bundle / "manifest.sig").read_text().split()
     sign_anew(bundle, keys)
-    (bundle / "manifest.sig").write_text(f"{name} {key_id} {(bundle / 'manifest.sig').read_text().split()[2]}\n")
+    (bundle / "manifest.sig").write_text(
+        f"{name} {key_id} {(bundle / 'manifest.sig').read_text().split()[2]}\n"
+    )
 
 
 def damage(bundle, keys):
@@ -82,23 +109,36 @@ def remove(bundle, keys):
 
 
 @pytest.mark.parametrize("change", [edit, sign_anew, claim, damage, remove])
-def test_a_bundle_that_was_changed_or_that_others_signed_is_refused(bundle, keys, change, tmp_path, capsys):
+def test_a_bundle_that_was_changed_or_that_others_signed_is_refused(
+    bundle, keys, change, tmp_path, capsys
+):
     sign(bundle, keys / "old" / "signing.pem")
     change(bundle, keys)
     trust = ("--trusted-keys", keys / "both.pem")
     assert "manifest.sig" in refuse(capsys, "verify", "--bundle", bundle, *trust)
     out = tmp_path / "out.csv"
-    assert "manifest.sig" in refuse(capsys, "recommend", "--bundle", bundle, "--all-users", "--out", out, *trust)
+    assert "manifest.sig" in refuse(
+        capsys, "recommend", "--bundle", bundle, "--all-users", "--out", out, *trust
+    )
     registry = Registry(tmp_path / "registry")
     assert main(["publish", "--bundle", str(bundle), "--registry", str(registry.path)]) == 0
     (version,) = registry.versions()
-    assert "manifest.sig" in refuse(capsys, "activate", "--version", version, "--registry", registry.path, *trust)
+    assert "manifest.sig" in refuse(
+        capsys, "activate", "--version", version, "--registry", registry.path, *trust
+    )
     assert registry.find_current() is None
 
 
 def test_a_signature_is_published_with_its_bundle_and_also_behind_it(bundle, keys, tmp_path):
     registry = Registry(tmp_path / "registry", keys / "old" / "trusted.pem")
-    publish = ["publish", "--bundle", str(bundle), "--registry", str(registry.path), "--activate"]
+    publish = [
+        "publish",
+        "--bundle",
+        str(bundle),
+        "--registry",
+        str(registry.path),
+        "--activate",
+    ]
     assert main(publish) == 0
     with pytest.raises(BundleError):
         RegistrySource(registry).load()
@@ -124,11 +164,14 @@ def test_an_unsigned_bundle_is_not_served_where_keys_are_trusted(bundle, keys):
 
 
 def test_without_the_extra_only_signatures_are_refused(bundle, keys):
-    code = (
-        "import sys; sys.modules['cryptography'] = None; from serve.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
+    code = "import sys; sys.modules['cryptography'] = None; from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", code, "verify", "--bundle", str(bundle)]
     assert subprocess.run(command, check=False).returncode == 0
-    done = subprocess.run([*command, "--trusted-keys", keys / "both.pem"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "--trusted-keys", keys / "both.pem"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "pip install" in done.stderr

@@ -14,10 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from serve.erasure import add_to_erasure_list
 from serve.errors import BundleError, SchemaError
-from serve.state import ImpressionLog, Impressions, Observation, StateStore, parse_observations
+from service.forget import add_to_erasure_list
+from service.state import (
+    ImpressionLog,
+    Impressions,
+    Observation,
+    StateStore,
+    parse_observations,
+)
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP
 
@@ -43,7 +48,14 @@ def items_of(store, user_id):
 
 def answer_of(user_id, request_id="r1", time=NOW, items=("a", "b", "c")):
     return Impressions(
-        request_id, user_id, time, "v1", "greedy", items, [1.0 / (n + 1) for n in range(len(items))], [1.0] * len(items)
+        request_id,
+        user_id,
+        time,
+        "v1",
+        "greedy",
+        items,
+        [1.0 / (n + 1) for n in range(len(items))],
+        [1.0] * len(items),
     )
 
 
@@ -52,7 +64,13 @@ def events_of(n, user_id="u"):
 
 
 def test_a_history_is_ordered_by_time_then_by_arrival(store):
-    events = [("b", "view", 5), ("a", "buy", 3), ("c", None, 5), (2**53 + 1, None, 3), ("é\0x", "view", 4)]
+    events = [
+        ("b", "view", 5),
+        ("a", "buy", 3),
+        ("c", None, 5),
+        (2**53 + 1, None, 3),
+        ("é\0x", "view", 4),
+    ]
     events.append(("b", "buy", 5))
     for item_id, event, at in events:
         store.observe("u", item_id, event, at, None if item_id == "b" else np.float32(0.5))
@@ -68,9 +86,21 @@ def test_a_history_is_ordered_by_time_then_by_arrival(store):
 @pytest.mark.parametrize(
     "event",
     [
-        *((["u"], "a", "view", NOW), (1.0, "a", "view", NOW), ("u", None, "view", NOW), ("u", "a", 3, NOW)),
-        *(("u", "a", "view", NOW + 0.5), ("u", "a", "view", datetime.fromtimestamp(NOW, UTC))),
-        *(("u", "a", "view", NOW, "5"), ("u", "a", "view", NOW * 1000), ("u", "a", "view", NOW, -1.0)),
+        *(
+            (["u"], "a", "view", NOW),
+            (1.0, "a", "view", NOW),
+            ("u", None, "view", NOW),
+            ("u", "a", 3, NOW),
+        ),
+        *(
+            ("u", "a", "view", NOW + 0.5),
+            ("u", "a", "view", datetime.fromtimestamp(NOW, UTC)),
+        ),
+        *(
+            ("u", "a", "view", NOW, "5"),
+            ("u", "a", "view", NOW * 1000),
+            ("u", "a", "view", NOW, -1.0),
+        ),
         *(("u", 2**63, "view", NOW), ("u", "\ud800", "view", NOW)),
     ],
 )
@@ -84,7 +114,12 @@ def test_an_event_that_nobody_could_read_again_is_not_kept(store, event):
 
 
 def test_answers_forgotten_users_and_limits_are_checked_too(store, path):
-    for about in ({"time": NOW * 1000}, {"time": NOW + 0.5}, {"user_id": 7.0}, {"user_id": 2**63}):
+    for about in (
+        {"time": NOW * 1000},
+        {"time": NOW + 0.5},
+        {"user_id": 7.0},
+        {"user_id": 2**63},
+    ):
         with pytest.raises(SchemaError):
             store.log_impressions(iter([answer_of("u"), answer_of(**{"user_id": "u", **about})]))
     assert query(path, "SELECT count(*) FROM answers") == [(0,)]
@@ -100,7 +135,10 @@ def test_answers_forgotten_users_and_limits_are_checked_too(store, path):
 
 @pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])
 def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
-    events = [(forms[n % 3 % 2], n % 5, "dismiss" if n == 4 else "view", NOW + n * 7 % 4) for n in range(17)]
+    events = [
+        (forms[n % 3 % 2], n % 5, "dismiss" if n == 4 else "view", NOW + n * 7 % 4)
+        for n in range(17)
+    ]
     for event in events:
         store.observe(*event)
     store.observe("07", 99, "view", NOW)
@@ -112,7 +150,9 @@ def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
 
 
 def test_impressions_have_positions_and_what_followed(store, path):
-    store.log_impressions([answer_of("u"), answer_of("u", "r2", NOW + 50, ("b",)), answer_of(None, "r3")])
+    store.log_impressions(
+        [answer_of("u"), answer_of("u", "r2", NOW + 50, ("b",)), answer_of(None, "r3")]
+    )
     store.observe_many(
         [
             Observation("u", "b", "view", NOW + 9),
@@ -137,7 +177,12 @@ def test_impressions_have_positions_and_what_followed(store, path):
 
 
 def test_the_questions_of_the_docs_are_answered(store, path):
-    lists = [answer_of(7), answer_of(7, "r2", NOW + 50, ("b",)), answer_of(8, "r3"), answer_of(None, "r4")]
+    lists = [
+        answer_of(7),
+        answer_of(7, "r2", NOW + 50, ("b",)),
+        answer_of(8, "r3"),
+        answer_of(None, "r4"),
+    ]
     store.log_impressions(lists)
     store.observe_many(
         [
@@ -148,10 +193,23 @@ def test_the_questions_of_the_docs_are_answered(store, path):
             Observation(8, "c", "buy", NOW + DAY),
         ]
     )
-    questions = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    questions = re.findall(
+        r"```sql\n(.*?)```",
+        (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
     rates, events, somebody = questions
-    assert query(path, rates) == [("v1", 1, 3, 2 / 3), ("v1", 2, 2, 1 / 2), ("v1", 3, 2, 0)]
-    assert [row[1:4:2] for row in query(path, events)] == [("a", None), ("a", "buy"), ("b", "buy"), ("c", "buy")]
+    assert query(path, rates) == [
+        ("v1", 1, 3, 2 / 3),
+        ("v1", 2, 2, 1 / 2),
+        ("v1", 3, 2, 0),
+    ]
+    assert [row[1:4:2] for row in query(path, events)] == [
+        ("a", None),
+        ("a", "buy"),
+        ("b", "buy"),
+        ("c", "buy"),
+    ]
     events_of_one, shown = somebody.strip().split(";")[:2]
     did = [(NOW + 1, "a", None), (NOW + 2, "a", "buy"), (NOW + 60, "b", "buy")]
     assert [row[:3] for row in query(path, events_of_one)] == did
@@ -159,11 +217,17 @@ def test_the_questions_of_the_docs_are_answered(store, path):
     assert [row[:3] for row in query(path, shown)] == seen
 
 
-@pytest.mark.parametrize("n_repeated", [1, 2])  # what is sent again since nobody acknowledged it, one by one or at once
+@pytest.mark.parametrize(
+    "n_repeated", [1, 2]
+)  # what is sent again since nobody acknowledged it, one by one or at once
 @pytest.mark.parametrize("n_events", [2, 3, 4, 5])
 @pytest.mark.parametrize("is_batch", [False, True])
-def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(store, n_events, n_repeated, is_batch):
-    events = [Observation("u", 4, ("dismiss", "undismiss")[place % 2], NOW) for place in range(n_events)]
+def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(
+    store, n_events, n_repeated, is_batch
+):
+    events = [
+        Observation("u", 4, ("dismiss", "undismiss")[place % 2], NOW) for place in range(n_events)
+    ]
     for one in [events] * n_repeated if is_batch else [[one] * n_repeated for one in events]:
         store.observe_many(one)
     assert store.recall("u").dismissed == ((4,) if n_events % 2 else ())
@@ -173,8 +237,16 @@ def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(store, n
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY
-        assert [store.is_recent(time, NOW) for time in (limit - 1, limit, NOW)] == [False, True, True]
-        for item_id, event, time in (("old", "buy", limit - 1), ("x", "dismiss", limit - 1), ("new", "buy", limit)):
+        assert [store.is_recent(time, NOW) for time in (limit - 1, limit, NOW)] == [
+            False,
+            True,
+            True,
+        ]
+        for item_id, event, time in (
+            ("old", "buy", limit - 1),
+            ("x", "dismiss", limit - 1),
+            ("new", "buy", limit),
+        ):
             store.observe("u", item_id, event, time)
         store.log_impressions([answer_of("u", time=limit - 1), answer_of("v", "r2", limit)])
         assert sum(store.expire_slices(NOW)) == 3
@@ -189,7 +261,9 @@ def draw_id(rng):
     """Draw an id of 1 to 256 bytes, or an integer."""
     if rng.random() < 0.4:
         return rng.choice([rng.randrange(-(2**63), 2**63), rng.randrange(10**7, 10**12)])
-    return "".join(rng.choice("0123456789abcdefghijkxyzé-") for _ in range(rng.randrange(1, 256)))[:200]
+    return "".join(rng.choice("0123456789abcdefghijkxyzé-") for _ in range(rng.randrange(1, 256)))[
+        :200
+    ]
 
 
 def read_all(path):
@@ -201,8 +275,12 @@ def test_nothing_leads_to_users_forgotten_in_any_order_while_pages_split_and_mer
     users, gone = [draw_id(rng) for _ in range(200)], {}
     for turn in range(12):
         times = [NOW + turn * 100 + rng.randrange(100) for _ in range(rng.randrange(100, 500))]
-        store.observe_many(Observation(rng.choice(users), f"i{rng.randrange(500)}", "view", time) for time in times)
-        store.log_impressions(answer_of(rng.choice(users), f"r{turn}") for _ in range(rng.randrange(50)))
+        store.observe_many(
+            Observation(rng.choice(users), f"i{rng.randrange(500)}", "view", time) for time in times
+        )
+        store.log_impressions(
+            answer_of(rng.choice(users), f"r{turn}") for _ in range(rng.randrange(50))
+        )
         for _ in range(rng.randrange(5, 15)):
             user = users.pop(rng.randrange(len(users)))
             text = f"CAST(x'{str(user).encode().hex()}' AS TEXT)"
@@ -212,17 +290,24 @@ def test_nothing_leads_to_users_forgotten_in_any_order_while_pages_split_and_mer
         users += [draw_id(rng) for _ in range(rng.randrange(20))]
         content = read_all(path)
         assert not any(user in content for user in gone if len(user) > 5)
-        assert not any(user + number in content for user, number in gone.items())  # as `users` has them
+        assert not any(
+            user + number in content for user, number in gone.items()
+        )  # as `users` has them
     assert len(gone) > 70
     named = query(path, "SELECT user_id FROM events UNION SELECT user_id FROM answers")
     assert {user for (user,) in named} <= set(users)
-    assert sum(len(items_of(store, user)) for user in users) == query(path, "SELECT count(*) FROM events")[0][0]
+    assert (
+        sum(len(items_of(store, user)) for user in users)
+        == query(path, "SELECT count(*) FROM events")[0][0]
+    )
     assert query(path, "PRAGMA integrity_check") == [("ok",)]
 
 
 def test_users_of_whom_nothing_is_left_expire_too(path):
     with closing(StateStore(path, retention_days=10)) as store:
-        store.observe_many(Observation(f"{SENTINEL}-{n}", "a", "view", NOW - 11 * DAY) for n in range(50))
+        store.observe_many(
+            Observation(f"{SENTINEL}-{n}", "a", "view", NOW - 11 * DAY) for n in range(50)
+        )
         store.observe_many([Observation(f"{SENTINEL}-7", "b", "view", NOW), *events_of(3, 8)])
         sum(store.expire_slices(NOW))
         content = read_all(path)
@@ -231,19 +316,28 @@ def test_users_of_whom_nothing_is_left_expire_too(path):
         store.observe(f"{SENTINEL}-9", "c", "view", NOW)
         found = query(path, "SELECT DISTINCT user_id FROM events ORDER BY number")
         assert found == [(f"{SENTINEL}-7",), (8,), (f"{SENTINEL}-9",)]
-        assert query(path, "SELECT count(*) FROM users") == [(51,)]  # the last in the place of another
+        assert query(path, "SELECT count(*) FROM users") == [
+            (51,)
+        ]  # the last in the place of another
 
 
 def test_to_forget_nobody_writes_nothing(store, path):
     store.observe_many(events_of(100))
-    before = {file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix != ".db-shm"}
+    before = {
+        file.name: file.read_bytes() for file in path.parent.iterdir() if file.suffix != ".db-shm"
+    }
     assert store.forget("nobody", 7) == {"events": 0, "impressions": 0}
     assert {name: path.with_name(name).read_bytes() for name in before} == before
 
 
 def test_events_do_not_wait_until_all_rows_of_a_user_or_of_a_time_are_erased(store):
-    store.log_impressions(answer_of(user, f"r{n}", NOW - n) for user in ("u", "v") for n in range(4000))
-    for erase in (lambda: store.forget("u"), lambda: sum(store.expire_slices(NOW + 500 * DAY))):
+    store.log_impressions(
+        answer_of(user, f"r{n}", NOW - n) for user in ("u", "v") for n in range(4000)
+    )
+    for erase in (
+        lambda: store.forget("u"),
+        lambda: sum(store.expire_slices(NOW + 500 * DAY)),
+    ):
         thread, n_events = threading.Thread(target=erase), 0
         thread.start()
         while thread.is_alive():
@@ -252,7 +346,10 @@ def test_events_do_not_wait_until_all_rows_of_a_user_or_of_a_time_are_erased(sto
 
 
 def test_no_byte_of_a_forgotten_user_stays(store, path):
-    mixed = [Observation(SENTINEL if n % 3 else f"u{n % 11}", f"i{n}", "view", NOW + n) for n in range(3000)]
+    mixed = [
+        Observation(SENTINEL if n % 3 else f"u{n % 11}", f"i{n}", "view", NOW + n)
+        for n in range(3000)
+    ]
     store.observe_many(mixed)
     store.log_impressions(answer_of(SENTINEL if n % 2 else "u1", f"r{n}") for n in range(200))
     store.observe(SENTINEL, "x", "dismiss", NOW)
@@ -268,12 +365,14 @@ def test_no_byte_of_a_forgotten_user_stays(store, path):
 
 def test_forgetting_ends_with_an_error_while_somebody_else_reads_on(path, monkeypatch):
     """What they did still lies in the log then."""
-    monkeypatch.setattr("serve.state._LOG_PATIENCE", 0.05)
+    monkeypatch.setattr("service.state._LOG_PATIENCE", 0.05)
     with closing(StateStore(path)) as store, closing(sqlite3.connect(path)) as other:
         store.observe_many([*events_of(300), Observation(SENTINEL, "a", "view", NOW)])
         reading = other.execute("SELECT * FROM events")
         reading.fetchone()
-        with pytest.raises(OSError, match=r"keeps its log from being emptied: try again.*state\.db") as caught:
+        with pytest.raises(
+            OSError, match=r"keeps its log from being emptied: try again.*state\.db"
+        ) as caught:
             store.forget(SENTINEL)
         assert caught.value.errno == errno.EBUSY
         reading.close()
@@ -285,9 +384,20 @@ def test_what_still_arrives_of_a_forgotten_user_is_not_kept(store, path, tmp_pat
     assert store.observe("u", "a", "view", NOW)
     add_to_erasure_list(tmp_path, [SENTINEL])  # as another process does
     assert not store.observe(SENTINEL, "a", "view", NOW)
-    assert store.observe_many([Observation("u", "b", "view", NOW), Observation(SENTINEL, "b", "view", NOW)]) == 1
+    assert (
+        store.observe_many(
+            [
+                Observation("u", "b", "view", NOW),
+                Observation(SENTINEL, "b", "view", NOW),
+            ]
+        )
+        == 1
+    )
     store.log_impressions([answer_of(SENTINEL), answer_of("u", "r2"), answer_of(None, "r3")])
-    assert query(path, "SELECT user_id FROM answers ORDER BY number") == [("u",), (None,)]
+    assert query(path, "SELECT user_id FROM answers ORDER BY number") == [
+        ("u",),
+        (None,),
+    ]
     assert store.recall(SENTINEL).is_forgotten
     assert not store.recall("u").is_forgotten
 
@@ -306,10 +416,19 @@ def test_a_database_of_another_kind_is_refused_and_left_as_it_is(path, mark):
     assert [file.name for file in path.parent.iterdir()] == ["state.db"]
 
 
-def test_what_arrived_last_says_whether_an_item_is_dismissed_whatever_the_clocks_of_its_senders_say(path):
-    ahead, behind = Observation("u", 4, "dismiss", NOW + 3_600), Observation("u", 4, "undismiss", NOW)
+def test_what_arrived_last_says_whether_an_item_is_dismissed_whatever_the_clocks_of_its_senders_say(
+    path,
+):
+    ahead, behind = (
+        Observation("u", 4, "dismiss", NOW + 3_600),
+        Observation("u", 4, "undismiss", NOW),
+    )
     with closing(StateStore(path)) as store:
-        for one, expected in ((ahead, (4,)), (behind, ()), (ahead, ())):  # the last is sent again, as a queue does
+        for one, expected in (
+            (ahead, (4,)),
+            (behind, ()),
+            (ahead, ()),
+        ):  # the last is sent again, as a queue does
             store.observe_many([one])
             assert store.recall("u").dismissed == expected
         store.observe("u", 5, "undismiss", NOW + 3_600)
@@ -320,16 +439,31 @@ def test_what_arrived_last_says_whether_an_item_is_dismissed_whatever_the_clocks
 
 def test_events_are_read_as_the_bundle_types_them():
     raw = [
-        {"user_id": "u", "item_id": "a", "event": " buy ", "datetime": "2023-11-14T22:13:19Z", "weight": 2},
+        {
+            "user_id": "u",
+            "item_id": "a",
+            "event": " buy ",
+            "datetime": "2023-11-14T22:13:19Z",
+            "weight": 2,
+        },
         {"user_id": 7, "item_id": "unknown to all", "request_id": "r-1"},
-        {"user_id": "u", "item_id": "a", "event": None, "datetime": None, "weight": None, "request_id": None},
+        {
+            "user_id": "u",
+            "item_id": "a",
+            "event": None,
+            "datetime": None,
+            "weight": None,
+            "request_id": None,
+        },
     ]
     assert parse_observations(raw, SHOP, NOW) == [
         Observation("u", "a", "buy", NOW - 1, 2.0),
         Observation("7", "unknown to all", None, NOW, None, "r-1"),
         Observation("u", "a", None, NOW),
     ]
-    (event,) = parse_observations([{"user_id": "7", "item_id": "-3", "datetime": NOW * 1000}], FILMS, NOW)
+    (event,) = parse_observations(
+        [{"user_id": "7", "item_id": "-3", "datetime": NOW * 1000}], FILMS, NOW
+    )
     assert event == Observation(7, -3, None, NOW)
 
 
@@ -354,7 +488,13 @@ def test_faults_name_the_event_and_the_value(change, message):
 
 def kill_after(path, seed, n_lines):
     """Start an observer and kill it after some acknowledgements; return how many events were acknowledged in all."""
-    command = [sys.executable, "-m", "tests.around.killed_observer", str(path), str(seed)]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.around.killed_observer",
+        str(path),
+        str(seed),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as child:
         lines = [child.stdout.readline() for _ in range(n_lines)]
         child.send_signal(signal.SIGKILL)
@@ -376,7 +516,13 @@ def test_no_acknowledged_event_is_lost(tmp_path, seed):
             history = store.recall(user_id).history
             kept |= {
                 (user_id, *one)
-                for one in zip(*map(np.ndarray.tolist, (history.item_id, history.event, history.datetime)), strict=True)
+                for one in zip(
+                    *map(
+                        np.ndarray.tolist,
+                        (history.item_id, history.event, history.datetime),
+                    ),
+                    strict=True,
+                )
             }
         assert {user for user, *_ in kept} <= {one.user_id for one in events}
         at_least = [one for one in events[:n_acknowledged] if one.event == "view"]
@@ -410,7 +556,10 @@ class Store:
 
 def test_what_waits_is_written_in_order_before_the_end():
     store = Store()
-    log, batches = ImpressionLog(store), [[answer_of("u", f"r{number}")] * 3 for number in range(300)]
+    log, batches = (
+        ImpressionLog(store),
+        [[answer_of("u", f"r{number}")] * 3 for number in range(300)],
+    )
     for batch in batches:
         log.add(batch)
     store.gate.set()
@@ -421,7 +570,11 @@ def test_what_waits_is_written_in_order_before_the_end():
 
 @pytest.mark.parametrize(
     "fault",
-    [OSError(28, "no room"), BundleError("forgotten.json is damaged: u77123"), sqlite3.InterfaceError("unforeseen")],
+    [
+        OSError(28, "no room"),
+        BundleError("forgotten.json is damaged: u77123"),
+        sqlite3.InterfaceError("unforeseen"),
+    ],
     ids=lambda fault: type(fault).__name__,
 )
 def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, caplog):
@@ -441,7 +594,7 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
 
 def test_a_process_that_comes_and_goes_leaves_the_log_to_the_others(store):
     """To close a file ends the locks of a process on it: the last one to go would take the log along."""
-    ask = "import sys; from pathlib import Path; from serve.state import StateStore; "
+    ask = "import sys; from pathlib import Path; from service.state import StateStore; "
     ask += "store = StateStore(Path(sys.argv[1])); print(len(store.recall('u').history)); store.close()"
     for n in range(3):
         store.observe("u", f"i{n}", "view", NOW + n)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from serve.errors import SchemaError
 from serve.requests import Request
 from serve.schema import Feature
-from serve.tables import read_columns, read_filters, read_items, read_requests, read_rows, write_tables
+from serve.tables import read_columns, read_rows, write_tables
+from service.export import read_filters, read_items, read_requests
 from tests.linear_bundle import SHOP
 
 SCHEMA = replace(
@@ -37,7 +37,10 @@ SCHEMA = replace(
 NOON = 1_704_110_400
 RAW = [
     {"user_id": "007", "features": {"age": 3.5, "gender": "f"}},
-    {"history": [{"item_id": 11, "datetime": "2024-01-01T12:00:00Z", "weight": 2}], "exclude": [7]},
+    {
+        "history": [{"item_id": 11, "datetime": "2024-01-01T12:00:00Z", "weight": 2}],
+        "exclude": [7],
+    },
     {"user_id": "é", "context": {"device": "tv"}, "datetime": "2024-01-01 13:00:00"},
 ]
 
@@ -52,8 +55,15 @@ def check(requests: list[Request]) -> None:
     first, second, third = requests
     assert (first.user_id, first.features) == ("007", {"age": 3.5, "gender": "f"})
     columns = {name: values.tolist() for name, values in second.history.columns().items()}
-    assert (columns, second.exclude) == ({"item_id": [11], "datetime": [NOON], "weight": [2.0]}, (7,))
-    assert (third.user_id, third.context, third.datetime) == ("é", {"device": "tv"}, NOON)
+    assert (columns, second.exclude) == (
+        {"item_id": [11], "datetime": [NOON], "weight": [2.0]},
+        (7,),
+    )
+    assert (third.user_id, third.context, third.datetime) == (
+        "é",
+        {"device": "tv"},
+        NOON,
+    )
 
 
 def test_json_lines_also_compressed(tmp_path):
@@ -69,7 +79,10 @@ def test_json_lines_also_compressed(tmp_path):
     [
         ('{"user_id"', "line 3: not one JSON object in UTF-8"),
         ("[1]", "line 3: request is .* expected a mapping"),
-        ('{"usr_id": "a"}', "line 3: request: unknown name 'usr_id' .*did you mean 'user_id'"),
+        (
+            '{"usr_id": "a"}',
+            "line 3: request: unknown name 'usr_id' .*did you mean 'user_id'",
+        ),
         ("\ud800", "line 3: not one JSON object"),
         ('{"features": {"age": NaN}}', "line 3: features.age is nan"),
     ],
@@ -93,10 +106,14 @@ def test_csv(tmp_path, suffix):
     ]
     delimiter = "\t" if suffix == "tsv" else ","
     text = "\ufeff" + "".join(
-        delimiter.join('"' + cell.replace('"', '""') + '"' if cell else "" for cell in row) + "\r\n" for row in rows
+        delimiter.join('"' + cell.replace('"', '""') + '"' if cell else "" for cell in row) + "\r\n"
+        for row in rows
     )
     content = text.encode()
-    found = read(tmp_path / f"r.{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)
+    found = read(
+        tmp_path / f"r.{suffix}",
+        gzip.compress(content) if suffix.endswith("gz") else content,
+    )
     assert found == [
         Request("007", {"age": 3.5, "gender": " f", "likes": "a|b"}, datetime=NOON),
         Request("a\nb", context={"device": "tv"}),
@@ -113,7 +130,10 @@ def test_csv(tmp_path, suffix):
         ("user_id,hour\na,3\n", "column 'hour'"),
         ("history\n[]\n", "column 'history'"),
         ("place\nx\n", "column 'place' .*give JSON Lines"),
-        ("user_id,age\na,3,4\n", r"r\.csv: cannot be read: .*Expected 2 columns, got 3"),
+        (
+            "user_id,age\na,3,4\n",
+            r"r\.csv: cannot be read: .*Expected 2 columns, got 3",
+        ),
         ("user_id,age\na,3\n\nb,old\n", "row 2: features\\.age is 'old'"),
         ("user_id,age\na,nan\n", "row 1: features\\.age is nan"),
         ("user_id,datetime\na,noon\n", "row 1: datetime is 'noon'"),
@@ -127,11 +147,17 @@ def test_a_bad_csv_is_named(tmp_path, text, message):
 
 def nested_table() -> pa.Table:
     event = pa.struct([("item_id", pa.int32()), ("datetime", pa.timestamp("ns", "Asia/Tokyo"))])
-    events = [[{"item_id": 11, "datetime": datetime(2024, 1, 1, 12, 0, 0, 900_000)}], [], None]
+    events = [
+        [{"item_id": 11, "datetime": datetime(2024, 1, 1, 12, 0, 0, 900_000)}],
+        [],
+        None,
+    ]
     return pa.table(
         {
             "user_id": pa.array(["a", None, "c"]).dictionary_encode(),
-            "features": pa.array([{"age": 3, "likes": ["a", "b"]}, None, {"age": None, "likes": None}]),
+            "features": pa.array(
+                [{"age": 3, "likes": ["a", "b"]}, None, {"age": None, "likes": None}]
+            ),
             "history": pa.array(events, pa.list_(event)),
             "datetime": pa.array([datetime(2024, 1, 1, 13), None, None], pa.timestamp("ms")),
         }
@@ -161,7 +187,15 @@ def test_other_files_are_refused_at_once(tmp_path):
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
 def test_the_formats_hold_the_same_items(tmp_path, suffix):
     path = tmp_path / f"i.{suffix}"
-    rows = [{"item_id": 100 + n, "brand": ["x", "y|z", None][n % 3], "price": n - 4, "size": 7} for n in range(9)]
+    rows = [
+        {
+            "item_id": 100 + n,
+            "brand": ["x", "y|z", None][n % 3],
+            "price": n - 4,
+            "size": 7,
+        }
+        for n in range(9)
+    ]
     if suffix == "parquet":
         pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
     elif suffix == "jsonl":
@@ -173,10 +207,15 @@ def test_the_formats_hold_the_same_items(tmp_path, suffix):
             writer.writerows(rows)
     read = list(read_items(path, SHOP))
     unit = "line" if suffix == "jsonl" else "row"
-    assert [place for place, _ in read][::8] == [f"{path.name}, {unit} {number}" for number in (1, 9)]
+    assert [place for place, _ in read][::8] == [
+        f"{path.name}, {unit} {number}" for number in (1, 9)
+    ]
     expected = [{name: row[name] for name in ("item_id", "brand", "price")} for row in rows]
     if suffix == "csv":
-        expected = [{name: "" if value is None else str(value) for name, value in row.items()} for row in expected]
+        expected = [
+            {name: "" if value is None else str(value) for name, value in row.items()}
+            for row in expected
+        ]
     assert [item for _, item in read] == expected
 
 
@@ -190,7 +229,9 @@ def test_a_file_that_is_none_of_items_is_refused(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         with pytest.raises(SchemaError, match=rf"i\.jsonl, line 1: {message}"):
             list(read_items(path, SHOP))
-    with pytest.raises(SchemaError, match="no feature of items reads 'prise'; did you mean 'price'"):
+    with pytest.raises(
+        SchemaError, match="no feature of items reads 'prise'; did you mean 'price'"
+    ):
         list(read_items(path, SHOP, {"prise": "cost"}))
 
 
@@ -198,7 +239,11 @@ def test_ids_and_filters_of_a_command(tmp_path):
     path = tmp_path / "only.csv"
     path.write_text("item_id;brand\n7;x\n8;y\n")
     filters = read_filters("price <= 2", path, ["brand=2", "a=b=1"], "integer")
-    assert (filters.where, filters.only, filters.at_most) == ("price <= 2", (7, 8), (("a=b", 1), ("brand", 2)))
+    assert (filters.where, filters.only, filters.at_most) == (
+        "price <= 2",
+        (7, 8),
+        (("a=b", 1), ("brand", 2)),
+    )
     assert read_filters(None, None, [], "integer") is None
     for option in (["brand"], ["brand=x"], ["=1"], ["brand=1", "brand=2"], ["brand=0"]):
         with pytest.raises(SchemaError, match=r"at.most"):
@@ -207,20 +252,30 @@ def test_ids_and_filters_of_a_command(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "header", "delimiter"),
-    [("a.csv", "a;b,c;d", ";"), ("a.csv", '"a;b;c",d', ","), ("a.csv", "a,b|c|d", "|"), ("a.TSV", "a,b,c\td", "\t")],
+    [
+        ("a.csv", "a;b,c;d", ";"),
+        ("a.csv", '"a;b;c",d', ","),
+        ("a.csv", "a,b|c|d", "|"),
+        ("a.TSV", "a,b,c\td", "\t"),
+    ],
 )
 def test_the_delimiter_shows_in_the_header(tmp_path, name, header, delimiter):
     names = next(csv.reader([header], delimiter=delimiter))
     (tmp_path / name).write_text(f"{header}\n{delimiter.join('x' * len(names))}\n")
     assert [list(row) for _, row in read_rows(tmp_path / name)] == [names]
     (tmp_path / name).write_text("a;sku;c\n1;2;3\n".replace(";", "\t" if name == "a.TSV" else ";"))
-    assert [row for _, row in read_rows(tmp_path / name, read_columns("sku=a"))] == [{"sku": "1", "c": "3"}]
+    assert [row for _, row in read_rows(tmp_path / name, read_columns("sku=a"))] == [
+        {"sku": "1", "c": "3"}
+    ]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_is_as_it_was_until_the_new_one_is_complete(tmp_path, suffix):
     path = tmp_path / "deep" / f"out{suffix}"
-    tables = [pa.table({"user_id": ["a", None], "score": [0.5, 1.0]}), pa.table({"user_id": ['b,"'], "score": [2.0]})]
+    tables = [
+        pa.table({"user_id": ["a", None], "score": [0.5, 1.0]}),
+        pa.table({"user_id": ['b,"'], "score": [2.0]}),
+    ]
 
     def failing():
         yield tables[1]
@@ -236,6 +291,9 @@ def test_a_table_is_as_it_was_until_the_new_one_is_complete(tmp_path, suffix):
     if suffix == ".csv":
         assert path.read_text() == 'user_id,score\n"a",0.5\n,1\n"b,""",2\n'
     else:
-        assert pq.read_table(path).to_pydict() == {"user_id": ["a", None, 'b,"'], "score": [0.5, 1.0, 2.0]}
+        assert pq.read_table(path).to_pydict() == {
+            "user_id": ["a", None, 'b,"'],
+            "score": [0.5, 1.0, 2.0],
+        }
     with pytest.raises(SchemaError, match="cannot write"):
         write_tables(failing(), tables[0].schema, tmp_path / "out.txt")

@@ -6,13 +6,24 @@ import subprocess
 import sys
 
 import pytest
-
-import bascule
 from bascule.__main__ import main
-from serve.__main__ import main as main_of_serve
+from bascule.commands import main as main_of_serve
 from tests.served import ROOT
 
-COMMANDS = ("train", "evaluate", "recommend", "similar", "export", "verify", "sign", "serve", "forget", "publish")
+import bascule
+
+COMMANDS = (
+    "train",
+    "evaluate",
+    "recommend",
+    "similar",
+    "export",
+    "verify",
+    "sign",
+    "serve",
+    "forget",
+    "publish",
+)
 VERSIONS = ("activate", "rollback", "list")
 
 
@@ -35,9 +46,34 @@ def test_every_command_explains_itself_without_a_library_of_training(command):
         (["train", "--data.items.path", "nowhere.csv"], "nowhere.csv"),
         (["train", "--previous", "nowhere"], "nowhere"),
         (["train", "--seeds", "3"], "--seeds"),
-        (["evaluate", "--bundle", "nowhere", "--holdout", "pyproject.toml", "--train", "pyproject.toml"], "nowhere"),
-        (["evaluate", "--bundle", "tests", "--holdout", "nowhere.csv", "--train", "pyproject.toml"], "nowhere.csv"),
-        (["recommend", "--bundle", "nowhere", "--all-users", "--out", "x.csv"], "nowhere"),
+        (
+            [
+                "evaluate",
+                "--bundle",
+                "nowhere",
+                "--holdout",
+                "pyproject.toml",
+                "--train",
+                "pyproject.toml",
+            ],
+            "nowhere",
+        ),
+        (
+            [
+                "evaluate",
+                "--bundle",
+                "tests",
+                "--holdout",
+                "nowhere.csv",
+                "--train",
+                "pyproject.toml",
+            ],
+            "nowhere.csv",
+        ),
+        (
+            ["recommend", "--bundle", "nowhere", "--all-users", "--out", "x.csv"],
+            "nowhere",
+        ),
         (["serve", "--bundle", "nowhere"], "nowhere"),
         (["trian"], "bascule --help"),
         (["recommend"], "bascule recommend --help"),
@@ -56,7 +92,15 @@ def test_a_mistake_is_one_line_before_anything_slow_is_imported(words, named):
 
 
 def test_a_command_does_what_its_other_form_does(bundle_paths, capsys):
-    words = ["similar", "--bundle", str(bundle_paths["shop"]), "--item", "i107", "--k", "3"]
+    words = [
+        "similar",
+        "--bundle",
+        str(bundle_paths["shop"]),
+        "--item",
+        "i107",
+        "--k",
+        "3",
+    ]
     assert main(words) == main_of_serve(words) == 0
     printed = capsys.readouterr().out.splitlines()
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]

@@ -8,20 +8,20 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import bascule.recommender
 import numpy as np
 import pandas as pd
 import pytest
-
-import bascule
-import bascule.recommender
-from serve.discovery.replenishment import find_due
-from serve.discovery.segments import Segment, Segments
+from serve.due import find_due
 from serve.errors import BundleError, SchemaError
 from serve.requests import Request
+from serve.segments import Segment, Segments
 from tests.linear_bundle import N
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import ORDERED, make_tables
 from tests.served import ROOT
+
+import bascule
 
 
 @pytest.fixture
@@ -33,7 +33,10 @@ def shop(bundle_paths, tmp_path, monkeypatch):
 
 
 def run_examples(module, **names):
-    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    finder, runner = (
+        doctest.DocTestFinder(),
+        doctest.DocTestRunner(optionflags=doctest.ELLIPSIS),
+    )
     for test in finder.find(module, extraglobs={"bascule": bascule, **names}):
         runner.run(test)
     assert runner.summarize().failed == 0
@@ -48,7 +51,9 @@ def test_the_examples_of_a_recommender_give_what_they_say(shop):
 def test_the_examples_of_the_package_give_what_they_say(shop):
     rng = np.random.default_rng(0)
     events = pd.DataFrame({"user_id": np.arange(300) % 30, "item_id": rng.integers(12, size=300)})
-    items = pd.DataFrame({"item_id": np.arange(12), "category": [f"c{item % 3}" for item in range(12)]})
+    items = pd.DataFrame(
+        {"item_id": np.arange(12), "category": [f"c{item % 3}" for item in range(12)]}
+    )
     with one_thread():
         run_examples(bascule, events=events, items=items)
 
@@ -60,7 +65,10 @@ def rows_of(answers):
 def test_users_requests_frames_and_histories_are_asked_alike(shop):
     lists = shop.served.recommend([{"user_id": "u0"}, {"user_id": "u1"}], k=4)
     expected = [
-        [(item_id, round(score, 3)) for item_id, score in zip(one.item_id.tolist(), one.score.tolist(), strict=True)]
+        [
+            (item_id, round(score, 3))
+            for item_id, score in zip(one.item_id.tolist(), one.score.tolist(), strict=True)
+        ]
         for one in lists
     ]
     frame = pd.DataFrame({"user_id": ["u0", "u1"], "device": [None, np.nan]})
@@ -75,13 +83,29 @@ def test_users_requests_frames_and_histories_are_asked_alike(shop):
         assert rows_of(shop.recommend(asked, k=4)) == expected
     assert rows_of(shop.recommend("u1", k=4)) == expected[1:]
     history = [{"item_id": "i107"}, {"item_id": "i114"}]
-    assert rows_of(shop.recommend([["i107", "i114"]], 3)) == rows_of(shop.recommend({"history": history}, 3))
-    assert rows_of(shop.recommend({"history": ["i107", "i114"]}, 3)) == rows_of(shop.recommend({"history": history}, 3))
+    assert rows_of(shop.recommend([["i107", "i114"]], 3)) == rows_of(
+        shop.recommend({"history": history}, 3)
+    )
+    assert rows_of(shop.recommend({"history": ["i107", "i114"]}, 3)) == rows_of(
+        shop.recommend({"history": history}, 3)
+    )
 
 
 def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
-    frame = pd.DataFrame({"user_id": ["u1"], "gender": ["m"], "device": ["web"], "datetime": [1_500_000_000]})
-    asked = {"user_id": "u1", "features": {"gender": "m"}, "context": {"device": "web"}, "datetime": 1_500_000_000}
+    frame = pd.DataFrame(
+        {
+            "user_id": ["u1"],
+            "gender": ["m"],
+            "device": ["web"],
+            "datetime": [1_500_000_000],
+        }
+    )
+    asked = {
+        "user_id": "u1",
+        "features": {"gender": "m"},
+        "context": {"device": "web"},
+        "datetime": 1_500_000_000,
+    }
     assert rows_of(shop.recommend(frame)) == rows_of(shop.recommend(asked))
     with pytest.raises(SchemaError, match="devise"):
         shop.recommend(frame.rename(columns={"device": "devise"}))
@@ -106,7 +130,9 @@ def test_a_table_has_a_row_per_item_with_its_name_and_says_who_is_unknown(shop):
 
 
 def test_similar_items_have_the_cosines_of_the_tower_and_obey_filters(shop):
-    vectors = shop.encode_items(shop.served.catalogue.item_ids.ids.tolist())[:, : shop.served.taste_dim]
+    vectors = shop.encode_items(shop.served.catalogue.item_ids.ids.tolist())[
+        :, : shop.served.taste_dim
+    ]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     ids = shop.served.catalogue.item_ids.ids.tolist()
     found = shop.similar_items([ids[4], ids[9]], k=N).to_pandas()
@@ -114,9 +140,13 @@ def test_similar_items_have_the_cosines_of_the_tower_and_obey_filters(shop):
         cosines = dict(zip(ids, unit @ unit[row], strict=True))
         mine = found[found["request"] == place]
         assert set(mine["item_id"]) == {*ids} - {ids[row]}
-        np.testing.assert_allclose(mine["cosine"], [cosines[item] for item in mine["item_id"]], atol=1e-6)
+        np.testing.assert_allclose(
+            mine["cosine"], [cosines[item] for item in mine["item_id"]], atol=1e-6
+        )
         assert mine["cosine"].is_monotonic_decreasing
-    dairy = shop.similar_items(ids[4], k=N, filters={"where": "department = 'dairy'"}).to_pandas()["item_id"]
+    dairy = shop.similar_items(ids[4], k=N, filters={"where": "department = 'dairy'"}).to_pandas()[
+        "item_id"
+    ]
     assert dairy.tolist() == [item for item in found["item_id"][: N - 1] if item in set(dairy)]
     assert 0 < len(dairy) < N - 1
     described = {"department": "dairy", "price": 1.0, "brand": "x"}
@@ -127,8 +157,13 @@ def test_similar_items_have_the_cosines_of_the_tower_and_obey_filters(shop):
 
 def test_what_is_due_is_a_table_of_rhythms_with_times_and_says_who_has_none(shop):
     asked = ["u0", "u1", "nobody"]
-    answers, lists = shop.due(asked, k=4), find_due(shop.served, [{"user_id": user} for user in asked], 4)
-    assert [[row["item_id"] for row in one] for one in answers] == [[it.item_id for it in one.items] for one in lists]
+    answers, lists = (
+        shop.due(asked, k=4),
+        find_due(shop.served, [{"user_id": user} for user in asked], 4),
+    )
+    assert [[row["item_id"] for row in one] for one in answers] == [
+        [it.item_id for it in one.items] for one in lists
+    ]
     frame, items = answers.to_pandas(), [item for one in lists for item in one.items]
     assert len(items) > 0
     assert [time.timestamp() for time in frame["due"]] == [one.due for one in items]
@@ -143,7 +178,10 @@ def test_similar_users_are_those_with_the_nearest_vectors_but_not_oneself(shop):
     users = shop.served.profiles.user_ids.tolist()
     vectors = shop.encode_users(users)[:, : shop.served.taste_dim]
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    expected = sorted((user for user in users if user != "u1"), key=lambda user: -unit[users.index(user)] @ unit[1])
+    expected = sorted(
+        (user for user in users if user != "u1"),
+        key=lambda user: -unit[users.index(user)] @ unit[1],
+    )
     assert [row["user_id"] for row in shop.similar_users("u1", k=99)[0]] == expected
     assert len(shop.similar_users([["i107"]], k=99)[0]) == len(users)
     alone = bascule.Recommender(bascule.recommender.Served(shop.served.bundle), shop.path)
@@ -158,7 +196,9 @@ def test_scores_and_reasons_are_those_of_the_list(shop):
     reasons = shop.explain("u1", [row["item_id"] for row in listed]).to_pandas()
     assert set(reasons["item_id"]) == {row["item_id"] for row in listed}
     assert (reasons.groupby("item_id", sort=False)["effect"].diff().dropna() <= 0).all()
-    assert set(shop.explain(["u0", "u1"], k=2).to_pandas().groupby("request")["item_id"].nunique()) == {2}
+    assert set(
+        shop.explain(["u0", "u1"], k=2).to_pandas().groupby("request")["item_id"].nunique()
+    ) == {2}
 
 
 def test_dials_change_a_list_and_at_0_leave_it(shop):
@@ -168,12 +208,17 @@ def test_dials_change_a_list_and_at_0_leave_it(shop):
 
 
 def test_segments_are_those_of_the_bundle_and_a_user_is_in_one(shop):
-    assert (len(shop.segments().table), len(shop.segments(["u0", "u1"]))) == (0, 2)  # too few users
+    assert (len(shop.segments().table), len(shop.segments(["u0", "u1"]))) == (
+        0,
+        2,
+    )  # too few users
     directions = np.eye(2, 10) - 0.5
     few = [Segment(place + 1, 20 + place, 0.5, f"people {place}", ()) for place in range(2)]
     segments = Segments(40, {}, (0.0,) * 10, tuple(map(tuple, directions.tolist())), tuple(few))
     bundle = replace(shop.served.bundle, segments=segments)
-    grouped = bascule.Recommender(bascule.recommender.Served(bundle, shop.served.profiles), shop.path)
+    grouped = bascule.Recommender(
+        bascule.recommender.Served(bundle, shop.served.profiles), shop.path
+    )
     assert grouped.segments().to_pandas()["text"].tolist() == ["people 0", "people 1"]
     of_users = grouped.segments(["u0", "u1"]).to_pandas()
     assert of_users["request"].tolist() == [0, 1]
@@ -199,13 +244,20 @@ def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(t
     events = events.rename(columns={"user_id": "customer", "item_id": "sku"})
     items = items.rename(columns={"item_id": "sku"})
     kinds = {"item": {"category": "categorical"}, "context": {"hour": "hour_of_day"}}
-    options = {"columns": {"user_id": "customer", "item_id": "sku"}, "epochs": 1, "dim": 8, "baselines": []}
+    options = {
+        "columns": {"user_id": "customer", "item_id": "sku"},
+        "epochs": 1,
+        "dim": 8,
+        "baselines": [],
+    }
     with one_thread():
         made = bascule.fit(events, None, items, kinds, out=tmp_path / "run", quiet=True, **options)
     assert capsys.readouterr().out == ""
     assert made.served.bundle.schema.item_features[0].name == "category"
     assert made.metrics["data"]
-    assert rows_of(bascule.load(tmp_path / "run").recommend("u001")) == rows_of(made.recommend("u001"))
+    assert rows_of(bascule.load(tmp_path / "run").recommend("u001")) == rows_of(
+        made.recommend("u001")
+    )
     with pytest.raises(SchemaError, match="overwrite"):
         bascule.fit(events, None, items, kinds, out=tmp_path / "run", quiet=True, **options)
 

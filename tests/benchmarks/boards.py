@@ -29,7 +29,14 @@ STRICT = (*ALL_BUT_TEST, "--data.split.strict", "true")
 IDS_ALONE = ("--data.features.item", "{}")
 DECEMBER = ("--data.split.kind", "time", "--data.split.at", "2017-12-01")
 BY_FILE = ("--data.split.kind", "files", "--data.split.test")
-HEADER = ("board", "seeds", "Bascule", "best baseline (seed 0)", "Bascule minus it", "fit CPU s")
+HEADER = (
+    "board",
+    "seeds",
+    "Bascule",
+    "best baseline (seed 0)",
+    "Bascule minus it",
+    "fit CPU s",
+)
 BASELINES_WITH_SEED = 0
 
 
@@ -54,8 +61,19 @@ BOARDS = (
     Board("beauty-ids", "amazon-beauty", (*ALL_BUT_TEST, *IDS_ALONE)),
     Board("beauty-ids-strict", "amazon-beauty", (*STRICT, *IDS_ALONE)),
     Board("movielens-100k", "movielens-100k", ALL_BUT_TEST),
-    Board("movielens-1m", "movielens-1m", STRICT, ("novel NDCG@10", "novel HR@10"), by_harness=False),
-    Board("complete-journey", "complete-journey", DECEMBER, ("all NDCG@20", "novel NDCG@20")),
+    Board(
+        "movielens-1m",
+        "movielens-1m",
+        STRICT,
+        ("novel NDCG@10", "novel HR@10"),
+        by_harness=False,
+    ),
+    Board(
+        "complete-journey",
+        "complete-journey",
+        DECEMBER,
+        ("all NDCG@20", "novel NDCG@20"),
+    ),
     Board("frappe", "frappe", (*BY_FILE, "{tables}/holdout.csv"), table="train.csv"),
     Board(
         "gowalla",
@@ -74,15 +92,29 @@ def main() -> None:
     shown = []
     for board in (board for board in BOARDS if args.only is None or board.name in args.only):
         tables = make_tables(args.bench, args.data / board.dataset, args.tables / board.dataset)
-        runs = {seed: train(board, tables, args.runs / f"{board.name}-{seed}", seed, options) for seed in args.seeds}
+        runs = {
+            seed: train(board, tables, args.runs / f"{board.name}-{seed}", seed, options)
+            for seed in args.seeds
+        }
         scores = [score(args.bench, board, tables, run) for run in runs.values()]
         metrics = [json.loads((run / "metrics.json").read_bytes()) for run in runs.values()]
         ours = {figure: [pick(one, figure) for one in scores] for figure in board.figures}
         name, theirs, lead = find_best_baseline(metrics[0], board.figures[0])
         seconds = mean(tell_seconds(one["timing"]) for one in metrics)
-        text = ", ".join(f"{figure.replace('exclude ', '')} {show(values)}" for figure, values in ours.items())
+        text = ", ".join(
+            f"{figure.replace('exclude ', '')} {show(values)}" for figure, values in ours.items()
+        )
         lines.append(
-            join((board.name, ", ".join(map(str, runs)), text, f"{name} {theirs:.4f}", lead, f"{seconds:.0f}"))
+            join(
+                (
+                    board.name,
+                    ", ".join(map(str, runs)),
+                    text,
+                    f"{name} {theirs:.4f}",
+                    lead,
+                    f"{seconds:.0f}",
+                )
+            )
         )
         shown.append((board.name, board.figures[0], mean(ours[board.figures[0]]), name, theirs))
     print("\n".join(lines))
@@ -94,7 +126,9 @@ def main() -> None:
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--bench", type=Path, help="default: ../bench beside --data")
@@ -103,7 +137,9 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--only", nargs="+", choices=[board.name for board in BOARDS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--plot", type=Path, help="a picture of each board beside its best baseline")
+    parser.add_argument(
+        "--plot", type=Path, help="a picture of each board beside its best baseline"
+    )
     args, options = parser.parse_known_args()
     args.bench = args.bench or args.data.parent / "bench"
     return args, options
@@ -130,10 +166,23 @@ def train(board: Board, tables: Path, run: Path, seed: int, options: Sequence[st
     config = ROOT / "configs" / "bench" / f"{board.dataset}.yaml"
     if config.exists():
         words = ["--config", str(config), *words]
-        words += [word for side in ("users", "items") for word in (f"--data.{side}.path", str(tables / f"{side}.csv"))]
+        words += [
+            word
+            for side in ("users", "items")
+            for word in (f"--data.{side}.path", str(tables / f"{side}.csv"))
+        ]
     words += [word.replace("{tables}", str(tables)) for word in board.options]
     words += [] if seed == BASELINES_WITH_SEED else ["--evaluation.baselines", "[]"]
-    command = [sys.executable, ROOT / "train.py", *words, *options, "--seed", str(seed), "--out", run]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *words,
+        *options,
+        "--seed",
+        str(seed),
+        "--out",
+        run,
+    ]
     subprocess.run([*command, "--ckpt_path", "last"], cwd=ROOT, check=True)
     return run
 
@@ -149,12 +198,43 @@ def score(bench: Path, board: Board, tables: Path, run: Path) -> dict[str, Any]:
         modes = ("allow", "exclude") if is_repeated else ("exclude",)
         lists = {repeats: run / f"lists-{repeats}.csv" for repeats in modes}
         for repeats, path in lists.items():
-            words = ["--bundle", run / "bundle", "--all-users", "--repeats", repeats, "--out", path]
-            command = [sys.executable, "-m", "serve", "recommend", *words, "--k", "200" if is_repeated else "100"]
+            words = [
+                "--bundle",
+                run / "bundle",
+                "--all-users",
+                "--repeats",
+                repeats,
+                "--out",
+                path,
+            ]
+            command = [
+                sys.executable,
+                "-m",
+                "serve",
+                "recommend",
+                *words,
+                "--k",
+                "200" if is_repeated else "100",
+            ]
             subprocess.run(command, cwd=ROOT, check=True)
         more = ["--novel-recs", lists["exclude"]] if is_repeated else []
-        files = ["--holdout", tables / "holdout.csv", "--train", tables / "train.csv", "--json", result]
-        command = [sys.executable, bench / "score.py", *files, "--recs", lists[modes[0]], *more, *options]
+        files = [
+            "--holdout",
+            tables / "holdout.csv",
+            "--train",
+            tables / "train.csv",
+            "--json",
+            result,
+        ]
+        command = [
+            sys.executable,
+            bench / "score.py",
+            *files,
+            "--recs",
+            lists[modes[0]],
+            *more,
+            *options,
+        ]
         subprocess.run(command, check=True)
     return dict(json.loads(result.read_text()))
 
@@ -167,13 +247,19 @@ def pick(views: dict[str, Any], figure: str) -> float:
 def find_best_baseline(metrics: dict[str, Any], figure: str) -> tuple[str, float, str]:
     """Return the name, the figure and our paired lead of the baseline that ranks the test best."""
     view, metric = figure.replace("exclude", "novel").split(" ")
-    found = {name: views[view] for name, views in metrics["test"].items() if name in metrics["baselines"]}
+    found = {
+        name: views[view] for name, views in metrics["test"].items() if name in metrics["baselines"]
+    }
     if not found:
         return "none", 0.0, ""
     name = max(found, key=lambda name: found[name][metric])
     difference = metrics["paired"][name][view]
     low, high = difference[f"{metric}_ci95"]
-    return name, found[name][metric], f"{difference[metric]:+.4f} ({low:+.4f}, {high:+.4f})"
+    return (
+        name,
+        found[name][metric],
+        f"{difference[metric]:+.4f} ({low:+.4f}, {high:+.4f})",
+    )
 
 
 def tell_seconds(timing: dict[str, float]) -> float:
@@ -190,7 +276,14 @@ def plot(shown: Sequence[tuple[str, str, float, str, float]], path: Path) -> Non
         axes.barh(place - 0.2, ours, 0.36, color="#1f5f99")
         axes.barh(place + 0.2, theirs, 0.36, color="#c9ccd1")
         axes.text(ours, place - 0.2, f" {ours:.4f}", va="center", fontsize=8)
-        axes.text(theirs, place + 0.2, f" {name} {theirs:.4f}", va="center", fontsize=8, color="#555555")
+        axes.text(
+            theirs,
+            place + 0.2,
+            f" {name} {theirs:.4f}",
+            va="center",
+            fontsize=8,
+            color="#555555",
+        )
     labels = [f"{board}\n{metric.replace('exclude ', '')}" for board, metric, *_ in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.invert_yaxis()

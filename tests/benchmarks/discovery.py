@@ -22,23 +22,31 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-
 from datamodules.clean import only_targets
 from evaluation.evaluate import as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests
 from evaluation.metrics import Targets, find_head, measure_users, summarise
 from pipeline.config import parse
 from pipeline.stages import prepare
-from serve.discovery.dials import Dials, recommend
-from serve.discovery.reasons import explain
+from serve.reasons import explain
 from serve.recommender import Recommender
+from serve.rerank import Dials, recommend
 
 K, MAX_USERS = 10, 1000
 MAX_SHOWN = 0.16  # loss of NDCG that the picture shows
 VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHARES = (0.1, 0.2, 0.3)
-GAINS = {"diversity": "diversity within the list", "novelty": "distance from the user's own past", "tail": "tail share"}
-COLOURS = {"diversity": "#0b62a8", "novelty": "#b86e00", "both": "#00795c", "new_share": "#7d8894"}
+GAINS = {
+    "diversity": "diversity within the list",
+    "novelty": "distance from the user's own past",
+    "tail": "tail share",
+}
+COLOURS = {
+    "diversity": "#0b62a8",
+    "novelty": "#b86e00",
+    "both": "#00795c",
+    "new_share": "#7d8894",
+}
 
 
 def settings() -> Iterator[tuple[str, float, Dials]]:
@@ -88,7 +96,9 @@ class World:
     def _describe(self, place: int, rows: np.ndarray) -> dict[str, float]:
         vectors = self.directions[rows]
         likeness, n = vectors @ vectors.T, len(rows)
-        past = self.directions[self.owned.item_row[self.owned.offsets[place] : self.owned.offsets[place + 1]]]
+        past = self.directions[
+            self.owned.item_row[self.owned.offsets[place] : self.owned.offsets[place + 1]]
+        ]
         return {
             "diversity": 1 - float(likeness.sum() - np.trace(likeness)) / max(1, n * (n - 1)),
             "novelty": 1 - float((vectors @ past.T).max(axis=1).mean()) if len(past) else 1.0,
@@ -101,7 +111,10 @@ def cover(lists: np.ndarray, n_items: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     halves = (lists[rng.permutation(len(lists))[: len(lists) // 2]] for _ in range(200))
     found = [len(np.unique(half[half >= 0])) / n_items for half in halves]
-    return {"coverage": float(np.mean(found)), "coverage_ci95": np.quantile(found, (0.025, 0.975)).tolist()}
+    return {
+        "coverage": float(np.mean(found)),
+        "coverage_ci95": np.quantile(found, (0.025, 0.975)).tolist(),
+    }
 
 
 def examine(world: World) -> list[dict[str, Any]]:
@@ -112,8 +125,17 @@ def examine(world: World) -> list[dict[str, Any]]:
         base = base or values
         change = summarise({name: values[name] - base[name] for name in values})
         ndcg, bounds = base[f"NDCG@{K}"].mean(), change[f"NDCG@{K}_ci95"]
-        cost = {"cost": 0 - change[f"NDCG@{K}"] / ndcg, "cost_ci95": [0 - bounds[1] / ndcg, 0 - bounds[0] / ndcg]}
-        row = {"dial": dial, "value": value, **cost, "gain": change, "mean": summarise(values)}
+        cost = {
+            "cost": 0 - change[f"NDCG@{K}"] / ndcg,
+            "cost_ci95": [0 - bounds[1] / ndcg, 0 - bounds[0] / ndcg],
+        }
+        row = {
+            "dial": dial,
+            "value": value,
+            **cost,
+            "gain": change,
+            "mean": summarise(values),
+        }
         rows.append(row | cover(lists, len(world.directions)))
         print(world.name, dial, value, write(row | rows[-1]), flush=True)
     return rows
@@ -133,7 +155,11 @@ def write(row: dict[str, Any]) -> str:
 
 def time_reasons(world: World, n_users: int) -> dict[str, float]:
     """Return the median milliseconds of a list with reasons and without."""
-    seconds: dict[str, list[float]] = {"list": [], "list and reasons": [], "list with dials": []}
+    seconds: dict[str, list[float]] = {
+        "list": [],
+        "list and reasons": [],
+        "list with dials": [],
+    }
     for request in world.requests[:n_users]:
         begun = time.perf_counter()
         (answer,) = world.recommender.recommend([request], K)
@@ -142,7 +168,11 @@ def time_reasons(world: World, n_users: int) -> dict[str, float]:
         explained = time.perf_counter()
         recommend(world.recommender, [request], K, None, Dials(0.3, 0.3, 0.1))
         turned = time.perf_counter()
-        for name, took in zip(seconds, (listed - begun, explained - begun, turned - explained), strict=True):
+        for name, took in zip(
+            seconds,
+            (listed - begun, explained - begun, turned - explained),
+            strict=True,
+        ):
             seconds[name].append(took)
     return {name: round(1000 * float(np.median(found)), 2) for name, found in seconds.items()}
 
@@ -155,10 +185,12 @@ def check_reasons(world: World, n_users: int) -> str:
         profile = recommender.profiles.get(request["user_id"])
         columns = profile.history.columns().items()
         events = [
-            dict(zip(dict(columns), row, strict=True)) for row in zip(*(v.tolist() for _, v in columns), strict=True)
+            dict(zip(dict(columns), row, strict=True))
+            for row in zip(*(v.tolist() for _, v in columns), strict=True)
         ]
         history = [
-            {name: one[name] for name in ("item_id", "datetime", "event", "weight") if name in one} for one in events
+            {name: one[name] for name in ("item_id", "datetime", "event", "weight") if name in one}
+            for one in events
         ]
         asked = {
             "history": history,
@@ -170,13 +202,18 @@ def check_reasons(world: World, n_users: int) -> str:
         for place, reasons in enumerate(explain(recommender, [asked], [items])[0]):
             for one in (one for one in reasons if one.kind != "popular"):
                 kept = [event for event in history if event["item_id"] != one.item_id]
-                others = {name: value for name, value in asked["features"].items() if name != one.name}
-                reduced = asked | ({"history": kept} if one.item_id is not None else {"features": others})
-                worst = max(worst, abs(full[place] - recommender.score([reduced], items)[0][place] - one.effect))
+                others = {
+                    name: value for name, value in asked["features"].items() if name != one.name
+                }
+                reduced = asked | (
+                    {"history": kept} if one.item_id is not None else {"features": others}
+                )
+                worst = max(
+                    worst,
+                    abs(full[place] - recommender.score([reduced], items)[0][place] - one.effect),
+                )
                 n_effects += 1
-    return (
-        f"{n_effects} effects for {n_users} users differ by {worst:.1e} at most from those of requests reduced by hand"
-    )
+    return f"{n_effects} effects for {n_users} users differ by {worst:.1e} at most from those of requests reduced by hand"
 
 
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
@@ -186,15 +223,27 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
     names = {**GAINS, "coverage": "coverage of the catalogue"}
     figure, axes = pyplot.subplots(
-        len(found), len(names), figsize=(3.4 * len(names), 3.1 * len(found)), layout="constrained", squeeze=False
+        len(found),
+        len(names),
+        figsize=(3.4 * len(names), 3.1 * len(found)),
+        layout="constrained",
+        squeeze=False,
     )
     for line, (run, rows) in zip(axes, found.items(), strict=True):
         for panel, (name, label) in zip(line, names.items(), strict=True):
             for dial, colour in COLOURS.items():
-                own = [row for row in rows if row["dial"] in ("none", dial) and row["cost"] < MAX_SHOWN]
+                own = [
+                    row for row in rows if row["dial"] in ("none", dial) and row["cost"] < MAX_SHOWN
+                ]
                 of_gain = [row if name == "coverage" else row["mean"] for row in own]
-                gains, bounds = [one[name] for one in of_gain], np.array([one[f"{name}_ci95"] for one in of_gain])
-                costs, spread = [100 * row["cost"] for row in own], 100 * np.array([row["cost_ci95"] for row in own])
+                gains, bounds = (
+                    [one[name] for one in of_gain],
+                    np.array([one[f"{name}_ci95"] for one in of_gain]),
+                )
+                costs, spread = (
+                    [100 * row["cost"] for row in own],
+                    100 * np.array([row["cost_ci95"] for row in own]),
+                )
                 panel.errorbar(
                     costs,
                     gains,
@@ -212,23 +261,43 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             panel.tick_params(labelsize=8)
             panel.spines[["top", "right"]].set_visible(False)
     handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(COLOURS), fontsize=9, frameon=False)
+    figure.legend(
+        *handles,
+        loc="outside lower center",
+        ncols=len(COLOURS),
+        fontsize=9,
+        frameon=False,
+    )
     figure.savefig(path, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--reasons", type=int, metavar="N", help="time lists and reasons of N users, and check them")
+    parser.add_argument(
+        "--reasons",
+        type=int,
+        metavar="N",
+        help="time lists and reasons of N users, and check them",
+    )
     args = parser.parse_args()
-    worlds = [World(name, Path(folder)) for name, folder in (word.split("=", 1) for word in args.runs)]
+    worlds = [
+        World(name, Path(folder)) for name, folder in (word.split("=", 1) for word in args.runs)
+    ]
     if args.reasons:
         for world in worlds:
-            print(world.name, time_reasons(world, args.reasons), check_reasons(world, args.reasons), sep="\n")
+            print(
+                world.name,
+                time_reasons(world, args.reasons),
+                check_reasons(world, args.reasons),
+                sep="\n",
+            )
         return
     found = {world.name: examine(world) for world in worlds}
     if args.json:

@@ -22,13 +22,16 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from serve.recommender import Recommender  # noqa: E402
-from serve.tables import ITEM_ID, export_items, read_items  # noqa: E402
+from serve.tables import ITEM_ID  # noqa: E402
+from service.export import export_items, read_items  # noqa: E402
 
 N_ITEMS, HISTORY, DIM, N_TIMED = 12_000, 50, 64, 65_536
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -46,7 +49,12 @@ def main() -> None:
 
 def make(what: str, *arguments: object) -> None:
     """Make bundle or rows in another process, whose memory is not counted."""
-    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "synthetic.py"), what, *map(str, arguments)]
+    command = [
+        sys.executable,
+        str(ROOT / "tests" / "benchmarks" / "synthetic.py"),
+        what,
+        *map(str, arguments),
+    ]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 

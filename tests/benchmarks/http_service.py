@@ -50,24 +50,48 @@ uvicorn.run(app, port=int(sys.argv[1]), http="h11", log_level="error")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=100_000)
-    parser.add_argument("--rate", type=float, default=300, help="requests a second of the open loop")
+    parser.add_argument(
+        "--rate", type=float, default=300, help="requests a second of the open loop"
+    )
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--calls", type=int, default=1000, help="of each kind for the ratio")
-    parser.add_argument("--load", type=float, default=3, help="of the overload, as a multiple of what is answered")
+    parser.add_argument(
+        "--load",
+        type=float,
+        default=3,
+        help="of the overload, as a multiple of what is answered",
+    )
     parser.add_argument("--bundle", type=Path, help="a bundle to serve in place of a random one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or make_bundle(Path(folder), args.items)
-        service = ["-m", "serve", "http", "--bundle", str(bundle), "--state", f"{folder}/state", "--port"]
+        service = [
+            "-m",
+            "serve",
+            "http",
+            "--bundle",
+            str(bundle),
+            "--state",
+            f"{folder}/state",
+            "--port",
+        ]
         with running(service) as port, running(["-c", ECHO]) as echo:
             for name, requests in draw_requests(Recommender.load(bundle)).items():
                 one_by_one = draw_bodies(requests, args.calls + WARM_UP, 0)
-                print(f"{name:8s} one connection: {describe_ratio(compare((echo, port), one_by_one))}")
+                print(
+                    f"{name:8s} one connection: {describe_ratio(compare((echo, port), one_by_one))}"
+                )
                 with looping(port, json.dumps(HEAVY).encode()) as seconds:
-                    print(f"{name:8s} beside 256 x 125: {describe_ratio(compare((echo, port), one_by_one))}")
-                print(f"{name:8s} 256 x 125 took {1e3 * np.median(seconds):.0f} ms, {len(seconds)} times")
+                    print(
+                        f"{name:8s} beside 256 x 125: {describe_ratio(compare((echo, port), one_by_one))}"
+                    )
+                print(
+                    f"{name:8s} 256 x 125 took {1e3 * np.median(seconds):.0f} ms, {len(seconds)} times"
+                )
                 bodies = draw_bodies(requests, int(args.rate * args.seconds), 10**6)
                 for side, where in (("echo", echo), ("recommend", port)):
                     answered = asyncio.run(hold_rate(where, bodies, args.rate, N_CONNECTIONS))[1]
@@ -81,11 +105,18 @@ def running(arguments: list[str]) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with subprocess.Popen([sys.executable, *arguments, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, *arguments, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
         try:
             for _ in range(240):
                 try:
-                    ask(socket.create_connection(("127.0.0.1", port)), b"", "/ready", "GET")
+                    ask(
+                        socket.create_connection(("127.0.0.1", port)),
+                        b"",
+                        "/ready",
+                        "GET",
+                    )
                     break
                 except OSError:
                     time.sleep(0.25)
@@ -97,7 +128,10 @@ def running(arguments: list[str]) -> Iterator[int]:
 def draw_bodies(requests: list[dict[str, Any]], count: int, offset: int) -> list[bytes]:
     """Write requests in turn, each at a moment of its own."""
     moments = range(FIRST_MOMENT + offset, FIRST_MOMENT + offset + count)
-    return [json.dumps({**requests[at % len(requests)], "datetime": at, "k": K}).encode() for at in moments]
+    return [
+        json.dumps({**requests[at % len(requests)], "datetime": at, "k": K}).encode()
+        for at in moments
+    ]
 
 
 def write_request(body: bytes, path: str = "/v1/recommend", method: str = "POST") -> bytes:
@@ -105,7 +139,12 @@ def write_request(body: bytes, path: str = "/v1/recommend", method: str = "POST"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def ask(connection: socket.socket, body: bytes, path: str = "/v1/recommend", method: str = "POST") -> bytes:
+def ask(
+    connection: socket.socket,
+    body: bytes,
+    path: str = "/v1/recommend",
+    method: str = "POST",
+) -> bytes:
     connection.sendall(write_request(body, path, method))
     head, _, rest = connection.recv(1 << 20).partition(b"\r\n\r\n")
     if b" 200 " not in head[:15]:
@@ -120,7 +159,9 @@ def compare(ports: tuple[int, int], bodies: list[bytes]) -> np.ndarray:
     """Ask the echo and the service in turn; return the milliseconds of both, (calls, 2), after a warm-up."""
     seconds = np.empty((len(bodies), 2))
     with ExitStack() as opened:
-        connections = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports]
+        connections = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports
+        ]
         for call, body in enumerate(bodies):
             for side, connection in enumerate(connections):
                 started = time.perf_counter()
@@ -160,15 +201,22 @@ def looping(port: int, body: bytes) -> Iterator[list[float]]:
 def overload(port: int, requests: list[dict[str, Any]], load: float, seconds: float) -> str:
     """Ask for more than can be answered, and describe what is."""
     n_calls = 100 * N_CONNECTIONS
-    capacity = n_calls / asyncio.run(hold_rate(port, draw_bodies(requests, n_calls, 10**7), 1e9, N_CONNECTIONS))[0]
+    capacity = (
+        n_calls
+        / asyncio.run(hold_rate(port, draw_bodies(requests, n_calls, 10**7), 1e9, N_CONNECTIONS))[0]
+    )
     rate = load * capacity
     bodies = draw_bodies(requests, int(rate * seconds), 10**8)
     took, answered = asyncio.run(hold_rate(port, bodies, rate, N_OPEN))
     shown = describe_times(rate, len(bodies), answered)
-    return f"{capacity:.0f} a second at most; goodput {len(answered) / took / capacity:.2f} at {shown}"
+    return (
+        f"{capacity:.0f} a second at most; goodput {len(answered) / took / capacity:.2f} at {shown}"
+    )
 
 
-async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: int) -> tuple[float, np.ndarray]:
+async def hold_rate(
+    port: int, bodies: list[bytes], rate: float, n_connections: int
+) -> tuple[float, np.ndarray]:
     """Send at a fixed rate, whatever comes back when.
 
     Return the seconds that all took, and the milliseconds of the answers since each was due, and since it was sent,
@@ -203,7 +251,8 @@ async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: 
 def describe_times(rate: float, n_asked: int, answered: np.ndarray) -> str:
     times = np.percentile(answered, [50, 95, 99, 100], axis=0)
     shown = ", ".join(
-        f"{name} {value:.2f}" for name, value in zip(("p50", "p95", "p99", "max"), times[:, 0], strict=True)
+        f"{name} {value:.2f}"
+        for name, value in zip(("p50", "p95", "p99", "max"), times[:, 0], strict=True)
     )
     shown += f", p99 since it was sent {times[2, 1]:.2f}"
     return f"{rate:.0f} a second: {shown} ms; {n_asked - len(answered)} of {n_asked} not answered"

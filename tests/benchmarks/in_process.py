@@ -30,7 +30,9 @@ K, HISTORY, DIM, N_USERS, BATCH, CALLS = 10, 50, 64, 256, 256, 200
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--items", type=int, default=12_500)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--bundle", type=Path, help="measure this one, with the profiles beside it")
@@ -43,7 +45,10 @@ def main() -> None:
         users = np.random.default_rng(0).normal(size=(BATCH, vectors.shape[1])).astype(np.float32)
         for name, requests in draw_requests(recommender).items():
             one = compare(
-                [lambda request=request: recommender.recommend([request], k=K) for request in requests],
+                [
+                    lambda request=request: recommender.recommend([request], k=K)
+                    for request in requests
+                ],
                 [lambda user=user: flat.search(user[None], K) for user in users],
                 args.rounds,
                 CALLS,
@@ -61,7 +66,14 @@ def make_bundle(folder: Path, n_items: int) -> Path:
     """Train a bundle in another process: torch stays out of the one that is measured."""
     script = ROOT / "tests" / "benchmarks" / "synthetic.py"
     sizes = [str(size) for size in (n_items, HISTORY, DIM)]
-    command = [sys.executable, str(script), "bundle", str(folder / "run"), "exclude", *sizes]
+    command = [
+        sys.executable,
+        str(script),
+        "bundle",
+        str(folder / "run"),
+        "exclude",
+        *sizes,
+    ]
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     return folder / "run" / "bundle"
 
@@ -80,10 +92,18 @@ def write_history(recommender: Recommender, user: int) -> list[dict[str, Any]]:
     if not recommender.bundle.schema.has_datetime:
         return [{"item_id": item} for item in history.item_id.tolist()[-HISTORY:]]
     pairs = list(zip(history.item_id.tolist(), history.datetime.tolist(), strict=True))[-HISTORY:]
-    return [{"item_id": item, "datetime": datetime.fromtimestamp(at, UTC).isoformat()} for item, at in pairs]
+    return [
+        {"item_id": item, "datetime": datetime.fromtimestamp(at, UTC).isoformat()}
+        for item, at in pairs
+    ]
 
 
-def compare(ours: list[Callable[[], object]], theirs: list[Callable[[], object]], n_rounds: int, n_calls: int) -> str:
+def compare(
+    ours: list[Callable[[], object]],
+    theirs: list[Callable[[], object]],
+    n_rounds: int,
+    n_calls: int,
+) -> str:
     """Alternate both sides and describe them; the first round warms up."""
     rounds = np.empty((n_rounds + 1, 2))
     for number in range(n_rounds + 1):

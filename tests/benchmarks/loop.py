@@ -31,19 +31,37 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from evaluation import gate  # noqa: E402
-from pipeline import retrain  # noqa: E402
-from serve.versions import Registry, publish_version  # noqa: E402
+from service.registry import Registry, publish_version  # noqa: E402
 from tests.served import JSON, Server, serving  # noqa: E402
 from train import main as train  # noqa: E402
 
-USERS, GENRES, ITEMS, NEW, K, VISITS = 400, 8, 120, 12, 8, 2  # new items and visits of a user a week
-WEEK, PAST, BROKEN = 7 * 86_400, 4, 4  # seconds; weeks of data before the first; the week of a broken training
+from evaluation import gate  # noqa: E402
+from pipeline import retrain  # noqa: E402
+
+USERS, GENRES, ITEMS, NEW, K, VISITS = (
+    400,
+    8,
+    120,
+    12,
+    8,
+    2,
+)  # new items and visits of a user a week
+WEEK, PAST, BROKEN = (
+    7 * 86_400,
+    4,
+    4,
+)  # seconds; weeks of data before the first; the week of a broken training
 WRONG = ["--model.learning_rate", "100"]  # what breaks it
 SEEN = 1 / np.log2(np.arange(K) + 2)  # how many look at each slot
 TOKEN = "a token of more than 16 characters"
 FOUND = 5  # people who took a new item from lists: it is found
-POLICY = {"kind": "explore", "temperature": 1.0, "slots": 2, "new_items": 1.5, "lists_per_day": 1000}
+POLICY = {
+    "kind": "explore",
+    "temperature": 1.0,
+    "slots": 2,
+    "new_items": 1.5,
+    "lists_per_day": 1000,
+}
 SCENARIOS = ("never retrained", "retrained", "retrained, explored")
 
 
@@ -54,7 +72,10 @@ class Shop:
         rng = np.random.default_rng(seed)
         n_items = ITEMS + NEW * n_weeks
         self.born = np.concatenate([np.full(ITEMS, -PAST), np.repeat(np.arange(n_weeks), NEW)])
-        self.genre, self.quality = rng.integers(GENRES, size=n_items), rng.normal(0, 0.8, n_items)
+        self.genre, self.quality = (
+            rng.integers(GENRES, size=n_items),
+            rng.normal(0, 0.8, n_items),
+        )
         self.taste = rng.normal(0, 1.3, (USERS, GENRES))
         self.fashion = np.cumsum(rng.normal(0, 0.45, (n_weeks + PAST, GENRES)), axis=0)
         self.start = int(time.time()) // 86_400 * 86_400 - WEEK * (n_weeks + 1)
@@ -70,7 +91,9 @@ class Shop:
         like, rows = self.like(week), []
         for user in np.flatnonzero(rng.random(USERS) < share):
             met = rng.choice(np.flatnonzero(self.born <= week), 12, replace=False)
-            rows += [(user, item, self.at(rng, week)) for item in met[rng.random(12) < like[user, met]]]
+            rows += [
+                (user, item, self.at(rng, week)) for item in met[rng.random(12) < like[user, met]]
+            ]
         return pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
 
     def at(self, rng: np.random.Generator, week: int) -> int:
@@ -79,7 +102,9 @@ class Shop:
     def items(self, week: int) -> pd.DataFrame:
         """Return the table of the items that there are."""
         there = np.flatnonzero(self.born <= week)
-        return pd.DataFrame({"item_id": there, "genre": [f"genre {one}" for one in self.genre[there]]})
+        return pd.DataFrame(
+            {"item_id": there, "genre": [f"genre {one}" for one in self.genre[there]]}
+        )
 
 
 @dataclass
@@ -91,7 +116,9 @@ class Scenario:
     runs: list[Path] = field(default_factory=list)
     taken: list[float] = field(default_factory=list)  # items taken per list, by week
     new_share: list[float] = field(default_factory=list)  # of the slots
-    takers: dict[int, int] = field(default_factory=dict)  # new item -> people who took it from lists
+    takers: dict[int, int] = field(
+        default_factory=dict
+    )  # new item -> people who took it from lists
     weeks: dict[int, int] = field(default_factory=dict)  # new item -> weeks until it was found
     verdicts: list[str] = field(default_factory=list)
 
@@ -122,10 +149,16 @@ def prepare(shop: Shop, scenario: Scenario, rng: np.random.Generator) -> None:
     publish_version(scenario.registry, scenario.runs[0] / "bundle", is_activated=True)
 
 
-def run_week(shop: Shop, scenario: Scenario, server: Server, week: int, rng: np.random.Generator) -> None:
+def run_week(
+    shop: Shop, scenario: Scenario, server: Server, week: int, rng: np.random.Generator
+) -> None:
     """Put the new items live, let people visit, and send what they take."""
     for item in np.flatnonzero(shop.born == week).tolist():
-        server.ask("PUT", f"/v1/items/{item}", {"columns": {"genre": f"genre {shop.genre[item]}"}})
+        server.ask(
+            "PUT",
+            f"/v1/items/{item}",
+            {"columns": {"genre": f"genre {shop.genre[item]}"}},
+        )
     like, n_taken, n_new, takers = shop.like(week), 0, 0, scenario.takers
     for visit in range(VISITS):
         at = shop.start + week * WEEK + visit * WEEK // VISITS
@@ -137,10 +170,19 @@ def run_week(shop: Shop, scenario: Scenario, server: Server, week: int, rng: np.
             for user, one in zip(users, answer["answers"], strict=True):
                 items = [entry["item_id"] for entry in one["items"]]
                 taken = [
-                    item for item, seen in zip(items, SEEN, strict=False) if rng.random() < like[user, item] * seen
+                    item
+                    for item, seen in zip(items, SEEN, strict=False)
+                    if rng.random() < like[user, item] * seen
                 ]
-                n_taken, n_new = n_taken + len(taken), n_new + int((shop.born[items] >= 0).sum())
-                named = {"user_id": user, "datetime": at + 60, "request_id": answer["request_id"]}
+                n_taken, n_new = (
+                    n_taken + len(taken),
+                    n_new + int((shop.born[items] >= 0).sum()),
+                )
+                named = {
+                    "user_id": user,
+                    "datetime": at + 60,
+                    "request_id": answer["request_id"],
+                }
                 events += [named | {"item_id": item} for item in taken]
                 for item in taken:
                     if shop.born[item] >= 0:
@@ -167,14 +209,20 @@ def learn(shop: Shop, scenario: Scenario, server: Server, week: int) -> None:
     """Train on the log of all weeks but the last, judge by the last one, and let the service take up what passed."""
     shop.items(week).to_csv(scenario.folder / "items.csv", index=False)
     out, at = scenario.folder / f"run-{week + 2}", shop.start + week * WEEK
-    words = {"--config": scenario.config, "--run": scenario.runs[-1], "--registry": scenario.registry.path}
+    words = {
+        "--config": scenario.config,
+        "--run": scenario.runs[-1],
+        "--registry": scenario.registry.path,
+    }
     given = [str(word) for pair in (words | {"--out": out, "--at": at}).items() for word in pair]
     given += WRONG if week == BROKEN else []
     status = quietly(lambda: retrain.main(given), (0, gate.STOPPED))
     scenario.verdicts.append("passed" if status == 0 else "stopped")
     if status == 0:
         scenario.runs.append(out)
-        reply = server.ask("POST", "/v1/reload", headers=JSON | {"authorization": f"Bearer {TOKEN}"})
+        reply = server.ask(
+            "POST", "/v1/reload", headers=JSON | {"authorization": f"Bearer {TOKEN}"}
+        )
         if reply.status != 200:
             raise RuntimeError(reply.content.decode())
 
@@ -194,11 +242,20 @@ def quietly(work: Any, allowed: tuple[int, ...] = (0,)) -> int:
 
 @contextlib.contextmanager
 def served(scenario: Scenario) -> Iterator[Server]:
-    options: list[str | Path] = ["--registry", scenario.registry.path, "--retention-days", "1000", "--clock", "now"]
+    options: list[str | Path] = [
+        "--registry",
+        scenario.registry.path,
+        "--retention-days",
+        "1000",
+        "--clock",
+        "now",
+    ]
     options += ["--profiles", scenario.runs[0] / "profiles"]
     if scenario.name == SCENARIOS[2]:
         experiment = scenario.folder / "experiment.json"
-        experiment.write_text(json.dumps({"salt": "loop", "arms": {"all": {"share": 1, "policy": POLICY}}}))
+        experiment.write_text(
+            json.dumps({"salt": "loop", "arms": {"all": {"share": 1, "policy": POLICY}}})
+        )
         options += ["--experiment", experiment]
     with serving(*options, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
         yield server
@@ -242,10 +299,18 @@ def describe(values: Sequence[float]) -> str:
 
 def report(found: list[list[Scenario]], n_weeks: int) -> bool:
     """Print the figures; return whether the loop did what it is for."""
-    later = {name: [np.mean(one[place].taken[1:]) for one in found] for place, name in enumerate(SCENARIOS)}
-    shares = {name: [find_share(one[place], n_weeks) for one in found] for place, name in enumerate(SCENARIOS)}
+    later = {
+        name: [np.mean(one[place].taken[1:]) for one in found]
+        for place, name in enumerate(SCENARIOS)
+    }
+    shares = {
+        name: [find_share(one[place], n_weeks) for one in found]
+        for place, name in enumerate(SCENARIOS)
+    }
     frozen, retrained, explored = SCENARIOS
-    print(f"{len(found)} seeds, {n_weeks} weeks, {USERS} people; means over seeds, +- two standard errors")
+    print(
+        f"{len(found)} seeds, {n_weeks} weeks, {USERS} people; means over seeds, +- two standard errors"
+    )
     for place, name in enumerate(SCENARIOS):
         new = [float(np.mean(one[place].new_share[1:])) for one in found]
         print(
@@ -255,7 +320,9 @@ def report(found: list[list[Scenario]], n_weeks: int) -> bool:
     for name in (retrained, explored):
         gains = [one / other - 1 for one, other in zip(later[name], later[frozen], strict=True)]
         print(f"{name:20s} over {frozen}: {describe(gains)}, seed by seed")
-    broken = [one[place].verdicts[BROKEN] for one in found for place in (1, 2) if n_weeks > BROKEN + 1]
+    broken = [
+        one[place].verdicts[BROKEN] for one in found for place in (1, 2) if n_weeks > BROKEN + 1
+    ]
     print(f"broken trainings of week {BROKEN}: {', '.join(broken) or 'none'}")
     passed = [
         verdict
@@ -285,10 +352,26 @@ def draw(found: list[list[Scenario]], path: Path) -> None:
             values = np.array([getattr(one[place], of) for one in found])
             weeks = np.arange(values.shape[1])
             (line,) = axis.plot(weeks, values.mean(axis=0), marker="o", label=name)
-            axis.fill_between(weeks, values.min(axis=0), values.max(axis=0), alpha=0.15, color=line.get_color())
+            axis.fill_between(
+                weeks,
+                values.min(axis=0),
+                values.max(axis=0),
+                alpha=0.15,
+                color=line.get_color(),
+            )
         axis.axvline(BROKEN, color="grey", linestyle=":")
-        where = {"xycoords": ("data", "axes fraction"), "xytext": (5, 4), "textcoords": "offset points"}
-        axis.annotate("a broken training is stopped", (BROKEN, 0), fontsize=8, color="grey", **where)
+        where = {
+            "xycoords": ("data", "axes fraction"),
+            "xytext": (5, 4),
+            "textcoords": "offset points",
+        }
+        axis.annotate(
+            "a broken training is stopped",
+            (BROKEN, 0),
+            fontsize=8,
+            color="grey",
+            **where,
+        )
         axis.set(title=title, xlabel="week")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
@@ -296,12 +379,16 @@ def draw(found: list[list[Scenario]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--weeks", type=int, default=8)
     parser.add_argument("--picture", type=Path)
     given = parser.parse_args()
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:  # each keeps one processor busy
+    with ProcessPoolExecutor(
+        2, multiprocessing.get_context("spawn")
+    ) as pool:  # each keeps one processor busy
         found = list(pool.map(simulate_seed, [(seed, given.weeks) for seed in range(given.seeds)]))
     is_worth_it = report(found, given.weeks)
     if given.picture:

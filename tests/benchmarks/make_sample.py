@@ -28,8 +28,15 @@ ITEM_COLUMNS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="folder with the package's tables as Parquet")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        help="folder with the package's tables as Parquet",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     args = parser.parse_args()
     lines = read_lines(args.source)
@@ -42,7 +49,9 @@ def main() -> None:
     write_table(pa.Table.from_pandas(users, preserve_index=False), args.out / "users.parquet")
     write_table(pa.Table.from_pandas(items, preserve_index=False), args.out / "items.parquet")
     print(f"{len(interactions):,} lines, {len(users):,} users, {len(items):,} items")
-    print(f"{share_outside(lines, item_ids):.1%} of December's distinct pairs lie outside the items kept")
+    print(
+        f"{share_outside(lines, item_ids):.1%} of December's distinct pairs lie outside the items kept"
+    )
 
 
 def read_lines(source: Path) -> pd.DataFrame:
@@ -70,13 +79,17 @@ def select_items(lines: pd.DataFrame) -> np.ndarray:
 
 def join_users(source: Path, lines: pd.DataFrame) -> pd.DataFrame:
     """Return every household that bought something, its demographics null where they are not known."""
-    demographics = pd.read_parquet(source / "demographics.parquet").rename(columns={"household_id": "user_id"})
+    demographics = pd.read_parquet(source / "demographics.parquet").rename(
+        columns={"household_id": "user_id"}
+    )
     buyers = pd.DataFrame({"user_id": np.unique(lines["user_id"])})
     return buyers.merge(demographics, on="user_id", how="left").astype({"user_id": "int32"})
 
 
 def describe_items(source: Path, item_ids: np.ndarray) -> pd.DataFrame:
-    products = pd.read_parquet(source / "products.parquet", columns=list(ITEM_COLUMNS)).rename(columns=ITEM_COLUMNS)
+    products = pd.read_parquet(source / "products.parquet", columns=list(ITEM_COLUMNS)).rename(
+        columns=ITEM_COLUMNS
+    )
     kept = products[products["item_id"].isin(item_ids)].sort_values("item_id", ignore_index=True)
     return kept.astype({"item_id": "int32"})
 
@@ -94,7 +107,9 @@ def write_interactions(interactions: pd.DataFrame, path: Path) -> None:
         {
             "user_id": pa.array(rows["user_id"].to_numpy("int32")),
             "item_id": pa.array(rows["item_id"].to_numpy("int32")),
-            "datetime": pa.array(rows["datetime"].to_numpy("datetime64[s]")).cast(pa.timestamp("ms", tz="UTC")),
+            "datetime": pa.array(rows["datetime"].to_numpy("datetime64[s]")).cast(
+                pa.timestamp("ms", tz="UTC")
+            ),
             "store": pa.array(rows["store"].to_numpy("int32")),
             "weight": pa.array(rows["weight"].to_numpy("int32")),
         }

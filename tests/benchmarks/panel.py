@@ -24,7 +24,13 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig  # noqa: E402
+from datamodules.config import (  # noqa: E402
+    DataConfig,
+    FeaturesConfig,
+    SplitConfig,
+    TableConfig,
+    TargetsConfig,
+)
 from serve.events import DAY  # noqa: E402
 
 BEGIN = 1_700_006_400
@@ -46,13 +52,21 @@ class Planted:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of the real tables; default: planted ones alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="folder of the real tables; default: planted ones alone",
+    )
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, help="file that rows are added to")
     args = parser.parse_args()
-    tables = PLANTED | ({} if args.data is None else {name: partial(read, args.data) for name, read in REAL.items()})
+    tables = PLANTED | (
+        {} if args.data is None else {name: partial(read, args.data) for name, read in REAL.items()}
+    )
     for name in args.only or tables:
         for seed in args.seeds:
             row = compare(name, tables[name](np.random.default_rng(seed)), seed)
@@ -72,14 +86,25 @@ def compare(name: str, table: Planted, seed: int) -> str:
     if data.repeats == "allow":
         view, metric = "all", "NDCG@20"
     with tempfile.TemporaryDirectory() as folder:
-        config = train.Config(data, trainer={"enable_progress_bar": False}, out=Path(folder) / "run", seed=seed)
+        config = train.Config(
+            data,
+            trainer={"enable_progress_bar": False},
+            out=Path(folder) / "run",
+            seed=seed,
+        )
         if table.held_out is None:
             metrics = train.run(config, (table.events, users, items)).metrics
         else:
             metrics = run_files(config, table, Path(folder))
     parts = [(name, metrics["test"], metrics["paired"])]
     if "with_context" in metrics and data.features.context:
-        parts.append((f"{name}, asked in it", metrics["with_context"], metrics["paired_with_context"]))
+        parts.append(
+            (
+                f"{name}, asked in it",
+                metrics["with_context"],
+                metrics["paired_with_context"],
+            )
+        )
     rows = []
     for label, test, paired in parts:
         figures = {model: views[view][metric] for model, views in test.items()}
@@ -100,9 +125,14 @@ def run_files(config: Any, table: Planted, folder: Path) -> dict[str, Any]:
     assert held_out is not None
     table.events.to_csv(folder / "train.csv", index=False)
     held_out.to_csv(folder / "test.csv", index=False)
-    split, rows = SplitConfig("files", test=str(folder / "test.csv")), TableConfig(str(folder / "train.csv"))
+    split, rows = (
+        SplitConfig("files", test=str(folder / "test.csv")),
+        TableConfig(str(folder / "train.csv")),
+    )
     data = DataConfig(**{**vars(config.data), "split": split, "interactions": rows})
-    return train.run(train.Config(data, trainer=config.trainer, out=config.out, seed=config.seed)).metrics
+    return train.run(
+        train.Config(data, trainer=config.trainer, out=config.out, seed=config.seed)
+    ).metrics
 
 
 def plant_sessions(rng: Rng) -> Planted:
@@ -137,7 +167,10 @@ def plant_fashion(rng: Rng) -> Planted:
 
 def plant_chains(rng: Rng, mean: int = 8) -> Planted:
     """Users who most often take one of three items that follow the last one, so that the order tells."""
-    following, popularity = rng.integers(0, N_ITEMS, (N_ITEMS, 3)), rng.permutation(fall(N_ITEMS, 0.8))
+    following, popularity = (
+        rng.integers(0, N_ITEMS, (N_ITEMS, 3)),
+        rng.permutation(fall(N_ITEMS, 0.8)),
+    )
     rows = []
     for user, n in enumerate(rng.poisson(mean, N_USERS).clip(3, 4 * mean)):
         owned = [int(rng.choice(N_ITEMS, p=popularity))]
@@ -146,12 +179,16 @@ def plant_chains(rng: Rng, mean: int = 8) -> Planted:
             chances = popularity.copy()
             chances[owned] = 0
             is_next = next_ones and rng.random() < 0.7
-            owned.append(int(rng.choice(next_ones) if is_next else rng.choice(N_ITEMS, p=share(chances))))
+            owned.append(
+                int(rng.choice(next_ones) if is_next else rng.choice(N_ITEMS, p=share(chances)))
+            )
         rows += [(user, item, BEGIN + 3600 * place) for place, item in enumerate(owned)]
     return Planted(make_frame(rows), DataConfig())
 
 
-def plant_set(rng: Rng, n_users: int = N_USERS, n_items: int = N_ITEMS, power: float = 0.8) -> Planted:
+def plant_set(
+    rng: Rng, n_users: int = N_USERS, n_items: int = N_ITEMS, power: float = 0.8
+) -> Planted:
     """Pairs without an order, by six tastes."""
     chances, _ = draw_tastes(rng, n_items, power)
     users = [(chances[rng.integers(N_TASTES)], n) for n in rng.poisson(15, n_users).clip(4, 60)]
@@ -161,7 +198,9 @@ def plant_set(rng: Rng, n_users: int = N_USERS, n_items: int = N_ITEMS, power: f
 def plant_shop(rng: Rng) -> Planted:
     """Views by taste, of which a few are bought; purchases are the targets, and nothing has an order."""
     planted = plant_set(rng, 900, 500)
-    events = planted.events.assign(event=np.where(rng.random(len(planted.events)) < 0.25, "buy", "view"))
+    events = planted.events.assign(
+        event=np.where(rng.random(len(planted.events)) < 0.25, "buy", "view")
+    )
     targets = TargetsConfig(events=["buy"])
     return Planted(events, DataConfig(targets=targets, split=SplitConfig("pairs")))
 
@@ -172,12 +211,20 @@ def plant_ratings(rng: Rng) -> Planted:
     rows = []
     for user in range(300):
         taste = int(rng.integers(N_TASTES))
-        items = rng.choice(N_ITEMS, int(np.clip(rng.poisson(40), 10, 120)), replace=False, p=np.mean(chances, axis=0))
+        items = rng.choice(
+            N_ITEMS,
+            int(np.clip(rng.poisson(40), 10, 120)),
+            replace=False,
+            p=np.mean(chances, axis=0),
+        )
         likes = np.where(taste_of[items] == taste, 4.2, 2.8)
         ratings = (likes + rng.normal(0, 0.8, len(items))).round().clip(1, 5)
         rows += [(user, int(item), rating) for item, rating in zip(items, ratings, strict=True)]
     events = pd.DataFrame(rows, columns=["user_id", "item_id", "weight"])
-    return Planted(events, DataConfig(targets=TargetsConfig(min_weight=4), split=SplitConfig("pairs")))
+    return Planted(
+        events,
+        DataConfig(targets=TargetsConfig(min_weight=4), split=SplitConfig("pairs")),
+    )
 
 
 def plant_baskets(rng: Rng) -> Planted:
@@ -188,19 +235,34 @@ def plant_baskets(rng: Rng) -> Planted:
         usual = rng.choice(N_ITEMS, 12, replace=False, p=chances[int(rng.integers(N_TASTES))])
         for week in np.flatnonzero(rng.random(52) < 0.5):
             moment = BEGIN + int(week) * 7 * DAY + int(rng.integers(7)) * DAY
-            basket = {*rng.choice(usual, 4).tolist(), int(rng.choice(N_ITEMS, p=np.mean(chances, axis=0)))}
+            basket = {
+                *rng.choice(usual, 4).tolist(),
+                int(rng.choice(N_ITEMS, p=np.mean(chances, axis=0))),
+            }
             rows += [(user, item, moment) for item in basket]
     at = pd.Timestamp(BEGIN + 48 * 7 * DAY, unit="s").date().isoformat()
-    return Planted(make_frame(rows), DataConfig(ties="simultaneous", repeats="allow", split=SplitConfig("time", at=at)))
+    return Planted(
+        make_frame(rows),
+        DataConfig(ties="simultaneous", repeats="allow", split=SplitConfig("time", at=at)),
+    )
 
 
 def plant_unused(rng: Rng) -> Planted:
     """Pairs beside 5,000 listed items with categories that nobody takes."""
     planted = plant_set(rng)
     category = rng.integers(0, 20, N_ITEMS + 5000)
-    items = pd.DataFrame({"item_id": np.arange(N_ITEMS + 5000), "category": [f"c{one}" for one in category]})
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(N_ITEMS + 5000),
+            "category": [f"c{one}" for one in category],
+        }
+    )
     features = FeaturesConfig(item={"category": "categorical"})
-    return Planted(planted.events, DataConfig(features=features, split=SplitConfig("pairs")), items=items)
+    return Planted(
+        planted.events,
+        DataConfig(features=features, split=SplitConfig("pairs")),
+        items=items,
+    )
 
 
 def plant_content(rng: Rng) -> Planted:
@@ -217,10 +279,15 @@ def plant_people(rng: Rng) -> Planted:
     chances, _ = draw_tastes(rng, N_ITEMS, 0.8)
     group = rng.integers(0, N_TASTES, 1500)
     events = take_by_taste(
-        [(chances[one], int(n)) for one, n in zip(group, rng.integers(2, 4, 1500), strict=True)], rng
+        [(chances[one], int(n)) for one, n in zip(group, rng.integers(2, 4, 1500), strict=True)],
+        rng,
     )
     users = pd.DataFrame({"user_id": np.arange(1500), "group": [f"g{one}" for one in group]})
-    return Planted(events, DataConfig(features=FeaturesConfig(user={"group": "categorical"})), users=users)
+    return Planted(
+        events,
+        DataConfig(features=FeaturesConfig(user={"group": "categorical"})),
+        users=users,
+    )
 
 
 def plant_context(rng: Rng) -> Planted:
@@ -230,8 +297,16 @@ def plant_context(rng: Rng) -> Planted:
     for user, n in enumerate(rng.poisson(12, N_USERS).clip(4, 30)):
         own = rng.choice(N_TASTES, 2, replace=False)
         for place in rng.integers(0, 2, n):
-            rows.append((user, int(rng.choice(N_ITEMS, p=chances[own[place]])), f"p{own[place]}"))
-    events = pd.DataFrame(rows, columns=["user_id", "item_id", "place"]).drop_duplicates(["user_id", "item_id"])
+            rows.append(
+                (
+                    user,
+                    int(rng.choice(N_ITEMS, p=chances[own[place]])),
+                    f"p{own[place]}",
+                )
+            )
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "place"]).drop_duplicates(
+        ["user_id", "item_id"]
+    )
     features = FeaturesConfig(context={"place": "categorical"})
     return Planted(events, DataConfig(features=features, split=SplitConfig("pairs")))
 
@@ -240,39 +315,66 @@ def read_shop(data: Path, rng: Rng) -> Planted:
     events = pd.read_parquet(data / "retailrocket" / "train.parquet")
     held_out = pd.read_csv(data / "retailrocket" / "holdout.csv").assign(event="transaction")
     weights = {"view": 1.0, "addtocart": 3.0, "transaction": 5.0}
-    return Planted(events, DataConfig(events=weights, targets=TargetsConfig(["transaction"])), held_out=held_out)
+    return Planted(
+        events,
+        DataConfig(events=weights, targets=TargetsConfig(["transaction"])),
+        held_out=held_out,
+    )
 
 
 def read_ratings(data: Path, rng: Rng, n_users: int, least: float | None, is_set: bool) -> Planted:
     names = ["user_id", "item_id", "weight", "datetime"]
-    events = draw_users(pd.read_csv(data / "movielens-100k" / "u.data", sep="\t", names=names), n_users, rng)
+    events = draw_users(
+        pd.read_csv(data / "movielens-100k" / "u.data", sep="\t", names=names),
+        n_users,
+        rng,
+    )
     split = SplitConfig("pairs") if is_set else SplitConfig("leave_one_out")
     events = events.drop(columns="datetime") if is_set else events
     return Planted(events, DataConfig(targets=TargetsConfig(min_weight=least), split=split))
 
 
 def read_artists(data: Path, rng: Rng) -> Planted:
-    rows, held_out = (pd.read_parquet(data / "lastfm" / f"{part}.parquet") for part in ("train", "test"))
+    rows, held_out = (
+        pd.read_parquet(data / "lastfm" / f"{part}.parquet") for part in ("train", "test")
+    )
     return Planted(rows, DataConfig(), held_out=held_out)
 
 
 def read_reviews(data: Path, rng: Rng) -> Planted:
     names = {"user": "user_id", "item": "item_id", "timestamp": "datetime"}
     events = pd.read_csv(data / "amazon-beauty" / "beauty_with_time.csv").rename(columns=names)
-    return Planted(draw_users(events[["user_id", "item_id", "datetime", "position"]], 3000, rng), DataConfig())
+    return Planted(
+        draw_users(events[["user_id", "item_id", "datetime", "position"]], 3000, rng),
+        DataConfig(),
+    )
 
 
 def read_apps(data: Path, rng: Rng) -> Planted:
     table = pd.read_csv(data / "frappe" / "frappe.csv", sep="\t")
-    events = table.rename(columns={"user": "user_id", "item": "item_id"}).drop_duplicates(["user_id", "item_id"])
-    context: Any = dict.fromkeys(("daytime", "weekday", "homework", "weather", "country"), "categorical")
-    return Planted(events, DataConfig(features=FeaturesConfig(context=context), split=SplitConfig("pairs")))
+    events = table.rename(columns={"user": "user_id", "item": "item_id"}).drop_duplicates(
+        ["user_id", "item_id"]
+    )
+    context: Any = dict.fromkeys(
+        ("daytime", "weekday", "homework", "weather", "country"), "categorical"
+    )
+    return Planted(
+        events,
+        DataConfig(features=FeaturesConfig(context=context), split=SplitConfig("pairs")),
+    )
 
 
-def draw_tastes(rng: Rng, n_items: int, power: float, n_tastes: int = N_TASTES) -> tuple[list[np.ndarray], np.ndarray]:
+def draw_tastes(
+    rng: Rng, n_items: int, power: float, n_tastes: int = N_TASTES
+) -> tuple[list[np.ndarray], np.ndarray]:
     """Return the chances (N,) of each taste, and the taste of each item, (N,)."""
-    taste_of, popularity = rng.integers(0, n_tastes, n_items), rng.permutation(fall(n_items, power))
-    chances = [0.8 * share(popularity * (taste_of == one)) + 0.2 * popularity for one in range(n_tastes)]
+    taste_of, popularity = (
+        rng.integers(0, n_tastes, n_items),
+        rng.permutation(fall(n_items, power)),
+    )
+    chances = [
+        0.8 * share(popularity * (taste_of == one)) + 0.2 * popularity for one in range(n_tastes)
+    ]
     return chances, taste_of
 
 
@@ -281,7 +383,9 @@ def as_pairs(events: pd.DataFrame) -> Planted:
 
 
 def draw_users(events: pd.DataFrame, n_users: int, rng: Rng) -> pd.DataFrame:
-    return events[events["user_id"].isin(rng.choice(events["user_id"].unique(), n_users, replace=False))]
+    return events[
+        events["user_id"].isin(rng.choice(events["user_id"].unique(), n_users, replace=False))
+    ]
 
 
 def take_by_taste(users: Sequence[tuple[np.ndarray, int]], rng: Rng) -> pd.DataFrame:
@@ -329,9 +433,15 @@ PLANTED: dict[str, Callable[[Rng], Planted]] = {
 }
 REAL: dict[str, Callable[[Path, Rng], Planted]] = {
     "retailrocket": read_shop,
-    "MovieLens, 300 users, pairs of 4 and more": partial(read_ratings, n_users=300, least=4, is_set=True),
-    "MovieLens, 300 users, last rating of 4 and more": partial(read_ratings, n_users=300, least=4, is_set=False),
-    "MovieLens, 300 users, last rating": partial(read_ratings, n_users=300, least=None, is_set=False),
+    "MovieLens, 300 users, pairs of 4 and more": partial(
+        read_ratings, n_users=300, least=4, is_set=True
+    ),
+    "MovieLens, 300 users, last rating of 4 and more": partial(
+        read_ratings, n_users=300, least=4, is_set=False
+    ),
+    "MovieLens, 300 users, last rating": partial(
+        read_ratings, n_users=300, least=None, is_set=False
+    ),
     "LastFM": read_artists,
     "Beauty, 3,000 users": read_reviews,
     "Frappe in context": read_apps,

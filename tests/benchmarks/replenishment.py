@@ -22,25 +22,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-
 from datamodules.clean import only_targets
 from evaluation.metrics import SEED, summarise
 from pipeline.config import parse
 from pipeline.stages import prepare
 from serve.clock import DAY
-from serve.discovery.replenishment import find_due
+from serve.due import find_due
 from serve.recommender import Recommender
 
 WINDOWS = (7, 28)  # days
 NEAR = 3  # days within which a day is right
 ALL = 100_000
 PAIR = ["user_id", "item_id"]
-HAZARD = (lambda pairs: pairs["mean"], lambda pairs: (1 - pairs["last"]) / (1 + pairs["mean"]))  # gap, overdue ratio
+HAZARD = (
+    lambda pairs: pairs["mean"],
+    lambda pairs: (1 - pairs["last"]) / (1 + pairs["mean"]),
+)  # gap, overdue ratio
 
 
 def describe_pairs(past: pd.DataFrame, at: int) -> pd.DataFrame:
     """Return a row per user and item: on how many days it was taken, since when, and its gaps, all in days."""
-    days = past.sort_values("datetime").assign(day=past["datetime"] // DAY).drop_duplicates([*PAIR, "day"], keep="last")
+    days = (
+        past.sort_values("datetime")
+        .assign(day=past["datetime"] // DAY)
+        .drop_duplicates([*PAIR, "day"], keep="last")
+    )
     days["time"] = (days["datetime"] - at) / DAY
     days["gap"] = days.groupby(PAIR)["time"].diff()
     pairs = days.groupby(PAIR).agg(
@@ -63,7 +69,8 @@ def learn_hazard(earlier: pd.DataFrame, pairs: pd.DataFrame, window: int) -> pd.
     """Return the chance of each pair: the share of those with such a gap and such a ratio at an earlier moment."""
     edges = [np.quantile(of(earlier), np.arange(1, 16) / 16) for of in HAZARD]
     cells = [
-        [np.searchsorted(at, of(frame)) for of, at in zip(HAZARD, edges, strict=True)] for frame in (earlier, pairs)
+        [np.searchsorted(at, of(frame)) for of, at in zip(HAZARD, edges, strict=True)]
+        for frame in (earlier, pairs)
     ]
     shares = (earlier["next"] <= window).groupby(cells[0][0] * 16 + cells[0][1]).mean()
     return pd.Series(cells[1][0] * 16 + cells[1][1], pairs.index).map(shares).fillna(0)
@@ -91,10 +98,16 @@ class World:
         self.earlier = self.earlier[self.earlier["n_days"] > 1]
         recommender = Recommender.load(self.folder / "bundle")
         users = self.owned["user_id"][self.owned["n_days"] > 1].unique()
-        users = [user for user in users.tolist() if recommender.profiles.get(user)]  # nobody who was forgotten since
+        users = [
+            user for user in users.tolist() if recommender.profiles.get(user)
+        ]  # nobody who was forgotten since
         self.owned = self.owned[self.owned["user_id"].isin(users)]
         requests = [
-            {"user_id": user, "datetime": pd.Timestamp(at, unit="s", tz="UTC").to_pydatetime()} for user in users
+            {
+                "user_id": user,
+                "datetime": pd.Timestamp(at, unit="s", tz="UTC").to_pydatetime(),
+            }
+            for user in users
         ]
         due = [
             (one.user_id, item.item_id, (item.due - at) / DAY, item.score)
@@ -102,20 +115,32 @@ class World:
             for item in one.items
         ]
         found = pd.DataFrame(due, columns=[*PAIR, "due", "due_score"])
-        owned = recommender.rank_owned(requests, int(self.owned.groupby("user_id").size().max())).to_table()
+        owned = recommender.rank_owned(
+            requests, int(self.owned.groupby("user_id").size().max())
+        ).to_table()
         owned = owned.select([*PAIR, "score"]).to_pandas()
         self.owned = self.owned.merge(found, how="left", on=PAIR).merge(owned, how="left", on=PAIR)
         self.pairs = self.owned[self.owned["n_days"] > 1].reset_index(drop=True)
         if self.pairs["due"].isna().any() or len(found) != len(self.pairs):
-            raise SystemExit(f"{self.name}: pandas counts other items that were taken again than `find_due` lists")
+            raise SystemExit(
+                f"{self.name}: pandas counts other items that were taken again than `find_due` lists"
+            )
 
     def rankings(self, window: int) -> Iterator[tuple[str, pd.DataFrame, pd.Series]]:
         """Name each ranking, with what it ranks and by which score."""
         pairs = self.pairs
         yield "due (memory, taken on two days or more)", pairs, pairs["due_score"]
-        yield "rank_owned, also what was taken on one day", self.owned, self.owned["score"]
+        yield (
+            "rank_owned, also what was taken on one day",
+            self.owned,
+            self.owned["score"],
+        )
         yield "personal frequency: days", pairs, pairs["n_days"] + pairs["last"] / 1e6
-        yield "chance in the window: empirical hazard", pairs, learn_hazard(self.earlier, pairs, window)
+        yield (
+            "chance in the window: empirical hazard",
+            pairs,
+            learn_hazard(self.earlier, pairs, window),
+        )
         yield "last taken first", pairs, pairs["last"]
         yield "overdue ratio", pairs, -pairs["last"] / pairs["mean"]
 
@@ -123,31 +148,57 @@ class World:
 def measure(listed: pd.DataFrame, pairs: pd.DataFrame, window: int) -> dict[str, pd.Series]:
     """Return precision by user with a list, and recall by user with targets."""
     targets = pairs[pairs["next"] <= window].groupby("user_id").size()
-    is_hit, is_target = listed["next"] <= window, (listed["next"] <= window) & (listed["n_days"] > 1)
+    is_hit, is_target = (
+        listed["next"] <= window,
+        (listed["next"] <= window) & (listed["n_days"] > 1),
+    )
     found = is_target.groupby(listed["user_id"]).sum().reindex(targets.index, fill_value=0)
-    return {"precision": is_hit.groupby(listed["user_id"]).mean(), "recall": found / targets}
+    return {
+        "precision": is_hit.groupby(listed["user_id"]).mean(),
+        "recall": found / targets,
+    }
 
 
 def judge_lists(world: World, window: int, k: int) -> list[dict[str, Any]]:
     rows, base = [], None
     for name, ranked, score in world.rankings(window):
-        order = ranked.assign(by=score).sort_values(["user_id", "by"], ascending=[True, False], kind="stable")
+        order = ranked.assign(by=score).sort_values(
+            ["user_id", "by"], ascending=[True, False], kind="stable"
+        )
         values = measure(order.groupby("user_id").head(k), world.pairs, window)
         base = base or values
         rows.append({"name": name, **describe(values)})
-        rows[-1] |= {"due minus this": describe({each: base[each] - values[each] for each in values})}
+        rows[-1] |= {
+            "due minus this": describe({each: base[each] - values[each] for each in values})
+        }
         if base is values:
             listed = order.groupby("user_id").head(k)
-            for said, part in (("within", listed[listed["due"] <= window]), ("later", listed[listed["due"] > window])):
-                rows.append({"name": f"of these, due {said}", **describe(measure(part, world.pairs, window))})
+            for said, part in (
+                ("within", listed[listed["due"] <= window]),
+                ("later", listed[listed["due"] > window]),
+            ):
+                rows.append(
+                    {
+                        "name": f"of these, due {said}",
+                        **describe(measure(part, world.pairs, window)),
+                    }
+                )
     due = world.pairs[world.pairs["due"] <= window]
-    rows.append({"name": "all that are due within", "items": len(due), **describe(measure(due, world.pairs, window))})
+    rows.append(
+        {
+            "name": "all that are due within",
+            "items": len(due),
+            **describe(measure(due, world.pairs, window)),
+        }
+    )
     return rows
 
 
 def describe(values: dict[str, pd.Series]) -> dict[str, Any]:
     return {
-        key: one for name, each in values.items() for key, one in summarise({name: each.dropna().to_numpy()}).items()
+        key: one
+        for name, each in values.items()
+        for key, one in summarise({name: each.dropna().to_numpy()}).items()
     }
 
 
@@ -155,7 +206,11 @@ def judge_days(world: World, least: int) -> list[dict[str, Any]]:
     """Measure the error of the day for pairs with at least so many days, of those that were taken again."""
     again = world.pairs[world.pairs["next"].notna() & (world.pairs["n_days"] >= least)]
     mean = again["last"] + again["mean"]
-    said = {"due": again["due"], "personal mean gap": mean, "the same, not before the moment": mean.clip(lower=0)}
+    said = {
+        "due": again["due"],
+        "personal mean gap": mean,
+        "the same, not before the moment": mean.clip(lower=0),
+    }
     _, user = np.unique(again["user_id"], return_inverse=True)
     rows = []
     for name, day in said.items():
@@ -178,19 +233,28 @@ def resample(error: np.ndarray, user: np.ndarray) -> dict[str, Any]:
         drawn.append((error[np.searchsorted(weight, weight[-1] / 2)], near))
     low, high = np.quantile(drawn[1:], (0.025, 0.975), axis=0)
     named = zip(("median", "near"), drawn[0], low, high, strict=True)
-    return {key: one for name, value, a, b in named for key, one in ((name, value), (f"{name}_ci95", [a, b]))}
+    return {
+        key: one
+        for name, value, a, b in named
+        for key, one in ((name, value), (f"{name}_ci95", [a, b]))
+    }
 
 
 def show(row: dict[str, Any], *names: str) -> str:
     """Write a row of a table."""
-    cells = [f"{row[name]:.3f} ({row[f'{name}_ci95'][0]:.3f}, {row[f'{name}_ci95'][1]:.3f})" for name in names]
+    cells = [
+        f"{row[name]:.3f} ({row[f'{name}_ci95'][0]:.3f}, {row[f'{name}_ci95'][1]:.3f})"
+        for name in names
+    ]
     more = show(row["due minus this"] | {"name": ""}, *names) if "due minus this" in row else ""
     return " | ".join([row.get("name", ""), *cells]) + more
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR")
     parser.add_argument("--k", type=int, default=10)
@@ -207,7 +271,9 @@ def main() -> None:
         figures[name] = {}
         for window in WINDOWS:
             rows = figures[name][f"{window} days"] = judge_lists(world, window, args.k)
-            print(f"within {window} days: precision and recall of lists of {args.k}; of ours minus this one")
+            print(
+                f"within {window} days: precision and recall of lists of {args.k}; of ours minus this one"
+            )
             for row in rows:
                 print(" ", show(row, "precision", "recall"))
         for least in (2, 8):

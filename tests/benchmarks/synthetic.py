@@ -23,7 +23,11 @@ from models.config import ModelConfig  # noqa: E402
 from pipeline.config import EvaluationConfig  # noqa: E402
 from serve.schema import Repeats  # noqa: E402
 
-N_USERS, N_EVENTS, N_CATEGORIES = 400, 51, 40  # events of a user: the last one is the test
+N_USERS, N_EVENTS, N_CATEGORIES = (
+    400,
+    51,
+    40,
+)  # events of a user: the last one is the test
 ROWS_AT_ONCE = 100_000
 DAY = 86_400
 UNTIL = 1_700_000_000
@@ -34,15 +38,31 @@ FEATURES = FeaturesConfig(
 )
 
 
-def train_bundle(folder: Path, repeats: Repeats, n_items: int, history_length: int, dim: int) -> None:
+def train_bundle(
+    folder: Path, repeats: Repeats, n_items: int, history_length: int, dim: int
+) -> None:
     """Train for a few steps on random tables into `folder`: bundle and profiles."""
     split = SplitConfig(strict=True)
     ties = "simultaneous" if repeats == "allow" else "ordered"
-    data = DataConfig(features=FEATURES, split=split, ties=ties, repeats=repeats, history_length=history_length)
+    data = DataConfig(
+        features=FEATURES,
+        split=split,
+        ties=ties,
+        repeats=repeats,
+        history_length=history_length,
+    )
     model = ModelConfig(dim=dim, max_epochs=1)
-    trainer = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False}
+    trainer = {
+        "limit_train_batches": 2,
+        "limit_val_batches": 1,
+        "enable_progress_bar": False,
+    }
     rng = np.random.default_rng(0)
-    tables = (draw_events(n_items, repeats, rng), draw_users(rng), draw_items(np.arange(n_items), rng))
+    tables = (
+        draw_events(n_items, repeats, rng),
+        draw_users(rng),
+        draw_items(np.arange(n_items), rng),
+    )
     evaluation = EvaluationConfig(baselines=[])  # EASE would invert a matrix of items
     train.run(train.Config(data, model, trainer, folder, evaluation=evaluation), tables)
 
@@ -64,7 +84,13 @@ def draw_items(item_ids: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
 
 def draw_users(rng: np.random.Generator) -> pd.DataFrame:
     gender = rng.choice(np.array(["f", "m"], dtype=object), N_USERS)
-    return pd.DataFrame({"user_id": np.arange(N_USERS), "gender": gender, "age": rng.normal(40, 10, N_USERS)})
+    return pd.DataFrame(
+        {
+            "user_id": np.arange(N_USERS),
+            "gender": gender,
+            "age": rng.normal(40, 10, N_USERS),
+        }
+    )
 
 
 def draw_events(n_items: int, repeats: Repeats, rng: np.random.Generator) -> pd.DataFrame:
@@ -74,15 +100,23 @@ def draw_events(n_items: int, repeats: Repeats, rng: np.random.Generator) -> pd.
     if repeats == "allow":
         choices = np.stack([rng.choice(row, N_EVENTS) for row in choices])
     times = UNTIL - np.sort(rng.integers(0, 300, choices.shape), axis=1)[:, ::-1] * DAY
-    events = {"user_id": np.repeat(np.arange(N_USERS), N_EVENTS), "item_id": choices.ravel(), "datetime": times.ravel()}
-    return pd.DataFrame(events | {"device": rng.choice(np.array(["phone", "web"], dtype=object), choices.size)})
+    events = {
+        "user_id": np.repeat(np.arange(N_USERS), N_EVENTS),
+        "item_id": choices.ravel(),
+        "datetime": times.ravel(),
+    }
+    return pd.DataFrame(
+        events | {"device": rng.choice(np.array(["phone", "web"], dtype=object), choices.size)}
+    )
 
 
 def write_items(path: Path, n_rows: int) -> None:
     """Write items that no bundle knows, a part at a time."""
     rng = np.random.default_rng(1)
     starts = range(0, n_rows, ROWS_AT_ONCE)
-    parts = (draw_items(np.arange(start, min(start + ROWS_AT_ONCE, n_rows)), rng) for start in starts)
+    parts = (
+        draw_items(np.arange(start, min(start + ROWS_AT_ONCE, n_rows)), rng) for start in starts
+    )
     tables = (pa.Table.from_pandas(part, preserve_index=False) for part in parts)
     first = next(tables)
     with pq.ParquetWriter(path, first.schema) as writer:

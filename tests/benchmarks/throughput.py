@@ -29,7 +29,9 @@ N_BATCHES, N_ROUNDS = 40, 5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", required=True)
     args, options = parser.parse_known_args()
     config, _ = parse(["--config", args.config, *options])

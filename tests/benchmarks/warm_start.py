@@ -19,17 +19,39 @@ from typing import Any
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"model.dim": 48, "model.n_blocks": 1, "model.max_epochs": 12, "model.patience": 4, "data.history_length": 50}
+SMALL = {
+    "model.dim": 48,
+    "model.n_blocks": 1,
+    "model.max_epochs": 12,
+    "model.patience": 4,
+    "data.history_length": 50,
+}
 RATED = ("user_id", "item_id", "weight", "datetime")
 # name -> configuration, view and metric, first moment of the last days, split before and after, options
 BOARDS: dict[str, tuple[str, str, str, str, str, dict[str, int]]] = {
-    "grocery": ("grocery.yaml", "all NDCG@20", "2017-12-01", "2017-11-01", "2017-12-01", {}),
-    "movielens-100k": ("movielens-100k.yaml", "novel NDCG@10", "1998-04-08T23:10:39", "", "", SMALL),
+    "grocery": (
+        "grocery.yaml",
+        "all NDCG@20",
+        "2017-12-01",
+        "2017-11-01",
+        "2017-12-01",
+        {},
+    ),
+    "movielens-100k": (
+        "movielens-100k.yaml",
+        "novel NDCG@10",
+        "1998-04-08T23:10:39",
+        "",
+        "",
+        SMALL,
+    ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="+", choices=BOARDS, default=[*BOARDS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -40,23 +62,43 @@ def main() -> None:
         "|---|---|---|---|---|---|---|",
     ]
     for name in args.only:
-        found = [measure(name, args.data, args.runs.absolute(), seed, options) for seed in args.seeds]
-        figures = [mean(figures) for figures in zip(*(figures for figures, _ in found), strict=True)]
+        found = [
+            measure(name, args.data, args.runs.absolute(), seed, options) for seed in args.seeds
+        ]
+        figures = [
+            mean(figures) for figures in zip(*(figures for figures, _ in found), strict=True)
+        ]
         seconds = [mean(times) for times in zip(*(times for _, times in found), strict=True)]
         both = f"{seconds[1]:.0f}, {seconds[2]:.0f} | {seconds[1] / seconds[2]:.2f}"
-        lines.append(f"| {name} | {args.seeds} | {' | '.join(f'{one:.4f}' for one in figures)} | {both} |")
+        lines.append(
+            f"| {name} | {args.seeds} | {' | '.join(f'{one:.4f}' for one in figures)} | {both} |"
+        )
     print("\n".join(lines))
 
 
-def measure(name: str, data: Path, runs: Path, seed: int, more: Sequence[str]) -> tuple[list[float], list[float]]:
+def measure(
+    name: str, data: Path, runs: Path, seed: int, more: Sequence[str]
+) -> tuple[list[float], list[float]]:
     """Return figures and CPU seconds of training of the three runs."""
     config, figure, since, at, later, options = BOARDS[name]
     past, log = split(name, data, runs, since)
-    table = {"path": str(past), "names": None, "columns": {"datetime": "datetime", "weight": "weight"}}
-    words = ["--config", str(ROOT / "configs" / config), "--data.interactions", json.dumps(table)]
+    table = {
+        "path": str(past),
+        "names": None,
+        "columns": {"datetime": "datetime", "weight": "weight"},
+    }
+    words = [
+        "--config",
+        str(ROOT / "configs" / config),
+        "--data.interactions",
+        json.dumps(table),
+    ]
     if name == "movielens-100k":
         for side in ("users", "items"):
-            words += [f"--data.{side}.path", str(data / name / {"users": "u.user", "items": "u.item"}[side])]
+            words += [
+                f"--data.{side}.path",
+                str(data / name / {"users": "u.user", "items": "u.item"}[side]),
+            ]
     words += [f"--{key}={value}" for key, value in options.items()]
     words += [*more, "--seed", str(seed), "--evaluation.baselines", "[]"]
     old, warm, anew = (runs / f"{name}-{seed}-{kind}" for kind in ("old", "warm", "anew"))
@@ -83,7 +125,11 @@ def split(name: str, data: Path, runs: Path, since: str) -> tuple[Path, Path]:
     events[~is_late].to_parquet(past, index=False)
     logged = events[is_late].astype({"user_id": "str", "item_id": "str", "weight": "float64"})
     seconds = logged["datetime"].dt.as_unit("s").astype("int64")
-    columns = {"event": "event", "datetime": seconds, "request_id": pd.Series(None, logged.index, dtype="str")}
+    columns = {
+        "event": "event",
+        "datetime": seconds,
+        "request_id": pd.Series(None, logged.index, dtype="str"),
+    }
     names = ["user_id", "item_id", "event", "datetime", "weight", "request_id"]
     logged.assign(**columns)[names].to_parquet(log, index=False)
     return past, log
@@ -91,7 +137,15 @@ def split(name: str, data: Path, runs: Path, since: str) -> tuple[Path, Path]:
 
 def train(run: Path, words: Sequence[str]) -> None:
     if not (run / "metrics.json").exists():
-        command = [sys.executable, str(ROOT / "train.py"), *words, "--out", str(run), "--ckpt_path", "last"]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *words,
+            "--out",
+            str(run),
+            "--ckpt_path",
+            "last",
+        ]
         subprocess.run(command, cwd=ROOT, check=True)
 
 

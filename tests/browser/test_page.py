@@ -5,16 +5,21 @@ import shutil
 from contextlib import contextmanager
 
 import pytest
-
 from tests.http.services import publish_served
 from tests.http.test_access import KEYS, write_line
 from tests.linear_bundle import SHOP
 from tests.served import serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+axe = pytest.importorskip(
+    "axe_playwright_python.sync_playwright",
+    reason="axe-playwright-python is not installed",
+)
 CHROMIUM = shutil.which("chromium")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+]
 SIZES = [(1280, "light"), (1280, "dark"), (390, "light"), (390, "dark")]
 
 
@@ -41,9 +46,14 @@ def server(bundle):
 @contextmanager
 def opened(browser, server, path="/", width=1280, scheme="light", faults=0):
     """Open a page; at the end it must have reported nothing but answers that are faults."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme).new_page()
+    page = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme
+    ).new_page()
     said = []
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on(
+        "console",
+        lambda message: said.append(message.text) if message.type in ("error", "warning") else None,
+    )
     page.on("pageerror", lambda error: said.append(str(error)))
     page.set_default_timeout(8000)
     page.goto(f"http://127.0.0.1:{server.port}{path}")
@@ -77,7 +87,10 @@ def settle(page):
 
 def pick(page, name):
     page.get_by_role("radio", name=name).check()
-    until(page, lambda: name.removeprefix("User ").lower() in page.locator("#list-title").inner_text())
+    until(
+        page,
+        lambda: name.removeprefix("User ").lower() in page.locator("#list-title").inner_text(),
+    )
     return settle(page)
 
 
@@ -100,7 +113,9 @@ def test_nothing_is_cut_hard_to_read_or_without_a_name(browser, server, width, s
                     summary.click()
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             found = axe.Axe().run(page).response["violations"]
-            assert [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] != "minor"] == []
+            assert [
+                (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] != "minor"
+            ] == []
 
 
 def test_what_is_taken_changes_the_next_list_and_what_moved_is_marked(page):
@@ -109,7 +124,10 @@ def test_what_is_taken_changes_the_next_list_and_what_moved_is_marked(page):
     after = changed(page, before)
     assert page.locator("#taken li").first.inner_text() == before[4]
     marks = page.locator("#list .place span:not(.hidden)").all_inner_texts()
-    n_new, n_moved = map(int, re.match(r"(\d+) new, (\d+) moved", page.get_by_role("status").inner_text()).groups())
+    n_new, n_moved = map(
+        int,
+        re.match(r"(\d+) new, (\d+) moved", page.get_by_role("status").inner_text()).groups(),
+    )
     assert (n_new, n_new + n_moved) == (len(set(after) - set(before)), len(marks))
     assert marks.count("new") == n_new
 
@@ -127,8 +145,12 @@ def test_dials_change_the_list_and_can_be_turned_off(page):
     pick(page, "User u3")
     lists = []
     for label, value in (("Novelty", 1), ("Variety", 1), (None, 0)):
-        with page.expect_response(lambda reply: "explain" in (reply.request.post_data or "")) as answered:
-            page.get_by_label(label).fill(str(value)) if label else page.get_by_role("button", name="Off").click()
+        with page.expect_response(
+            lambda reply: "explain" in (reply.request.post_data or "")
+        ) as answered:
+            page.get_by_label(label).fill(str(value)) if label else page.get_by_role(
+                "button", name="Off"
+            ).click()
         lists.append([item["item_id"] for item in answered.value.json()["answers"][0]["items"]])
     assert len({tuple(one) for one in lists}) == 3
     assert {"diversity", "novelty"}.isdisjoint(answered.value.request.post_data_json)
@@ -182,7 +204,13 @@ def test_everything_can_be_done_by_keys_and_the_focus_stays_where_it_was(page):
         page.keyboard.press("Tab")
     assert page.evaluate(focus) == f"They took {before[0]}"
     page.keyboard.press("Enter")
-    until(page, lambda: page.locator("#taken li").count() == 1 and "moved" in page.get_by_role("status").inner_text())
+    until(
+        page,
+        lambda: (
+            page.locator("#taken li").count() == 1
+            and "moved" in page.get_by_role("status").inner_text()
+        ),
+    )
     settle(page)
     assert page.evaluate(focus) in (f"They took {before[0]}", "list-title")
     while page.evaluate(focus) != "search":
@@ -191,7 +219,10 @@ def test_everything_can_be_done_by_keys_and_the_focus_stays_where_it_was(page):
     page.locator("#found button").first.wait_for()
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    until(page, lambda: page.locator("#taken li").all_inner_texts() == ["Title 7", before[0]])
+    until(
+        page,
+        lambda: page.locator("#taken li").all_inner_texts() == ["Title 7", before[0]],
+    )
 
 
 def test_who_is_not_known_is_said_to_be_so(page):
@@ -210,25 +241,38 @@ def test_a_fault_is_a_sentence_and_the_next_answer_takes_it_away(browser, server
         page.get_by_label("Only where").fill("department = 'dairy'")
         page.get_by_label("Only where").press("Enter")
         until(page, lambda: not page.get_by_role("alert").inner_text())
-        until(page, lambda: all("dairy" in text for text in page.locator("#list .kind").all_inner_texts()))
+        until(
+            page,
+            lambda: all("dairy" in text for text in page.locator("#list .kind").all_inner_texts()),
+        )
 
 
 def test_a_key_is_asked_for_and_kept_by_the_page_alone(browser, bundle, tmp_path):
-    (tmp_path / "keys").write_text("".join(write_line(role, role, key) for role, key in KEYS.items()))
-    with serving("--bundle", bundle, "--keys", tmp_path / "keys") as server, opened(browser, server, faults=3) as page:
+    (tmp_path / "keys").write_text(
+        "".join(write_line(role, role, key) for role, key in KEYS.items())
+    )
+    with (
+        serving("--bundle", bundle, "--keys", tmp_path / "keys") as server,
+        opened(browser, server, faults=3) as page,
+    ):
         for key in ("wrong", KEYS["ask"]):
             page.get_by_label("asks for a key").fill(key)
             page.get_by_role("button", name="Use this key").click()
         page.locator("#list .name").first.wait_for()
         settle(page)
         assert page.get_by_role("radio").count() == 1  # people are not for all to see
-        assert page.evaluate("[localStorage.length, sessionStorage.length, document.cookie.length]") == [0, 0, 0]
+        assert page.evaluate(
+            "[localStorage.length, sessionStorage.length, document.cookie.length]"
+        ) == [0, 0, 0]
         page.reload()
         page.get_by_label("asks for a key").wait_for()
 
 
 def test_a_service_that_only_reads_says_so_and_offers_no_events(browser, bundle):
-    with serving("--bundle", bundle, "--read-only") as server, opened(browser, server) as page:
+    with (
+        serving("--bundle", bundle, "--read-only") as server,
+        opened(browser, server) as page,
+    ):
         pick(page, "User u1")
         assert page.get_by_role("button", name="They took").count() == 0
         page.get_by_text("only reads").wait_for()

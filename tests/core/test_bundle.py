@@ -9,10 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from serve.bundle import Bundle, Manifest, identify_folder, read_steadily, verify
+from serve.bundle import Bundle, Manifest, identify_folder, read_steadily
 from serve.errors import BundleError
-from tests.tiny_bundle import FACTS, METRICS, SCHEMA, D, answer_with, item_ids, publish_tiny, tiny_vectors
+from serve.golden import verify
+from tests.tiny_bundle import (
+    FACTS,
+    METRICS,
+    SCHEMA,
+    D,
+    answer_with,
+    item_ids,
+    publish_tiny,
+    tiny_vectors,
+)
 
 FILES = sorted(
     [
@@ -43,11 +52,18 @@ def test_a_bundle_holds_what_was_staged(tiny_bundle):
 
 def test_verify_refuses_a_bundle_that_answers_differently(tiny_bundle):
     lines = verify(tiny_bundle(2), answer_with)
-    assert [line.split(":")[0] for line in lines] == ["files", "space_id", "golden", "version"]
+    assert [line.split(":")[0] for line in lines] == [
+        "files",
+        "space_id",
+        "golden",
+        "version",
+    ]
 
     def answer_worse(bundle):
         answer = answer_with(bundle)
-        return lambda requests, k: [(ids[1:] + ids[:1], scores) for ids, scores in answer(requests, 2 * k)]
+        return lambda requests, k: [
+            (ids[1:] + ids[:1], scores) for ids, scores in answer(requests, 2 * k)
+        ]
 
     with pytest.raises(BundleError, match=r"golden\.json, request 0"):
         verify(tiny_bundle(1), answer_worse)
@@ -57,9 +73,23 @@ def test_verify_refuses_a_bundle_that_answers_differently(tiny_bundle):
 def test_a_flipped_byte_another_length_or_no_file_is_refused_naming_it(tiny_bundle, name):
     path = tiny_bundle(1)
     content = (path / name).read_bytes()
-    places = {0, len(content) // 2, len(content) - 1, *np.random.default_rng(7).integers(len(content), size=20)}
-    flipped = [content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :] for place in places]
-    for altered in (*flipped, b"", content[:1], content[: len(content) // 2], content[:-1], content + b"\0"):
+    places = {
+        0,
+        len(content) // 2,
+        len(content) - 1,
+        *np.random.default_rng(7).integers(len(content), size=20),
+    }
+    flipped = [
+        content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :] for place in places
+    ]
+    for altered in (
+        *flipped,
+        b"",
+        content[:1],
+        content[: len(content) // 2],
+        content[:-1],
+        content + b"\0",
+    ):
         (path / name).write_bytes(altered)
         with pytest.raises(BundleError, match=re.escape(name)):
             Bundle.load(path)
@@ -108,16 +138,25 @@ def test_what_is_no_file_is_refused(tiny_bundle, make):
         Bundle.load(path)
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
+@pytest.mark.parametrize(
+    "make",
+    [Path.mkdir, Path.touch, lambda path: None],
+    ids=["empty", "file", "nothing"],
+)
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"no bundle at .*nowhere"):
         Bundle.load(tmp_path / "nowhere")
 
 
-def test_a_folder_with_a_bundle_and_a_file_on_the_way_to_one_are_told_from_a_bundle(tmp_path):
+def test_a_folder_with_a_bundle_and_a_file_on_the_way_to_one_are_told_from_a_bundle(
+    tmp_path,
+):
     (tmp_path / "bundle").mkdir()
-    with pytest.raises(BundleError, match=rf"manifest\.json is missing; did you mean {tmp_path}/bundle\?"):
+    with pytest.raises(
+        BundleError,
+        match=rf"manifest\.json is missing; did you mean {tmp_path}/bundle\?",
+    ):
         Bundle.load(tmp_path)
     (tmp_path / "notes.txt").touch()
     assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
@@ -133,9 +172,16 @@ def test_the_same_content_gives_the_same_version_wherever_it_is_made(tmp_path):
 
 def test_the_space_of_the_manifest_is_that_of_the_files(tiny_bundle):
     path = tiny_bundle(1)
-    expected = hashlib.sha256(tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()).hexdigest()[:16]
+    expected = hashlib.sha256(
+        tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()
+    ).hexdigest()[:16]
     bundle = Bundle.load(path)
-    assert bundle.manifest.space_id == bundle.user_tower.space_id == bundle.item_tower.space_id == expected
+    assert (
+        bundle.manifest.space_id
+        == bundle.user_tower.space_id
+        == bundle.item_tower.space_id
+        == expected
+    )
 
 
 def test_every_flipped_byte_of_a_manifest_is_refused(tiny_bundle):
@@ -155,16 +201,22 @@ def test_another_format_is_refused_by_its_number(tiny_bundle, number):
         Manifest.from_bytes(json.dumps(raw).encode())
 
 
-@pytest.mark.parametrize("change", [{"more": 1}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}}])
+@pytest.mark.parametrize(
+    "change", [{"more": 1}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}}]
+)
 def test_a_signed_manifest_with_other_keys_or_files_is_refused(tiny_bundle, change):
     raw = json.loads((tiny_bundle(1) / "manifest.json").read_bytes()) | change
     del raw["sha256"]
-    raw["sha256"] = hashlib.sha256((json.dumps(raw, indent=1, sort_keys=True) + "\n").encode()).hexdigest()
+    raw["sha256"] = hashlib.sha256(
+        (json.dumps(raw, indent=1, sort_keys=True) + "\n").encode()
+    ).hexdigest()
     with pytest.raises(BundleError):
         Manifest.from_bytes((json.dumps(raw, indent=1, sort_keys=True) + "\n").encode())
 
 
-@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b'{"files": NaN}', b"[" * 100_000, b" " * 2**21])
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"\xff", b'{"files": NaN}', b"[" * 100_000, b" " * 2**21]
+)
 def test_hostile_text_is_no_manifest(text):
     with pytest.raises(BundleError):
         Manifest.from_bytes(text)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.clock import day_of_week, hour_of_day, to_seconds
 from serve.errors import SchemaError
 
@@ -28,10 +27,12 @@ ENCODINGS = {
     "iso with a comma": [moment.isoformat() + ",75" for moment in NAIVE],
     "iso with fractions and UTC": [moment.isoformat(" ") + ".125 UTC" for moment in NAIVE],
     "iso with an offset apart": [
-        moment.isoformat(" ") + offset for moment, offset in zip(NAIVE, (" +0000", "+00", "UTC"), strict=True)
+        moment.isoformat(" ") + offset
+        for moment, offset in zip(NAIVE, (" +0000", "+00", "UTC"), strict=True)
     ],
     "iso with an offset": [
-        moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat() for moment in MOMENTS
+        moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat()
+        for moment in MOMENTS
     ],
     "iso with nanoseconds": [moment.isoformat() + ".987654321" for moment in NAIVE],
     "datetimes": NAIVE,
@@ -47,7 +48,21 @@ ENCODINGS = {
     moments=st.lists(st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1)), min_size=1, max_size=4),
     form=st.sampled_from(["T", " ", "T.", " .", "T,"]),
     zones=st.lists(
-        st.sampled_from(["", "Z", " Z", "UTC", " UTC", "+00:00", " +00", "+0000", "+05:30", "-05", "-99:99"])
+        st.sampled_from(
+            [
+                "",
+                "Z",
+                " Z",
+                "UTC",
+                " UTC",
+                "+00:00",
+                " +00",
+                "+0000",
+                "+05:30",
+                "-05",
+                "-99:99",
+            ]
+        )
     ),
     place=st.integers(0, 30),
     digit=st.sampled_from("09:.+Zx٢ "),
@@ -60,7 +75,10 @@ def test_texts_that_are_read_at_once_are_read_as_one_by_one(moments, form, zones
         + (zones[row % len(zones)] if zones else "")
         for row, moment in enumerate(moments)
     ]
-    for changed in (texts, [*texts[:-1], texts[-1][:place] + digit + texts[-1][place + 1 :]]):
+    for changed in (
+        texts,
+        [*texts[:-1], texts[-1][:place] + digit + texts[-1][place + 1 :]],
+    ):
         together, one_by_one = (
             to_seconds(changed, "Asia/Tokyo"),
             to_seconds([f" {text}" for text in changed], "Asia/Tokyo"),
@@ -96,7 +114,17 @@ def test_an_offset_or_epoch_number_is_not_moved_by_the_zone():
     assert to_seconds([1512086400], "Asia/Tokyo")[0].tolist() == [1512086400]
 
 
-UNREADABLE = [None, "", "  ", "yesterday", "2017-13-01", "2017-02-30 10:00:00", float("nan"), float("inf"), True]
+UNREADABLE = [
+    None,
+    "",
+    "  ",
+    "yesterday",
+    "2017-13-01",
+    "2017-02-30 10:00:00",
+    float("nan"),
+    float("inf"),
+    True,
+]
 UNREADABLE += [
     b"2017-12-01",
     "2017-12-01x10:00:00",
@@ -122,13 +150,25 @@ def test_an_unreadable_cell_is_invalid_and_its_neighbours_are_not(cell):
 
 
 def test_missing_numbers_and_moments_are_invalid():
-    assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [False, True, False]
-    assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [False, True]
-    assert to_seconds(np.array(["-0005", "20000"], "datetime64[Y]"), "Asia/Tokyo")[1].tolist() == [False, False]
+    assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [
+        False,
+        True,
+        False,
+    ]
+    assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [
+        False,
+        True,
+    ]
+    assert to_seconds(np.array(["-0005", "20000"], "datetime64[Y]"), "Asia/Tokyo")[1].tolist() == [
+        False,
+        False,
+    ]
 
 
 def test_the_first_and_the_last_second_are_times_and_those_beside_them_none():
-    first, last = (int(datetime(*day, tzinfo=UTC).timestamp()) for day in ((1, 1, 2), (9999, 12, 30)))
+    first, last = (
+        int(datetime(*day, tzinfo=UTC).timestamp()) for day in ((1, 1, 2), (9999, 12, 30))
+    )
     for values in ([first - 1, first, last, last + 1], [first, last]):
         seconds, is_valid = to_seconds(np.array(values, "datetime64[s]"), None)
         assert is_valid.tolist() == [first <= value <= last for value in values]
@@ -145,18 +185,35 @@ def test_a_number_tells_its_unit_from_1973_to_2286(ticks):
 
 
 def test_the_minority_of_a_column_of_numbers_and_dates_is_invalid():
-    assert to_seconds(["2017-12-01", "2017-12-02", 1512086400], None)[1].tolist() == [True, True, False]
-    assert to_seconds(["2017-12-01", 1512086400, "1512086401"], None)[1].tolist() == [False, True, True]
+    assert to_seconds(["2017-12-01", "2017-12-02", 1512086400], None)[1].tolist() == [
+        True,
+        True,
+        False,
+    ]
+    assert to_seconds(["2017-12-01", 1512086400, "1512086401"], None)[1].tolist() == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_no_cells_give_no_times():
-    for empty in ([], np.array([]), np.array([], object), np.array([], "datetime64[s]")):
+    for empty in (
+        [],
+        np.array([]),
+        np.array([], object),
+        np.array([], "datetime64[s]"),
+    ):
         seconds, is_valid = to_seconds(empty, "Asia/Tokyo")
         assert seconds.shape == is_valid.shape == (0,)
 
 
 def test_a_small_number_takes_the_unit_of_its_column():
-    assert to_seconds([86_400_000, 1_512_086_400_000, -1], None)[0].tolist() == [86_400, 1_512_086_400, -1]
+    assert to_seconds([86_400_000, 1_512_086_400_000, -1], None)[0].tolist() == [
+        86_400,
+        1_512_086_400,
+        -1,
+    ]
 
 
 @pytest.mark.parametrize("name", ["America/New_Yrok", "../etc/passwd", "", "America"])
@@ -166,24 +223,40 @@ def test_an_unknown_zone_is_an_error(name):
         to_seconds(["2017-12-01"], name)
 
 
-ZONES = ["America/New_York", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "UTC"]
+ZONES = [
+    "America/New_York",
+    "America/St_Johns",
+    "Australia/Lord_Howe",
+    "Asia/Kathmandu",
+    "UTC",
+]
 MOMENT = st.integers(-(2**31), 2**32)
 
 
 @given(st.lists(MOMENT, min_size=1, max_size=7), st.sampled_from(ZONES))
 @settings(max_examples=60, deadline=None)
 def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
-    local = [datetime.fromtimestamp(0, ZoneInfo(zone)).astimezone(UTC) + timedelta(seconds=m) for m in moments]
+    local = [
+        datetime.fromtimestamp(0, ZoneInfo(zone)).astimezone(UTC) + timedelta(seconds=m)
+        for m in moments
+    ]
     local = [moment.astimezone(ZoneInfo(zone)) for moment in local]
     assert hour_of_day(np.array(moments), zone).tolist() == [moment.hour for moment in local]
     assert day_of_week(np.array(moments), zone).tolist() == [moment.weekday() for moment in local]
 
 
-@given(st.lists(st.datetimes(datetime(1950, 1, 1), datetime(2050, 1, 1)), min_size=1), st.sampled_from(ZONES))
+@given(
+    st.lists(st.datetimes(datetime(1950, 1, 1), datetime(2050, 1, 1)), min_size=1),
+    st.sampled_from(ZONES),
+)
 @settings(max_examples=60, deadline=None)
 def test_naive_times_are_read_as_the_zone_reads_them(moments, zone):
     expected = [int(m.replace(microsecond=0, tzinfo=ZoneInfo(zone)).timestamp()) for m in moments]
-    for values in (moments, np.array(moments, "datetime64[us]"), [m.isoformat() for m in moments]):
+    for values in (
+        moments,
+        np.array(moments, "datetime64[us]"),
+        [m.isoformat() for m in moments],
+    ):
         assert to_seconds(values, zone)[0].tolist() == expected
 
 

@@ -7,8 +7,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from serve.encode import age_values, code_slices, context_keys, encode_features, to_text, value_slices, write_cell
+from serve.encode import (
+    age_values,
+    code_slices,
+    context_keys,
+    encode_features,
+    to_text,
+    value_slices,
+    write_cell,
+)
 from serve.errors import SchemaError
 from serve.schema import Feature
 
@@ -34,24 +41,45 @@ def test_integers_that_a_gap_made_floats_in_a_csv_are_known_as_integers():
 
 @pytest.mark.parametrize("vocabulary", [("7.0", "7"), ("2.0", "beta"), ("2.0", "07")])
 def test_texts_among_which_one_looks_like_a_fraction_are_what_they_are(vocabulary):
-    assert Feature("version", "categorical", "version", vocabulary).codes == {vocabulary[0]: 2, vocabulary[1]: 3}
+    assert Feature("version", "categorical", "version", vocabulary).codes == {
+        vocabulary[0]: 2,
+        vocabulary[1]: 3,
+    }
 
 
-@pytest.mark.parametrize("vocabulary", [("False", "True"), ("TRUE", "FALSE"), ("true",), ("True", "true", "FALSE")])
+@pytest.mark.parametrize(
+    "vocabulary",
+    [("False", "True"), ("TRUE", "FALSE"), ("true",), ("True", "true", "FALSE")],
+)
 @pytest.mark.parametrize("kind", ["categorical", "multi_categorical"])
 def test_true_and_false_are_known_however_they_are_written(kind, vocabulary):
     feature = Feature("vegan", kind, "vegan", vocabulary)
     codes = {text: 2 + place for place, text in enumerate(vocabulary)}
     folded = {text.lower(): code for text, code in codes.items()}
-    values = [True, False, "true", "True", "TRUE", "FALSE", "false", "yes", None, np.True_]
+    values = [
+        True,
+        False,
+        "true",
+        "True",
+        "TRUE",
+        "FALSE",
+        "false",
+        "yes",
+        None,
+        np.True_,
+    ]
     texts = ["true", "false", *values[2:8], None, "true"]
     expected = [codes.get(text, folded.get(text.lower(), 1)) if text else 1 for text in texts]
-    assert encode_features((feature,), {"vegan": values}, len(values)).codes.tolist() == [[code] for code in expected]
+    assert encode_features((feature,), {"vegan": values}, len(values)).codes.tolist() == [
+        [code] for code in expected
+    ]
 
 
 def test_true_is_a_value_like_any_other_beside_others():
     feature = Feature("title", "categorical", "title", ("True", "Grit"))
-    assert encode_features((feature,), {"title": ["True", "true", True, "grit"]}, 4).codes.tolist() == [
+    assert encode_features(
+        (feature,), {"title": ["True", "true", True, "grit"]}, 4
+    ).codes.tolist() == [
         [2],
         [1],
         [1],
@@ -99,7 +127,15 @@ def test_categories():
 
 def test_cells_of_several_values():
     cells = ["a|b|c", "d|x|y", None, "", "a|a", ["c", "a"], "a|b|c|d", "x"]
-    cells += [" a | |b|", ["b", None, "a", 7.0], ["a|b", "b"], np.array(["c", "d"]), 7, float("nan"), []]
+    cells += [
+        " a | |b|",
+        ["b", None, "a", 7.0],
+        ["a|b", "b"],
+        np.array(["c", "d"]),
+        7,
+        float("nan"),
+        [],
+    ]
     encoded = encode_features((TAGS,), {"tags": cells}, len(cells))
     assert encoded.codes.tolist() == [
         [2, 3, 4],
@@ -115,8 +151,16 @@ def test_cells_of_several_values():
 
 
 def test_numbers_are_standardised_clipped_and_flagged():
-    values = encode_features((STOCK, PRICE), {"price": ["12", None, 1e9, -1e308, Decimal(10)]}, 5).values
-    expected = [[0, 1, 0.5, 0], [0, 1, 0, 1], [0, 1, 10, 0], [0, 1, -10, 0], [0, 1, 0, 0]]
+    values = encode_features(
+        (STOCK, PRICE), {"price": ["12", None, 1e9, -1e308, Decimal(10)]}, 5
+    ).values
+    expected = [
+        [0, 1, 0.5, 0],
+        [0, 1, 0, 1],
+        [0, 1, 10, 0],
+        [0, 1, -10, 0],
+        [0, 1, 0, 0],
+    ]
     assert values.dtype == np.float32
     assert values.tolist() == expected
 
@@ -136,9 +180,14 @@ def test_a_column_of_another_length_is_an_error():
 def test_calendar(zone):
     seconds = np.array([0, 1_700_000_000, 1_710_054_000, 1_710_057_600, 951_782_400])
     encoded = encode_features((DAY, HOUR), {"datetime": seconds}, 5, zone)
-    moments = [datetime.fromtimestamp(int(s), UTC).astimezone(ZoneInfo(zone or "UTC")) for s in seconds]
+    moments = [
+        datetime.fromtimestamp(int(s), UTC).astimezone(ZoneInfo(zone or "UTC")) for s in seconds
+    ]
     assert encoded.codes.tolist() == [[2 + moment.weekday(), 2 + moment.hour] for moment in moments]
-    assert encode_features((HOUR,), {"datetime": [None, 7200]}, 2).codes.tolist() == [[1], [4]]
+    assert encode_features((HOUR,), {"datetime": [None, 7200]}, 2).codes.tolist() == [
+        [1],
+        [4],
+    ]
 
 
 def test_absent_columns_are_missing_everywhere():
@@ -155,16 +204,29 @@ def test_no_features_and_no_rows(n):
     assert (empty.codes.shape, empty.values.shape) == ((0, 6), (0, 4))
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_infinity=False) | st.text(max_size=3)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_infinity=False)
+    | st.text(max_size=3)
+)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 rows = st.fixed_dictionaries(
     {
         "farbe": scalars | st.sampled_from(["red", 7, True]),
-        "tags": scalars | st.lists(scalars, max_size=5) | st.lists(st.sampled_from("abcdx")).map("|".join),
+        "tags": scalars
+        | st.lists(scalars, max_size=5)
+        | st.lists(st.sampled_from("abcdx")).map("|".join),
         "price": st.none() | st.floats(allow_infinity=False) | st.integers(-(2**63), 2**63),
         "datetime": st.none() | st.integers(-(10**9), 4 * 10**9),
-        "name": st.none() | st.text(max_size=12) | st.lists(st.none() | st.text(max_size=5), max_size=3),
-        "pixels": st.none() | st.lists(finite, min_size=3, max_size=3) | st.just([]) | st.just("1 2 3"),
+        "name": st.none()
+        | st.text(max_size=12)
+        | st.lists(st.none() | st.text(max_size=5), max_size=3),
+        "pixels": st.none()
+        | st.lists(finite, min_size=3, max_size=3)
+        | st.just([])
+        | st.just("1 2 3"),
     }
 )
 
@@ -174,7 +236,10 @@ rows = st.fixed_dictionaries(
 def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
     columns = {name: [row[name] for row in table] for name in COLUMNS}
     batch = encode_features(ALL_KINDS, columns, len(table), "Asia/Kolkata")
-    single = [encode_features(ALL_KINDS, {name: [row[name]] for name in row}, 1, "Asia/Kolkata") for row in table]
+    single = [
+        encode_features(ALL_KINDS, {name: [row[name]] for name in row}, 1, "Asia/Kolkata")
+        for row in table
+    ]
     assert batch.codes.tolist() == [row.codes[0].tolist() for row in single]
     assert batch.values.tolist() == [row.values[0].tolist() for row in single]
     for feature, columns in code_slices(ALL_KINDS):
@@ -187,10 +252,16 @@ def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
 
 
 def test_equal_contexts_have_equal_keys_in_every_schema_and_others_have_others():
-    cells = {"place": ["shop", "web", "web", "shop", None, "mars"], "day": ["mon", "mon", "sun", None, None, "moon"]}
+    cells = {
+        "place": ["shop", "web", "web", "shop", None, "mars"],
+        "day": ["mon", "mon", "sun", None, None, "moon"],
+    }
 
     def keys(places, days):
-        features = (Feature("place", "categorical", "place", places), Feature("day", "categorical", "day", days))
+        features = (
+            Feature("place", "categorical", "place", places),
+            Feature("day", "categorical", "day", days),
+        )
         return context_keys(features, encode_features(features, cells, 6).codes)
 
     found = keys(("shop", "web"), ("mon", "sun"))
@@ -200,9 +271,24 @@ def test_equal_contexts_have_equal_keys_in_every_schema_and_others_have_others()
 
 
 def test_a_hierarchy_is_the_paths_to_its_levels_however_it_is_written():
-    shelf = Feature("shelf", "hierarchical", "shelf", ("a", "a > b", "a > b > c", "b"), separator=">", width=3)
+    shelf = Feature(
+        "shelf",
+        "hierarchical",
+        "shelf",
+        ("a", "a > b", "a > b > c", "b"),
+        separator=">",
+        width=3,
+    )
     cells = ["a > b > c", "a>b", ["a", "b", "c"], "a > x > c", "b", " > ", None]
-    expected = [[2, 3, 4], [2, 3, 0], [2, 3, 4], [2, 1, 0], [5, 0, 0], [1, 0, 0], [1, 0, 0]]
+    expected = [
+        [2, 3, 4],
+        [2, 3, 0],
+        [2, 3, 4],
+        [2, 1, 0],
+        [5, 0, 0],
+        [1, 0, 0],
+        [1, 0, 0],
+    ]
     assert encode_features((shelf,), {"shelf": cells}, 7).codes.tolist() == expected
     written = [write_cell(shelf, cell) for cell in cells]
     assert written == ["a > b > c", "a > b", "a > b > c", "a > x > c", "b", None, None]
@@ -210,10 +296,24 @@ def test_a_hierarchy_is_the_paths_to_its_levels_however_it_is_written():
 
 
 def test_a_date_is_an_age_in_days_that_moves_with_the_moment():
-    joined, income = Feature("joined", "date", "joined", mean=-19_000.0, scale=100.0), replace(PRICE, column="income")
-    dates = ["2022-01-01", "2022-01-01T12:00:00+02:00", None, datetime(2022, 3, 1, tzinfo=UTC), "1000-01-01", ""]
-    rows = encode_features((income, joined), {"joined": dates, "income": [14.0] * 6}, 6, "Europe/Berlin").values
-    days = np.array([18_993 - 1 / 24, 18_993 + 10 / 24, np.nan, 19_052, np.nan, np.nan])  # since 1970
+    joined, income = (
+        Feature("joined", "date", "joined", mean=-19_000.0, scale=100.0),
+        replace(PRICE, column="income"),
+    )
+    dates = [
+        "2022-01-01",
+        "2022-01-01T12:00:00+02:00",
+        None,
+        datetime(2022, 3, 1, tzinfo=UTC),
+        "1000-01-01",
+        "",
+    ]
+    rows = encode_features(
+        (income, joined), {"joined": dates, "income": [14.0] * 6}, 6, "Europe/Berlin"
+    ).values
+    days = np.array(
+        [18_993 - 1 / 24, 18_993 + 10 / 24, np.nan, 19_052, np.nan, np.nan]
+    )  # since 1970
     for later in (0.0, 365.25, -20.5):
         expected = (-days + 19_000 + later) / 100
         found = age_values((income, joined), rows, np.full(6, later))

@@ -2,9 +2,14 @@
 
 import numpy as np
 import pytest
-
 from serve.columns import Vector
-from serve.encode import code_slices, encode_features, encode_texts, to_vectors, value_slices
+from serve.encode import (
+    code_slices,
+    encode_features,
+    encode_texts,
+    to_vectors,
+    value_slices,
+)
 from serve.errors import SchemaError
 from serve.schema import Feature
 
@@ -23,18 +28,49 @@ def test_slices_give_each_feature_its_width():
 
 
 def test_texts_are_coded_and_blank_ones_unknown():
-    cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b", ["A", None, " b "], ("A", 7.0), [], ["", None]]
+    cells = [
+        "a b",
+        None,
+        " ",
+        "!",
+        ["A", "b"],
+        NAN,
+        "a b",
+        ["A", None, " b "],
+        ("A", 7.0),
+        [],
+        ["", None],
+    ]
     codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
-    expected = encode_texts(TITLE, ["a b", None, None, None, "a\nb", None, "a b", "a\nb", "a\n7", None, None])
+    expected = encode_texts(
+        TITLE,
+        ["a b", None, None, None, "a\nb", None, "a b", "a\nb", "a\n7", None, None],
+    )
     assert codes.tolist() == expected.tolist()
     assert codes[1].tolist() == [1, 0, 0, 0, 0]
     assert set(codes[0]) != set(codes[4])  # no pair of words across the values of a list
 
 
 def test_vectors_are_divided_by_one_scale_and_flagged():
-    cells = [[2.0, -4, 0], None, "[1, 2, 3]", Vector(np.float32([0, 0, 0]).tobytes()), NAN, "", [1e30, -1e30, 1]]
+    cells = [
+        [2.0, -4, 0],
+        None,
+        "[1, 2, 3]",
+        Vector(np.float32([0, 0, 0]).tobytes()),
+        NAN,
+        "",
+        [1e30, -1e30, 1],
+    ]
     values = encode_features((IMAGE, PRICE), {"pixels": cells}, len(cells)).values
-    expected = [[1, -2, 0, 0], [0, 0, 0, 1], [0.5, 1, 1.5, 0], [0] * 4, [0, 0, 0, 1], [0, 0, 0, 1], [10, -10, 0.5, 0]]
+    expected = [
+        [1, -2, 0, 0],
+        [0, 0, 0, 1],
+        [0.5, 1, 1.5, 0],
+        [0] * 4,
+        [0, 0, 0, 1],
+        [0, 0, 0, 1],
+        [10, -10, 0.5, 0],
+    ]
     assert values.dtype == np.float32
     assert values[:, :4].tolist() == expected
     assert encode_features((IMAGE,), {}, 2).values.tolist() == [[0, 0, 0, 1]] * 2
@@ -49,7 +85,10 @@ def test_a_matrix_is_a_column_of_vectors(dtype):
 
 def test_rows_of_nan_in_a_matrix_are_missing():
     matrix = np.array([[1.0, 2, 3], [NAN] * 3])
-    assert encode_features((IMAGE,), {"pixels": matrix}, 2).values[:, 3].tolist() == [0, 1]
+    assert encode_features((IMAGE,), {"pixels": matrix}, 2).values[:, 3].tolist() == [
+        0,
+        1,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +98,10 @@ def test_rows_of_nan_in_a_matrix_are_missing():
         (["1 2 3 4"], "'image': a vector of 4 numbers; expected 3"),
         (np.ones((2, 4)), "'image': vectors of another width than 3, or not finite"),
         ([[1, NAN, 2]], "'image': an entry is not finite"),
-        (np.array([[1, NAN, 2]]), "'image': vectors of another width than 3, or not finite"),
+        (
+            np.array([[1, NAN, 2]]),
+            "'image': vectors of another width than 3, or not finite",
+        ),
         (["a b c"], "'image': no list of numbers: 'a b c'"),
         ([5.0], "'image': no list of numbers: '5.0'"),
     ],

@@ -5,7 +5,6 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.columns import hash_texts, split_words
 from serve.encode import encode_texts
 from serve.schema import Feature
@@ -39,7 +38,9 @@ def tokens(text):
     for size in (4, 3, 5):
         for word in words:
             framed = "<" + word + ">"
-            pieces += ["~" + framed[i : i + size] for i in range(len(framed)) if i + size <= len(framed)]
+            pieces += [
+                "~" + framed[i : i + size] for i in range(len(framed)) if i + size <= len(framed)
+            ]
     return words + pairs + pieces
 
 
@@ -47,7 +48,11 @@ lines = st.lists(st.text("abcä猫", min_size=1, max_size=6), max_size=5).map(" 
 plain = st.lists(lines, max_size=3).map("\n".join)
 
 
-@given(texts=st.lists(st.none() | plain, max_size=5), most=st.integers(1, 40), bits=st.integers(1, 16))
+@given(
+    texts=st.lists(st.none() | plain, max_size=5),
+    most=st.integers(1, 40),
+    bits=st.integers(1, 16),
+)
 @settings(max_examples=60, deadline=None)
 def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
     found = list(hash_texts(texts, most, 2**bits))
@@ -59,12 +64,25 @@ def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
 def test_codes_are_the_same_in_every_process():
     assert next(iter(hash_texts(["Été 猫"], 64)))[0] == 1154575572
     codes = encode_texts(Feature("t", "text", "t", width=7, buckets=8), ["ab", None, "ab", "?"])
-    row = list(dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>")))
-    assert codes.tolist() == [row + [0] * (7 - len(row)), [1] + [0] * 6, row + [0] * (7 - len(row)), [1] + [0] * 6]
-    assert encode_texts(Feature("t", "text", "t", width=3, buckets=8), []).shape == (0, 3)
+    row = list(
+        dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>"))
+    )
+    assert codes.tolist() == [
+        row + [0] * (7 - len(row)),
+        [1] + [0] * 6,
+        row + [0] * (7 - len(row)),
+        [1] + [0] * 6,
+    ]
+    assert encode_texts(Feature("t", "text", "t", width=3, buckets=8), []).shape == (
+        0,
+        3,
+    )
 
 
-@given(texts=st.lists(st.none() | st.text(max_size=30), max_size=7), width=st.integers(1, 9))
+@given(
+    texts=st.lists(st.none() | st.text(max_size=30), max_size=7),
+    width=st.integers(1, 9),
+)
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_codes_within_bounds_each_once(texts, width):
     for codes in encode_texts(Feature("t", "text", "t", width=width, buckets=16), texts):

@@ -6,17 +6,25 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.events import Events, as_sets, history_arrays
 from tests.linear_bundle import SHOP
 
-SET = replace(SHOP, has_datetime=False, ties="simultaneous", repeats="exclude", history_length=3, context_features=())
+SET = replace(
+    SHOP,
+    has_datetime=False,
+    ties="simultaneous",
+    repeats="exclude",
+    history_length=3,
+    context_features=(),
+)
 one_event = st.tuples(st.integers(0, 8), st.integers(1, 3), st.sampled_from([0.5, 1.0, 4.0]))
 segments = st.lists(st.lists(one_event, max_size=9), min_size=1, max_size=4)
 
 
 def make_events(histories: list[list[tuple[int, int, float]]]) -> Events:
-    rows, kinds, weights = ([event[i] for history in histories for event in history] for i in range(3))
+    rows, kinds, weights = (
+        [event[i] for history in histories for event in history] for i in range(3)
+    )
     counts = [len(history) for history in histories]
     return Events(
         np.array(rows, dtype=np.int64),
@@ -30,7 +38,10 @@ def make_events(histories: list[list[tuple[int, int, float]]]) -> Events:
 def histories_of(events: Events) -> list[list[tuple[int, int, float]]]:
     columns = (events.item_row.tolist(), events.event.tolist(), events.weight.tolist())
     flat = list(zip(*columns, strict=True))
-    return [flat[start:stop] for start, stop in zip(events.offsets[:-1], events.offsets[1:], strict=True)]
+    return [
+        flat[start:stop]
+        for start, stop in zip(events.offsets[:-1], events.offsets[1:], strict=True)
+    ]
 
 
 @given(histories=segments)
@@ -42,7 +53,9 @@ def test_a_set_holds_the_heaviest_event_of_each_item(histories):
         heaviest: dict[int, tuple[float, int]] = {}
         for row, kind, weight in given_events:
             heaviest[row] = max(heaviest.get(row, (0.0, 0)), (weight, kind))
-        assert Counter(kept) == Counter((row, kind, weight) for row, (weight, kind) in heaviest.items())
+        assert Counter(kept) == Counter(
+            (row, kind, weight) for row, (weight, kind) in heaviest.items()
+        )
 
 
 @given(histories=segments, seed=st.integers(0, 99))
@@ -50,7 +63,9 @@ def test_a_set_holds_the_heaviest_event_of_each_item(histories):
 def test_the_order_of_the_file_has_no_influence_on_a_set(histories, seed):
     rng = np.random.default_rng(seed)
     shuffled = [[history[i] for i in rng.permutation(len(history))] for history in histories]
-    assert histories_of(as_sets(make_events(shuffled))) == histories_of(as_sets(make_events(histories)))
+    assert histories_of(as_sets(make_events(shuffled))) == histories_of(
+        as_sets(make_events(histories))
+    )
     for found, expected in zip(
         history_arrays(make_events(shuffled), SET)[0].values(),
         history_arrays(make_events(histories), SET)[0].values(),
@@ -70,14 +85,20 @@ def test_items_come_in_one_order_whoever_has_them(items, seed):
 
 def test_an_event_in_the_context_of_the_request_is_marked_and_in_a_set_any_of_its_item():
     events = replace(
-        make_events([[(7, 1, 1.0), (7, 2, 3.0), (2, 1, 1.0)], [(7, 1, 1.0)]]), context=np.array([5, 6, 0, 5])
+        make_events([[(7, 1, 1.0), (7, 2, 3.0), (2, 1, 1.0)], [(7, 1, 1.0)]]),
+        context=np.array([5, 6, 0, 5]),
     )
     ordered = replace(SET, ties="ordered")
-    assert history_arrays(events, ordered, np.array([5, 0]))[0]["history_matches"].tolist() == [[1, 0, 0], [0, 0, 0]]
+    assert history_arrays(events, ordered, np.array([5, 0]))[0]["history_matches"].tolist() == [
+        [1, 0, 0],
+        [0, 0, 0],
+    ]
     arrays, rows = history_arrays(events, SET, np.array([5, 5]))
     marked = dict(zip(rows[0].tolist(), arrays["history_matches"][0].tolist(), strict=False))
     assert (marked[7], marked[2]) == (1, 0)
-    assert arrays["history_events"][0, rows[0].tolist().index(7)] == 2  # of the heaviest event still
+    assert (
+        arrays["history_events"][0, rows[0].tolist().index(7)] == 2
+    )  # of the heaviest event still
     assert arrays["history_matches"][1, 0] == 1
 
 

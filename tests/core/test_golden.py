@@ -4,13 +4,20 @@ import json
 
 import numpy as np
 import pytest
-
-from serve.bundle import draw_requests, replay, write_golden
 from serve.errors import BundleError
+from serve.golden import draw_requests, replay, write_golden
 from serve.requests import parse_request
 from tests.tiny_bundle import SCHEMA, item_ids
 
-REFERENCE = [("a", 5.0), ("b", 4.0), ("c", 3.0), ("d", 2.9999), ("e", 2.5), ("f", 1.0), ("g", 0.5)]
+REFERENCE = [
+    ("a", 5.0),
+    ("b", 4.0),
+    ("c", 3.0),
+    ("d", 2.9999),
+    ("e", 2.5),
+    ("f", 1.0),
+    ("g", 0.5),
+]
 
 
 def answer_from(pairs):
@@ -23,7 +30,12 @@ def answer_from(pairs):
 
 @pytest.fixture
 def content(tmp_path):
-    write_golden(tmp_path / "golden.json", [{"history": []}, {"features": {}}], answer_from(REFERENCE), k=3)
+    write_golden(
+        tmp_path / "golden.json",
+        [{"history": []}, {"features": {}}],
+        answer_from(REFERENCE),
+        k=3,
+    )
     return (tmp_path / "golden.json").read_bytes()
 
 
@@ -68,13 +80,29 @@ def test_a_worse_list_is_refused(content, pairs, message):
 def test_scores_may_be_off_by_more_where_they_are_large(tmp_path, kth):
     most = 2e-4 * max(1, abs(kth))
     first, second = ("a", kth + 2), ("b", kth + 1)
-    reference = [first, second, ("c", kth), ("d", kth - 0.5 * most), ("e", kth - 1.5 * most), ("f", kth - 3)]
+    reference = [
+        first,
+        second,
+        ("c", kth),
+        ("d", kth - 0.5 * most),
+        ("e", kth - 1.5 * most),
+        ("f", kth - 3),
+    ]
     write_golden(tmp_path / "golden.json", [{}], answer_from(reference), k=3)
     content = (tmp_path / "golden.json").read_bytes()
-    for pairs in ([first, second, reference[3]], [("a", kth + 2 + 0.5 * most), *reference[1:]]):
+    for pairs in (
+        [first, second, reference[3]],
+        [("a", kth + 2 + 0.5 * most), *reference[1:]],
+    ):
         assert replay(content, answer_from(pairs)) == 1
-    for pairs in ([first, second, reference[4]], [("a", kth + 2 + 1.5 * most), *reference[1:]]):
-        with pytest.raises(BundleError, match="item 'e' scores" if pairs[0] == first else "item 'a' scores"):
+    for pairs in (
+        [first, second, reference[4]],
+        [("a", kth + 2 + 1.5 * most), *reference[1:]],
+    ):
+        with pytest.raises(
+            BundleError,
+            match="item 'e' scores" if pairs[0] == first else "item 'a' scores",
+        ):
             replay(content, answer_from(pairs))
 
 
@@ -91,7 +119,12 @@ def test_a_short_catalogue_has_short_lists(tmp_path):
 
 def test_a_score_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_golden(tmp_path / "golden.json", [{"history": []}], answer_from([("a", float("inf"))]), k=1)
+        write_golden(
+            tmp_path / "golden.json",
+            [{"history": []}],
+            answer_from([("a", float("inf"))]),
+            k=1,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -106,11 +139,19 @@ def test_drawn_requests_are_valid_of_every_kind_and_hold_only_catalogue_ids_and_
     events = [event for request in requests for event in request["history"]]
     assert {event["item_id"] for event in events} <= set(item_ids())
     assert {event["event"] for event in events} == {"view", "buy"}
-    assert {request["features"]["gender"] for request in requests if "features" in request} == {"f", "m"}
-    assert {request["context"]["device"] for request in requests if "context" in request} == {"phone", "web"}
+    assert {request["features"]["gender"] for request in requests if "features" in request} == {
+        "f",
+        "m",
+    }
+    assert {request["context"]["device"] for request in requests if "context" in request} == {
+        "phone",
+        "web",
+    }
     assert all("hour" not in request.get("context", {}) for request in requests)
 
 
 def test_drawn_requests_are_a_function_of_the_seed():
-    first, again, other = (draw_requests(SCHEMA, item_ids(), 13, np.random.default_rng(seed)) for seed in (7, 7, 8))
+    first, again, other = (
+        draw_requests(SCHEMA, item_ids(), 13, np.random.default_rng(seed)) for seed in (7, 7, 8)
+    )
     assert first == again != other

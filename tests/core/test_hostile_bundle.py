@@ -9,8 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-from serve.__main__ import main
+from bascule.commands import main
 from serve.bundle import compute_space_id, write_index
 from serve.errors import BundleError
 from serve.index import ENTRY, ItemIndex
@@ -40,11 +39,17 @@ def hash_again(bundle, **changes):
         (bundle / name).write_bytes(content.replace(manifest["space_id"].encode(), space.encode()))
     paths = [path for path in bundle.iterdir() if path.stem != "manifest"]
     contents = {path.name: path.read_bytes() for path in paths}
-    files = {name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)} for name, one in contents.items()}
+    files = {
+        name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)}
+        for name, one in contents.items()
+    }
     manifest |= {"files": files, "space_id": space} | changes
     del manifest["sha256"]
     text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-    write(bundle / "manifest.json", manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+    write(
+        bundle / "manifest.json",
+        manifest | {"sha256": hashlib.sha256(text.encode()).hexdigest()},
+    )
 
 
 def of_manifest(**changes):
@@ -73,7 +78,10 @@ def of_items(column, values):
     def mutate(bundle):
         table = pq.ParquetFile(bundle / "items.parquet").read()
         place = table.column_names.index(column)
-        pq.write_table(table.set_column(place, column, values(table.column(column))), bundle / "items.parquet")
+        pq.write_table(
+            table.set_column(place, column, values(table.column(column))),
+            bundle / "items.parquet",
+        )
         hash_again(bundle)
 
     return mutate
@@ -172,7 +180,9 @@ def test_what_cannot_be_is_refused_in_one_line(bundle, name, capsys):
     assert len(line) < 1000
 
 
-@pytest.mark.parametrize("metrics", [{"test": [1]}, {"test": {"bascule": {"all": {"NDCG@20": "x"}}}}])
+@pytest.mark.parametrize(
+    "metrics", [{"test": [1]}, {"test": {"bascule": {"all": {"NDCG@20": "x"}}}}]
+)
 def test_a_registry_with_a_hostile_version_can_be_listed(bundle, tmp_path, capsys, metrics):
     hash_again(bundle, metrics=metrics)
     bundle.rename(tmp_path / "0123456789ab")

@@ -6,10 +6,9 @@ import re
 
 import pyarrow as pa
 import pytest
-
 from serve.bundle import Bundle, write_index, write_items
 from serve.errors import BundleError
-from serve.versions import Stage
+from service.publish import Stage
 from tests.tiny_bundle import (
     FACTS,
     METRICS,
@@ -27,10 +26,26 @@ from tests.tiny_bundle import (
 @pytest.mark.parametrize(
     ("name", "alter", "message"),
     [
-        ("user_tower.onnx", lambda space: tiny_user_tower("0" * 16, 1), "is of space 0000000000000000"),
-        ("item_tower.onnx", lambda space: tiny_item_tower("0" * 16, 1), "is of space 0000000000000000"),
-        ("user_tower.onnx", lambda space: tiny_user_tower(space, 1, D - P), "vectors of width 5"),
-        ("item_tower.onnx", lambda space: tiny_item_tower(space, 1, D + 1), "vectors of width 8"),
+        (
+            "user_tower.onnx",
+            lambda space: tiny_user_tower("0" * 16, 1),
+            "is of space 0000000000000000",
+        ),
+        (
+            "item_tower.onnx",
+            lambda space: tiny_item_tower("0" * 16, 1),
+            "is of space 0000000000000000",
+        ),
+        (
+            "user_tower.onnx",
+            lambda space: tiny_user_tower(space, 1, D - P),
+            "vectors of width 5",
+        ),
+        (
+            "item_tower.onnx",
+            lambda space: tiny_item_tower(space, 1, D + 1),
+            "vectors of width 8",
+        ),
         ("user_tower.onnx", lambda space: b"\x08\x01garbage", "no ONNX graph"),
         ("items.parquet", lambda space: b"PAR1garbage", "no Parquet file"),
         ("schema.json", lambda space: b"\xff", "cannot be read"),

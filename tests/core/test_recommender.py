@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from serve.bundle import Bundle
 from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender
@@ -22,7 +21,13 @@ from tests.linear_bundle import (
     publish_linear,
     vectors_of,
 )
-from tests.linear_profiles import draw_history, known_users, make_profiles, requests_of, write_profiles
+from tests.linear_profiles import (
+    draw_history,
+    known_users,
+    make_profiles,
+    requests_of,
+    write_profiles,
+)
 from tests.linear_reference import naive_item, naive_list, naive_scores
 
 
@@ -30,7 +35,11 @@ from tests.linear_reference import naive_item, naive_list, naive_scores
 @pytest.mark.parametrize("k", [1, 4, N + 5])
 @pytest.mark.parametrize("mode", ["all", "novel", "owned"])
 def test_answers_are_those_of_brute_force(recommenders, world, k, mode):
-    schema, recommender, requests = WORLDS[world], recommenders[world], requests_of(WORLDS[world])
+    schema, recommender, requests = (
+        WORLDS[world],
+        recommenders[world],
+        requests_of(WORLDS[world]),
+    )
     ask = {
         "all": lambda: recommender.recommend(requests, k, filter_viewed=False),
         "novel": lambda: recommender.recommend(requests, k, filter_viewed=True),
@@ -41,9 +50,15 @@ def test_answers_are_those_of_brute_force(recommenders, world, k, mode):
     for request, answer in zip(requests, answers, strict=True):
         _, scores, owned = naive_scores(schema, SEED, known_users(schema), request)
         rows = {"all": set(range(N)), "novel": set(range(N)) - owned, "owned": owned}[mode]
-        expected = naive_list(scores, rows - {row_of[item_id] for item_id in request.get("exclude", [])}, k)
+        expected = naive_list(
+            scores,
+            rows - {row_of[item_id] for item_id in request.get("exclude", [])},
+            k,
+        )
         assert [row_of[item_id] for item_id in answer.item_id] == expected
-        np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4
+        )
         assert answer.rank.tolist() == list(range(1, len(expected) + 1))
         assert answer.user_id == request.get("user_id")
 
@@ -58,7 +73,11 @@ def test_owned_items_are_listed_by_default_where_data_repeats(recommenders, worl
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_user_vectors_and_batches(recommenders, world):
-    schema, recommender, requests = WORLDS[world], recommenders[world], requests_of(WORLDS[world])
+    schema, recommender, requests = (
+        WORLDS[world],
+        recommenders[world],
+        requests_of(WORLDS[world]),
+    )
     expected = [naive_scores(schema, SEED, known_users(schema), request)[0] for request in requests]
     np.testing.assert_allclose(recommender.encode_users(requests), expected, rtol=1e-4, atol=1e-4)
     many = requests * 20  # more than a tile
@@ -66,7 +85,9 @@ def test_user_vectors_and_batches(recommenders, world):
     assert np.abs(recommender.encode_users(many) - one_by_one).max() <= 1e-6
     batch = recommender.recommend(many, 5)
     lists = [recommender.recommend([request], 5).item_row.tolist() for request in requests] * 20
-    assert [row_list.tolist() for row_list in np.split(batch.item_row, batch.offsets[1:-1])] == lists
+    assert [
+        row_list.tolist() for row_list in np.split(batch.item_row, batch.offsets[1:-1])
+    ] == lists
 
 
 def test_no_request_gives_no_answer(recommenders):
@@ -88,9 +109,16 @@ def test_unknown_items_are_counted_once_each(recommenders):
     ids = item_ids(SHOP)
     histories = [["gone", ids[0], "gone", "lost"], [], [ids[0]], ["gone"]]
     requests = [{"history": [{"item_id": item_id} for item_id in history]} for history in histories]
-    assert recommenders["shop"].recommend(requests, 3).unknown_items.tolist() == [2, 0, 0, 1]
+    assert recommenders["shop"].recommend(requests, 3).unknown_items.tolist() == [
+        2,
+        0,
+        0,
+        1,
+    ]
     users = known_users(SHOP)
-    expected = [int(any(e["item_id"] == "gone" for e in user["history"])) for user in users.values()]
+    expected = [
+        int(any(e["item_id"] == "gone" for e in user["history"])) for user in users.values()
+    ]
     answers = recommenders["shop"].recommend([{"user_id": user_id} for user_id in users], 3)
     assert answers.unknown_items.tolist() == expected
     assert sum(expected) > 0
@@ -119,14 +147,27 @@ def test_data_without_times_ignores_them(tmp_path):
     recommender = Recommender.load(publish_linear(tmp_path, schema, SEED))
     timed = draw_history(schema, 6, np.random.default_rng(8))
     untimed = [{"item_id": event["item_id"]} for event in timed]
-    requests = [{"history": timed}, {"history": timed, "datetime": UNTIL + DAY}, {"history": []}]
-    naive = [{"history": untimed}, {"history": untimed, "datetime": UNTIL + DAY}, {"history": []}]
+    requests = [
+        {"history": timed},
+        {"history": timed, "datetime": UNTIL + DAY},
+        {"history": []},
+    ]
+    naive = [
+        {"history": untimed},
+        {"history": untimed, "datetime": UNTIL + DAY},
+        {"history": []},
+    ]
     expected = [naive_scores(schema, SEED, {}, request)[0] for request in naive]
     np.testing.assert_allclose(recommender.encode_users(requests), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_new_items_are_placed_by_content(recommenders):
-    rows = [item_values(4), {}, {"brand": "new", "price": 2.5}, {"department": "meat", "price": None}]
+    rows = [
+        item_values(4),
+        {},
+        {"brand": "new", "price": 2.5},
+        {"department": "meat", "price": None},
+    ]
     got = recommenders["shop"].encode_items(rows)
     np.testing.assert_allclose(got, [naive_item(SEED, row) for row in rows], rtol=1e-4, atol=1e-4)
     many = recommenders["shop"].encode_items(rows * 100)
@@ -165,12 +206,18 @@ def test_profiles_are_found_beside_the_bundle_or_where_it_is_said(bundle_paths, 
 def test_profiles_of_other_data_are_refused(bundle_paths):
     with pytest.raises(BundleError, match="int64; the bundle has string"):
         Recommender(Bundle.load(bundle_paths["shop"]), make_profiles(FILMS, known_users(FILMS)))
-    texts, numbers = make_profiles(SHOP, known_users(SHOP)), make_profiles(FILMS, known_users(FILMS))
+    texts, numbers = (
+        make_profiles(SHOP, known_users(SHOP)),
+        make_profiles(FILMS, known_users(FILMS)),
+    )
     mixed = replace(numbers, user_ids=texts.user_ids, features=texts.features)
     with pytest.raises(BundleError, match="int64; the bundle has string"):
         Recommender(Bundle.load(bundle_paths["shop"]), mixed)
     with pytest.raises(BundleError, match="object; the bundle has integer"):
-        Recommender(Bundle.load(bundle_paths["films"]), replace(texts, user_ids=numbers.user_ids))
+        Recommender(
+            Bundle.load(bundle_paths["films"]),
+            replace(texts, user_ids=numbers.user_ids),
+        )
 
 
 def test_towers_of_another_contract_are_refused(tiny_bundle):
@@ -184,17 +231,31 @@ def test_what_filters_viewed_items_is_true_or_false(recommenders, said):
         recommenders["shop"].recommend([{}], 3, filter_viewed=said)
     requests = requests_of(SHOP)
     for flag in (True, False):
-        answers, expected = (recommenders["shop"].recommend(requests, 3, one) for one in (np.bool_(flag), flag))
+        answers, expected = (
+            recommenders["shop"].recommend(requests, 3, one) for one in (np.bool_(flag), flag)
+        )
         np.testing.assert_array_equal(answers.item_id, expected.item_id)
 
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_nothing_that_it_hands_out_changes_it(recommenders, world):
     recommender, profiles = recommenders[world], recommenders[world].profiles
-    answers, profile = recommender.recommend(requests_of(WORLDS[world]), 3), profiles.get(profiles.user_ids[0])
+    answers, profile = (
+        recommender.recommend(requests_of(WORLDS[world]), 3),
+        profiles.get(profiles.user_ids[0]),
+    )
     features = [value for value in profile.features.values() if isinstance(value, np.ndarray)]
-    shared = [answers.item_ids, recommender.catalogue.index.vectors, profiles.offsets, *features]
-    shared += [profiles.user_ids, *profiles.features.values(), *profile.history.columns().values()]
+    shared = [
+        answers.item_ids,
+        recommender.catalogue.index.vectors,
+        profiles.offsets,
+        *features,
+    ]
+    shared += [
+        profiles.user_ids,
+        *profiles.features.values(),
+        *profile.history.columns().values(),
+    ]
     shared.append(recommender.catalogue.item_ids.extended([]).ids)
     for array in shared:
         with pytest.raises(ValueError, match="read-only"):
@@ -203,7 +264,9 @@ def test_nothing_that_it_hands_out_changes_it(recommenders, world):
 
 def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
     recommender, ids = recommenders["films"], item_ids(FILMS)
-    by_hand = Request("1", exclude=(str(ids[3]), ids[4], np.int64(ids[5])), datetime=np.int64(UNTIL))
+    by_hand = Request(
+        "1", exclude=(str(ids[3]), ids[4], np.int64(ids[5])), datetime=np.int64(UNTIL)
+    )
     expected = {"user_id": 1, "exclude": ids[3:6], "datetime": UNTIL}
     answers, same = recommender.recommend([by_hand, expected], N)
     assert (answers.user_id, answers.item_id.tolist()) == (1, same.item_id.tolist())
@@ -217,7 +280,10 @@ def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
         (Request(1.5), r"user_id is 1\.5"),
         (Request(1, exclude="107"), r"exclude is '107' .*; expected a list"),
         (Request(1, exclude=(107.5,)), r"exclude\[0\] is 107\.5"),
-        (Request(1, datetime=UNTIL * 1000), "datetime is .* expected whole UTC seconds"),
+        (
+            Request(1, datetime=UNTIL * 1000),
+            "datetime is .* expected whole UTC seconds",
+        ),
         (Request(1, datetime=float("nan")), "datetime is nan"),
     ],
 )

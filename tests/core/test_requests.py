@@ -7,9 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.errors import SchemaError
-from serve.requests import History, Request, ask_now, parse_id, parse_ids, parse_request, parse_value
+from serve.requests import (
+    History,
+    Request,
+    ask_now,
+    parse_id,
+    parse_ids,
+    parse_request,
+    parse_value,
+)
 from serve.schema import Feature
 from tests.linear_bundle import SHOP
 
@@ -39,7 +46,13 @@ def test_everything_given():
         "user_id": "u7",
         "features": {"age": 3, "gender": None, "likes": ["a", 5, None]},
         "history": [
-            {"item_id": 11, "datetime": "2024-01-01", "event": " view ", "weight": 2, "context": {"device": True}},
+            {
+                "item_id": 11,
+                "datetime": "2024-01-01",
+                "event": " view ",
+                "weight": 2,
+                "context": {"device": True},
+            },
             {"item_id": "12", "datetime": "2024-01-01T12:00:00Z"},
         ],
         "context": {"device": True},
@@ -48,7 +61,9 @@ def test_everything_given():
     }
     request = parse_request(raw, SCHEMA)
     assert {
-        name: values.tolist() for name, values in request.history.columns().items() if name not in ("weight", "context")
+        name: values.tolist()
+        for name, values in request.history.columns().items()
+        if name not in ("weight", "context")
     } == {
         "item_id": [11, 12],
         "datetime": [NOON - 43_200, NOON],
@@ -66,9 +81,9 @@ def test_everything_given():
 
 
 def test_naive_times_are_read_in_the_time_zone_of_the_data():
-    assert parse_request({"datetime": date(2024, 1, 1)}, replace(SCHEMA, timezone="Etc/GMT+5")).datetime == (
-        NOON - 43_200 + 5 * 3600
-    )
+    assert parse_request(
+        {"datetime": date(2024, 1, 1)}, replace(SCHEMA, timezone="Etc/GMT+5")
+    ).datetime == (NOON - 43_200 + 5 * 3600)
 
 
 @pytest.mark.parametrize(
@@ -126,19 +141,40 @@ def at(*times):
         ({7: 1}, r"unknown name 7 \(int\); allowed: context"),
         ({"user_id": 10**5000}, "user_id is an integer of more than 64 bits"),
         ({"features": [1]}, r"features is \[1\] \(list\)"),
-        ({"features": {"gendre": "f"}}, "features: unknown name 'gendre' .*did you mean 'gender'"),
-        ({"features": {"age": "3"}}, r"features\.age is '3' \(str\); expected a number"),
+        (
+            {"features": {"gendre": "f"}},
+            "features: unknown name 'gendre' .*did you mean 'gender'",
+        ),
+        (
+            {"features": {"age": "3"}},
+            r"features\.age is '3' \(str\); expected a number",
+        ),
         ({"features": {"age": float("nan")}}, r"features\.age is nan .*finite"),
-        ({"features": {"age": Decimal("Infinity")}}, r"features\.age is .*Infinity.*finite"),
-        ({"features": {"age": 10**400}}, r"features\.age is an integer of more than 64 bits"),
-        ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a number"),
+        (
+            {"features": {"age": Decimal("Infinity")}},
+            r"features\.age is .*Infinity.*finite",
+        ),
+        (
+            {"features": {"age": 10**400}},
+            r"features\.age is an integer of more than 64 bits",
+        ),
+        (
+            {"features": {"gender": ["f"]}},
+            r"features\.gender is \['f'\] \(list\); expected a number",
+        ),
         ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
         ({"context": {"hour": 3}}, "context: unknown name 'hour'"),
         ({"history": "abc"}, r"history is 'abc' \(str\); expected a list"),
         ({"history": [5]}, r"history\[0\] is 5 \(int\); expected a mapping"),
         ({"history": [{"item_id": 1}, {}]}, r"history\[1\]\.item_id is None"),
-        ({"history": [{"item_id": 1, "wait": 3}]}, r"history\[0\]: unknown name 'wait' .*mean 'weight'"),
-        ({"history": [{"item_id": 1, "weight": -0.5}]}, r"history\[0\]\.weight is -0\.5; expected 0 or more"),
+        (
+            {"history": [{"item_id": 1, "wait": 3}]},
+            r"history\[0\]: unknown name 'wait' .*mean 'weight'",
+        ),
+        (
+            {"history": [{"item_id": 1, "weight": -0.5}]},
+            r"history\[0\]\.weight is -0\.5; expected 0 or more",
+        ),
         ({"history": [{"item_id": 1, "event": []}]}, r"history\[0\]\.event is \[\]"),
         (at(NOON, NOON, NOON - 1), r"history\[2\] is earlier"),
         (at(NOON, None, NOON), "some events have a datetime"),
@@ -155,7 +191,12 @@ def test_what_is_wrong_is_named(raw, message):
         parse_request(raw, SCHEMA)
 
 
-LONG = {"text": "x" * 10**6, "list": ["y"] * 10**6, "name": {"z" * 10**6: 1}, "surrogates": "\ud800" * 10**6}
+LONG = {
+    "text": "x" * 10**6,
+    "list": ["y"] * 10**6,
+    "name": {"z" * 10**6: 1},
+    "surrogates": "\ud800" * 10**6,
+}
 
 
 @pytest.mark.parametrize("long", LONG)
@@ -169,10 +210,14 @@ def test_messages_do_not_echo_long_values(field, long):
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 anything = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=7,
 )
-events = st.dictionaries(st.sampled_from(["item_id", "datetime", "event", "weight"]), anything, max_size=4)
+events = st.dictionaries(
+    st.sampled_from(["item_id", "datetime", "event", "weight"]), anything, max_size=4
+)
 fields = st.sampled_from(["user_id", "features", "history", "context", "datetime", "exclude"])
 
 
@@ -188,7 +233,11 @@ def test_any_json_is_a_request_or_a_schema_error(raw):
     assert all(isinstance(item_id, int) for item_id in request.exclude)
 
 
-ids = st.integers(-(2**64), 2**64) | st.text(max_size=3) | st.sampled_from([None, "7", "-07", "\ud800", True, 3.0])
+ids = (
+    st.integers(-(2**64), 2**64)
+    | st.text(max_size=3)
+    | st.sampled_from([None, "7", "-07", "\ud800", True, 3.0])
+)
 
 
 @given(values=st.lists(ids, max_size=5), id_type=st.sampled_from(["integer", "string"]))
@@ -230,7 +279,11 @@ def test_now_is_without_the_first_long_pause_after_the_data(gaps, last, start):
 
 def test_a_date_is_kept_as_an_iso_text_whatever_it_is_given_as():
     joined = Feature("joined", "date", "joined")
-    for value, kept in [("2024-05-31", "2024-05-31"), (1_717_113_600, "2024-05-31T00:00:00Z"), (None, None)]:
+    for value, kept in [
+        ("2024-05-31", "2024-05-31"),
+        (1_717_113_600, "2024-05-31T00:00:00Z"),
+        (None, None),
+    ]:
         assert parse_value(value, joined, "features.joined") == kept
     assert parse_value(1_717_113_600_000, joined, "x") == parse_value("1717113600", joined, "x")
     for wrong in ("soon", "31.05.2024", True, [1]):

@@ -2,14 +2,26 @@ import json
 from dataclasses import replace
 
 import pytest
-
 from serve.errors import SchemaError
 from serve.schema import Feature, Schema
 from tests.linear_bundle import SHOP
 
-GENRES = Feature("genres", "multi_categorical", "genre_list", ("drama", "é", "war"), separator=";", width=2)
+GENRES = Feature(
+    "genres",
+    "multi_categorical",
+    "genre_list",
+    ("drama", "é", "war"),
+    separator=";",
+    width=2,
+)
 PRICE = Feature("price", "numeric", "price", mean=-3.25, scale=1e-7)
-SCHEMA = replace(SHOP, user_features=(), item_features=(GENRES, PRICE), timezone="Europe/Berlin", has_weight=False)
+SCHEMA = replace(
+    SHOP,
+    user_features=(),
+    item_features=(GENRES, PRICE),
+    timezone="Europe/Berlin",
+    has_weight=False,
+)
 
 
 def test_round_trip_gives_an_equal_schema_and_equal_bytes():

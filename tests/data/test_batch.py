@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-
 from datamodules.batch import EpochSampler, make_loader
 
 pytestmark = [
@@ -65,7 +64,9 @@ def train(loader, validation) -> Recorder:
 def test_a_sampler_yields_the_plans_of_its_epoch():
     sampler = EpochSampler(Plans(3), seed=5)
     assert list(sampler) == [(5, 0, 0), (5, 0, 1), (5, 0, 2)]
-    iterator = iter(sampler)  # made before the epoch is known, as Lightning does where a training is resumed
+    iterator = iter(
+        sampler
+    )  # made before the epoch is known, as Lightning does where a training is resumed
     sampler.set_epoch(4)
     assert list(sampler) == list(iterator) == [(5, 4, 0), (5, 4, 1), (5, 4, 2)]
     assert len(sampler) == 3

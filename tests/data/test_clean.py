@@ -3,9 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from datamodules.clean import (
     TARGET_WEIGHT,
     CleaningReport,
@@ -18,6 +15,8 @@ from datamodules.clean import (
 )
 from datamodules.config import DataConfig, TargetsConfig
 from datamodules.tables import Tables, tables_from_frames
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.errors import SchemaError
 
 COLUMNS = ["user_id", "item_id", "datetime", "event", "weight", "device"]
@@ -33,7 +32,12 @@ def make_tables(rows, users=(1, 2), items=("a", "b", "c")):
 
 def test_equal_rows_go_and_rows_that_differ_anywhere_stay():
     first = (1, "a", 10, "buy", 1.0, "tv")
-    others = [(2, *first[1:]), (1, "b", *first[2:]), (1, "a", 11, *first[3:]), (1, "a", 10, "view", 1.0, "tv")]
+    others = [
+        (2, *first[1:]),
+        (1, "b", *first[2:]),
+        (1, "a", 11, *first[3:]),
+        (1, "a", 10, "view", 1.0, "tv"),
+    ]
     others += [(1, "a", 10, "buy", 2.0, "tv"), (1, "a", 10, "buy", 1.0, None)]
     cleaned, report = clean(make_tables([first, *others, first, others[-1], first]))
     expected = make_tables([first, *others]).interactions
@@ -104,7 +108,10 @@ def test_baskets_and_sets_are_in_one_order_however_the_file_was(columns, ties):
 def test_ordered_ties_keep_the_order_of_the_table():
     events = make_events()
     ordered = order_tables(Tables(events, USERS, ITEMS), "ordered").interactions
-    rows = sorted(events.index, key=lambda row: (*events.loc[row, ["user_id", "datetime", "position"]], row))
+    rows = sorted(
+        events.index,
+        key=lambda row: (*events.loc[row, ["user_id", "datetime", "position"]], row),
+    )
     pd.testing.assert_frame_equal(ordered, events.loc[rows].reset_index(drop=True))
 
 
@@ -137,7 +144,10 @@ def make(users=VISITORS, items=BOOKS) -> Tables:
             r"none of the items .* items table: item_id is 'B1' in the interactions and 'P1' in the items; "
             r"name the right column as item_id in data\.items\.columns",
         ),
-        ({"users": pd.DataFrame({"user_id": [7]})}, r"user_id is 1 in the interactions and 7 in the users"),
+        (
+            {"users": pd.DataFrame({"user_id": [7]})},
+            r"user_id is 1 in the interactions and 7 in the users",
+        ),
     ],
 )
 def test_a_table_that_shares_no_id_is_refused(tables, message):
@@ -161,14 +171,22 @@ EVENTS = pd.DataFrame(
         (DataConfig(targets=TargetsConfig(events=["buy"])), [0, 1, 0, 0, 1]),
         (DataConfig(targets=TargetsConfig(min_weight=3)), [0, 1, 1, 0, 1]),
         (DataConfig(targets=TargetsConfig(["buy", "cart"], 3)), [0, 1, 0, 0, 1]),
-        (DataConfig(events={"view": 1, "buy": 3}), [0.5555556, 1.6666667, 0.5555556, 0.5555556, 1.6666667]),
-        (DataConfig(events={"buy": 6, "cart": 3}, targets=TargetsConfig(["buy", "cart"])), [0, 1.2, 0, 0.6, 1.2]),
+        (
+            DataConfig(events={"view": 1, "buy": 3}),
+            [0.5555556, 1.6666667, 0.5555556, 0.5555556, 1.6666667],
+        ),
+        (
+            DataConfig(events={"buy": 6, "cart": 3}, targets=TargetsConfig(["buy", "cart"])),
+            [0, 1.2, 0, 0.6, 1.2],
+        ),
     ],
 )
 def test_weights_are_those_declared_and_of_mean_one(config, expected):
     weighed = weigh_targets(EVENTS, config)
     assert weighed[TARGET_WEIGHT].tolist() == pytest.approx(expected)
-    assert only_targets(weighed).index.tolist() == [row for row, weight in enumerate(expected) if weight]
+    assert only_targets(weighed).index.tolist() == [
+        row for row, weight in enumerate(expected) if weight
+    ]
     assert len(only_targets(weighed)) + len(only_evidence(weighed)) == len(EVENTS)
     assert only_targets(weighed)[TARGET_WEIGHT].mean() == pytest.approx(1)
 
@@ -182,10 +200,22 @@ def test_without_a_declaration_every_event_is_a_target():
 @pytest.mark.parametrize(
     ("config", "columns", "message"),
     [
-        (DataConfig(targets=TargetsConfig(["by"])), ["event"], "event 'by' is declared.*did you mean 'buy'"),
+        (
+            DataConfig(targets=TargetsConfig(["by"])),
+            ["event"],
+            "event 'by' is declared.*did you mean 'buy'",
+        ),
         (DataConfig(events={"buy": 2.0}), ["weight"], "reads 'event', which is absent"),
-        (DataConfig(targets=TargetsConfig(min_weight=4)), ["event"], "reads 'weight', which is absent"),
-        (DataConfig(targets=TargetsConfig(min_weight=9)), ["weight"], r"no event is a target"),
+        (
+            DataConfig(targets=TargetsConfig(min_weight=4)),
+            ["event"],
+            "reads 'weight', which is absent",
+        ),
+        (
+            DataConfig(targets=TargetsConfig(min_weight=9)),
+            ["weight"],
+            r"no event is a target",
+        ),
     ],
 )
 def test_a_declaration_that_fits_no_event_is_refused(config, columns, message):

@@ -8,7 +8,6 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import yaml
-
 from datamodules.config import (
     DataConfig,
     FeatureConfig,
@@ -51,7 +50,10 @@ def test_the_movielens_config_reads_its_files_as_they_are(tmp_path):
     parser.add_argument("--data", type=DataConfig)
     tables, rejects = read_tables(parser.instantiate(parser.parse_object({"data": block})).data)
     assert rejects.frame.empty
-    assert tables.interactions.to_numpy().tolist() == [[196, 242, 881250949, 3], [186, 302, 891717742, 4]]
+    assert tables.interactions.to_numpy().tolist() == [
+        [196, 242, 881250949, 3],
+        [186, 302, 891717742, 4],
+    ]
     assert tables.users["age"].tolist() == [49, 39]
     assert tables.items["release_date"].isna().tolist() == [False, True]
 
@@ -68,9 +70,20 @@ def test_the_template_shows_every_key_and_states_the_defaults():
         shown = block if key is None else block[key]
         assert set(shown) == {field.name for field in fields(cls)}
     config = load("template")
-    for name in ("split", "targets", "leaks", "ties", "repeats", "history_length", "max_reject_rate"):
+    for name in (
+        "split",
+        "targets",
+        "leaks",
+        "ties",
+        "repeats",
+        "history_length",
+        "max_reject_rate",
+    ):
         assert getattr(config, name) == getattr(DataConfig(), name)
-    assert f"at most {LONGEST_HISTORY} ({LONGEST_RECENT} where `repeats` is allow, {LONGEST_SET} of a set)" in text
+    assert (
+        f"at most {LONGEST_HISTORY} ({LONGEST_RECENT} where `repeats` is allow, {LONGEST_SET} of a set)"
+        in text
+    )
 
 
 @pytest.mark.parametrize(
@@ -111,30 +124,71 @@ def test_a_value_that_cannot_be_is_refused_at_once(make):
         ("users", DataConfig(features=FeaturesConfig(user={"user_id": "categorical"}))),
         (
             "users",
-            DataConfig(users=TableConfig(columns={"user_id": "who"}), features=FeaturesConfig({"who": "categorical"})),
+            DataConfig(
+                users=TableConfig(columns={"user_id": "who"}),
+                features=FeaturesConfig({"who": "categorical"}),
+            ),
         ),
-        ("users", DataConfig(features=FeaturesConfig(user={"age": "numeric"}), audit_only=["age"])),
-        ("users", DataConfig(features=FeaturesConfig(user={"born": FeatureConfig("hour_of_day", "born")}))),
+        (
+            "users",
+            DataConfig(features=FeaturesConfig(user={"age": "numeric"}), audit_only=["age"]),
+        ),
+        (
+            "users",
+            DataConfig(
+                features=FeaturesConfig(user={"born": FeatureConfig("hour_of_day", "born")})
+            ),
+        ),
         ("items", DataConfig(items=TableConfig(columns={"sku": "x"}))),
-        ("items", DataConfig(features=FeaturesConfig(item={"repeat_rate": "numeric"}), repeats="allow")),
-        ("items", DataConfig(features=FeaturesConfig(item={"a": "vector", "b": FeatureConfig("text", "a")}))),
-        ("interactions", DataConfig(features=FeaturesConfig(context={"user_id": "categorical"}))),
-        ("interactions", DataConfig(features=FeaturesConfig(context={"event": "numeric"}))),
-        ("interactions", DataConfig(features=FeaturesConfig(context={"datetime": "vector"}))),
+        (
+            "items",
+            DataConfig(
+                features=FeaturesConfig(item={"repeat_rate": "numeric"}),
+                repeats="allow",
+            ),
+        ),
+        (
+            "items",
+            DataConfig(
+                features=FeaturesConfig(item={"a": "vector", "b": FeatureConfig("text", "a")})
+            ),
+        ),
+        (
+            "interactions",
+            DataConfig(features=FeaturesConfig(context={"user_id": "categorical"})),
+        ),
+        (
+            "interactions",
+            DataConfig(features=FeaturesConfig(context={"event": "numeric"})),
+        ),
+        (
+            "interactions",
+            DataConfig(features=FeaturesConfig(context={"datetime": "vector"})),
+        ),
     ],
 )
 def test_a_column_that_cannot_be_read_so_is_refused(table, config):
-    with pytest.raises(SchemaError, match=r"are no feature|allowed|no column of ours|reserved|a feature as well"):
+    with pytest.raises(
+        SchemaError,
+        match=r"are no feature|allowed|no column of ours|reserved|a feature as well",
+    ):
         columns_of_table(table, config)
 
 
 def test_of_several_limits_of_a_column_the_narrowest_count():
-    one, other = FeatureConfig("numeric", "price", min=0, max=8), FeatureConfig("numeric", "price", min=-2, max=10)
-    _, price = columns_of_table("items", DataConfig(features=FeaturesConfig(item={"one": one, "other": other})))
+    one, other = (
+        FeatureConfig("numeric", "price", min=0, max=8),
+        FeatureConfig("numeric", "price", min=-2, max=10),
+    )
+    _, price = columns_of_table(
+        "items", DataConfig(features=FeaturesConfig(item={"one": one, "other": other}))
+    )
     assert (price.name, price.role, price.low, price.high) == ("price", "number", 0, 8)
 
 
 def test_nothing_of_this_machine_is_declared():
-    config = DataConfig(TableConfig("/home/me/a.csv"), split=SplitConfig("files", test="/home/me/b.csv"))
+    config = DataConfig(
+        TableConfig("/home/me/a.csv"), split=SplitConfig("files", test="/home/me/b.csv")
+    )
     assert "/home" not in str(config.declared())
     assert config.declared()["split"]["kind"] == "files"

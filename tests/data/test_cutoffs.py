@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 from datamodules.tables import TARGET_WEIGHT
 from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
@@ -15,7 +14,10 @@ HORIZON = 2 * DAY
 WORLDS = {
     "next basket": (make_world(BASKETS), None),
     "horizon": (make_world(BASKETS), HORIZON),
-    "next basket, nothing twice": (make_world(replace(ORDERED, ties="simultaneous")), None),
+    "next basket, nothing twice": (
+        make_world(replace(ORDERED, ties="simultaneous")),
+        None,
+    ),
     "next event, repeats": (make_world(replace(ORDERED, repeats="allow")), None),
 }
 
@@ -49,7 +51,10 @@ def test_history_ends_where_targets_begin(case):
                     before, after = mine[mine.index < place], mine[mine.index == place]
                     assert after["time"].item() == time
                 else:
-                    before, after = mine[mine["time"] < time], mine[mine["time"] >= time]
+                    before, after = (
+                        mine[mine["time"] < time],
+                        mine[mine["time"] >= time],
+                    )
                     last = after["time"].min() + 1 if horizon is None else time + horizon
                     after = after[after["time"] < last]
                 assert targets_of(batch, b) == sorted(set(after["item"])) != []
@@ -59,10 +64,14 @@ def test_history_ends_where_targets_begin(case):
                 owned = batch.owned_rows[batch.owned_users == b].tolist()
                 assert owned == sorted(set(before["item"]))
                 assert batch.arrays["request_times"][b] == time
-                assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
+                assert (
+                    batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
+                )
                 known = [number for number, at in enumerate(data.trends.moments) if at <= time]
                 assert plan.trend == max(known, default=0)
-            is_owned = [row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)]
+            is_owned = [
+                row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)
+            ]
             assert (batch.target_owned >= 0).tolist() == is_owned
 
 
@@ -95,7 +104,10 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
             if name not in ("owned_users", "owned_statistics", "owned_preferences"):
                 assert torch.equal(array[kept], again.arrays[name][kept]), name
         rows, users = np.flatnonzero(kept), batch.owned_users.numpy()
-        mine, mine_again = np.isin(users, rows), np.isin(again.owned_users.numpy(), rows)
+        mine, mine_again = (
+            np.isin(users, rows),
+            np.isin(again.owned_users.numpy(), rows),
+        )
         assert torch.equal(batch.history_rows[kept], again.history_rows[kept])
         assert torch.equal(batch.owned_rows[mine], again.owned_rows[mine_again])
         if data.trends.moments[plan.trend] <= first:
@@ -134,7 +146,10 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
     world, horizon = case
     rows = world.tables.interactions
     weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "view", 0.0, rows["weight"])})
-    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)), horizon=horizon)
+    data = make_data(
+        replace(world, tables=replace(world.tables, interactions=weighed)),
+        horizon=horizon,
+    )
     events, weight = data.sequences.events, data.sequences.target_weight
     for plan in data.examples.plan(7, 0):
         batch = data.examples[plan]
@@ -142,11 +157,22 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
             declared: dict[int, list[float]] = {}
             for place in range(plan.stops[b], plan.ends[b]):
                 if weight[place]:
-                    declared.setdefault(int(events.item_row[place]), []).append(float(weight[place]))
-            weights = {row: sum(each) / len(each) * (1 + math.log(len(each))) for row, each in declared.items()}
+                    declared.setdefault(int(events.item_row[place]), []).append(
+                        float(weight[place])
+                    )
+            weights = {
+                row: sum(each) / len(each) * (1 + math.log(len(each)))
+                for row, each in declared.items()
+            }
             root = math.sqrt(sum(weights.values()))
             is_mine = batch.target_users == b
-            found = dict(zip(batch.target_rows[is_mine].tolist(), batch.target_weights[is_mine].tolist(), strict=True))
+            found = dict(
+                zip(
+                    batch.target_rows[is_mine].tolist(),
+                    batch.target_weights[is_mine].tolist(),
+                    strict=True,
+                )
+            )
             assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
             known = events.item_row[plan.starts[b] : plan.stops[b]].tolist()
             assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))

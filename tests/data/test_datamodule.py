@@ -5,10 +5,19 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.tables import TARGET_WEIGHT
-from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
+from tests.tiny_data import (
+    BASKETS,
+    DAY,
+    FIRST,
+    ORDERED,
+    World,
+    batches,
+    hold_out,
+    make_data,
+    make_world,
+)
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
@@ -35,14 +44,19 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     assert sorted(data.validation_users) == sorted(asked["user_id"])
     assert len(batch.history_rows) == len(data.validation_users)
     wanted = list(zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True))
-    rows = [(user, row_of[item]) for user, item in validation[["user_id", "item_id"]].drop_duplicates().to_numpy()]
+    rows = [
+        (user, row_of[item])
+        for user, item in validation[["user_id", "item_id"]].drop_duplicates().to_numpy()
+    ]
     assert sorted((data.validation_users[b], row) for b, row in wanted) == sorted(rows)
     for b, user_id in enumerate(data.validation_users):
         mine = train[train["user_id"] == user_id].sort_values("datetime", kind="stable")
         recent = [row_of[item_id] for item_id in mine["item_id"]][-world.schema.history_length :]
         length = int(batch.arrays["history_lengths"][b])
         assert batch.history_rows[b, :length].tolist() == recent
-        assert batch.owned_rows[batch.owned_users == b].tolist() == sorted({row_of[i] for i in mine["item_id"]})
+        assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(
+            {row_of[i] for i in mine["item_id"]}
+        )
         assert batch.arrays["request_times"][b] == mine["datetime"].max() if length else True
     is_known = (batch.arrays["context_codes"] != 1).any()
     assert bool(is_known) == is_in_context
@@ -53,7 +67,14 @@ def test_validation_is_asked_at_its_moment():
     at = FIRST + 50 * DAY
     train = world.tables.interactions
     data = InteractionsDataModule(
-        train, train.head(9), world.tables.users, world.catalogue, world.schema, 4, 7, validation_at=at
+        train,
+        train.head(9),
+        world.tables.users,
+        world.catalogue,
+        world.schema,
+        4,
+        7,
+        validation_at=at,
     )
     (batch,) = data.validation_batches
     assert set(batch.arrays["request_times"].tolist()) == {at}
@@ -98,7 +119,9 @@ def test_targets_are_counted_without_what_is_evidence_alone(world):
     weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "buy", rows["weight"], 0.0)})
     data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
     bought = rows.loc[rows["event"] == "buy", "item_id"].value_counts()
-    assert data.count_targets().tolist() == [bought.get(item_id, 0) for item_id in world.catalogue.item_ids.tolist()]
+    assert data.count_targets().tolist() == [
+        bought.get(item_id, 0) for item_id in world.catalogue.item_ids.tolist()
+    ]
     assert 0 < data.count_targets().sum() < len(rows)
 
 
@@ -108,5 +131,8 @@ def test_targets_are_counted_without_what_is_evidence_alone(world):
 def test_every_protocol_gives_batches_with_targets(ties, repeats, horizon):
     world = make_world(replace(ORDERED, ties=ties, repeats=repeats))
     data = make_data(world, horizon=horizon)
-    n_targets = [int(b.is_target.sum() if hasattr(b, "is_target") else len(b.target_rows)) for b in batches(data, 0)]
+    n_targets = [
+        int(b.is_target.sum() if hasattr(b, "is_target") else len(b.target_rows))
+        for b in batches(data, 0)
+    ]
     assert min(n_targets) > 0

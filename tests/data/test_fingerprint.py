@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from datamodules.datamodule import fingerprint
 from serve.encode import EncodedFeatures
 
@@ -14,7 +13,11 @@ VALUES = np.arange(21, dtype=np.float32).reshape(3, 7)
 def test_the_same_data_has_the_same_fingerprint():
     left, right = (EncodedFeatures(CODES.copy(), VALUES.copy()) for _ in range(2))
     assert fingerprint(left, {"a": [1, "b", None]}) == fingerprint(right, {"a": [1, "b", None]})
-    assert fingerprint(VALUES) == fingerprint(torch.from_numpy(VALUES)) == fingerprint(np.asfortranarray(VALUES))
+    assert (
+        fingerprint(VALUES)
+        == fingerprint(torch.from_numpy(VALUES))
+        == fingerprint(np.asfortranarray(VALUES))
+    )
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from datamodules.sequences import build_sequences
 from evaluation.holdout import profiles_from_frame
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.encode import context_keys
 from serve.events import history_arrays
 from serve.index import ItemIds
@@ -19,7 +18,12 @@ from serve.schema import Feature
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(
-    {"user_id": ["b", "d", "a"], "sex": ["f", None, "m"], "income": [2.5, np.nan, 7.0], "other": [1, 2, 3]}
+    {
+        "user_id": ["b", "d", "a"],
+        "sex": ["f", None, "m"],
+        "income": [2.5, np.nan, 7.0],
+        "other": [1, 2, 3],
+    }
 )
 EVENTS = pd.DataFrame(
     {
@@ -61,7 +65,10 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
     ids = item_ids(schema)
 
     def draw(values, dtype=None):
-        return pd.Series(data.draw(st.lists(st.sampled_from(values), min_size=n, max_size=n)), dtype=dtype)
+        return pd.Series(
+            data.draw(st.lists(st.sampled_from(values), min_size=n, max_size=n)),
+            dtype=dtype,
+        )
 
     events = pd.DataFrame(
         {
@@ -74,13 +81,24 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
             "device": draw(["phone", "web", None], "str"),
         }
     )
-    users = pd.DataFrame({"user_id": ["s", "p"] if is_text else [13, 5], "sex": ["m", "z"], "income": [1.0, None]})
-    features = (*schema.user_features, Feature("sexes", "multi_categorical", "sex", ("f", "m"), width=2))
+    users = pd.DataFrame(
+        {
+            "user_id": ["s", "p"] if is_text else [13, 5],
+            "sex": ["m", "z"],
+            "income": [1.0, None],
+        }
+    )
+    features = (
+        *schema.user_features,
+        Feature("sexes", "multi_categorical", "sex", ("f", "m"), width=2),
+    )
     device = Feature("device", "categorical", "device", ("web", "phone"))
     schema = replace(schema, user_features=features, context_features=(device,))
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
     trained = build_sequences(events, users, known_ids, schema)
-    encoder = RequestEncoder(schema, ItemIds(known_ids), None, profiles_from_frame(events, users, schema))
+    encoder = RequestEncoder(
+        schema, ItemIds(known_ids), None, profiles_from_frame(events, users, schema)
+    )
     asked = [Request(user_id, context={"device": "phone"}) for user_id in trained.user_ids.tolist()]
     served = encoder.encode(asked).tower
     key = context_keys((device,), np.array([[device.codes["phone"]]]))

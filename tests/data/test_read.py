@@ -8,18 +8,33 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 import pytest
-
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.tables import read_tables
 from serve.errors import SchemaError
 
 NAMES = ("user_id", "item_id", "datetime", "weight", "note", "price")
-NOTES = ("plain", None, "two\nlines", 'say "hi"', "a, b", '"', "ends in\n", "größe", "\n\n", "semi;colon", '","')
-FEATURES = FeaturesConfig(context={"note": "text", "price": FeatureConfig("numeric", min=0, max=100)})
+NOTES = (
+    "plain",
+    None,
+    "two\nlines",
+    'say "hi"',
+    "a, b",
+    '"',
+    "ends in\n",
+    "größe",
+    "\n\n",
+    "semi;colon",
+    '","',
+)
+FEATURES = FeaturesConfig(
+    context={"note": "text", "price": FeatureConfig("numeric", min=0, max=100)}
+)
 
 
 def put(column: str, cell: bytes):
-    return lambda cells: [cell if name == column else old for name, old in zip(NAMES, cells, strict=True)]
+    return lambda cells: [
+        cell if name == column else old for name, old in zip(NAMES, cells, strict=True)
+    ]
 
 
 SPOILERS = [
@@ -40,7 +55,11 @@ SPOILERS = [
     (put("price", b"1e999"), "price", "not finite"),
     (put("price", b"-0.5"), "price", "below the minimum 0"),
     (put("price", b"100.5"), "price", "above the maximum 100"),
-    (lambda cells: put("user_id", b"")(put("weight", b"many")(cells)), "user_id", "missing"),
+    (
+        lambda cells: put("user_id", b"")(put("weight", b"many")(cells)),
+        "user_id",
+        "missing",
+    ),
 ]
 """What makes a record of good cells a bad one, and the column and the reason of its first fault."""
 
@@ -53,10 +72,19 @@ def quote(text: str | None) -> bytes:
 def write_row(row: tuple) -> list[bytes]:
     user, item, seconds, weight, note, price = row
     time = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
-    return [str(user).encode(), item.encode(), time.encode(), str(weight).encode(), quote(note), quote(price)]
+    return [
+        str(user).encode(),
+        item.encode(),
+        time.encode(),
+        str(weight).encode(),
+        quote(note),
+        quote(price),
+    ]
 
 
-def write_records(seed: int, n_good: int, n_bad: int, end: bytes) -> tuple[bytes, list[tuple], list[tuple]]:
+def write_records(
+    seed: int, n_good: int, n_bad: int, end: bytes
+) -> tuple[bytes, list[tuple], list[tuple]]:
     """Write good and bad records in random order, without any reader.
 
     Returns:
@@ -69,7 +97,13 @@ def write_records(seed: int, n_good: int, n_bad: int, end: bytes) -> tuple[bytes
             pieces.append(end)  # a blank line is no record
             line += 1
         note, price = NOTES[rng.integers(len(NOTES))], rng.integers(-40, 401) / 4
-        row = (int(rng.integers(1, 5000)), f"i{at % 97}", 1_500_000_000 + 60 * at, rng.integers(1, 9) / 2, note)
+        row = (
+            int(rng.integers(1, 5000)),
+            f"i{at % 97}",
+            1_500_000_000 + 60 * at,
+            rng.integers(1, 9) / 2,
+            note,
+        )
         row = (*row, None if price < 0 else str(price))
         cells = write_row(row)
         if bad:
@@ -87,7 +121,11 @@ def write_records(seed: int, n_good: int, n_bad: int, end: bytes) -> tuple[bytes
 def read(folder, content: str | bytes, name: str = "events.csv", features=None, **layout):
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    config = DataConfig(TableConfig(str(path), **layout), features=features or FeaturesConfig(), max_reject_rate=1.0)
+    config = DataConfig(
+        TableConfig(str(path), **layout),
+        features=features or FeaturesConfig(),
+        max_reject_rate=1.0,
+    )
     return read_tables(config)
 
 
@@ -124,12 +162,19 @@ def test_records_are_conserved_over_the_blocks_that_a_file_is_parsed_in(tmp_path
 @pytest.mark.parametrize("opened", ['2,"b,2017-12-01', '2,b,"2017-12-01'])
 def test_an_open_quote_swallows_no_record(tmp_path, opened, late):
     text = "user_id,item_id,datetime\n1,a,2017-12-01\n" + opened + "\n" + f"{late}\n" * 5
-    with pytest.raises(SchemaError, match="the quote opened on line 3 is not closed; the last good line is 2"):
+    with pytest.raises(
+        SchemaError,
+        match="the quote opened on line 3 is not closed; the last good line is 2",
+    ):
         read(tmp_path, text)
 
 
 EVENTS = pd.DataFrame(
-    {"user_id": [7, 7, 3], "item_id": ["007", "b", "ü"], "datetime": [1512086400, 1512172800, 5 * 10**8]}
+    {
+        "user_id": [7, 7, 3],
+        "item_id": ["007", "b", "ü"],
+        "datetime": [1512086400, 1512172800, 5 * 10**8],
+    }
 )
 EVENTS["weight"] = [1.5, 2.0, 4.0]
 
@@ -141,11 +186,27 @@ def write(frame: pd.DataFrame, path) -> None:
     elif path.suffix == ".parquet":
         frame.to_parquet(path)
     else:
-        frame.to_csv(path, index=False, sep="\t" if ".tsv" in path.name else ",", compression=packed)
+        frame.to_csv(
+            path,
+            index=False,
+            sep="\t" if ".tsv" in path.name else ",",
+            compression=packed,
+        )
 
 
 @pytest.mark.parametrize(
-    "name", ["e.csv", "e.tsv", "e.csv.gz", "e.jsonl", "e.ndjson", "e.jsonl.gz", "e.parquet", "E.CSV", "e.TSV.GZ"]
+    "name",
+    [
+        "e.csv",
+        "e.tsv",
+        "e.csv.gz",
+        "e.jsonl",
+        "e.ndjson",
+        "e.jsonl.gz",
+        "e.parquet",
+        "E.CSV",
+        "e.TSV.GZ",
+    ],
 )
 def test_files_of_every_kind_give_the_same_table(tmp_path, name):
     write(EVENTS, tmp_path / name) if name.islower() else EVENTS.to_csv(
@@ -161,8 +222,14 @@ def test_files_of_every_kind_give_the_same_table(tmp_path, name):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "|", "\t", "::", "~", " - "])
 @pytest.mark.parametrize("has_header", [True, False])
-def test_delimiters_are_guessed_or_declared_with_and_without_a_header(tmp_path, delimiter, has_header):
-    rows = [["user_id", "item_id", "weight"], ["1", "a b", "2"], ["2", '"c::d;e"', "4.5"]]
+def test_delimiters_are_guessed_or_declared_with_and_without_a_header(
+    tmp_path, delimiter, has_header
+):
+    rows = [
+        ["user_id", "item_id", "weight"],
+        ["1", "a b", "2"],
+        ["2", '"c::d;e"', "4.5"],
+    ]
     text = "\n".join(delimiter.join(row) for row in rows[not has_header :])
     layout = {} if has_header else {"names": rows[0]}
     if delimiter in ("~", " - "):
@@ -178,14 +245,22 @@ def test_delimiters_are_guessed_or_declared_with_and_without_a_header(tmp_path, 
 def test_columns_are_renamed_and_the_others_named(tmp_path):
     text = "\ufeffcard,who,sku,device\nx,1,a,tv\n"
     features = FeaturesConfig(context={"screen": FeatureConfig("categorical", "device")})
-    tables, rejects = read(tmp_path, text, features=features, columns={"user_id": "who", "item_id": "sku"})
-    assert tables.interactions.to_dict("list") == {"user_id": [1], "item_id": ["a"], "device": ["tv"]}
+    tables, rejects = read(
+        tmp_path, text, features=features, columns={"user_id": "who", "item_id": "sku"}
+    )
+    assert tables.interactions.to_dict("list") == {
+        "user_id": [1],
+        "item_id": ["a"],
+        "device": ["tv"],
+    }
     assert rejects.dropped == {"interactions": ("card",)}
 
 
 def test_another_encoding_is_declared(tmp_path):
     text = "user_id,item_id\n1,Misérables\n".encode("latin-1")
-    assert read(tmp_path, text, encoding="latin-1")[0].interactions["item_id"].tolist() == ["Misérables"]
+    assert read(tmp_path, text, encoding="latin-1")[0].interactions["item_id"].tolist() == [
+        "Misérables"
+    ]
     assert list_rejects(read(tmp_path, text + b"1,b\n")[1]) == [(2, "item_id", "not UTF-8")]
     with pytest.raises(SchemaError, match=r"line 2, column 'item_id'.*encoding: latin-1"):
         read(tmp_path, text)
@@ -204,7 +279,10 @@ def test_json_lines_keep_types_and_name_what_is_no_row(tmp_path):
         b'{"user_id": -3, "item_id": "c", "weight": 2.5, "more": 1}',
     ]
     tables, rejects = read(tmp_path, b"\n".join(lines), "events.jsonl")
-    assert without_nan(tables.interactions) == [(9007199254740993, "007", 1.0), (-3, "c", 2.5)]
+    assert without_nan(tables.interactions) == [
+        (9007199254740993, "007", 1.0),
+        (-3, "c", 2.5),
+    ]
     assert list_rejects(rejects) == [
         (2, "user_id", "missing"),
         (4, None, "not UTF-8"),
@@ -236,10 +314,20 @@ REFUSED = [
     ("", "e.csv", {}, "is empty"),
     ("user_id,item_id\n", "e.csv", {}, "is empty"),
     ("\nuser_id,item_id\n1,2\n", "e.csv", {}, "its first line is"),
-    ("user_id,item\n1,2\n", "e.csv", {}, "column 'item_id' is absent.*did you mean 'item'"),
+    (
+        "user_id,item\n1,2\n",
+        "e.csv",
+        {},
+        "column 'item_id' is absent.*did you mean 'item'",
+    ),
     ("user_id,item_id,item_id\n1,2,3\n", "e.csv", {}, "2 columns are called 'item_id'"),
     (b"user_id,it\xffem_id\n1,2\n", "e.csv", {}, "header is not UTF-8"),
-    (PAIR, "e.csv", {"names": ["user_id", "item_id", "weight"]}, "3 names are declared, but line 1 has 2 cells"),
+    (
+        PAIR,
+        "e.csv",
+        {"names": ["user_id", "item_id", "weight"]},
+        "3 names are declared, but line 1 has 2 cells",
+    ),
     (PAIR, "e.dat", {}, "unknown suffix '.dat'"),
     (PAIR, "e.json", {}, "unknown suffix '.json'"),
     ("{}", "e.jsonl", {"delimiter": ","}, "those of a text file"),
@@ -256,6 +344,10 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(tmp_path, content, name
 
 
 def test_a_path_that_names_no_file_is_refused_with_its_setting(tmp_path):
-    for path, message in ((None, "is not set"), (tmp_path, "is a folder"), (tmp_path / "*.csv", "matches no file")):
+    for path, message in (
+        (None, "is not set"),
+        (tmp_path, "is a folder"),
+        (tmp_path / "*.csv", "matches no file"),
+    ):
         with pytest.raises(SchemaError, match=rf"data\.interactions\.path.*|.*{message}"):
             read_tables(DataConfig(TableConfig(None if path is None else str(path))))

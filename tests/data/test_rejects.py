@@ -8,7 +8,6 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pytest
-
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.read import make_rejects
 from datamodules.rejects import advise
@@ -21,10 +20,16 @@ EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
 def read_items(cells, kind, **layout) -> tuple[list, list]:
     """Read cells as a feature of four items; return its values, and reasons and costs of what was lost."""
     items = pd.DataFrame({"item_id": [3, 4, 5, 6], "x": pd.Series(cells, dtype=object)})
-    config = DataConfig(items=TableConfig(**layout), features=FeaturesConfig(item={"x": kind}), max_reject_rate=1)
+    config = DataConfig(
+        items=TableConfig(**layout),
+        features=FeaturesConfig(item={"x": kind}),
+        max_reject_rate=1,
+    )
     tables, rejects = tables_from_frames(config, EVENTS, items=items)
     values = tables.items["x"].astype(object)
-    return values.where(values.notna(), None).tolist(), rejects.frame[["reason", "costs"]].to_numpy().tolist()
+    return values.where(values.notna(), None).tolist(), rejects.frame[
+        ["reason", "costs"]
+    ].to_numpy().tolist()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,9 @@ def test_a_decimal_comma_is_read_and_a_point_is_no_decimal_then(cells, expected)
 
 def test_vectors_with_decimal_commas_are_read_beside_those_that_python_wrote():
     values, _ = read_items(["0,5 -1,25", "[0.5, -1.25]", "0,5;-1,25", None], "vector", decimal=",")
-    assert [None if value is None else value.entries().tolist() for value in values] == [[0.5, -1.25]] * 3 + [None]
+    assert [None if value is None else value.entries().tolist() for value in values] == [
+        [0.5, -1.25]
+    ] * 3 + [None]
 
 
 @pytest.mark.parametrize(
@@ -99,11 +106,16 @@ def test_what_reads_the_bad_cells_is_found_from_how_they_are_written(reason, tex
 
 
 def test_times_years_from_all_others_are_rejected_unless_a_limit_admits_them():
-    times = [f"2024-05-{day:02d}" for day in range(1, 30)] + ["1970-01-01", "2199-01-01"]
+    times = [f"2024-05-{day:02d}" for day in range(1, 30)] + [
+        "1970-01-01",
+        "2199-01-01",
+    ]
     events = pd.DataFrame({"user_id": 1, "item_id": range(31), "datetime": times})
 
     def read(**layout) -> tuple[int, int]:
-        tables, rejects = tables_from_frames(DataConfig(TableConfig(**layout), max_reject_rate=1), events)
+        tables, rejects = tables_from_frames(
+            DataConfig(TableConfig(**layout), max_reject_rate=1), events
+        )
         assert len(tables.interactions) + len(rejects.tables["interactions"]) == 31
         assert len(rejects.hints) == rejects.frame["reason"].str.startswith("years").any()
         return len(tables.interactions), len(rejects.frame)
@@ -117,7 +129,9 @@ def test_times_years_from_all_others_are_rejected_unless_a_limit_admits_them():
 def test_long_tails_are_not_outliers():
     rng = np.random.default_rng(0)
     seconds = 1_700_000_000 - (rng.pareto(1.5, 5000) * 40 * 86_400).clip(max=3000 * 86_400)
-    events = pd.DataFrame({"user_id": 1, "item_id": range(5000), "datetime": seconds.astype(np.int64)})
+    events = pd.DataFrame(
+        {"user_id": 1, "item_id": range(5000), "datetime": seconds.astype(np.int64)}
+    )
     _, rejects = tables_from_frames(DataConfig(), events)
     assert rejects.frame.empty
 
@@ -137,18 +151,34 @@ def test_a_query_reads_a_database_and_files_and_changes_nothing(tmp_path):
     assert tables.interactions.to_numpy().tolist() == [[7, "a", 2.5]]
     assert (rejects.records, path.read_bytes()) == ({"interactions": 1}, before)
     EVENTS.to_csv(tmp_path / "e.csv", index=False)
-    script = f"CREATE TEMP TABLE e AS FROM '{tmp_path}/e.csv'; SELECT * FROM e ORDER BY item_id DESC"
-    assert read_tables(query(None, script))[0].interactions["item_id"].tolist() == [6, 5, 4, 3]
+    script = (
+        f"CREATE TEMP TABLE e AS FROM '{tmp_path}/e.csv'; SELECT * FROM e ORDER BY item_id DESC"
+    )
+    assert read_tables(query(None, script))[0].interactions["item_id"].tolist() == [
+        6,
+        5,
+        4,
+        3,
+    ]
 
 
-@pytest.mark.parametrize("text", ["SELECT 1 AS", "CREATE TEMP TABLE t AS SELECT 1", "SELECT 1 AS user_id WHERE false"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT 1 AS",
+        "CREATE TEMP TABLE t AS SELECT 1",
+        "SELECT 1 AS user_id WHERE false",
+    ],
+)
 def test_a_query_without_rows_or_sense_is_refused(text):
     with pytest.raises(SchemaError, match=r"data\.interactions\.query") as error:
         read_tables(query(None, text))
     assert "\n" not in str(error.value)
 
 
-def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_named(tmp_path):
+def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_named(
+    tmp_path,
+):
     path = tmp_path / "shop.sqlite"
     with sqlite3.connect(path) as database:
         database.execute("CREATE TABLE sales (user_id INTEGER, item_id TEXT, paid REAL)")

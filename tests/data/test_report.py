@@ -4,14 +4,13 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
-
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.leaks import Leak
 from datamodules.report import print_report, report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
+from rich.console import Console
 
 DAY = 86400
 START = 1512086400
@@ -27,8 +26,23 @@ def report():
         split=SplitConfig("time", "2017-12-09"),
         max_reject_rate=0.5,
     )
-    rows = [(1, "a", 0), (1, "a", 0), (1, "b", 1), (1, "a", 2), (2, "a", 3), (2, "c", 7), (None, "a", 4)]
-    rows += [(1, "a", 8), (1, "d", 8), (2, "e", 8.5), (3, "f", 9), (3, "f", 9), (3, "f", 8.75)]
+    rows = [
+        (1, "a", 0),
+        (1, "a", 0),
+        (1, "b", 1),
+        (1, "a", 2),
+        (2, "a", 3),
+        (2, "c", 7),
+        (None, "a", 4),
+    ]
+    rows += [
+        (1, "a", 8),
+        (1, "d", 8),
+        (2, "e", 8.5),
+        (3, "f", 9),
+        (3, "f", 9),
+        (3, "f", 8.75),
+    ]
     events = pd.DataFrame(rows, columns=["user_id", "item_id", "day"])
     events["datetime"] = (START + events.pop("day") * DAY).astype("int64")
     events["till"] = 5
@@ -36,7 +50,14 @@ def report():
     items = pd.DataFrame({"item_id": ["a", "b", "c", "d"]})
     tables, rejects = tables_from_frames(config, events, users, items)
     tables, cleaning = clean(tables)
-    return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
+    return report_data(
+        tables,
+        rejects,
+        cleaning,
+        split_interactions(tables.interactions, config, 0),
+        config,
+        (),
+    )
 
 
 def test_the_report_counts(report):
@@ -51,12 +72,20 @@ def test_the_report_counts(report):
         "validation": 1,
         "test": 5,
     }
-    assert report["time"] == {"first": "2017-12-01T00:00:00Z", "last": "2017-12-10T00:00:00Z", "days": 9.0}
+    assert report["time"] == {
+        "first": "2017-12-01T00:00:00Z",
+        "last": "2017-12-10T00:00:00Z",
+        "days": 9.0,
+    }
     assert report["split"]["test_at"] == "2017-12-09T00:00:00Z"
     assert report["split"]["validation_at"] == "2017-12-08T00:00:00Z"
     assert report["rejected"] == {"missing": 1}
     assert report["records"] == {"interactions": 13, "users": 4, "items": 4}
-    assert report["dropped_columns"] == {"interactions": ["till"], "users": [], "items": []}
+    assert report["dropped_columns"] == {
+        "interactions": ["till"],
+        "users": [],
+        "items": [],
+    }
     assert report["missing"]["users"] == {"user_id": 0.0, "town": 0.75}
     assert report["cleaning"]["duplicate_events"] == 2
     assert report["unlisted"] == {"users": 0.0, "items": 2 / 6}  # e and f
@@ -70,20 +99,31 @@ def test_the_report_says_what_the_test_cannot_know(report):
         "test_pairs_outside_catalogue": pytest.approx(2 / 4),
         "test_pairs_owned_before": pytest.approx(1 / 4),
     }
-    assert report["repeat_share"] == pytest.approx(3 / 10)  # a twice again by user 1, f once again by user 3
+    assert report["repeat_share"] == pytest.approx(
+        3 / 10
+    )  # a twice again by user 1, f once again by user 3
 
 
 def test_the_long_tail_is_that_of_a_naive_count():
     rng = np.random.default_rng(0)
     counts = rng.zipf(1.5, 37).clip(max=60)
-    events = pd.DataFrame({"user_id": np.arange(counts.sum()) % 11, "item_id": np.repeat(np.arange(37), counts)})
+    events = pd.DataFrame(
+        {
+            "user_id": np.arange(counts.sum()) % 11,
+            "item_id": np.repeat(np.arange(37), counts),
+        }
+    )
     config = DataConfig(split=SplitConfig("none"))
     tables, rejects = tables_from_frames(config, events)
     _, cleaning = clean(tables)
-    report = report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config, ())
+    report = report_data(
+        tables, rejects, cleaning, split_interactions(events, config, 0), config, ()
+    )
     gini = np.abs(counts[:, None] - counts[None]).sum() / (2 * 37 * counts.sum())
     assert report["long_tail"]["gini"] == pytest.approx(gini)
-    assert report["long_tail"]["top_10%"] == pytest.approx(np.sort(counts)[-4:].sum() / counts.sum())
+    assert report["long_tail"]["top_10%"] == pytest.approx(
+        np.sort(counts)[-4:].sum() / counts.sum()
+    )
     assert report["long_tail"]["top_1%"] == pytest.approx(counts.max() / counts.sum())
     lengths = np.bincount(events["user_id"])
     assert report["history_length"]["p50"] == np.median(lengths)
@@ -106,7 +146,9 @@ def test_much_of_the_test_that_is_owned_and_many_ties_are_said():
     _, cleaning = clean(tables)
 
     def hints(config: DataConfig) -> list[str]:
-        return report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config, ())["hints"]
+        return report_data(
+            tables, rejects, cleaning, split_interactions(events, config, 0), config, ()
+        )["hints"]
 
     ties, owned = hints(DataConfig())
     assert ties.startswith("40.0% of events")
@@ -115,13 +157,26 @@ def test_much_of_the_test_that_is_owned_and_many_ties_are_said():
 
 
 def test_leaks_are_listed_and_printed(report):
-    leak = Leak("fact of the item", "interactions", "cost", 0.75, "interactions.cost[0] is a fact of the item")
-    tables, rejects = tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 1, 2], "item_id": list("aba")}))
+    leak = Leak(
+        "fact of the item",
+        "interactions",
+        "cost",
+        0.75,
+        "interactions.cost[0] is a fact of the item",
+    )
+    tables, rejects = tables_from_frames(
+        DataConfig(), pd.DataFrame({"user_id": [1, 1, 2], "item_id": list("aba")})
+    )
     _, cleaning = clean(tables)
     split = split_interactions(tables.interactions, DataConfig(), 0)
     found = report_data(tables, rejects, cleaning, split, DataConfig(), [leak])
     assert found["leaks"] == [
-        {"kind": leak.kind, "column": "interactions.cost", "power": 0.75, "message": leak.message}
+        {
+            "kind": leak.kind,
+            "column": "interactions.cost",
+            "power": 0.75,
+            "message": leak.message,
+        }
     ]
     text = io.StringIO()
     print_report(found, Console(file=text, width=110))

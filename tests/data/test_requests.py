@@ -7,11 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from datamodules.cutoffs import CutoffPlan
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.events import Owned, summarise_owned
 from tests.tiny_data import BASKETS, FIRST, draw_events, make_data, make_world
 
@@ -26,7 +25,9 @@ def test_targets_are_the_distinct_items_of_each_segment(counts, seed):
     segments = np.repeat(np.arange(len(counts)), counts).tolist()
     expected = sorted(Counter(zip(segments, events.item_row.tolist(), strict=True)).items())
     found = distinct_targets(events, np.ones(sum(counts), np.float32))
-    assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == [pair for pair, _ in expected]
+    assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == [
+        pair for pair, _ in expected
+    ]
     assert found.weights.tolist() == pytest.approx([1 + math.log(count) for _, count in expected])
 
 
@@ -64,7 +65,9 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     context = data.sequences.context.take(cutoffs.users)
     events = data.sequences.events
     known = events.between(cutoffs.starts, cutoffs.stops)
-    batch = maker.make(known, cutoffs.times, cutoffs.trend, NO_TARGETS, data.sequences.user, context)
+    batch = maker.make(
+        known, cutoffs.times, cutoffs.trend, NO_TARGETS, data.sequences.user, context
+    )
     expected_pairs = []
     for user, (start, stop) in enumerate(zip(cutoffs.starts, cutoffs.stops, strict=True)):
         past = events.item_row[start:stop][-memory_length:].tolist()

@@ -7,13 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.errors import SchemaError
 from serve.schema import Schema
 
@@ -53,7 +52,13 @@ def tables():
             "load": [1.0, 2, np.nan, 4, 5, 6, 1e9],
         }
     )
-    users = pd.DataFrame({"user_id": [9, 3, 2, 1], "town": ["far", "x", " y ", "y"], "income": [1e9, 1.0, 3.0, np.nan]})
+    users = pd.DataFrame(
+        {
+            "user_id": [9, 3, 2, 1],
+            "town": ["far", "x", " y ", "y"],
+            "income": [1e9, 1.0, 3.0, np.nan],
+        }
+    )
     items = pd.DataFrame(
         {
             "item_id": ["a", "b", "c", "z"],
@@ -92,22 +97,46 @@ def test_vocabularies_are_of_training_rows_by_frequency_then_value(schema):
 
 def test_values_of_users_moments_and_events_that_few_users_have_get_no_code():
     features = FeaturesConfig(
-        user={"town": "categorical", "likes": FeatureConfig("multi_categorical", separator=",")},
+        user={
+            "town": "categorical",
+            "likes": FeatureConfig("multi_categorical", separator=","),
+        },
         item={"colour": "categorical"},
-        context={"device": "categorical", "seen": FeatureConfig("multi_categorical", separator=",")},
+        context={
+            "device": "categorical",
+            "seen": FeatureConfig("multi_categorical", separator=","),
+        },
     )
     numbers = np.arange(12)
     five, four = numbers < 5, numbers >= 8
-    interactions = pd.DataFrame({"user_id": np.repeat(numbers, 3), "item_id": 1, "datetime": np.arange(36) * DAY})
+    interactions = pd.DataFrame(
+        {
+            "user_id": np.repeat(numbers, 3),
+            "item_id": 1,
+            "datetime": np.arange(36) * DAY,
+        }
+    )
     interactions["device"] = np.repeat(np.where(five, "5", np.where(four, "4", None)), 3)
     interactions["seen"] = np.repeat(np.where(five, "a, five,a", np.where(four, "four,a", None)), 3)
     interactions["event"] = np.repeat(np.where(five, "five", np.where(four, "four", None)), 3)
-    users = pd.DataFrame({"user_id": numbers, "town": np.where(five, "five", np.where(four, "four", " "))})
+    users = pd.DataFrame(
+        {
+            "user_id": numbers,
+            "town": np.where(five, "five", np.where(four, "four", " ")),
+        }
+    )
     users["likes"] = np.where(five, "a,five", np.where(four, "four", None))
     items = pd.DataFrame({"item_id": [1], "colour": ["rare"]})
-    schema = fit_schema(Tables(interactions, users, items), interactions, DataConfig(features=features))
+    schema = fit_schema(
+        Tables(interactions, users, items), interactions, DataConfig(features=features)
+    )
     found = {
-        one.name: one.vocabulary for one in (*schema.user_features, *schema.item_features, *schema.context_features)
+        one.name: one.vocabulary
+        for one in (
+            *schema.user_features,
+            *schema.item_features,
+            *schema.context_features,
+        )
     }
     assert found == {
         "town": ("five",),
@@ -120,11 +149,18 @@ def test_values_of_users_moments_and_events_that_few_users_have_get_no_code():
 
 
 def test_scales_are_of_known_training_values(schema):
-    for name, values in {"price": [1, 2, 4.5], "load": [1, 2, 4, 5, 6], "income": [1, 3]}.items():
+    for name, values in {
+        "price": [1, 2, 4.5],
+        "load": [1, 2, 4, 5, 6],
+        "income": [1, 3],
+    }.items():
         assert feature(schema, name).mean == pytest.approx(statistics.mean(values))
         assert feature(schema, name).scale == pytest.approx(statistics.pstdev(values))
     assert (feature(schema, "flat").mean, feature(schema, "flat").scale) == (0.1, 1.0)
-    assert (feature(schema, "nothing").mean, feature(schema, "nothing").scale) == (0.0, 1.0)
+    assert (feature(schema, "nothing").mean, feature(schema, "nothing").scale) == (
+        0.0,
+        1.0,
+    )
     logs = [math.log(1 + weight) for weight in range(6)]
     assert schema.weight_mean == pytest.approx(statistics.mean(logs))
     assert schema.weight_scale == pytest.approx(statistics.pstdev(logs))
@@ -135,7 +171,11 @@ def test_the_facts_of_the_data(schema):
     assert schema.has_datetime
     assert schema.has_weight
     assert schema.data_until == 100 * DAY + 1
-    assert (schema.timezone, schema.ties, schema.repeats) == ("Asia/Tokyo", "simultaneous", "exclude")
+    assert (schema.timezone, schema.ties, schema.repeats) == (
+        "Asia/Tokyo",
+        "simultaneous",
+        "exclude",
+    )
     assert schema.memory_length == 4000
     assert schema.decay_days == (3.0, 9.0, 27.0, 90.0)
     assert schema.popularity_days == ()
@@ -143,22 +183,41 @@ def test_the_facts_of_the_data(schema):
 
 def test_a_set_is_simultaneous_and_as_popular_as_all_of_it():
     pairs = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5]})
-    schema = fit_schema(Tables(pairs, pairs[["user_id"]].head(1), pairs[["item_id"]].head(1)), pairs, DataConfig())
-    assert (schema.is_set, schema.ties, schema.popularity_days) == (True, "simultaneous", (1.0,))
+    schema = fit_schema(
+        Tables(pairs, pairs[["user_id"]].head(1), pairs[["item_id"]].head(1)),
+        pairs,
+        DataConfig(),
+    )
+    assert (schema.is_set, schema.ties, schema.popularity_days) == (
+        True,
+        "simultaneous",
+        (1.0,),
+    )
 
 
 def make_histories(lengths, columns) -> tuple[Tables, pd.DataFrame]:
     """Make one user for each length, all items of hers distinct, two rows each."""
     rows = [(user, item, item) for user, length in enumerate(lengths) for item in range(length)]
-    interactions = pd.DataFrame(rows * 2, columns=["user_id", "item_id", "datetime"])[["user_id", "item_id", *columns]]
-    return Tables(interactions, interactions[["user_id"]].head(0), interactions[["item_id"]].head(0)), interactions
+    interactions = pd.DataFrame(rows * 2, columns=["user_id", "item_id", "datetime"])[
+        ["user_id", "item_id", *columns]
+    ]
+    return Tables(
+        interactions,
+        interactions[["user_id"]].head(0),
+        interactions[["item_id"]].head(0),
+    ), interactions
 
 
 @pytest.mark.parametrize(
     ("lengths", "columns", "repeats", "expected"),
     [
         ([1, 2, 3], ["datetime"], "exclude", 10),
-        (range(1, 41), ["datetime"], "exclude", 80),  # the 99th percentile of two rows each is 79.2
+        (
+            range(1, 41),
+            ["datetime"],
+            "exclude",
+            80,
+        ),  # the 99th percentile of two rows each is 79.2
         ([3] * 99 + [45], ["datetime"], "exclude", 10),  # one of a hundred has more
         ([1000] * 3, ["datetime"], "exclude", 100),
         ([1000] * 3, ["datetime"], "allow", 20),
@@ -179,7 +238,14 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
     assert (len(split.train), len(split.validation), len(split.test)) == (4, 1, 1)
     later = tables.interactions.copy()
     is_later = later["datetime"] > split.train["datetime"].max()
-    for name, value in {"user_id": 9, "item_id": "z", "event": "new", "weight": 77, "device": 66, "load": 55}.items():
+    for name, value in {
+        "user_id": 9,
+        "item_id": "z",
+        "event": "new",
+        "weight": 77,
+        "device": 66,
+        "load": 55,
+    }.items():
         later.loc[is_later, name] = value
     changed = Tables(later, tables.users, tables.items)
     train = later[~is_later]
@@ -189,13 +255,23 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(repeats="allow"), "repeats is 'allow' and the interactions have no datetime or position"),
-        (DataConfig(ties="simultaneous"), "ties is 'simultaneous' and the interactions have no datetime.*: ordered"),
+        (
+            DataConfig(repeats="allow"),
+            "repeats is 'allow' and the interactions have no datetime or position",
+        ),
+        (
+            DataConfig(ties="simultaneous"),
+            "ties is 'simultaneous' and the interactions have no datetime.*: ordered",
+        ),
     ],
 )
 def test_repeats_need_an_order_and_baskets_a_time(config, message):
     events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5]})
-    tables = Tables(events, events[["user_id"]].drop_duplicates(), events[["item_id"]].drop_duplicates())
+    tables = Tables(
+        events,
+        events[["user_id"]].drop_duplicates(),
+        events[["item_id"]].drop_duplicates(),
+    )
     with pytest.raises(SchemaError, match=message):
         fit_schema(tables, events, config)
 
@@ -266,7 +342,11 @@ def test_a_type_of_ids_that_changed_is_refused():
 
 def test_ages_are_fitted_at_the_events_of_users_and_for_items_at_the_end_of_the_data():
     events = pd.DataFrame(
-        {"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 2], "datetime": np.array([10, 40, 20, 30]) * DAY}
+        {
+            "user_id": [1, 1, 2, 3],
+            "item_id": [1, 2, 2, 2],
+            "datetime": np.array([10, 40, 20, 30]) * DAY,
+        }
     )
     users = pd.DataFrame({"user_id": [1, 2, 3], "joined": ["1970-01-06", "1970-01-01", None]})
     items = pd.DataFrame({"item_id": [1, 2], "released": ["1970-01-02", "1970-01-04"]})
@@ -275,12 +355,18 @@ def test_ages_are_fitted_at_the_events_of_users_and_for_items_at_the_end_of_the_
     schema = fit_schema(tables, events, config)
     end = schema.data_until / DAY
     joined, released = schema.user_features[0], schema.item_features[0]
-    ages = [10 - 5, 40 - 5, 20 - 0]  # in days at each event of a user whose date is known
+    ages = [
+        10 - 5,
+        40 - 5,
+        20 - 0,
+    ]  # in days at each event of a user whose date is known
     assert joined.mean + end == pytest.approx(statistics.mean(ages))
     assert joined.scale == pytest.approx(statistics.pstdev(ages))
     assert released.mean + end == pytest.approx(end - 2)
     later = events.assign(datetime=events["datetime"] + 5 * DAY)
     again = fit_schema(tables, later, config, schema)
-    assert again.user_features[0].mean + again.data_until / DAY == pytest.approx(statistics.mean(ages))
+    assert again.user_features[0].mean + again.data_until / DAY == pytest.approx(
+        statistics.mean(ages)
+    )
     with pytest.raises(SchemaError, match="no datetime"):
         fit_schema(tables, events.drop(columns="datetime").assign(position=0), config)

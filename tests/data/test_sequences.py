@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-
 from datamodules.sequences import build_catalogue, build_sequences, sort_interactions
 from serve.encode import encode_features
 from tests.tiny_data import BASKETS, ORDERED, N, U, make_world
@@ -23,7 +22,9 @@ def test_sequences_equal_a_loop_over_users(world):
     assert sequences.user_ids.tolist() == sorted(tables.users["user_id"])
     for user, user_id in enumerate(sequences.user_ids.tolist()):
         mine = [row for row in tables.interactions.to_dict("records") if row["user_id"] == user_id]
-        mine.sort(key=lambda row: row["datetime"])  # stable: the order of the file where times are equal
+        mine.sort(
+            key=lambda row: row["datetime"]
+        )  # stable: the order of the file where times are equal
         part = slice(offsets[user], offsets[user + 1])
         assert sequences.events.item_row[part].tolist() == [row_of[row["item_id"]] for row in mine]
         assert sequences.events.time[part].tolist() == [row["datetime"] for row in mine]
@@ -33,8 +34,12 @@ def test_sequences_equal_a_loop_over_users(world):
         expected = encode_features(schema.context_features, columns, len(mine))
         assert np.array_equal(sequences.context.codes[part], expected.codes)
     person = tables.users.sort_values("user_id")
-    assert np.array_equal(sequences.user.codes, encode_features(schema.user_features, person, U).codes)
-    assert np.array_equal(sequences.user.values, encode_features(schema.user_features, person, U).values)
+    assert np.array_equal(
+        sequences.user.codes, encode_features(schema.user_features, person, U).codes
+    )
+    assert np.array_equal(
+        sequences.user.values, encode_features(schema.user_features, person, U).values
+    )
 
 
 def test_items_outside_the_catalogue_are_left_out(world):
@@ -62,7 +67,12 @@ def test_users_of_either_table_have_a_sequence(world):
 
 def test_rows_are_ordered_by_time_then_position_then_file():
     frame = pd.DataFrame(
-        {"user_id": [2, 1, 1, 1, 1], "datetime": [5, 9, 3, 3, 3], "position": [0, 0, 7, 4, 4], "item_id": list("abcde")}
+        {
+            "user_id": [2, 1, 1, 1, 1],
+            "datetime": [5, 9, 3, 3, 3],
+            "position": [0, 0, 7, 4, 4],
+            "item_id": list("abcde"),
+        }
     )
     assert "".join(sort_interactions(frame)["item_id"]) == "decba"
     assert "".join(sort_interactions(frame.drop(columns="position"))["item_id"]) == "cdeba"
@@ -73,13 +83,18 @@ def test_the_catalogue_is_the_items_table_and_the_training_items(world):
     tables, schema = world.tables, world.schema
     train = tables.interactions.query("item_id > 517")
     catalogue = build_catalogue(tables.items, train, schema)
-    assert catalogue.item_ids.tolist() == sorted(set(tables.items["item_id"]) | set(train["item_id"]))
+    assert catalogue.item_ids.tolist() == sorted(
+        set(tables.items["item_id"]) | set(train["item_id"])
+    )
     assert len(catalogue) == N
     columns = tables.items.set_index("item_id").reindex(catalogue.item_ids)
     expected = encode_features(schema.item_features, columns, N)
     assert np.array_equal(catalogue.features.codes, expected.codes)
     assert np.array_equal(catalogue.features.values, expected.values)
     vocabulary = schema.item_features[0].vocabulary
-    known = [2 + vocabulary.index(value) if isinstance(value, str) else 1 for value in columns["category"]]
+    known = [
+        2 + vocabulary.index(value) if isinstance(value, str) else 1
+        for value in columns["category"]
+    ]
     assert catalogue.categories[:, 0].tolist() == known
     assert catalogue.n_categories == 2 + len(vocabulary)

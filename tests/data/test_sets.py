@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from datamodules.sets import FOLDS
 from tests.tiny_data import (
     DEVICE,
@@ -32,9 +31,15 @@ def test_every_item_is_predicted_once_an_epoch_from_others_alone(features):
                 assert targets
                 assert not targets & seen
                 assert targets | seen <= owned[user]
-                assert len(targets) == 1 if features is DEVICE else len(targets) <= -(-len(owned[user]) // FOLDS)
+                assert (
+                    len(targets) == 1
+                    if features is DEVICE
+                    else len(targets) <= -(-len(owned[user]) // FOLDS)
+                )
                 asked.setdefault(user, []).extend(targets)
-        assert {user: sorted(rows) for user, rows in asked.items()} == {u: sorted(rows) for u, rows in owned.items()}
+        assert {user: sorted(rows) for user, rows in asked.items()} == {
+            u: sorted(rows) for u, rows in owned.items()
+        }
 
 
 def test_a_plan_is_a_function_of_seed_and_epoch_and_every_epoch_has_as_many_batches():
@@ -50,7 +55,9 @@ def test_a_plan_is_a_function_of_seed_and_epoch_and_every_epoch_has_as_many_batc
 
 
 @pytest.mark.parametrize("features", [NO_CONTEXT, DEVICE], ids=["alone", "in context"])
-def test_the_examples_of_a_user_weigh_together_like_the_root_of_how_many_items_she_has(features):
+def test_the_examples_of_a_user_weigh_together_like_the_root_of_how_many_items_she_has(
+    features,
+):
     world = make_set_world(features)
     rows = world.tables.interactions.drop_duplicates(["user_id", "item_id"], ignore_index=True)
     data = make_data(replace(world, tables=replace(world.tables, interactions=rows)))
@@ -73,4 +80,7 @@ def test_the_context_is_that_of_an_event_on_the_target():
         for b, user in enumerate(plan.users.tolist()):
             (row,) = batch.target_rows[batch.target_users == b].tolist()
             mine = np.arange(events.offsets[user], events.offsets[user + 1])
-            assert batch.arrays["context_codes"][b, 0].item() in codes[mine[events.item_row[mine] == row]]
+            assert (
+                batch.arrays["context_codes"][b, 0].item()
+                in codes[mine[events.item_row[mine] == row]]
+            )

@@ -6,12 +6,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from datamodules.batch import FeatureDropout
 from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
 from datamodules.tables import TARGET_WEIGHT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.events import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
@@ -40,7 +39,10 @@ def test_windows_are_a_partition_of_the_targets(counts, length, seed):
 @given(counts=counts_of_users, length=st.integers(2, 11), size=st.integers(1, 5))
 def test_every_epoch_has_as_many_batches(counts, length, size):
     n_batches = count_batches(np.array(counts), length, size)
-    n_windows = [len(cut_windows(offsets_of(counts), length, np.random.default_rng(seed))[0]) for seed in range(30)]
+    n_windows = [
+        len(cut_windows(offsets_of(counts), length, np.random.default_rng(seed))[0])
+        for seed in range(30)
+    ]
     assert n_batches == max(1, min(n_batches, *n_windows))  # no batch is empty, unless all are
     assert n_batches <= -(-max(n_windows) // size) or n_batches == 1
 
@@ -52,8 +54,15 @@ def plan_key(plan) -> tuple:
 def test_a_plan_is_a_function_of_seed_and_epoch():
     examples = make_data(WORLD).examples
     assert isinstance(examples, WindowExamples)
-    plans = {(seed, epoch): list(map(plan_key, examples.plan(seed, epoch))) for seed in (1, 2) for epoch in (0, 1, 2)}
-    again = {(seed, epoch): list(map(plan_key, examples.plan(seed, epoch))) for seed, epoch in reversed(plans)}
+    plans = {
+        (seed, epoch): list(map(plan_key, examples.plan(seed, epoch)))
+        for seed in (1, 2)
+        for epoch in (0, 1, 2)
+    }
+    again = {
+        (seed, epoch): list(map(plan_key, examples.plan(seed, epoch)))
+        for seed, epoch in reversed(plans)
+    }
     assert plans == again
     assert len({str(plan) for plan in plans.values()}) == 6
     assert len({len(plan) for plan in plans.values()}) == 1
@@ -68,11 +77,17 @@ def test_a_batch_equals_a_loop_over_the_table():
         assert batch.history_rows.shape == (len(lengths), lengths.max())
         assert batch.arrays["history_lengths"].tolist() == lengths.tolist()
         for b, (user, start) in enumerate(zip(plan.users, plan.starts, strict=True)):
-            assert torch.equal(batch.arrays["user_codes"][b], torch.from_numpy(sequences.user.codes[user]))
+            assert torch.equal(
+                batch.arrays["user_codes"][b],
+                torch.from_numpy(sequences.user.codes[user]),
+            )
             for i in range(lengths.max()):
                 place = start + i
                 is_first = place == events.offsets[user]
-                is_new = i < lengths[b] and events.item_row[place] not in events.item_row[events.offsets[user] : place]
+                is_new = (
+                    i < lengths[b]
+                    and events.item_row[place] not in events.item_row[events.offsets[user] : place]
+                )
                 assert batch.is_target[b, i] == (is_new and (i > 0 or is_first))
                 if i >= lengths[b]:
                     assert batch.recency[b, i] == 0
@@ -82,20 +97,30 @@ def test_a_batch_equals_a_loop_over_the_table():
                 assert batch.arrays["history_events"][b, i] == events.event[place]
                 assert batch.arrays["history_groups"][b, i] == i + 1
                 assert batch.context_codes[b, i].tolist() == sequences.context.codes[place].tolist()
-                assert batch.recency[b, i] == (events.time[place] - events.time[place - 1] if i else 0)
+                assert batch.recency[b, i] == (
+                    events.time[place] - events.time[place - 1] if i else 0
+                )
         assert batch.sees_history.all()
 
 
 def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events():
     data = make_data(WORLD)
-    assert data.sequences.events.weight.min() < np.exp(WORLD.schema.weight_mean) - 1  # some are below 0, standardised
+    assert (
+        data.sequences.events.weight.min() < np.exp(WORLD.schema.weight_mean) - 1
+    )  # some are below 0, standardised
     for plan in data.examples.plan(7, 0):
         batch = data.examples[plan]
-        expected, rows = history_arrays(data.sequences.events.between(plan.starts, plan.stops), WORLD.schema)
+        expected, rows = history_arrays(
+            data.sequences.events.between(plan.starts, plan.stops), WORLD.schema
+        )
         assert batch.history_rows.numpy().tobytes() == rows.tobytes()
         for name, array in expected.items():
             found = batch.arrays[name].numpy()
-            assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
+            assert (found.dtype, found.shape, found.tobytes()) == (
+                array.dtype,
+                array.shape,
+                array.tobytes(),
+            ), name
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
@@ -106,7 +131,10 @@ def test_one_part_is_withheld_without_the_others(name):
         is_shown = {
             "history": bool(batch.sees_history.all()),
             "user": torch.equal(batch.arrays["user_codes"], shown.arrays["user_codes"]),
-            "context": torch.equal(batch.context_codes[batch.is_target], shown.context_codes[shown.is_target]),
+            "context": torch.equal(
+                batch.context_codes[batch.is_target],
+                shown.context_codes[shown.is_target],
+            ),
             "time": torch.equal(batch.recency, shown.recency),
         }
         assert [part for part, is_there in is_shown.items() if not is_there] == [name]
@@ -124,4 +152,6 @@ def test_targets_weigh_what_is_declared():
             declared = data.sequences.target_weight[start:stop].tolist()
             weights = batch.target_weights[b, : stop - start].tolist()
             assert all(weight in (one, 0) for weight, one in zip(weights, declared, strict=True))
-    assert {weight for batch in batches(data) for weight in batch.target_weights.unique().tolist()} == {0.0, 1.5, 3.0}
+    assert {
+        weight for batch in batches(data) for weight in batch.target_weights.unique().tolist()
+    } == {0.0, 1.5, 3.0}

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import pytest
-
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.rejects import check_reject_rates
 from datamodules.tables import PART, read_tables
@@ -21,7 +20,11 @@ def configure(folder, train=TRAIN, test=TEST, validation=None, **options):
         test=str(folder / "test.csv"),
         validation=None if validation is None else str(folder / "validation.csv"),
     )
-    return DataConfig(TableConfig(str(folder / "train.csv"), COLUMNS, delimiter=";"), split=split, **options)
+    return DataConfig(
+        TableConfig(str(folder / "train.csv"), COLUMNS, delimiter=";"),
+        split=split,
+        **options,
+    )
 
 
 def test_the_files_of_a_split_are_rows_with_their_part(tmp_path):
@@ -46,7 +49,10 @@ def test_the_files_of_a_split_are_rows_with_their_part(tmp_path):
         "validation": 0,
         "test": 1,
     }
-    with pytest.raises(SchemaError, match=r"test: 1 of 4 records are bad, more than data.max_reject_rate = 0.2"):
+    with pytest.raises(
+        SchemaError,
+        match=r"test: 1 of 4 records are bad, more than data.max_reject_rate = 0.2",
+    ):
         check_reject_rates(rejects, 0.2)
 
 
@@ -59,11 +65,23 @@ def test_ids_are_of_one_type_over_all_parts(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"test": "u;item;weight\n1;2;3\n"}, "test.csv: column 'i' is absent, .*; allowed: item, u, weight"),
-        ({"test": "u;i\n1;2\n"}, "test.csv: column 'weight' is absent, which .*train.csv has"),
-        ({"validation": "u;i;weight;event\n1;2;3;x\n"}, "train.csv: column 'event' is absent, which .*validation.csv"),
+        (
+            {"test": "u;item;weight\n1;2;3\n"},
+            "test.csv: column 'i' is absent, .*; allowed: item, u, weight",
+        ),
+        (
+            {"test": "u;i\n1;2\n"},
+            "test.csv: column 'weight' is absent, which .*train.csv has",
+        ),
+        (
+            {"validation": "u;i;weight;event\n1;2;3;x\n"},
+            "train.csv: column 'event' is absent, which .*validation.csv",
+        ),
         ({"test": "u;i;weight\n"}, "test.csv is empty"),
-        ({"test": "u;i;weight\n1;2;x\n"}, "column 'weight' does not hold numbers.*test.csv"),
+        (
+            {"test": "u;i;weight\n1;2;x\n"},
+            "column 'weight' does not hold numbers.*test.csv",
+        ),
     ],
 )
 def test_a_file_that_is_not_laid_out_as_the_interactions_is_refused(tmp_path, files, message):
@@ -73,11 +91,19 @@ def test_a_file_that_is_not_laid_out_as_the_interactions_is_refused(tmp_path, fi
 
 def test_a_file_of_two_parts_is_refused(tmp_path):
     config = configure(tmp_path)
-    pattern = DataConfig(TableConfig(str(tmp_path / "*.csv"), COLUMNS, delimiter=";"), split=config.split)
+    pattern = DataConfig(
+        TableConfig(str(tmp_path / "*.csv"), COLUMNS, delimiter=";"), split=config.split
+    )
     with pytest.raises(SchemaError, match=r"test.csv is a file of two parts"):
         read_tables(pattern)
 
 
 def test_a_column_called_as_the_part_is_no_feature(tmp_path):
     with pytest.raises(SchemaError, match="'part of the split' is reserved"):
-        read_tables(configure(tmp_path, f"u;i;{PART}\n1;2;3\n", features=FeaturesConfig(context={PART: "categorical"})))
+        read_tables(
+            configure(
+                tmp_path,
+                f"u;i;{PART}\n1;2;3\n",
+                features=FeaturesConfig(context={PART: "categorical"}),
+            )
+        )

@@ -3,17 +3,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import datamodules.splits
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import datamodules.splits
 from datamodules.clean import only_targets, weigh_targets
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.splits import Split, check_files, check_targets, split_interactions
 from datamodules.tables import PART, TARGET_WEIGHT
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serve.errors import SchemaError
 
 LEAVE = DataConfig()
@@ -59,7 +58,11 @@ def parts_of(split):
     return {row: name for name, frame in parts.items() for row in frame.index}
 
 
-EVENTS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=23)
+EVENTS = st.lists(
+    st.tuples(st.integers(1, 4), st.integers(0, 5), st.integers(0, 2)),
+    min_size=1,
+    max_size=23,
+)
 CONFIGS = [LEAVE, STRICT, NONE, baskets(LEAVE), baskets(STRICT), baskets(NONE)]
 
 
@@ -77,7 +80,9 @@ def test_parts_are_those_of_a_naive_split(config, rows, seed):
 
 
 def test_a_set_is_split_by_the_seed_and_not_by_the_order_of_the_table():
-    events = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 11), "item_id": np.tile(np.arange(11), 3)})
+    events = pd.DataFrame(
+        {"user_id": np.repeat([1, 2, 3], 11), "item_id": np.tile(np.arange(11), 3)}
+    )
     shuffled = events.sample(frac=1, random_state=1, ignore_index=True)
     pairs = []
     for frame, seed in [(events, 0), (shuffled, 0), (events, 1)]:
@@ -95,7 +100,11 @@ def test_the_time_split_has_two_windows_of_one_length():
     assert split.train.index.tolist() == [0, 1]
     assert split.validation.index.tolist() == [2, 3]
     assert split.test.index.tolist() == [4, 5, 6]
-    assert (split.validation_at, split.test_at, split.kind) == (start - 2 * day, start, "time")
+    assert (split.validation_at, split.test_at, split.kind) == (
+        start - 2 * day,
+        start,
+        "time",
+    )
     assert split.horizon == 2 * day
 
 
@@ -113,14 +122,22 @@ def test_some_events_are_targets_and_the_parts_begin_at_them():
     rows = [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 1), (2, 2), (3, 1)]
     events = make_events(rows).assign(**{TARGET_WEIGHT: [1, 0, 2, 0, 2, 0, 0, 1, 1]})
     split = split_interactions(events, STRICT, 0)
-    assert split.test.index.tolist() == [4, 5, 7]  # what follows the last target is not known before it
+    assert split.test.index.tolist() == [
+        4,
+        5,
+        7,
+    ]  # what follows the last target is not known before it
     assert split.validation.index.tolist() == [2, 3]
     assert split.train.index.tolist() == [0, 1, 6, 8]
     assert only_targets(split.test).index.tolist() == [4, 7]
 
 
 @given(
-    rows=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(0, 2)), min_size=9, max_size=60),
+    rows=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(0, 2)),
+        min_size=9,
+        max_size=60,
+    ),
     share=st.sampled_from([0.2, 0.5, 0.9]),
     seed=st.integers(0, 3),
 )
@@ -150,11 +167,17 @@ def test_pairs_hold_out_a_share_of_each_users_items_whole(rows, share, seed):
     assert sorted(map(tuple, again.to_numpy())) == sorted(map(tuple, split.test.to_numpy()))
 
 
-@pytest.mark.parametrize("columns", [("user_id", "datetime"), ("user_id", "item_id")], ids=["order", "sets"])
-def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by(columns, monkeypatch):
+@pytest.mark.parametrize(
+    "columns", [("user_id", "datetime"), ("user_id", "item_id")], ids=["order", "sets"]
+)
+def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by(
+    columns, monkeypatch
+):
     monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
     rng = np.random.default_rng(2)
-    rows = [(user, int(number)) for user in range(12) for number in rng.choice(50, 5, replace=False)]
+    rows = [
+        (user, int(number)) for user in range(12) for number in rng.choice(50, 5, replace=False)
+    ]
     events = pd.DataFrame(rows, columns=columns)
     events = events if "item_id" in events else events.assign(item_id=np.arange(len(events)))
     is_test = rng.random(len(events)) < 0.3
@@ -175,7 +198,10 @@ def visit(user: str, *events: str) -> list[tuple[str, str, str]]:
 
 
 def make(*visits: list[tuple[str, str, str]]) -> pd.DataFrame:
-    rows = pd.DataFrame([row for user in visits for row in user], columns=["user_id", "event", "item_id"])
+    rows = pd.DataFrame(
+        [row for user in visits for row in user],
+        columns=["user_id", "event", "item_id"],
+    )
     return rows.assign(datetime=range(START, START + len(rows)))
 
 
@@ -191,24 +217,34 @@ def split_of(events: pd.DataFrame, config: DataConfig):
 
 def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
     with pytest.raises(
-        SchemaError, match=r"all 2 held-out pairs .* set data\.repeats to allow, or leave out the events"
+        SchemaError,
+        match=r"all 2 held-out pairs .* set data\.repeats to allow, or leave out the events",
     ):
         check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
     check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
 
 
 def test_a_training_without_a_target_is_refused():
-    once = make(visit("u", "view of a", "purchase of b"), visit("v", "view of a", "view of b", "purchase of c"))
+    once = make(
+        visit("u", "view of a", "purchase of b"),
+        visit("v", "view of a", "view of b", "purchase of c"),
+    )
     with pytest.raises(SchemaError, match=r"none of the 3 events of the training is a target"):
         check_targets(split_of(once, PURCHASES), "exclude")
     check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
 
 
 def test_a_file_with_one_listed_item_is_enough():
-    rows = weigh_targets(make(visit("u", "view of a"), visit("v", "view of x", "view of y")), DataConfig())
+    rows = weigh_targets(
+        make(visit("u", "view of a"), visit("v", "view of x", "view of y")),
+        DataConfig(),
+    )
     split = Split(rows[:1], rows[:0], rows[1:], "files")
     declared = SplitConfig("files", test="test.csv")
     check_files(split, declared, pd.DataFrame({"item_id": ["y"]}))
-    with pytest.raises(SchemaError, match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here"):
+    with pytest.raises(
+        SchemaError,
+        match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here",
+    ):
         check_files(split, declared, pd.DataFrame({"item_id": ["z"]}))
     check_files(split, SplitConfig(), pd.DataFrame({"item_id": ["z"]}))  # cut from the interactions

@@ -8,23 +8,27 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
-from serve.durable import read_erasure_list
-from serve.erasure import add_to_erasure_list
 from serve.errors import SchemaError
+from serve.files import read_erasure_list
+from service.forget import add_to_erasure_list
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
 
 
 def read(folder, text, **options):
     (folder / "events.csv").write_text(text)
-    return read_tables(DataConfig(TableConfig(str(folder / "events.csv")), **{"max_reject_rate": 1.0, **options}))
+    return read_tables(
+        DataConfig(
+            TableConfig(str(folder / "events.csv")),
+            **{"max_reject_rate": 1.0, **options},
+        )
+    )
 
 
 def read_items(column: pd.Series, kind, **options):
@@ -45,11 +49,20 @@ def test_frames_and_files_become_the_same_canonical_tables(tmp_path):
             "secret": [1, 2, 3],
         }
     )
-    users = pd.DataFrame({"user_id": [3, 7, 5], "age": [31.0, np.nan, 20.0], "town": ["x", "y", None]})
+    users = pd.DataFrame(
+        {"user_id": [3, 7, 5], "age": [31.0, np.nan, 20.0], "town": ["x", "y", None]}
+    )
     items = pd.DataFrame({"item_id": ["007", "b", "c", "d"], "price": [1, 2, 3, None]})
     items["genres"] = [["a", "b"], [], ["c"], None]
     config = DataConfig(
-        TableConfig(columns={"user_id": "customer", "item_id": "sku", "datetime": "ts", "event": "action"}),
+        TableConfig(
+            columns={
+                "user_id": "customer",
+                "item_id": "sku",
+                "datetime": "ts",
+                "event": "action",
+            }
+        ),
         features=FeaturesConfig(
             user={"age": "numeric"},
             item={"price": "numeric", "genres": "multi_categorical"},
@@ -58,17 +71,36 @@ def test_frames_and_files_become_the_same_canonical_tables(tmp_path):
         audit_only=["town"],
     )
     tables, rejects = tables_from_frames(config, interactions, users, items)
-    assert list(tables.interactions) == ["user_id", "item_id", "datetime", "event", "device"]
-    assert tables.interactions["datetime"].tolist() == [1512086400, 1512172800, 1512259200]
+    assert list(tables.interactions) == [
+        "user_id",
+        "item_id",
+        "datetime",
+        "event",
+        "device",
+    ]
+    assert tables.interactions["datetime"].tolist() == [
+        1512086400,
+        1512172800,
+        1512259200,
+    ]
     assert tables.items["genres"].tolist() == [("a", "b"), (), ("c",), None]
     assert rejects.dropped == {"interactions": ("secret",), "users": (), "items": ()}
-    assert (rejects.records, len(rejects.frame)) == ({"interactions": 3, "users": 3, "items": 4}, 0)
+    assert (rejects.records, len(rejects.frame)) == (
+        {"interactions": 3, "users": 3, "items": 4},
+        0,
+    )
     paths = {}
-    for name, frame in {"interactions": interactions, "users": users, "items": items}.items():
+    for name, frame in {
+        "interactions": interactions,
+        "users": users,
+        "items": items,
+    }.items():
         frame.to_parquet(tmp_path / f"{name}.parquet")
         columns = config.interactions.columns if name == "interactions" else {}
         paths[name] = TableConfig(str(tmp_path / f"{name}.parquet"), columns)
-    got, _ = read_tables(DataConfig(features=config.features, audit_only=config.audit_only, **paths))
+    got, _ = read_tables(
+        DataConfig(features=config.features, audit_only=config.audit_only, **paths)
+    )
     for name in paths:
         pd.testing.assert_frame_equal(getattr(got, name), getattr(tables, name))
 
@@ -111,7 +143,14 @@ def test_ids_keep_their_type_and_value(tmp_path, ids, expected):
 
 
 @pytest.mark.parametrize(
-    "ids", [[1.5, 2.0], [2.0**53, 1.0], [True, False], [pd.Timestamp(0)] * 2, [Decimal("4.5")] * 2]
+    "ids",
+    [
+        [1.5, 2.0],
+        [2.0**53, 1.0],
+        [True, False],
+        [pd.Timestamp(0)] * 2,
+        [Decimal("4.5")] * 2,
+    ],
 )
 def test_ids_of_another_kind_are_refused(ids):
     with pytest.raises(SchemaError, match=r"allowed for an id|does not hold ids"):
@@ -120,12 +159,21 @@ def test_ids_of_another_kind_are_refused(ids):
 
 def test_one_table_with_texts_makes_all_ids_of_its_side_texts(tmp_path):
     (tmp_path / "items.csv").write_text("item_id\n7\n08\n")
-    tables, _ = read(tmp_path, "user_id,item_id\n1,7\n2,9\n", items=TableConfig(str(tmp_path / "items.csv")))
-    assert (tables.interactions["item_id"].tolist(), tables.items["item_id"].tolist()) == (["7", "9"], ["7", "08"])
+    tables, _ = read(
+        tmp_path,
+        "user_id,item_id\n1,7\n2,9\n",
+        items=TableConfig(str(tmp_path / "items.csv")),
+    )
+    assert (
+        tables.interactions["item_id"].tolist(),
+        tables.items["item_id"].tolist(),
+    ) == (["7", "9"], ["7", "08"])
     assert tables.interactions["user_id"].tolist() == [1, 2]
 
 
-def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_out(tmp_path):
+def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_out(
+    tmp_path,
+):
     rows = "".join(f"{number},{number}\n" for number in range(200))
     tables, rejects = read(tmp_path, "user_id,item_id\n" + rows + "total,200\n")
     assert tables.interactions["user_id"].tolist()[-1] == "total"
@@ -133,7 +181,9 @@ def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_ou
     assert "interactions.user_id" in hint
     assert "line 202" in hint
     assert "total" not in hint  # it may be a person
-    assert read(tmp_path, "user_id,item_id\n" + rows + "a,b\n" * 9 + "c,d\ne,f\ng,h\n")[1].hints == ()
+    assert (
+        read(tmp_path, "user_id,item_id\n" + rows + "a,b\n" * 9 + "c,d\ne,f\ng,h\n")[1].hints == ()
+    )
     path = tmp_path / "u.data"
     path.write_text("user,item_id\n" + rows)
     config = DataConfig(TableConfig(str(path), {"user_id": "user"}, names=["user", "item_id"]))
@@ -146,10 +196,22 @@ def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_ou
         ([1, 2, None, 4], "numeric", [1.0, 2.0, None, 4.0]),
         (["1.5", "", " ", "1e3"], "numeric", [1.5, None, None, 1000.0]),
         ([Decimal("1.5"), Decimal(2), None, 3], "numeric", [1.5, 2.0, None, 3.0]),
-        (pd.Categorical.from_codes([1, -1, 0, 0], [2**53 + 1, 5]), "categorical", [5, None, 2**53 + 1, 2**53 + 1]),
-        ([["a", "b"], "c|d", None, []], "multi_categorical", [("a", "b"), "c|d", None, ()]),
+        (
+            pd.Categorical.from_codes([1, -1, 0, 0], [2**53 + 1, 5]),
+            "categorical",
+            [5, None, 2**53 + 1, 2**53 + 1],
+        ),
+        (
+            [["a", "b"], "c|d", None, []],
+            "multi_categorical",
+            [("a", "b"), "c|d", None, ()],
+        ),
         (np.float32([0.1, 0.2, 0.1, 0.5]), "categorical", [0.1, 0.2, 0.1, 0.5]),
-        (pd.to_datetime(["2024-05-01"] * 4), "categorical", ["2024-05-01 00:00:00"] * 4),
+        (
+            pd.to_datetime(["2024-05-01"] * 4),
+            "categorical",
+            ["2024-05-01 00:00:00"] * 4,
+        ),
     ],
 )
 def test_values_of_features_are_read_alike_from_every_type(values, kind, expected):
@@ -171,9 +233,18 @@ def test_a_bad_cell_of_an_item_costs_the_cell_and_is_listed_with_a_reason():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("user_id,item_id,weight\n1,2,3\n1,3,red\n1,4,blue\n", "'weight' does not hold numbers .*line 3.*'red'"),
-        ("user_id,item_id,datetime\n1,2,noon\n", "'datetime' does not hold times .*'noon'"),
-        ("user_id,item_id,datetime\n1,2,20171201\n", "the unit of time '20171201' is ambiguous"),
+        (
+            "user_id,item_id,weight\n1,2,3\n1,3,red\n1,4,blue\n",
+            "'weight' does not hold numbers .*line 3.*'red'",
+        ),
+        (
+            "user_id,item_id,datetime\n1,2,noon\n",
+            "'datetime' does not hold times .*'noon'",
+        ),
+        (
+            "user_id,item_id,datetime\n1,2,20171201\n",
+            "the unit of time '20171201' is ambiguous",
+        ),
     ],
 )
 def test_a_column_of_another_kind_is_refused(tmp_path, text, message):
@@ -184,9 +255,18 @@ def test_a_column_of_another_kind_is_refused(tmp_path, text, message):
 def test_declared_columns_and_tables_must_be_there(tmp_path):
     text = "user_id,item_id,devise\n1,2,tv\n"
     for options, message in [
-        ({"features": FeaturesConfig(user={"age": "numeric"})}, "'age' is declared.*set data.users"),
-        ({"features": FeaturesConfig(context={"device": "categorical"})}, "'device' is absent.*did you mean 'devise'"),
-        ({"features": FeaturesConfig(context={"hour": "hour_of_day"})}, "'datetime' is absent"),
+        (
+            {"features": FeaturesConfig(user={"age": "numeric"})},
+            "'age' is declared.*set data.users",
+        ),
+        (
+            {"features": FeaturesConfig(context={"device": "categorical"})},
+            "'device' is absent.*did you mean 'devise'",
+        ),
+        (
+            {"features": FeaturesConfig(context={"hour": "hour_of_day"})},
+            "'datetime' is absent",
+        ),
         ({"split": SplitConfig("time", "2017-12-01")}, "'datetime' is absent"),
     ]:
         with pytest.raises(SchemaError, match=message):
@@ -194,27 +274,43 @@ def test_declared_columns_and_tables_must_be_there(tmp_path):
 
 
 def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
-    items = pd.DataFrame({"item_id": [3, 4, 3, 5], "brand": ["a", "b", "a", "c"], "price": [1, 2, 1, 3]})
+    items = pd.DataFrame(
+        {"item_id": [3, 4, 3, 5], "brand": ["a", "b", "a", "c"], "price": [1, 2, 1, 3]}
+    )
     config = DataConfig(features=FeaturesConfig(item={"brand": "categorical", "price": "numeric"}))
     tables, _ = tables_from_frames(config, EVENTS, items=items)
     assert clean(tables)[0].items["item_id"].tolist() == [3, 4, 5]
-    with pytest.raises(SchemaError, match=r"items: item_id 3 has rows that differ in 'price' \(1 such ids\)"):
+    with pytest.raises(
+        SchemaError,
+        match=r"items: item_id 3 has rows that differ in 'price' \(1 such ids\)",
+    ):
         tables_from_frames(config, EVENTS, items=items.assign(price=[1, 2, 9, 3]))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
 def test_a_declared_mark_is_an_empty_cell_in_files_of_every_kind(tmp_path, suffix):
-    frame = pd.DataFrame({"item_id": [3, 4, 5, 6], "price": ["1", "NA", " ? ", "4"], "kind": ["NA", "a", "NAN", "?"]})
+    frame = pd.DataFrame(
+        {
+            "item_id": [3, 4, 5, 6],
+            "price": ["1", "NA", " ? ", "4"],
+            "kind": ["NA", "a", "NAN", "?"],
+        }
+    )
     path = tmp_path / f"items.{suffix}"
     writers = {"csv": frame.to_csv, "parquet": frame.to_parquet}
-    frame.to_json(path, orient="records", lines=True) if suffix == "jsonl" else writers[suffix](path, index=False)
+    frame.to_json(path, orient="records", lines=True) if suffix == "jsonl" else writers[suffix](
+        path, index=False
+    )
     features = FeaturesConfig(item={"price": "numeric", "kind": "categorical"})
     items = TableConfig(str(path), missing=["NA", "?"])
     tables, rejects = read(tmp_path, "user_id,item_id\n1,3\nNA,4\n", items=items, features=features)
     assert rejects.frame.empty
     assert tables.items["price"].isna().tolist() == [False, True, True, False]
     assert tables.items["kind"].isna().tolist() == [True, False, False, True]
-    assert tables.interactions["user_id"].tolist() == ["1", "NA"]  # marks are those of their own table
+    assert tables.interactions["user_id"].tolist() == [
+        "1",
+        "NA",
+    ]  # marks are those of their own table
 
 
 VECTORS = [[0.5, -1.0, 2.0], None, [3.0, 4.0, 5.0], [0.0, 0.0, 1.0]]
@@ -227,21 +323,40 @@ def test_files_of_every_kind_hold_vectors_that_are_served_as_they_were_read(tmp_
     if suffix == "csv":
         frame.assign(image=["[0.5, -1, 2]", "", "3 4 5", "(0,0,1)"]).to_csv(path, index=False)
     else:
-        frame.to_parquet(path) if suffix == "parquet" else frame.to_json(path, orient="records", lines=True)
-    config = DataConfig(items=TableConfig(str(path)), features=FeaturesConfig(item={"image": "vector"}))
-    tables, rejects = read(tmp_path, EVENTS.to_csv(index=False), items=config.items, features=config.features)
+        frame.to_parquet(path) if suffix == "parquet" else frame.to_json(
+            path, orient="records", lines=True
+        )
+    config = DataConfig(
+        items=TableConfig(str(path)), features=FeaturesConfig(item={"image": "vector"})
+    )
+    tables, rejects = read(
+        tmp_path,
+        EVENTS.to_csv(index=False),
+        items=config.items,
+        features=config.features,
+    )
     assert rejects.frame.empty
     schema = fit_schema(tables, tables.interactions, config)
-    assert build_catalogue(tables.items, tables.interactions, schema).to_arrow()["image"].to_pylist() == VECTORS
+    assert (
+        build_catalogue(tables.items, tables.interactions, schema).to_arrow()["image"].to_pylist()
+        == VECTORS
+    )
 
 
 def test_vectors_at_fault_and_a_few_of_another_width_are_missing_and_mixed_widths_refused():
-    tables, rejects = read_items(pd.Series([[1.0, 2.0], ["x", 1], [np.inf, 1.0], [3, 4]], dtype=object), "vector")
+    tables, rejects = read_items(
+        pd.Series([[1.0, 2.0], ["x", 1], [np.inf, 1.0], [3, 4]], dtype=object), "vector"
+    )
     assert tables.items["x"].isna().tolist() == [False, True, True, False]
-    assert rejects.frame["reason"].tolist() == ["no list of numbers", "an entry is not finite"]
+    assert rejects.frame["reason"].tolist() == [
+        "no list of numbers",
+        "an entry is not finite",
+    ]
     many = [[1.0, 2.0]] * 18 + [[1.0, 2.0, 3.0], None]
     items = pd.DataFrame({"item_id": range(20), "x": pd.Series(many, dtype=object)})
-    tables, rejects = tables_from_frames(DataConfig(features=FeaturesConfig(item={"x": "vector"})), EVENTS, items=items)
+    tables, rejects = tables_from_frames(
+        DataConfig(features=FeaturesConfig(item={"x": "vector"})), EVENTS, items=items
+    )
     assert (tables.items["x"].isna().sum(), rejects.frame["line"].tolist()) == (2, [19])
     with pytest.raises(SchemaError, match="one length"):
         read_items(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), "vector")
@@ -250,7 +365,16 @@ def test_vectors_at_fault_and_a_few_of_another_width_are_missing_and_mixed_width
 def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
     add_to_erasure_list(tmp_path, ["gone", "7"])
     erased = read_erasure_list(tmp_path)
-    lines = ["user_id,item_id,weight", "u1,a,3", "gone,a,3", "gone,b,x", "u2,b,many", "gone,c", "u3,gone,2", "7,a,1"]
+    lines = [
+        "user_id,item_id,weight",
+        "u1,a,3",
+        "gone,a,3",
+        "gone,b,x",
+        "u2,b,many",
+        "gone,c",
+        "u3,gone,2",
+        "7,a,1",
+    ]
     (tmp_path / "e.csv").write_text("\n".join(lines))
     (tmp_path / "u.csv").write_text("user_id,town\nu1,x\ngone,secret town\nu2,y\n")
     config = DataConfig(
@@ -260,11 +384,17 @@ def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
         max_reject_rate=1.0,
     )
     tables, rejects = read_tables(config, erased)
-    assert list(tables.interactions.itertuples(index=False, name=None)) == [("u1", "a", 3.0), ("u3", "gone", 2.0)]
+    assert list(tables.interactions.itertuples(index=False, name=None)) == [
+        ("u1", "a", 3.0),
+        ("u3", "gone", 2.0),
+    ]
     assert tables.users["user_id"].tolist() == ["u1", "u2"]
     assert rejects.frame["line"].tolist() == [5, 6]
     assert "gone" not in rejects.frame.to_csv()  # whose a torn line is, nobody knows
-    assert (rejects.forgotten, rejects.records) == ({"interactions": 3, "users": 1}, {"interactions": 4, "users": 2})
+    assert (rejects.forgotten, rejects.records) == (
+        {"interactions": 3, "users": 1},
+        {"interactions": 4, "users": 2},
+    )
 
 
 @pytest.mark.parametrize("ids", [[7, 8], [7.0, 8.0], ["7", "8"], pd.array([7, 8], dtype="Int64")])
@@ -281,8 +411,18 @@ def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "rejects.parquet"
     write_rejects(rejects, target)
     written = pq.read_table(target)
-    assert written.column_names == ["file", "line", "column", "value", "reason", "costs"]
-    assert (written["line"].to_pylist(), written["value"].to_pylist()) == ([2, 3, 4], ["x", "1,2", None])
+    assert written.column_names == [
+        "file",
+        "line",
+        "column",
+        "value",
+        "reason",
+        "costs",
+    ]
+    assert (written["line"].to_pylist(), written["value"].to_pylist()) == (
+        [2, 3, 4],
+        ["x", "1,2", None],
+    )
     before = target.read_bytes()
 
     def fail(descriptor):
@@ -292,11 +432,17 @@ def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_rejects(rejects, target)
     assert target.read_bytes() == before
-    assert {path.name for path in tmp_path.iterdir()} == {"events.csv", "rejects.parquet"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "events.csv",
+        "rejects.parquet",
+    }
 
 
 def test_too_many_bad_records_are_refused_once_they_are_known(tmp_path):
     _, rejects = read(tmp_path, "user_id,item_id,weight\n1,2,x\n1,2\n5,5,5\n6,6,6\n7,7,7\n")
     check_reject_rates(rejects, 0.4)
-    with pytest.raises(SchemaError, match=r"2 of 5 records are bad.*line 2, column 'weight', value 'x': not a number"):
+    with pytest.raises(
+        SchemaError,
+        match=r"2 of 5 records are bad.*line 2, column 'weight', value 'x': not a number",
+    ):
         check_reject_rates(rejects, 0.39)

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
-
 from serve.recommendations import Recommendations
 from tests.tiny_bundle import SCHEMA
 
@@ -15,7 +14,13 @@ class FakeRecommender:
 
     def __init__(self, item_ids, users, owned, seed=0, **schema):
         self.item_ids = item_ids
-        self.scores = dict(zip(users, np.random.default_rng(seed).random((len(users), len(item_ids))), strict=True))
+        self.scores = dict(
+            zip(
+                users,
+                np.random.default_rng(seed).random((len(users), len(item_ids))),
+                strict=True,
+            )
+        )
         self.owned = owned
         self.asked = []
         items = pa.table({"item_id": pa.array(item_ids)})

@@ -4,10 +4,9 @@ import math
 from collections import Counter
 from dataclasses import replace
 
+import evaluation.baselines
 import numpy as np
 import pytest
-
-import evaluation.baselines
 from evaluation.baselines import (
     DAY,
     NEAR_NOTHING,
@@ -32,12 +31,22 @@ U, N, E = 5, 11, 60
 def make(n_users=U, n_items=N, n_events=E, seed=0) -> Events:
     """Draw events; the last user and the last two items have none."""
     rng = np.random.default_rng(seed)
-    user, item = rng.integers(n_users - 1, size=n_events), rng.integers(n_items - 2, size=n_events)
+    user, item = (
+        rng.integers(n_users - 1, size=n_events),
+        rng.integers(n_items - 2, size=n_events),
+    )
     return Events(user, item, rng.integers(0, 90 * DAY, n_events), n_users, n_items)
 
 
 def rows(events: Events):
-    return list(zip(events.user_row.tolist(), events.item_row.tolist(), events.time.tolist(), strict=True))
+    return list(
+        zip(
+            events.user_row.tolist(),
+            events.item_row.tolist(),
+            events.time.tolist(),
+            strict=True,
+        )
+    )
 
 
 def count_densely(events: Events) -> np.ndarray:
@@ -56,7 +65,10 @@ def test_popularity_counts_events_or_users():
     by_event = Counter(item for _, item, _ in rows(events))
     by_user = Counter(item for _, item in {(user, item) for user, item, _ in rows(events)})
     for strength, counts in ((as_counts, by_event), (as_binary, by_user)):
-        assert top_k(fit_popularity(events, strength)(np.array([3, 0])), N).tolist() == [order({}, counts)] * 2
+        assert (
+            top_k(fit_popularity(events, strength)(np.array([3, 0])), N).tolist()
+            == [order({}, counts)] * 2
+        )
 
 
 @pytest.mark.parametrize("days", [None, 1, 15])
@@ -92,10 +104,14 @@ def score_itemknn_naively(events: Events, k: int, binary: bool) -> np.ndarray:
 @pytest.mark.parametrize(("strength", "binary"), [(as_counts, False), (as_binary, True)])
 @pytest.mark.parametrize("seed", range(3))
 def test_itemknn_equals_a_plain_loop(seed, strength, binary, monkeypatch):
-    monkeypatch.setattr(evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * N))
+    monkeypatch.setattr(
+        evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * N)
+    )
     events, users = make(n_events=30, seed=seed), np.array([4, 0, 2])
     for k, score in zip((2, 3, 400), fit_itemknn(events, (2, 3, 400), strength), strict=True):
-        assert score(users) == pytest.approx(score_itemknn_naively(events, k, binary)[users], abs=1e-6)
+        assert score(users) == pytest.approx(
+            score_itemknn_naively(events, k, binary)[users], abs=1e-6
+        )
 
 
 def score_ease_naively(events: Events, regularisation: float) -> np.ndarray:
@@ -112,10 +128,21 @@ def score_ease_naively(events: Events, regularisation: float) -> np.ndarray:
 
 @pytest.mark.parametrize(("n_users", "n_items"), [(7, 11), (13, 6)], ids=["dual", "primal"])
 def test_both_forms_of_ease_solve_the_regressions(n_users, n_items, monkeypatch):
-    monkeypatch.setattr(evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * columns))
-    one = Events(np.array([n_users - 1]), np.array([2]), np.array([0]), n_users, n_items)  # a user of one item
-    events, users = make(n_users, n_items, 6 * n_users).join(one), np.array([3, 0, n_users - 1])
-    for value, score in zip((0.5, 3.0, 30.0), fit_ease(events, (0.5, 3.0, 30.0), as_logs), strict=True):
+    monkeypatch.setattr(
+        evaluation.baselines,
+        "tiles",
+        lambda rows, columns: tiles(rows, columns, 3 * columns),
+    )
+    one = Events(
+        np.array([n_users - 1]), np.array([2]), np.array([0]), n_users, n_items
+    )  # a user of one item
+    events, users = (
+        make(n_users, n_items, 6 * n_users).join(one),
+        np.array([3, 0, n_users - 1]),
+    )
+    for value, score in zip(
+        (0.5, 3.0, 30.0), fit_ease(events, (0.5, 3.0, 30.0), as_logs), strict=True
+    ):
         assert score(users) == pytest.approx(score_ease_naively(events, value)[users], abs=2e-5)
 
 
@@ -139,7 +166,11 @@ def test_items_without_events_change_no_score(fit, of_others, n_users):
     listed = make(n_users, len(used) + 2, seed=3)
     listed = replace(listed, item_row=used[listed.item_row], n_items=23)
     users = np.arange(n_users)
-    for score, of_all in zip(fit_used(fit_logs, of_others, listed, (3, 20)), fit_logs(listed, (3, 20)), strict=True):
+    for score, of_all in zip(
+        fit_used(fit_logs, of_others, listed, (3, 20)),
+        fit_logs(listed, (3, 20)),
+        strict=True,
+    ):
         strangers = np.diff(listed.owned().offsets) == 0
         assert score(users) == pytest.approx(of_all(users), abs=2e-6)
         assert (np.delete(score(users)[~strangers], used, axis=1) == of_others).all()
@@ -152,4 +183,6 @@ def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
     factors = np.random.default_rng(n).standard_normal((n, 3)).astype(dtype)
     inverse = invert_regularised(factors @ factors.T, 0.5)
     assert inverse.dtype == dtype
-    assert inverse @ (factors @ factors.T + 0.5 * np.eye(n, dtype=dtype)) == pytest.approx(np.eye(n), abs=1e-4)
+    assert inverse @ (factors @ factors.T + 0.5 * np.eye(n, dtype=dtype)) == pytest.approx(
+        np.eye(n), abs=1e-4
+    )

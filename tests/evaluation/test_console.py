@@ -4,13 +4,17 @@ import shlex
 from pathlib import Path
 
 import pytest
-from rich.console import Console
-
 from evaluation.console import print_metrics, print_summary
+from rich.console import Console
 
 
 def figures(value: float, users: int = 1234) -> dict:
-    return {"users": users, "NDCG@20": value, "NDCG@20_ci95": [value - 0.01, value + 0.02], "HR@10": 2 * value}
+    return {
+        "users": users,
+        "NDCG@20": value,
+        "NDCG@20_ci95": [value - 0.01, value + 0.02],
+        "HR@10": 2 * value,
+    }
 
 
 TEST = {
@@ -27,23 +31,45 @@ def show(metrics, width=80) -> str:
 
 
 def test_models_stand_in_order_with_intervals_and_differences_in_80_columns():
-    paired = {"popularity-recent": {"all": {"users": 1234, "NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}}}
+    paired = {
+        "popularity-recent": {
+            "all": {"users": 1234, "NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}
+        }
+    }
     text = show({"test": TEST, "paired": paired})
     cells = [re.findall(r"[^ ]+ \(.*?\)|[^ ]+", line) for line in text.splitlines() if "(" in line]
     assert cells[:2] == [
-        ["popularity-recent", "0.3500 (.340, .370)", "-0.0400 (-.060, -.020)", "0.7000"],
+        [
+            "popularity-recent",
+            "0.3500 (.340, .370)",
+            "-0.0400 (-.060, -.020)",
+            "0.7000",
+        ],
         ["bascule", "0.3100 (.300, .330)", "0.6200"],
     ]
-    assert text.index("view 'all', 1,234 users") < text.index("bascule minus it") < text.index("view 'novel'")
+    assert (
+        text.index("view 'all', 1,234 users")
+        < text.index("bascule minus it")
+        < text.index("view 'novel'")
+    )
     assert len(re.findall(r"(?m)^popularity ", text)) == 1  # no figure of it in `all`
-    assert "'all', 1 user, " in show({"test": {"bascule": {"all": figures(0.5, users=1)}}, "paired": {}})
+    assert "'all', 1 user, " in show(
+        {"test": {"bascule": {"all": figures(0.5, users=1)}}, "paired": {}}
+    )
 
 
 def test_figures_with_context_have_tables_of_their_own():
     metrics = {"test": {"bascule": {"novel": figures(0.31)}}, "paired": {}}
     assert "context" not in show(metrics)
-    asked = {"bascule": {"novel": figures(0.21)}, "bascule without context": {"novel": figures(0.18)}}
-    gain = {"bascule without context": {"novel": {"users": 1234, "NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}}}
+    asked = {
+        "bascule": {"novel": figures(0.21)},
+        "bascule without context": {"novel": figures(0.18)},
+    }
+    gain = {
+        "bascule without context": {
+            "novel": {"users": 1234, "NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}
+        }
+    }
     text = show(metrics | {"with_context": asked, "paired_with_context": gain})
     text = text.split("view 'novel', with request context, 1,234 users")[1]
     assert re.search(r"bascule +0\.2100", text)
@@ -54,8 +80,25 @@ def test_figures_with_context_have_tables_of_their_own():
 def test_commands_to_try_next_are_printed_as_they_run(item_id):
     out, text = Path("my runs/[a]"), io.StringIO()
     print_summary(Console(file=text, width=40), out, {}, "NDCG@10", item_id)
-    recommend, similar, verify = (shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:])
-    assert recommend[2:] == ["recommend", "--bundle", f"{out}/bundle", "--all-users", "--k", "10", *recommend[-2:]]
-    assert similar[2:] == ["similar", "--bundle", f"{out}/bundle", f"--item={item_id}", "--k", "5"]
+    recommend, similar, verify = (
+        shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:]
+    )
+    assert recommend[2:] == [
+        "recommend",
+        "--bundle",
+        f"{out}/bundle",
+        "--all-users",
+        "--k",
+        "10",
+        *recommend[-2:],
+    ]
+    assert similar[2:] == [
+        "similar",
+        "--bundle",
+        f"{out}/bundle",
+        f"--item={item_id}",
+        "--k",
+        "5",
+    ]
     assert verify == ["-m", "serve", "verify", "--bundle", f"{out}/bundle"]
     assert "Nothing was held out" in text.getvalue().replace("\n", " ")

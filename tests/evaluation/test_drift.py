@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-
 from evaluation.drift import (
     LATENCY,
     LEAST,
@@ -25,9 +24,9 @@ from evaluation.drift import (
 )
 from evaluation.holdout import profiles_from_frame
 from serve.bundle import DRIFT, METRICS, PROFILES, STATE, STATE_FILE, Bundle
-from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from serve.state import Impressions, Observation, StateStore
+from service.live_items import LiveItems
+from service.state import Impressions, Observation, StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import write_profiles
 
@@ -40,7 +39,9 @@ def draw_events(rng, users, n, end, days):
     """Draw events of users, each as likely, who like the last items most and come in the evening."""
     events = pd.DataFrame({"user_id": rng.choice(users, n), "item_id": rng.choice(IDS, n, p=LIKED)})
     hours = rng.choice([9, 18, 19, 20], n, p=[0.1, 0.3, 0.3, 0.3])
-    events["datetime"] = end - rng.integers(1, days + 1, n) * DAY + hours * 3600 + (DAY - end % DAY) % DAY
+    events["datetime"] = (
+        end - rng.integers(1, days + 1, n) * DAY + hours * 3600 + (DAY - end % DAY) % DAY
+    )
     return events.assign(event=rng.choice(["view", "buy"], n, p=[0.8, 0.2]))
 
 
@@ -56,7 +57,9 @@ def people():
 @pytest.fixture(scope="module")
 def recommender(people, tmp_path_factory):
     path = publish_linear(tmp_path_factory.mktemp("drift"), SHOP, 4)
-    past = draw_events(np.random.default_rng(1), people["user_id"].to_numpy(), 12_000, UNTIL - DAY, 90)
+    past = draw_events(
+        np.random.default_rng(1), people["user_id"].to_numpy(), 12_000, UNTIL - DAY, 90
+    )
     return Recommender(Bundle.load(path), profiles_from_frame(past, people, SHOP))
 
 
@@ -69,7 +72,9 @@ def snapshot(recommender):
 def shown(recommender):
     """Return item ids and scores of a list for each user who came in the last weeks."""
     moment, profiles = {"datetime": "2017-07-14T02:40:00Z"}, recommender.profiles
-    late = np.repeat(profiles.user_ids, np.diff(profiles.offsets))[profiles.history.datetime >= UNTIL - 28 * DAY]
+    late = np.repeat(profiles.user_ids, np.diff(profiles.offsets))[
+        profiles.history.datetime >= UNTIL - 28 * DAY
+    ]
     answers = recommender.recommend([{"user_id": user, **moment} for user in np.unique(late)], K)
     return {answer.user_id: (answer.item_id, answer.score) for answer in answers}
 
@@ -78,10 +83,21 @@ def draw_log(rng, users, shown, version, n_lists=1200, n=5000):
     """Return lists of those who came lately, slots, and events of four weeks."""
     asked = rng.choice(list(shown), n_lists)
     lists = pd.DataFrame({"list": np.arange(n_lists), "user_id": asked, "version": version})
-    slots = pd.DataFrame({"list": np.repeat(lists["list"], K), "position": np.tile(np.arange(1, K + 1), n_lists)})
+    slots = pd.DataFrame(
+        {
+            "list": np.repeat(lists["list"], K),
+            "position": np.tile(np.arange(1, K + 1), n_lists),
+        }
+    )
     slots["item_id"] = np.concatenate([shown[user][0] for user in asked]).astype(str)
     slots["score"] = np.concatenate([shown[user][1] for user in asked]).astype(float)
-    return lists, slots, draw_events(rng, users, n, UNTIL + 40 * DAY, 28).astype({"user_id": "str", "item_id": "str"})
+    return (
+        lists,
+        slots,
+        draw_events(rng, users, n, UNTIL + 40 * DAY, 28).astype(
+            {"user_id": "str", "item_id": "str"}
+        ),
+    )
 
 
 def ask(recommender, snapshot, log):
@@ -121,17 +137,38 @@ def move(name, lists, slots, events):
         slots["item_id"] = IDS[0]
 
 
-@pytest.mark.parametrize("name", ["new user", "new item", "context hour", "score of the first item", "items in a list"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "new user",
+        "new item",
+        "context hour",
+        "score of the first item",
+        "items in a list",
+    ],
+)
 def test_each_thing_that_moves_is_found(recommender, snapshot, people, shown, name):
-    log = draw_log(np.random.default_rng(4), people["user_id"].to_numpy(), shown, recommender.version)
+    log = draw_log(
+        np.random.default_rng(4),
+        people["user_id"].to_numpy(),
+        shown,
+        recommender.version,
+    )
     move(name, *log)
     found = ask(recommender, snapshot, log)
     assert found.pop(name) == "red"
     assert set(found.values()) == {"ok"}
 
 
-def test_a_taste_for_other_items_shows_in_their_popularity_and_features(recommender, snapshot, people, shown):
-    lists, slots, events = draw_log(np.random.default_rng(5), people["user_id"].to_numpy(), shown, recommender.version)
+def test_a_taste_for_other_items_shows_in_their_popularity_and_features(
+    recommender, snapshot, people, shown
+):
+    lists, slots, events = draw_log(
+        np.random.default_rng(5),
+        people["user_id"].to_numpy(),
+        shown,
+        recommender.version,
+    )
     events["item_id"] = np.random.default_rng(6).choice(IDS[:6], len(events))
     found = ask(recommender, snapshot, (lists, slots, events))
     assert {found["popularity"], found["item price"]} == {"red"}
@@ -140,16 +177,25 @@ def test_a_taste_for_other_items_shows_in_their_popularity_and_features(recommen
 
 def test_few_users_few_lists_and_other_versions_tell_nothing(recommender, snapshot, people, shown):
     users = people["user_id"].to_numpy()
-    found = ask(recommender, snapshot, draw_log(np.random.default_rng(7), users[:40], shown, "of another version"))
+    found = ask(
+        recommender,
+        snapshot,
+        draw_log(np.random.default_rng(7), users[:40], shown, "of another version"),
+    )
     assert found.pop("catalogue") == "ok"
     assert set(found.values()) == {"few"}
-    nothing = tuple(part[:0] for part in draw_log(np.random.default_rng(7), users, shown, recommender.version))
+    nothing = tuple(
+        part[:0] for part in draw_log(np.random.default_rng(7), users, shown, recommender.version)
+    )
     assert set(ask(recommender, snapshot, nothing).values()) == {"few", "ok"}
 
 
 def test_the_index_is_that_of_a_plain_loop():
     rng = np.random.default_rng(8)
-    before, now = rng.choice(["a", "b", "c", "d"], 900).tolist(), rng.choice(["a", "b", "e", None], 700).tolist()
+    before, now = (
+        rng.choice(["a", "b", "c", "d"], 900).tolist(),
+        rng.choice(["a", "b", "e", None], 700).tolist(),
+    )
     spec = describe(pd.Series(before, dtype=object), pd.Series(np.arange(900)))
     found = judge("letters", spec, pd.Series(now, dtype=object), pd.Series(np.arange(700)))
     expected, bins = 0.0, [*"abcd", "e", None]  # of which e is all other values
@@ -166,10 +212,14 @@ def test_numbers_are_counted_between_deciles_and_several_values_of_a_cell_apart(
     counts = [0] * (len(spec["edges"]) + 1)
     for number in range(100):
         counts[sum(number >= edge for edge in spec["edges"])] += 1
-    assert sorted(spec["shares"]) == pytest.approx(sorted([*(count / 101 for count in counts), 0, 1 / 101]))
+    assert sorted(spec["shares"]) == pytest.approx(
+        sorted([*(count / 101 for count in counts), 0, 1 / 101])
+    )
     assert max(counts) <= 11
     cells = pd.Series([["x", "y"], ["x"], []] * 10, dtype=object)
-    assert describe(cells, pd.Series(np.arange(30)))["shares"] == pytest.approx([0.5, 0.25, 0.0, 0.25])
+    assert describe(cells, pd.Series(np.arange(30)))["shares"] == pytest.approx(
+        [0.5, 0.25, 0.0, 0.25]
+    )
 
 
 # ---- the command
@@ -180,14 +230,20 @@ def run(recommender, snapshot, people, shown, tmp_path):
     """A run that a service has served for four weeks."""
     bundle = shutil.copytree(recommender.bundle.path, tmp_path / "bundle")
     write_profiles(bundle.parent / PROFILES, recommender.profiles)
-    (tmp_path / METRICS).write_text(json.dumps({"version": recommender.version, SNAPSHOT: snapshot}))
+    (tmp_path / METRICS).write_text(
+        json.dumps({"version": recommender.version, SNAPSHOT: snapshot})
+    )
     users = people["user_id"].to_numpy()
-    lists, _, events = draw_log(np.random.default_rng(9), users, shown, recommender.version, n_lists=N_LISTS)
+    lists, _, events = draw_log(
+        np.random.default_rng(9), users, shown, recommender.version, n_lists=N_LISTS
+    )
     (tmp_path / STATE).mkdir()
     store = StateStore(tmp_path / STATE / STATE_FILE)
     head = UNTIL, recommender.version, "greedy"
     answers = [(user, *head, *map(list, shown[user]), [1.0] * K) for user in lists["user_id"]]
-    store.log_impressions(Impressions(f"r{number}", *answer) for number, answer in enumerate(answers))
+    store.log_impressions(
+        Impressions(f"r{number}", *answer) for number, answer in enumerate(answers)
+    )
     columns = ["user_id", "item_id", "event", "datetime"]
     store.observe_many(Observation(*row) for row in events[columns].itertuples(index=False))
     store.close()
@@ -199,7 +255,14 @@ def test_the_command_prints_a_table_and_writes_figures(run, capsys):
     found = json.loads((run / DRIFT).read_text())
     assert found["status"] == "ok"
     names, said = [row["name"] for row in found["rows"]], capsys.readouterr().out
-    assert {"user income", "item price", "context hour", "popularity", "catalogue", "items in a list"} <= set(names)
+    assert {
+        "user income",
+        "item price",
+        "context hour",
+        "popularity",
+        "catalogue",
+        "items in a list",
+    } <= set(names)
     assert all(name in said for name in names)
 
 
@@ -208,29 +271,42 @@ def test_a_catalogue_that_grows_is_seen(run, recommender):
     items.put_many({f"new{number}": {"brand": "x"} for number in range(4)})
     items.close()
     assert main(["--run", str(run)]) == 0
-    (row,) = [row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "catalogue"]
+    (row,) = [
+        row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "catalogue"
+    ]
     assert (row["status"], row["index"]) == ("watch", pytest.approx(4 / N))
 
 
 @pytest.mark.parametrize(("was", "status"), [(1e9, "ok"), (1e-9, "red"), (None, None)])
 def test_answers_that_are_slower_than_after_training_are_a_row(run, was, status):
     metrics = json.loads((run / METRICS).read_text())
-    (run / METRICS).write_text(json.dumps(metrics | {"timing": {} if was is None else {LATENCY: was}}))
+    (run / METRICS).write_text(
+        json.dumps(metrics | {"timing": {} if was is None else {LATENCY: was}})
+    )
     assert main(["--run", str(run)]) == 0
-    rows = [row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "latency"]
+    rows = [
+        row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "latency"
+    ]
     assert [row["status"] for row in rows] == ([] if status is None else [status])
 
 
 @pytest.mark.parametrize("n_users", [0, 7, 900])
 def test_the_time_of_an_answer_is_the_median_over_users(monkeypatch, n_users):
-    users, clock, asked = np.array([f"u{number}" for number in range(n_users)], object), [0.0], []
+    users, clock, asked = (
+        np.array([f"u{number}" for number in range(n_users)], object),
+        [0.0],
+        [],
+    )
 
     def recommend(requests, k):
         asked.append(requests)
         clock[0] += 0.004 if len(asked) % 3 else 2.0  # every third is late
 
     monkeypatch.setattr("evaluation.drift.time.thread_time", lambda: clock[0])
-    assert time_answers(SimpleNamespace(profiles=SimpleNamespace(user_ids=users), recommend=recommend)) == 4
+    assert (
+        time_answers(SimpleNamespace(profiles=SimpleNamespace(user_ids=users), recommend=recommend))
+        == 4
+    )
     assert len(asked) == {0: 1, 7: 7, 900: 300}[n_users]
     assert all(len(requests) == 1 for requests in asked)
     assert len({one["user_id"] for (one,) in asked if one}) == (len(asked) if n_users else 0)
@@ -259,5 +335,8 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
 
 
 def test_data_without_times_leaves_no_snapshot(recommender):
-    timeless = replace(recommender.profiles, history=replace(recommender.profiles.history, datetime=None))
+    timeless = replace(
+        recommender.profiles,
+        history=replace(recommender.profiles.history, datetime=None),
+    )
     assert take_snapshot(Recommender(recommender.bundle, timeless)) == {}

@@ -8,7 +8,6 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-
 from evaluation.evaluate import Parts, evaluate
 from evaluation.holdout import contextual_requests
 from serve.errors import SchemaError
@@ -17,14 +16,24 @@ from tests.evaluation.fake_recommender import FakeRecommender
 from tests.evaluation.naive import measure_naively
 
 N, U, AT, DAY = 31, 13, 1_600_000_000, 86_400
-ITEMS = [f"item-{row:02d}" for row in np.random.default_rng(9).permutation(N)]  # the catalogue is in no order
+ITEMS = [
+    f"item-{row:02d}" for row in np.random.default_rng(9).permutation(N)
+]  # the catalogue is in no order
 USERS = [f"user-{row}" for row in range(U)]
 KEEP = {
     "all": lambda item, owned: True,
     "repeat": lambda item, owned: item in owned,
     "novel": lambda item, owned: item not in owned,
 }
-MODELS = ["bascule", "popularity", "popularity-recent", "personal", "personal-decayed", "itemknn", "ease"]
+MODELS = [
+    "bascule",
+    "popularity",
+    "popularity-recent",
+    "personal",
+    "personal-decayed",
+    "itemknn",
+    "ease",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +48,26 @@ def make_rows(n, first, last, seed) -> pd.DataFrame:
         "item_id": rng.choice(ITEMS, n),
         "datetime": rng.integers(first, last, n),
     }
-    return pd.DataFrame(columns | {"device": rng.choice(np.array(["web", "phone", None], object), n)})
+    return pd.DataFrame(
+        columns | {"device": rng.choice(np.array(["web", "phone", None], object), n)}
+    )
 
 
 TRAIN = make_rows(150, AT - 90 * DAY, AT - 20 * DAY, 1)
 VALIDATION = make_rows(47, AT - 20 * DAY, AT, 2)
-NEW = {"user_id": ["user-new", "user-new", USERS[0], USERS[0]], "item_id": [ITEMS[4], "new", "other", "new"]}
-HOLDOUT = pd.concat([make_rows(59, AT, AT + 20 * DAY, 3), pd.DataFrame(NEW | {"datetime": AT + 5})], ignore_index=True)
+NEW = {
+    "user_id": ["user-new", "user-new", USERS[0], USERS[0]],
+    "item_id": [ITEMS[4], "new", "other", "new"],
+}
+HOLDOUT = pd.concat(
+    [make_rows(59, AT, AT + 20 * DAY, 3), pd.DataFrame(NEW | {"datetime": AT + 5})],
+    ignore_index=True,
+)
 PEOPLE = pd.DataFrame({"user_id": USERS[:7], "gender": ["f", "m", "f", None, "m", "f", "f"]})
 PARTS = Parts(HOLDOUT, TRAIN, VALIDATION, PEOPLE, ["gender"], AT)
-OWNED = {user: set(items) for user, items in pd.concat([TRAIN, VALIDATION]).groupby("user_id")["item_id"]}
+OWNED = {
+    user: set(items) for user, items in pd.concat([TRAIN, VALIDATION]).groupby("user_id")["item_id"]
+}
 
 
 def make_recommender(**schema) -> FakeRecommender:
@@ -71,12 +90,20 @@ def average_naively(recommender, targets, keep_list, keep_target, extra=None) ->
     for key, items in targets.items():
         wanted = {item for item in items if keep_target(item, recommender.owned.get(key[0], set()))}
         if wanted:
-            ranked = [ITEMS[row] for row in recommender.rank({"user_id": key[0]} | (extra or {}), 20, keep_list)]
+            ranked = [
+                ITEMS[row]
+                for row in recommender.rank({"user_id": key[0]} | (extra or {}), 20, keep_list)
+            ]
             by_user.setdefault(key[0], []).append(
                 measure_naively(ranked, wanted, 10) | measure_naively(ranked, wanted, 20)
             )
-    means = [{name: np.mean([one[name] for one in some]) for name in some[0]} for some in by_user.values()]
-    return {"users": len(means)} | {name: np.mean([mean[name] for mean in means]) for name in means[0]}
+    means = [
+        {name: np.mean([one[name] for one in some]) for name in some[0]}
+        for some in by_user.values()
+    ]
+    return {"users": len(means)} | {
+        name: np.mean([mean[name] for mean in means]) for name in means[0]
+    }
 
 
 def assert_figures(got, expected):
@@ -94,7 +121,9 @@ def test_at_a_moment_each_user_is_asked_once(view):
     recommender, metrics = run_allowing()
     moment = datetime.fromtimestamp(AT, UTC)
     users = sorted(HOLDOUT["user_id"].unique())
-    assert recommender.asked == [[{"user_id": user, "datetime": moment} for user in users]] * 3  # once per view
+    assert (
+        recommender.asked == [[{"user_id": user, "datetime": moment} for user in users]] * 3
+    )  # once per view
     expected = average_naively(recommender, targets_by("user_id"), KEEP[view], KEEP[view])
     assert_figures(metrics["test"]["bascule"][view], expected)
 
@@ -102,15 +131,39 @@ def test_at_a_moment_each_user_is_asked_once(view):
 def test_all_parts_are_there():
     _, metrics = run_allowing()
     assert json.loads(json.dumps(metrics)) == metrics
-    assert list(metrics) == ["test", "paired", "slices", "beyond_accuracy", "baselines", "protocol"]
+    assert list(metrics) == [
+        "test",
+        "paired",
+        "slices",
+        "beyond_accuracy",
+        "baselines",
+        "protocol",
+    ]
     assert list(metrics["test"]) == list(metrics["beyond_accuracy"]) == MODELS
     assert list(metrics["paired"]) == list(metrics["baselines"]) == MODELS[1:]
-    figures, pairs = metrics["test"]["bascule"], HOLDOUT.drop_duplicates(["user_id", "item_id"])
-    assert [figures[view]["targets_outside_catalogue"] for view in ("all", "repeat", "novel")] == [3, 0, 3]
-    assert figures["repeat"]["targets"] + figures["novel"]["targets"] == figures["all"]["targets"] == len(pairs)
+    figures, pairs = (
+        metrics["test"]["bascule"],
+        HOLDOUT.drop_duplicates(["user_id", "item_id"]),
+    )
+    assert [figures[view]["targets_outside_catalogue"] for view in ("all", "repeat", "novel")] == [
+        3,
+        0,
+        3,
+    ]
+    assert (
+        figures["repeat"]["targets"] + figures["novel"]["targets"]
+        == figures["all"]["targets"]
+        == len(pairs)
+    )
     protocol = metrics["protocol"]
-    assert (protocol["n_requests"], protocol["n_items"], protocol["split"]) == (HOLDOUT["user_id"].nunique(), N, "time")
-    assert protocol["tuning"] == "baselines: NDCG@20, mean of the views all and novel, on validation"
+    assert (protocol["n_requests"], protocol["n_items"], protocol["split"]) == (
+        HOLDOUT["user_id"].nunique(),
+        N,
+        "time",
+    )
+    assert (
+        protocol["tuning"] == "baselines: NDCG@20, mean of the views all and novel, on validation"
+    )
 
 
 def test_without_a_moment_each_user_is_asked_for_the_items_of_all_times():
@@ -120,7 +173,9 @@ def test_without_a_moment_each_user_is_asked_for_the_items_of_all_times():
     assert recommender.asked[0] == [{"user_id": user} for (user,) in sorted(targets)]
     expected = average_naively(recommender, targets, KEEP["novel"], KEEP["all"])
     assert_figures(metrics["test"]["bascule"]["novel"], expected)
-    unreachable = sum(item in OWNED.get(user, ()) for (user,), items in targets.items() for item in items)
+    unreachable = sum(
+        item in OWNED.get(user, ()) for (user,), items in targets.items() for item in items
+    )
     assert metrics["test"]["bascule"]["novel"]["unreachable_targets"] == unreachable > 0
 
 
@@ -133,7 +188,9 @@ def test_requests_in_context_are_one_per_time_and_without_times_one_per_item(key
     first = holdout.drop_duplicates(["user_id", key]).sort_values(["user_id", key])
     assert len(first) < len(holdout)
     devices = [None if pd.isna(device) else device for device in first["device"]]
-    assert [request["context"] for request in recommender.asked[1]] == [{"device": device} for device in devices]
+    assert [request["context"] for request in recommender.asked[1]] == [
+        {"device": device} for device in devices
+    ]
     assert metrics["protocol"]["with_context"].startswith(
         f"{len(first)} requests, one per user and {key[:4].replace('date', 'time')}"
     )
@@ -158,21 +215,42 @@ def test_popularity_is_the_ranking_of_counts_of_events_or_of_users(repeats):
     figures = run(make_recommender(repeats=repeats), ["popularity"])["test"]["popularity"]
     for view in figures:
         kept = KEEP[view] if repeats == "allow" else KEEP["all"]
-        assert_figures(figures[view], average_naively(popular, targets_by("user_id"), KEEP[view], kept))
+        assert_figures(
+            figures[view],
+            average_naively(popular, targets_by("user_id"), KEEP[view], kept),
+        )
 
 
 def test_slices_are_parts_of_the_targets_and_coverage_is_of_the_first_view():
     recommender, metrics = run_allowing()
-    slices, gender = metrics["slices"]["all"], PEOPLE.dropna().set_index("user_id")["gender"].to_dict()
+    slices, gender = (
+        metrics["slices"]["all"],
+        PEOPLE.dropna().set_index("user_id")["gender"].to_dict(),
+    )
     assert set(slices) == {"history", "item_events", "popularity", "gender"}
     for value in ("f", "m", "missing"):
-        some = {key: items for key, items in targets_by("user_id").items() if gender.get(key[0], "missing") == value}
-        assert_figures(slices["gender"][value], average_naively(recommender, some, KEEP["all"], KEEP["all"]))
+        some = {
+            key: items
+            for key, items in targets_by("user_id").items()
+            if gender.get(key[0], "missing") == value
+        }
+        assert_figures(
+            slices["gender"][value],
+            average_naively(recommender, some, KEEP["all"], KEEP["all"]),
+        )
     n_events = pd.concat([TRAIN, VALIDATION])["user_id"].value_counts()
     n_events = n_events.reindex(HOLDOUT["user_id"].unique(), fill_value=0)
-    groups = pd.cut(n_events, [-1, 0, 4, 19, 999], labels=["0", "1-4", "5-19", "20+"]).value_counts()
-    assert {value: slices["history"][value]["users"] for value in slices["history"]} == dict(groups[groups > 0])
-    shown = {row for user in n_events.index for row in recommender.rank({"user_id": user}, 10, KEEP["all"])}
+    groups = pd.cut(
+        n_events, [-1, 0, 4, 19, 999], labels=["0", "1-4", "5-19", "20+"]
+    ).value_counts()
+    assert {value: slices["history"][value]["users"] for value in slices["history"]} == dict(
+        groups[groups > 0]
+    )
+    shown = {
+        row
+        for user in n_events.index
+        for row in recommender.rank({"user_id": user}, 10, KEEP["all"])
+    }
     assert metrics["beyond_accuracy"]["bascule"]["coverage@10"] == len(shown) / N
 
 
@@ -184,9 +262,15 @@ def test_parameters_are_chosen_by_the_headline_metric_of_validation(repeats, met
     best = record["parameter"]["neighbours"]
     assert record["validation"][str(best)] == max(record["validation"].values())
     middle = list(record["validation"])[2]
-    tested = run(recommender, ["itemknn"], test=VALIDATION, validation=nothing)  # owned items are those of training
+    tested = run(
+        recommender, ["itemknn"], test=VALIDATION, validation=nothing
+    )  # owned items are those of training
     assert tested["baselines"]["itemknn"]["parameter"] == {"neighbours": int(middle)}
-    views = [tested["test"]["itemknn"][view][metric] for view in ("all", "novel") if view in tested["test"]["itemknn"]]
+    views = [
+        tested["test"]["itemknn"][view][metric]
+        for view in ("all", "novel")
+        if view in tested["test"]["itemknn"]
+    ]
     assert record["validation"][middle] == pytest.approx(np.mean(views))
 
 
@@ -196,8 +280,14 @@ def test_evidence_is_known_at_the_test_and_not_where_baselines_are_chosen():
     informed = run(recommender, evidence=evidence)
     early = run(recommender, train=pd.concat([TRAIN, evidence]))
     for name, record in plain["baselines"].items():
-        assert informed["baselines"][name]["validation"] == pytest.approx(record["validation"]), name
-    for name in ("bascule", "popularity", "personal"):  # of the others another parameter is chosen
+        assert informed["baselines"][name]["validation"] == pytest.approx(record["validation"]), (
+            name
+        )
+    for name in (
+        "bascule",
+        "popularity",
+        "personal",
+    ):  # of the others another parameter is chosen
         assert informed["test"][name] == early["test"][name] != plain["test"][name]
 
 
@@ -205,8 +295,15 @@ def test_neither_order_of_rows_nor_items_outside_the_catalogue_matter():
     recommender, (_, expected) = make_recommender(repeats="allow"), run_allowing()
     gone = TRAIN.head(5).assign(item_id="gone")
     names = ["popularity", "personal-decayed", "itemknn", "ease"]
-    got = run(recommender, names, test=HOLDOUT.sample(frac=1.0, random_state=5), train=pd.concat([gone, TRAIN]))
-    assert {name: got["test"][name] for name in names} == {name: expected["test"][name] for name in names}
+    got = run(
+        recommender,
+        names,
+        test=HOLDOUT.sample(frac=1.0, random_state=5),
+        train=pd.concat([gone, TRAIN]),
+    )
+    assert {name: got["test"][name] for name in names} == {
+        name: expected["test"][name] for name in names
+    }
 
 
 def test_what_cannot_be_evaluated_is_refused():
@@ -220,7 +317,14 @@ def test_context_is_stated_as_vocabularies_know_it():
     kinds = (("day", "categorical"), ("tags", "multi_categorical"), ("load", "numeric"))
     features = tuple(Feature(name, kind, name) for name, kind in kinds)
     days = pd.to_datetime(["2020-02-03", None]).date
-    rows = pd.DataFrame({"user_id": ["a", "b"], "day": days, "tags": ["x|y", None], "load": [1.5, np.nan]})
+    rows = pd.DataFrame(
+        {
+            "user_id": ["a", "b"],
+            "day": days,
+            "tags": ["x|y", None],
+            "load": [1.5, np.nan],
+        }
+    )
     schema = make_recommender(has_datetime=False, context_features=features).bundle.schema
     assert contextual_requests(rows, schema) == [
         {"user_id": "a", "context": {"day": "2020-02-03", "tags": "x|y", "load": 1.5}},

@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from evaluation.experiments import MIN_USERS, check_shares, compare, half_width
 from scipy.stats import norm
 
-from evaluation.experiments import MIN_USERS, check_shares, compare, half_width
-
-N_DAYS, NEW_USERS, RATE = 28, 100, 0.5  # days, users who come each day, events of an active user on a day
+N_DAYS, NEW_USERS, RATE = (
+    28,
+    100,
+    0.5,
+)  # days, users who come each day, events of an active user on a day
 
 
 def experiment(rng, lift):
@@ -22,7 +25,12 @@ def experiment(rng, lift):
 
 
 def share_found(rng, lift, n_runs):
-    return np.mean([any(one and one.verdict != "undecided" for one in experiment(rng, lift)) for _ in range(n_runs)])
+    return np.mean(
+        [
+            any(one and one.verdict != "undecided" for one in experiment(rng, lift))
+            for _ in range(n_runs)
+        ]
+    )
 
 
 def test_daily_looks_at_equal_arms_raise_at_most_five_false_alarms_in_a_hundred():
@@ -50,7 +58,9 @@ def test_the_interval_is_that_of_a_normal_mixture():
     variance, prior, level = 0.7, 0.3, 0.05
     bound = half_width(variance, prior, level)
     effects = np.linspace(-12, 12, 200_001)
-    ratio = norm.pdf(bound - effects, scale=np.sqrt(variance)) / norm.pdf(bound, scale=np.sqrt(variance))
+    ratio = norm.pdf(bound - effects, scale=np.sqrt(variance)) / norm.pdf(
+        bound, scale=np.sqrt(variance)
+    )
     mixed = (ratio * norm.pdf(effects, scale=np.sqrt(prior))).sum() * (effects[1] - effects[0])
     assert mixed == pytest.approx(1 / level, rel=1e-6)
 

@@ -11,14 +11,23 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
 from evaluation.feedback import EVENTS, PAGE, SHOWN, main
 from evaluation.online import DAY, WINDOW, join, measure, measure_rates
-from serve.bundle import DRIFT, FEEDBACK, FIGURES, ITEMS, SEGMENTS, STATE, STATE_FILE, write_items
-from serve.discovery.segments import Segment, Segments
-from serve.erasure import forget_users
-from serve.state import Impressions, Observation, StateStore
-from serve.versions import Registry, Stage, publish, publish_version
+from serve.bundle import (
+    DRIFT,
+    FEEDBACK,
+    FIGURES,
+    ITEMS,
+    SEGMENTS,
+    STATE,
+    STATE_FILE,
+    write_items,
+)
+from serve.segments import Segment, Segments
+from service.forget import forget_users
+from service.publish import Stage, publish
+from service.registry import Registry, publish_version
+from service.state import Impressions, Observation, StateStore
 from tests.http.services import asking
 from tests.linear_bundle import SHOP, N, W, item_ids, write_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
@@ -33,13 +42,23 @@ def draw_log(rng):
     user = np.array([f"u{number}" for number in rng.integers(40, size=N_LISTS)], object)
     user[::19] = None
     lists = pd.DataFrame(
-        {"list": np.arange(N_LISTS), "user_id": pd.array(user, "str"), "version": "v1", "policy": "greedy"}
+        {
+            "list": np.arange(N_LISTS),
+            "user_id": pd.array(user, "str"),
+            "version": "v1",
+            "policy": "greedy",
+        }
     )
     lists["request_id"] = [f"r{number // 2}" for number in range(N_LISTS)]  # two lists of a request
     lists["datetime"] = START + np.sort(rng.integers(30 * DAY, size=N_LISTS))
     lists["arm"] = rng.choice(["a", "b"], N_LISTS)
     items = np.stack([rng.permutation(N_ITEMS)[:K] for _ in range(N_LISTS)])
-    slots = pd.DataFrame({"list": np.repeat(np.arange(N_LISTS), K), "position": np.tile(np.arange(1, K + 1), N_LISTS)})
+    slots = pd.DataFrame(
+        {
+            "list": np.repeat(np.arange(N_LISTS), K),
+            "position": np.tile(np.arange(1, K + 1), N_LISTS),
+        }
+    )
     slots = slots.assign(item_id=[f"i{item}" for item in items.ravel()], score=0.5, propensity=1.0)
     events = []
     for _ in range(500):
@@ -48,7 +67,9 @@ def draw_log(rng):
         events.append(
             {
                 "user_id": one["user_id"] if isinstance(one["user_id"], str) else "u0",
-                "item_id": f"i{items[one['list'], rng.integers(K)]}" if rng.random() < 0.8 else "i99",
+                "item_id": f"i{items[one['list'], rng.integers(K)]}"
+                if rng.random() < 0.8
+                else "i99",
                 "event": str(rng.choice(["view", "buy", "dismiss"])),
                 "datetime": int(one["datetime"] + rng.integers(2 * DAY)),
                 "weight": float(rng.integers(1, 5)) if rng.random() < 0.5 else None,
@@ -65,7 +86,8 @@ def find_slots(lists, slots, event):
         of_user = of_user[of_user["request_id"] == event["request_id"]]
     else:
         of_user = of_user[
-            (of_user["datetime"] <= event["datetime"]) & (of_user["datetime"] >= event["datetime"] - WINDOW)
+            (of_user["datetime"] <= event["datetime"])
+            & (of_user["datetime"] >= event["datetime"] - WINDOW)
         ]
     found = slots[slots["list"].isin(of_user["list"]) & (slots["item_id"] == event["item_id"])]
     times = lists.set_index("list")["datetime"][found["list"]].to_numpy()
@@ -88,7 +110,9 @@ def test_each_event_belongs_to_the_list_that_it_followed():
     assert 50 < n_apart < 400
     figures = measure(feedback, ITEM_IDS)
     assert figures["events_without_list"] == n_apart
-    assert figures["unknown_item_share"]["value"] == pytest.approx(np.mean([one == "i99" for one in events["item_id"]]))
+    assert figures["unknown_item_share"]["value"] == pytest.approx(
+        np.mean([one == "i99" for one in events["item_id"]])
+    )
     assert measure(feedback, ["never shown", *ITEM_IDS[:9]])["coverage"] == pytest.approx(0.9)
     assert (
         feedback.slots["clicks"].sum()
@@ -133,8 +157,12 @@ def test_an_interval_over_users_holds_the_truth_as_often_as_it_says():
         user = np.repeat(np.arange(80), 10)
         chance = np.repeat(rng.choice([0.1, 0.7], 80), 10)
         clicks = (rng.random(800) < chance).astype(float)
-        slots = pd.DataFrame({"list": np.arange(800), "user_id": user.astype("str"), "clicks": clicks})
-        rate = measure_rates(slots.assign(conversions=clicks, dismissals=0.0, value=0.0))["click_through"]
+        slots = pd.DataFrame(
+            {"list": np.arange(800), "user_id": user.astype("str"), "clicks": clicks}
+        )
+        rate = measure_rates(slots.assign(conversions=clicks, dismissals=0.0, value=0.0))[
+            "click_through"
+        ]
         held += rate["low"] <= 0.4 <= rate["high"]
     assert 180 <= held <= 199
 
@@ -160,7 +188,19 @@ def run(tmp_path):
 
 
 def test_the_command_writes_tables_figures_and_a_page(run, capsys):
-    assert main(["--run", str(run), "--targets", "buy", "--experiment", str(run / "experiment.json")]) == 0
+    assert (
+        main(
+            [
+                "--run",
+                str(run),
+                "--targets",
+                "buy",
+                "--experiment",
+                str(run / "experiment.json"),
+            ]
+        )
+        == 0
+    )
     figures = json.loads((run / FEEDBACK / FIGURES).read_text())
     assert figures["groups"]["arm"]["b"]["conversion"]["value"] == 1
     assert figures["arms"]["b"]["conversions"]["verdict"] == "better"
@@ -175,14 +215,29 @@ def test_the_command_writes_tables_figures_and_a_page(run, capsys):
 
 
 def test_where_nobody_did_something_arms_are_not_compared_by_it(run):
-    assert main(["--run", str(run), "--targets", "sell", "--experiment", str(run / "experiment.json")]) == 0
+    assert (
+        main(
+            [
+                "--run",
+                str(run),
+                "--targets",
+                "sell",
+                "--experiment",
+                str(run / "experiment.json"),
+            ]
+        )
+        == 0
+    )
     compared = json.loads((run / FEEDBACK / FIGURES).read_text())["arms"]["b"]
     assert (compared["conversions"], compared["clicks"]["verdict"]) == (None, "better")
 
 
 def test_whoever_is_forgotten_is_in_none_of_its_files(run):
     assert main(["--run", str(run)]) == 0
-    assert {name for name, texts in read_all(run).items() if "u17" in texts} == {SHOWN, EVENTS}
+    assert {name for name, texts in read_all(run).items() if "u17" in texts} == {
+        SHOWN,
+        EVENTS,
+    }
     n_events = len(pd.read_parquet(run / FEEDBACK / EVENTS))
     forget_users(run, ["u17"])
     assert not [name for name, texts in read_all(run).items() if "u17" in texts]
@@ -191,14 +246,22 @@ def test_whoever_is_forgotten_is_in_none_of_its_files(run):
 
 def read_all(run):
     """Return file -> the text of all of it."""
-    tables = {path.name: pd.read_parquet(path).to_csv() for path in (run / FEEDBACK).glob("*.parquet")}
-    return {path.name: tables.get(path.name) or path.read_text() for path in (run / FEEDBACK).iterdir()}
+    tables = {
+        path.name: pd.read_parquet(path).to_csv() for path in (run / FEEDBACK).glob("*.parquet")
+    }
+    return {
+        path.name: tables.get(path.name) or path.read_text() for path in (run / FEEDBACK).iterdir()
+    }
 
 
 # ---- what a bundle knows
 
 NEW_ROWS, LIVE = (4, 9, 20), "live"
-OLD, ACTIVE, QUIET = list(known_users(SHOP)), [f"a{number}" for number in range(12)], [f"q{n}" for n in range(9)]
+OLD, ACTIVE, QUIET = (
+    list(known_users(SHOP)),
+    [f"a{number}" for number in range(12)],
+    [f"q{n}" for n in range(9)],
+)
 
 
 def publish_marked(folder):
@@ -206,7 +269,10 @@ def publish_marked(folder):
     with Stage.open(folder) as stage:
         facts = write_linear(stage, SHOP, seed=3)
         flags = pa.array([row in NEW_ROWS for row in range(N)])
-        write_items(pq.read_table(stage.path / ITEMS).append_column("is_new", flags), stage.path / ITEMS)
+        write_items(
+            pq.read_table(stage.path / ITEMS).append_column("is_new", flags),
+            stage.path / ITEMS,
+        )
         kinds = tuple(Segment(number, 20, 0.5, "much like all others", ()) for number in (1, 2))
         centroids = tuple(tuple(side * float(place == 0) for place in range(W)) for side in (1, -1))
         segments = Segments(40, {"2": 0.9}, (0.0,) * W, centroids, kinds)
@@ -220,14 +286,29 @@ def serve_lists(app):
     """Serve users of profiles, of live events and of nothing, and nobody; return the answers by user."""
     ids, then = item_ids(SHOP), int(time.time()) - 1000
     ask(app, "PUT", f"/v1/items/{LIVE}", {"columns": {"brand": "x", "price": 0.1}})
-    events = [(user, ids[2 * number % N] if number % 4 else "gone") for number, user in enumerate(ACTIVE)]
+    events = [
+        (user, ids[2 * number % N] if number % 4 else "gone") for number, user in enumerate(ACTIVE)
+    ]
     for user, item in events:
-        ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item, "event": "buy", "datetime": then})
+        ask(
+            app,
+            "POST",
+            "/v1/events",
+            {"user_id": user, "item_id": item, "event": "buy", "datetime": then},
+        )
     asked = [{"user_id": user} for user in (*OLD, *ACTIVE, *QUIET)] + [{}] * 3
     replies = [ask(app, "POST", "/v1/recommend", one | {"k": 8, "explain": True}) for one in asked]
     for user in QUIET:  # what is done after a list makes nobody known before it
-        ask(app, "POST", "/v1/events", {"user_id": user, "item_id": ids[3], "datetime": then + 2000})
-    return [(one.get("user_id"), reply.json["answers"][0]) for one, reply in zip(asked, replies, strict=True)]
+        ask(
+            app,
+            "POST",
+            "/v1/events",
+            {"user_id": user, "item_id": ids[3], "datetime": then + 2000},
+        )
+    return [
+        (one.get("user_id"), reply.json["answers"][0])
+        for one, reply in zip(asked, replies, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -253,11 +334,16 @@ def test_segments_and_unknown_users_are_those_that_the_service_told(served):
     assert figures["all"]["unknown_item_share"]["value"] == pytest.approx(3 / 21)
     by_segment = {}
     for user, answer in answers:
-        if user in (*OLD, *ACTIVE):  # those of the others moved with what they did later
+        if user in (
+            *OLD,
+            *ACTIVE,
+        ):  # those of the others moved with what they did later
             by_segment.setdefault(str(answer["segment"]["id"]), set()).add(user)
     found = pd.read_parquet(folder / FEEDBACK / SHOWN).dropna(subset="segment")
     found = found[found["user_id"].isin([*OLD, *ACTIVE])]
-    assert {str(name): set(rows["user_id"]) for name, rows in found.groupby("segment")} == by_segment
+    assert {
+        str(name): set(rows["user_id"]) for name, rows in found.groupby("segment")
+    } == by_segment
     assert len(by_segment) == 2
     assert set(figures["groups"]["segment"]) <= {"1", "2"}
     assert all(one["users"] >= 5 for one in figures["groups"]["segment"].values())
@@ -265,14 +351,19 @@ def test_segments_and_unknown_users_are_those_that_the_service_told(served):
 
 def test_new_items_are_those_of_the_last_days_and_those_put_live(served):
     folder, answers = served
-    figures, new = read_figures_of(folder), {item_ids(SHOP)[row] for row in NEW_ROWS} | {LIVE}
+    figures, new = (
+        read_figures_of(folder),
+        {item_ids(SHOP)[row] for row in NEW_ROWS} | {LIVE},
+    )
     listed = [item["item_id"] for _, answer in answers for item in answer["items"]]
     share = figures["all"]["new_item_share"]
     assert share["value"] == pytest.approx(np.mean([one in new for one in listed]))
     assert share["low"] < share["value"] < share["high"]
     assert figures["all"]["coverage"] == pytest.approx(len(set(listed)) / (N + 1))
     of_first = [answer["items"][0]["item_id"] in new for _, answer in answers]
-    assert figures["groups"]["position"]["1"]["new_item_share"]["value"] == pytest.approx(np.mean(of_first))
+    assert figures["groups"]["position"]["1"]["new_item_share"]["value"] == pytest.approx(
+        np.mean(of_first)
+    )
 
 
 def test_a_segment_of_few_users_is_not_told(served, tmp_path):
@@ -302,10 +393,18 @@ def test_without_a_bundle_nothing_is_said_of_what_it_would_know(run):
     assert {figures["all"][name] for name in names} == {None}
 
 
-DRIFTED = {"name": "item <price>", "status": "red", "index": 0.31, "users": 90, "moved": "cheap: 0.1 to 0.4"}
+DRIFTED = {
+    "name": "item <price>",
+    "status": "red",
+    "index": 0.31,
+    "users": 90,
+    "moved": "cheap: 0.1 to 0.4",
+}
 
 
-@pytest.mark.parametrize(("content", "is_shown"), [({"version": "v", "rows": [DRIFTED]}, True), ([], False)])
+@pytest.mark.parametrize(
+    ("content", "is_shown"), [({"version": "v", "rows": [DRIFTED]}, True), ([], False)]
+)
 def test_the_page_shows_drift_if_it_was_measured(run, content, is_shown):
     (run / DRIFT).write_text(json.dumps(content))
     assert main(["--run", str(run)]) == 0

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-
 from evaluation.evaluate import Parts
 from evaluation.gate import AUDIT, Limits, compare, main
 from serve.bundle import Bundle
 from serve.recommender import Recommender
-from serve.versions import Registry, publish_version
+from service.registry import Registry, publish_version
 from tests import linear_bundle
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.linear_bundle import DAY, SHOP, UNTIL, publish_linear
@@ -27,7 +26,10 @@ class Shop(FakeRecommender):
 
     def __init__(self, targets, chances, seed, items=ITEMS, repeats="exclude"):
         super().__init__(items, USERS, {}, seed, repeats=repeats, user_id_type="string")
-        rng, place = np.random.default_rng(seed + 50), {item: number for number, item in enumerate(items)}
+        rng, place = (
+            np.random.default_rng(seed + 50),
+            {item: number for number, item in enumerate(items)},
+        )
         for user, chance in zip(USERS, chances, strict=True):
             if rng.random() < chance and targets[user] in place:
                 self.scores[user][place[targets[user]]] = 1 - rng.random() / 10
@@ -48,8 +50,15 @@ def shop():
 
 def find_stops(shop, chances, items=ITEMS, limits=None, was=0.5):
     targets, parts = shop
-    current, candidate = Shop(targets, np.full(U, was), 1), Shop(targets, np.broadcast_to(chances, U), 1, items)
-    return [check.name for check in compare([current, candidate], parts, limits or Limits()) if not check.is_passed]
+    current, candidate = (
+        Shop(targets, np.full(U, was), 1),
+        Shop(targets, np.broadcast_to(chances, U), 1, items),
+    )
+    return [
+        check.name
+        for check in compare([current, candidate], parts, limits or Limits())
+        if not check.is_passed
+    ]
 
 
 def test_an_equal_or_better_candidate_passes(shop):
@@ -86,7 +95,13 @@ def test_a_candidate_that_finds_only_what_users_have_is_stopped(shop):
             version.owned = parts.train.groupby("user_id")["item_id"].agg(set).to_dict()
             for user, item in again.itertuples(index=False):
                 version.scores[user][ITEMS.index(item)] = 2.0
-        stops.append([check.name for check in compare(versions, parts, Limits(0.5, 0.5)) if not check.is_passed])
+        stops.append(
+            [
+                check.name
+                for check in compare(versions, parts, Limits(0.5, 0.5))
+                if not check.is_passed
+            ]
+        )
     assert stops == [[], ["view novel"]]
 
 
@@ -105,7 +120,11 @@ def test_nothing_passes_where_nothing_can_be_told(shop):
     targets, parts = shop
     same = Shop(targets, np.full(U, 0.5), 1)
     few = replace(parts, test=parts.test[:12])
-    assert [check.is_passed for check in compare([same, same], few, Limits())] == [False, True, True]
+    assert [check.is_passed for check in compare([same, same], few, Limits())] == [
+        False,
+        True,
+        True,
+    ]
     lost = replace(parts, test=parts.test.assign(item_id="of another shop"))
     assert not compare([same, same], lost, Limits())[0].is_passed
 
@@ -116,7 +135,9 @@ PEOPLE = [f"p{number}" for number in range(120)]
 
 
 def permuted(seed):
-    return np.ascontiguousarray(np.roll(np.random.default_rng(seed).standard_normal((23, 10), np.float32), 7, axis=0))
+    return np.ascontiguousarray(
+        np.roll(np.random.default_rng(seed).standard_normal((23, 10), np.float32), 7, axis=0)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -139,17 +160,31 @@ def bundles(tmp_path_factory):
 def options(bundles, tmp_path_factory):
     """Write histories, and a holdout of what the whole bundle would list."""
     folder, rng = tmp_path_factory.mktemp("tables"), np.random.default_rng(1)
-    train = pd.DataFrame({"user_id": np.repeat(PEOPLE, 4), "item_id": rng.choice(linear_bundle.item_ids(SHOP), 480)})
+    train = pd.DataFrame(
+        {
+            "user_id": np.repeat(PEOPLE, 4),
+            "item_id": rng.choice(linear_bundle.item_ids(SHOP), 480),
+        }
+    )
     train["datetime"] = UNTIL - rng.integers(1, 60 * DAY, len(train))
     train.to_parquet(folder / "train.parquet")
     histories = {
         user: rows[["item_id", "datetime"]].to_dict("records")
         for user, rows in train.sort_values("datetime").groupby("user_id")
     }
-    answers = Recommender(Bundle.load(bundles["whole"])).recommend([{"history": histories[user]} for user in PEOPLE])
+    answers = Recommender(Bundle.load(bundles["whole"])).recommend(
+        [{"history": histories[user]} for user in PEOPLE]
+    )
     chosen = [answers.of(number).item_id[rng.integers(3)] for number in range(len(PEOPLE))]
-    pd.DataFrame({"user_id": PEOPLE, "item_id": chosen, "datetime": UNTIL + DAY}).to_parquet(folder / "holdout.parquet")
-    return ["--holdout", str(folder / "holdout.parquet"), "--train", str(folder / "train.parquet")]
+    pd.DataFrame({"user_id": PEOPLE, "item_id": chosen, "datetime": UNTIL + DAY}).to_parquet(
+        folder / "holdout.parquet"
+    )
+    return [
+        "--holdout",
+        str(folder / "holdout.parquet"),
+        "--train",
+        str(folder / "train.parquet"),
+    ]
 
 
 def ask(words):
@@ -167,19 +202,37 @@ def read_audit(registry):
 @pytest.mark.parametrize(("current", "candidate", "status"), [
     ("whole", "whole", 0), ("whole", "permuted", 3), ("whole", "half", 3), ("permuted", "whole", 0),
 ])  # fmt: skip
-def test_the_verdict_is_a_file_and_an_exit_status(bundles, options, tmp_path, current, candidate, status):
+def test_the_verdict_is_a_file_and_an_exit_status(
+    bundles, options, tmp_path, current, candidate, status
+):
     out = tmp_path / "verdict.json"
     at = ["--at", "2017-07-14T02:40:00"]
     assert (
-        ask(["--current", bundles[current], "--candidate", bundles[candidate], *options, *at, "--out", out]) == status
+        ask(
+            [
+                "--current",
+                bundles[current],
+                "--candidate",
+                bundles[candidate],
+                *options,
+                *at,
+                "--out",
+                out,
+            ]
+        )
+        == status
     )
     verdict = json.loads(out.read_text())
     assert verdict["verdict"] == ("stopped" if status else "passed")
-    assert all({"name", "value", "limit", "is_passed"} <= check.keys() for check in verdict["checks"])
+    assert all(
+        {"name", "value", "limit", "is_passed"} <= check.keys() for check in verdict["checks"]
+    )
     assert all(check["is_passed"] for check in verdict["checks"]) == (status == 0)
 
 
-def test_what_passes_is_published_and_activated_and_what_does_not_leaves_all_as_it_was(bundles, options, tmp_path):
+def test_what_passes_is_published_and_activated_and_what_does_not_leaves_all_as_it_was(
+    bundles, options, tmp_path
+):
     registry, out = Registry(tmp_path / "registry"), tmp_path / "verdict.json"
     publish_version(registry, bundles["permuted"], is_activated=True)
     first = registry.current()
@@ -190,7 +243,12 @@ def test_what_passes_is_published_and_activated_and_what_does_not_leaves_all_as_
     assert registry.current() == Bundle.load(bundles["whole"]).manifest.version
     assert registry.past() == [first]
     steps = read_audit(registry.path)
-    assert [step["step"] for step in steps] == ["judged", "judged", "published", "activated"]
+    assert [step["step"] for step in steps] == [
+        "judged",
+        "judged",
+        "published",
+        "activated",
+    ]
     assert [step["verdict"] for step in steps[:2]] == ["stopped", "passed"]
     assert steps[3]["left"] == first
     assert not any(person in (registry.path / AUDIT).read_text() for person in PEOPLE)
@@ -200,7 +258,20 @@ def test_a_candidate_whose_files_were_altered_is_stopped(bundles, options, tmp_p
     broken = shutil.copytree(bundles["whole"], tmp_path / "broken")
     (broken / "item_tower.onnx").write_bytes((bundles["permuted"] / "item_tower.onnx").read_bytes())
     out = tmp_path / "verdict.json"
-    assert ask(["--current", bundles["whole"], "--candidate", broken, *options, "--out", out]) == 3
+    assert (
+        ask(
+            [
+                "--current",
+                bundles["whole"],
+                "--candidate",
+                broken,
+                *options,
+                "--out",
+                out,
+            ]
+        )
+        == 3
+    )
     assert [check["is_passed"] for check in json.loads(out.read_text())["checks"]] == [False]
 
 

@@ -3,14 +3,24 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-
-from evaluation.holdout import profiles_from_frame, read_interactions, read_users, split_validation
+from evaluation.holdout import (
+    profiles_from_frame,
+    read_interactions,
+    read_users,
+    split_validation,
+)
 from serve.errors import SchemaError
 from tests.tiny_bundle import SCHEMA
 
 AT = 1_600_000_000
 ROWS = pd.DataFrame(
-    {"user_id": ["a", "b", "a"], "item_id": ["p", "q", "r"], "datetime": AT, "weight": 1, "position": 3}
+    {
+        "user_id": ["a", "b", "a"],
+        "item_id": ["p", "q", "r"],
+        "datetime": AT,
+        "weight": 1,
+        "position": 3,
+    }
 )
 NOBODY = pd.DataFrame({"user_id": []}, dtype=object)
 
@@ -26,12 +36,21 @@ def read(folder, frame, name="events.csv", schema=SCHEMA):
 
 @pytest.mark.parametrize("name", ["events.csv", "events.csv.gz", "events.parquet"])
 def test_interactions_come_in_the_types_of_the_bundle(tmp_path, name):
-    frame = pd.DataFrame({"user_id": [12, 5, 12], "item_id": ["007", "NA", "8"], "datetime": [AT, AT + 7, AT + 1]})
+    frame = pd.DataFrame(
+        {
+            "user_id": [12, 5, 12],
+            "item_id": ["007", "NA", "8"],
+            "datetime": [AT, AT + 7, AT + 1],
+        }
+    )
     frame = frame.assign(event=[" buy ", None, "view"], position=[2, 3, 5], other=1)
     got = read(tmp_path, frame, name, replace(SCHEMA, user_id_type="integer"))
     assert got["user_id"].dtype == np.int64
     assert got["item_id"].tolist() == ["007", "NA", "8"]
-    assert (got["datetime"].tolist(), got["position"].tolist()) == ([AT, AT + 7, AT + 1], [2, 3, 5])
+    assert (got["datetime"].tolist(), got["position"].tolist()) == (
+        [AT, AT + 7, AT + 1],
+        [2, 3, 5],
+    )
     assert "other" not in got
     profiles = profiles_from_frame(got, pd.DataFrame({"user_id": [3, 12]}), SCHEMA)
     assert profiles.user_ids.tolist() == [3, 5, 12]
@@ -44,15 +63,27 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, name):
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        (ROWS.rename(columns={"item_id": "item"}), "no column 'item_id'; did you mean 'item'"),
+        (
+            ROWS.rename(columns={"item_id": "item"}),
+            "no column 'item_id'; did you mean 'item'",
+        ),
         (ROWS.assign(user_id=[None, "a", "b"]), "user_id is nan in record 1"),
-        (ROWS.assign(datetime=["2020-11-01", "2020-13-01", "2020-11-03"]), "'2020-13-01' in record 2"),
+        (
+            ROWS.assign(datetime=["2020-11-01", "2020-13-01", "2020-11-03"]),
+            "'2020-13-01' in record 2",
+        ),
         (ROWS.assign(weight=["many", "1", "1"]), "weight is 'many' in record 1"),
         (ROWS.assign(weight=[0, 0, -2.5]), "weight is '-2.5' in record 3"),
         (ROWS.assign(position=["0", "-inf", "1"]), "position is '-inf' in record 2"),
         ("", "cannot be read"),
-        ("user_id,item_id,stars\n11,12,5,\n13,14,4,\n", "Expected 3 fields in line 2, saw 4"),
-        ("user_id,item_id,item_id\n11,12,13\n", "two columns are called 'item_id'; rename all but one"),
+        (
+            "user_id,item_id,stars\n11,12,5,\n13,14,4,\n",
+            "Expected 3 fields in line 2, saw 4",
+        ),
+        (
+            "user_id,item_id,item_id\n11,12,13\n",
+            "two columns are called 'item_id'; rename all but one",
+        ),
     ],
 )
 def test_unreadable_interactions_are_refused(tmp_path, frame, message):
@@ -64,8 +95,14 @@ def test_unreadable_interactions_are_refused(tmp_path, frame, message):
 @pytest.mark.parametrize(
     ("users", "message"),
     [
-        ({"user_id": ["a", "b", "a"], "gender": "f", "income": 1}, "user_id 'a' is there twice"),
-        ({"user_id": ["a", "b", "c"], "gander": "f", "income": 1}, "no column 'gender'; did you mean 'gander'"),
+        (
+            {"user_id": ["a", "b", "a"], "gender": "f", "income": 1},
+            "user_id 'a' is there twice",
+        ),
+        (
+            {"user_id": ["a", "b", "c"], "gander": "f", "income": 1},
+            "no column 'gender'; did you mean 'gander'",
+        ),
     ],
 )
 def test_unfit_users_are_refused_and_numbers_are_numbers(tmp_path, users, message):
@@ -78,38 +115,70 @@ def test_unfit_users_are_refused_and_numbers_are_numbers(tmp_path, users, messag
 
 
 def test_histories_are_oldest_first_and_positions_order_equal_times():
-    rows = pd.DataFrame({"user_id": "b", "item_id": list("pqrs"), "datetime": [9, 2, 9, 9], "position": [7, 8, 5, 5]})
-    history = profiles_from_frame(rows.assign(weight=[0.5, 0.25, 0.0, 3.0]), NOBODY, SCHEMA).get("b").history
+    rows = pd.DataFrame(
+        {
+            "user_id": "b",
+            "item_id": list("pqrs"),
+            "datetime": [9, 2, 9, 9],
+            "position": [7, 8, 5, 5],
+        }
+    )
+    history = (
+        profiles_from_frame(rows.assign(weight=[0.5, 0.25, 0.0, 3.0]), NOBODY, SCHEMA)
+        .get("b")
+        .history
+    )
     assert history.item_id.tolist() == ["q", "r", "s", "p"]
-    assert (history.datetime.tolist(), history.weight.tolist()) == ([2, 9, 9, 9], [0.25, 0.0, 3.0, 0.5])
+    assert (history.datetime.tolist(), history.weight.tolist()) == (
+        [2, 9, 9, 9],
+        [0.25, 0.0, 3.0, 0.5],
+    )
 
 
 def test_validation_is_a_window_as_long_as_the_test_where_both_parts_have_events():
     rows = pd.DataFrame({"user_id": list("abaab"), "item_id": "p", "datetime": [3, 5, 7, 6, 1]})
     train, validation = split_validation(rows, pd.DataFrame({"datetime": [9, 10]}), 8, 0)
     assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])
-    for at in (99, 8):  # a window that holds nothing, or everything: the last moments instead
+    for at in (
+        99,
+        8,
+    ):  # a window that holds nothing, or everything: the last moments instead
         holdout = pd.DataFrame({"datetime": [at + (2 if at == 99 else 99)]})
         assert split_validation(rows, holdout, at, 0)[1].index.tolist() == [1, 2]
 
 
 def test_without_a_moment_validation_is_the_last_moment_or_position_of_each_user():
-    rows = pd.DataFrame({"user_id": list("abaab"), "item_id": list("pqrst"), "datetime": [3, 5, 7, 7, 5]})
+    rows = pd.DataFrame(
+        {
+            "user_id": list("abaab"),
+            "item_id": list("pqrst"),
+            "datetime": [3, 5, 7, 7, 5],
+        }
+    )
     train, validation = split_validation(rows, rows, None, 0)
-    assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])  # b has one moment only
+    assert (train.index.tolist(), validation.index.tolist()) == (
+        [0, 1, 4],
+        [2, 3],
+    )  # b has one moment only
     positions = rows.drop(columns="datetime").assign(position=[9, 4, 5, 2, 3])
     assert split_validation(positions, rows, None, 0)[1].index.tolist() == [0, 1]
 
 
 def test_without_times_validation_is_pairs_as_many_as_are_held_out_whatever_the_order_of_rows():
     rng = np.random.default_rng(0)
-    rows = pd.DataFrame({"user_id": rng.integers(40, size=3000), "item_id": rng.integers(50, size=3000)})
+    rows = pd.DataFrame(
+        {"user_id": rng.integers(40, size=3000), "item_id": rng.integers(50, size=3000)}
+    )
     train, validation = split_validation(rows, rows.drop_duplicates()[:380], None, 3)
     assert sorted([*train.index, *validation.index]) == rows.index.tolist()
     pairs, held_out = (set(part.itertuples(index=False, name=None)) for part in (train, validation))
     assert not pairs & held_out  # all rows of a pair together
     n_pairs = len(pairs | held_out)
     assert len(held_out) / n_pairs == pytest.approx(380 / (380 + n_pairs), abs=0.03)
-    shuffled = split_validation(rows.sample(frac=1, random_state=1), rows.drop_duplicates()[:380], None, 3)[1]
+    shuffled = split_validation(
+        rows.sample(frac=1, random_state=1), rows.drop_duplicates()[:380], None, 3
+    )[1]
     assert sorted(shuffled.index) == validation.index.tolist()
-    assert set(split_validation(rows, pd.concat([rows, rows + 99]), None, 3)[0]["user_id"]) == set(rows["user_id"])
+    assert set(split_validation(rows, pd.concat([rows, rows + 99]), None, 3)[0]["user_id"]) == set(
+        rows["user_id"]
+    )

@@ -1,11 +1,8 @@
 import math
 
+import evaluation.metrics
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import evaluation.metrics
 from evaluation.metrics import (
     RESAMPLES,
     SEED,
@@ -16,6 +13,8 @@ from evaluation.metrics import (
     measure_users,
     resample_means,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.evaluation.naive import as_sets, measure_naively
 
 N = 11
@@ -40,7 +39,9 @@ def test_every_metric_equals_a_plain_loop(drawn):
     lists, wanted = drawn
     targets = Targets(as_sets(wanted), np.arange(len(wanted)))
     hits = hit_matrix(np.array(lists), targets)
-    assert hits.tolist() == [[i >= 0 and i in w for i in r] for r, w in zip(lists, wanted, strict=True)]
+    assert hits.tolist() == [
+        [i >= 0 and i in w for i in r] for r, w in zip(lists, wanted, strict=True)
+    ]
     got = measure_requests(hits, targets.items.counts, (3, 5, 10))
     for k in (3, 5, 10):
         for row, (ranked, items) in enumerate(zip(lists, wanted, strict=True)):
@@ -52,7 +53,10 @@ def test_users_count_once_however_often_they_ask():
     wanted = [[4], [5, 6], [], [2]]
     lists = np.array([[4, 0, 1, 2, 3], [0, 1, 2, 5, 3], [0, 1, 2, 3, 4], [0, 1, 3, 4, 5]])
     got = measure_users(lists, Targets(as_sets(wanted), np.array([9, 3, 9, 9])), (5,))
-    assert got["Recall@5"].tolist() == [0.5, (1.0 + 0.0) / 2]  # users 3 and 9, the request without target left out
+    assert got["Recall@5"].tolist() == [
+        0.5,
+        (1.0 + 0.0) / 2,
+    ]  # users 3 and 9, the request without target left out
 
 
 def test_figures_of_lists_equal_a_plain_count():
@@ -60,10 +64,16 @@ def test_figures_of_lists_equal_a_plain_count():
     total, wanted = sum(EVENTS.tolist()) + N, [40 + 1, 6 + 1, 0 + 1, 30 + 1]
     exposure = [shown.count(item) for item in range(N)]
     differences = sum(abs(a - b) for a in exposure for b in exposure)
-    assert describe_lists(LISTS, Targets(as_sets([[0, 5], [-1], [10]]), np.arange(3)), EVENTS, 3) == {
+    assert describe_lists(
+        LISTS, Targets(as_sets([[0, 5], [-1], [10]]), np.arange(3)), EVENTS, 3
+    ) == {
         "coverage@3": len(set(shown)) / N,
-        "novelty@3": pytest.approx(np.mean([-math.log2((EVENTS[item] + 1) / total) for item in shown])),
-        "popularity_lift@3": pytest.approx(np.mean([EVENTS[item] + 1 for item in shown]) / np.mean(wanted)),
+        "novelty@3": pytest.approx(
+            np.mean([-math.log2((EVENTS[item] + 1) / total) for item in shown])
+        ),
+        "popularity_lift@3": pytest.approx(
+            np.mean([EVENTS[item] + 1 for item in shown]) / np.mean(wanted)
+        ),
         "gini@3": pytest.approx(differences / (2 * N * sum(exposure))),
     }
 

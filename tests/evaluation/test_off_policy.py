@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-
-from evaluation.other_version import MAX_WEIGHT, Logged, RewardModel, estimate
-from serve.discovery.exploration import probabilities
+from evaluation.off_policy import MAX_WEIGHT, Logged, RewardModel, estimate
+from service.exploration import probabilities
 
 N_CONTEXTS, N_ITEMS, N_SLOTS, N_LISTS, N_USERS = 10, 12, 3, 3000, 1000
 SEEN = np.array([1.0, 0.7, 0.5])  # how many look at each slot
@@ -21,12 +20,17 @@ class World:
         self.logits, target = self.scores / 0.7, other / 0.3
         items, slots = np.divmod(np.arange(N_ITEMS * N_SLOTS), N_SLOTS)
         shape = N_CONTEXTS, N_ITEMS, N_SLOTS
-        self.logging = np.stack([probabilities(one, items, slots) for one in self.logits]).reshape(shape)
+        self.logging = np.stack([probabilities(one, items, slots) for one in self.logits]).reshape(
+            shape
+        )
         self.target = np.stack([probabilities(one, items, slots) for one in target]).reshape(shape)
         self.value = (self.target * self.reward[:, :, None] * SEEN).sum(axis=1).mean()
 
     def log(self, rng):
-        context, user = rng.integers(N_CONTEXTS, size=N_LISTS), rng.integers(N_USERS, size=N_LISTS)
+        context, user = (
+            rng.integers(N_CONTEXTS, size=N_LISTS),
+            rng.integers(N_USERS, size=N_LISTS),
+        )
         drawn = self.logits[context] + rng.gumbel(size=(N_LISTS, N_ITEMS))
         item, slot = np.argsort(-drawn, axis=1)[:, :N_SLOTS], np.arange(N_SLOTS)
         where = context[:, None], item
@@ -35,9 +39,14 @@ class World:
         score, fold = self.scores[where].ravel(), user % 2
         predicted, expected = np.empty(len(reward)), np.empty(len(reward))
         for one in (0, 1):
-            model, mine = RewardModel(*(values[fold != one] for values in (score, position, reward))), fold == one
+            model, mine = (
+                RewardModel(*(values[fold != one] for values in (score, position, reward))),
+                fold == one,
+            )
             predicted[mine] = model.predict(score[mine], position[mine])
-            of_slots = (model.predict(self.scores[:, :, None], slot[None, None] + 1) * self.target).sum(axis=1)
+            of_slots = (
+                model.predict(self.scores[:, :, None], slot[None, None] + 1) * self.target
+            ).sum(axis=1)
             expected[mine] = of_slots[np.repeat(context, N_SLOTS), position - 1][mine]
         logged, judged = (each[(*where, slot)].ravel() for each in (self.logging, self.target))
         return Logged(user, reward, logged, judged, predicted, expected)
@@ -60,12 +69,17 @@ def test_the_intervals_of_three_hundred_logs_hold_the_truth():
 
 
 def test_most_intervals_hold_the_truth():
-    assert min(count_hits(2, 8).values()) >= 13  # of 16: fewer come once in two hundred times where 95 % hold
+    assert (
+        min(count_hits(2, 8).values()) >= 13
+    )  # of 16: fewer come once in two hundred times where 95 % hold
 
 
 def test_a_model_of_the_reward_narrows_the_interval():
     world, rng = World(3), np.random.default_rng(3)
-    widths = [(found.dr.high - found.dr.low, found.ips.high - found.ips.low) for found in (estimate(world.log(rng)),)]
+    widths = [
+        (found.dr.high - found.dr.low, found.ips.high - found.ips.low)
+        for found in (estimate(world.log(rng)),)
+    ]
     assert widths[0][0] < widths[0][1]
 
 
@@ -75,13 +89,19 @@ def test_values_are_those_of_the_formulas():
     found = estimate(log)
     assert found.ips.value == pytest.approx((weight * log.reward).mean())
     assert found.snips.value == pytest.approx((weight * log.reward).sum() / weight.sum())
-    assert found.dr.value == pytest.approx((log.expected + weight * (log.reward - log.predicted)).mean())
+    assert found.dr.value == pytest.approx(
+        (log.expected + weight * (log.reward - log.predicted)).mean()
+    )
     assert found.effective == pytest.approx(weight.sum() ** 2 / (weight**2).sum())
 
 
 def test_a_policy_that_the_log_does_not_cover_has_no_estimate():
     log = World(1).log(np.random.default_rng(1))
     nowhere = Logged(
-        log.user, log.reward, log.propensity, np.where(np.arange(len(log.user)) < 50, 1.0, 0.0), *[log.reward] * 2
+        log.user,
+        log.reward,
+        log.propensity,
+        np.where(np.arange(len(log.user)) < 50, 1.0, 0.0),
+        *[log.reward] * 2,
     )
     assert estimate(nowhere).ips is None

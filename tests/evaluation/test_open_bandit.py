@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
-from evaluation.other_version import Logged, estimate
+from evaluation.off_policy import Logged, estimate
 
 LOGS = dict(
     list(
-        pd.read_parquet(Path(__file__).with_name("open_bandit.parquet")).groupby(["campaign", "policy"], observed=True)
+        pd.read_parquet(Path(__file__).with_name("open_bandit.parquet")).groupby(
+            ["campaign", "policy"], observed=True
+        )
     )
 )
 CAMPAIGNS = ("all", "men", "women")
@@ -41,7 +42,9 @@ def test_the_log_of_thompson_sampling_tells_what_uniform_draws_had(campaign):
     found = estimate_from(log, np.full(len(log), 1 / truth["item_id"].nunique()))
     value = truth["click"].mean()
     assert found.snips.low <= value <= found.snips.high
-    assert (found.ips.low <= value <= found.ips.high) == (campaign != "men")  # there it is .0001 too low
+    assert (found.ips.low <= value <= found.ips.high) == (
+        campaign != "men"
+    )  # there it is .0001 too low
     assert found.ips.value == pytest.approx(found.snips.value, rel=0.08)
 
 
@@ -50,7 +53,9 @@ def test_the_log_of_uniform_draws_tells_what_thompson_sampling_had(campaign):
     """Its probabilities changed within the week; of the week as a whole they are its shares of each slot."""
     log, truth = LOGS[campaign, "random"], LOGS[campaign, "bts"]
     shares = truth.groupby("position")["item_id"].value_counts(normalize=True)
-    target = shares.reindex(pd.MultiIndex.from_frame(log[["position", "item_id"]])).fillna(0).to_numpy()
+    target = (
+        shares.reindex(pd.MultiIndex.from_frame(log[["position", "item_id"]])).fillna(0).to_numpy()
+    )
     found, value = estimate_from(log, target), truth["click"].mean()
     for one in (found.ips, found.snips):
         assert one.low <= value <= one.high

@@ -5,14 +5,14 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-
-from evaluation.other_version import main
+from evaluation.off_policy import main
 from serve.bundle import STATE, STATE_FILE
-from serve.discovery.experiment import Policy
-from serve.discovery.exploration import explore
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.state import Impressions, Observation, StateStore, complete
+from service.experiment import Policy
+from service.exploration import explore
+from service.known_users import complete
+from service.state import Impressions, Observation, StateStore
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
@@ -25,7 +25,10 @@ SEEN = (1.0, 0.8, 0.6, 0.5)  # how many look at each slot
 @pytest.fixture(scope="module")
 def versions(tmp_path_factory):
     folder = tmp_path_factory.mktemp("versions")
-    first, other = publish_served(folder / "a", SHOP), publish_linear(folder / "b", SHOP, seed=8)
+    first, other = (
+        publish_served(folder / "a", SHOP),
+        publish_linear(folder / "b", SHOP, seed=8),
+    )
     write_profiles(folder / "b" / "profiles", make_profiles(SHOP, known_users(SHOP)))
     return first, other
 
@@ -49,8 +52,14 @@ def serve(recommender, run, n_lists, policy, seed, liked):
             ids, scores = answer.item_id.tolist(), answer.score.tolist()
             head = (f"r{number}", user, moment, recommender.version, str(policy))
             store.log_impressions([Impressions(*head, ids, scores, answer.propensity.tolist())])
-            taken = [item for item, seen in zip(ids, SEEN, strict=True) if rng.random() < liked[str(item)] * seen]
-            store.observe_many([Observation(user, item, "like", moment + 1, None, f"r{number}") for item in taken])
+            taken = [
+                item
+                for item, seen in zip(ids, SEEN, strict=True)
+                if rng.random() < liked[str(item)] * seen
+            ]
+            store.observe_many(
+                [Observation(user, item, "like", moment + 1, None, f"r{number}") for item in taken]
+            )
             rewards.append(len(taken) / K)
     return np.mean(rewards)
 
@@ -62,7 +71,19 @@ def test_the_estimates_hold_what_the_version_has_where_it_is_served(versions, tm
         (tmp_path / name / STATE).mkdir(parents=True)
     logged = serve(first, tmp_path / "log", N_LISTS, POLICY, 0, like(other))
     truth = serve(other, tmp_path / "truth", N_LISTS, POLICY, 1, like(other))
-    assert main(["--run", str(tmp_path / "log"), "--bundle", str(versions[1]), "--targets", "like"]) == 0
+    assert (
+        main(
+            [
+                "--run",
+                str(tmp_path / "log"),
+                "--bundle",
+                str(versions[1]),
+                "--targets",
+                "like",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["log"]["value"] == pytest.approx(logged, abs=1e-9)
     error = 0.5 / np.sqrt(N_LISTS * K)  # of the truth itself, at most

@@ -1,18 +1,18 @@
 import math
 
+import evaluation.ranking
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-import evaluation.ranking
 from evaluation.metrics import Targets
 from evaluation.ranking import find_owned, rank_views, tiles, top_k, view_targets
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.evaluation.naive import as_lists, as_sets
 
 N, K = 11, 5
 SCORES = st.one_of(
-    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]), st.floats(width=32, allow_nan=False)
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]),
+    st.floats(width=32, allow_nan=False),
 )
 ALLOWED = {
     "all": lambda item, owned: True,
@@ -32,7 +32,9 @@ def rank_naively(scores: list[float], k: int) -> list[int]:
 def test_rows_are_ranked_exactly_with_ties_in_their_order(data):
     n_items, k = data.draw(st.integers(1, 700)), data.draw(st.integers(1, 12))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    few = data.draw(st.lists(SCORES, min_size=1, max_size=6))  # many items share a score, at the cut too
+    few = data.draw(
+        st.lists(SCORES, min_size=1, max_size=6)
+    )  # many items share a score, at the cut too
     scores = rng.choice(np.array(few, np.float32), (3, n_items))
     if data.draw(st.booleans()):
         places = rng.random(scores.shape) < 0.1
@@ -42,7 +44,11 @@ def test_rows_are_ranked_exactly_with_ties_in_their_order(data):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.lists(st.integers(-1, N - 1), max_size=N, unique=True), min_size=1, max_size=4),
+    st.lists(
+        st.lists(st.integers(-1, N - 1), max_size=N, unique=True),
+        min_size=1,
+        max_size=4,
+    ),
     st.integers(0, 99),
     st.integers(1, 50),
 )
@@ -55,7 +61,11 @@ def test_every_view_is_the_ranking_of_its_items(owned, seed, cells):
         return scores[requests[0] : requests[-1] + 1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation.ranking, "tiles", lambda rows, columns, size=cells: tiles(rows, columns, size))
+        patch.setattr(
+            evaluation.ranking,
+            "tiles",
+            lambda rows, columns, size=cells: tiles(rows, columns, size),
+        )
         got = rank_views(score, as_sets(owned), N, K, ALLOWED)
     assert asked == list(range(len(owned)))  # one pass for all views
     assert (scores == before).all()
@@ -76,7 +86,10 @@ def test_targets_split_into_repeat_and_novel():
 
 
 def test_without_repeats_owned_targets_stay_as_misses():
-    targets, owned = Targets(as_sets([[2, 7], [4]]), np.array([0, 1])), as_sets([[7, 9], [4]])
+    targets, owned = (
+        Targets(as_sets([[2, 7], [4]]), np.array([0, 1])),
+        as_sets([[7, 9], [4]]),
+    )
     got = view_targets(targets, owned, "exclude")
     assert list(got) == ["novel"]
     assert as_lists(got["novel"].items) == [[2, 7], [4]]

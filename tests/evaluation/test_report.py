@@ -7,8 +7,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-
-from evaluation import model_card
 from evaluation.metrics import sign
 from evaluation.model_card import environment, read_slices, read_views
 from evaluation.report import find_limits, main, name_all, write_report
@@ -16,6 +14,8 @@ from serve.recommender import Recommender
 from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
 from tests.linear_bundle import FILMS, SHOP
 from tests.linear_profiles import write_profiles
+
+from evaluation import model_card
 
 VOID = {"meta", "br", "path", "use", "rect"}
 WORDS = environment().get_template("words.jinja").module
@@ -34,7 +34,9 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attributes):
         attributes = dict(attributes)
         self.tags.append((tag, attributes))
-        self.where |= {name: value for name, value in attributes.items() if name.startswith("data-")}
+        self.where |= {
+            name: value for name, value in attributes.items() if name.startswith("data-")
+        }
         if tag == "data":
             self.data.append((float(attributes["value"]), dict(self.where)))
         if tag not in VOID:
@@ -69,7 +71,13 @@ def run(request):
 
 def render(run, folder, recommender=None, content=None, holdout="of the run"):
     holdout = run.holdout if holdout is not None else None
-    write_report(folder, run.folder, content or run.content, recommender or run.recommender, holdout)
+    write_report(
+        folder,
+        run.folder,
+        content or run.content,
+        recommender or run.recommender,
+        holdout,
+    )
     return (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -79,9 +87,15 @@ def pages(shop, films, tmp_path_factory):
 
 
 def card(run, content=None, data=DATA, schema=None):
-    facts = replace(run.recommender.bundle.manifest.facts, config={"seed": 11, "model": {"dim": 48}})
+    facts = replace(
+        run.recommender.bundle.manifest.facts, config={"seed": 11, "model": {"dim": 48}}
+    )
     return model_card.render(
-        "MODEL_CARD.md", content or run.content, data, schema or run.recommender.bundle.schema, facts=facts
+        "MODEL_CARD.md",
+        content or run.content,
+        data,
+        schema or run.recommender.bundle.schema,
+        facts=facts,
     )
 
 
@@ -102,7 +116,11 @@ def test_figures_are_those_of_the_metrics(run, pages):
     metric = "NDCG@20" if run.recommender.bundle.schema.repeats == "allow" else "NDCG@10"
     shown: dict = {}
     for value, where in Page(pages[id(run)]).data:
-        key = tuple(where[name] for name in ("data-model", "data-view", "data-table", "data-slice") if name in where)
+        key = tuple(
+            where[name]
+            for name in ("data-model", "data-view", "data-table", "data-slice")
+            if name in where
+        )
         shown.setdefault(key, []).append(value)
     content = run.content
     for model, views in content["test"].items():
@@ -116,7 +134,10 @@ def test_figures_are_those_of_the_metrics(run, pages):
     beyond = content["beyond_accuracy"].values()
     assert shown.pop(("beyond",)) == [value for figures in beyond for value in figures.values()]
     if "with_context" in content:
-        parts = [content["with_context"][name]["novel"][metric] for name in ("bascule without context", "bascule")]
+        parts = [
+            content["with_context"][name]["novel"][metric]
+            for name in ("bascule without context", "bascule")
+        ]
         gain = content["paired_with_context"]["bascule without context"]["novel"][metric]
         assert shown.pop(("with-context",)) == [*parts, gain]
     groups = [
@@ -125,7 +146,9 @@ def test_figures_are_those_of_the_metrics(run, pages):
         for one in of_view.values()
         for figures in one.values()
     ]
-    assert sorted(value for values in shown.values() for value in values) == sorted(v for n, v in groups if n >= 20)
+    assert sorted(value for values in shown.values() for value in values) == sorted(
+        v for n, v in groups if n >= 20
+    )
     assert min(n for n, _ in groups) < 20  # of groups that are hidden
 
 
@@ -135,13 +158,26 @@ def test_nothing_of_the_data_becomes_code_and_nobody_is_named(run, pages):
     assert "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in text
     assert "A | strange &lt;reason&gt;" in text
     assert "A \\| strange \\<reason\\>" in markdown
-    assert not any(str(user_id) in text + markdown for user_id in user_ids(run.recommender.bundle.schema))
+    assert not any(
+        str(user_id) in text + markdown for user_id in user_ids(run.recommender.bundle.schema)
+    )
 
 
 def test_the_facts_of_the_run_are_said(shop, pages):
     text = " ".join(pages[id(shop)].split())
-    assert text.index("In short") < text.index("Bascule learned from 1,792 events") < text.index("Accuracy against")
-    facts = ("61 users and 23 items", "5 April 2017 to 3 August 2017", "Trained for 2 epochs", "62.1 minutes", "✓", "↻")
+    assert (
+        text.index("In short")
+        < text.index("Bascule learned from 1,792 events")
+        < text.index("Accuracy against")
+    )
+    facts = (
+        "61 users and 23 items",
+        "5 April 2017 to 3 August 2017",
+        "Trained for 2 epochs",
+        "62.1 minutes",
+        "✓",
+        "↻",
+    )
     assert all(fact in text for fact in (*facts, "context &#39;till&#39; tells &lt;the&gt; item"))
     assert text.count("<article>") == 10
     shown, folded = text[text.index('id="examples"') :].split("<details>")[:2]
@@ -151,7 +187,12 @@ def test_the_facts_of_the_run_are_said(shop, pages):
 def test_all_charts_of_groups_have_one_axis_that_holds_their_intervals(shop):
     slices = read_slices(shop.content)
     low, high = find_limits(slices)
-    ends = [end for one in slices for group in one["charted"].values() for end in group[f"{one['metric']}_ci95"]]
+    ends = [
+        end
+        for one in slices
+        for group in one["charted"].values()
+        for end in group[f"{one['metric']}_ci95"]
+    ]
     assert (low <= min(ends), max(ends) <= high, high - low < 1.1) == (True, True, True)
 
 
@@ -161,7 +202,12 @@ def test_skipped_baselines_and_empty_views_are_said(shop, tmp_path):
         del content[part]["ease"]
     content["baselines"]["ease"] = {"skipped": "too large <here>"}
     for views in [*content["test"].values(), *content["paired"].values()]:
-        views["repeat"] = {"users": 0, "targets": 0, "targets_outside_catalogue": 0, "unreachable_targets": 0}
+        views["repeat"] = {
+            "users": 0,
+            "targets": 0,
+            "targets_outside_catalogue": 0,
+            "unreachable_targets": 0,
+        }
     for groups in content["slices"]["repeat"].values():
         groups.clear()
     text = render(shop, tmp_path, content=content)
@@ -169,12 +215,18 @@ def test_skipped_baselines_and_empty_views_are_said(shop, tmp_path):
     assert "Not measured: EASE (too large &lt;here&gt;)" in text
     assert "No user has a target here" in text
     assert "EASE was not measured" in card(shop, content)
-    content |= {"test": {"bascule": content["test"]["bascule"]}, "paired": {}, "baselines": {}}
+    content |= {
+        "test": {"bascule": content["test"]["bascule"]},
+        "paired": {},
+        "baselines": {},
+    }
     assert "no baseline was measured" in WORDS.verdict(read_views(content)[0])
 
 
 def test_a_run_without_a_test_and_without_known_users_has_a_page_and_a_card(films, tmp_path):
-    content = {name: films.content[name] for name in ("version", "data")} | {"protocol": {"split": "none"}}
+    content = {name: films.content[name] for name in ("version", "data")} | {
+        "protocol": {"split": "none"}
+    }
     text = render(films, tmp_path, content=content, holdout=None)
     Page(text)
     assert "Nothing was held out" in text
@@ -183,7 +235,14 @@ def test_a_run_without_a_test_and_without_known_users_has_a_page_and_a_card(film
     nobody = render(films, tmp_path, Recommender(films.recommender.bundle), content, holdout=None)
     assert "No user is known to ask for" in nobody
     markdown = card(films, content)
-    assert all(said in markdown for said in ("Nothing was held out", "no group was measured", "Not measured at all"))
+    assert all(
+        said in markdown
+        for said in (
+            "Nothing was held out",
+            "no group was measured",
+            "Not measured at all",
+        )
+    )
 
 
 def test_the_card_holds_the_figures_and_nothing_that_differs_between_two_runs(shop):
@@ -192,21 +251,45 @@ def test_the_card_holds_the_figures_and_nothing_that_differs_between_two_runs(sh
     assert not any(said in text for said in (str(shop.folder), "3725", "person-"))
     ours = shop.content["test"]["bascule"]["all"]
     low, high = ours["NDCG@20_ci95"]
-    assert f"| **Bascule** | {ours['NDCG@20']:.4f} | {low:.4f} to {high:.4f} | | | {ours['HR@10']:.4f} |" in text
+    assert (
+        f"| **Bascule** | {ours['NDCG@20']:.4f} | {low:.4f} to {high:.4f} | | | {ours['HR@10']:.4f} |"
+        in text
+    )
     assert all(row in text for row in ("| Seed | 11 |", "| `dim` | 48 |", "| Users: sex | 37.5"))
     assert all(feature.name in text for feature in SHOP.item_features + SHOP.user_features)
 
 
 def view_of(users, low, high):
-    ours = {"users": users, "targets": users, "targets_outside_catalogue": 1, "unreachable_targets": 0}
+    ours = {
+        "users": users,
+        "targets": users,
+        "targets_outside_catalogue": 1,
+        "unreachable_targets": 0,
+    }
     ours |= {"NDCG@10": 0.5, "NDCG@10_ci95": [0.25, 0.75]}
     theirs = ours | {"NDCG@10": 0.5 - (low + high) / 2}
-    paired = {"ease": {"novel": {"users": users, "NDCG@10": (low + high) / 2, "NDCG@10_ci95": [low, high]}}}
-    content = {"protocol": {"repeats": "exclude", "views": {"novel": ""}}, "paired": paired}
-    return read_views(content | {"test": {"bascule": {"novel": ours}, "ease": {"novel": theirs}}})[0]
+    paired = {
+        "ease": {
+            "novel": {
+                "users": users,
+                "NDCG@10": (low + high) / 2,
+                "NDCG@10_ci95": [low, high],
+            }
+        }
+    }
+    content = {
+        "protocol": {"repeats": "exclude", "views": {"novel": ""}},
+        "paired": paired,
+    }
+    return read_views(content | {"test": {"bascule": {"novel": ours}, "ease": {"novel": theirs}}})[
+        0
+    ]
 
 
-@pytest.mark.parametrize(("users", "low", "verdict"), [(1, 0.25, 0), (19, 0.125, 0), (20, 0.125, 1), (20, -0.125, 0)])
+@pytest.mark.parametrize(
+    ("users", "low", "verdict"),
+    [(1, 0.25, 0), (19, 0.125, 0), (20, 0.125, 1), (20, -0.125, 0)],
+)
 def test_nobody_is_called_better_by_a_few_users_or_without_proof(users, low, verdict):
     view = view_of(users, low, 0.25)
     assert sign(view["paired"]["ease"], "NDCG@10") == verdict
@@ -222,12 +305,16 @@ def test_items_go_by_their_text_their_categories_or_their_id(films):
     bare = replace(bundle, items=bundle.items.select(["item_id"]))
     ids = bundle.items.column("item_id").to_pylist()
     assert name_all(Recommender(bare, profiles)) == [f"item {item_id}" for item_id in ids]
-    same = bundle.items.set_column(bundle.items.column_names.index("title"), "title", [["same"] * len(ids)])
+    same = bundle.items.set_column(
+        bundle.items.column_names.index("title"), "title", [["same"] * len(ids)]
+    )
     named = name_all(Recommender(replace(bundle, items=same), profiles))
     assert named == [f"same ({item_id})" for item_id in ids]
 
 
-def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(films, pages, tmp_path, capsys):
+def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(
+    films, pages, tmp_path, capsys
+):
     write_profiles(films.folder / "profiles", films.recommender.profiles)
     (films.folder / "metrics.json").write_text(json.dumps(films.content))
     (films.folder / "config.yaml").write_text("seed: 4\n")

@@ -1,9 +1,8 @@
 from dataclasses import replace
 
+import evaluation.baselines
 import numpy as np
 import pytest
-
-import evaluation.baselines
 from evaluation.baselines import choose_baselines, fit_baselines
 from evaluation.holdout import Events
 from serve.errors import SchemaError
@@ -31,8 +30,14 @@ def find(name: str, repeats="allow"):
 
 def test_baselines_are_chosen_by_name_and_unknown_ones_refused():
     assert choose_baselines("exclude", []) == []
-    assert [one.name for one in choose_baselines("exclude", ["ease", "popularity"])] == ["popularity", "ease"]
-    with pytest.raises(SchemaError, match=r"'eas' is no baseline where repeats is exclude; did you mean 'ease'\?"):
+    assert [one.name for one in choose_baselines("exclude", ["ease", "popularity"])] == [
+        "popularity",
+        "ease",
+    ]
+    with pytest.raises(
+        SchemaError,
+        match=r"'eas' is no baseline where repeats is exclude; did you mean 'ease'\?",
+    ):
         choose_baselines("exclude", ["popularity", "eas"])
     with pytest.raises(SchemaError, match="allowed: ease, itemknn, popularity"):
         choose_baselines("exclude", ["personal"])
@@ -48,7 +53,9 @@ def test_the_best_value_is_fitted_again_on_everything(name):
 
     ((_, record, score),) = fit([baseline], criterion)
     assert record["parameter"] == {baseline.parameter: baseline.values[2]}
-    assert record["validation"] == {f"{value:g}": float(at == 2) for at, value in enumerate(baseline.values)}
+    assert record["validation"] == {
+        f"{value:g}": float(at == 2) for at, value in enumerate(baseline.values)
+    }
     (expected,) = baseline.fit(TRAIN.join(LATER), [baseline.values[2]])
     assert (score(users) == expected(users)).all()
     for answer, tried in zip(answers, baseline.fit(TRAIN, baseline.values), strict=True):
@@ -64,4 +71,7 @@ def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch
         monkeypatch.setattr(evaluation.baselines, "read_free_bytes", lambda free=free: free)
         ((_, record, score),) = fit_baselines([find(name)], listed, listed, None, lines.append)
         assert (score is None) == is_skipped == (record.get("skipped") == reason)
-    assert [line.split(", ")[0] for line in lines[:2]] == [f"{name}: 100,000 items", f"{name}: {reason}"]
+    assert [line.split(", ")[0] for line in lines[:2]] == [
+        f"{name}: 100,000 items",
+        f"{name}: {reason}",
+    ]

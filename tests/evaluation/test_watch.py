@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-
 from evaluation.gate import AUDIT, compare_versions, main
 from evaluation.online import DAY
 from serve.bundle import STATE, STATE_FILE
-from serve.state import Impressions, Observation, StateStore
-from serve.versions import Registry, publish_version
+from service.registry import Registry, publish_version
+from service.state import Impressions, Observation, StateStore
 
 START, TOLERANCE = 1_700_000_000, 0.05
 
@@ -26,7 +25,11 @@ def simulate(rng, lift, n_users=600, n_days=28, change=14):
     is_new = days >= change
     bought = rng.random(len(days)) < chance[users] * np.where(is_new, lift, 1.0)
     slots = pd.DataFrame(
-        {"list": np.arange(len(days)), "user_id": users.astype(str), "conversions": bought.astype(float)}
+        {
+            "list": np.arange(len(days)),
+            "user_id": users.astype(str),
+            "conversions": bought.astype(float),
+        }
     )
     return slots.assign(datetime=START + days * DAY, version=np.where(is_new, "new", "old"))
 
@@ -51,25 +54,36 @@ def test_an_equal_version_is_hardly_ever_rolled_back_and_a_worse_one_is():
 @pytest.mark.slow
 def test_false_alarms_over_many_shops_and_days():
     rng = np.random.default_rng(1)
-    n_alarms = sum(find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=2) is not None for _ in range(300))
+    n_alarms = sum(
+        find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=2) is not None
+        for _ in range(300)
+    )
     assert n_alarms <= 15
 
 
 def test_lists_of_the_last_day_do_not_count_yet():
     slots = simulate(np.random.default_rng(2), 1.0, n_users=3000)
     last = slots["datetime"].max()
-    later = slots.assign(conversions=slots["conversions"].where(slots["datetime"] <= last - DAY, 0.0))
-    assert compare_versions(slots, "old", "new", "conversions") == compare_versions(later, "old", "new", "conversions")
+    later = slots.assign(
+        conversions=slots["conversions"].where(slots["datetime"] <= last - DAY, 0.0)
+    )
+    assert compare_versions(slots, "old", "new", "conversions") == compare_versions(
+        later, "old", "new", "conversions"
+    )
 
 
 def test_users_count_alike_however_often_they_came():
     slots = simulate(np.random.default_rng(3), 1.0)
     found = compare_versions(slots, "old", "new", "conversions")
     last, means = slots["datetime"].max(), {"old": [], "new": []}
-    for (version, _), rows in slots[slots["datetime"] <= last - DAY].groupby(["version", "user_id"]):
+    for (version, _), rows in slots[slots["datetime"] <= last - DAY].groupby(
+        ["version", "user_id"]
+    ):
         means[version].append(rows["conversions"].mean())
     assert found.users == (len(means["old"]), len(means["new"]))
-    assert [found.control, found.arm] == pytest.approx([np.mean(means["old"]), np.mean(means["new"])])
+    assert [found.control, found.arm] == pytest.approx(
+        [np.mean(means["old"]), np.mean(means["new"])]
+    )
 
 
 # ---- the command
@@ -84,8 +98,14 @@ def make_registry(folder, published, versions, chance):
     store = StateStore(registry.path / STATE / STATE_FILE)
     shown, seen = [], []
     for number in range(1800):
-        seed, user, at = 1 if number < 900 else 2, f"u{number % 300}", START + number * 1200
-        shown.append(Impressions(f"r{number}", user, at, versions[seed], "greedy", ["i100"], [0.5], [1.0]))
+        seed, user, at = (
+            1 if number < 900 else 2,
+            f"u{number % 300}",
+            START + number * 1200,
+        )
+        shown.append(
+            Impressions(f"r{number}", user, at, versions[seed], "greedy", ["i100"], [0.5], [1.0])
+        )
         if rng.random() < chance[seed]:
             seen.append(Observation(user, "i100", "buy", at + 5, None, f"r{number}"))
     store.log_impressions(shown)
@@ -110,7 +130,11 @@ def test_a_version_that_halves_conversions_is_rolled_back(published, versions, t
     assert registry.current() == versions[1]
     text = (registry.path / AUDIT).read_text()
     (line,) = map(json.loads, text.splitlines())
-    assert (line["step"], line["version"], line["left"]) == ("rolled back", versions[1], versions[2])
+    assert (line["step"], line["version"], line["left"]) == (
+        "rolled back",
+        versions[1],
+        versions[2],
+    )
     assert ask("--registry", registry.path) == 0  # there is no version before it
     assert ask("--registry", registry.path, "--tolerance", "2") == 2
     assert ask("--registry", tmp_path) == 2

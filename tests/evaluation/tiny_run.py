@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-
 from evaluation.evaluate import Parts, evaluate
 from evaluation.holdout import profiles_from_frame
 from serve.bundle import Bundle
@@ -22,23 +21,52 @@ LOGS = {
     "final": "epoch,step,train_loss\n1,3,5.0\n2,7,4.0\n",
 }
 DATA: dict[str, Any] = {
-    "counts": {"interactions": 1907, "users": U, "items": N, "users_table": 67, "items_table": 29}
+    "counts": {
+        "interactions": 1907,
+        "users": U,
+        "items": N,
+        "users_table": 67,
+        "items_table": 29,
+    }
     | {"train": 1709, "validation": 83, "test": 115},
-    "split": {"kind": "time", "validation_at": "2017-07-04T02:40:00Z", "test_at": "2017-07-14T02:40:00Z"},
+    "split": {
+        "kind": "time",
+        "validation_at": "2017-07-04T02:40:00Z",
+        "test_at": "2017-07-14T02:40:00Z",
+    },
     "ties": "simultaneous",
     "repeats": "allow",
-    "time": {"first": "2017-04-05T02:40:00Z", "last": "2017-08-03T02:40:00Z", "days": 120.0},
-    "missing": {"interactions": {"user_id": 0.0}, "users": {"sex": 0.375}, "items": {"price": None}},
+    "time": {
+        "first": "2017-04-05T02:40:00Z",
+        "last": "2017-08-03T02:40:00Z",
+        "days": 120.0,
+    },
+    "missing": {
+        "interactions": {"user_id": 0.0},
+        "users": {"sex": 0.375},
+        "items": {"price": None},
+    },
     "unlisted": {"users": 0.015625, "items": 0.0},
     "records": {"interactions": 1919, "users": 67, "items": 29},
     "rejected": {"null id": 7, "a | strange <reason>": 5},
     "dropped_columns": {"interactions": ["secret|column"], "users": [], "items": []},
     "cleaning": {"duplicate_events": 13, "negative_weights": 0},
-    "cold": {"test_users_unseen": 0.03125, "test_items_unseen": 0.0, "test_pairs_owned_before": None},
+    "cold": {
+        "test_users_unseen": 0.03125,
+        "test_items_unseen": 0.0,
+        "test_pairs_owned_before": None,
+    },
     "repeat_share": 0.4375,
     "long_tail": {"top_1%": 0.0625, "top_10%": 0.25, "gini": 0.546875},
     "history_length": {"p0": 1.0, "p50": 27.0, "p95": 43.0, "p100": 51.0},
-    "leaks": [{"kind": "context", "column": "till", "power": 0.98, "message": "context 'till' tells <the> item"}],
+    "leaks": [
+        {
+            "kind": "context",
+            "column": "till",
+            "power": 0.98,
+            "message": "context 'till' tells <the> item",
+        }
+    ],
 }
 QUIET_SPLIT = {"kind": "leave_one_out", "validation_at": None, "test_at": None}
 
@@ -54,7 +82,9 @@ class TinyRun:
 def user_ids(schema: Schema) -> list:
     """Return ids that stand nowhere else on a page."""
     numbers = [900_000_017 + 13 * row for row in range(U)]
-    return numbers if schema.user_id_type == "integer" else [f"person-{number}" for number in numbers]
+    return (
+        numbers if schema.user_id_type == "integer" else [f"person-{number}" for number in numbers]
+    )
 
 
 def draw_events(schema: Schema, n: int, first: int, last: int, seed: int) -> pd.DataFrame:
@@ -89,14 +119,18 @@ def make_tiny_run(folder: Path, schema: Schema) -> TinyRun:
     users["income"] = np.linspace(1.0, 9.0, U)
     profiles = profiles_from_frame(pd.concat([train, validation]), users, schema)
     recommender = Recommender(Bundle.load(path), profiles)
-    recommender = Recommender(replace(recommender.bundle, items=hostile_items(recommender)), profiles)
+    recommender = Recommender(
+        replace(recommender.bundle, items=hostile_items(recommender)), profiles
+    )
     at = UNTIL if schema.repeats == "allow" else None
     parts = Parts(holdout, train, validation, users, ["sex", "income"], at)
     metrics = evaluate(recommender, parts, seed=3)
     for stage, text in LOGS.items():
         (folder / "logs" / stage).mkdir(parents=True)
         (folder / "logs" / stage / "metrics.csv").write_text(text)
-    data = DATA if at is not None else DATA | {"split": QUIET_SPLIT, "repeats": "exclude", "leaks": []}
+    data = (
+        DATA if at is not None else DATA | {"split": QUIET_SPLIT, "repeats": "exclude", "leaks": []}
+    )
     content = {"version": recommender.bundle.manifest.version, **metrics, "data": data}
     content |= {"timing": {"total": 3725.0}, "training": {"epochs": 2}}
     return TinyRun(folder, content, recommender, holdout)

@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from serve import Recommender
 from tests.served import serving
 
@@ -74,9 +73,20 @@ def ask(server, step):
 
 def test_every_step_over_http_is_answered_as_before(bundle, steps, tmp_path):
     ours = [step for step in steps if step["do"] in ("http", "restart")]
-    starts = [0, *(place + 1 for place, step in enumerate(ours) if step["do"] == "restart"), len(ours) + 1]
+    starts = [
+        0,
+        *(place + 1 for place, step in enumerate(ours) if step["do"] == "restart"),
+        len(ours) + 1,
+    ]
     for first, end in itertools.pairwise(starts):  # between them the service ends and starts again
-        with serving("--bundle", bundle, "--state", tmp_path / "state", "--retention-days", "36000") as server:
+        with serving(
+            "--bundle",
+            bundle,
+            "--state",
+            tmp_path / "state",
+            "--retention-days",
+            "36000",
+        ) as server:
             for step in ours[first : end - 1]:
                 status, answer = ask(server, step)
                 assert status == step.get("status", 200), step
@@ -91,7 +101,10 @@ def test_every_step_in_the_process_is_answered_as_before(bundle, steps):
         if step["do"] == "similar":
             ids, cosines = recommender.similar_items(step["item_id"], step["k"])
             pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
-            check(step["answer"], {"items": [{"item_id": item, "cosine": cosine} for item, cosine in pairs]})
+            check(
+                step["answer"],
+                {"items": [{"item_id": item, "cosine": cosine} for item, cosine in pairs]},
+            )
         elif step["do"] == "recommend":
             arguments = step["requests"], step["k"], step["filter_viewed"]
             if "error" in step["answer"]:

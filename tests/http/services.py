@@ -5,11 +5,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from serve.http.access import Access
-from serve.http.app import make_app
 from serve.schema import Schema
-from serve.service import Service
-from serve.versions import BundleSource
+from service.http.access import Access
+from service.http.app import make_app
+from service.registry import BundleSource
+from service.service import Service
 from tests.linear_bundle import UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.served import ask
@@ -32,7 +32,11 @@ def open_bundle(bundle: Path, state: Path | None = None) -> Service:
 
 @contextmanager
 def asking(
-    bundle: Path, state: Path | None = None, token: str | None = None, max_waiting: int = 64, **access: Any
+    bundle: Path,
+    state: Path | None = None,
+    token: str | None = None,
+    max_waiting: int = 64,
+    **access: Any,
 ) -> Iterator[Any]:
     """Give an application to ask."""
     app = make_app(open_bundle(bundle, state), Access(token=token, **access), max_waiting)

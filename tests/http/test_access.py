@@ -9,10 +9,9 @@ import time
 from contextlib import ExitStack
 
 import pytest
-
-from serve.__main__ import main
-from serve.http.access import Key, KeyFile, read_keys
-from serve.http.schemas import Role
+from bascule.commands import main
+from service.http.access import Key, KeyFile, read_keys
+from service.http.schemas import Role
 from tests.http.services import TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids
 from tests.served import JSON, ask, exchange, serving, write_request
@@ -26,11 +25,22 @@ CHANGES = [
     ("PUT", f"/v1/items/{ITEM}", {"columns": {"in_stock": True}}),
     ("DELETE", "/v1/items/none", None),
 ]
-OPERATING = [("GET", "/v1/status", None), ("GET", "/metrics", None), ("POST", "/v1/reload", None)]
+OPERATING = [
+    ("GET", "/v1/status", None),
+    ("GET", "/metrics", None),
+    ("POST", "/v1/reload", None),
+]
 SEEN = [("GET", path, None) for path in ("/v1/page", "/v1/segments", "/openapi.json")]
 CALLS = {  # the lowest role that may make a call -> calls
-    "": [("GET", path, None) for path in ("/health", "/ready", "/", "/docs", "/page.js", "/page.css")],
-    "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), ("POST", "/v1/due", {}), *SEEN],
+    "": [
+        ("GET", path, None) for path in ("/health", "/ready", "/", "/docs", "/page.js", "/page.css")
+    ],
+    "ask": [
+        ("POST", "/v1/recommend", {}),
+        ("POST", "/v1/similar", {"item_id": ITEM}),
+        ("POST", "/v1/due", {}),
+        *SEEN,
+    ],
     "write": CHANGES[:1],
     "admin": [*CHANGES[1:], *OPERATING, ("GET", "/none", None)],
 }
@@ -47,7 +57,10 @@ def bearer(key):
 @pytest.fixture
 def keys(tmp_path):
     path = tmp_path / "keys"
-    path.write_text("# who may do what\n" + "".join(write_line(f"a-{role}", role, key) for role, key in KEYS.items()))
+    path.write_text(
+        "# who may do what\n"
+        + "".join(write_line(f"a-{role}", role, key) for role, key in KEYS.items())
+    )
     return path
 
 
@@ -62,8 +75,17 @@ def test_each_role_may_do_what_is_below_it_and_nothing_above(bundle, keys):
         for lowest, call in ((lowest, call) for lowest, calls in CALLS.items() for call in calls):
             for role, key in KEYS.items():
                 status = ask(app, *call, bearer(key)).status
-                assert (status == 403) is (order.index(role) < order.index(lowest)), (call, role, status)
-            for headers in (JSON, bearer("x" * 32), bearer(""), JSON | {"authorization": KEYS["admin"]}):
+                assert (status == 403) is (order.index(role) < order.index(lowest)), (
+                    call,
+                    role,
+                    status,
+                )
+            for headers in (
+                JSON,
+                bearer("x" * 32),
+                bearer(""),
+                JSON | {"authorization": KEYS["admin"]},
+            ):
                 reply = ask(app, *call, headers)
                 assert (reply.status == 401) is (lowest != ""), (call, headers)
                 assert reply.headers.get("www-authenticate") == ("Bearer" if lowest else None)
@@ -72,8 +94,10 @@ def test_each_role_may_do_what_is_below_it_and_nothing_above(bundle, keys):
         assert 'bascule_requests_total{route="forget",status="403"} 2.0' in counts
 
 
-def test_keys_are_rotated_while_it_serves_and_a_damaged_file_changes_nothing(bundle, keys, monkeypatch):
-    monkeypatch.setattr("serve.http.access._RECHECK_SECONDS", 0)
+def test_keys_are_rotated_while_it_serves_and_a_damaged_file_changes_nothing(
+    bundle, keys, monkeypatch
+):
+    monkeypatch.setattr("service.http.access._RECHECK_SECONDS", 0)
 
     def statuses(*some):
         return [ask(app, "POST", "/v1/recommend", {}, bearer(key)).status for key in some]
@@ -81,7 +105,12 @@ def test_keys_are_rotated_while_it_serves_and_a_damaged_file_changes_nothing(bun
     with asking(bundle, keys=KeyFile(keys)) as app:
         keys.write_text(keys.read_text() + write_line("a-ask", "ask", "new" * 9))
         assert statuses(KEYS["ask"], "new" * 9) == [200, 200]
-        for damage in ("", "a-ask ask\n", f"a-ask ask {'new' * 9}\n", write_line("x", "ask", "y") + "\xff"):
+        for damage in (
+            "",
+            "a-ask ask\n",
+            f"a-ask ask {'new' * 9}\n",
+            write_line("x", "ask", "y") + "\xff",
+        ):
             keys.write_bytes(damage.encode("latin-1"))
             assert statuses(KEYS["ask"], "new" * 9, "y") == [200, 200, 401]
         os.replace(keys, f"{keys}.gone")
@@ -92,7 +121,11 @@ def test_keys_are_rotated_while_it_serves_and_a_damaged_file_changes_nothing(bun
 
 def test_a_damaged_file_of_keys_is_one_line_that_does_not_repeat_it(bundle, tmp_path, capsys):
     of_nothing, right = (hashlib.sha256(key).hexdigest() for key in (b"", b"a"))
-    for last in (of_nothing, "a-key-itself", *(f"{right} {rate}" for rate in ("0", "x", "5 0", "5 1 1", "-1", "inf"))):
+    for last in (
+        of_nothing,
+        "a-key-itself",
+        *(f"{right} {rate}" for rate in ("0", "x", "5 0", "5 1 1", "-1", "inf")),
+    ):
         (tmp_path / "keys").write_text(f"shop ask {last}\n")
         assert main(["http", "--bundle", str(bundle), "--keys", str(tmp_path / "keys")]) == 2
         said = capsys.readouterr().err
@@ -101,7 +134,9 @@ def test_a_damaged_file_of_keys_is_one_line_that_does_not_repeat_it(bundle, tmp_
 
 def test_a_key_is_compared_with_all_whichever_it_is(keys, monkeypatch):
     compared = []
-    monkeypatch.setattr("hmac.compare_digest", lambda one, other: compared.append(1) or one == other)
+    monkeypatch.setattr(
+        "hmac.compare_digest", lambda one, other: compared.append(1) or one == other
+    )
     for key in (*KEYS.values(), "none"):
         found = KeyFile(keys).find(hashlib.sha256(key.encode()).digest(), 0.0)
         assert (found is None) is (key == "none")
@@ -111,7 +146,11 @@ def test_a_key_is_compared_with_all_whichever_it_is(keys, monkeypatch):
 def test_a_rate_admits_what_a_bucket_of_tokens_admits():
     draw = random.Random(3)
     for per_second, burst in ((2.0, 5), (0.3, 1), (50.0, 50)):
-        key, now, tokens = Key("k", Role.ASK, b"", per_second, burst), 100.0, float(burst)
+        key, now, tokens = (
+            Key("k", Role.ASK, b"", per_second, burst),
+            100.0,
+            float(burst),
+        )
         for _ in range(500):
             step = draw.expovariate(per_second * 1.5)
             now, tokens = now + step, min(burst, tokens + step * per_second)
@@ -123,31 +162,61 @@ def test_a_rate_admits_what_a_bucket_of_tokens_admits():
 
 def test_a_key_that_asks_too_often_is_told_when_to_come_back(bundle, tmp_path):
     path = tmp_path / "keys"
-    path.write_text(write_line("slow", "ask", "s" * 32, 0.01, 3) + write_line("fast", "ask", "f" * 32))
+    path.write_text(
+        write_line("slow", "ask", "s" * 32, 0.01, 3) + write_line("fast", "ask", "f" * 32)
+    )
     with asking(bundle, keys=KeyFile(path)) as app:
         replies = [ask(app, "POST", "/v1/recommend", {}, bearer("s" * 32)) for _ in range(5)]
         assert [reply.status for reply in replies] == [200] * 3 + [429] * 2
         assert 90 <= int(replies[-1].headers["retry-after"]) <= 100
         assert ask(app, "POST", "/v1/recommend", {}, bearer("f" * 32)).status == 200
-    assert [(key.per_second, key.burst) for key in read_keys(path)] == [(0.01, 3), (float("inf"), 1)]
+    assert [(key.per_second, key.burst) for key in read_keys(path)] == [
+        (0.01, 3),
+        (float("inf"), 1),
+    ]
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "localhost.evil.example", "10.0.0.1", "[::2]:80", ""]
+    "host",
+    [
+        "evil.example",
+        "evil.example:80",
+        "localhost.evil.example",
+        "10.0.0.1",
+        "[::2]:80",
+        "",
+    ],
 )
 def test_another_host_is_refused_before_the_body_is_read(bundle, host):
     with asking(bundle) as app:
         reply = asyncio.run(exchange(app, "POST", "/v1/recommend", [], JSON | {"host": host}))
-        assert (reply.status, reply.json["error"]["code"]) == (421, "misdirected_request")
+        assert (reply.status, reply.json["error"]["code"]) == (
+            421,
+            "misdirected_request",
+        )
 
 
-def test_loopback_the_address_that_is_asked_and_names_that_are_given_are_answered(bundle):
+def test_loopback_the_address_that_is_asked_and_names_that_are_given_are_answered(
+    bundle,
+):
     with asking(bundle, hosts=frozenset({"shop.example"})) as app:
-        for host in ("localhost", "LOCALHOST:8080", "127.0.0.1:80", "[::1]", "[::1]:80", "shop.example:443"):
+        for host in (
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1:80",
+            "[::1]",
+            "[::1]:80",
+            "shop.example:443",
+        ):
             assert ask(app, "GET", "/ready", headers={"host": host}).status == 200
-    with serving("--bundle", bundle, "--host", "0.0.0.0") as server, socket.socket() as connection:
+    with (
+        serving("--bundle", bundle, "--host", "0.0.0.0") as server,
+        socket.socket() as connection,
+    ):
         connection.connect(("127.9.8.7", server.port))  # a probe by an address of the machine
-        connection.sendall(write_request("GET", "/health", headers={"host": f"127.9.8.7:{server.port}"}))
+        connection.sendall(
+            write_request("GET", "/health", headers={"host": f"127.9.8.7:{server.port}"})
+        )
         assert connection.recv(99).startswith(b"HTTP/1.1 200")
         assert server.ask("GET", "/health", headers={"host": "evil.example"}).status == 421
         assert server.end() == 0
@@ -160,7 +229,11 @@ def test_a_service_that_only_reads_has_no_route_that_changes(bundle):
             assert ask(app, method, path, body).status == 403
         paths = ask(app, "GET", "/openapi.json").json["paths"]
         assert not {"/v1/events", "/v1/users/forget", "/v1/items/{item_id}"} & set(paths)
-        assert ask(app, "POST", "/v1/recommend", {}).status == ask(app, "GET", "/metrics").status == 200
+        assert (
+            ask(app, "POST", "/v1/recommend", {}).status
+            == ask(app, "GET", "/metrics").status
+            == 200
+        )
 
 
 def test_what_admins_do_is_at_a_port_of_its_own(bundle, keys):
@@ -181,13 +254,21 @@ def test_what_admins_do_is_at_a_port_of_its_own(bundle, keys):
 
 def test_keys_and_the_token_both_admit_a_reload(bundle, keys):
     with asking(bundle, token=TOKEN, keys=KeyFile(keys)) as app:
-        asked = [(KEYS["admin"], "10.0.0.7"), (TOKEN, "127.0.0.1"), (TOKEN, "10.0.0.7"), (KEYS["write"], "127.0.0.1")]
-        found = [ask(app, "POST", "/v1/reload", headers=bearer(key), host=host).status for key, host in asked]
+        asked = [
+            (KEYS["admin"], "10.0.0.7"),
+            (TOKEN, "127.0.0.1"),
+            (TOKEN, "10.0.0.7"),
+            (KEYS["write"], "127.0.0.1"),
+        ]
+        found = [
+            ask(app, "POST", "/v1/reload", headers=bearer(key), host=host).status
+            for key, host in asked
+        ]
         assert found == [200, 200, 401, 403]
 
 
 def test_a_body_that_trickles_is_given_up(bundle, monkeypatch):
-    monkeypatch.setattr("serve.http.middleware._BODY_SECONDS", 0.1)
+    monkeypatch.setattr("service.http.middleware._BODY_SECONDS", 0.1)
     with asking(bundle) as app:
         reply = asyncio.run(exchange(app, "POST", "/v1/recommend", [], JSON))
         assert (reply.status, reply.headers["connection"]) == (408, "close")
@@ -224,14 +305,29 @@ BROKEN = (
 FRAMES = [  # segments of a connection -> statuses of its answers
     *(([sized(ASKED, lines) + ASKED], [200]) for lines in UPGRADES),
     *(([sized(ASKED, lines), ASKED[:9], ASKED[9:]], [200]) for lines in UPGRADES),
-    *(([head(f"{lines}transfer-encoding: chunked\r\n"), chunked(ASKED)], [200]) for lines in UPGRADES),
+    *(
+        ([head(f"{lines}transfer-encoding: chunked\r\n"), chunked(ASKED)], [200])
+        for lines in UPGRADES
+    ),
     *(([sized(DELETE, lines) + DELETE], [400]) for lines in UPGRADES),
     *(([sized(DELETE, lines), DELETE], [400]) for lines in UPGRADES),
-    *(([head(f"{lines}content-length: {len(DELETE)}\r\n", "/no"), DELETE], [404]) for lines in UPGRADES),
+    *(
+        ([head(f"{lines}content-length: {len(DELETE)}\r\n", "/no"), DELETE], [404])
+        for lines in UPGRADES
+    ),
     ([sized(b"", "transfer-encoding: chunked\r\n") + b"0\r\n\r\n" + DELETE], [400]),
     ([sized(ASKED, "transfer-encoding: chunked\r\n") + chunked(ASKED) + DELETE], [400]),
     ([sized(DELETE, "content-length: 0\r\n") + DELETE], [400]),
-    *(([head("transfer-encoding: chunked\r\n"), size + b"\r\n{}\r\n0\r\n\r\n" + DELETE], [400]) for size in SIZES),
+    *(
+        (
+            [
+                head("transfer-encoding: chunked\r\n"),
+                size + b"\r\n{}\r\n0\r\n\r\n" + DELETE,
+            ],
+            [400],
+        )
+        for size in SIZES
+    ),
     ([head("transfer-encoding: chunked\r\n", "/no"), b"x\r\n" + DELETE], [404]),
     *(([head(f"{line}\r\ncontent-length: 0\r\n") + DELETE], [400]) for line in BROKEN),
     ([sized(ASKED, "x-folded: a\r\n transfer-encoding: chunked\r\n") + ASKED], [200]),
@@ -246,9 +342,14 @@ def test_one_request_has_one_answer_however_it_is_framed(bundle):
             for connection, (parts, _) in zip(connections, FRAMES, strict=True):
                 connection.sendall(b"".join(parts[step : step + 1]))
             time.sleep(0.2)
-        found = [list_statuses(*one) for one in zip(connections, (len(of) for _, of in FRAMES), strict=True)]
+        found = [
+            list_statuses(*one)
+            for one in zip(connections, (len(of) for _, of in FRAMES), strict=True)
+        ]
         assert found == [expected for _, expected in FRAMES]
-        assert server.ask("POST", "/v1/similar", {"item_id": ITEM}).status == 200  # the item was not removed
+        assert (
+            server.ask("POST", "/v1/similar", {"item_id": ITEM}).status == 200
+        )  # the item was not removed
         assert server.end() == 0
         logs = server.process.stderr.read()
         assert not any(word in logs for word in ("Traceback", "Exception", "Error"))

@@ -7,21 +7,29 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-
-from serve.discovery.dials import Dials, recommend
-from serve.discovery.reasons import explain
-from serve.discovery.replenishment import find_due
-from serve.discovery.segments import Mark, Segment, Segments
+from serve.due import find_due
+from serve.reasons import explain
 from serve.recommender import Recommender
-from serve.versions import Stage, publish
+from serve.rerank import Dials, recommend
+from serve.segments import Mark, Segment, Segments
+from service.publish import Stage, publish
 from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
-from tests.linear_bundle import FILMS, SHOP, UNTIL, N, W, item_ids, publish_linear, write_linear
+from tests.linear_bundle import (
+    FILMS,
+    SHOP,
+    UNTIL,
+    N,
+    W,
+    item_ids,
+    publish_linear,
+    write_linear,
+)
 from tests.linear_profiles import known_users
 from tests.served import JSON, ROOT, ask
 
 AUTHORISED = JSON | {"authorization": f"Bearer {TOKEN}"}
-SCRIPT = (ROOT / "serve" / "http" / "page.js").read_text(encoding="utf-8")
-PAGE = (ROOT / "serve" / "http" / "page.html").read_text(encoding="utf-8")
+SCRIPT = (ROOT / "service" / "http" / "page.js").read_text(encoding="utf-8")
+PAGE = (ROOT / "service" / "http" / "page.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module", params=[SHOP, FILMS], ids=["shop", "films"])
@@ -49,7 +57,9 @@ def app(bundle):
 @pytest.fixture
 def own(bundle, tmp_path):
     """Give a bundle with profiles and state that a test may change."""
-    return shutil.copytree(bundle.parent, tmp_path / "own", ignore=lambda *_: ["state"]) / bundle.name
+    return (
+        shutil.copytree(bundle.parent, tmp_path / "own", ignore=lambda *_: ["state"]) / bundle.name
+    )
 
 
 @pytest.fixture
@@ -61,15 +71,28 @@ def changing(own):
 def check_list(given, expected):
     assert [item["item_id"] for item in given["items"]] == expected.item_id.tolist()
     assert [item["rank"] for item in given["items"]] == expected.rank.tolist()
-    np.testing.assert_allclose([item["score"] for item in given["items"]], expected.score, atol=1e-6)
+    np.testing.assert_allclose(
+        [item["score"] for item in given["items"]], expected.score, atol=1e-6
+    )
     assert given["unknown_items"] == expected.unknown_items
 
 
 @pytest.mark.parametrize("repeats", [None, "allow", "exclude"])
 def test_one_request_is_answered_as_by_the_recommender(app, schema, recommender, repeats):
-    request = {"user_id": a_user(schema), "datetime": UNTIL + 500, "context": {"device": "web"}}
-    reply = ask(app, "POST", "/v1/recommend", request | {"k": 7} | ({"repeats": repeats} if repeats else {}))
-    (expected,) = recommender.recommend([request], 7, None if repeats is None else repeats == "exclude")
+    request = {
+        "user_id": a_user(schema),
+        "datetime": UNTIL + 500,
+        "context": {"device": "web"},
+    }
+    reply = ask(
+        app,
+        "POST",
+        "/v1/recommend",
+        request | {"k": 7} | ({"repeats": repeats} if repeats else {}),
+    )
+    (expected,) = recommender.recommend(
+        [request], 7, None if repeats is None else repeats == "exclude"
+    )
     (given,) = reply.json["answers"]
     check_list(given, expected)
     assert reply.json["version"] == recommender.bundle.manifest.version
@@ -81,15 +104,29 @@ def test_an_answer_says_of_whom_nothing_is_known_and_a_counter_how_often(own, sc
     strange = 77 if schema.user_id_type == "integer" else "typo"
     history = [{"item_id": item_ids(schema)[0]}]
     with asking(own) as app:
-        asked = [{"user_id": a_user(schema)}, {"user_id": strange}, {"user_id": strange, "history": history}, {}]
+        asked = [
+            {"user_id": a_user(schema)},
+            {"user_id": strange},
+            {"user_id": strange, "history": history},
+            {},
+        ]
         answers = ask(app, "POST", "/v1/recommend", {"requests": asked}).json["answers"]
         assert [one.get("user_known") for one in answers] == [True, False, False, None]
-        ask(app, "POST", "/v1/events", {"user_id": strange, "item_id": item_ids(schema)[0]})
-        assert ask(app, "POST", "/v1/recommend", {"user_id": strange}).json["answers"][0]["user_known"]
+        ask(
+            app,
+            "POST",
+            "/v1/events",
+            {"user_id": strange, "item_id": item_ids(schema)[0]},
+        )
+        assert ask(app, "POST", "/v1/recommend", {"user_id": strange}).json["answers"][0][
+            "user_known"
+        ]
         assert "bascule_unknown_users_total 2.0" in ask(app, "GET", "/metrics").content.decode()
 
 
-def test_many_requests_are_answered_in_their_order_filtered_and_a_short_list_says_why(app, schema, recommender):
+def test_many_requests_are_answered_in_their_order_filtered_and_a_short_list_says_why(
+    app, schema, recommender
+):
     filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
     requests = [{"user_id": user, "datetime": UNTIL} for user in known_users(schema)]
     requests += [requests[0], {"filters": filters, "datetime": UNTIL}]
@@ -103,15 +140,22 @@ def test_many_requests_are_answered_in_their_order_filtered_and_a_short_list_say
 
 def test_a_body_may_not_keep_others_waiting_by_its_lists(app):
     requests = [{}] * 129
-    assert ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 248}).status == 200  # 31,992 items
+    assert (
+        ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 248}).status == 200
+    )  # 31,992 items
     reply = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 249})
-    assert (reply.status, "above 32,000" in reply.json["error"]["message"]) == (422, True)
+    assert (reply.status, "above 32,000" in reply.json["error"]["message"]) == (
+        422,
+        True,
+    )
 
 
 def test_similar_items_are_those_of_the_recommender(app, recommender):
     item_id = item_ids(recommender.bundle.schema)[4]
     ids, cosines = recommender.similar_items(item_id, 4)
-    items = ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 4, "explain": True}).json["items"]
+    items = ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 4, "explain": True}).json[
+        "items"
+    ]
     assert [item["item_id"] for item in items] == ids.tolist()
     np.testing.assert_allclose([item["cosine"] for item in items], cosines, atol=1e-6)
     assert all(item["columns"]["title"].startswith("Title ") for item in items)
@@ -122,8 +166,20 @@ def test_what_is_due_is_that_of_the_history_and_live_events_count(changing, sche
     asked = {"user_id": user, **NOW}
     (expected,) = find_due(recommender, [asked], 20)
     before = ask(changing, "POST", "/v1/due", asked | {"k": 20})
-    fields = {"request_id", "version", "latency_ms", "items", "moment", "user_known", "reason"}
-    assert (before.status, set(before.json), before.json["reason"]) == (200, fields, expected.reason)
+    fields = {
+        "request_id",
+        "version",
+        "latency_ms",
+        "items",
+        "moment",
+        "user_known",
+        "reason",
+    }
+    assert (before.status, set(before.json), before.json["reason"]) == (
+        200,
+        fields,
+        expected.reason,
+    )
     assert (before.json["moment"], before.json["user_known"]) == (NOW["datetime"], True)
     for given, one in zip(before.json["items"], expected.items, strict=True):
         assert given == vars(one) | {"score": pytest.approx(one.score, abs=1e-5)}
@@ -137,7 +193,8 @@ def test_what_is_due_is_that_of_the_history_and_live_events_count(changing, sche
 
 
 @pytest.mark.parametrize(
-    ("body", "status"), [({"k": 0}, 422), ({"requests": [{}]}, 422), ({"filters": 3}, 422), ({}, 200)]
+    ("body", "status"),
+    [({"k": 0}, 422), ({"requests": [{}]}, 422), ({"filters": 3}, 422), ({}, 200)],
 )
 def test_a_body_about_what_is_due_is_one_request_and_a_length(app, body, status):
     assert ask(app, "POST", "/v1/due", body).status == status
@@ -146,28 +203,43 @@ def test_a_body_about_what_is_due_is_one_request_and_a_length(app, body, status)
 
 def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, recommender):
     ids = item_ids(schema)
-    asked = {"history": [{"item_id": ids[3]}, {"item_id": ids[8]}], "features": {"gender": "f"}, **NOW}
+    asked = {
+        "history": [{"item_id": ids[3]}, {"item_id": ids[8]}],
+        "features": {"gender": "f"},
+        **NOW,
+    }
     body = asked | {"k": 6, "repeats": "allow", "explain": True}
     items = ask(app, "POST", "/v1/recommend", body).json["answers"][0]["items"]
     (expected,) = explain(recommender, [asked], [[item["item_id"] for item in items]])
     for item, reasons in zip(items, expected, strict=True):
         assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
         assert item["reasons"] == [one.to_json() for one in reasons]
-    assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {"item_id", "score", "rank"}
+    assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {
+        "item_id",
+        "score",
+        "rank",
+    }
 
 
-def test_an_explained_list_tells_the_segment_of_its_user_where_there_are_segments(own, schema, tmp_path):
+def test_an_explained_list_tells_the_segment_of_its_user_where_there_are_segments(
+    own, schema, tmp_path
+):
     assert "segment" not in (plain := ask_one(own, {"user_id": a_user(schema), "explain": True}))
     with Stage.open(tmp_path / "told") as stage:
         facts = write_linear(stage, schema, 3)
         marks = (Mark("user", "gender", "f", 40, 0.8, 1.6),)
-        kinds = (Segment(1, 50, 0.5, "often f", marks), Segment(2, 50, 0.5, "much like all others", ()))
+        kinds = (
+            Segment(1, 50, 0.5, "often f", marks),
+            Segment(2, 50, 0.5, "much like all others", ()),
+        )
         centroids = np.random.default_rng(0).standard_normal((2, W)).tolist()
         segments = Segments(100, {"2": 0.9}, (0.0,) * W, tuple(map(tuple, centroids)), kinds)
         (stage.path / "segments.json").write_bytes(segments.to_bytes())
         bundle = publish(stage.prepare(facts, {})).path
     shutil.copytree(own.parent / "profiles", bundle.parent / "profiles")
-    expected = kinds[int(segments.of(Recommender.load(bundle).encode_users([{"user_id": a_user(schema)}]))[0])]
+    expected = kinds[
+        int(segments.of(Recommender.load(bundle).encode_users([{"user_id": a_user(schema)}]))[0])
+    ]
     told = ask_one(bundle, {"user_id": a_user(schema), "explain": True, **NOW})
     assert told["segment"] == {"id": expected.id, "size": 50, "text": expected.text}
     assert "segment" not in ask_one(bundle, {"user_id": a_user(schema)})
@@ -183,12 +255,18 @@ def ask_one(bundle, body):
         return ask(app, "POST", "/v1/recommend", body).json["answers"][0]
 
 
-@pytest.mark.parametrize("body", [{}, {"requests": [{}, {}], "k": 9}, {"filters": {"at_most": {"department": 2}}}])
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"requests": [{}, {}], "k": 9}, {"filters": {"at_most": {"department": 2}}}],
+)
 def test_the_dials_order_a_list_and_its_order_is_logged_as_shown(changing, own, schema, body):
     turned = {"diversity": 0.9, "novelty": 0.5}
     asked = [{"user_id": a_user(schema), **NOW, **one} for one in body.get("requests", [body])]
     sent = {"requests": asked, "k": body["k"]} if "requests" in body else asked[0]
-    replies = [ask(changing, "POST", "/v1/recommend", sent | dials).json for dials in (turned, {"diversity": 0})]
+    replies = [
+        ask(changing, "POST", "/v1/recommend", sent | dials).json
+        for dials in (turned, {"diversity": 0})
+    ]
     lists = recommend(Recommender.load(own), asked, body.get("k", 10), None, Dials(**turned))
     for given, expected in zip(replies[0]["answers"], lists, strict=True):
         check_list(given, expected)
@@ -196,13 +274,16 @@ def test_the_dials_order_a_list_and_its_order_is_logged_as_shown(changing, own, 
     assert replies[1]["answers"] == ask(changing, "POST", "/v1/recommend", sent).json["answers"]
     changing.state.shared.service.impressions.close()
     with closing(sqlite3.connect(own.parent / "state" / "state.db")) as database:
-        query = (
-            "SELECT policy, item_id FROM answer_rows a JOIN shown s ON s.answer = a.number ORDER BY answer, position"
-        )
+        query = "SELECT policy, item_id FROM answer_rows a JOIN shown s ON s.answer = a.number ORDER BY answer, position"
         shown = database.execute(query).fetchall()
     logged = [item for policy, item in shown if policy == "greedy diversity=0.9 novelty=0.5"]
-    assert logged == [item["item_id"] for answer in replies[0]["answers"] for item in answer["items"]]
-    assert {policy for policy, _ in shown} == {"greedy", "greedy diversity=0.9 novelty=0.5"}
+    assert logged == [
+        item["item_id"] for answer in replies[0]["answers"] for item in answer["items"]
+    ]
+    assert {policy for policy, _ in shown} == {
+        "greedy",
+        "greedy diversity=0.9 novelty=0.5",
+    }
 
 
 def test_values_that_training_has_not_seen_are_named_by_their_feature(app):
@@ -213,13 +294,22 @@ def test_values_that_training_has_not_seen_are_named_by_their_feature(app):
     assert second["unknown_values"] == ["context.device", "features.gender"]
 
 
-def test_probes_are_answered_and_the_status_names_the_columns_that_filters_may_name(app, recommender):
+def test_probes_are_answered_and_the_status_names_the_columns_that_filters_may_name(
+    app, recommender
+):
     status = ask(app, "GET", "/v1/status").json
-    assert (status["version"], status["items"]) == (recommender.bundle.manifest.version, N)
+    assert (status["version"], status["items"]) == (
+        recommender.bundle.manifest.version,
+        N,
+    )
     for name in status["columns"]:
         assert ask(app, "POST", "/v1/recommend", {"filters": {"at_most": {name: 1}}}).status == 200
     assert "repeat_rate" not in status["columns"]
-    assert {ask(app, method, path).status for method in ("GET", "HEAD") for path in ("/health", "/ready")} == {200}
+    assert {
+        ask(app, method, path).status
+        for method in ("GET", "HEAD")
+        for path in ("/health", "/ready")
+    } == {200}
 
 
 def test_metrics_count_answers_by_route_and_status(own, recommender):
@@ -241,7 +331,12 @@ def test_an_event_counts_in_the_next_answer_and_after_a_restart(own, schema):
     user = a_user(schema)
     with asking(own) as app:
         before = listed(app, user_id=user, repeats="exclude")
-        event = {"user_id": user, "item_id": before[0], "event": "buy", "datetime": UNTIL + 5}
+        event = {
+            "user_id": user,
+            "item_id": before[0],
+            "event": "buy",
+            "datetime": UNTIL + 5,
+        }
         assert ask(app, "POST", "/v1/events", event).json["kept"] == 1
         after = listed(app, user_id=user, repeats="exclude")
         assert before[0] not in after
@@ -253,18 +348,31 @@ def test_a_dismissed_item_is_kept_away_whatever_history_the_request_has(changing
     user, ids = a_user(schema), item_ids(schema)
     unwanted = listed(changing, user_id=user, repeats="allow")[0]
     history = [{"item_id": unwanted}, {"item_id": ids[3]}]
-    ask(changing, "POST", "/v1/events", {"user_id": user, "item_id": unwanted, "event": "dismiss"})
+    ask(
+        changing,
+        "POST",
+        "/v1/events",
+        {"user_id": user, "item_id": unwanted, "event": "dismiss"},
+    )
     assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23)
     assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23, history=history)
     assert unwanted in listed(changing, repeats="allow", k=23, history=history)
-    ask(changing, "POST", "/v1/events", {"user_id": user, "item_id": unwanted, "event": "undismiss"})
+    ask(
+        changing,
+        "POST",
+        "/v1/events",
+        {"user_id": user, "item_id": unwanted, "event": "undismiss"},
+    )
     assert unwanted in listed(changing, user_id=user, repeats="allow", k=23)
 
 
 def test_events_are_kept_all_or_none(changing, schema):
     user, ids = a_user(schema), item_ids(schema)
     before = listed(changing, user_id=user)
-    events = [{"user_id": user, "item_id": ids[0]}, {"user_id": user, "item_id": ids[1], "datetime": "never"}]
+    events = [
+        {"user_id": user, "item_id": ids[0]},
+        {"user_id": user, "item_id": ids[1], "datetime": "never"},
+    ]
     assert ask(changing, "POST", "/v1/events", {"events": events}).status == 422
     assert listed(changing, user_id=user) == before
 
@@ -291,11 +399,17 @@ def test_an_item_comes_stays_over_a_restart_and_goes_for_good(own, schema):
 
 def test_an_id_that_is_none_is_refused(app):
     for name in ("", "a\0b", "a\ufffd", "9" * 300):
-        assert ask(app, "PUT", f"/v1/items/{name}", {"columns": {"brand": "x"}}).status in (404, 422)
+        assert ask(app, "PUT", f"/v1/items/{name}", {"columns": {"brand": "x"}}).status in (
+            404,
+            422,
+        )
 
 
 def test_a_forgotten_user_is_nobody_and_stays_so(own, schema):
-    user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
+    user, event = (
+        a_user(schema),
+        {"user_id": a_user(schema), "item_id": item_ids(schema)[0]},
+    )
     with asking(own) as app:
         nobody = listed(app)
         ask(app, "POST", "/v1/events", event)
@@ -305,7 +419,10 @@ def test_a_forgotten_user_is_nobody_and_stays_so(own, schema):
         assert (receipt["erased"]["profiles"], receipt["erased"]["events"]) == (1, 1)
         assert (reply["user_known"], receipt["unknown"]) == (True, [])
         again = ask(app, "POST", "/v1/users/forget", {"user_id": user}).json
-        assert (again["user_known"], again["receipts"][0]["unknown"]) == (False, receipt["forgotten"])
+        assert (again["user_known"], again["receipts"][0]["unknown"]) == (
+            False,
+            receipt["forgotten"],
+        )
         assert listed(app, user_id=user) == nobody
         assert ask(app, "POST", "/v1/events", event).json["kept"] == 0
     with asking(own) as app:
@@ -315,7 +432,9 @@ def test_a_forgotten_user_is_nobody_and_stays_so(own, schema):
 def test_every_impression_is_logged_with_position_policy_and_version(own, schema):
     user = a_user(schema)
     with asking(own) as app:
-        reply = ask(app, "POST", "/v1/recommend", {"requests": [{"user_id": user}, {}], "k": 4}).json
+        reply = ask(
+            app, "POST", "/v1/recommend", {"requests": [{"user_id": user}, {}], "k": 4}
+        ).json
     with sqlite3.connect(own.parent / "state" / "state.db") as state:
         rows = state.execute(
             "SELECT request_id, user_id, bundle_version, policy, position, item_id FROM feedback "
@@ -323,7 +442,14 @@ def test_every_impression_is_logged_with_position_policy_and_version(own, schema
         ).fetchall()
     state.close()
     assert rows == [
-        (reply["request_id"], user_id, reply["version"], "greedy", position, item["item_id"])
+        (
+            reply["request_id"],
+            user_id,
+            reply["version"],
+            "greedy",
+            position,
+            item["item_id"],
+        )
         for user_id, answer in zip((user, None), reply["answers"], strict=True)
         for position, item in enumerate(answer["items"], start=1)
     ]
@@ -337,10 +463,28 @@ def test_without_a_token_there_are_no_reloads(app):
 def test_a_reload_needs_the_token_and_this_machine(changing):
     right = f"Bearer {TOKEN}"
     hosts = [
-        (right, host, status) for host, status in (("127.8.9.1", 200), ("::1", 200), ("10.0.0.7", 403), (None, 403))
+        (right, host, status)
+        for host, status in (
+            ("127.8.9.1", 200),
+            ("::1", 200),
+            ("10.0.0.7", 403),
+            (None, 403),
+        )
     ]
-    for header, host, status in [*hosts, *((wrong, "127.0.0.1", 401) for wrong in ("", TOKEN, "Bearer \xff"))]:
-        assert ask(changing, "POST", "/v1/reload", headers={"authorization": header}, host=host).status == status
+    for header, host, status in [
+        *hosts,
+        *((wrong, "127.0.0.1", 401) for wrong in ("", TOKEN, "Bearer \xff")),
+    ]:
+        assert (
+            ask(
+                changing,
+                "POST",
+                "/v1/reload",
+                headers={"authorization": header},
+                host=host,
+            ).status
+            == status
+        )
 
 
 def test_another_version_answers_from_the_reload_on_with_the_live_items(changing, own, schema):
@@ -355,27 +499,44 @@ def test_another_version_answers_from_the_reload_on_with_the_live_items(changing
     assert after["version"] == reply.json["version"] != before["version"]
     assert after["answers"] != before["answers"]
     assert "4321" in map(str, listed(changing, k=30))
-    assert 'bascule_reloads_total{outcome="loaded"} 1.0' in ask(changing, "GET", "/metrics").content.decode()
+    assert (
+        'bascule_reloads_total{outcome="loaded"} 1.0'
+        in ask(changing, "GET", "/metrics").content.decode()
+    )
 
 
 def test_a_version_that_cannot_be_loaded_is_refused_and_the_old_one_answers_on(changing, own):
     before = listed(changing)
     (own / "user_tower.onnx").write_bytes(b"no tower")
     reply = ask(changing, "POST", "/v1/reload", headers=AUTHORISED)
-    assert (reply.status, "user_tower.onnx" in reply.json["error"]["message"]) == (409, True)
+    assert (reply.status, "user_tower.onnx" in reply.json["error"]["message"]) == (
+        409,
+        True,
+    )
     assert str(own.parent) not in reply.content.decode()
     last = ask(changing, "GET", "/v1/status").json["last_reload"]
-    assert (last["is_loaded"], last["reason"]) == (False, reply.json["error"]["message"])
+    assert (last["is_loaded"], last["reason"]) == (
+        False,
+        reply.json["error"]["message"],
+    )
     assert listed(changing) == before
 
 
 def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app):
-    for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript"), ("/health", "")):
+    for path, kind in (
+        ("/", "text/html"),
+        ("/page.css", "text/css"),
+        ("/page.js", "text/javascript"),
+        ("/health", ""),
+    ):
         reply = ask(app, "GET", path)
         assert reply.headers["content-type"].startswith(kind)
         assert "default-src 'none'" in reply.headers["content-security-policy"]
         assert not re.search("unsafe|http", reply.headers["content-security-policy"])
     assert re.findall(r"<script[^>]*>", PAGE) == ['<script src="/page.js" defer>']
     assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://", SCRIPT)
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://",
+        SCRIPT,
+    )
     assert all(f'id="{name}"' in PAGE for name in re.findall(r'byId\("([\w-]+)"\)', SCRIPT))

@@ -7,13 +7,12 @@ from collections import Counter
 from contextlib import closing
 
 import pytest
-
-from serve.discovery.experiment import Experiment
 from serve.errors import SchemaError
-from serve.http.app import make_app
 from serve.recommender import Recommender
-from serve.service import Service
-from serve.versions import BundleSource, Registry, RegistrySource, publish_version
+from service.experiment import Experiment
+from service.http.app import make_app
+from service.registry import BundleSource, Registry, RegistrySource, publish_version
+from service.service import Service
 from tests.http.services import EVER, NOW, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
 from tests.served import ask
@@ -21,31 +20,56 @@ from tests.served import ask
 IDS, K = item_ids(SHOP), 6
 HISTORY = [{"item_id": IDS[3]}, {"item_id": IDS[8]}]
 EXPLORE = {"kind": "explore", "temperature": 1.0, "slots": 2, "lists_per_day": 3}
-EXPERIMENT = {"salt": "s", "arms": {"old": {"share": 0.5}, "new": {"share": 0.5, "version": None, "policy": EXPLORE}}}
+EXPERIMENT = {
+    "salt": "s",
+    "arms": {
+        "old": {"share": 0.5},
+        "new": {"share": 0.5, "version": None, "policy": EXPLORE},
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles")
-    return [publish_served(folder / "a", SHOP), publish_linear(folder / "b", SHOP, seed=8)]
+    return [
+        publish_served(folder / "a", SHOP),
+        publish_linear(folder / "b", SHOP, seed=8),
+    ]
 
 
 @pytest.fixture
 def registry(tmp_path, bundles):
     registry = Registry(tmp_path / "registry")
-    versions = [publish_version(registry, one, is_activated=place == 0).version for place, one in enumerate(bundles)]
+    versions = [
+        publish_version(registry, one, is_activated=place == 0).version
+        for place, one in enumerate(bundles)
+    ]
     return registry, versions
 
 
 def serve(registry, content):
     experiment = Experiment.parse(content)
-    app = make_app(Service(RegistrySource(registry), registry.path, None, None, EVER, "data", experiment))
+    app = make_app(
+        Service(
+            RegistrySource(registry),
+            registry.path,
+            None,
+            None,
+            EVER,
+            "data",
+            experiment,
+        )
+    )
     app.state.shared.answers._deadline = 60  # tests share processors
     return app
 
 
 def lists_of(app, users):
-    body = {"requests": [NOW | {"history": HISTORY, "user_id": user} for user in users], "k": K}
+    body = {
+        "requests": [NOW | {"history": HISTORY, "user_id": user} for user in users],
+        "k": K,
+    }
     reply = ask(app, "POST", "/v1/recommend", body)
     assert reply.status == 200, reply
     return reply.json
@@ -54,7 +78,9 @@ def lists_of(app, users):
 def read_log(registry):
     with closing(sqlite3.connect(registry.path / "state" / "state.db")) as database:
         names = "user_id, bundle_version, arm, policy, position, item_id, score, propensity"
-        return database.execute(f"SELECT {names} FROM feedback ORDER BY user_id, position").fetchall()
+        return database.execute(
+            f"SELECT {names} FROM feedback ORDER BY user_id, position"
+        ).fetchall()
 
 
 def test_users_stay_in_arms_that_have_their_versions_and_policies(registry, bundles):
@@ -69,26 +95,45 @@ def test_users_stay_in_arms_that_have_their_versions_and_policies(registry, bund
     arms = [one["arm"] for one in first]
     assert arms == [one["arm"] for one in again] == [one["arm"] for one in later]
     assert min(Counter(arms).values()) > 15
-    plain = [Recommender.load(one).recommend([NOW | {"history": HISTORY}], K).item_id.tolist() for one in bundles]
+    plain = [
+        Recommender.load(one).recommend([NOW | {"history": HISTORY}], K).item_id.tolist()
+        for one in bundles
+    ]
     for one in first:
         place = ("old", "new").index(one["arm"])
         assert one["version"] == versions[place]
         n_fixed = K - (EXPLORE["slots"] if place else 0)
         assert [item["item_id"] for item in one["items"]][:n_fixed] == plain[place][:n_fixed]
-    drawn = [[item["item_id"] for item in one["items"]][-2:] for one in first if one["arm"] == "new"]
+    drawn = [
+        [item["item_id"] for item in one["items"]][-2:] for one in first if one["arm"] == "new"
+    ]
     assert len(set(map(tuple, drawn))) > 5
 
 
 def test_a_request_alone_is_answered_and_logged_as_its_arm_says(registry, bundles):
     registry, versions = registry
-    arms = {"old": {"share": 0.4}, "new": {"share": 0.3, "version": versions[1]}, "drawn": EXPERIMENT["arms"]["new"]}
+    arms = {
+        "old": {"share": 0.4},
+        "new": {"share": 0.3, "version": versions[1]},
+        "drawn": EXPERIMENT["arms"]["new"],
+    }
     content = {"salt": "s", "arms": arms | {"drawn": arms["drawn"] | {"share": 0.3}}}
-    users, experiment = [f"w{number}" for number in range(30)], Experiment.parse(content)
+    users, experiment = (
+        [f"w{number}" for number in range(30)],
+        Experiment.parse(content),
+    )
     with closing((app := serve(registry, content)).state.shared):
         bodies = [NOW | {"history": HISTORY, "user_id": user, "k": K} for user in users]
         replies = [ask(app, "POST", "/v1/recommend", body).json["answers"][0] for body in bodies]
-    plain = [Recommender.load(one).recommend([NOW | {"history": HISTORY}], K).item_id.tolist() for one in bundles]
-    shown = {(user, items["item_id"]) for user, reply in zip(users, replies, strict=True) for items in reply["items"]}
+    plain = [
+        Recommender.load(one).recommend([NOW | {"history": HISTORY}], K).item_id.tolist()
+        for one in bundles
+    ]
+    shown = {
+        (user, items["item_id"])
+        for user, reply in zip(users, replies, strict=True)
+        for items in reply["items"]
+    }
     for user, reply in zip(users, replies, strict=True):
         arm = experiment.assign(user).name
         of_new = arm == "new"
@@ -102,7 +147,9 @@ def test_a_request_alone_is_answered_and_logged_as_its_arm_says(registry, bundle
         assert (arm, version) == (experiment.assign(user).name, versions[arm == "new"])
 
 
-def test_the_log_has_what_was_shown_with_its_propensities_and_users_are_explored_so_often_a_day(registry):
+def test_the_log_has_what_was_shown_with_its_propensities_and_users_are_explored_so_often_a_day(
+    registry,
+):
     registry, versions = registry
     users = [f"w{number}" for number in range(8)]
     with closing((app := serve(registry, EXPERIMENT)).state.shared):
@@ -146,5 +193,11 @@ def test_an_arm_with_a_version_needs_a_registry(bundles, tmp_path):
     arms = {"a": {"share": 1, "version": "123456789012"}}
     with pytest.raises(SchemaError):
         Service(
-            BundleSource(bundles[0]), tmp_path, None, None, EVER, "data", Experiment.parse({"salt": "s", "arms": arms})
+            BundleSource(bundles[0]),
+            tmp_path,
+            None,
+            None,
+            EVER,
+            "data",
+            Experiment.parse({"salt": "s", "arms": arms}),
         )

@@ -8,14 +8,15 @@ import subprocess
 import sys
 
 import pytest
-
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP
 from tests.served import ROOT, Server
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 USER = 10_001
-MAY_REACH = "-all,+dac_read_search"  # the interpreter may lie in a home; nothing can be written with it
+MAY_REACH = (
+    "-all,+dac_read_search"  # the interpreter may lie in a home; nothing can be written with it
+)
 # what `docker run --read-only --user --cap-drop ALL --security-opt no-new-privileges -v RUN:/run/bascule` does
 CONTAINER = f"""
 mount -t tmpfs tmpfs /run
@@ -29,7 +30,9 @@ exec setpriv --reuid={USER} --regid={USER} --clear-groups --no-new-privs \
     --inh-caps={MAY_REACH} --ambient-caps={MAY_REACH} --bounding-set={MAY_REACH} "$@"
 """
 can_isolate = (
-    os.geteuid() == 0 and shutil.which("setpriv") and subprocess.run(["unshare", "-m", "true"]).returncode == 0
+    os.geteuid() == 0
+    and shutil.which("setpriv")
+    and subprocess.run(["unshare", "-m", "true"]).returncode == 0
 )
 
 
@@ -39,26 +42,61 @@ def read_command(instruction):
 
 def contain(run, *command):
     """Return the command line that runs a command as in a container of the image, with a run as its volume."""
-    return ["env", f"RUN={run}", "unshare", "--mount", "sh", "-ec", CONTAINER, "sh", *command]
+    return [
+        "env",
+        f"RUN={run}",
+        "unshare",
+        "--mount",
+        "sh",
+        "-ec",
+        CONTAINER,
+        "sh",
+        *command,
+    ]
 
 
 @pytest.mark.skipif(not can_isolate, reason="needs root, and a mount namespace")
-def test_the_command_of_the_image_serves_without_root_from_a_file_system_that_cannot_be_written(tmp_path):
+def test_the_command_of_the_image_serves_without_root_from_a_file_system_that_cannot_be_written(
+    tmp_path,
+):
     run = tmp_path / "run"
     publish_served(run, SHOP)
     subprocess.run(["chown", "-R", str(USER), run], check=True)
-    python, *command = [*read_command("ENTRYPOINT"), *read_command("CMD"), "--port", "0"]
+    python, *command = [
+        *read_command("ENTRYPOINT"),
+        *read_command("CMD"),
+        "--port",
+        "0",
+    ]
     assert python == "python"
     for place in (ROOT, "/tmp", "/run", "/etc"):
-        assert subprocess.run(contain(run, "touch", f"{place}/written"), capture_output=True).returncode != 0
-    variables = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+        assert (
+            subprocess.run(
+                contain(run, "touch", f"{place}/written"), capture_output=True
+            ).returncode
+            != 0
+        )
+    variables = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     line = [*contain(run, sys.executable), *command]
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT) as process:
+    with subprocess.Popen(
+        line, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT
+    ) as process:
         try:
-            port = next(found[1] for line in process.stderr if (found := re.search(r"http://[^:]+:(\d+)", line)))
+            port = next(
+                found[1]
+                for line in process.stderr
+                if (found := re.search(r"http://[^:]+:(\d+)", line))
+            )
             server = Server(process, int(port))
             assert os.stat(f"/proc/{process.pid}").st_uid == USER
-            assert server.ask("POST", "/v1/events", {"user_id": "u1", "item_id": "i107"}).json["kept"] == 1
+            assert (
+                server.ask("POST", "/v1/events", {"user_id": "u1", "item_id": "i107"}).json["kept"]
+                == 1
+            )
             assert server.ask("POST", "/v1/users/forget", {"user_id": "u1"}).status == 200
             assert server.ask("GET", "/health").status == 200
             assert server.end() == 0
@@ -67,14 +105,22 @@ def test_the_command_of_the_image_serves_without_root_from_a_file_system_that_ca
     assert (run / "state" / "state.db").exists()
 
 
-def test_the_list_of_packages_names_those_that_the_image_installs_and_their_licences(tmp_path):
+def test_the_list_of_packages_names_those_that_the_image_installs_and_their_licences(
+    tmp_path,
+):
     (command,) = re.findall(r"python -m (cyclonedx_py [^\\]*)", DOCKERFILE)
     out = tmp_path / "sbom.json"
     options = ["--no-validate", "-o", out, sys.executable]  # the validation takes 20 s
-    subprocess.run([sys.executable, "-m", *command.split(), *options], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", *command.split(), *options],
+        check=True,
+        capture_output=True,
+    )
     listed = {normalise(one["name"]): one for one in json.loads(out.read_bytes())["components"]}
     files = re.findall(r"-r (requirements/\S+)", DOCKERFILE)
-    needed = [line for file in files for line in (ROOT / file).read_text().splitlines() if line[0] != "#"]
+    needed = [
+        line for file in files for line in (ROOT / file).read_text().splitlines() if line[0] != "#"
+    ]
     assert len(needed) > 7
     for requirement in needed:
         one = listed[normalise(re.match(r"[\w-]+", requirement)[0])]

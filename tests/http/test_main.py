@@ -14,27 +14,36 @@ from contextlib import closing
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-
-from serve import __main__ as cli
-from serve.command_line import ENDED, ending_on_signals
 from serve.recommender import Recommender
-from serve.state import StateStore
+from service.command_line import ENDED, ending_on_signals
+from service.state import StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import make_profiles, write_profiles
 from tests.served import ROOT
+
+from bascule import commands as cli
 
 IDS = item_ids(SHOP)
 USERS = {
     f"u{number}": {
         "features": {"gender": "f"},
         "history": [
-            {"item_id": IDS[(number + step) % N], "datetime": UNTIL - DAY, "event": "buy", "weight": 1.0}
+            {
+                "item_id": IDS[(number + step) % N],
+                "datetime": UNTIL - DAY,
+                "event": "buy",
+                "weight": 1.0,
+            }
             for step in range(number)
         ],
     }
     for number in (3, 1, 0, 7, 2)
 }
-REQUESTS = [{"user_id": "u7"}, {"history": [{"item_id": IDS[3]}], "exclude": IDS[5:9]}, {"user_id": "new"}]
+REQUESTS = [
+    {"user_id": "u7"},
+    {"history": [{"item_id": IDS[3]}], "exclude": IDS[5:9]},
+    {"user_id": "new"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +72,29 @@ def read_csv(path):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize(("repeats", "filter_viewed"), [(None, None), ("allow", False), ("exclude", True)])
-def test_a_file_of_requests_is_answered(bundle, requests_file, tmp_path, repeats, filter_viewed, capsys):
+@pytest.mark.parametrize(
+    ("repeats", "filter_viewed"), [(None, None), ("allow", False), ("exclude", True)]
+)
+def test_a_file_of_requests_is_answered(
+    bundle, requests_file, tmp_path, repeats, filter_viewed, capsys
+):
     option = () if repeats is None else ("--repeats", repeats)
     out = tmp_path / "new" / "recs.csv"
-    assert run("recommend", "--bundle", bundle, "--requests", requests_file, "--k", 4, "--out", out, *option) == 0
+    assert (
+        run(
+            "recommend",
+            "--bundle",
+            bundle,
+            "--requests",
+            requests_file,
+            "--k",
+            4,
+            "--out",
+            out,
+            *option,
+        )
+        == 0
+    )
     assert "3 requests answered" in capsys.readouterr().out
     answers = Recommender.load(bundle).recommend(REQUESTS, 4, filter_viewed)
     rows = read_csv(out)
@@ -90,19 +117,64 @@ def test_all_users_are_answered_in_batches_and_in_their_order(bundle, tmp_path, 
 
 def test_values_and_items_that_the_bundle_does_not_know_are_noted(bundle, tmp_path, capsys):
     history = [{"item_id": "gone"}, {"item_id": IDS[3]}]
-    path = write_requests(tmp_path / "r.jsonl", [{"context": {"device": "fridge"}, "history": history}, {}])
-    assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 2, "--out", tmp_path / "recs.csv") == 0
+    path = write_requests(
+        tmp_path / "r.jsonl",
+        [{"context": {"device": "fridge"}, "history": history}, {}],
+    )
+    assert (
+        run(
+            "recommend",
+            "--bundle",
+            bundle,
+            "--requests",
+            path,
+            "--k",
+            2,
+            "--out",
+            tmp_path / "recs.csv",
+        )
+        == 0
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith(": context.device (1 times), history (1 times)")
 
 
 def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
-    requests = [{"user_id": "u7", "filters": {"where": "price <= 5", "at_most": {"department": 2}}}, {"user_id": "new"}]
+    requests = [
+        {
+            "user_id": "u7",
+            "filters": {"where": "price <= 5", "at_most": {"department": 2}},
+        },
+        {"user_id": "new"},
+    ]
     path, only = write_requests(tmp_path / "r.jsonl", requests), tmp_path / "only.csv"
     only.write_text("\n".join(["title,item_id", *(f"t,{one}" for one in (*IDS[:14], "gone"))]))
-    options = ("--where", "brand = 'x'", "--only", only, "--at-most", "department=1", "--at-most", "title=3")
+    options = (
+        "--where",
+        "brand = 'x'",
+        "--only",
+        only,
+        "--at-most",
+        "department=1",
+        "--at-most",
+        "title=3",
+    )
     out = tmp_path / "recs.csv"
-    assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 5, "--out", out, *options) == 0
+    assert (
+        run(
+            "recommend",
+            "--bundle",
+            bundle,
+            "--requests",
+            path,
+            "--k",
+            5,
+            "--out",
+            out,
+            *options,
+        )
+        == 0
+    )
     all_of = {"only": IDS[:14], "at_most": {"department": 1}}
     filtered = [
         {"user_id": "u7", "filters": {"where": "brand = 'x' and price <= 5", **all_of}},
@@ -119,12 +191,32 @@ def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file,
     with requests_file.open("a") as file:
         file.write('{"user_id": "u1", "hist": []}\n')
     faults = {
-        r"requests.jsonl.*4.*'hist'.*mean 'history'": ("--requests", requests_file, "--out", out),
-        "no such file|No such file": ("--requests", tmp_path / "none.jsonl", "--out", out),
-        r"cannot write '.txt'; allowed: .csv, .parquet": ("--all-users", "--out", tmp_path / "recs.txt"),
+        r"requests.jsonl.*4.*'hist'.*mean 'history'": (
+            "--requests",
+            requests_file,
+            "--out",
+            out,
+        ),
+        "no such file|No such file": (
+            "--requests",
+            tmp_path / "none.jsonl",
+            "--out",
+            out,
+        ),
+        r"cannot write '.txt'; allowed: .csv, .parquet": (
+            "--all-users",
+            "--out",
+            tmp_path / "recs.txt",
+        ),
         "k is 0; allowed: 1 or more": ("--all-users", "--k", 0, "--out", out),
         "did you mean 'price'": ("--all-users", "--where", "prise <= 2", "--out", out),
-        "--at-most is 'brand'; expected COLUMN=N": ("--all-users", "--at-most", "brand", "--out", out),
+        "--at-most is 'brand'; expected COLUMN=N": (
+            "--all-users",
+            "--at-most",
+            "brand",
+            "--out",
+            out,
+        ),
         "is a file that is read": ("--requests", out, "--out", out),
         "required: --out": ("--all-users",),
         "give either --requests or --all-users": ("--out", out),
@@ -137,17 +229,29 @@ def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file,
         assert re.match("error: ", line)
         assert re.search(message, line)
     assert out.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.csv", "requests.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "recs.csv",
+        "requests.jsonl",
+    ]
 
 
 def test_similar_shows_the_item_and_its_neighbours(bundle, capsys):
     assert run("similar", "--bundle", bundle, "--item", IDS[5], "--k", 3) == 0
     header, first, *others = capsys.readouterr().out.splitlines()
-    assert header.split() == ["cosine", "item_id", "title", "department", "price", "brand"]
+    assert header.split() == [
+        "cosine",
+        "item_id",
+        "title",
+        "department",
+        "price",
+        "brand",
+    ]
     assert first.split()[:3] == [IDS[5], "Title", "5"]
     ids, cosines = Recommender.load(bundle).similar_items(IDS[5], 3)
     assert [line.split()[1] for line in others] == ids.tolist()
-    assert [float(line.split()[0]) for line in others] == [round(float(cosine), 3) for cosine in cosines]
+    assert [float(line.split()[0]) for line in others] == [
+        round(float(cosine), 3) for cosine in cosines
+    ]
     assert run("similar", "--bundle", bundle, "--item", "gone") == 2
 
 
@@ -158,26 +262,40 @@ def test_verify_says_what_it_checked(bundle, tmp_path, capsys):
     assert "manifest.json" in capsys.readouterr().err
 
 
-def test_versions_are_published_activated_listed_and_rolled_back(bundle, tmp_path, monkeypatch, capsys):
+def test_versions_are_published_activated_listed_and_rolled_back(
+    bundle, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     other, versions = publish_linear(tmp_path / "other", SHOP, seed=8), []
-    where = shlex.join(["--profiles", f"{bundle.parent}/profiles", "--state", f"{bundle.parent}/state"])
+    where = shlex.join(
+        ["--profiles", f"{bundle.parent}/profiles", "--state", f"{bundle.parent}/state"]
+    )
     for path in (bundle, other):
         assert run("publish", "--bundle", path, "--activate") == 0
         first, current, *more = capsys.readouterr().out.splitlines()
         versions.append(first.split()[1])
         assert current == f"current: {versions[-1]}"
-        assert more == ([f"profiles stay where they are: serve the registry with {where}"] if path == bundle else [])
+        assert more == (
+            [f"profiles stay where they are: serve the registry with {where}"]
+            if path == bundle
+            else []
+        )
     assert run("rollback") == 0
     assert capsys.readouterr().out == f"current: {versions[0]}, in place of {versions[1]}\n"
     assert run("activate", "--version", versions[1]) == run("list") == 0
     assert re.search(rf"^\* +{versions[1]} ", capsys.readouterr().out, re.MULTILINE)
-    for words in (("activate", "--version", "../x"), ("rollback", "--registry", "none"), ("publish", "--bundle", ".")):
+    for words in (
+        ("activate", "--version", "../x"),
+        ("rollback", "--registry", "none"),
+        ("publish", "--bundle", "."),
+    ):
         assert run(*words) == 2
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_forgotten_user_leaves_a_receipt_which_tells_a_mistyped_one_from_them(bundle, tmp_path, capsys):
+def test_a_forgotten_user_leaves_a_receipt_which_tells_a_mistyped_one_from_them(
+    bundle, tmp_path, capsys
+):
     own = shutil.copytree(bundle.parent, tmp_path / "run")
     with closing(StateStore(own / "state" / "state.db")) as store:
         store.observe("newcomer", IDS[0], None, 1)
@@ -193,7 +311,7 @@ def test_a_forgotten_user_leaves_a_receipt_which_tells_a_mistyped_one_from_them(
 def test_the_module_runs_without_training_packages_and_help_without_any(bundle, tmp_path):
     code = (
         "import sys\n"
-        "import serve.__main__ as cli\n"
+        "import bascule.commands as cli\n"
         "assert not {'numpy', 'pyarrow', 'onnxruntime', 'faiss'} & set(sys.modules)\n"
         f"bundle = ['--bundle', {str(bundle)!r}]\n"
         f"assert cli.main(['recommend', *bundle, '--all-users', '--out', {str(tmp_path / 'recs.parquet')!r}]) == 0\n"
@@ -203,7 +321,12 @@ def test_the_module_runs_without_training_packages_and_help_without_any(bundle, 
         "recommender.rank_owned([{'user_id': 'u1'}]).to_table(), recommender.encode_items([{'price': 1.0}])\n"
         "assert not {'pandas', 'torch', 'pytorch_lightning', 'fastapi'} & set(sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": "."})
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -211,12 +334,16 @@ def test_a_signal_ends_with_its_status(number, status):
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as end, ending_on_signals():
         os.kill(os.getpid(), number)
-    assert (end.value.code, status in ENDED, signal.getsignal(number)) == (status, True, before)
+    assert (end.value.code, status in ENDED, signal.getsignal(number)) == (
+        status,
+        True,
+        before,
+    )
 
 
 def test_a_second_signal_ends_the_process_at_once():
     code = (
-        "import os, signal\nfrom serve.command_line import ending_on_signals\n"
+        "import os, signal\nfrom service.command_line import ending_on_signals\n"
         "with ending_on_signals():\n try:\n  os.kill(os.getpid(), signal.SIGTERM)\n"
         " except SystemExit:\n  os.kill(os.getpid(), signal.SIGTERM)\n  print('alive')\n"
     )

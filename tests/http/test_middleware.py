@@ -16,10 +16,9 @@ from contextlib import ExitStack, closing
 import numpy as np
 import pandas as pd
 import pytest
-
-from serve.http.errors import OverloadError
-from serve.http.middleware import Gathering, Worker
 from serve.recommender import Recommender
+from service.http.errors import OverloadError
+from service.http.middleware import Gathering, Worker
 from tests.http.services import NOW, TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
 from tests.served import JSON, ROOT, ask, exchange, read_reply, serving, write_request
@@ -67,7 +66,9 @@ def test_a_call_that_waited_too_long_or_for_nobody_is_not_begun(gate):
     async def main():
         with closing(Worker(max_waiting=3, deadline=0.05)) as worker:
             first = await fill(worker, gate, 1)
-            late, gone = (asyncio.ensure_future(worker.run(lambda: begun.append(1))) for _ in range(2))
+            late, gone = (
+                asyncio.ensure_future(worker.run(lambda: begun.append(1))) for _ in range(2)
+            )
             await asyncio.sleep(0.2)
             gone.cancel()
             gate.set()
@@ -89,8 +90,16 @@ def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(bundle, ga
         gate.set()
         await asyncio.gather(*tasks)
         answered = await exchange(app, "POST", "/v1/recommend", [b'{"requests": [{}]}'], JSON)
-        assert [one.status for one in (refused, short, ready, answered)] == [503, 200, 200, 200]
-        assert (refused.headers["retry-after"], refused.json["error"]["code"]) == ("1", "unavailable")
+        assert [one.status for one in (refused, short, ready, answered)] == [
+            503,
+            200,
+            200,
+            200,
+        ]
+        assert (refused.headers["retry-after"], refused.json["error"]["code"]) == (
+            "1",
+            "unavailable",
+        )
         assert "bascule_waiting 2.0" in counts
         assert "bascule_shed_total 1.0" in counts
 
@@ -113,10 +122,16 @@ def test_requests_that_come_at_once_are_answered_in_one_call_each_as_if_alone(bu
         alone = [await exchange(app, "POST", "/v1/recommend", [body], JSON) for body in bodies]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Recommender, "recommend", count)
-            at_once = await asyncio.gather(*(exchange(app, "POST", "/v1/recommend", [one], JSON) for one in bodies))
-        assert [one.status for one in at_once] == [one.status for one in alone] == [200] * 40 + [422]
+            at_once = await asyncio.gather(
+                *(exchange(app, "POST", "/v1/recommend", [one], JSON) for one in bodies)
+            )
+        assert (
+            [one.status for one in at_once] == [one.status for one in alone] == [200] * 40 + [422]
+        )
         for got, expected in zip(at_once[:-1], alone[:-1], strict=True):
-            got, expected = (pd.DataFrame(one.json["answers"][0]["items"]) for one in (got, expected))
+            got, expected = (
+                pd.DataFrame(one.json["answers"][0]["items"]) for one in (got, expected)
+            )
             pd.testing.assert_frame_equal(got, expected, rtol=1e-6)
         assert sum(sizes) == 40
         assert max(sizes) > 1
@@ -130,7 +145,10 @@ def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
     async def main():
         with closing(Worker(max_waiting=3, deadline=30)) as worker:
             gathering = Gathering(worker)
-            asked = [gathering.answer("key", n, lambda ones: [1 // n for n in ones], is_brief) for n in (2, 0)]
+            asked = [
+                gathering.answer("key", n, lambda ones: [1 // n for n in ones], is_brief)
+                for n in (2, 0)
+            ]
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert [type(one) for one in found] == [ZeroDivisionError] * 2
             assert await gathering.answer("key", 1, list, is_brief) == 1
@@ -139,15 +157,27 @@ def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
 
 
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
-    monkeypatch.setattr("serve.erasure.forget_known", lambda *_: {"forgotten": []} if gate.wait(20) else None)
+    monkeypatch.setattr(
+        "service.forget.forget_known",
+        lambda *_: {"forgotten": []} if gate.wait(20) else None,
+    )
 
     async def main(app):
-        forgetting = asyncio.ensure_future(exchange(app, "POST", "/v1/users/forget", [b'{"user_id": "u2"}'], JSON))
+        forgetting = asyncio.ensure_future(
+            exchange(app, "POST", "/v1/users/forget", [b'{"user_id": "u2"}'], JSON)
+        )
         kept = await exchange(app, "POST", "/v1/events", [json.dumps(EVENT).encode()], JSON)
-        put = await exchange(app, "PUT", "/v1/items/i107", [b'{"columns": {"in_stock": false}}'], JSON)
+        put = await exchange(
+            app, "PUT", "/v1/items/i107", [b'{"columns": {"in_stock": false}}'], JSON
+        )
         is_waiting = not forgetting.done()
         gate.set()
-        assert (kept.status, put.status, is_waiting, (await forgetting).status) == (200, 200, True, 200)
+        assert (kept.status, put.status, is_waiting, (await forgetting).status) == (
+            200,
+            200,
+            True,
+            200,
+        )
 
     with asking(bundle) as app:
         asyncio.run(main(app))
@@ -157,7 +187,7 @@ def test_a_disk_that_fails_is_answered_with_503_and_no_path(bundle, monkeypatch)
     def fail(*_):
         raise OSError(28, "No space left on device", "/secret/state.db")
 
-    monkeypatch.setattr("serve.service.Service.observe", fail)
+    monkeypatch.setattr("service.service.Service.observe", fail)
     with asking(bundle) as app:
         reply = ask(app, "POST", "/v1/events", EVENT)
         assert (reply.status, reply.headers["retry-after"]) == (503, "1")
@@ -178,8 +208,18 @@ def test_no_person_is_in_logs_metrics_or_errors(bundle):
     user = {"user_id": f"{SENTINEL}1"}
     history = [{"item_id": f"{SENTINEL}2", "event": f"{SENTINEL}3"}]
     calls = [
-        ("POST", "/v1/recommend", {**user, "history": history, "features": {"gender": f"{SENTINEL}4"}}, 200),
-        ("POST", "/v1/recommend", {**user, "features": {f"{SENTINEL}5": SENTINEL}}, 422),
+        (
+            "POST",
+            "/v1/recommend",
+            {**user, "history": history, "features": {"gender": f"{SENTINEL}4"}},
+            200,
+        ),
+        (
+            "POST",
+            "/v1/recommend",
+            {**user, "features": {f"{SENTINEL}5": SENTINEL}},
+            422,
+        ),
         ("POST", "/v1/recommend", {**user, "k": SENTINEL}, 422),
         ("POST", "/v1/similar", {"item_id": SENTINEL}, 422),
         ("POST", "/v1/events", {**user, "item_id": SENTINEL}, 200),
@@ -216,7 +256,10 @@ def test_a_request_with_an_upgrade_is_one_request(bundle):
 def count_recommend(server):
     """Count the requests for recommendations that are there or were answered."""
     text = server.ask("GET", "/metrics").content.decode()
-    found = re.findall(r'(?:bascule_in_flight|bascule_requests_total{route="recommend",status="200"}) (\d+)', text)
+    found = re.findall(
+        r'(?:bascule_in_flight|bascule_requests_total{route="recommend",status="200"}) (\d+)',
+        text,
+    )
     return sum(map(int, found)) - 1  # itself
 
 
@@ -241,7 +284,16 @@ def test_an_address_that_is_taken_is_one_line(bundle):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         for port in (str(taken.getsockname()[1]), "70000"):
-            command = [sys.executable, "-m", "serve", "http", "--bundle", str(bundle), "--port", port]
+            command = [
+                sys.executable,
+                "-m",
+                "serve",
+                "http",
+                "--bundle",
+                str(bundle),
+                "--port",
+                port,
+            ]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 2
             assert re.fullmatch(rf"error: cannot listen at 127.0.0.1:{port}: .*\n", done.stderr)
@@ -276,13 +328,22 @@ class Checker(threading.Thread):
 @pytest.mark.parametrize("n_swaps", [4, pytest.param(100, marks=pytest.mark.slow)])
 def test_swaps_under_load_mix_no_answer(tmp_path, n_swaps):
     """Exchange two bundles while four clients ask; each answer must be of one of them."""
-    bundle, other = publish_served(tmp_path / "run", SHOP, seed=3), publish_linear(tmp_path / "other", SHOP, seed=8)
-    recommenders = [Recommender.load(path, tmp_path / "run" / "profiles") for path in (bundle, other)]
+    bundle, other = (
+        publish_served(tmp_path / "run", SHOP, seed=3),
+        publish_linear(tmp_path / "other", SHOP, seed=8),
+    )
+    recommenders = [
+        Recommender.load(path, tmp_path / "run" / "profiles") for path in (bundle, other)
+    ]
     by_version = {one.bundle.manifest.version: one for one in recommenders}
     with serving("--bundle", bundle, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
         clients = [Checker(server, by_version) for _ in range(4)]
         for _ in range(n_swaps):
-            for source, target in ((bundle, tmp_path / "aside"), (other, bundle), (tmp_path / "aside", other)):
+            for source, target in (
+                (bundle, tmp_path / "aside"),
+                (other, bundle),
+                (tmp_path / "aside", other),
+            ):
                 os.rename(source, target)
             reply = server.ask("POST", "/v1/reload", headers={"authorization": f"Bearer {TOKEN}"})
             assert reply.status == 200
@@ -296,7 +357,9 @@ def test_swaps_under_load_mix_no_answer(tmp_path, n_swaps):
 
 def read_examples():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```bash\n(.*?)```", readme.partition("## Serve over HTTP")[2], re.DOTALL)
+    (block,) = re.findall(
+        r"```bash\n(.*?)```", readme.partition("## Serve over HTTP")[2], re.DOTALL
+    )
     return [line for line in block.splitlines() if line.startswith("curl ")]
 
 
@@ -315,13 +378,31 @@ def test_the_examples_of_the_readme_are_answered(tmp_path):
     if (DEMO / "bundle").exists():
         shutil.copytree(DEMO, run, ignore=shutil.ignore_patterns("state", "checkpoints", "logs"))
     else:
-        words = ["--model.dim", "16", "--model.max_epochs", "1", "--trainer.limit_train_batches", "2"]
-        subprocess.run([sys.executable, "train.py", *words, "--out", str(run)], cwd=ROOT, check=True)
+        words = [
+            "--model.dim",
+            "16",
+            "--model.max_epochs",
+            "1",
+            "--trainer.limit_train_batches",
+            "2",
+        ]
+        subprocess.run(
+            [sys.executable, "train.py", *words, "--out", str(run)],
+            cwd=ROOT,
+            check=True,
+        )
     with serving("--bundle", run / "bundle") as server:
         lists = []
         for command in read_examples():
-            words = shlex.split(command.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}"))
-            done = subprocess.run([*words, "--fail-with-body"], capture_output=True, text=True, check=False)
+            words = shlex.split(
+                command.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}")
+            )
+            done = subprocess.run(
+                [*words, "--fail-with-body"],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, (command, done.stdout, done.stderr)
             lists += [json.loads(done.stdout)["answers"]] if "/v1/recommend" in command else []
         assert server.end() == 0

@@ -11,8 +11,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
-
-from serve.http import schemas
+from service.http import schemas
 from tests.http.services import TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, WORLDS
 from tests.served import JSON, ROOT, ask, exchange
@@ -67,7 +66,10 @@ def test_a_k_that_is_no_small_number_is_refused_and_named(app, k):
     ],
 )  # fmt: skip
 def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, field):
-    assert refuse(ask(app, "POST", f"/v1/{path}", json.dumps(body).encode()), 422).get("field") == field
+    assert (
+        refuse(ask(app, "POST", f"/v1/{path}", json.dumps(body).encode()), 422).get("field")
+        == field
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,15 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, 
     [
         ({"features": {SENTINEL: 1}}, "allowed: gender, income"),
         ({"features": {"income": SENTINEL}}, "features.income"),
-        ({"history": [{"item_id": "a", "datetime": 2 * 10**9}, {"item_id": "b", "datetime": 10**9}]}, "oldest first"),
+        (
+            {
+                "history": [
+                    {"item_id": "a", "datetime": 2 * 10**9},
+                    {"item_id": "b", "datetime": 10**9},
+                ]
+            },
+            "oldest first",
+        ),
         ({"history": [{"item_id": "a", "weight": -77123}]}, "weight"),
         ({"datetime": "77123e1"}, "datetime"),
         ({"features": {"income": ["x; expected ", 12, 77123]}}, "features.income"),
@@ -84,7 +94,10 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, 
         ({"filters": {"where": "(price < 77123"}}, ""),
         ({"filters": {"where": "`it's 77123` = 1"}}, "allowed: "),
         ({"filters": {"at_most": {"it's 77123": 1}}}, "allowed: "),
-        ({"requests": [{}, {"filters": {"at_most": {"brandy": 1}}}]}, "requests[1]: filters"),
+        (
+            {"requests": [{}, {"filters": {"at_most": {"brandy": 1}}}]},
+            "requests[1]: filters",
+        ),
         ({"requests": [{}, {"context": {"nowhere": "x"}}]}, "requests[1]: context"),
     ],
 )
@@ -122,7 +135,12 @@ def test_a_body_that_is_no_json_or_cannot_be_held_is_refused(app, body):
 
 
 def test_another_content_type_is_refused_and_none_from_a_page_of_whatever_site(app):
-    kinds = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "")
+    kinds = (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "",
+    )
     for headers in (
         {"origin": "https://elsewhere.example"},
         {"origin": "null"},
@@ -130,7 +148,16 @@ def test_another_content_type_is_refused_and_none_from_a_page_of_whatever_site(a
     ):
         refuse(ask(app, "POST", "/v1/recommend", b"{}", headers), 415)
     assert ask(app, "POST", "/v1/recommend", b"{}", {}).status == 200
-    assert ask(app, "POST", "/v1/recommend", b"{}", {"content-type": "Application/JSON; charset=utf-8"}).status == 200
+    assert (
+        ask(
+            app,
+            "POST",
+            "/v1/recommend",
+            b"{}",
+            {"content-type": "Application/JSON; charset=utf-8"},
+        ).status
+        == 200
+    )
 
 
 def test_a_body_is_read_up_to_its_limit_and_not_beyond(app):
@@ -138,11 +165,18 @@ def test_a_body_is_read_up_to_its_limit_and_not_beyond(app):
     for parts in ([body], [body[:-1], body[-1:]]):
         assert asyncio.run(exchange(app, "POST", "/v1/recommend", parts, JSON)).status == 200
     refuse(asyncio.run(exchange(app, "POST", "/v1/recommend", [body, b" "], JSON)), 413)
-    refuse(asyncio.run(exchange(app, "POST", "/v1/recommend", [b" " * 300_000] * 70, JSON)), 413)
+    refuse(
+        asyncio.run(exchange(app, "POST", "/v1/recommend", [b" " * 300_000] * 70, JSON)),
+        413,
+    )
 
 
 def test_other_methods_and_paths_are_refused(app):
-    for method, path, status in (("GET", "/v1/recommend", 405), ("GET", f"/{SENTINEL}", 404), ("POST", "/redoc", 404)):
+    for method, path, status in (
+        ("GET", "/v1/recommend", 405),
+        ("GET", f"/{SENTINEL}", 404),
+        ("POST", "/redoc", 404),
+    ):
         refuse(ask(app, method, path, {}), status)
 
 
@@ -151,20 +185,58 @@ def mutate(body, rng):
     content = bytearray(body)
     for _ in range(rng.randrange(1, 4)):
         place = rng.randrange(len(content) + 1)
-        piece = rng.choice([b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"-1", b"1e999", b"\\u0000", b"\\ud800"])
-        piece = rng.choice([piece, bytes([rng.randrange(256)]), bytes(content[place : place + rng.randrange(20)])])
+        piece = rng.choice(
+            [
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b'"',
+                b",",
+                b":",
+                b"null",
+                b"-1",
+                b"1e999",
+                b"\\u0000",
+                b"\\ud800",
+            ]
+        )
+        piece = rng.choice(
+            [
+                piece,
+                bytes([rng.randrange(256)]),
+                bytes(content[place : place + rng.randrange(20)]),
+            ]
+        )
         content[place : place + rng.randrange(3)] = piece
     return bytes(content)
 
 
-@pytest.mark.parametrize("number", [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])])
+@pytest.mark.parametrize(
+    "number",
+    [400, pytest.param(20_000, marks=[pytest.mark.slow, pytest.mark.timeout(1500)])],
+)
 def test_mutated_bodies_are_answered_or_refused(app, number):
     rng = random.Random(number)
     bodies = [
-        {"user_id": "u1", "features": {"income": 2.5, "gender": SENTINEL}, "k": 3, "context": {"device": "web"}},
-        {"requests": [{"history": [{"item_id": "i107", "weight": 1, "event": SENTINEL}]}], "repeats": "allow"},
+        {
+            "user_id": "u1",
+            "features": {"income": 2.5, "gender": SENTINEL},
+            "k": 3,
+            "context": {"device": "web"},
+        },
+        {
+            "requests": [{"history": [{"item_id": "i107", "weight": 1, "event": SENTINEL}]}],
+            "repeats": "allow",
+        },
         {"exclude": ["i107", SENTINEL], "datetime": "2020-01-01T00:00:00Z", "k": 2},
-        {"filters": {"where": f"price <= 2 and not brand = '{SENTINEL}'", "at_most": {"brand": 1}}, "k": 2},
+        {
+            "filters": {
+                "where": f"price <= 2 and not brand = '{SENTINEL}'",
+                "at_most": {"brand": 1},
+            },
+            "k": 2,
+        },
     ]
     written = [json.dumps(body).encode() for body in bodies]
     for _ in range(number):
@@ -201,7 +273,9 @@ def check_schema(document, schema, value):
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_no_call_makes_the_service_fail_and_each_status_is_described(app, document, mode):
-    operations = [found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()]
+    operations = [
+        found.ok() for found in schemathesis.openapi.from_dict(document).get_all_operations()
+    ]
     assert len(operations) >= 10
     for operation in operations:
         if mode is GenerationMode.POSITIVE or "requestBody" in operation.definition.raw:
@@ -210,13 +284,21 @@ def test_no_call_makes_the_service_fail_and_each_status_is_described(app, docume
 
 def hammer(app, operation, mode):
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=N_CALLS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=N_CALLS,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     def call(case):
         reply = ask(app, case.method, unquote(case.formatted_path), write_body(case), JSON)
         assert reply.status < 500
         assert len(reply.content) < 1024 or reply.status == 200
         assert reply.status < 400 or set(reply.json) == {"error", "request_id"}
-        if reply.status not in (404, 405):  # a path that was drawn may be another route's
+        if reply.status not in (
+            404,
+            405,
+        ):  # a path that was drawn may be another route's
             assert str(reply.status) in operation.definition.raw["responses"]
 
     call()
@@ -250,10 +332,20 @@ def list_examples(operation):
 
 def test_the_document_says_who_may_call_what_and_how_each_call_may_fail(document):
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    operations = {one["operationId"]: one for calls in document["paths"].values() for one in calls.values()}
-    roles = {name: one["security"][0]["key"][0] for name, one in operations.items() if one["security"]}
-    assert {roles[name] for name in ("forget_user", "put_item", "delete_item", "reload")} == {"admin"}
-    assert (roles["add_events"], roles["recommend"], roles["similar"]) == ("write", "ask", "ask")
+    operations = {
+        one["operationId"]: one for calls in document["paths"].values() for one in calls.values()
+    }
+    roles = {
+        name: one["security"][0]["key"][0] for name, one in operations.items() if one["security"]
+    }
+    assert {roles[name] for name in ("forget_user", "put_item", "delete_item", "reload")} == {
+        "admin"
+    }
+    assert (roles["add_events"], roles["recommend"], roles["similar"]) == (
+        "write",
+        "ask",
+        "ask",
+    )
     for name in roles:
         assert {"200", "401", "403", "429", "503"} <= set(operations[name]["responses"])
         assert operations[name]["summary"]
@@ -262,8 +354,18 @@ def test_the_document_says_who_may_call_what_and_how_each_call_may_fail(document
 @pytest.mark.parametrize(
     ("method", "path", "asked", "body"),
     [
-        ("post", "/v1/recommend", "/v1/recommend", {"k": 3, "explain": True, "context": {"device": "toaster"}}),
-        ("post", "/v1/recommend", "/v1/recommend", {"requests": [{"user_id": "u1"}], "k": 40}),
+        (
+            "post",
+            "/v1/recommend",
+            "/v1/recommend",
+            {"k": 3, "explain": True, "context": {"device": "toaster"}},
+        ),
+        (
+            "post",
+            "/v1/recommend",
+            "/v1/recommend",
+            {"requests": [{"user_id": "u1"}], "k": 40},
+        ),
         ("post", "/v1/recommend", "/v1/recommend", {"k": 0}),
         ("post", "/v1/similar", "/v1/similar", {"item_id": "i107", "explain": True}),
         ("post", "/v1/due", "/v1/due", {"user_id": "u1", "k": 40}),
@@ -283,7 +385,9 @@ def test_an_answer_fits_the_document_field_by_field(app, document, method, path,
     is_json = "json" in reply.headers["content-type"]
     check_schema(document, schema, reply.json if is_json else reply.content.decode())
     if is_json:
-        assert set(reply.json) <= set(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]["properties"])
+        assert set(reply.json) <= set(
+            document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]["properties"]
+        )
     if body is not None and reply.status == 200:
         (sent,) = document["paths"][path][method]["requestBody"]["content"].values()
         check_schema(document, sent["schema"], body)  # one of two forms: it must not fit both

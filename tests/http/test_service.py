@@ -9,16 +9,22 @@ from datetime import date
 import numpy as np
 import pyarrow as pa
 import pytest
-
-from serve import service as service_module
-from serve.erasure import add_to_erasure_list
 from serve.recommender import Recommender
-from serve.service import Service, show_items
-from serve.state import StateStore
-from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
+from service.forget import add_to_erasure_list
+from service.registry import (
+    BundleSource,
+    Registry,
+    RegistrySource,
+    activate,
+    publish_version,
+)
+from service.service import Service, show_items
+from service.state import StateStore
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
+
+from service import service as service_module
 
 IDS = item_ids(FILMS)
 
@@ -40,30 +46,54 @@ def films(tmp_path_factory):
 
 def ask(service, *requests):
     current = service.current
-    return [one.item_id.tolist() for one in current.recommend([*service.read(requests, current)], 5, None)]
+    return [
+        one.item_id.tolist()
+        for one in current.recommend([*service.read(requests, current)], 5, None)
+    ]
 
 
-def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(bundle, schema, monkeypatch):
+def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(
+    bundle, schema, monkeypatch
+):
     now = UNTIL + 12 * 3600
-    monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)
+    monkeypatch.setattr("service.service.time.time", lambda: now + 59.5)
     asked, user = [], a_user(schema)
     recommend = Recommender.recommend
     monkeypatch.setattr(
-        Recommender, "recommend", lambda self, *given: [asked.extend(given[0]), recommend(self, *given)][1]
+        Recommender,
+        "recommend",
+        lambda self, *given: [asked.extend(given[0]), recommend(self, *given)][1],
     )
     with closing(open_bundle(bundle)) as service:
         ask(service, {"user_id": user})
         for after in (10, 30, 3600):
-            service.observe([{"user_id": user, "item_id": item_ids(schema)[0], "datetime": now + after}])
+            service.observe(
+                [
+                    {
+                        "user_id": user,
+                        "item_id": item_ids(schema)[0],
+                        "datetime": now + after,
+                    }
+                ]
+            )
         ask(service, {"user_id": user}, {"user_id": user, "datetime": now + 7})
-    assert [request.datetime for request in asked[-3:]] == [now, now + 30, now + 7]  # what lies ahead does not count
+    assert [request.datetime for request in asked[-3:]] == [
+        now,
+        now + 30,
+        now + 7,
+    ]  # what lies ahead does not count
 
 
-def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(bundle, schema, monkeypatch):
+def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(
+    bundle, schema, monkeypatch
+):
     item, other, *_ = item_ids(schema)
     now, user = UNTIL + 3000 * DAY + 20, a_user(schema)
-    with closing(open_bundle(bundle)) as service, closing(open_bundle(bundle)) as worker:
-        monkeypatch.setattr("serve.service.time.time", lambda: now)
+    with (
+        closing(open_bundle(bundle)) as service,
+        closing(open_bundle(bundle)) as worker,
+    ):
+        monkeypatch.setattr("service.service.time.time", lambda: now)
         (before,) = service.read([{"user_id": user}], service.current)
         for seconds, what in ((0, item), (2 * DAY, other)):
             now += seconds
@@ -73,16 +103,31 @@ def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(
         profile = service.current.profiles.get(user).history
         assert before.datetime == UNTIL
         assert 0 <= UNTIL + 3 * DAY - after.datetime < 60
-        assert after.history.item_id.tolist() == [*profile.item_id.tolist(), item, other]
-        assert after.history.datetime.tolist() == [*profile.datetime.tolist(), UNTIL, UNTIL + 2 * DAY]
+        assert after.history.item_id.tolist() == [
+            *profile.item_id.tolist(),
+            item,
+            other,
+        ]
+        assert after.history.datetime.tolist() == [
+            *profile.datetime.tolist(),
+            UNTIL,
+            UNTIL + 2 * DAY,
+        ]
         expected = [service.current.recommend([after], 5).of(0).item_id.tolist()]
         assert ask(service, {"user_id": user}) == ask(worker, {"user_id": user}) == expected
         status = service.describe()
-        assert (status["clock"], status["moment"], len(status["notes"])) == ("data", UNTIL, 1)
+        assert (status["clock"], status["moment"], len(status["notes"])) == (
+            "data",
+            UNTIL,
+            1,
+        )
     with closing(open_bundle(bundle)) as again:
         assert ask(again, {"user_id": user}) == expected
     with closing(StateStore(bundle.parent / "state" / "state.db")) as store:
-        assert store.recall(user).history.datetime.tolist() == [now - 3 * DAY, now - DAY]
+        assert store.recall(user).history.datetime.tolist() == [
+            now - 3 * DAY,
+            now - DAY,
+        ]
     with closing(Service(BundleSource(bundle), bundle.parent, None, None, EVER, "now")) as ours:
         (today,) = ours.read([{"user_id": user}], ours.current)
         assert (today.datetime, ours.describe()["clock"]) == (now - now % 60, "now")
@@ -117,14 +162,22 @@ def test_a_folder_by_another_name_is_refused_since_forgetting_would_not_find_it(
 def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path, bundle, schema):
     registry = Registry(tmp_path / "registry")
     publish_version(registry, bundle, 1, is_activated=True)
-    other = publish_served(tmp_path / "earlier", FILMS if schema is SHOP else SHOP).parent  # ids of another type
+    other = publish_served(
+        tmp_path / "earlier", FILMS if schema is SHOP else SHOP
+    ).parent  # ids of another type
     profiles, state = bundle.parent / "profiles", other / "state"
-    user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
+    user, event = (
+        a_user(schema),
+        {"user_id": a_user(schema), "item_id": item_ids(schema)[0]},
+    )
     source = RegistrySource(registry, profiles)
     with closing(Service(source, registry.path, profiles, state, EVER)) as service:
         assert service.observe([event]) == 1
         erased = [receipt["erased"] for receipt in service.forget(user).result()]
-        assert (sum(one["events"] for one in erased), sum(one["profiles"] for one in erased)) == (1, 1)
+        assert (
+            sum(one["events"] for one in erased),
+            sum(one["profiles"] for one in erased),
+        ) == (1, 1)
         assert service.observe([event]) == 0
         theirs, anyones = ask(service, {**NOW, "user_id": user}, NOW)
         assert theirs == anyones
@@ -133,7 +186,9 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
 def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
     registry, state = Registry(tmp_path / "registry"), tmp_path / "state"
     other = publish_linear(tmp_path / "other", schema, seed=8)
-    versions = [publish_version(registry, one, is_activated=True).version for one in (bundle, other)]
+    versions = [
+        publish_version(registry, one, is_activated=True).version for one in (bundle, other)
+    ]
     source, item = RegistrySource(registry), item_ids(schema)[0]
 
     def start():
@@ -141,7 +196,10 @@ def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
 
     def agree(version, is_listed, *services):
         until = time.monotonic() + 10
-        while any((one.version, one.current.catalogue.lists(item)) != (version, is_listed) for one in services):
+        while any(
+            (one.version, one.current.catalogue.lists(item)) != (version, is_listed)
+            for one in services
+        ):
             assert time.monotonic() < until
             time.sleep(0.01)
 
@@ -153,7 +211,9 @@ def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
         agree(versions[0], False, first, second)
         second.items.put(item, {"price": 2.0})
         activate(registry, versions[1])
-        with start() as third:  # of the version that is current now: the others must not stay behind
+        with (
+            start() as third
+        ):  # of the version that is current now: the others must not stay behind
             agree(versions[1], True, first, second, third)
         shutil.rmtree(registry.path / versions[0])
         registry.set_current(versions[0], versions)
@@ -162,7 +222,9 @@ def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
 
 
 @pytest.mark.parametrize("part", ["LiveItems", "StateStore"])
-def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(bundle, schema, monkeypatch, part):
+def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(
+    bundle, schema, monkeypatch, part
+):
     is_full, opened = [True], getattr(service_module, part)
 
     def open_part(*given):
@@ -170,13 +232,15 @@ def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(bundle
             raise OSError(28, "No space left on device", "state")
         return opened(*given)
 
-    monkeypatch.setattr(f"serve.service.{part}", open_part)
-    monkeypatch.setattr("serve.service._RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(f"service.service.{part}", open_part)
+    monkeypatch.setattr("service.service._RETRY_SECONDS", 0.01)
     (gone, user, *_), (item, *_) = known_users(schema), item_ids(schema)
     event = {"user_id": user, "item_id": item, "event": "dismiss"}
     add_to_erasure_list(bundle.parent, [gone])
     with closing(open_bundle(bundle)) as service:
-        known, forgotten, nobody = ask(service, *({**NOW, "user_id": one} for one in (user, gone)), NOW)
+        known, forgotten, nobody = ask(
+            service, *({**NOW, "user_id": one} for one in (user, gone)), NOW
+        )
         assert (len(known), forgotten == nobody) == (5, True)
         assert "disk" in service.find_faults()
         assert service.describe()["notes"]
@@ -209,7 +273,9 @@ def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):
         "sound": pa.array([[1.0], [], None], pa.list_(pa.float64())),
     }
     for name, values in more.items():
-        table = table.append_column(name, pa.chunked_array([values, pa.nulls(len(items) - 3, values.type)]))
+        table = table.append_column(
+            name, pa.chunked_array([values, pa.nulls(len(items) - 3, values.type)])
+        )
     assert show_items(table, np.array([2, 0, 1])) == [
         {"price": 2.5, "day": "2021-03-04", "in_stock": False, "tags": None},
         {"price": None, "day": "2020-01-02", "in_stock": True, "tags": ["a", "b"]},

@@ -8,14 +8,13 @@ from contextlib import closing
 from functools import partial
 
 import pytest
-
-from serve.http import app as application
-from serve.http import middleware
-from serve.http.errors import OverloadError
-from serve.http.middleware import Worker
 from serve.recommender import Recommender
-from serve.service import Service
-from serve.state import StateStore
+from service.http import app as application
+from service.http import middleware
+from service.http.errors import OverloadError
+from service.http.middleware import Worker
+from service.service import Service
+from service.state import StateStore
 from tests.http.services import NOW, asking, publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids
 from tests.served import JSON, ask, exchange
@@ -79,7 +78,9 @@ def test_at_its_deadline_a_call_is_told_so_though_the_thread_computes_on():
     assert asyncio.run(main()) < 10
 
 
-def test_between_the_turns_of_a_long_call_go_those_that_came_later_and_take_less(worker, each_step_a_turn):
+def test_between_the_turns_of_a_long_call_go_those_that_came_later_and_take_less(
+    worker, each_step_a_turn
+):
     taken, gate = [], threading.Event()
 
     async def main():
@@ -121,7 +122,9 @@ def test_a_call_is_left_where_it_stands_when_its_caller_is_gone_or_its_time_over
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 7, 9, 30])
-def test_a_body_in_turns_is_answered_to_the_last_digit_as_in_one_call(app, bundle, n, each_step_a_turn):
+def test_a_body_in_turns_is_answered_to_the_last_digit_as_in_one_call(
+    app, bundle, n, each_step_a_turn
+):
     requests = [{"user_id": USERS[place % 7], "datetime": UNTIL + place} for place in range(n)]
     answers = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 9}).json["answers"]
     expected = [*Recommender.load(bundle).recommend(requests, 9)]
@@ -151,7 +154,10 @@ def test_a_single_request_is_answered_before_a_body_that_came_first_and_the_body
         body = asyncio.ensure_future(answer("body", {"requests": [NOW] * 256, "k": 7}))
         while not answering:
             await asyncio.sleep(0.001)
-        await asyncio.gather(answer("single", NOW), answer("filtered", NOW | {"filters": {"where": "price > 1"}}))
+        await asyncio.gather(
+            answer("single", NOW),
+            answer("filtered", NOW | {"filters": {"where": "price > 1"}}),
+        )
         await body
 
     monkeypatch.setattr(Recommender, "recommend", note)
@@ -164,11 +170,21 @@ def test_a_single_request_is_answered_before_a_body_that_came_first_and_the_body
 def test_a_body_is_refused_for_its_different_filters_and_nothing_of_it_is_logged(app, monkeypatch):
     monkeypatch.setattr(application, "_MAX_COMPARED", 0)
     long = [f"price > {number} or brand = '{'x' * 3000}'" for number in range(2)]
-    same, different = ([{"filters": {"where": one}} for one in pair] for pair in ([long[0]] * 2, long))
+    same, different = (
+        [{"filters": {"where": one}} for one in pair] for pair in ([long[0]] * 2, long)
+    )
     shown = []
     monkeypatch.setattr(app.state.shared.service.impressions, "add", shown.extend)
     assert ask(app, "POST", "/v1/recommend", {"requests": different}).status == 422
-    assert ask(app, "POST", "/v1/recommend", {"requests": [{}] * 9 + [{"context": {"no": 1}}]}).status == 422
+    assert (
+        ask(
+            app,
+            "POST",
+            "/v1/recommend",
+            {"requests": [{}] * 9 + [{"context": {"no": 1}}]},
+        ).status
+        == 422
+    )
     assert shown == []
     assert ask(app, "POST", "/v1/recommend", {"requests": same}).status == 200
     assert len(shown) == 2
@@ -176,9 +192,21 @@ def test_a_body_is_refused_for_its_different_filters_and_nothing_of_it_is_logged
 
 def test_a_user_is_looked_up_once_for_a_body(app, monkeypatch):
     recalled, recall = [], StateStore.recall
-    monkeypatch.setattr(StateStore, "recall", lambda self, user: [recalled.append(user), recall(self, user)][1])
+    monkeypatch.setattr(
+        StateStore,
+        "recall",
+        lambda self, user: [recalled.append(user), recall(self, user)][1],
+    )
     ids = ["u1", "u2", "u1", None, "u1", "u2"]
-    assert ask(app, "POST", "/v1/recommend", {"requests": [{"user_id": user} for user in ids]}).status == 200
+    assert (
+        ask(
+            app,
+            "POST",
+            "/v1/recommend",
+            {"requests": [{"user_id": user} for user in ids]},
+        ).status
+        == 200
+    )
     assert recalled == ["u1", "u2"]
 
 
@@ -198,7 +226,10 @@ def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, mo
 
     def statuses():
         asked = [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", asking_item)]
-        asked += [("GET", path, None) for path in ("/openapi.json", "/metrics", "/health", "/ready", "/v1/status")]
+        asked += [
+            ("GET", path, None)
+            for path in ("/openapi.json", "/metrics", "/health", "/ready", "/v1/status")
+        ]
         return [ask(app, *one).status for one in asked]
 
     assert statuses() == [200] * 7
@@ -229,13 +260,27 @@ def test_where_answers_take_long_fewer_requests_wait_and_by_and_by_more_again(wo
 def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
     async def main():
         seen = []
-        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "client": None}
-        scope |= {"headers": [(b"content-type", b"application/json")], "server": ("127.0.0.1", 80), "state": {}}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/recommend",
+            "query_string": b"",
+            "client": None,
+        }
+        scope |= {
+            "headers": [(b"content-type", b"application/json")],
+            "server": ("127.0.0.1", 80),
+            "state": {},
+        }
         parts = [b"{", b"}"]
 
         async def receive():
             seen.append(app.state.shared.answers.n_admitted)
-            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+            return {
+                "type": "http.request",
+                "body": parts.pop(0),
+                "more_body": bool(parts),
+            }
 
         async def send(_):
             seen.append(app.state.shared.answers.n_admitted)
@@ -246,11 +291,15 @@ def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
     assert asyncio.run(main()) == [0] * 4
 
 
-def test_similar_items_are_searched_outside_the_event_loop_and_the_document_is_written_once(app, monkeypatch):
+def test_similar_items_are_searched_outside_the_event_loop_and_the_document_is_written_once(
+    app, monkeypatch
+):
     threads, written = [], []
     similar = Service.similar
     monkeypatch.setattr(
-        Service, "similar", lambda *given: [threads.append(threading.current_thread()), similar(*given)][1]
+        Service,
+        "similar",
+        lambda *given: [threads.append(threading.current_thread()), similar(*given)][1],
     )
     assert ask(app, "POST", "/v1/similar", {"item_id": item_ids(SHOP)[0]}).status == 200
     assert threads[0] is not threading.main_thread()
@@ -260,7 +309,9 @@ def test_similar_items_are_searched_outside_the_event_loop_and_the_document_is_w
     assert len(written) == 1
 
 
-def test_among_very_many_items_single_requests_are_answered_outside_the_event_loop(app, monkeypatch):
+def test_among_very_many_items_single_requests_are_answered_outside_the_event_loop(
+    app, monkeypatch
+):
     monkeypatch.setattr(application, "_MAX_BRIEF", 0)
     recommend, calls = Recommender.recommend, []
 

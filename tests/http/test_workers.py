@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-
-from serve import __main__ as cli
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP
 from tests.served import ROOT, serving
+
+from bascule import commands as cli
 
 
 @pytest.fixture
@@ -21,12 +21,30 @@ def bundle(tmp_path):
 
 
 def workers_of(server):
-    return [*map(int, Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split())]
+    return [
+        *map(
+            int,
+            Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+            .read_text()
+            .split(),
+        )
+    ]
 
 
 def test_of_a_bundle_that_cannot_be_served_the_first_worker_says_why(bundle, capsys):
     (bundle / "items.faiss").write_bytes(b"other")
-    command = [sys.executable, "-m", "serve", "http", "--bundle", bundle, "--port", "0", "--workers", "3"]
+    command = [
+        sys.executable,
+        "-m",
+        "serve",
+        "http",
+        "--bundle",
+        bundle,
+        "--port",
+        "0",
+        "--workers",
+        "3",
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "items.faiss" in done.stderr
@@ -67,7 +85,7 @@ def test_a_bundle_that_cannot_be_served_renews_nobody(bundle):
 
 def test_a_signal_in_the_instant_of_the_first_answer_ends_the_service(bundle):
     code = (
-        "import os, signal, sys; from serve.__main__ import main; from serve.http import server\n"
+        "import os, signal, sys; from bascule.commands import main; from service.http import server\n"
         "server.say_ready = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.exit(main(['http', '--bundle', {str(bundle)!r}, '--port', '0']))"
     )
@@ -83,7 +101,13 @@ def test_a_worker_that_starts_ends_with_the_service_even_if_it_takes_no_signal(b
         "    time.sleep(60)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(code)
-    with serving("--bundle", bundle, "--workers", "1", variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as server:
+    with serving(
+        "--bundle",
+        bundle,
+        "--workers",
+        "1",
+        variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    ) as server:
         assert server.ask("POST", "/v1/recommend", {}).status == 200
         (tmp_path / "deaf").touch()
         os.kill(workers_of(server)[0], signal.SIGKILL)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from models.checkpoints import RunCheckpoints, read_checkpoint
 from serve.errors import BundleError, SchemaError
 
@@ -44,7 +43,9 @@ def test_what_was_saved_is_loaded(tmp_path):
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, origin, message):
     path = save(tmp_path / "last.ckpt")
-    with pytest.raises(SchemaError, match=rf"last\.ckpt is of another run: {message}; .*--ckpt_path") as error:
+    with pytest.raises(
+        SchemaError, match=rf"last\.ckpt is of another run: {message}; .*--ckpt_path"
+    ) as error:
         RunCheckpoints(origin).load_checkpoint(path)
     assert "\n" not in str(error.value)
 

@@ -8,9 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
-
-from models import cold_items
 from models.cold_items import (
     MAX_LENGTH,
     ColdItems,
@@ -26,6 +23,9 @@ from models.towers import Towers
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
+from torch import nn
+
+from models import cold_items
 
 ALL = torch.ones(N, dtype=torch.bool)
 OUTSIDE = N - 2  # items from here on have no content
@@ -39,7 +39,11 @@ def side(request):
     config, similarity = request.param
     world = make_world(config)
     data = make_data(world)
-    return data, make_towers(world, data, similarity).eval(), torch.from_numpy(data.trends.popularity[-1])
+    return (
+        data,
+        make_towers(world, data, similarity).eval(),
+        torch.from_numpy(data.trends.popularity[-1]),
+    )
 
 
 def vectors_of(towers: Towers, popularity: torch.Tensor) -> torch.Tensor:
@@ -94,19 +98,25 @@ def test_where_nothing_was_taken_the_trained_content_stays(side):
     assert torch.equal(cold.popularity, popularity.amin(dim=0))
 
 
-def test_items_with_one_content_are_placed_between_the_fit_and_the_mean_of_those_like_them(side):
+def test_items_with_one_content_are_placed_between_the_fit_and_the_mean_of_those_like_them(
+    side,
+):
     """Against sums item by item."""
     _, towers, popularity = side
     vectors, rows = vectors_of(towers, popularity)[:, :D].double(), known_rows()
     places = fit_places(towers, vectors.float(), rows, generator(), MANY)
     with torch.no_grad():
-        fitted = towers.item_tower.normalise(places.content(towers.item_codes, towers.item_values)).double()
+        fitted = towers.item_tower.normalise(
+            places.content(towers.item_codes, towers.item_values)
+        ).double()
     found = place_all(places, towers.item_codes, towers.item_values).double()
     keys = nn.functional.normalize(fitted, dim=1)
     for row in range(N):
         weights = torch.exp(cold_items.SHARPNESS * (keys[rows] @ keys[row]))
         mean = (weights[:, None] * vectors[rows]).sum(dim=0) / weights.sum()
-        expected = (1 - cold_items.NEIGHBOUR_SHARE) * fitted[row] + cold_items.NEIGHBOUR_SHARE * mean
+        expected = (1 - cold_items.NEIGHBOUR_SHARE) * fitted[
+            row
+        ] + cold_items.NEIGHBOUR_SHARE * mean
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -126,9 +136,14 @@ def test_an_item_stands_between_its_own_place_and_that_of_its_content(side, stre
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_items_without_events_or_content_stay_bit_for_bit_and_a_strength_can_be_taken_back(side):
+def test_items_without_events_or_content_stay_bit_for_bit_and_a_strength_can_be_taken_back(
+    side,
+):
     _, towers, _ = side
-    table, before = towers.item_tower.id_table.weight, copy.deepcopy(towers.state_dict())
+    table, before = (
+        towers.item_tower.id_table.weight,
+        copy.deepcopy(towers.state_dict()),
+    )
     shrinkage = Shrinkage(towers, N_EVENTS, SEED)
     shrinkage.apply(4.0)
     kept = (N_EVENTS == 0) | ~towers.item_has_content
@@ -149,8 +164,14 @@ def count_slots(towers: Towers, data, vectors: torch.Tensor, placed: torch.Tenso
             scores = towers.score_items(users, vectors, batch)
         for row, user in enumerate(users):
             owned = set(batch.owned_rows[batch.owned_users == row].tolist())
-            old = [(float(scores[row, item]), False) for item in set(range(N)) - owned - set(STAND_INS)]
-            new = [(float(user @ placed[i]), True) for i, item in enumerate(STAND_INS) if item not in owned]
+            old = [
+                (float(scores[row, item]), False) for item in set(range(N)) - owned - set(STAND_INS)
+            ]
+            new = [
+                (float(user @ placed[i]), True)
+                for i, item in enumerate(STAND_INS)
+                if item not in owned
+            ]
             count += sum(is_new for _, is_new in sorted(old + new)[-k:])
     return count
 
@@ -161,7 +182,11 @@ def hold_contests(side, k: int, monkeypatch) -> tuple[list[Contest], ColdItems, 
     cold = ColdItems(towers.item_tower, PlacedByContent(towers), torch.zeros(popularity.shape[1]))
     vectors, rows = vectors_of(towers, popularity), torch.tensor(STAND_INS)
     with torch.no_grad():
-        return [Contest.hold(towers, vectors, rows, cold, batch) for batch in data.drawn_requests(9)], cold, vectors
+        return (
+            [Contest.hold(towers, vectors, rows, cold, batch) for batch in data.drawn_requests(9)],
+            cold,
+            vectors,
+        )
 
 
 class PlacedByContent(nn.Module):
@@ -169,7 +194,10 @@ class PlacedByContent(nn.Module):
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
-        self.tower, self.content = towers.item_tower, copy.deepcopy(towers.item_tower.content)
+        self.tower, self.content = (
+            towers.item_tower,
+            copy.deepcopy(towers.item_tower.content),
+        )
 
     def forward(self, codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         return self.tower.normalise(self.content(codes, values))
@@ -179,7 +207,9 @@ def test_new_items_take_the_share_of_slots_that_their_number_deserves(side, monk
     """By popularity where vectors hold some, by their length where they do not, also beside item-item weights."""
     data, towers, popularity = side
     k, share = 3, len(STAND_INS) / N
-    towers.neighbours = Neighbours(np.arange(N + 1), np.roll(np.arange(N), 1), np.full(N, 0.01, np.float32))
+    towers.neighbours = Neighbours(
+        np.arange(N + 1), np.roll(np.arange(N), 1), np.full(N, 0.01, np.float32)
+    )
     contests, cold, vectors = hold_contests(side, k, monkeypatch)
     placed, wanted = place(cold, towers, STAND_INS), 9 * k * share
     counts = []
@@ -192,7 +222,10 @@ def test_new_items_take_the_share_of_slots_that_their_number_deserves(side, monk
     else:
         found = find_length(contests, share)
         assert cold_items.MIN_LENGTH < found < MAX_LENGTH
-        counts = [count_slots(towers, data, vectors, (found + change) * placed, k) for change in (-0.001, 0.001)]
+        counts = [
+            count_slots(towers, data, vectors, (found + change) * placed, k)
+            for change in (-0.001, 0.001)
+        ]
     assert counts[0] < wanted <= counts[1]
 
 

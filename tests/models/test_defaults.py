@@ -5,7 +5,6 @@ from dataclasses import asdict, fields, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from models.config import ModelConfig, Recipe
 from models.defaults import (
     LONG_HISTORY,
@@ -31,17 +30,32 @@ SHORT = DataCounts(
     has_content=True,
     has_context=False,
 )
-LONG = replace(SHORT, n_examples=900, n_items=1_700, n_events=99_000, mean_history=LONG_HISTORY + 66.0)
+LONG = replace(
+    SHORT,
+    n_examples=900,
+    n_items=1_700,
+    n_events=99_000,
+    mean_history=LONG_HISTORY + 66.0,
+)
 SET = replace(SHORT, is_set=True, is_ordered=False)
 CONTEXT = replace(SET, has_context=True)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, is_ordered=False)
 BASKETS = replace(SHORT, is_ordered=False)
 CHOSEN = {
-    "short": (SHORT, Recipe(96, 1, 0.5, 0.1, "cosine", 64, 1024, 2e-3, 128, 14, 8, 1, 200)),
+    "short": (
+        SHORT,
+        Recipe(96, 1, 0.5, 0.1, "cosine", 64, 1024, 2e-3, 128, 14, 8, 1, 200),
+    ),
     "long": (LONG, Recipe(96, 2, 0.3, 0.0, "cosine", 64, 0, 2e-3, 64, 24, 8, 2, 50)),
     "set": (SET, Recipe(128, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10)),
-    "context": (CONTEXT, Recipe(48, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10)),
-    "repeated": (REPEATED, Recipe(64, 1, 0.2, 0.1, "dot", 64, 0, 5e-4, 256, 8, 3, 1, 10)),
+    "context": (
+        CONTEXT,
+        Recipe(48, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10),
+    ),
+    "repeated": (
+        REPEATED,
+        Recipe(64, 1, 0.2, 0.1, "dot", 64, 0, 5e-4, 256, 8, 3, 1, 10),
+    ),
 }
 """The choices when their numbers were measured: a change of one is meant, or it is a slip."""
 GIVEN = ModelConfig(24, 3, 0.13, 0.17, "cosine", 0, 19, 0.0123, 29, 31, 11)
@@ -78,13 +92,18 @@ def test_given_keys_stay_and_the_others_are_chosen_with_a_reason(counts, names):
     assert {choice.name for choice in choices} == set(KEYS) - kept.keys()
     assert all(choice.reason for choice in choices)
     assert asdict(recipe.to_config()) == kept | {choice.name: choice.value for choice in choices}
-    assert choose_recipe(recipe.to_config(), counts) == (recipe, [])  # a complete configuration repeats the run
+    assert choose_recipe(recipe.to_config(), counts) == (
+        recipe,
+        [],
+    )  # a complete configuration repeats the run
 
 
 @given(counts=counts_of_data)
 @settings(max_examples=80, deadline=None)
 def test_negatives_are_sampled_where_items_are_many_and_no_memory_is_trained(counts):
-    of_windows = MANY_ITEMS_OF_LONG if counts.is_long and counts.n_events >= MANY_EVENTS else MANY_ITEMS
+    of_windows = (
+        MANY_ITEMS_OF_LONG if counts.is_long and counts.n_events >= MANY_EVENTS else MANY_ITEMS
+    )
     many = of_windows if counts.is_ordered else MANY_ITEMS_OF_REQUESTS
     assert (choose(counts).negatives > 0) == (not counts.is_repeated and counts.n_items > many)
 
@@ -98,16 +117,26 @@ def test_the_rate_is_up_before_a_quarter_of_the_training_is_over(counts):
 
 
 def test_fewer_events_and_longer_histories_are_shown_more_often():
-    epochs = [choose(replace(SHORT, n_events=n)).max_epochs for n in (10**4, 10**5, 2 * 10**5, 10**6, 10**8)]
+    epochs = [
+        choose(replace(SHORT, n_events=n)).max_epochs
+        for n in (10**4, 10**5, 2 * 10**5, 10**6, 10**8)
+    ]
     assert epochs == sorted(epochs, reverse=True)
-    of_long = [choose(replace(LONG, n_events=n)).max_epochs for n in (456_000, 10**6, 16 * 10**5, 10**8)]
+    of_long = [
+        choose(replace(LONG, n_events=n)).max_epochs for n in (456_000, 10**6, 16 * 10**5, 10**8)
+    ]
     assert of_long == [MAX_EPOCHS, MAX_EPOCHS, 15, MIN_EPOCHS]
 
 
 def test_baskets_have_no_neighbours_and_large_catalogues_neither():
     assert choose(BASKETS).neighbours == 0
-    assert {choose(replace(counts, n_items=100_001)).neighbours for counts, _ in CHOSEN.values()} == {0}
-    with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed where data.ties is simultaneous: 0"):
+    assert {
+        choose(replace(counts, n_items=100_001)).neighbours for counts, _ in CHOSEN.values()
+    } == {0}
+    with pytest.raises(
+        SchemaError,
+        match=r"model.neighbours is 5; allowed where data.ties is simultaneous: 0",
+    ):
         choose(BASKETS, neighbours=5)
 
 

@@ -10,7 +10,6 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
-
 from models.cold_items import ColdItems, fit_cold_items
 from models.export import (
     BATCHES,
@@ -25,12 +24,30 @@ from models.export import (
 )
 from models.memory import memory_inputs
 from models.towers import Towers
-from serve.bundle import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, compute_space_id
+from serve.bundle import (
+    INDEX,
+    ITEM_TOWER,
+    ITEMS,
+    NEIGHBOUR_OFFSETS,
+    NEIGHBOURS,
+    SCHEMA,
+    USER_TOWER,
+    compute_space_id,
+)
 from serve.errors import BundleError
 from serve.schema import Schema
-from serve.versions import Stage
+from service.publish import Stage
 from tests.models.tiny_towers import make_towers
-from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_set_world, make_world
+from tests.tiny_data import (
+    BASKETS,
+    ORDERED,
+    L,
+    N,
+    World,
+    make_data,
+    make_set_world,
+    make_world,
+)
 
 PARITY = 1e-5
 
@@ -51,13 +68,22 @@ class Shipped:
 
     def cases(self, seed: int = 9) -> Cases:
         categories = self.world.catalogue.categories
-        return Cases(self.schema, self.vectors, self.towers.item_tower.dim, categories, np.random.default_rng(seed))
+        return Cases(
+            self.schema,
+            self.vectors,
+            self.towers.item_tower.dim,
+            categories,
+            np.random.default_rng(seed),
+        )
 
 
 def ship(stage: Stage, config, similarity: str) -> Shipped:
     world = make_set_world(length=L) if config is None else make_world(config)
     data = make_data(world)
-    towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
+    towers, popularity = (
+        make_towers(world, data, similarity, n_blocks=1),
+        data.trends.popularity[-1],
+    )
     items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
     is_taken = torch.ones(N, dtype=torch.bool)
     cold = fit_cold_items(towers, torch.from_numpy(popularity), is_taken, data.drawn_requests(9), 1)
@@ -65,7 +91,11 @@ def ship(stage: Stage, config, similarity: str) -> Shipped:
     return Shipped(world, towers, cold, catalogue_vectors(towers, popularity), stage.path)
 
 
-FAMILIES = {"ordered": (ORDERED, "dot"), "baskets": (BASKETS, "cosine"), "a set": (None, "cosine")}
+FAMILIES = {
+    "ordered": (ORDERED, "dot"),
+    "baskets": (BASKETS, "cosine"),
+    "a set": (None, "cosine"),
+}
 
 
 @pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
@@ -87,14 +117,20 @@ def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray
     fused = tower.request_state(tensors["history_vectors"], tensors)
     if tower.memory is None:
         return [tower.finish(fused).numpy()]
-    return [output.numpy() for output in tower.remember(fused, memory_inputs(tensors, tensors["owned_vectors"]))]
+    return [
+        output.numpy()
+        for output in tower.remember(fused, memory_inputs(tensors, tensors["owned_vectors"]))
+    ]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize("length", [0, 1, L])
 def test_user_tower_answers_as_torch(shipped, batch, length):
     arrays = shipped.cases().of_user([length] * batch)
-    found, expected = run_onnx(shipped.folder / USER_TOWER, arrays), run_towers(shipped.towers, arrays)
+    found, expected = (
+        run_onnx(shipped.folder / USER_TOWER, arrays),
+        run_towers(shipped.towers, arrays),
+    )
     assert len(found) == len(expected)
     assert found[0].shape[0] == batch
     for got, value in zip(found, expected, strict=True):
@@ -112,18 +148,33 @@ def test_item_tower_places_items_by_content_as_torch(shipped, batch):
     assert np.abs(found - expected.numpy()).max() <= PARITY
 
 
-def test_no_tower_names_the_files_it_was_made_by_and_exported_again_it_has_the_same_bytes(shipped, tmp_path):
+def test_no_tower_names_the_files_it_was_made_by_and_exported_again_it_has_the_same_bytes(
+    shipped, tmp_path
+):
     for name in (USER_TOWER, ITEM_TOWER):
         for sign in (b'File "', b".py", str(Path.cwd()).encode(), b"eval_with_key"):
             assert sign not in (shipped.folder / name).read_bytes()
     for name in ("once", "again"):
-        export_graph(item_graph(shipped.cold_items), shipped.cases().of_item(3), tmp_path / name, "a space")
+        export_graph(
+            item_graph(shipped.cold_items),
+            shipped.cases().of_item(3),
+            tmp_path / name,
+            "a space",
+        )
     assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_every_file_is_written_alone_and_names_its_space(shipped):
     names = {path.name for path in shipped.folder.iterdir()}
-    assert names == {SCHEMA, NEIGHBOUR_OFFSETS, NEIGHBOURS, INDEX, ITEMS, USER_TOWER, ITEM_TOWER}
+    assert names == {
+        SCHEMA,
+        NEIGHBOUR_OFFSETS,
+        NEIGHBOURS,
+        INDEX,
+        ITEMS,
+        USER_TOWER,
+        ITEM_TOWER,
+    }
     schema = (shipped.folder / SCHEMA).read_bytes()
     assert Schema.from_json(schema.decode()) == shipped.schema
     for name in (USER_TOWER, ITEM_TOWER):
@@ -135,9 +186,14 @@ def test_every_file_is_written_alone_and_names_its_space(shipped):
 
 def test_the_user_tower_holds_no_table_of_the_catalogue_and_no_graph_scatters(shipped):
     """A node that scatters is slow, or wrong with several threads."""
-    assert all(N not in tensor.dims for tensor in onnx.load(shipped.folder / USER_TOWER).graph.initializer)
+    assert all(
+        N not in tensor.dims for tensor in onnx.load(shipped.folder / USER_TOWER).graph.initializer
+    )
     for name in (USER_TOWER, ITEM_TOWER):
-        assert not any(node.op_type.startswith("Scatter") for node in onnx.load(shipped.folder / name).graph.node)
+        assert not any(
+            node.op_type.startswith("Scatter")
+            for node in onnx.load(shipped.folder / name).graph.node
+        )
 
 
 def test_a_graph_that_computes_something_else_is_refused(shipped):
@@ -145,17 +201,27 @@ def test_a_graph_that_computes_something_else_is_refused(shipped):
     weights = [
         (user_graph(tower), USER_TOWER, tower.blocks.blocks[0].gap_bias.weight),
         (user_graph(tower), USER_TOWER, tower.head[0].weight),
-        (item_graph(shipped.cold_items), ITEM_TOWER, shipped.cold_items.places.content.table.weight),
+        (
+            item_graph(shipped.cold_items),
+            ITEM_TOWER,
+            shipped.cold_items.places.content.table.weight,
+        ),
     ]
     if tower.memory is not None:
         weights.append((user_graph(tower), USER_TOWER, tower.memory.item_score[0].weight))
-    asked = {USER_TOWER: {"7 requests": cases.of_user([L] * 7)}, ITEM_TOWER: {"7 items": cases.of_item(7)}}
+    asked = {
+        USER_TOWER: {"7 requests": cases.of_user([L] * 7)},
+        ITEM_TOWER: {"7 items": cases.of_item(7)},
+    }
     for graph, name, weight in weights:
         check_parity(graph, shipped.folder / name, asked[name])
         with torch.no_grad():
             weight.add_(0.01)
             try:
-                with pytest.raises(BundleError, match=rf"{name}, .*differs from torch.*Nothing is published"):
+                with pytest.raises(
+                    BundleError,
+                    match=rf"{name}, .*differs from torch.*Nothing is published",
+                ):
                     check_parity(graph, shipped.folder / name, asked[name])
             finally:
                 weight.sub_(0.01)

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning.callbacks import LambdaCallback
-
 from models.checkpoints import read_checkpoint
 from models.fit import fit
 from models.two_tower import NDCG, TwoTower
+from pytorch_lightning.callbacks import LambdaCallback
 from serve.errors import SchemaError
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
@@ -30,7 +29,15 @@ def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None
     data = make_data(world, validation=validation if patience else validation.iloc[:0])
     model = make_module(make_towers(world, data).train(), learning_rate=0.05, max_epochs=EPOCHS)
     model.recipe = replace(model.recipe, patience=patience or 1)
-    return model, fit(model, data, folder, "select", EPOCHS, {**QUIET, **options}, origin or {"seed": 1})[0]
+    return model, fit(
+        model,
+        data,
+        folder,
+        "select",
+        EPOCHS,
+        {**QUIET, **options},
+        origin or {"seed": 1},
+    )[0]
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -70,18 +77,25 @@ def test_each_epoch_is_a_row_of_the_curves(tmp_path, patience):
     else:
         ndcg = [float(row["val_ndcg"]) for row in rows]
         recent = [np.mean(ndcg[max(0, end - 3) : end]) for end in range(1, len(ndcg) + 1)]
-        np.testing.assert_allclose([float(row["val_ndcg_recent"]) for row in rows], recent, rtol=1e-6)
+        np.testing.assert_allclose(
+            [float(row["val_ndcg_recent"]) for row in rows], recent, rtol=1e-6
+        )
         assert recent.index(max(recent)) + 1 == epochs
         assert len(rows) == min(EPOCHS, epochs + patience)
 
 
 def test_a_training_that_had_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        TwoTower, "on_validation_epoch_end", lambda model: model.log(NDCG, 1 / (1 + model.current_epoch))
+        TwoTower,
+        "on_validation_epoch_end",
+        lambda model: model.log(NDCG, 1 / (1 + model.current_epoch)),
     )
     model, epochs = fit_tiny(tmp_path, patience=1)
     rows = curve(tmp_path)
-    assert (epochs, len(rows)) == (1, 2)  # it stopped by the validation, which only falls
+    assert (epochs, len(rows)) == (
+        1,
+        2,
+    )  # it stopped by the validation, which only falls
     steps = count_steps(monkeypatch)
     again, same = fit_tiny(tmp_path, patience=1)
     assert steps == []
@@ -109,11 +123,23 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, config, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"accelerator": "abacus"}, "trainer: .*invalid accelerator name: `accelerator='abacus'`"),
+        (
+            {"accelerator": "abacus"},
+            "trainer: .*invalid accelerator name: `accelerator='abacus'`",
+        ),
         ({"devices": 2}, r"trainer: 2 processes; allowed: one device of one node"),
-        ({"precision": "64-true"}, r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed"),
-        ({"limit_train_batches": 0}, r"ended before its first validation: see .*limit_train_batches"),
-        ({"patience": None, "limit_train_batches": 0}, r"the training ended before an epoch did: see"),
+        (
+            {"precision": "64-true"},
+            r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed",
+        ),
+        (
+            {"limit_train_batches": 0},
+            r"ended before its first validation: see .*limit_train_batches",
+        ),
+        (
+            {"patience": None, "limit_train_batches": 0},
+            r"the training ended before an epoch did: see",
+        ),
     ],
 )
 def test_options_of_no_training_here_are_refused_in_one_line(tmp_path, options, message):
@@ -122,18 +148,26 @@ def test_options_of_no_training_here_are_refused_in_one_line(tmp_path, options, 
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("form", [lambda one: [one], lambda one: (one,), lambda one: one, lambda one: None])
+@pytest.mark.parametrize(
+    "form", [lambda one: [one], lambda one: (one,), lambda one: one, lambda one: None]
+)
 def test_callbacks_are_given_as_the_trainer_takes_them(tmp_path, form):
     """One alone, or None, was a traceback once the data was read."""
     begun: list[int] = []
-    given = form(LambdaCallback(on_train_epoch_start=lambda trainer, module: begun.append(trainer.current_epoch)))
+    given = form(
+        LambdaCallback(
+            on_train_epoch_start=lambda trainer, module: begun.append(trainer.current_epoch)
+        )
+    )
     fit_tiny(tmp_path, patience=None, callbacks=given, max_epochs=2)
     assert begun == ([] if given is None else [0, 1])
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit_tiny(tmp_path)
-    with pytest.raises(SchemaError, match=r"last\.ckpt is of another run: seed is 1 there and 2 here"):
+    with pytest.raises(
+        SchemaError, match=r"last\.ckpt is of another run: seed is 1 there and 2 here"
+    ):
         fit_tiny(tmp_path, origin={"seed": 2})
 
 
@@ -156,23 +190,38 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch):
         self.towers.user_tower.start_token.data.fill_(float("nan"))
 
     monkeypatch.setattr(TwoTower, "on_train_epoch_end", spoil)
-    with pytest.raises(FloatingPointError, match=r"after training 'towers\.user_tower\.start_token' is not finite"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"after training 'towers\.user_tower\.start_token' is not finite",
+    ):
         fit_tiny(tmp_path, patience=None, max_epochs=1)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(tmp_path, call, monkeypatch):
+def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(
+    tmp_path, call, monkeypatch
+):
     whole, _ = fit_tiny(tmp_path / "whole")
-    real, left = getattr(os, call), iter(range(4))  # a curve and two checkpoints an epoch
+    real, left = (
+        getattr(os, call),
+        iter(range(4)),
+    )  # a curve and two checkpoints an epoch
 
     def fail(*arguments):
         if next(left, None) is None:
-            raise OSError(28, "No space left on device", *([str(arguments[1])] if call == "replace" else []))
+            raise OSError(
+                28,
+                "No space left on device",
+                *([str(arguments[1])] if call == "replace" else []),
+            )
         return real(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        with pytest.raises(OSError, match=r"No space left on device: '.*(best\.ckpt|metrics\.csv|last\.ckpt)'"):
+        with pytest.raises(
+            OSError,
+            match=r"No space left on device: '.*(best\.ckpt|metrics\.csv|last\.ckpt)'",
+        ):
             fit_tiny(tmp_path / "full")
     assert not list(tmp_path.rglob("*.part"))
     assert read_checkpoint(tmp_path / "full" / "checkpoints" / "select" / "last.ckpt")["epoch"] == 0

@@ -7,13 +7,27 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-
 from datamodules.config import FeaturesConfig
 from models.config import TEMPERATURE
-from models.initialise import FIRST_SCORE, build_towers, item_factors, read_matrix, start_taste
+from models.initialise import (
+    FIRST_SCORE,
+    build_towers,
+    item_factors,
+    read_matrix,
+    start_taste,
+)
 from models.towers import Towers
 from tests.models.tiny_towers import RECIPE, make_towers
-from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
+from tests.tiny_data import (
+    BASKETS,
+    D,
+    N,
+    U,
+    make_data,
+    make_set_world,
+    make_world,
+    pairs_of,
+)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +54,9 @@ def start_towers(data, similarity: str) -> Towers:
 @torch.no_grad()
 def score_everything(data, towers: Towers) -> np.ndarray:
     items = towers.item_vectors(torch.from_numpy(data.trends.popularity[-1]))
-    return np.concatenate([(towers.request_vectors(one, items)[0] @ items.T).numpy() for one in data.final_requests()])
+    return np.concatenate(
+        [(towers.request_vectors(one, items)[0] @ items.T).numpy() for one in data.final_requests()]
+    )
 
 
 def count_owners(data) -> np.ndarray:
@@ -56,7 +72,9 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("world", ["data", "bare"])
-def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(world, similarity, request):
+def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(
+    world, similarity, request
+):
     data = request.getfixturevalue(world)
     towers = start_towers(data, similarity)
     factors = towers.item_tower.id_table.weight.detach().double().numpy()
@@ -75,7 +93,9 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
 def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):
     tower = start_towers(bare, "dot").user_tower
     for batch in bare.final_requests():
-        for found, expected in zip(tower.order_set(batch.arrays), tower.order_groups(batch.arrays), strict=True):
+        for found, expected in zip(
+            tower.order_set(batch.arrays), tower.order_groups(batch.arrays), strict=True
+        ):
             assert torch.equal(found, expected)
     assert any((batch.arrays["history_lengths"] > 1).any() for batch in bare.final_requests())
 
@@ -89,7 +109,9 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     _, _, right = np.linalg.svd(scaled, full_matrices=False)
     expected = right[:D].T * (N / D) ** 0.5
     factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
-    assert np.allclose(factors @ factors.T, expected @ expected.T, atol=1e-4)  # up to the signs of the columns
+    assert np.allclose(
+        factors @ factors.T, expected @ expected.T, atol=1e-4
+    )  # up to the signs of the columns
     again = item_factors(read_matrix(data), D, 2)
     assert np.allclose(again.numpy(), factors, atol=1e-6)
     lighter = scaled * (owned.sum(axis=1, keepdims=True) + 1) ** -0.7
@@ -116,7 +138,10 @@ def test_content_explains_what_it_can_and_ids_the_rest():
     world = make_world(BASKETS)
     towers = make_towers(world, make_data(world))
     tower, codes, values = towers.item_tower, towers.item_codes, towers.item_values
-    seed, started = torch.Generator().manual_seed(5), copy.deepcopy(tower.content.state_dict())
+    seed, started = (
+        torch.Generator().manual_seed(5),
+        copy.deepcopy(tower.content.state_dict()),
+    )
     with torch.no_grad():
         for parameter in tower.content.parameters():
             parameter.normal_(generator=seed)
@@ -136,5 +161,7 @@ def test_no_rounding_error_decides_the_sign_of_a_factor():
     expected = item_factors(sp.csr_array(alike), 2, 0)
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        found = item_factors(sp.csr_array(alike * (1 + 1e-15 * rng.standard_normal(alike.shape))), 2, 0)
+        found = item_factors(
+            sp.csr_array(alike * (1 + 1e-15 * rng.standard_normal(alike.shape))), 2, 0
+        )
         assert torch.equal(found, expected)

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from models.item_item import (
+    FILTER_WEIGHT,
+    Interactions,
+    ease,
+    ease_of_targets,
+    gf_cf,
+    next_item,
+)
 
 from models import item_item
-from models.item_item import FILTER_WEIGHT, Interactions, ease, ease_of_targets, gf_cf, next_item
 
 N = 13
 RIDGE = 20.0
@@ -25,7 +32,10 @@ def draw(seed: int = 4, longest: int = 12) -> list[list[int]]:
 
 
 def lay_out(users: list[list[int]], targets: range = range(N)) -> Interactions:
-    user, items = np.repeat(np.arange(len(users)), [len(items) for items in users]), np.concatenate(users)
+    user, items = (
+        np.repeat(np.arange(len(users)), [len(items) for items in users]),
+        np.concatenate(users),
+    )
     return Interactions(user, items, np.isin(items, targets), len(users), N)
 
 
@@ -66,13 +76,19 @@ def solve_ease(users: list[list[int]], items: list[int]) -> np.ndarray:
 @pytest.mark.parametrize("top_k", [3, 40])
 def test_ease_is_a_ridge_regression_of_each_item_on_the_others(top_k):
     users = draw()
-    assert_alike(ease(lay_out(users), top_k, RIDGE), keep(solve_ease(users, list(range(N))), top_k))
+    assert_alike(
+        ease(lay_out(users), top_k, RIDGE),
+        keep(solve_ease(users, list(range(N))), top_k),
+    )
 
 
 def test_ease_of_targets_does_not_look_at_what_was_only_seen():
     users, targets = draw(), range(3, N)
     bought = [[item for item in items if item in targets] for items in users]
-    assert_alike(ease_of_targets(lay_out(users, targets), N, RIDGE), solve_ease(bought, list(targets)))
+    assert_alike(
+        ease_of_targets(lay_out(users, targets), N, RIDGE),
+        solve_ease(bought, list(targets)),
+    )
 
 
 def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted(monkeypatch):
@@ -96,14 +112,19 @@ def solve_next(users: list[list[int]], core: list[int], targets: range, decay: f
             before.append(history[core])
             after.append(following[core])
     ridge = np.sqrt(RIDGE) * np.eye(len(core))
-    found = np.linalg.lstsq(np.vstack([before, ridge]), np.vstack([after, 0 * ridge]), rcond=None)[0]
+    found = np.linalg.lstsq(np.vstack([before, ridge]), np.vstack([after, 0 * ridge]), rcond=None)[
+        0
+    ]
     np.fill_diagonal(found, 0)
     weights = np.zeros((N, N))
     weights[np.ix_(core, core)] = found
     return weights
 
 
-@pytest.mark.parametrize(("longest", "n_targets", "decay"), [(12, N, 1 / 3), (40, N, 0.05), (12, 9, 2.0), (9, 9, 5.0)])
+@pytest.mark.parametrize(
+    ("longest", "n_targets", "decay"),
+    [(12, N, 1 / 3), (40, N, 0.05), (12, 9, 2.0), (9, 9, 5.0)],
+)
 def test_next_item_regression_is_least_squares_of_what_comes_next(longest, n_targets, decay):
     users = draw(longest=longest)
     found = next_item(lay_out(users, range(n_targets)), N, RIDGE, decay)
@@ -113,16 +134,23 @@ def test_next_item_regression_is_least_squares_of_what_comes_next(longest, n_tar
 def filter_densely(users: list[list[int]], n_factors: int) -> np.ndarray:
     """Compute GF-CF's weights by a whole singular value decomposition."""
     matrix = owned(users)
-    per_user, per_item = np.maximum(matrix.sum(axis=1), 1), np.maximum(matrix.sum(axis=0), 1)
+    per_user, per_item = (
+        np.maximum(matrix.sum(axis=1), 1),
+        np.maximum(matrix.sum(axis=0), 1),
+    )
     scaled = matrix / np.sqrt(per_user)[:, None] / np.sqrt(per_item)
     vectors = np.linalg.svd(scaled)[2][:n_factors].T
     weights = scaled.T @ scaled
-    weights += FILTER_WEIGHT * np.diag(per_item**-0.5) @ vectors @ vectors.T @ np.diag(per_item**0.5)
+    weights += (
+        FILTER_WEIGHT * np.diag(per_item**-0.5) @ vectors @ vectors.T @ np.diag(per_item**0.5)
+    )
     np.fill_diagonal(weights, 0)
     return np.maximum(weights, 0)
 
 
-@pytest.mark.parametrize(("n_factors", "top_k", "chunk"), [(4, 40, 2**24), (4, 3, 2 * N), (1, 5, 2**24)])
+@pytest.mark.parametrize(
+    ("n_factors", "top_k", "chunk"), [(4, 40, 2**24), (4, 3, 2 * N), (1, 5, 2**24)]
+)
 def test_gf_cf_is_its_formula_by_dense_algebra(monkeypatch, n_factors, top_k, chunk):
     monkeypatch.setattr(item_item, "CHUNK", chunk)
     users = draw()
@@ -139,7 +167,9 @@ estimators = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMA
 
 
 @estimators
-def test_a_row_has_at_most_k_weights_none_of_its_own_item_and_none_of_items_without_users(estimate):
+def test_a_row_has_at_most_k_weights_none_of_its_own_item_and_none_of_items_without_users(
+    estimate,
+):
     users = [[item - (item in {5, 11}) for item in items] for items in draw()]
     found = estimate(lay_out(users))
     assert np.diff(found.indptr).max() == 4

@@ -4,10 +4,15 @@ import copy
 
 import pytest
 import torch
-
 from datamodules.batch import WindowBatch
 from models.features import FeatureEmbedding
-from models.losses import no_sparse, repeat_loss, softmax_loss, target_logits, window_loss
+from models.losses import (
+    no_sparse,
+    repeat_loss,
+    softmax_loss,
+    target_logits,
+    window_loss,
+)
 from serve.schema import PADDING, UNKNOWN, Feature
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
@@ -36,18 +41,32 @@ def gradient(towers, loss: torch.Tensor) -> torch.Tensor:
 def role_losses(towers, batch, popularity, role: str) -> torch.Tensor:
     """Compute the window loss where the item table is a variable in one role and a constant in the others."""
     items = towers.item_vectors(popularity)
-    held = {name: items if name == role else items.detach() for name in ("history", "target", "negative")}
+    held = {
+        name: items if name == role else items.detach()
+        for name in ("history", "target", "negative")
+    }
     users = towers.window_vectors(batch, held["history"])
     rows = batch.history_rows[batch.is_target]
     positions = torch.arange(len(rows))
     logits = target_logits(users, held["target"], positions, rows)
-    return softmax_loss(users, held["negative"], no_sparse(users), logits, positions, torch.ones(len(rows)))
+    return softmax_loss(
+        users,
+        held["negative"],
+        no_sparse(users),
+        logits,
+        positions,
+        torch.ones(len(rows)),
+    )
 
 
 def test_gradients_reach_the_item_table_through_each_role():
     world = make_world(ORDERED)
     data = make_data(world)
-    batch, popularity, towers = batches(data)[0], popularity_of(data), make_towers(world, data)
+    batch, popularity, towers = (
+        batches(data)[0],
+        popularity_of(data),
+        make_towers(world, data),
+    )
     roles = {
         role: gradient(towers, role_losses(towers, batch, popularity, role))
         for role in ("history", "target", "negative")
@@ -57,7 +76,9 @@ def test_gradients_reach_the_item_table_through_each_role():
     places = torch.arange(batch.history_rows.shape[1])
     last_target = torch.where(batch.is_target, places, -1).amax(dim=1, keepdim=True)
     wanted = {
-        "history": set(batch.history_rows[places < last_target].tolist()),  # what follows is nobody's past
+        "history": set(
+            batch.history_rows[places < last_target].tolist()
+        ),  # what follows is nobody's past
         "target": set(batch.history_rows[batch.is_target].tolist()),
         "negative": set(range(N)),
     }
@@ -69,14 +90,20 @@ def test_gradients_reach_the_item_table_through_each_role():
 def test_gradients_reach_the_item_table_through_history_and_memory():
     world = make_world(BASKETS)
     data = make_data(world)
-    batch, towers = max(batches(data), key=lambda batch: len(batch.owned_rows)), make_towers(world, data)
+    batch, towers = (
+        max(batches(data), key=lambda batch: len(batch.owned_rows)),
+        make_towers(world, data),
+    )
 
     def loss(in_history: bool, in_memory: bool, in_scores: bool) -> torch.Tensor:
         items = towers.item_vectors(batch.popularity)
         history, memory, scored = (
-            items if is_variable else items.detach() for is_variable in (in_history, in_memory, in_scores)
+            items if is_variable else items.detach()
+            for is_variable in (in_history, in_memory, in_scores)
         )
-        shifted = batch._replace(owned_rows=batch.owned_rows + N)  # the memory reads the second half
+        shifted = batch._replace(
+            owned_rows=batch.owned_rows + N
+        )  # the memory reads the second half
         users, bonus = towers.request_vectors(shifted, torch.cat([history, memory]))
         return repeat_loss(users, bonus, scored, batch)
 
@@ -117,7 +144,9 @@ def test_a_dropped_id_learns_in_no_role(side):
 
     def spy(popularity):
         items = make_vectors(popularity)
-        (grad,) = torch.autograd.grad(items[:, :D].sum(), towers.item_tower.id_table.weight, retain_graph=True)
+        (grad,) = torch.autograd.grad(
+            items[:, :D].sum(), towers.item_tower.id_table.weight, retain_graph=True
+        )
         drawn.append((grad != 0).any(dim=1))
         return items
 
@@ -154,15 +183,25 @@ def test_what_is_unknown_says_nothing_before_training():
 def test_a_catalogue_is_embedded_as_its_rows_are_with_the_same_gradient(side):
     world, data, _ = side
     towers = make_towers(world, data)
-    content, weights = towers.item_tower.content, torch.randn(N, D, generator=torch.Generator().manual_seed(4))
+    content, weights = (
+        towers.item_tower.content,
+        torch.randn(N, D, generator=torch.Generator().manual_seed(4)),
+    )
     gradients = []
     for embed in (content, content.embed_catalogue):
         found = embed(towers.item_codes, towers.item_values)
-        gradients.append([found, *torch.autograd.grad((found * weights).sum(), list(content.parameters()))])
+        gradients.append(
+            [
+                found,
+                *torch.autograd.grad((found * weights).sum(), list(content.parameters())),
+            ]
+        )
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
     copied = copy.deepcopy(content)  # sparse matrices are made again
-    torch.testing.assert_close(copied.embed_catalogue(towers.item_codes, towers.item_values), gradients[0][0])
+    torch.testing.assert_close(
+        copied.embed_catalogue(towers.item_codes, towers.item_values), gradients[0][0]
+    )
 
 
 def test_texts_and_vectors_are_embedded_in_training_as_in_what_is_exported():
@@ -177,7 +216,11 @@ def test_texts_and_vectors_are_embedded_in_training_as_in_what_is_exported():
         torch.tensor([[2, 9, 5, 0, 0, 3], [1, 0, 0, 0, 0, 2]]),
         torch.tensor([[0.5, -2, 0, 0], [0.0, 0, 0, 1]]),
     )
-    words, brand, numbers = embed.table.weight[:10], embed.table.weight[10:], embed.number_table
+    words, brand, numbers = (
+        embed.table.weight[:10],
+        embed.table.weight[10:],
+        embed.number_table,
+    )
     first = (words[2] + words[9] + words[5]) / 3 + brand[3] + 0.5 * numbers[0] - 2 * numbers[1]
     expected = torch.stack([first, words[1] + brand[2] + numbers[3]])
     weights = torch.arange(2.0 * D).view(2, D)

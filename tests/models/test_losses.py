@@ -4,8 +4,6 @@ import math
 
 import pytest
 import torch
-
-from models import losses
 from models.losses import (
     Sparse,
     no_sparse,
@@ -17,6 +15,8 @@ from models.losses import (
     window_loss,
 )
 from tests.tiny_data import BASKETS, ORDERED, batches, hold_out, make_data, make_world
+
+from models import losses
 
 B, W, N, M = 7, 5, 11, 9
 CELLS = [(0, 3), (0, 8), (2, 0), (2, 1), (2, 10), (4, 4), (6, 2)]
@@ -61,13 +61,19 @@ def test_loss_and_all_gradients_equal_the_naive_softmax(bars):
     rows = torch.randint(B, (M,), generator=generator)
     columns = torch.tensor([5, 9, 6, 7, 5, 9, 6, 7, 5])  # no cell of CELLS
     weights = torch.rand(M, generator=generator, dtype=torch.float64)
-    found = softmax_loss(users, items, sparse, target_logits(users, items, rows, columns), rows, weights)
+    found = softmax_loss(
+        users, items, sparse, target_logits(users, items, rows, columns), rows, weights
+    )
     naive_logits = dense_logits(users, items, sparse)
     picked = -torch.log_softmax(naive_logits, dim=1)[rows, columns]
     naive = (picked * weights).sum() / weights.sum()
     assert (found - naive).abs() <= 1e-10
     inputs = (users, items, values)
-    for got, expected in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(naive, inputs), strict=True):
+    for got, expected in zip(
+        torch.autograd.grad(found, inputs),
+        torch.autograd.grad(naive, inputs),
+        strict=True,
+    ):
         assert torch.isfinite(got).all()
         assert (got - expected).abs().max() <= 1e-10
 
@@ -78,7 +84,9 @@ def test_weighted_log_sum_exp_passes_gradcheck():
     weights = torch.rand(B, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def compute(users, items, values):
-        return 3 * weighted_log_sum_exp(users, items, Sparse(sparse.rows, sparse.columns, values), weights)
+        return 3 * weighted_log_sum_exp(
+            users, items, Sparse(sparse.rows, sparse.columns, values), weights
+        )
 
     assert torch.autograd.gradcheck(compute, (users, items, values))
 
@@ -94,7 +102,10 @@ def test_a_row_without_weight_may_have_no_item_left():
     found = weighted_log_sum_exp(users, items, sparse, weights)
     naive = (users[kept] @ items.T).logsumexp(dim=1).sum()
     assert (found - naive).abs() <= 1e-10
-    gradients = torch.autograd.grad(found, (users, items)), torch.autograd.grad(naive, (users, items))
+    gradients = (
+        torch.autograd.grad(found, (users, items)),
+        torch.autograd.grad(naive, (users, items)),
+    )
     for got, expected in zip(*gradients, strict=True):
         assert (got - expected).abs().max() <= 1e-10
 
@@ -160,16 +171,33 @@ def test_repeat_loss_ranks_all_items_and_half_as_much_the_novel_ones():
     users = torch.randn(len(batch.history_rows), W, generator=generator)
     items = torch.randn(len(world.catalogue), W, generator=generator)
     bonus = torch.randn(len(batch.owned_rows), generator=generator)
-    logits, owned = (users.double() @ items.double().T), (batch.owned_users, batch.owned_rows)
+    logits, owned = (
+        (users.double() @ items.double().T),
+        (batch.owned_users, batch.owned_rows),
+    )
     among_all = logits.index_put(owned, bonus.double(), accumulate=True).log_softmax(dim=1)
-    among_novel = logits.index_put(owned, torch.tensor(-math.inf, dtype=torch.float64)).log_softmax(dim=1)
-    targets = list(zip(*(part.tolist() for part in batch[4:7]), batch.target_owned.tolist(), strict=True))
+    among_novel = logits.index_put(owned, torch.tensor(-math.inf, dtype=torch.float64)).log_softmax(
+        dim=1
+    )
+    targets = list(
+        zip(
+            *(part.tolist() for part in batch[4:7]),
+            batch.target_owned.tolist(),
+            strict=True,
+        )
+    )
     everything = [(weight, -weight * among_all[b, row]) for b, row, weight, _ in targets]
-    novel = [(weight, -weight * among_novel[b, row]) for b, row, weight, place in targets if place < 0]
+    novel = [
+        (weight, -weight * among_novel[b, row]) for b, row, weight, place in targets if place < 0
+    ]
     assert 0 < len(novel) < len(targets)
-    expected_all, expected_novel = (sum(x for _, x in part) / sum(w for w, _ in part) for part in (everything, novel))
+    expected_all, expected_novel = (
+        sum(x for _, x in part) / sum(w for w, _ in part) for part in (everything, novel)
+    )
     assert (novel_loss(users, items, batch) - expected_novel).abs() <= 1e-5
-    assert (repeat_loss(users, bonus, items, batch) - expected_all - 0.5 * expected_novel).abs() <= 1e-5
+    assert (
+        repeat_loss(users, bonus, items, batch) - expected_all - 0.5 * expected_novel
+    ).abs() <= 1e-5
 
 
 def peak_bytes(positions: int, n_items: int) -> int:
@@ -181,8 +209,12 @@ def peak_bytes(positions: int, n_items: int) -> int:
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         logits = target_logits(users, items, targets, targets)
-        softmax_loss(users, items, no_sparse(users), logits, targets, torch.ones(positions)).backward()
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        softmax_loss(
+            users, items, no_sparse(users), logits, targets, torch.ones(positions)
+        ).backward()
+    events = [
+        event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"
+    ]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from models.config import TEMPERATURE
 from models.memory import (
     FIRST_TASTE,
@@ -20,7 +19,13 @@ from models.memory import (
     Standardise,
     memory_inputs,
 )
-from serve.events import USER_STATISTICS, Events, owned_arrays, statistic_names, summarise_owned
+from serve.events import (
+    USER_STATISTICS,
+    Events,
+    owned_arrays,
+    statistic_names,
+    summarise_owned,
+)
 from tests.models.tiny_towers import RECIPE
 from tests.tiny_data import BASKETS, DAY, FIRST, A, D, N, draw_events, make_world
 
@@ -35,7 +40,9 @@ def lists_by_item(events: Events, user: int) -> dict[int, list[tuple[int, int]]]
     """Return (time, event code) of each of a user's items, oldest first."""
     found = defaultdict(list)
     for place in range(events.offsets[user], events.offsets[user + 1]):
-        found[int(events.item_row[place])].append((int(events.time[place]), int(events.event[place])))
+        found[int(events.item_row[place])].append(
+            (int(events.time[place]), int(events.event[place]))
+        )
     return dict(sorted(found.items()))
 
 
@@ -43,7 +50,9 @@ def days(later: int, earlier: int) -> float:
     return max(later - earlier, 0) / DAY
 
 
-def naive_statistics(happened: list[tuple[int, int]], moment: int, n_events: int, row: int) -> dict[str, float]:
+def naive_statistics(
+    happened: list[tuple[int, int]], moment: int, n_events: int, row: int
+) -> dict[str, float]:
     since = [days(moment, time) for time, _ in happened]
     count, last, first = len(since), since[-1], since[0]
     gap = (first - last) / (count - 1) if count > 1 else 0.0
@@ -59,7 +68,9 @@ def naive_statistics(happened: list[tuple[int, int]], moment: int, n_events: int
         "share": math.log(count / n_events),
         "repeat_rate": float(RATES[row]),
     }
-    types = {f"event_{name}": sum(code == 2 + i for _, code in happened) for i, name in enumerate(TYPES)}
+    types = {
+        f"event_{name}": sum(code == 2 + i for _, code in happened) for i, name in enumerate(TYPES)
+    }
     return values | {name: math.log(1 + number) for name, number in types.items()}
 
 
@@ -91,7 +102,9 @@ def test_statistics_equal_a_loop_over_users_and_items(counts, seed):
     pairs = [(user, row) for user, mine in enumerate(by_user) for row in mine]
     assert list(zip(owned.user.tolist(), owned.item_row.tolist(), strict=True)) == pairs
     assert owned.statistics.shape == (len(pairs), len(statistic_names(DECAYS, TYPES)))
-    for line, preference, (user, row) in zip(owned.statistics, owned.preference, pairs, strict=True):
+    for line, preference, (user, row) in zip(
+        owned.statistics, owned.preference, pairs, strict=True
+    ):
         mine = by_user[user][row]
         expected = naive_statistics(mine, int(moment[user]), counts[user], row)
         found = dict(zip(statistic_names(DECAYS, TYPES), line.tolist(), strict=True))
@@ -99,7 +112,9 @@ def test_statistics_equal_a_loop_over_users_and_items(counts, seed):
         decayed = sum(math.exp(-days(int(moment[user]), time) / DECAYS[2]) for time, _ in mine)
         assert preference == pytest.approx(math.log(1 + 3 * decayed), abs=1e-5)
     for line, mine, at in zip(owned.user_statistics, by_user, moment.tolist(), strict=True):
-        assert dict(zip(USER_STATISTICS, line.tolist(), strict=True)) == pytest.approx(naive_user(mine, at), abs=1e-5)
+        assert dict(zip(USER_STATISTICS, line.tolist(), strict=True)) == pytest.approx(
+            naive_user(mine, at), abs=1e-5
+        )
 
 
 def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
@@ -115,7 +130,9 @@ def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
 
 def make_memory(inputs: MemoryInputs, similarity: str = "dot") -> Memory:
     schema = replace(SCHEMA, decay_days=DECAYS, popularity_days=(1.0, 7.0))
-    sample = MemorySample(inputs.owned_statistics, inputs.user_statistics, inputs.category_preferences)
+    sample = MemorySample(
+        inputs.owned_statistics, inputs.user_statistics, inputs.category_preferences
+    )
     with torch.random.fork_rng():
         torch.manual_seed(4)
         memory = Memory(schema, replace(RECIPE, similarity=similarity), A, sample)
@@ -128,7 +145,9 @@ def test_statistics_are_counted_in_standard_deviations_and_extreme_ones_as_five_
     asked = np.array([[1, 7, 4], [1e6, 9, -1e6], [3, -1e6, 2]], np.float32)
     scale = np.where(rows.std(axis=0) > 0, rows.std(axis=0), 1)
     expected = np.clip((asked - rows.mean(axis=0)) / scale, -5, 5)
-    assert Standardise(torch.from_numpy(rows))(torch.from_numpy(asked)).numpy() == pytest.approx(expected, abs=1e-5)
+    assert Standardise(torch.from_numpy(rows))(torch.from_numpy(asked)).numpy() == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def randomise(memory: Memory) -> Memory:
@@ -151,7 +170,9 @@ def test_memory_set_to_it_ranks_as_decayed_personal_frequency(decay):
     for user in range(4):
         mine = inputs.owned_users == user
         naive = {
-            row: sum(math.exp(-days(FIRST + 60 * DAY, time) / DECAYS[decay]) for time, _ in happened)
+            row: sum(
+                math.exp(-days(FIRST + 60 * DAY, time) / DECAYS[decay]) for time, _ in happened
+            )
             for row, happened in lists_by_item(events, user).items()
         }
         found = dict(zip(rows[mine].tolist(), total[mine].tolist(), strict=True))
@@ -177,22 +198,39 @@ def test_memory_starts_as_a_rising_function_of_every_decayed_count():
 def test_a_start_says_the_same_in_logits_whatever_their_unit():
     inputs, _, _ = make_inputs()
     generator = torch.Generator().manual_seed(10)
-    taste, users = torch.randn(4, D, generator=generator), torch.randn(4, D + A + P, generator=generator)
-    (plain, small), unit = (make_memory(inputs, one) for one in ("dot", "cosine")), TEMPERATURE
+    taste, users = (
+        torch.randn(4, D, generator=generator),
+        torch.randn(4, D + A + P, generator=generator),
+    )
+    (plain, small), unit = (
+        (make_memory(inputs, one) for one in ("dot", "cosine")),
+        TEMPERATURE,
+    )
     expected = unit * plain.complete_vector(taste, inputs)
     assert small.complete_vector(unit * taste, inputs) == pytest.approx(expected, abs=1e-6)
     expected = unit * plain.score_owned(taste, users, inputs)
     assert small.score_owned(taste, unit * users, inputs) == pytest.approx(expected, abs=1e-6)
     profile = (plain.complete_vector(taste, inputs)[:, :D] - taste).norm(dim=1)
     has_items = [bool((inputs.owned_users == user).any()) for user in range(4)]
-    assert profile.tolist() == pytest.approx([FIRST_TASTE * D**0.5 if one else 0.0 for one in has_items], abs=1e-5)
+    assert profile.tolist() == pytest.approx(
+        [FIRST_TASTE * D**0.5 if one else 0.0 for one in has_items], abs=1e-5
+    )
 
 
 def test_a_user_is_scored_among_others_as_alone():
     inputs, _, _ = make_inputs()
-    memory, generator = randomise(make_memory(inputs)), torch.Generator().manual_seed(11)
-    state, users = torch.randn(4, D, generator=generator), torch.randn(4, D + A + P, generator=generator)
-    found, vectors = memory.score_owned(state, users, inputs), memory.complete_vector(state, inputs)
+    memory, generator = (
+        randomise(make_memory(inputs)),
+        torch.Generator().manual_seed(11),
+    )
+    state, users = (
+        torch.randn(4, D, generator=generator),
+        torch.randn(4, D + A + P, generator=generator),
+    )
+    found, vectors = (
+        memory.score_owned(state, users, inputs),
+        memory.complete_vector(state, inputs),
+    )
     for user in range(4):
         mine, only = inputs.owned_users == user, slice(user, user + 1)
         alone = MemoryInputs(
@@ -217,7 +255,9 @@ def test_category_lift_is_the_log_ratio_of_smoothed_shares():
         total = float(inputs.category_preferences[user].sum())
         for category in range(Q):
             prior = PRIOR_EVENTS * float(shares[category])
-            smoothed = (float(inputs.category_preferences[user, category]) + prior) / (total + PRIOR_EVENTS)
+            smoothed = (float(inputs.category_preferences[user, category]) + prior) / (
+                total + PRIOR_EVENTS
+            )
             untouched = prior / (total + PRIOR_EVENTS)
             share = float(shares[category])
             ratio = math.log(smoothed / share) - math.log(untouched / share)
@@ -229,7 +269,9 @@ def test_profile_and_vector_equal_a_loop():
     memory = randomise(make_memory(inputs))
     taste = torch.randn(4, D, generator=torch.Generator().manual_seed(8))
     found = memory.complete_vector(taste, inputs)
-    statistics = ((inputs.owned_statistics - memory.standardise.mean) / memory.standardise.scale).clamp(-5, 5)
+    statistics = (
+        (inputs.owned_statistics - memory.standardise.mean) / memory.standardise.scale
+    ).clamp(-5, 5)
     for user in range(4):
         summed = torch.zeros(D)
         for place in (inputs.owned_users == user).nonzero().flatten().tolist():
@@ -239,7 +281,9 @@ def test_profile_and_vector_equal_a_loop():
         profile = summed / max(float(summed.norm()), 1e-6)
         of_user = memory.standardise_user(inputs.user_statistics)[user]
         gates = memory.first_gates * memory.gates(of_user).clamp(-4, 4).exp()
-        affinity = gates[1] * (memory.category_lift(inputs.category_preferences)[user] @ memory.affinity_table)
+        affinity = gates[1] * (
+            memory.category_lift(inputs.category_preferences)[user] @ memory.affinity_table
+        )
         expected = torch.cat([taste[user] + gates[0] * profile, affinity, gates[2:]])
         assert (found[user] - expected).abs().max() <= 1e-5
 

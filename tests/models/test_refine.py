@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-
 from datamodules.config import FeaturesConfig
-from models import refine
 from models.refine import (
     STRENGTH,
     Refinement,
@@ -26,7 +24,17 @@ from models.refine import (
 )
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
-from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_set_world, make_world
+from tests.tiny_data import (
+    BASKETS,
+    ORDERED,
+    N,
+    hold_out,
+    make_data,
+    make_set_world,
+    make_world,
+)
+
+from models import refine
 
 SEED, TOP_K = 3, 5
 WORLDS = {
@@ -51,7 +59,13 @@ def side(request):
 
 
 def draw_weights(seed: int = 0) -> sp.csr_array:
-    return sp.random_array((N, N), density=0.3, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
+    return sp.random_array(
+        (N, N),
+        density=0.3,
+        format="csr",
+        dtype=np.float32,
+        rng=np.random.default_rng(seed),
+    )
 
 
 @pytest.mark.parametrize(("decay", "gain"), [(0.0, 0.0), (0.4, 0.0), (0.4, 3.0)])
@@ -62,7 +76,9 @@ def test_histories_add_what_serving_adds(side, decay, gain):
         found = add_up(batch, weights, decay, gain)
         if towers.user_tower.memory is not None:  # items that the memory scores get nothing
             found = found.masked_fill(batch.mark_owned(N), 0.0)
-        towers.neighbours = Neighbours(weights.indptr.astype(np.int64), weights.indices, weights.data, decay, gain)
+        towers.neighbours = Neighbours(
+            weights.indptr.astype(np.int64), weights.indices, weights.data, decay, gain
+        )
         users = torch.zeros(len(found), 4)
         served = towers.score_items(users, torch.zeros(N, 4), batch)
         torch.testing.assert_close(found, served, rtol=1e-5, atol=1e-6)
@@ -72,15 +88,22 @@ def test_weights_count_by_how_much_the_scores_of_the_towers_vary(side):
     towers, data = side
     requests = list(data.drawn_requests(9))
     with torch.no_grad():
-        named = {"drawn": lambda _: draw_weights(), "longer": lambda _: 7 * draw_weights()}
+        named = {
+            "drawn": lambda _: draw_weights(),
+            "longer": lambda _: 7 * draw_weights(),
+        }
         weights = build_weights(named, refine.read_interactions(data), towers, requests, 0.0)
         products, added = [], []
         for batch in requests:
             items = towers.item_vectors(batch.popularity)
             compared = (
-                ~batch.mark_owned(N) if towers.user_tower.memory is not None else torch.ones(len(batch[1]), N) > 0
+                ~batch.mark_owned(N)
+                if towers.user_tower.memory is not None
+                else torch.ones(len(batch[1]), N) > 0
             )
-            products.append((towers.request_vectors(batch, items)[0] @ items.T)[compared].var(correction=0))
+            products.append(
+                (towers.request_vectors(batch, items)[0] @ items.T)[compared].var(correction=0)
+            )
             added.append(add_up(batch, weights["drawn"], 0.0)[compared].var(correction=0))
     assert float(sum(added)) == pytest.approx(float(sum(products)), rel=1e-4)
     np.testing.assert_allclose(weights["longer"].data, weights["drawn"].data, rtol=1e-4)
@@ -103,17 +126,24 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = refine.Validation(towers, data.validation_batches).rank({"all": matrix}, found, [{"all": 1.0}])
+        ranked = refine.Validation(towers, data.validation_batches).rank(
+            {"all": matrix}, found, [{"all": 1.0}]
+        )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
 
-def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_not(side, monkeypatch):
+def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_not(
+    side, monkeypatch
+):
     towers, data = side
     wanted = np.zeros((N, N), np.float32)
     for batch in data.validation_batches:
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
-    planted = {"known": lambda _: sp.csr_array(wanted), "noise": lambda _: draw_weights(1)}
+    planted = {
+        "known": lambda _: sp.csr_array(wanted),
+        "noise": lambda _: draw_weights(1),
+    }
     plan = replace(list_plans(data)[0], alphas={"known": 0.05, "noise": 0.05})
     monkeypatch.setattr(refine, "list_plans", lambda _: [plan])
     monkeypatch.setattr(refine, "list_estimators", lambda *_: planted)
@@ -129,10 +159,14 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
     towers = make_towers(world, data, "dot", n_blocks=0)
     weights = draw_weights()
     rng = np.random.default_rng(3)
-    for place, batch in enumerate(data.validation_batches):  # targets are what some of the events suggest
+    for place, batch in enumerate(
+        data.validation_batches
+    ):  # targets are what some of the events suggest
         matches = torch.from_numpy(rng.integers(0, 2, batch.history_rows.shape)).float()
         batch.arrays["history_matches"] = matches
-        scores = add_up(batch, weights, 0.0, 10.0 if tells else 0.0).masked_fill(batch.mark_owned(N), -torch.inf)
+        scores = add_up(batch, weights, 0.0, 10.0 if tells else 0.0).masked_fill(
+            batch.mark_owned(N), -torch.inf
+        )
         data.validation_batches[place] = batch._replace(
             target_users=torch.arange(len(scores)),
             target_rows=scores.argmax(dim=1),
@@ -141,20 +175,30 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
         )
     validation = refine.Validation(towers, data.validation_batches)
     usual = validation.rank({"all": 1e4 * weights}, Refinement(), [{"all": 1.0}])[0]
-    found, _ = refine._choose_gain(validation, {"all": 1e4 * weights}, Refinement({"all": 1.0}), usual)
+    found, _ = refine._choose_gain(
+        validation, {"all": 1e4 * weights}, Refinement({"all": 1.0}), usual
+    )
     assert (found.context_gain > 0) == tells
 
 
-def test_items_that_go_together_in_no_order_are_found_where_events_have_one(monkeypatch):
+def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
+    monkeypatch,
+):
     world, held_out = hold_out(make_world(ORDERED))
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot")
     wanted = np.zeros((N, N), np.float32)
     for batch in data.validation_batches:
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
-            wanted[batch.history_rows[user, 0], item] = 1  # of the oldest event, which a decay forgets
+            wanted[batch.history_rows[user, 0], item] = (
+                1  # of the oldest event, which a decay forgets
+            )
     planted = {name: lambda _: draw_weights(1) for name in ("next_item", "gf_cf")}
-    monkeypatch.setattr(refine, "list_estimators", lambda *_: planted | {"ease": lambda _: sp.csr_array(wanted)})
+    monkeypatch.setattr(
+        refine,
+        "list_estimators",
+        lambda *_: planted | {"ease": lambda _: sp.csr_array(wanted)},
+    )
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
     found = choose(towers, data, TOP_K, SEED)
     assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
@@ -165,14 +209,21 @@ def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot")
     events, trend = data.sequences.events, refine.find_trend(data).toarray()[0]
-    weight = np.exp(-(events.time.max() - events.time) / (refine.TREND_SHARE * (events.time.max() - events.time.min())))
+    weight = np.exp(
+        -(events.time.max() - events.time)
+        / (refine.TREND_SHARE * (events.time.max() - events.time.min()))
+    )
     recent = [np.log1p(weight[events.item_row == row].sum()) for row in range(N)]
     np.testing.assert_allclose(trend, np.array(recent) - min(recent), rtol=1e-5)
     apply(Refinement({"trend": 0.7}), towers, data, TOP_K, SEED)
     for batch in data.drawn_requests(9):
-        served = towers.score_items(torch.zeros(len(batch.history_rows), 4), torch.zeros(N, 4), batch)
+        served = towers.score_items(
+            torch.zeros(len(batch.history_rows), 4), torch.zeros(N, 4), batch
+        )
         expected = towers.neighbours.weights.sum() * trend / trend.sum()
-        np.testing.assert_allclose(served.numpy(), np.tile(expected, (len(served), 1)), rtol=1e-4, atol=1e-7)
+        np.testing.assert_allclose(
+            served.numpy(), np.tile(expected, (len(served), 1)), rtol=1e-4, atol=1e-7
+        )
 
 
 def test_without_a_validation_the_usual_values_are_taken(side):
@@ -181,7 +232,10 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     found = choose(towers, data, TOP_K, SEED)
     assert found.ndcg is None
     assert all(alpha for name, alpha in found.alphas.items() if name != "trend")
-    assert set(found.alphas) == list_plans(data)[0].alphas.keys() & list_estimators(data, TOP_K, SEED).keys()
+    assert (
+        set(found.alphas)
+        == list_plans(data)[0].alphas.keys() & list_estimators(data, TOP_K, SEED).keys()
+    )
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
     apply(found, towers, data, TOP_K, SEED)

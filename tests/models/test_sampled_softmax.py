@@ -6,8 +6,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-
-from models import sampled_softmax
 from models.sampled_softmax import (
     Masked,
     Negatives,
@@ -18,6 +16,8 @@ from models.sampled_softmax import (
 )
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
+
+from models import sampled_softmax
 
 M, W, N = 7, 5, 23
 
@@ -36,7 +36,15 @@ def sampled(users, items, targets, negatives: Negatives, weights=None) -> torch.
     masked = Masked(negatives.rows.unsqueeze(0) == targets.unsqueeze(1), torch.arange(M))
     weights = torch.ones(M, dtype=torch.float64) if weights is None else weights
     vectors = items[negatives.rows]
-    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, positive, torch.arange(M), weights)
+    return sampled_softmax_loss(
+        users,
+        vectors,
+        negatives.log_expected,
+        masked,
+        positive,
+        torch.arange(M),
+        weights,
+    )
 
 
 def each(users, items, targets, negatives: Negatives) -> torch.Tensor:
@@ -57,7 +65,9 @@ def errors(seed: int, n: int, sampler: NegativeSampler) -> tuple[float, float]:
     drawn = sampler.draw()
     assert len(drawn.rows) == n
     losses = sampled(users, items, targets, drawn), full(users, items, targets).mean()
-    found, expected = (torch.cat([*map(torch.ravel, torch.autograd.grad(loss, (users, items)))]) for loss in losses)
+    found, expected = (
+        torch.cat([*map(torch.ravel, torch.autograd.grad(loss, (users, items)))]) for loss in losses
+    )
     return abs((losses[0] - losses[1]).item()), ((found - expected).norm() / expected.norm()).item()
 
 
@@ -92,14 +102,28 @@ def test_what_stands_in_a_window_is_no_negative_of_its_targets(n_rows, monkeypat
     rows = torch.tensor([5, 0, 5, 7, 11, 2])
     monkeypatch.setattr(sampled_softmax, "CHUNK_CELLS", n_rows * len(rows))
     users, items, _ = make_vectors(6)
-    target_rows, targets = torch.tensor([0, 0, 2, 3, 3, 3, 6, 6]), torch.tensor([3, 9, 20, 1, 4, 22, 16, 8])
+    target_rows, targets = (
+        torch.tensor([0, 0, 2, 3, 3, 3, 6, 6]),
+        torch.tensor([3, 9, 20, 1, 4, 22, 16, 8]),
+    )
     of_row = torch.tensor([0, 0, 0, 1, 1, 3, 3])
     generator = torch.Generator().manual_seed(7)
-    is_own, weights = torch.rand(4, len(rows), generator=generator) < 0.5, torch.rand(8, generator=generator).double()
+    is_own, weights = (
+        torch.rand(4, len(rows), generator=generator) < 0.5,
+        torch.rand(8, generator=generator).double(),
+    )
     is_own[3] = True
     expected = torch.randn(len(rows), generator=generator).double()
     logits = (users[target_rows] * items[targets]).sum(dim=1)
-    found = sampled_softmax_loss(users, items[rows], expected, Masked(is_own, of_row), logits, target_rows, weights)
+    found = sampled_softmax_loss(
+        users,
+        items[rows],
+        expected,
+        Masked(is_own, of_row),
+        logits,
+        target_rows,
+        weights,
+    )
     naive = []
     for row, target in zip(target_rows.tolist(), targets.tolist(), strict=True):
         allowed = (~is_own[of_row[row]]).nonzero().flatten().tolist()
@@ -125,7 +149,9 @@ def test_vectors_of_half_precision_lose_no_gradient(half):
     with torch.autocast("cpu", half):
         logits = (users.float() * items[targets].float()).sum(dim=1)
         masked = Masked(torch.arange(N).unsqueeze(0) == targets.unsqueeze(1), rows)
-        found = sampled_softmax_loss(users, items, torch.zeros(N), masked, logits, rows, torch.ones(n_targets))
+        found = sampled_softmax_loss(
+            users, items, torch.zeros(N), masked, logits, rows, torch.ones(n_targets)
+        )
     exact_users, exact_items = (part.detach().double().requires_grad_() for part in (users, items))
     expected = -torch.log_softmax(exact_users @ exact_items.T, dim=1)[rows, targets].mean()
     assert found.dtype == torch.float32
@@ -206,7 +232,10 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
     users = module.towers.window_vectors(batch, items) / module.temperature
     losses = []
     for user, (b, i) in zip(users, batch.is_target.nonzero().tolist(), strict=True):
-        length, target = int(batch.arrays["history_lengths"][b]), batch.history_rows[b, i]
+        length, target = (
+            int(batch.arrays["history_lengths"][b]),
+            batch.history_rows[b, i],
+        )
         own = batch.history_rows[b, :length]
         logits = (items @ user).index_fill(0, own[own != target], -math.inf)
         losses.append(-torch.log_softmax(logits, dim=0)[target])
@@ -217,10 +246,16 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
 @pytest.mark.parametrize("n_drawn", [None, 5, 1])
 def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
     without_context = replace(ORDERED.features, context={})  # one request per user then
-    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous", features=without_context)))
+    world, validation = hold_out(
+        make_world(replace(ORDERED, ties="simultaneous", features=without_context))
+    )
     data = make_data(world, validation=validation)
     module = make_module(make_towers(world, data))
-    drawn = torch.arange(len(world.catalogue)) if n_drawn is None else torch.tensor([3, 8, 11, 19, 20])[:n_drawn]
+    drawn = (
+        torch.arange(len(world.catalogue))
+        if n_drawn is None
+        else torch.tensor([3, 8, 11, 19, 20])[:n_drawn]
+    )
     module.sampler = Fixed(drawn)
     batch = max(data.validation_batches, key=lambda batch: len(batch.target_rows))
     assert (batch.target_users.bincount() > 1).any()
@@ -229,11 +264,21 @@ def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
     items = module.towers.item_vectors(batch.popularity)
     users = module.towers.request_vectors(batch, items)[0] / module.temperature
     losses, weights = [], []
-    columns = (batch.target_users, batch.target_rows, batch.target_weights, batch.target_owned)
+    columns = (
+        batch.target_users,
+        batch.target_rows,
+        batch.target_weights,
+        batch.target_owned,
+    )
     for b, target, weight, owned in zip(*columns, strict=True):
         if owned >= 0:
             continue
-        mine = torch.cat([batch.owned_rows[batch.owned_users == b], batch.target_rows[batch.target_users == b]])
+        mine = torch.cat(
+            [
+                batch.owned_rows[batch.owned_users == b],
+                batch.target_rows[batch.target_users == b],
+            ]
+        )
         others = drawn[~torch.isin(drawn, mine)]
         logits = items[torch.cat([target.unsqueeze(0), others])] @ users[b]
         losses.append(-torch.log_softmax(logits, dim=0)[0] * weight)

@@ -8,7 +8,6 @@ import pandas as pd
 import pytest
 import pytorch_lightning as pl
 import torch
-
 from datamodules.config import DataConfig, FeaturesConfig
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
@@ -17,7 +16,15 @@ from datamodules.tables import Tables
 from models.initialise import build_towers
 from models.two_tower import STARTED_TABLES, TwoTower, warm_cosine
 from tests.models.tiny_towers import RECIPE, make_module, make_towers
-from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
+from tests.tiny_data import (
+    BASKETS,
+    DAY,
+    FIRST,
+    ORDERED,
+    hold_out,
+    make_data,
+    make_world,
+)
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -44,7 +51,13 @@ def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int) -> pl.Tr
     return trainer
 
 
-def learn(config: DataConfig, events: pd.DataFrame, held_out: pd.DataFrame, users: pd.DataFrame, epochs: int):
+def learn(
+    config: DataConfig,
+    events: pd.DataFrame,
+    held_out: pd.DataFrame,
+    users: pd.DataFrame,
+    epochs: int,
+):
     """Train small towers and return the scores of the validation requests, (B, N), with the batch."""
     items = pd.DataFrame({"item_id": np.arange(N)})
     schema = fit_schema(Tables(events, users, items), events, config)
@@ -96,14 +109,18 @@ def test_the_next_item_of_a_chain_is_learned():
         for step in range(9):
             rows.append((user, item, FIRST + step * DAY))
             item = int(successor[item])
-    events = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"]).drop_duplicates(["user_id", "item_id"])
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"]).drop_duplicates(
+        ["user_id", "item_id"]
+    )
     last = events.groupby("user_id")["datetime"].transform("max")
     train, held_out = part(events, events["datetime"] == last)
     users = events[["user_id"]].drop_duplicates()
     scores, batch = learn(CHAINS, train, held_out, users, epochs=12)
     barred = bar_owned(scores, batch)
     assert hit_rate(barred, batch, 1) > 0.8
-    assert hit_rate(barred, batch, 1) > 2 * hit_rate(bar_owned(popularity(train, USERS), batch), batch, 1)
+    assert hit_rate(barred, batch, 1) > 2 * hit_rate(
+        bar_owned(popularity(train, USERS), batch), batch, 1
+    )
 
 
 def shopping(rng: np.random.Generator) -> pd.DataFrame:
@@ -122,18 +139,25 @@ def shopping(rng: np.random.Generator) -> pd.DataFrame:
 def test_what_is_bought_again_and_what_is_new_are_learned():
     events = shopping(np.random.default_rng(1))
     train, held_out = part(events, events["datetime"] == events["datetime"].max())
-    scores, batch = learn(SHOPPERS, train, held_out, events[["user_id"]].drop_duplicates(), epochs=6)
+    scores, batch = learn(
+        SHOPPERS, train, held_out, events[["user_id"]].drop_duplicates(), epochs=6
+    )
     popular = popularity(train, USERS)
     assert hit_rate(scores, batch, 1) > 0.6
     assert hit_rate(scores, batch, 5) > 2 * hit_rate(popular, batch, 5)
-    new, popular_new = (hit_rate(bar_owned(part, batch), only_novel(batch), 5) for part in (scores, popular))
+    new, popular_new = (
+        hit_rate(bar_owned(part, batch), only_novel(batch), 5) for part in (scores, popular)
+    )
     assert new > 0.6
     assert new > 2 * popular_new
 
 
 def only_novel(batch):
     is_novel = batch.target_owned < 0
-    return batch._replace(target_users=batch.target_users[is_novel], target_rows=batch.target_rows[is_novel])
+    return batch._replace(
+        target_users=batch.target_users[is_novel],
+        target_rows=batch.target_rows[is_novel],
+    )
 
 
 def test_demographics_alone_place_a_user_nobody_knows():
@@ -144,7 +168,12 @@ def test_demographics_alone_place_a_user_nobody_knows():
         for step, item in enumerate(rng.permutation(ITEMS_OF_GROUP)[:6])
     ]
     events = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
-    users = pd.DataFrame({"user_id": np.arange(USERS), "town": [f"t{user % GROUPS}" for user in range(USERS)]})
+    users = pd.DataFrame(
+        {
+            "user_id": np.arange(USERS),
+            "town": [f"t{user % GROUPS}" for user in range(USERS)],
+        }
+    )
     train, strangers = part(events, events["user_id"] >= USERS - 40)
     held_out = strangers.groupby("user_id").head(1)
     scores, batch = learn(STRANGERS, train, held_out, users, epochs=12)
@@ -177,7 +206,10 @@ def test_the_same_seed_gives_the_same_weights(tiny):
     third = trained(tiny, seed=3)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name]), name
-    assert any(not torch.equal(weight, third.state_dict()[name]) for name, weight in first.state_dict().items())
+    assert any(
+        not torch.equal(weight, third.state_dict()[name])
+        for name, weight in first.state_dict().items()
+    )
 
 
 def test_a_view_that_nobody_is_asked_in_is_left_out():
@@ -207,9 +239,16 @@ def test_started_tables_are_parameters_that_learn_slowly():
     assert model.rate_of("user_tower.start_token") == rate
 
 
-@pytest.mark.parametrize(("precision", "is_fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
-def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_scaled(precision, is_fused):
+@pytest.mark.parametrize(
+    ("precision", "is_fused"),
+    [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)],
+)
+def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_scaled(
+    precision, is_fused
+):
     world = make_world(ORDERED)
     model = make_module(make_towers(world, make_data(world)))
-    model._trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=8, max_epochs=2)
+    model._trainer = SimpleNamespace(
+        precision=precision, estimated_stepping_batches=8, max_epochs=2
+    )
     assert model.configure_optimizers()["optimizer"].defaults["fused"] is is_fused

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from serve.events import Events, history_arrays, request_arrays
 from tests.models.tiny_towers import Side
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
@@ -11,7 +10,11 @@ from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_event
 CLOSE, FAR = 1e-6, 1e-4
 
 
-@pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
+@pytest.fixture(
+    scope="module",
+    params=[(ORDERED, "dot"), (BASKETS, "cosine")],
+    ids=["ordered", "baskets"],
+)
 def side(request):
     return Side(*request.param)
 
@@ -54,12 +57,19 @@ def test_nothing_at_or_after_a_target_changes_its_vector(ordered):
         rows = batch.history_rows.clone()
         rows[:, position:] = (rows[:, position:] + 7) % N
         arrays = dict(batch.arrays)
-        for name, amount in (("history_events", 1), ("history_weights", 0.7), ("history_times", 9 * DAY)):
+        for name, amount in (
+            ("history_events", 1),
+            ("history_weights", 0.7),
+            ("history_times", 9 * DAY),
+        ):
             arrays[name] = arrays[name].clone()
             arrays[name][:, position:] += amount
         arrays["history_events"] %= 4
         after = window_vectors(ordered, batch._replace(history_rows=rows, arrays=arrays))
-        difference, is_target = np.abs(after - before).max(axis=2), batch.is_target.numpy()
+        difference, is_target = (
+            np.abs(after - before).max(axis=2),
+            batch.is_target.numpy(),
+        )
         is_later = np.arange(length) > position
         assert difference[is_target & ~is_later].max() <= CLOSE
         assert (difference[is_target & is_later] > FAR).all()
@@ -92,7 +102,9 @@ def test_all_of_the_last_basket_is_seen(baskets):
     expected = baskets.vectors(arrays, rows, owned_rows)
     for position in range(5):
         changed = rows.copy()
-        changed[0, position] = (changed[0, position] + 5) % N  # in the history alone, not in the memory
+        changed[0, position] = (
+            changed[0, position] + 5
+        ) % N  # in the history alone, not in the memory
         assert np.abs(baskets.vectors(arrays, changed, owned_rows) - expected).max() > FAR
 
 
@@ -106,7 +118,11 @@ def test_an_empty_history_is_the_start_token(side):
         encoded = tower.encode_events(history, tensors)
         states = tower.last_state(encoded, tensors["history_groups"], tensors["history_lengths"])
         token = tower.start_token.view(1, 1, -1)
-        alone = tower.blocks(token, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
+        alone = tower.blocks(
+            token,
+            torch.zeros(1, 1, dtype=torch.int64),
+            torch.zeros(1, 1, dtype=torch.int64),
+        )
     assert np.isfinite(side.of(events)).all()
     assert (states[[0, 2]] - alone[0, 0]).abs().max() <= CLOSE
     assert (states[1] - alone[0, 0]).abs().max() > FAR
@@ -115,18 +131,24 @@ def test_an_empty_history_is_the_start_token(side):
 def test_the_state_of_a_request_is_that_of_its_last_events_among_all_states(side, monkeypatch):
     events = draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(8))
     found = side.of(events)
-    monkeypatch.setattr(side.towers.user_tower, "is_ordered", False)  # all states are computed, the last ones pooled
+    monkeypatch.setattr(
+        side.towers.user_tower, "is_ordered", False
+    )  # all states are computed, the last ones pooled
     assert np.abs(side.of(events) - found).max() <= CLOSE
 
 
 @pytest.mark.parametrize(
-    ("config", "is_set"), [(ORDERED, False), (BASKETS, False), (BASKETS, True)], ids=["ordered", "baskets", "sets"]
+    ("config", "is_set"),
+    [(ORDERED, False), (BASKETS, False), (BASKETS, True)],
+    ids=["ordered", "baskets", "sets"],
 )
 def test_the_state_without_blocks_is_the_weighted_sum_of_the_last_tokens(config, is_set):
     side = Side(config, n_blocks=0)
     tower = side.towers.user_tower
     tower.is_set = is_set
-    arrays, rows, _ = side.arrays(draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(9)))
+    arrays, rows, _ = side.arrays(
+        draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(9))
+    )
     if is_set:  # one group at one time
         arrays["history_groups"][:], arrays["history_times"][:] = 1, FIRST
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -148,7 +170,10 @@ def test_a_batch_answers_as_one_by_one(side):
     arrays, _, _ = side.arrays(events)
     for number in range(len(counts)):
         alone, rows, owned_rows = side.arrays(
-            events.between(events.offsets[number : number + 1], events.offsets[number + 1 : number + 2])
+            events.between(
+                events.offsets[number : number + 1],
+                events.offsets[number + 1 : number + 2],
+            )
         )
         for name in ("user_codes", "user_values", "context_codes", "context_values"):
             alone[name] = arrays[name][number : number + 1]
@@ -156,9 +181,16 @@ def test_a_batch_answers_as_one_by_one(side):
 
 
 def test_padding_is_never_read(side):
-    arrays, rows, owned_rows = side.arrays(draw_events([3, 5], side.world.schema, np.random.default_rng(7)))
+    arrays, rows, owned_rows = side.arrays(
+        draw_events([3, 5], side.world.schema, np.random.default_rng(7))
+    )
     expected = side.vectors(arrays, rows, owned_rows)
-    for name in ("history_events", "history_weights", "history_times", "history_groups"):
+    for name in (
+        "history_events",
+        "history_weights",
+        "history_times",
+        "history_groups",
+    ):
         arrays[name][0, 3:] = 3
     rows[0, 3:] = 9
     assert np.abs(side.vectors(arrays, rows, owned_rows) - expected).max() <= CLOSE
@@ -174,8 +206,13 @@ def test_one_window_pass_equals_a_request_per_position(ordered):
             stop = plan.starts[[b]] + i
             events = sequences.events.between(plan.starts[[b]], stop)
             arrays, rows = history_arrays(events, ordered.world.schema)
-            user, context = sequences.user.take(plan.users[[b]]), sequences.context.take(stop)
-            arrays |= request_arrays(sequences.events.time[stop], user, context, ordered.world.schema)
+            user, context = (
+                sequences.user.take(plan.users[[b]]),
+                sequences.context.take(stop),
+            )
+            arrays |= request_arrays(
+                sequences.events.time[stop], user, context, ordered.world.schema
+            )
             assert np.abs(ordered.vectors(arrays, rows, rows) - found[b, i]).max() <= 1e-5
             n_checked += 1
     pairs = ordered.world.tables.interactions[["user_id", "item_id"]].drop_duplicates()

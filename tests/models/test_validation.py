@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from datamodules import datamodule as interactions
 from models.validation import request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
@@ -14,7 +13,10 @@ def test_ndcg_of_requests_equals_a_loop():
     world, held_out = hold_out(make_world(BASKETS))
     (batch,) = make_data(world, validation=held_out).validation_batches
     generator = torch.Generator().manual_seed(3)
-    users, items = torch.randn(len(batch.history_rows), 5, generator=generator), torch.randn(N, 5, generator=generator)
+    users, items = (
+        torch.randn(len(batch.history_rows), 5, generator=generator),
+        torch.randn(N, 5, generator=generator),
+    )
     bonus = torch.randn(len(batch.owned_rows), generator=generator)
     found = request_ndcg(users, bonus, items, batch)
     expected: dict[str, list[float]] = {"all": [], "novel": []}
@@ -23,13 +25,21 @@ def test_ndcg_of_requests_equals_a_loop():
         owned = batch.owned_rows[batch.owned_users == b].tolist()
         wanted = set(batch.target_rows[batch.target_users == b].tolist())
         mine = bonus[batch.owned_users == b].tolist()
-        everything = [score + (mine[owned.index(row)] if row in owned else 0) for row, score in enumerate(scores)]
+        everything = [
+            score + (mine[owned.index(row)] if row in owned else 0)
+            for row, score in enumerate(scores)
+        ]
         orders = {
             "all": (sorted(range(N), key=lambda row: -everything[row]), wanted),
-            "novel": (sorted(set(range(N)) - set(owned), key=lambda row: -scores[row]), wanted - set(owned)),
+            "novel": (
+                sorted(set(range(N)) - set(owned), key=lambda row: -scores[row]),
+                wanted - set(owned),
+            ),
         }
         for view, (order, targets) in orders.items():
-            gain = sum(1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in targets)
+            gain = sum(
+                1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in targets
+            )
             best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(targets))))
             expected[view] += [gain / best] if targets else []
     for view, values in expected.items():
@@ -55,7 +65,12 @@ def test_batches_of_a_validation_share_the_vectors_of_items(config, monkeypatch)
                 users, bonus = towers.request_vectors(batch, items)
                 for view, values in request_ndcg(users, bonus, items, batch).items():
                     expected.setdefault(view, []).extend(values.tolist())
-        found.append({view: np.concatenate(parts).tolist() for view, parts in module.validation_values.items()})
+        found.append(
+            {
+                view: np.concatenate(parts).tolist()
+                for view, parts in module.validation_values.items()
+            }
+        )
         assert found[-1].keys() == ({"all", "novel"} if config is BASKETS else {"novel"})
         assert found[-1] == {view: expected[view] for view in found[-1]}
         with torch.no_grad():

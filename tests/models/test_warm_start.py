@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
@@ -29,7 +28,11 @@ def make_model(world, n_blocks=2, seed=5):
 
 def shrink(world, config):
     """Leave out some items, and with them a category and a type of event."""
-    events, users, items = world.tables.interactions, world.tables.users, world.tables.items
+    events, users, items = (
+        world.tables.interactions,
+        world.tables.users,
+        world.tables.items,
+    )
     gone = set(items.loc[items["category"] == items["category"].iloc[0], "item_id"])
     kept = events[~events["item_id"].isin(gone) & (events["event"] == "view")]
     tables = Tables(kept, users, items[~items["item_id"].isin(gone)])
@@ -40,7 +43,11 @@ def shrink(world, config):
 def grow(world, config, schema):
     """Fit the whole world after an earlier schema."""
     grown = fit_schema(world.tables, world.tables.interactions, config, schema)
-    return replace(world, schema=grown, catalogue=build_catalogue(world.tables.items, world.tables.interactions, grown))
+    return replace(
+        world,
+        schema=grown,
+        catalogue=build_catalogue(world.tables.items, world.tables.interactions, grown),
+    )
 
 
 def start_from(world, model):
@@ -71,12 +78,17 @@ def test_kept_items_keep_their_rows_and_new_ones_stand_where_content_places_them
     listed = set(new.tables.items["item_id"])
     for row, item in enumerate(new.catalogue.item_ids.tolist()):
         start = torch.zeros_like(table[row]) if item in listed else before[IDS][row]
-        assert torch.equal(table[row], was[IDS][old_rows[item]] if item in old_rows else start), item
+        assert torch.equal(table[row], was[IDS][old_rows[item]] if item in old_rows else start), (
+            item
+        )
 
 
 def test_rows_of_values_go_by_feature_and_value(grown):
     old, was, new, before, model, _ = grown
-    for side, tower in (("item", "item_tower.content"), ("user", "user_tower.demographics")):
+    for side, tower in (
+        ("item", "item_tower.content"),
+        ("user", "user_tower.demographics"),
+    ):
         name, offset = f"towers.{tower}.table.weight", 0
         table, starts, place = model.state_dict()[name], {}, 0
         for feature in old.schema.features(side):
@@ -89,8 +101,18 @@ def test_rows_of_values_go_by_feature_and_value(grown):
             known = next(one for one in old.schema.features(side) if one.name == feature.name)
             for code in range(feature.n_codes):
                 value = None if code < 2 else feature.vocabulary[code - 2]
-                there = code if code < 2 else 2 + known.vocabulary.index(value) if value in known.vocabulary else None
-                expected = before[name][offset + code] if there is None else was[name][starts[feature.name] + there]
+                there = (
+                    code
+                    if code < 2
+                    else 2 + known.vocabulary.index(value)
+                    if value in known.vocabulary
+                    else None
+                )
+                expected = (
+                    before[name][offset + code]
+                    if there is None
+                    else was[name][starts[feature.name] + there]
+                )
                 n_new += there is None
                 assert torch.equal(table[offset + code], expected)
             offset += feature.n_codes
@@ -102,15 +124,23 @@ def test_rows_of_values_go_by_feature_and_value(grown):
 
 def test_what_does_not_grow_is_as_it_was(grown):
     _, was, _, _, model, _ = grown
-    alike = [name for name, one in model.state_dict().items() if one.shape == was[name].shape and "table" not in name]
+    alike = [
+        name
+        for name, one in model.state_dict().items()
+        if one.shape == was[name].shape and "table" not in name
+    ]
     assert len(alike) > 20
-    assert all(torch.equal(model.state_dict()[name], was[name]) for name in alike if "shares" not in name)
+    assert all(
+        torch.equal(model.state_dict()[name], was[name]) for name in alike if "shares" not in name
+    )
 
 
 def test_the_memory_gets_a_column_for_a_new_type_of_event(grown):
     old, was, new, before, model, _ = grown
     n_known = len(statistic_names(old.schema.decay_days, old.schema.event_types))
-    for name in ("item_score.0.weight", "profile_weight.weight") if new.schema.repeats == "allow" else ():
+    for name in (
+        ("item_score.0.weight", "profile_weight.weight") if new.schema.repeats == "allow" else ()
+    ):
         name = f"towers.user_tower.memory.{name}"
         table = model.state_dict()[name]
         assert table.shape[1] == was[name].shape[1] + 1

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from datamodules.datamodule import InteractionsDataModule
 from models.config import Recipe
 from models.export import draw_features
@@ -16,7 +15,13 @@ from models.initialise import build_towers
 from models.memory import memory_inputs
 from models.towers import Towers
 from models.two_tower import TwoTower
-from serve.events import Events, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.events import (
+    Events,
+    history_arrays,
+    owned_arrays,
+    request_arrays,
+    summarise_owned,
+)
 from tests.tiny_data import DAY, FIRST, D, N, World, make_data, make_world
 
 MOMENT = FIRST + 300 * DAY
@@ -51,7 +56,11 @@ RECIPE = Recipe(
 
 
 def make_towers(
-    world: World, data: InteractionsDataModule, similarity: str = "dot", n_blocks: int = 2, seed: int = 5
+    world: World,
+    data: InteractionsDataModule,
+    similarity: str = "dot",
+    n_blocks: int = 2,
+    seed: int = 5,
 ) -> Towers:
     """Build towers in evaluation mode whose weights are all drawn anew."""
     recipe = replace(RECIPE, similarity=similarity, n_blocks=n_blocks)
@@ -64,9 +73,16 @@ def make_towers(
     return towers.eval()
 
 
-def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
+def make_module(
+    towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0
+) -> TwoTower:
     similarity = towers.item_tower.similarity
-    recipe = replace(RECIPE, learning_rate=learning_rate, max_epochs=max_epochs, similarity=similarity)
+    recipe = replace(
+        RECIPE,
+        learning_rate=learning_rate,
+        max_epochs=max_epochs,
+        similarity=similarity,
+    )
     return TwoTower(towers, recipe, None, seed)
 
 
@@ -81,11 +97,19 @@ class Side:
         with torch.no_grad():
             self.items = self.towers.item_vectors(popularity)
 
-    def arrays(self, events: Events, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
+    def arrays(
+        self, events: Events, seed: int = 1
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        schema, catalogue, rng = (
+            self.world.schema,
+            self.world.catalogue,
+            np.random.default_rng(seed),
+        )
         moment = np.full(len(events), MOMENT)
         arrays, rows = history_arrays(events, schema, np.ones(len(events), np.int64))
-        user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
+        user, context = (
+            draw_features(schema.features(side), len(events), rng) for side in ("user", "context")
+        )
         arrays |= request_arrays(moment, user, context, schema)
         rates = np.linspace(-1, 1, N).astype(np.float32)
         owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
@@ -101,7 +125,9 @@ class Side:
         fused = tower.request_state(history, tensors)
         if tower.memory is None:
             return tower.finish(fused).numpy()
-        vectors, _ = tower.remember(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
+        vectors, _ = tower.remember(
+            fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)])
+        )
         return vectors.numpy()
 
     def of(self, events: Events) -> np.ndarray:

@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from evaluation import gate
 from models.two_tower import TwoTower
-from pipeline import retrain
-from serve.versions import Registry, RegistrySource, publish_version
+from service.registry import Registry, RegistrySource, publish_version
 from tests.pipeline.shop import open_shop
 from tests.pipeline.small_runs import BASKETS
+
+from evaluation import gate
+from pipeline import retrain
 
 LIMITS = ("--loss", "1", "--slice-loss", "1", "--coverage-loss", "1")
 
@@ -35,7 +35,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def before(owner: Any, name: str, is_time: Callable[..., bool] = lambda *args, **kwargs: True) -> None:
+def before(
+    owner: Any, name: str, is_time: Callable[..., bool] = lambda *args, **kwargs: True
+) -> None:
     """Let the process end when a call begins."""
     call = getattr(owner, name)
 
@@ -101,7 +103,14 @@ def open_shops(folder: Path) -> None:
 def attempt(shop: Path, prepare: Callable[[], None]) -> int:
     """Run the command, prepared to be killed."""
     prepare()
-    words = ["--config", str(shop / "shop.yaml"), "--run", str(shop / "my"), "--registry", str(shop / "registry")]
+    words = [
+        "--config",
+        str(shop / "shop.yaml"),
+        "--run",
+        str(shop / "my"),
+        "--registry",
+        str(shop / "registry"),
+    ]
     return retrain.main([*words, "--state", str(shop / "my" / "state"), *LIMITS])
 
 
@@ -110,7 +119,9 @@ def describe(shop: Path) -> dict[str, Any]:
     registry = Registry(shop / "registry")
     recommender, reason = RegistrySource(registry).start()
     log, verdict = registry.path / gate.AUDIT, shop / "my-2" / retrain.VERDICT
-    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+    steps = (
+        [json.loads(line)["step"] for line in log.read_text().splitlines()] if log.exists() else []
+    )
     return {
         "loaded": recommender.version,
         "reason": reason,
@@ -118,14 +129,20 @@ def describe(shop: Path) -> dict[str, Any]:
         "history": [registry.current(), *registry.past()],
         "steps": steps,
         "verdict": json.loads(verdict.read_text()) if verdict.exists() else None,
-        "log": hashlib.sha256((shop / "my" / "feedback" / "trained-my-2.parquet").read_bytes()).hexdigest(),
+        "log": hashlib.sha256(
+            (shop / "my" / "feedback" / "trained-my-2.parquet").read_bytes()
+        ).hexdigest(),
     }
 
 
 def main(folder: Path) -> None:
     assert fork(lambda: open_shops(folder)) == 0
     code = fork(lambda: attempt(folder / "whole", POINTS[""]))
-    report: dict[str, Any] = {"code": code, "whole": describe(folder / "whole"), "killed": {}}
+    report: dict[str, Any] = {
+        "code": code,
+        "whole": describe(folder / "whole"),
+        "killed": {},
+    }
     for point, prepare in POINTS.items():
         code = fork(partial(attempt, folder / "killed", prepare))
         report["killed"][point] = {"code": code, **describe(folder / "killed")}

@@ -21,14 +21,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
-
 import train
+import yaml
 from models.config import ModelConfig
 from models.two_tower import TwoTower
-from pipeline import retrain, run, stages
 from tests.pipeline.shop import open_shop
 from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, config_of, make_tables
+
+from pipeline import retrain, run, stages
 
 LONGEST_WAIT = 0.01  # seconds after an event
 MODEL = ModelConfig(dim=8, max_epochs=9, patience=2, batch_size=16, learning_rate=0.03, dropout=0.3)
@@ -38,7 +38,10 @@ N_TRIALS = 3
 
 def leave_weights(work: Any, trained: Any, *_: Any) -> None:
     """Stand in for the export, which takes longer than the training."""
-    torch.save([trained.towers.state_dict(), trained.epochs, trained.temperature], work.config.out / "weights.pt")
+    torch.save(
+        [trained.towers.state_dict(), trained.epochs, trained.temperature],
+        work.config.out / "weights.pt",
+    )
     os._exit(0)
 
 
@@ -46,7 +49,10 @@ def run_training(out: Path, protocol: str) -> int:
     # the last training goes on from the first where events have an order, for several epochs
     stages.MAX_ADDED, stages.MANY_EVENTS, stages.CONTINUED_SHARE = 1.0, 0, 0.4
     run.stage_bundle = leave_weights  # type: ignore[assignment]
-    train.run(config_of(out, DATA[protocol], model=MODEL, resume=True), make_tables(DATA[protocol]))
+    train.run(
+        config_of(out, DATA[protocol], model=MODEL, resume=True),
+        make_tables(DATA[protocol]),
+    )
     return 0
 
 
@@ -58,8 +64,19 @@ def run_search(out: Path, _: str) -> int:
         table.to_parquet(folder / f"{name}.parquet")
         data[name] = {"path": str(folder / f"{name}.parquet")}
     model = {"dim": 8, "max_epochs": 2, "batch_size": 64, "id_dropout": 0.1}
-    (folder / "shop.yaml").write_text(yaml.safe_dump({"data": data, "model": model, "trainer": QUIET}))
-    return train.main(["--config", str(folder / "shop.yaml"), "--tune.trials", str(N_TRIALS), "--out", str(out)])
+    (folder / "shop.yaml").write_text(
+        yaml.safe_dump({"data": data, "model": model, "trainer": QUIET})
+    )
+    return train.main(
+        [
+            "--config",
+            str(folder / "shop.yaml"),
+            "--tune.trials",
+            str(N_TRIALS),
+            "--out",
+            str(out),
+        ]
+    )
 
 
 def run_shop(out: Path, _: str) -> int:
@@ -70,7 +87,16 @@ def run_shop(out: Path, _: str) -> int:
 def run_retrain(out: Path, _: str) -> int:
     """Train on what the shop logged, to the end: export and publish."""
     shop = out.parent / "shop"
-    return retrain.main(["--config", str(shop / "shop.yaml"), "--run", str(shop / "my"), "--out", str(out)])
+    return retrain.main(
+        [
+            "--config",
+            str(shop / "shop.yaml"),
+            "--run",
+            str(shop / "my"),
+            "--out",
+            str(out),
+        ]
+    )
 
 
 def tell(pipe: int, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,16 +151,30 @@ def end_once(process: tuple[int, int], n_events: int, wait: float, number: int) 
 
 def digests(folder: Path) -> dict[str, str]:
     """Hash what a run leaves and what is the same for the same seed."""
-    found = {f"curve {path.parent.name}": path.read_bytes() for path in (folder / "logs").glob("*/metrics.csv")}
+    found = {
+        f"curve {path.parent.name}": path.read_bytes()
+        for path in (folder / "logs").glob("*/metrics.csv")
+    }
     if (folder / "weights.pt").exists():
         state, *rest = torch.load(folder / "weights.pt", weights_only=True)
-        found["weights"] = b"".join(tensor.numpy().tobytes() for tensor in state.values()) + repr(rest).encode()
+        found["weights"] = (
+            b"".join(tensor.numpy().tobytes() for tensor in state.values()) + repr(rest).encode()
+        )
     if (folder / "bundle").exists():
-        found |= {f"bundle {path.name}": path.read_bytes() for path in (folder / "bundle").iterdir()}
-        found |= {path.name: path.read_bytes() for path in (folder.parent / "shop" / "my" / "bundle").iterdir()}
-        found["log"] = next(folder.parent.glob(f"shop/my/feedback/trained-{folder.name}.parquet")).read_bytes()
+        found |= {
+            f"bundle {path.name}": path.read_bytes() for path in (folder / "bundle").iterdir()
+        }
+        found |= {
+            path.name: path.read_bytes()
+            for path in (folder.parent / "shop" / "my" / "bundle").iterdir()
+        }
+        found["log"] = next(
+            folder.parent.glob(f"shop/my/feedback/trained-{folder.name}.parquet")
+        ).read_bytes()
     if (folder / "tuning").exists():
-        found["best"] = (folder / "tuning" / "best.yaml").read_bytes().replace(str(folder).encode(), b"")
+        found["best"] = (
+            (folder / "tuning" / "best.yaml").read_bytes().replace(str(folder).encode(), b"")
+        )
         found["picture"] = b"there" if (folder / "tuning" / "study.png").exists() else b"missing"
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
@@ -142,23 +182,37 @@ def digests(folder: Path) -> dict[str, str]:
 def report_chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict[str, Any]:
     """Compare a run that is killed again and again, and then stopped by SIGTERM, with one that is not."""
     folder.mkdir(parents=True)
-    runs, rng = {"search": run_search, "retrain": run_retrain}, np.random.default_rng(seed)
+    runs, rng = (
+        {"search": run_search, "retrain": run_retrain},
+        np.random.default_rng(seed),
+    )
     run = runs.get(protocol, run_training)
     if protocol == "retrain":
         finish(*start(run_shop, folder / "whole", protocol))
     code, n_events = finish(*start(run, folder / "whole", protocol))
-    most = max(2, int(2.5 * n_events / (n_kills + 2)))  # together about as long as a run, with what is done again
+    most = max(
+        2, int(2.5 * n_events / (n_kills + 2))
+    )  # together about as long as a run, with what is done again
     out = folder / "killed"
     codes = [
         end_once(
-            start(run, out, protocol), int(rng.integers(1, most)), rng.uniform(0, LONGEST_WAIT), int(signal.SIGKILL)
+            start(run, out, protocol),
+            int(rng.integers(1, most)),
+            rng.uniform(0, LONGEST_WAIT),
+            int(signal.SIGKILL),
         )
         for _ in range(n_kills)
     ]
     stopped = end_once(start(run, out, protocol), 3, 0.0, signal.SIGTERM)
     last, _ = finish(*start(run, out, protocol))
     left = [path.name for pattern in (".bundle-*", "*.part") for path in out.rglob(pattern)]
-    report = {"code": code, "codes": codes, "stopped": stopped, "last": last, "left": left}
+    report = {
+        "code": code,
+        "codes": codes,
+        "stopped": stopped,
+        "last": last,
+        "left": left,
+    }
     return {**report, "whole": digests(folder / "whole"), "killed": digests(out)}
 
 

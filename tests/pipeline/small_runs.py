@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig
@@ -17,10 +16,15 @@ START = 1_600_000_000
 N_USERS, N_ITEMS, N_TASTES = 60, 35, 5
 QUIET = {"enable_progress_bar": False}
 SMALL = ModelConfig(dim=8, max_epochs=3, batch_size=16, learning_rate=0.01)
-FEATURES = FeaturesConfig(user={"gender": "categorical", "joined": "date"}, item={"category": "categorical"})
+FEATURES = FeaturesConfig(
+    user={"gender": "categorical", "joined": "date"}, item={"category": "categorical"}
+)
 ORDERED = DataConfig(features=replace(FEATURES, context={"hour": "hour_of_day"}))
 BASKETS = DataConfig(
-    features=FEATURES, split=SplitConfig("time", at="2021-06-01"), ties="simultaneous", repeats="allow"
+    features=FEATURES,
+    split=SplitConfig("time", at="2021-06-01"),
+    ties="simultaneous",
+    repeats="allow",
 )
 SETS = DataConfig(
     features=FeaturesConfig(item={"category": "categorical"}, context={"place": "categorical"}),
@@ -33,8 +37,15 @@ def make_tables(data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     rng = np.random.default_rng(3)
     users = pd.DataFrame({"user_id": [f"u{i:03d}" for i in range(N_USERS)]})
     users["gender"] = rng.choice(np.array(["f", "m", None], dtype=object), N_USERS)
-    users["joined"] = [None if i % 7 == 0 else f"2019-0{1 + i % 9}-1{i % 10}" for i in range(N_USERS)]
-    items = pd.DataFrame({"item_id": np.arange(N_ITEMS) + 100, "title": [f"item {i}" for i in range(N_ITEMS)]})
+    users["joined"] = [
+        None if i % 7 == 0 else f"2019-0{1 + i % 9}-1{i % 10}" for i in range(N_USERS)
+    ]
+    items = pd.DataFrame(
+        {
+            "item_id": np.arange(N_ITEMS) + 100,
+            "title": [f"item {i}" for i in range(N_ITEMS)],
+        }
+    )
     items["category"] = [f"c{i % N_TASTES}" for i in range(N_ITEMS)]
     rows = []
     for user in range(N_USERS):
@@ -42,10 +53,16 @@ def make_tables(data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
         if data.repeats == "allow":
             for day in np.sort(rng.choice(300, 12, replace=False)):
                 basket = rng.choice(own, 3, replace=False)
-                rows += [(user, item, START + int(day) * DAY, 1 + int(rng.integers(3))) for item in basket]
+                rows += [
+                    (user, item, START + int(day) * DAY, 1 + int(rng.integers(3)))
+                    for item in basket
+                ]
         else:
             times = START + np.sort(rng.integers(0, 300 * DAY, len(own)))
-            rows += [(user, item, int(time), 3) for item, time in zip(rng.permutation(own), times, strict=True)]
+            rows += [
+                (user, item, int(time), 3)
+                for item, time in zip(rng.permutation(own), times, strict=True)
+            ]
     events = pd.DataFrame(rows, columns=["user", "item", "datetime", "weight"])
     events.insert(0, "user_id", users["user_id"].to_numpy()[events.pop("user")])
     events.insert(1, "item_id", items["item_id"].to_numpy()[events.pop("item")])
@@ -57,7 +74,9 @@ def make_tables(data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
 
 
 def config_of(folder: Path, data: DataConfig, **options) -> train.Config:
-    return train.Config(**{"data": data, "model": SMALL, "trainer": QUIET, "out": folder, **options})
+    return train.Config(
+        **{"data": data, "model": SMALL, "trainer": QUIET, "out": folder, **options}
+    )
 
 
 def make_run(folder: Path, data: DataConfig, **options) -> train.Run:

@@ -4,9 +4,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-import yaml
-
 import train
+import yaml
 from models.config import ModelConfig
 from pipeline.config import MAX_SEED, Config, complete_text, parse, tuned_text
 from serve.errors import SchemaError
@@ -28,7 +27,9 @@ def test_the_printed_config_is_the_one_that_runs(capsys):
 
 def test_the_help_explains_each_key_of_the_model(capsys):
     printed = " ".join(print_of(capsys, "--help").split())
-    explanations = printed[printed.index("--model.dim DIM Entries") :]  # behind the list of all options
+    explanations = printed[
+        printed.index("--model.dim DIM Entries") :
+    ]  # behind the list of all options
     for field in fields(ModelConfig):
         option = f"--model.{field.name}"
         words = explanations[explanations.index(f"{option} ") :].split(" (type: ")[0]
@@ -62,14 +63,19 @@ def test_the_help_explains_each_key_of_the_model(capsys):
 def test_a_fault_of_the_configuration_is_one_line_and_status_2(tmp_path, capsys, words):
     (tmp_path / "broken.yaml").write_text("model:\n  dim: [3\n")
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    (tmp_path / "old.yaml").write_text("model: {dim: 8, correlations: 128}\n")  # of a release before
+    (tmp_path / "old.yaml").write_text(
+        "model: {dim: 8, correlations: 128}\n"
+    )  # of a release before
     assert train.main([word.replace("{tmp}", str(tmp_path)) for word in words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("train.py: ")
     assert "Traceback" not in line
 
 
-@pytest.mark.parametrize("values", [{"seed": MAX_SEED + 1}, {"seed": "1"}, {"out": "runs"}, {"model": {"dim": 8}}])
+@pytest.mark.parametrize(
+    "values",
+    [{"seed": MAX_SEED + 1}, {"seed": "1"}, {"out": "runs"}, {"model": {"dim": 8}}],
+)
 def test_python_is_checked_as_the_command_line_is(values):
     with pytest.raises(SchemaError, match=f"{next(iter(values))} is .*; allowed: "):
         Config(**values)
@@ -92,9 +98,17 @@ def test_a_run_is_called_by_the_last_file_of_its_configuration(tmp_path, monkeyp
 
 
 def test_the_kept_configuration_is_complete_and_the_tuned_one_as_short_as_what_was_given():
-    config, text = parse(["--config", "{model: {dim: 8}, data: {ties: simultaneous}}", "--overwrite"])
+    config, text = parse(
+        ["--config", "{model: {dim: 8}, data: {ties: simultaneous}}", "--overwrite"]
+    )
     whole = yaml.safe_load(complete_text(text, config))
-    assert whole["model"] == {field.name: 8 if field.name == "dim" else None for field in fields(ModelConfig)}
+    assert whole["model"] == {
+        field.name: 8 if field.name == "dim" else None for field in fields(ModelConfig)
+    }
     tuned = yaml.safe_load(tuned_text(text, Path("there"), {"dropout": 0.25}))
-    assert tuned == {"data": {"ties": "simultaneous"}, "out": "there", "model": {"dim": 8, "dropout": 0.25}}
+    assert tuned == {
+        "data": {"ties": "simultaneous"},
+        "out": "there",
+        "model": {"dim": 8, "dropout": 0.25},
+    }
     assert parse(["--config", yaml.safe_dump(tuned)])[0].model == ModelConfig(dim=8, dropout=0.25)

@@ -38,7 +38,10 @@ def test_a_run_killed_in_a_chain_ends_with_the_same_bytes(tmp_path, protocol, n_
     assert report["codes"].count(-9) >= n_kills - 1  # one may have come to its end before
     assert report["stopped"] in (143, 0)
     assert report["whole"].keys() == report["killed"].keys()
-    expected = {"search": {"best"}, "retrain": {"bundle manifest.json", "curve final", "log"}}
+    expected = {
+        "search": {"best"},
+        "retrain": {"bundle manifest.json", "curve final", "log"},
+    }
     assert expected.get(protocol, {"weights", "curve select"}) <= report["whole"].keys()
     assert report["killed"] == report["whole"]
 
@@ -55,5 +58,7 @@ def test_a_version_takes_over_once_wherever_the_command_was_killed(tmp_path):
         assert kill["history"] in ([old], [new, old])
         assert kill["log"] == whole["log"]
     assert last["steps"].count("activated") == 1
-    assert [step for place, step in enumerate(last["steps"]) if step not in last["steps"][:place]] == whole["steps"]
+    assert [
+        step for place, step in enumerate(last["steps"]) if step not in last["steps"][:place]
+    ] == whole["steps"]
     assert {**last, "steps": whole["steps"]} == {"code": 0, **whole}

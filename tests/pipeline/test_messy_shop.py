@@ -8,9 +8,8 @@ import re
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
-
 import train
+import yaml
 from serve import Recommender
 from tests.data.messy_shop import OUTLIERS, declare_messy_shop, write_messy_shop
 from tests.models.tiny_towers import one_thread
@@ -23,7 +22,10 @@ def follow(message: str) -> dict[str, dict]:
     """Return what a message says to declare: table -> keys of its layout; of alternatives the first."""
     layout: dict[str, dict] = {}
     for key, value, table in _DECLARE.findall(message):
-        found, known = yaml.safe_load(value.split(" or ")[0]), layout.setdefault(table, {})
+        found, known = (
+            yaml.safe_load(value.split(" or ")[0]),
+            layout.setdefault(table, {}),
+        )
         known[key] = known.get(key, []) + found if isinstance(found, list) else found
     return layout
 
@@ -38,7 +40,14 @@ def told(tmp_path_factory):
         patch.setattr("sys.stderr.write", errors.append, raising=False)
         first = train.main(["--config", declare_messy_shop(folder), "--out", str(folder / "run")])
         message = "".join(errors)
-        again = train.main(["--config", declare_messy_shop(folder, **follow(message)), "--out", str(folder / "run")])
+        again = train.main(
+            [
+                "--config",
+                declare_messy_shop(folder, **follow(message)),
+                "--out",
+                str(folder / "run"),
+            ]
+        )
     return folder, first, message, again
 
 
@@ -54,7 +63,9 @@ def test_outliers_are_named_and_rejected_and_bad_prices_cost_the_cell(told):
     records = [one for one in rejects if one["costs"] == "record"]
     assert len(records) == len(OUTLIERS)
     assert all("sales-2024" in one["file"] and one["line"] > 1 for one in records)
-    assert [(one["column"], one["value"]) for one in rejects if one["costs"] == "cell"] == [("Preis", "free")] * 2
+    assert [(one["column"], one["value"]) for one in rejects if one["costs"] == "cell"] == [
+        ("Preis", "free")
+    ] * 2
     report = json.loads((folder / "run" / "metrics.json").read_text())["data"]
     assert report["time"]["first"].startswith("2024-0")
     assert report["records"]["interactions"] == report["counts"]["interactions"] + len(records)
@@ -68,5 +79,14 @@ def test_what_was_trained_answers_with_all_kinds_and_dates_move_with_the_request
     assert np.abs(near - far).max() > 1e-4
     assert len(recommender.recommend(asked, k=5)) == 2
     shelf = {"where": "shelf = 'Lebensmittel > Milch' "}
-    answer = recommender.recommend([{"user_id": "K3", "filters": {"where": shelf["where"].replace("shelf", "Regal")}}])
-    assert set(answer.to_table()["item_id"].to_pylist()) <= {item for item in range(40) if item % 4 < 2}
+    answer = recommender.recommend(
+        [
+            {
+                "user_id": "K3",
+                "filters": {"where": shelf["where"].replace("shelf", "Regal")},
+            }
+        ]
+    )
+    assert set(answer.to_table()["item_id"].to_pylist()) <= {
+        item for item in range(40) if item % 4 < 2
+    }

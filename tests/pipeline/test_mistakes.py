@@ -11,9 +11,8 @@ from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
-import yaml
-
 import train
+import yaml
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.schema_fitting import MAX_VOCABULARY, fit_feature
 from datamodules.tables import read_tables
@@ -25,7 +24,10 @@ ROWS = [
     for user in range(1, 9)
     for item in range(1, 6)
 ]
-ITEMS = ["item_id,price,image,brand", *(f"{item},{item}.5,{item} 0.5 1,b{item % 2}" for item in range(1, 6))]
+ITEMS = [
+    "item_id,price,image,brand",
+    *(f"{item},{item}.5,{item} 0.5 1,b{item % 2}" for item in range(1, 6)),
+]
 EVENTS = "\n".join([HEADER, *ROWS])
 FEATURES = {"price": "numeric", "image": "vector", "brand": "categorical"}
 
@@ -43,7 +45,9 @@ def items(*rows: str) -> dict[str, str]:
 def rewrite_dates(form: str) -> dict[str, str]:
     cells = [row.split(",") for row in ROWS]
     both = [(cell, datetime.fromisoformat(cell[2]).strftime(form)) for cell in cells]
-    return {"events.csv": "\n".join([HEADER, *(f"{c[0]},{c[1]},{w},{c[3]},{c[4]}" for c, w in both)])}
+    return {
+        "events.csv": "\n".join([HEADER, *(f"{c[0]},{c[1]},{w},{c[3]},{c[4]}" for c, w in both)])
+    }
 
 
 def zip_up(text: str) -> bytes:
@@ -113,14 +117,26 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "changes", "parts"), [one[1:] for one in MISTAKES], ids=[one[0] for one in MISTAKES])
+@pytest.mark.parametrize(
+    ("files", "changes", "parts"),
+    [one[1:] for one in MISTAKES],
+    ids=[one[0] for one in MISTAKES],
+)
 def test_a_mistake_ends_the_run_with_one_line_that_says_what_to_write(
     tmp_path, monkeypatch, capsys, files, changes, parts
 ):
     monkeypatch.chdir(tmp_path)
-    for name, content in {"events.csv": EVENTS, "items.csv": "\n".join(ITEMS), **files}.items():
+    for name, content in {
+        "events.csv": EVENTS,
+        "items.csv": "\n".join(ITEMS),
+        **files,
+    }.items():
         (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    data = {"interactions": {"path": "events.csv"}, "items": {"path": "items.csv"}, "features": {"item": FEATURES}}
+    data = {
+        "interactions": {"path": "events.csv"},
+        "items": {"path": "items.csv"},
+        "features": {"item": FEATURES},
+    }
     for key, value in changes.items():
         data[key] = {**data.get(key, {}), **value}
     (tmp_path / "shop.yaml").write_text(yaml.safe_dump({"data": data}))
@@ -146,17 +162,27 @@ LOST = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("files", "expected"), [one[1:] for one in LOST], ids=[one[0] for one in LOST])
+@pytest.mark.parametrize(
+    ("files", "expected"), [one[1:] for one in LOST], ids=[one[0] for one in LOST]
+)
 def test_a_slip_is_listed_and_costs_no_more_than_it_must(tmp_path, monkeypatch, files, expected):
     monkeypatch.chdir(tmp_path)
-    for name, content in {"events.csv": EVENTS, "items.csv": "\n".join(ITEMS), **files}.items():
+    for name, content in {
+        "events.csv": EVENTS,
+        "items.csv": "\n".join(ITEMS),
+        **files,
+    }.items():
         (tmp_path / name).write_text(content)
     features = FeaturesConfig(item={"price": "numeric", "image": "vector", "brand": "categorical"})
-    config = DataConfig(TableConfig("events.csv"), items=TableConfig("items.csv"), features=features)
+    config = DataConfig(
+        TableConfig("events.csv"), items=TableConfig("items.csv"), features=features
+    )
     tables, rejects = read_tables(config)
     lost = rejects.frame[["file", "line", "column", "value", "costs"]].astype(object)
     assert lost.where(lost.notna(), None).to_numpy().tolist() == [list(expected)]
-    assert len(tables.interactions) == rejects.records["interactions"] - len(rejects.tables["interactions"])
+    assert len(tables.interactions) == rejects.records["interactions"] - len(
+        rejects.tables["interactions"]
+    )
     assert len(tables.items) == rejects.records["items"]
 
 

@@ -6,10 +6,8 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-
 from datamodules.config import DataConfig
 from models.config import ModelConfig
-from pipeline import run_folder
 from pipeline.config import Config
 from pipeline.run_folder import (
     declare,
@@ -22,6 +20,8 @@ from pipeline.run_folder import (
 from pipeline.stages import print_previous
 from serve.errors import BundleError, SchemaError
 
+from pipeline import run_folder
+
 
 def config_of(out: Path, **options) -> Config:
     return Config(DataConfig(), ModelConfig(dim=8), out=out, **options)
@@ -31,7 +31,8 @@ def config_of(out: Path, **options) -> Config:
 def test_a_folder_that_holds_somebodys_file_and_no_run_is_refused(tmp_path, name):
     (tmp_path / name).write_text("mine")
     with pytest.raises(
-        SchemaError, match=f"holds no run, but '{name}', which a run would replace: choose another --out"
+        SchemaError,
+        match=f"holds no run, but '{name}', which a run would replace: choose another --out",
     ):
         refuse_replacing(config_of(tmp_path))
     refuse_replacing(config_of(tmp_path, overwrite=True))
@@ -48,8 +49,16 @@ def test_what_an_earlier_run_left_is_replaced(tmp_path, trace):
 
 
 def test_checkpoints_and_logs_of_somebody_else_stay(tmp_path):
-    mine = [tmp_path / folder / name for folder in ("checkpoints", "logs") for name in ("best.pt", "other/last.ckpt")]
-    of_run = [tmp_path / folder / stage / "x" for folder in ("checkpoints", "logs") for stage in ("select", "final")]
+    mine = [
+        tmp_path / folder / name
+        for folder in ("checkpoints", "logs")
+        for name in ("best.pt", "other/last.ckpt")
+    ]
+    of_run = [
+        tmp_path / folder / stage / "x"
+        for folder in ("checkpoints", "logs")
+        for stage in ("select", "final")
+    ]
     for path in (*mine, *of_run):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("content")
@@ -61,7 +70,9 @@ def test_checkpoints_and_logs_of_somebody_else_stay(tmp_path):
 
 
 @pytest.mark.parametrize(("there", "stays"), [("of this run", False), ("of the one before", True)])
-def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_on(tmp_path, monkeypatch, there, stays):
+def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_on(
+    tmp_path, monkeypatch, there, stays
+):
     """Both at once, as where whatever restarts a run always says so."""
     (tmp_path / "bundle").mkdir()
     checkpoint = tmp_path / "checkpoints" / "select" / "last.ckpt"
@@ -73,28 +84,47 @@ def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_
     assert checkpoint.exists() == stays
 
 
-@pytest.mark.parametrize(("there", "is_refused"), [("of this run", False), ("of the one before", True)])
-def test_a_run_does_not_go_on_beside_the_bundle_of_the_one_before(tmp_path, monkeypatch, there, is_refused):
+@pytest.mark.parametrize(
+    ("there", "is_refused"), [("of this run", False), ("of the one before", True)]
+)
+def test_a_run_does_not_go_on_beside_the_bundle_of_the_one_before(
+    tmp_path, monkeypatch, there, is_refused
+):
     (tmp_path / "bundle").mkdir()
     note_published(tmp_path, {}, "of this run")
     monkeypatch.setattr(run_folder, "read_version", lambda _: there)
-    with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite") if is_refused else nullcontext():
+    with (
+        pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite")
+        if is_refused
+        else nullcontext()
+    ):
         refuse_replacing(config_of(tmp_path, resume=True))
     with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite"):
         refuse_replacing(config_of(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["enable_progress_bar", "enable_model_summary", "log_every_n_steps"])
+@pytest.mark.parametrize(
+    "name", ["enable_progress_bar", "enable_model_summary", "log_every_n_steps"]
+)
 def test_what_is_seen_of_a_training_makes_no_other_run(tmp_path, name):
     assert declare(config_of(tmp_path, trainer={name: 7})) == declare(config_of(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "options", [{"seed": 3}, {"trainer": {"precision": "bf16-mixed"}}, {"previous": Path("runs/old/bundle")}]
+    "options",
+    [
+        {"seed": 3},
+        {"trainer": {"precision": "bf16-mixed"}},
+        {"previous": Path("runs/old/bundle")},
+    ],
 )
 def test_what_a_run_is_made_of_makes_another_run(tmp_path, options):
-    assert declare_finished(config_of(tmp_path, **options), "rows") != declare_finished(config_of(tmp_path), "rows")
-    assert declare_finished(config_of(tmp_path), "others") != declare_finished(config_of(tmp_path), "rows")
+    assert declare_finished(config_of(tmp_path, **options), "rows") != declare_finished(
+        config_of(tmp_path), "rows"
+    )
+    assert declare_finished(config_of(tmp_path), "others") != declare_finished(
+        config_of(tmp_path), "rows"
+    )
 
 
 def test_a_note_of_what_was_published_is_read_and_a_damaged_one_named(tmp_path):
@@ -103,7 +133,10 @@ def test_a_note_of_what_was_published_is_read_and_a_damaged_one_named(tmp_path):
     assert read_published(tmp_path) == ("abc123", {"seed": 3})
     for content in ("", '{"version": "abc', "[]", "{}", '{"version": "abc", "run": 7}'):
         (tmp_path / "checkpoints" / "published.json").write_text(content)
-        with pytest.raises(BundleError, match=r"published\.json is damaged: .*; delete it and train with --overwrite"):
+        with pytest.raises(
+            BundleError,
+            match=r"published\.json is damaged: .*; delete it and train with --overwrite",
+        ):
             read_published(tmp_path)
 
 
@@ -123,6 +156,9 @@ def test_an_interrupted_run_is_continued_or_begun_anew_only_as_it_is_told(tmp_pa
 def test_a_run_says_what_it_takes_from_an_earlier_one(capsys):
     print_previous(None, False)
     assert capsys.readouterr().out == ""
-    said = [print_previous(Path("runs/old/bundle"), is_warm) or capsys.readouterr().out for is_warm in (False, True)]
+    said = [
+        print_previous(Path("runs/old/bundle"), is_warm) or capsys.readouterr().out
+        for is_warm in (False, True)
+    ]
     assert all("runs/old/bundle" in one for one in said)
     assert said[0] != said[1]

@@ -3,11 +3,10 @@
 from types import SimpleNamespace
 
 import numpy as np
-
 from pipeline.stages import find_new_items, write_segments
 from serve.bundle import SEGMENTS
-from serve.discovery.reasons import find_segment
 from serve.events import Events
+from serve.reasons import find_segment
 from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import SHOP, UNTIL, publish_linear
@@ -15,9 +14,14 @@ from tests.linear_profiles import known_users, make_profiles
 
 
 def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr("serve.discovery.segments.MAX_SEGMENTS", 5)  # of 5 different users
-    known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
-    plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
+    monkeypatch.setattr("models.segments.MAX_SEGMENTS", 5)  # of 5 different users
+    known = {
+        f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()
+    }
+    plain = Recommender(
+        Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle,
+        make_profiles(SHOP, known),
+    )
     recommender = write_segments(plain, SimpleNamespace(path=tmp_path), 0)
     segments = recommender.bundle.segments
     assert (tmp_path / SEGMENTS).read_bytes() == segments.to_bytes()
@@ -32,16 +36,39 @@ def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp
 
 def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.MAX_USERS", 200)
-    monkeypatch.setattr("serve.discovery.segments.MAX_SEGMENTS", 5)
-    known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
-    plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
-    first, again = (write_segments(plain, SimpleNamespace(path=tmp_path), 0).bundle.segments for _ in range(2))
+    monkeypatch.setattr("models.segments.MAX_SEGMENTS", 5)
+    known = {
+        f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()
+    }
+    plain = Recommender(
+        Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle,
+        make_profiles(SHOP, known),
+    )
+    first, again = (
+        write_segments(plain, SimpleNamespace(path=tmp_path), 0).bundle.segments for _ in range(2)
+    )
     assert first == again
     assert first.users == 200
     assert np.isclose(sum(one.share for one in first.segments), 1, atol=1e-3)
 
 
 def test_items_first_seen_in_the_last_days_are_new():
-    until, rows, days = 10**9, np.array([0, 0, 1, 2, 2, 3]), np.array([90, 1, 28, 29, 2, 0.5])
-    events = Events(rows, (until - days * 86_400).astype(np.int64), rows, np.ones(6, np.float32), np.array([0, 6]))
-    assert find_new_items(events, 5, until).tolist() == [False, True, False, True, False]
+    until, rows, days = (
+        10**9,
+        np.array([0, 0, 1, 2, 2, 3]),
+        np.array([90, 1, 28, 29, 2, 0.5]),
+    )
+    events = Events(
+        rows,
+        (until - days * 86_400).astype(np.int64),
+        rows,
+        np.ones(6, np.float32),
+        np.array([0, 6]),
+    )
+    assert find_new_items(events, 5, until).tolist() == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]

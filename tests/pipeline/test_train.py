@@ -10,19 +10,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
 import train
 from datamodules.config import DataConfig, TargetsConfig
-from pipeline import run, stages
 from pipeline.config import TuneConfig
 from serve import Recommender
-from serve.bundle import Bundle, verify
-from serve.erasure import add_to_erasure_list
+from serve.bundle import Bundle
 from serve.errors import SchemaError
+from serve.golden import verify
 from serve.index import Neighbours
 from serve.recommender import golden_answer
+from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
-from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, SETS, config_of, make_run, make_tables
+from tests.pipeline.small_runs import (
+    BASKETS,
+    ORDERED,
+    QUIET,
+    SETS,
+    config_of,
+    make_run,
+    make_tables,
+)
+
+from pipeline import run, stages
 
 DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
 
@@ -35,7 +44,9 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, train.Run]:
-    return {name: make_run(tmp_path_factory.mktemp(name) / "run", data) for name, data in DATA.items()}
+    return {
+        name: make_run(tmp_path_factory.mktemp(name) / "run", data) for name, data in DATA.items()
+    }
 
 
 @pytest.fixture(params=DATA)
@@ -53,15 +64,31 @@ def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
 def test_a_run_leaves_what_it_promises(finished):
     folder = finished.bundle.parent
     names = {path.name for path in folder.iterdir()} - {".lock"}
-    assert names == {"bundle", "profiles", "metrics.json", "report.html", "rejects.parquet", "checkpoints", "logs"}
+    assert names == {
+        "bundle",
+        "profiles",
+        "metrics.json",
+        "report.html",
+        "rejects.parquet",
+        "checkpoints",
+        "logs",
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     for view, figures in metrics["test"]["bascule"].items():
         low, high = figures["NDCG@10_ci95"]
         assert low <= figures["NDCG@10"] <= high, view
     assert {"popularity", "itemknn", "ease"} <= metrics["paired"].keys()
     assert {"training", "total", "targets_per_second", "answer_ms"} <= metrics["timing"].keys()
-    assert {"epochs", "continued_epochs", "temperature", "chosen", "refinement"} <= metrics["training"].keys()
-    assert bool(metrics["snapshot"]) is Bundle.load(finished.bundle).schema.has_datetime  # what drift compares with
+    assert {
+        "epochs",
+        "continued_epochs",
+        "temperature",
+        "chosen",
+        "refinement",
+    } <= metrics["training"].keys()
+    assert (
+        bool(metrics["snapshot"]) is Bundle.load(finished.bundle).schema.has_datetime
+    )  # what drift compares with
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
     assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
@@ -101,8 +128,16 @@ def test_an_unseen_user_with_the_same_past_gets_the_same_vector(finished):
             times = columns["datetime"].astype("datetime64[s]").astype(str)
             for one, time, weight in zip(history, times, columns["weight"], strict=True):
                 one |= {"datetime": f"{time}Z", "weight": float(weight)}
-        requests.append({"user_id": f"new {user}", "history": history, "features": dict(profile.features)})
-    known = recommender.encode_users([{"user_id": user} for user in recommender.profiles.user_ids.tolist()])
+        requests.append(
+            {
+                "user_id": f"new {user}",
+                "history": history,
+                "features": dict(profile.features),
+            }
+        )
+    known = recommender.encode_users(
+        [{"user_id": user} for user in recommender.profiles.user_ids.tolist()]
+    )
     assert np.abs(known - recommender.encode_users(requests)).max() <= 1e-6
 
 
@@ -120,9 +155,14 @@ def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
     recommender = Recommender.load(runs["ordered"].bundle)
     users = recommender.profiles.user_ids.tolist()
     answers = recommender.recommend([{"user_id": user} for user in users], k=7)
-    scores = recommender.encode_users([{"user_id": user} for user in users]) @ recommender.bundle.vectors.T
+    scores = (
+        recommender.encode_users([{"user_id": user} for user in users])
+        @ recommender.bundle.vectors.T
+    )
     for row, user in enumerate(users):
-        owned = recommender.catalogue.item_ids.require(recommender.profiles.get(user).history.item_id.tolist())
+        owned = recommender.catalogue.item_ids.require(
+            recommender.profiles.get(user).history.item_id.tolist()
+        )
         add_neighbours(scores[row], recommender.bundle.neighbours, owned)
         scores[row, owned] = -np.inf
         best = np.sort(scores[row])[::-1][:7]
@@ -137,13 +177,18 @@ def test_a_served_set_has_no_order_and_a_new_item_is_placed_by_its_content(runs)
     assert np.abs(first - second).max() <= 1e-6
     elsewhere = recommender.encode_users([{"history": history, "context": {"place": "work"}}])
     assert np.abs(first - elsewhere).max() > 1e-4
-    one, other, again = recommender.encode_items([{"category": name} for name in ("c0", "c1", "c0")])
+    one, other, again = recommender.encode_items(
+        [{"category": name} for name in ("c0", "c1", "c0")]
+    )
     assert np.abs(one - again).max() <= 1e-6
     assert np.abs(one - other).max() > 0.01
 
 
 def shuffle(frames: tuple[pd.DataFrame, ...]) -> tuple[pd.DataFrame, ...]:
-    return tuple(frame.sample(frac=1, random_state=seed, ignore_index=True) for seed, frame in enumerate(frames))
+    return tuple(
+        frame.sample(frac=1, random_state=seed, ignore_index=True)
+        for seed, frame in enumerate(frames)
+    )
 
 
 @pytest.mark.parametrize("name", ["ordered", pytest.param("baskets", marks=pytest.mark.slow)])
@@ -159,16 +204,24 @@ def test_the_same_seed_gives_the_same_bundle_whatever_the_order_of_rows(runs, tm
 def test_rows_in_another_order_give_the_same_towers(name, tmp_path):
     frames = make_tables(DATA[name])
     weights, again = (
-        fit(DATA[name], tables, tmp_path / folder) for tables, folder in ((frames, "a"), (shuffle(frames), "b"))
+        fit(DATA[name], tables, tmp_path / folder)
+        for tables, folder in ((frames, "a"), (shuffle(frames), "b"))
     )
     assert again.data.schema == weights.data.schema
     expected = weights.towers.state_dict()
-    assert all(torch.equal(expected[key], value) for key, value in again.towers.state_dict().items())
+    assert all(
+        torch.equal(expected[key], value) for key, value in again.towers.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("protocol", ["baskets", "ordered"])
 def test_bfloat16_trains_and_leaves_float32(protocol, tmp_path):
-    trained = fit(DATA[protocol], make_tables(DATA[protocol]), tmp_path, trainer={**QUIET, "precision": "bf16-mixed"})
+    trained = fit(
+        DATA[protocol],
+        make_tables(DATA[protocol]),
+        tmp_path,
+        trainer={**QUIET, "precision": "bf16-mixed"},
+    )
     assert {parameter.dtype for parameter in trained.towers.parameters()} == {torch.float32}
     assert {parameter.device.type for parameter in trained.towers.parameters()} == {"cpu"}
 
@@ -176,7 +229,11 @@ def test_bfloat16_trains_and_leaves_float32(protocol, tmp_path):
 def test_disliked_items_are_evidence_and_no_targets(tmp_path):
     events, users, items = make_tables(ORDERED)
     events["weight"] = np.where(np.arange(len(events)) % 3 == 0, 1.0, 5.0)
-    data = fit(replace(ORDERED, targets=TargetsConfig(min_weight=4)), (events, users, items), tmp_path).data
+    data = fit(
+        replace(ORDERED, targets=TargetsConfig(min_weight=4)),
+        (events, users, items),
+        tmp_path,
+    ).data
     disliked = set(map(tuple, events[events["weight"] < 4][["user_id", "item_id"]].to_numpy()))
     ids, asked, seen = data.catalogue.item_ids, set(), set()
     for plan in data.examples.plan(0, 0):
@@ -190,7 +247,9 @@ def test_disliked_items_are_evidence_and_no_targets(tmp_path):
     assert seen & disliked
 
 
-def test_a_later_run_keeps_the_codes_of_an_earlier_one_and_leaves_out_whom_it_forgot(runs, tmp_path):
+def test_a_later_run_keeps_the_codes_of_an_earlier_one_and_leaves_out_whom_it_forgot(
+    runs, tmp_path
+):
     events, users, items = make_tables(SETS)
     items["category"] = items["category"].replace("c0", "a new one")
     before = Bundle.load(runs["sets"].bundle).schema.item_features[0].vocabulary
@@ -217,7 +276,10 @@ def test_a_finished_run_is_not_written_over_nor_repeated(runs, tmp_path, capsys,
 def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     events, users, items = make_tables(ORDERED)
     config = config_of(tmp_path / "run", ORDERED)
-    with pytest.raises(SchemaError, match="tables is a DataFrame; allowed: a tuple of interactions, users and items"):
+    with pytest.raises(
+        SchemaError,
+        match="tables is a DataFrame; allowed: a tuple of interactions, users and items",
+    ):
         train.run(config, events)
     with pytest.raises(SchemaError, match="empty"):
         train.run(config, (events.iloc[:0], users, items))
@@ -234,8 +296,14 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     [
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (MemoryError("no room"), "lower --model.batch_size"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --model.batch_size"),
-        (OSError(28, "No space left on device", "metrics.json"), "metrics.json: No space left on device"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            "lower --model.batch_size",
+        ),
+        (
+            OSError(28, "No space left on device", "metrics.json"),
+            "metrics.json: No space left on device",
+        ),
     ],
 )
 def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, error, text):
@@ -243,9 +311,15 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
         raise error
 
     monkeypatch.setattr(run, "produce", fail)
-    monkeypatch.setattr(train, "parse", lambda argv, program: (config_of(tmp_path / "run", ORDERED), "seed: 0"))
     monkeypatch.setattr(
-        run, "prepare", lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], "")
+        train,
+        "parse",
+        lambda argv, program: (config_of(tmp_path / "run", ORDERED), "seed: 0"),
+    )
+    monkeypatch.setattr(
+        run,
+        "prepare",
+        lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], ""),
     )
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-
 from tests.http.services import publish_served
 from tests.http.test_access import DELETE, ITEM, UPGRADES, head, list_statuses, sized
 from tests.linear_bundle import SHOP
@@ -56,12 +55,16 @@ class Proxy:
     context: ssl.SSLContext
 
     def connect(self, source="127.0.0.2", name=NAME):
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=20, source_address=(source, 0))
+        plain = socket.create_connection(
+            ("127.0.0.1", self.port), timeout=20, source_address=(source, 0)
+        )
         return self.context.wrap_socket(plain, server_hostname=name)
 
     def ask(self, *call):
         with self.connect() as connection:
-            connection.sendall(write_request(*call).replace(b"host: localhost", f"host: {NAME}".encode()))
+            connection.sendall(
+                write_request(*call).replace(b"host: localhost", f"host: {NAME}".encode())
+            )
             return read_reply(connection)
 
 
@@ -90,7 +93,13 @@ def proxying(port, path=ROOT / "deploy" / "nginx.conf", place=place_deployed, **
         free.close()
         make = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -keyout key -out cert"
         subprocess.run(
-            [*make.split(), "-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"],
+            [
+                *make.split(),
+                "-subj",
+                f"/CN={NAME}",
+                "-addext",
+                f"subjectAltName=DNS:{NAME}",
+            ],
             cwd=folder,
             check=True,
             capture_output=True,
@@ -102,7 +111,15 @@ def proxying(port, path=ROOT / "deploy" / "nginx.conf", place=place_deployed, **
             text = text.replace(old, new)
         (folder / "bascule.conf").write_text(text)
         (folder / "main.conf").write_text(MAIN.format(folder))
-        command = [NGINX, "-e", f"{folder}/error", "-p", name, "-c", f"{folder}/main.conf"]
+        command = [
+            NGINX,
+            "-e",
+            f"{folder}/error",
+            "-p",
+            name,
+            "-c",
+            f"{folder}/main.conf",
+        ]
         with subprocess.Popen(command, **user) as process:
             try:
                 proxy = Proxy(own_port, ssl.create_default_context(cafile=folder / "cert"))
@@ -129,15 +146,30 @@ WEBSOCKETS = {
 }
 
 
-@pytest.mark.parametrize("changes", [{}, WEBSOCKETS], ids=["as it is", "with the usual lines for websockets"])
+@pytest.mark.parametrize(
+    "changes", [{}, WEBSOCKETS], ids=["as it is", "with the usual lines for websockets"]
+)
 def test_nothing_in_a_body_is_a_request_behind_a_proxy(bundle, changes):
-    with serving("--bundle", bundle, "--allowed-host", NAME) as server, proxying(server.port, **changes) as proxy:
+    with (
+        serving("--bundle", bundle, "--allowed-host", NAME) as server,
+        proxying(server.port, **changes) as proxy,
+    ):
         n_items = server.ask("GET", "/v1/status").json["items"]
         for lines in UPGRADES:
-            chunked = head(f"{lines}transfer-encoding: chunked\r\n"), b"%x\r\n%s\r\n0\r\n\r\n" % (len(DELETE), DELETE)
-            for first, *others in ([sized(DELETE, lines)], [sized(DELETE, lines), DELETE[:30], DELETE[30:]], chunked):
+            chunked = (
+                head(f"{lines}transfer-encoding: chunked\r\n"),
+                b"%x\r\n%s\r\n0\r\n\r\n" % (len(DELETE), DELETE),
+            )
+            for first, *others in (
+                [sized(DELETE, lines)],
+                [sized(DELETE, lines), DELETE[:30], DELETE[30:]],
+                chunked,
+            ):
                 with proxy.connect() as connection:
-                    for part in (first.replace(b"localhost", NAME.encode()), *(others or [DELETE])):
+                    for part in (
+                        first.replace(b"localhost", NAME.encode()),
+                        *(others or [DELETE]),
+                    ):
                         connection.sendall(part)
                         time.sleep(0.05 if others else 0)
                     assert list_statuses(connection) == [400]
@@ -149,7 +181,10 @@ def test_nothing_in_a_body_is_a_request_behind_a_proxy(bundle, changes):
             "/metrics",
             "/v1/status",
         ):
-            assert proxy.ask("DELETE" if "items" in path else "GET", path).status in (404, 405)
+            assert proxy.ask("DELETE" if "items" in path else "GET", path).status in (
+                404,
+                405,
+            )
         assert server.ask("GET", "/v1/status").json["items"] == n_items
         with pytest.raises(ssl.SSLError):
             proxy.connect(name="evil.example")
@@ -167,12 +202,19 @@ def be_slow(stack, connect, begin):
             time.sleep(0.05)
 
 
-@pytest.mark.parametrize("begin", [b"", b"POST /v1/rec", sized(b"{" * 900) + b"{"], ids=["nothing", "heads", "bodies"])
+@pytest.mark.parametrize(
+    "begin",
+    [b"", b"POST /v1/rec", sized(b"{" * 900) + b"{"],
+    ids=["nothing", "heads", "bodies"],
+)
 def test_slow_clients_give_way_to_good_ones_of_the_same_address(bundle, begin):
     with serving("--bundle", bundle) as server, ExitStack() as stack:
         be_slow(stack, server.connect, begin)
         assert [server.ask(*ASKED).status for _ in range(N_GOOD)] == [200] * N_GOOD
-        counted = re.search(r"bascule_dropped_connections_total (\d+)", server.ask("GET", "/metrics").content.decode())
+        counted = re.search(
+            r"bascule_dropped_connections_total (\d+)",
+            server.ask("GET", "/metrics").content.decode(),
+        )
         assert int(counted[1]) >= N_SLOW - 512
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-
 from tests.http.services import NOW, publish_served
 from tests.linear_bundle import SHOP
 from tests.served import serving, write_request
@@ -33,7 +32,11 @@ ODD = [
     *("2022-01-01", "9999-12-31T23:59:59Z", [], [[]], {}, {"": ""}, [None] * 50, {MARK: {MARK: [MARK]}}, [[[MARK]]]),
 ]  # fmt: skip
 EVENT = {"item_id": "i107", "datetime": 1_490_000_000, "event": "buy", "weight": 2}
-ASKED = {"history": [EVENT, EVENT | {"item_id": "i114"}], "context": {"device": "web"}, "features": {"income": 3}}
+ASKED = {
+    "history": [EVENT, EVENT | {"item_id": "i114"}],
+    "context": {"device": "web"},
+    "features": {"income": 3},
+}
 FILTERS = {
     "where": "brand in ['x'] and price <= 20 and not department = 'fruit'",
     "only": ["i107"],
@@ -51,7 +54,11 @@ BODIES = [
     ("DELETE", "/v1/items/new", None),
     ("POST", "/v1/users/forget", {"user_id": "nobody"}),
 ]  # fmt: skip
-GOOD = {"history": [{"item_id": "i107"}, {"item_id": "i114"}], **NOW, "filters": {"where": "brand = 'x'"}}
+GOOD = {
+    "history": [{"item_id": "i107"}, {"item_id": "i114"}],
+    **NOW,
+    "filters": {"where": "brand = 'x'"},
+}
 
 
 @pytest.fixture
@@ -71,7 +78,13 @@ def service(tmp_path):
 
 def list_places(node, path=()):
     yield path
-    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    children = (
+        node.items()
+        if isinstance(node, dict)
+        else enumerate(node)
+        if isinstance(node, list)
+        else ()
+    )
     for name, child in children:
         yield from list_places(child, (*path, name))
 
@@ -90,7 +103,9 @@ def alter(body, rng):
         if how < 0.6:
             node[last] = copy.deepcopy(rng.choice(ODD))
         elif how < 0.75 and isinstance(node, dict):
-            node[rng.choice([MARK, "", "user_id", "k", "where", "\x00", "item_id"])] = node.pop(last)
+            node[rng.choice([MARK, "", "user_id", "k", "where", "\x00", "item_id"])] = node.pop(
+                last
+            )
         elif how < 0.9:
             del node[last]
         elif isinstance(node, list):
@@ -119,7 +134,9 @@ def mutate(text, rng):
     for _ in range(rng.choice([1, 1, 2, 5])):
         place, size = rng.randrange(len(data) + 1), rng.choice([0, 1, 3, 20])
         repeated = data[place : place + size] * rng.choice([2, 4])
-        data[place : place + size] = rng.choice([repeated, b"", rng.choice(pieces), rng.randbytes(size)])
+        data[place : place + size] = rng.choice(
+            [repeated, b"", rng.choice(pieces), rng.randbytes(size)]
+        )
     return bytes(data)
 
 
@@ -127,7 +144,11 @@ def draw_call(rng):
     method, path, body = rng.choice(BODIES if rng.random() < 0.05 else BODIES[:-1])
     if path.startswith("/v1/items/"):
         path += rng.choice(["", "", "%00", "%ff", "x" * 300, "%20", "a%2Fb", MARK])
-    altered = json.dumps(alter(body, rng)).encode() if rng.random() < 0.6 else mutate(json.dumps(body).encode(), rng)
+    altered = (
+        json.dumps(alter(body, rng)).encode()
+        if rng.random() < 0.6
+        else mutate(json.dumps(body).encode(), rng)
+    )
     return method, path, b"" if body is None else altered
 
 
@@ -159,7 +180,12 @@ def test_raw_bytes_are_answered_refused_or_dropped(service):
         method, path, body = draw_call(rng)
         whole = write_request(method, path, body, HEADERS)
         sent = rng.choice(
-            [mutate(whole, rng), mutate(whole * 2, rng), rng.randbytes(200), whole[: rng.randrange(len(whole))]]
+            [
+                mutate(whole, rng),
+                mutate(whole * 2, rng),
+                rng.randbytes(200),
+                whole[: rng.randrange(len(whole))],
+            ]
         )
         with service.connect() as connection:
             connection.sendall(sent)
@@ -182,9 +208,29 @@ def test_the_service_does_what_its_document_says(service, tmp_path):
         'positive_data_acceptance.expected-statuses = ["2xx", 404, 413, 422]\n'
         "negative_data_rejection.expected-statuses = [400, 401, 404, 405, 413, 415, 422]\n"
     )
-    command = [Path(sys.executable).with_name("schemathesis"), "--config-file", config, "run", "--checks", "all"]
-    options = ["--header", f"Authorization: {HEADERS['authorization']}", "--max-time", "30", "--seed", "1"]
+    command = [
+        Path(sys.executable).with_name("schemathesis"),
+        "--config-file",
+        config,
+        "run",
+        "--checks",
+        "all",
+    ]
+    options = [
+        "--header",
+        f"Authorization: {HEADERS['authorization']}",
+        "--max-time",
+        "30",
+        "--seed",
+        "1",
+    ]
     address = f"http://127.0.0.1:{service.port}/openapi.json"
-    done = subprocess.run([*command, *options, address], capture_output=True, text=True, cwd=tmp_path, check=False)
+    done = subprocess.run(
+        [*command, *options, address],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-6000:]
     assert "Tested: 15" in done.stdout

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-
 from datamodules.config import SplitConfig
 from evaluation.gate import AUDIT
-from serve.versions import Registry, read_version
+from service.publish import read_version
+from service.registry import Registry
 from tests.models.tiny_towers import one_thread
 from tests.pipeline import small_runs
 from tests.pipeline.shop import open_shop
@@ -31,18 +31,35 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
         pytest.skip(f"needs {missing}")
     monkeypatch.setattr(small_runs, "START", int(time.time()) - 302 * small_runs.DAY)
     with one_thread():
-        config = open_shop(tmp_path / "runs", replace(small_runs.BASKETS, split=SplitConfig("none")))
+        config = open_shop(
+            tmp_path / "runs", replace(small_runs.BASKETS, split=SplitConfig("none"))
+        )
     shutil.copy(config, tmp_path / "my.yaml")
     first = read_version(tmp_path / "runs" / "my" / "bundle")
     script = "set -euo pipefail\ntrap 'kill $(cat pid) 2> /dev/null || true' EXIT\n"
-    script += "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("8080", str(find_ports(1)[0]))
+    script += "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace(
+        "8080", str(find_ports(1)[0])
+    )
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ["timeout", "120", "bash", "-xc", script]  # ends what the script began, too
+    environment = os.environ | {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "timeout",
+        "120",
+        "bash",
+        "-xc",
+        script,
+    ]  # ends what the script began, too
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     registry = Registry(tmp_path / "runs" / "registry")
-    assert [registry.current(), *registry.past()] == [read_version(tmp_path / "runs" / "my-2" / "bundle"), first]
+    assert [registry.current(), *registry.past()] == [
+        read_version(tmp_path / "runs" / "my-2" / "bundle"),
+        first,
+    ]
     steps = [json.loads(line)["step"] for line in (registry.path / AUDIT).read_text().splitlines()]
     assert steps == ["judged", "published", "activated"]
     slots = pd.read_parquet(registry.path / "feedback" / "shown.parquet")

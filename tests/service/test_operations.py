@@ -11,8 +11,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 import yaml
-
-from serve.durable import read_erasure_list
+from serve.files import read_erasure_list
 from serve.profiles import Profiles
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, publish_linear
@@ -25,7 +24,9 @@ TOOLS = ("bash", "curl", "jq", "openssl", "sha256sum", "sqlite3")
 
 def find_ports(number):
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
+        ]
         return [one.getsockname()[1] for one in sockets]
 
 
@@ -39,8 +40,18 @@ def test_the_page_on_operations_can_be_followed(tmp_path):
     for port, free in zip(("8080", "8081"), find_ports(2), strict=True):
         script = script.replace(port, str(free))
     path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = ["timeout", "120", "bash", "-xc", script]  # ends what the script began, too
+    environment = os.environ | {
+        "PATH": path,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [
+        "timeout",
+        "120",
+        "bash",
+        "-xc",
+        script,
+    ]  # ends what the script began, too
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "runs" / "demo"
@@ -48,7 +59,9 @@ def test_the_page_on_operations_can_be_followed(tmp_path):
     assert not {"u1", "u2"} & set(Profiles.load(run / "profiles").user_ids.tolist())
     assert "u1" in Profiles.load(tmp_path / "backup" / "profiles").user_ids.tolist()
     with closing(sqlite3.connect(run / "state" / "state.db")) as state:
-        assert state.execute("SELECT count(*) FROM events WHERE user_id IN ('u1', 'u2')").fetchone() == (0,)
+        assert state.execute(
+            "SELECT count(*) FROM events WHERE user_id IN ('u1', 'u2')"
+        ).fetchone() == (0,)
 
 
 def test_every_alert_has_a_line_that_says_what_to_do():
@@ -100,12 +113,23 @@ def test_all_alerts_fire_in_trouble_and_none_in_quiet(tmp_path, series, fire):
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool")
     rules = ROOT / "deploy" / "alerts.yml"
-    names = [rule["alert"] for group in yaml.safe_load(rules.read_text())["groups"] for rule in group["rules"]]
+    names = [
+        rule["alert"]
+        for group in yaml.safe_load(rules.read_text())["groups"]
+        for rule in group["rules"]
+    ]
     firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
     wanted = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in names if fire]
     given = [{"series": name, "values": values} for name, values in series.items()]
     checked = [{"expr": firing, "eval_time": "2h", "exp_samples": wanted}]
-    test = {"rule_files": [str(rules)], "tests": [{"input_series": given, "promql_expr_test": checked}]}
+    test = {
+        "rule_files": [str(rules)],
+        "tests": [{"input_series": given, "promql_expr_test": checked}],
+    }
     (tmp_path / "test.yml").write_text(yaml.safe_dump(test))
-    done = subprocess.run(["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yml")],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -15,26 +15,38 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from tests.served import ROOT, Server
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(1800)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|^    (?! )((?:[^\n]*\\\n)*[^\n]+)$", re.DOTALL | re.MULTILINE)
-ELSEWHERE = ("make test", "make lint", "pip install", "docker")  # CI runs them, in steps of their own
+BLOCK = re.compile(
+    r"^```(\w*)\n(.*?)^```$|^    (?! )((?:[^\n]*\\\n)*[^\n]+)$",
+    re.DOTALL | re.MULTILINE,
+)
+ELSEWHERE = (
+    "make test",
+    "make lint",
+    "pip install",
+    "docker",
+)  # CI runs them, in steps of their own
 SERVICE = re.compile(r"(-m serve http|bascule serve)\b")
 PREAMBLE = 'set -euo pipefail; curl() { command curl --fail-with-body "$@"; echo; }\n'
 
 
 def list_steps():
     """Return (kind, text) of every fenced block and indented line, in their order."""
-    found = [("bash", line) if line else (kind, block) for kind, block, line in BLOCK.findall(README)]
+    found = [
+        ("bash", line) if line else (kind, block) for kind, block, line in BLOCK.findall(README)
+    ]
     return [(kind, text) for kind, text in found if kind in ("bash", "sh", "python", "yaml")]
 
 
 def list_tabled():
     """Return the commands of the table, which name their options."""
-    return [line.replace("\\|", "|") for line in re.findall(r"^\| `((?:python|bascule)[^`]*)`", README, re.MULTILINE)]
+    return [
+        line.replace("\\|", "|")
+        for line in re.findall(r"^\| `((?:python|bascule)[^`]*)`", README, re.MULTILINE)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +54,9 @@ def clone(tmp_path_factory):
     """Copy what a clone would hold, with an environment in which everything is installed already."""
     folder = tmp_path_factory.mktemp("readme") / "bascule"
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")[:-1]:
+    for name in subprocess.run(
+        listed, cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")[:-1]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
@@ -55,7 +69,9 @@ def clone(tmp_path_factory):
     for name in (".train", ".dev"):  # make has nothing to install
         (folder / ".venv" / name).touch()
     if not (binaries / "bascule").exists():
-        (binaries / "bascule").write_text(f'#!/bin/sh\nexec "{binaries}/python" -m bascule "$@"\n', encoding="utf-8")
+        (binaries / "bascule").write_text(
+            f'#!/bin/sh\nexec "{binaries}/python" -m bascule "$@"\n', encoding="utf-8"
+        )
         (binaries / "bascule").chmod(0o755)
     write_shop(folder)
     return folder
@@ -66,9 +82,21 @@ def write_shop(folder):
     rng = np.random.default_rng(0)
     customers = rng.integers(80, size=1500)
     skus = customers % 4 * 10 + rng.integers(10, size=1500)
-    events = pd.DataFrame({"customer": customers, "sku": skus, "ts": 1_700_000_000 + rng.integers(10**7, size=1500)})
+    events = pd.DataFrame(
+        {
+            "customer": customers,
+            "sku": skus,
+            "ts": 1_700_000_000 + rng.integers(10**7, size=1500),
+        }
+    )
     events.to_csv(folder / "events.csv", index=False)
-    items = pd.DataFrame({"sku": range(40), "category": [f"k{one // 10}" for one in range(40)], "price": range(40)})
+    items = pd.DataFrame(
+        {
+            "sku": range(40),
+            "category": [f"k{one // 10}" for one in range(40)],
+            "price": range(40),
+        }
+    )
     items.assign(title="thing").to_csv(folder / "items.csv", index=False)
 
 
@@ -86,16 +114,33 @@ def choose_port():
 
 
 def run(clone, words, **options):
-    variables = {"PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1", "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}"}
+    variables = {
+        "PYTHONPATH": str(clone),
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}",
+    }
     environment = os.environ | variables
-    return subprocess.run(words, cwd=clone, env=environment, text=True, capture_output=True, check=False, **options)
+    return subprocess.run(
+        words,
+        cwd=clone,
+        env=environment,
+        text=True,
+        capture_output=True,
+        check=False,
+        **options,
+    )
 
 
 def serve(clone, command, port):
     """Start the service as the README does and return its process once it is ready."""
-    words = [*shlex.split(command, comments=True), *(["--port", str(port)] if port != 8080 else [])]
+    words = [
+        *shlex.split(command, comments=True),
+        *(["--port", str(port)] if port != 8080 else []),
+    ]
     with (clone / "service.log").open("a") as log:
-        process = subprocess.Popen(words, cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, stderr=log)
+        process = subprocess.Popen(
+            words, cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, stderr=log
+        )
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
         with socket.socket() as one:
@@ -138,7 +183,11 @@ def test_every_command_and_block_runs_as_printed(clone):
             if SERVICE.search(text):
                 services.append(serve(clone, text, port))
                 continue
-            words = [".venv/bin/python", "-c", text] if kind == "python" else ["bash", "-c", PREAMBLE + text]
+            words = (
+                [".venv/bin/python", "-c", text]
+                if kind == "python"
+                else ["bash", "-c", PREAMBLE + text]
+            )
             done = run(clone, words)
             assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             check_answers(done.stdout)

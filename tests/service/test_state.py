@@ -7,8 +7,7 @@ import time
 from contextlib import closing, contextmanager, suppress
 
 import pytest
-
-from serve.state import StateStore
+from service.state import StateStore
 from tests.http.services import NOW, publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids
 from tests.served import serving
@@ -23,7 +22,9 @@ SECONDS = 30
 @contextmanager
 def small_disk(path):
     path.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True
+    )
     if done.returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
@@ -49,7 +50,14 @@ def wait_for(what):
 def test_a_disk_that_is_full_at_the_start_is_used_once_it_is_not(tmp_path, has_state):
     bundle = publish_served(tmp_path / "run", SHOP)
     with small_disk(tmp_path / "disk") as disk:
-        state = ("--bundle", bundle, "--state", disk / "state", "--retention-days", "36000")
+        state = (
+            "--bundle",
+            bundle,
+            "--state",
+            disk / "state",
+            "--retention-days",
+            "36000",
+        )
         if has_state:
             with serving(*state) as server:
                 assert server.ask("POST", "/v1/events", EVENT).status == 200

@@ -6,7 +6,6 @@ import time
 
 import numpy as np
 import pytest
-
 from tests.benchmarks.http_service import compare, hold_rate, looping
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, item_ids
@@ -30,7 +29,14 @@ def add_events(server, user):
     ids, now = item_ids(SHOP), int(time.time())
     for start in range(0, N_EVENTS, BODY):
         at = range(start, start + BODY)
-        events = [{"user_id": user, "item_id": ids[n % len(ids)], "datetime": now - N_EVENTS + n} for n in at]
+        events = [
+            {
+                "user_id": user,
+                "item_id": ids[n % len(ids)],
+                "datetime": now - N_EVENTS + n,
+            }
+            for n in at
+        ]
         assert server.ask("POST", "/v1/events", {"events": events}).status == 200
 
 
@@ -43,7 +49,9 @@ def time_singles(server, n):
     return seconds
 
 
-def test_a_body_of_a_user_with_very_many_live_events_is_answered_in_seconds_and_delays_nobody(server):
+def test_a_body_of_a_user_with_very_many_live_events_is_answered_in_seconds_and_delays_nobody(
+    server,
+):
     add_events(server, "u3")
     body = json.dumps({"requests": [{"user_id": "u3"}] * BODY}).encode()
     with looping(server.port, body) as took:
@@ -55,13 +63,18 @@ def test_a_body_of_a_user_with_very_many_live_events_is_answered_in_seconds_and_
 def test_a_client_that_loops_over_long_bodies_leaves_the_others_their_pace(server):
     single, ports = [b'{"user_id": "u1"}'] * 300, (server.port, server.port)
     quiet = np.median(compare(ports, single))
-    with looping(server.port, json.dumps({"requests": [{"user_id": "u2"}] * BODY, "k": 125}).encode()) as took:
+    with looping(
+        server.port,
+        json.dumps({"requests": [{"user_id": "u2"}] * BODY, "k": 125}).encode(),
+    ) as took:
         beside = np.median(compare(ports, single))
     assert beside < 8 * quiet
     assert max(took) < SECONDS
 
 
-def test_at_three_times_what_can_be_answered_the_answers_come_soon_and_the_rest_is_refused(server):
+def test_at_three_times_what_can_be_answered_the_answers_come_soon_and_the_rest_is_refused(
+    server,
+):
     single, n_calls = b'{"user_id": "u1"}', 3000
     took, answered = asyncio.run(hold_rate(server.port, [single] * n_calls, 1e9, 32))
     assert len(answered) == n_calls

@@ -13,10 +13,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-
 from serve.recommender import Recommender
-from serve.state import StateStore
-from serve.versions import Registry, activate, publish_version
+from service.registry import Registry, activate, publish_version
+from service.state import StateStore
 from tests.http.services import EVER, NOW, TOKEN, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
 from tests.served import JSON, serving
@@ -44,7 +43,9 @@ class Client(Thread):
             if self._is_over.is_set():
                 break
             path, body = self._make(number)
-            connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=30)
+            connection = connection or http.client.HTTPConnection(
+                "127.0.0.1", self._port, timeout=30
+            )
             try:
                 connection.request("POST", path, json.dumps(body), JSON)
                 reply = connection.getresponse()
@@ -90,18 +91,30 @@ def wait_for(met, seconds=60):
 
 
 def workers_of(server):
-    return set(map(int, Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()))
+    return set(
+        map(
+            int,
+            Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children")
+            .read_text()
+            .split(),
+        )
+    )
 
 
 def statuses(server):
     """Return the version of each worker that a dozen connections reach."""
-    return Counter(server.ask("GET", "/v1/status", headers=AUTHORISED).json["version"] for _ in range(12))
+    return Counter(
+        server.ask("GET", "/v1/status", headers=AUTHORISED).json["version"] for _ in range(12)
+    )
 
 
 def expected_lists(bundles):
     """Return version -> the list of that bundle."""
     recommenders = [Recommender.load(bundle) for bundle in bundles]
-    return {one.version: one.recommend([NOW | {"history": HISTORY}], 7).item_id.tolist() for one in recommenders}
+    return {
+        one.version: one.recommend([NOW | {"history": HISTORY}], 7).item_id.tolist()
+        for one in recommenders
+    }
 
 
 def check_lists(clients, expected):
@@ -128,7 +141,9 @@ def check_kept(home, clients, turn=0):
     with closing(sqlite3.connect(home / "state" / "state.db")) as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         within = (first_of(turn), first_of(turn + 1) - 1)
-        (n_kept,) = database.execute("SELECT count(*) FROM events WHERE datetime BETWEEN ? AND ?", within).fetchone()
+        (n_kept,) = database.execute(
+            "SELECT count(*) FROM events WHERE datetime BETWEEN ? AND ?", within
+        ).fetchone()
     assert n_kept >= sum(len(client.replies) for client in clients)
     with closing(StateStore(home / "state" / "state.db", retention_days=EVER)) as store:
         for who, client in enumerate(clients):
@@ -139,10 +154,21 @@ def check_kept(home, clients, turn=0):
 @pytest.fixture
 def run(tmp_path):
     """A registry with two versions of one world, and a folder of state."""
-    bundles = [publish_served(tmp_path / "a", SHOP), publish_linear(tmp_path / "b", SHOP, seed=8)]
+    bundles = [
+        publish_served(tmp_path / "a", SHOP),
+        publish_linear(tmp_path / "b", SHOP, seed=8),
+    ]
     registry = Registry(tmp_path / "registry")
-    versions = [publish_version(registry, one, is_activated=place == 0).version for place, one in enumerate(bundles)]
-    return registry, versions, bundles, ("--registry", registry.path, "--retention-days", str(EVER))
+    versions = [
+        publish_version(registry, one, is_activated=place == 0).version
+        for place, one in enumerate(bundles)
+    ]
+    return (
+        registry,
+        versions,
+        bundles,
+        ("--registry", registry.path, "--retention-days", str(EVER)),
+    )
 
 
 @pytest.mark.parametrize(("n_workers", "n_renewals"), [(1, 3), (2, 2)])
@@ -171,16 +197,26 @@ def test_of_killed_workers_others_take_the_place_and_nothing_acknowledged_is_los
                 victim = min(workers_of(server))
                 os.kill(victim, signal.SIGKILL)
                 wait_for(lambda: victim not in workers_of(server))  # noqa: B023
-                wait_for(lambda: all(len(one.replies) > n + 20 for one, n in zip(clients, n_replies, strict=True)))  # noqa: B023
+                wait_for(
+                    lambda: all(
+                        len(one.replies) > n + 20
+                        for one, n in zip(clients, n_replies, strict=True)  # noqa: B023
+                    )
+                )
         assert server.end() == 0
-    assert max(len(client.broken) for client in clients) <= 4  # its own connection to each that was killed
+    assert (
+        max(len(client.broken) for client in clients) <= 4
+    )  # its own connection to each that was killed
     check_kept(run[0].path, clients)
 
 
 def test_of_a_killed_service_nothing_acknowledged_is_lost(run):
     *_, options = run
     for turn in range(5):
-        with serving(*options) as server, asked(server.port, *(tell(who, turn) for who in range(2))) as clients:
+        with (
+            serving(*options) as server,
+            asked(server.port, *(tell(who, turn) for who in range(2))) as clients,
+        ):
             wait_for(lambda: all(len(client.replies) > 20 for client in clients))
             server.end(signal.SIGKILL)
         check_kept(run[0].path, clients, turn)
@@ -197,7 +233,9 @@ def test_items_and_reloads_of_one_worker_reach_the_others_within_a_second(run):
             activate(registry, versions[1 - number % 2])
             assert server.ask("POST", "/v1/reload", headers=AUTHORISED).status == 200
             time.sleep(1)
-            seen = [server.ask("POST", "/v1/similar", {"item_id": f"new-{number}"}) for _ in range(12)]
+            seen = [
+                server.ask("POST", "/v1/similar", {"item_id": f"new-{number}"}) for _ in range(12)
+            ]
             assert {one.status for one in seen} == {200}
             assert statuses(server).keys() == {versions[1 - number % 2]}
         assert server.end() == 0
@@ -211,7 +249,9 @@ def test_no_answer_mixes_versions_while_they_are_exchanged(run):
                 activate(registry, versions[1 - number % 2])
                 assert server.ask("POST", "/v1/reload", headers=AUTHORISED).status == 200
         check_lists(clients, expected_lists(bundles))
-        assert {reply["version"] for client in clients for _, reply in client.replies} == set(versions)
+        assert {reply["version"] for client in clients for _, reply in client.replies} == set(
+            versions
+        )
 
 
 def test_a_service_that_is_drained_answers_all_that_it_took(run):

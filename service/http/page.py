@@ -11,17 +11,20 @@ import numpy as np
 
 from serve.catalogue import name_columns, name_items
 from serve.columns import to_arrow
-from serve.discovery.dials import RECOMMENDED
 from serve.encode import to_text
 from serve.index import UNKNOWN_ROW, Ints
 from serve.recommender import Recommender
 from serve.requests import Filters, Id, Request
+from serve.rerank import RECOMMENDED
 from serve.schema import DERIVED, Feature
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are put in order
-_MAX_USERS, _TRIED, _SAMPLE = 5, 20, 100  # users to try, of so many each; of so many the segments are looked up
-_MAX_RECENT, _MAX_EVENTS = 4, 100  # distinct items that a user took last, and events among which they are looked for
+_MAX_USERS = 5  # users to try, of so many each; of so many the segments are looked up
+_TRIED = 20
+_SAMPLE = 100
+_MAX_RECENT = 4  # distinct items that a user took last, and events among which they are looked for
+_MAX_EVENTS = 100
 _USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
@@ -30,7 +33,11 @@ def describe_form(current: Recommender) -> dict[str, Any]:
     schema = current.bundle.schema
     return {
         "names": name_columns(current.catalogue.table, schema.item_features),
-        "features": [_describe_feature(one) for one in schema.user_features if one.kind not in DERIVED],
+        "features": [
+            _describe_feature(one)
+            for one in schema.user_features
+            if one.kind not in DERIVED
+        ],
         "context": [_describe_feature(one) for one in schema.context_features],
         "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
@@ -43,27 +50,47 @@ def describe_form(current: Recommender) -> dict[str, Any]:
 
 
 def _describe_feature(feature: Feature) -> dict[str, Any]:
-    return {"name": feature.name, "kind": feature.kind, "values": list(feature.vocabulary[:_MAX_VALUES])}
+    return {
+        "name": feature.name,
+        "kind": feature.kind,
+        "values": list(feature.vocabulary[:_MAX_VALUES]),
+    }
 
 
 def choose_users(current: Recommender) -> list[dict[str, Any]]:
     """Choose a known user of each segment, or else of short to long histories: one each of whom much is known."""
     if current not in _USERS:
-        tried = [current.profiles.user_ids[group[:_TRIED]].tolist() for group in _group_users(current) if len(group)]
-        found = ([_describe_user(current, one) for one in some] for some in tried[:_MAX_USERS])
-        _USERS[current] = [max(some, key=lambda one: len(one["features"])) for some in found]
+        tried = [
+            current.profiles.user_ids[group[:_TRIED]].tolist()
+            for group in _group_users(current)
+            if len(group)
+        ]
+        found = (
+            [_describe_user(current, one) for one in some]
+            for some in tried[:_MAX_USERS]
+        )
+        _USERS[current] = [
+            max(some, key=lambda one: len(one["features"])) for some in found
+        ]
     return _USERS[current]
 
 
 def _group_users(current: Recommender) -> list[Ints]:
     """Return positions of profiles by segment, or else by the number of events, of each group the middle first."""
-    profiles, segments = current.profiles, current.bundle.segments
+    profiles = current.profiles
+    segments = current.bundle.segments
     order = np.argsort(np.diff(profiles.offsets), kind="stable")
     if segments is None or not len(order):
         return [group[len(group) // 2 :] for group in np.array_split(order, _MAX_USERS)]
     drawn = order[np.linspace(0.5 * len(order), len(order) - 1, _SAMPLE).astype(int)]
-    labels = segments.of(current.encode_users([{"user_id": one} for one in profiles.user_ids[drawn].tolist()]))
-    return [np.unique(drawn[labels == place]) for place in range(len(segments.segments))]
+    labels = segments.of(
+        current.encode_users(
+            [{"user_id": one} for one in profiles.user_ids[drawn].tolist()]
+        )
+    )
+    return [
+        np.unique(drawn[labels == place]) for place in range(len(segments.segments))
+    ]
 
 
 def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
@@ -73,8 +100,14 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
         raise KeyError(user_id)
     latest = dict.fromkeys(profile.history.item_id[: -_MAX_EVENTS - 1 : -1].tolist())
     rows = current.catalogue.item_ids.find([*latest])
-    taken = current.catalogue.table.take(to_arrow(rows[rows != UNKNOWN_ROW][:_MAX_RECENT]))
-    words = {name: to_text(value) for name, value in profile.features.items() if not isinstance(value, np.ndarray)}
+    taken = current.catalogue.table.take(
+        to_arrow(rows[rows != UNKNOWN_ROW][:_MAX_RECENT])
+    )
+    words = {
+        name: to_text(value)
+        for name, value in profile.features.items()
+        if not isinstance(value, np.ndarray)
+    }
     return {
         "user_id": user_id,
         "events": len(profile.history),
@@ -85,9 +118,17 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
 
 def search_items(current: Recommender, text: str, k: int) -> list[Id]:
     """Return the ids of up to k listed items of which the texts hold all words: what is popular first."""
-    ids, words = current.catalogue.item_ids, text.casefold().split()
-    matches = (row for row, one in enumerate(current.catalogue.texts) if all(word in one for word in words))
+    ids = current.catalogue.item_ids
+    words = text.casefold().split()
+    matches = (
+        row
+        for row, one in enumerate(current.catalogue.texts)
+        if all(word in one for word in words)
+    )
     rows = [*islice(matches, _MAX_MATCHES)]
-    asked = Request(filters=Filters(only=tuple(ids.ids[rows].tolist())), datetime=current.bundle.schema.data_until)
+    asked = Request(
+        filters=Filters(only=tuple(ids.ids[rows].tolist())),
+        datetime=current.bundle.schema.data_until,
+    )
     (found,) = current.recommend([asked], k, filter_viewed=False)
     return found.item_id.tolist()  # type: ignore[no-any-return]

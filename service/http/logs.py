@@ -1,6 +1,6 @@
 """Logs on stderr, as text or JSON: each line knows its request, none holds a path, a value that was sent or a person.
 
-serve.http    what the service says of itself; the place of an error, but not its message
+service.http    what the service says of itself; the place of an error, but not its message
 serve.access  a line per answer, in JSON alone: route, status, seconds, name of the key
 serve.audit   a line per change that a caller asked for: forget, items, reload; users by the hashes of the receipt
 """
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from starlette.types import Scope
 
 AUDITED = frozenset({"forget", "items", "reload"})  # routes
-ACCESS, AUDIT = logging.getLogger("serve.access"), logging.getLogger("serve.audit")
+ACCESS = logging.getLogger("serve.access")
+AUDIT = logging.getLogger("serve.audit")
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _OUTCOMES = {2: "done", 4: "refused", 5: "failed"}  # by the first digit of the status
@@ -31,7 +32,12 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line with the facts of the record behind it."""
         record.message = _first_line(record)
-        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in _facts(record).items())])
+        return " ".join(
+            [
+                super().formatMessage(record),
+                *(f"{name}={value}" for name, value in _facts(record).items()),
+            ]
+        )
 
     def formatException(self, ei: Any) -> str:
         """Return the frames and the type, without the message, which may hold an id or a feature."""
@@ -44,10 +50,19 @@ class JsonFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as JSON."""
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(
+            timespec="milliseconds"
+        )
         head = {"time": time, "level": record.levelname, "logger": record.name}
         line = head | {"message": _first_line(record)} | _facts(record)
-        return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
+        return json.dumps(
+            line
+            | (
+                {"error": self.formatException(record.exc_info)}
+                if record.exc_info
+                else {}
+            )
+        )
 
 
 def _first_line(record: logging.LogRecord) -> str:
@@ -57,18 +72,25 @@ def _first_line(record: logging.LogRecord) -> str:
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
     request_id = REQUEST_ID.get()
-    return getattr(record, "facts", {}) | ({"request_id": request_id} if request_id else {})
+    return getattr(record, "facts", {}) | (
+        {"request_id": request_id} if request_id else {}
+    )
 
 
 def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
     """Write the line of an answer, and of what it changed."""
     key, users = (scope["state"].get(name) for name in ("key", "users"))
     facts = {"key": key, "status": status}
-    ACCESS.info("answered", extra={"facts": facts | {"route": route, "seconds": round(seconds, 6)}})
+    ACCESS.info(
+        "answered",
+        extra={"facts": facts | {"route": route, "seconds": round(seconds, 6)}},
+    )
     if route in AUDITED:
         facts |= {} if users is None else {"users": users}
         outcome = _OUTCOMES.get(status // 100, "refused")
-        method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"  # a caller may make one up
+        method = (
+            scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"
+        )  # a caller may make one up
         AUDIT.info("%s %s %s", method, route, outcome, extra={"facts": facts})
 
 
@@ -78,5 +100,9 @@ def set_up_logs(form: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
     access = logging.INFO if form == "json" else logging.WARNING
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    for name, level in (("serve.http", logging.INFO), (ACCESS.name, access), (AUDIT.name, logging.INFO)):
+    for name, level in (
+        ("service.http", logging.INFO),
+        (ACCESS.name, access),
+        (AUDIT.name, logging.INFO),
+    ):
         logging.getLogger(name).setLevel(level)

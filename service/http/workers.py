@@ -19,15 +19,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from serve.command_line import FAULT
+from service.command_line import FAULT
 
 _WORKER = "BASCULE_WORKER"  # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
-_MEMORY = "/dev/shm"  # noqa: S108  # only to the parent's user
+_MEMORY = "/dev/shm"  # only to the parent's user  # noqa: S108
 _INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
 _PAUSE = 5.0  # seconds between two attempts to start a worker
 _GRACE = 15.0  # seconds in which a worker ends: more than uvicorn takes to drain
-_LOG = logging.getLogger("serve.http")
+_LOG = logging.getLogger("service.http")
 
 
 @contextmanager
@@ -43,13 +43,17 @@ def bind(host: str, *ports: int) -> Iterator[list[socket.socket]]:
 
 def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # of 0 asyncio would not set TCP_NODELAY
+    listener = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # of 0 asyncio would not set TCP_NODELAY
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except (OSError, OverflowError) as error:
         listener.close()
-        raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
+        raise ValueError(
+            f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}"
+        ) from error
     return listener
 
 
@@ -72,22 +76,39 @@ def say_ready() -> None:
 def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
     """Keep workers running until SIGTERM or Ctrl-C; return the exit status: of a fault if the first cannot start."""
     # in memory where that can be: it is mapped, and a write that finds the disk full would end a worker
-    with TemporaryDirectory(prefix="bascule-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as shared:
+    with TemporaryDirectory(
+        prefix="bascule-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None
+    ) as shared:
         return asyncio.run(_Parent(n_workers, listeners, Path(shared)).run())
 
 
 class _Parent:
-    def __init__(self, n_workers: int, listeners: Sequence[socket.socket], shared: Path) -> None:
-        self._sockets, self._shared = [listener.fileno() for listener in listeners], shared
+    def __init__(
+        self, n_workers: int, listeners: Sequence[socket.socket], shared: Path
+    ) -> None:
+        self._sockets = [listener.fileno() for listener in listeners]
+        self._shared = shared
         self._workers: list[Process | None] = [None] * n_workers
-        self._living: dict[Process, asyncio.Task[None]] = {}  # those that start or end, too, and what waits for the end
-        self._starting = asyncio.Lock()  # one at a time: each needs a processor and memory
+        self._living: dict[
+            Process, asyncio.Task[None]
+        ] = {}  # those that start or end, too, and what waits for the end
+        self._starting = (
+            asyncio.Lock()
+        )  # one at a time: each needs a processor and memory
 
     async def run(self) -> int:
-        ending, renewal = asyncio.Event(), asyncio.Event()
-        for number, event in ((signal.SIGTERM, ending), (signal.SIGINT, ending), (signal.SIGHUP, renewal)):
+        ending = asyncio.Event()
+        renewal = asyncio.Event()
+        for number, event in (
+            (signal.SIGTERM, ending),
+            (signal.SIGINT, ending),
+            (signal.SIGHUP, renewal),
+        ):
             asyncio.get_running_loop().add_signal_handler(number, event.set)
-        tasks = [asyncio.ensure_future(one) for one in (ending.wait(), self._keep_all(), self._renew_at(renewal))]
+        tasks = [
+            asyncio.ensure_future(one)
+            for one in (ending.wait(), self._keep_all(), self._renew_at(renewal))
+        ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
             task.cancel()
@@ -104,7 +125,9 @@ class _Parent:
         while True:
             worker = self._workers[place]
             if worker is not None and await worker.wait():
-                _LOG.error("worker %d ended with status %d", worker.pid, worker.returncode)
+                _LOG.error(
+                    "worker %d ended with status %d", worker.pid, worker.returncode
+                )
             if not await self._replace(place, worker):
                 await asyncio.sleep(_PAUSE)
 
@@ -113,7 +136,9 @@ class _Parent:
         while await renewal.wait():
             renewal.clear()
             for place in range(len(self._workers)):
-                async with self._starting:  # one that starts now may be of the code of before
+                async with (
+                    self._starting
+                ):  # one that starts now may be of the code of before
                     old = self._workers[place]
                 if not await self._replace(place, old):
                     _LOG.error("no new worker could be started: the present ones go on")
@@ -136,11 +161,20 @@ class _Parent:
         """Start a worker; return once it answers, with None if it ended before."""
         reader, writer = os.pipe()
         descriptors = (writer, *self._sockets)
-        variables = {_WORKER: ",".join(map(str, (os.getpid(), *descriptors))), _SHARED: str(self._shared)}
-        command = (sys.executable, *sys.orig_argv[1:])  # in a group of its own: what a terminal sends is for the parent
+        variables = {
+            _WORKER: ",".join(map(str, (os.getpid(), *descriptors))),
+            _SHARED: str(self._shared),
+        }
+        command = (
+            sys.executable,
+            *sys.orig_argv[1:],
+        )  # in a group of its own: what a terminal sends is for the parent
         try:
             worker = await asyncio.create_subprocess_exec(
-                *command, env=os.environ | variables, pass_fds=descriptors, process_group=0
+                *command,
+                env=os.environ | variables,
+                pass_fds=descriptors,
+                process_group=0,
             )
         finally:
             os.close(writer)

@@ -21,27 +21,37 @@ import pyarrow as pa
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
-from serve.discovery.experiment import Arms, Experiment, Policy
-from serve.discovery.reasons import explain as explain_items
-from serve.discovery.reasons import find_segment
-from serve.discovery.replenishment import find_due
-from serve.durable import is_forgotten
+from serve.due import find_due
 from serve.encode import split_cell, to_text
-from serve.erasure import Erasures
 from serve.errors import BundleError, SchemaError
 from serve.events import Ints
-from serve.live_items import LiveItems
+from serve.files import is_forgotten
+from serve.reasons import explain as explain_items
+from serve.reasons import find_segment
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
 from serve.schema import SEVERAL, WORDED, Feature, Schema
-from serve.state import ImpressionLog, Impressions, Recalled, StateStore, fill_in, know_user, parse_observations
-from serve.versions import LOADING_ERRORS, Source, explain_fault
+from service.experiment import Arms, Experiment, Policy
+from service.forget import Erasures
+from service.known_users import fill_in, know_user
+from service.live_items import LiveItems
+from service.registry import LOADING_ERRORS, Source, explain_fault
+from service.state import (
+    ImpressionLog,
+    Impressions,
+    Recalled,
+    StateStore,
+    parse_observations,
+)
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 _DAY = 86_400
-_FOLLOW_SECONDS, _RETRY_SECONDS = 0.1, 5.0  # between looks at what other processes did, and at a state that failed
+_FOLLOW_SECONDS = (
+    0.1  # between looks at what other processes did, and at a state that failed
+)
+_RETRY_SECONDS = 5.0
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
     "disk": "events and what was shown cannot be kept: the disk is full or fails",
@@ -49,8 +59,10 @@ FAULTS = {
     "reload": "the last version was refused, an earlier one answers; the status says why",
     OUT_OF_SERVICE: "the list of forgotten users cannot be read: who is named in a request is not answered",
 }
-Clock = Literal["data", "now"]  # when a request without datetime is asked: data that ended long ago, at its end
-_LOG = logging.getLogger("serve.http")
+Clock = Literal[
+    "data", "now"
+]  # when a request without datetime is asked: data that ended long ago, at its end
+_LOG = logging.getLogger("service.http")
 
 
 class Service:
@@ -70,23 +82,43 @@ class Service:
         folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
         for name, folder in folders.items():
             if folder.absolute().name != name:
-                raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
-        runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
-        self._folder, self._retention_days, self._clock = folders[STATE], retention_days, clock
-        self.beside = self._folder.absolute().parent  # of the state: where figures are that others measured
-        self._source, self._runs, self._erasures = source, runs, Erasures(runs)
+                raise ValueError(
+                    f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks"
+                )
+        runs = [
+            *{
+                folder.absolute().parent: folder.parent for folder in folders.values()
+            }.values()
+        ]
+        self._folder = folders[STATE]
+        self._retention_days = retention_days
+        self._clock = clock
+        self.beside = (
+            self._folder.absolute().parent
+        )  # of the state: where figures are that others measured
+        self._source = source
+        self._runs = runs
+        self._erasures = Erasures(runs)
         self._reloading = threading.Lock()
         recommender, reason = source.start()
         self._open(recommender)
         items = self._folder / ITEMS_FILE
-        self.arms = None if experiment is None else Arms(experiment, items, source.load_version)
-        self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
-        self._load, version = self.items.follow()  # the last load of any process of this state
+        self.arms = (
+            None if experiment is None else Arms(experiment, items, source.load_version)
+        )
+        self.last_reload: dict[str, Any] | None = (
+            None if reason is None else self._note_reload(reason)
+        )
+        self._load, version = (
+            self.items.follow()
+        )  # the last load of any process of this state
         if reason is None and version != self.version:
             self._note_load()
         self.impressions = ImpressionLog(self._state)
         self._is_closing = threading.Event()
-        self._following = threading.Thread(target=self._follow, name="bascule-follow", daemon=True)
+        self._following = threading.Thread(
+            target=self._follow, name="bascule-follow", daemon=True
+        )
         self._following.start()
 
     @property
@@ -99,12 +131,17 @@ class Service:
         """The version of the bundle that answers."""
         return self.current.version
 
-    def read(self, raw: Sequence[Mapping[str, Any]], current: Recommender) -> Iterator[Request]:
+    def read(
+        self, raw: Sequence[Mapping[str, Any]], current: Recommender
+    ) -> Iterator[Request]:
         """Read the requests of one caller and complete them by what is known of their users, each looked up once.
 
         A request without a datetime is asked now, as `ask_now` says: by the clock of the data, unless it is to be ours.
         """
-        now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, recall=self._state.recall))
+        now = int(time.time())
+        know = cache(
+            partial(know_user, profiles=current.profiles, recall=self._state.recall)
+        )
         end = self._end(current)
         for place, one in enumerate(raw):
             try:
@@ -114,7 +151,9 @@ class Service:
                 if len(raw) > 1:
                     current.admission.check(request.filters)
             except SchemaError as error:
-                raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
+                raise SchemaError(
+                    f"requests[{place}]: {error}" if len(raw) > 1 else str(error)
+                ) from error
             yield ask_now(request, end, now) if request.datetime is None else request
 
     def clock(self, current: Recommender) -> Clock:
@@ -137,18 +176,30 @@ class Service:
         arm: str | None = None,
     ) -> None:
         """Log the answers to one caller as shown."""
-        now, shown = int(time.time()), []
+        now = int(time.time())
+        shown = []
         for one in answers:
-            drawn = np.ones(len(one.item_id)) if one.propensity is None else one.propensity
+            drawn = (
+                np.ones(len(one.item_id)) if one.propensity is None else one.propensity
+            )
             lists = one.item_id.tolist(), one.score.tolist(), drawn.tolist()
-            shown.append(Impressions(request_id, one.user_id, now, current.version, policy, *lists, arm))
+            shown.append(
+                Impressions(
+                    request_id, one.user_id, now, current.version, policy, *lists, arm
+                )
+            )
         self.impressions.add(shown)
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
         """Tell whether a list of a user may be drawn: not if they had as many today as the policy allows."""
         if policy.kind != "explore" or user_id is None:
             return policy.kind == "explore"
-        return self._state.count_answers(user_id, int(time.time()) // _DAY * _DAY, policy.kind) < policy.lists_per_day
+        return (
+            self._state.count_answers(
+                user_id, int(time.time()) // _DAY * _DAY, policy.kind
+            )
+            < policy.lists_per_day
+        )
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
@@ -156,11 +207,24 @@ class Service:
         known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = recommender.similar_items(known, k)
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
-        items: list[dict[str, Any]] = [{"item_id": near, "cosine": round(cosine, DECIMALS)} for near, cosine in pairs]
+        items: list[dict[str, Any]] = [
+            {"item_id": near, "cosine": round(cosine, DECIMALS)}
+            for near, cosine in pairs
+        ]
         if explain:
-            columns = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.require(ids.tolist()))
-            items = [item | {"columns": one} for item, one in zip(items, columns, strict=True)]
-        reason = {} if len(ids) == k else {"reason": f"the catalogue has {len(ids)} other items"}
+            columns = show_items(
+                recommender.catalogue.table,
+                recommender.catalogue.item_ids.require(ids.tolist()),
+            )
+            items = [
+                item | {"columns": one}
+                for item, one in zip(items, columns, strict=True)
+            ]
+        reason = (
+            {}
+            if len(ids) == k
+            else {"reason": f"the catalogue has {len(ids)} other items"}
+        )
         return recommender.version, {"items": items, **reason}
 
     def due(self, raw: Mapping[str, Any], k: int) -> tuple[str, dict[str, Any]]:
@@ -168,7 +232,9 @@ class Service:
         recommender = self.current
         (asked,) = self.read([raw], recommender)
         (found,) = find_due(recommender, [asked], k)
-        items = [vars(one) | {"score": round(one.score, DECIMALS)} for one in found.items]
+        items = [
+            vars(one) | {"score": round(one.score, DECIMALS)} for one in found.items
+        ]
         known = {"user_known": asked.user_known, "reason": found.reason}
         given = {name: value for name, value in known.items() if value is not None}
         return recommender.version, {"items": items, "moment": asked.datetime, **given}
@@ -177,15 +243,21 @@ class Service:
         """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""
         now = int(time.time())
         observed = parse_observations(events, self._schema, now)
-        return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
+        return self._state.observe_many(
+            [one for one in observed if self._state.is_recent(one.datetime, now)]
+        )
 
     def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
         """Let a user be erased; the result is a receipt for each folder that has profiles or state."""
-        return self._erasures.add(parse_id(user_id, self._schema.user_id_type, "user_id"))
+        return self._erasures.add(
+            parse_id(user_id, self._schema.user_id_type, "user_id")
+        )
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is anything about a user, who is not forgotten."""
-        return bool(know_user(user_id, self.current.profiles, self._state.recall).user_known)
+        return bool(
+            know_user(user_id, self.current.profiles, self._state.recall).user_known
+        )
 
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so; return why not: the version answers on."""
@@ -198,7 +270,9 @@ class Service:
             with ExitStack() as undone:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 undone.callback(items.close)
-                self._state: StateStore = StateStore(self._folder / STATE_FILE, self._runs, self._retention_days)
+                self._state: StateStore = StateStore(
+                    self._folder / STATE_FILE, self._runs, self._retention_days
+                )
                 undone.pop_all()
             self.items: LiveItems = items
         except OSError as error:
@@ -207,7 +281,8 @@ class Service:
 
     def _take_up(self, told: str) -> str | None:
         """Load what the source has now; tell other processes, unless it is the version that they told of."""
-        before, reason = self.version if told else "", None
+        before = self.version if told else ""
+        reason = None
         try:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
@@ -221,7 +296,9 @@ class Service:
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
-        while isinstance(self._state, MissingState) and not self._is_closing.wait(_RETRY_SECONDS):
+        while isinstance(self._state, MissingState) and not self._is_closing.wait(
+            _RETRY_SECONDS
+        ):
             with self._reloading:
                 self._open(self.current)
             self.impressions.store = self._state
@@ -234,24 +311,39 @@ class Service:
                     if load > self._load:
                         self._load = load
                         if (reason := self._take_up(version)) is not None:
-                            _LOG.error("version %s is loaded elsewhere, but not here: %s", version, reason)
+                            _LOG.error(
+                                "version %s is loaded elsewhere, but not here: %s",
+                                version,
+                                reason,
+                            )
             except LOADING_ERRORS as error:
-                _LOG.error("other processes cannot be followed: %s", explain_fault(error))
+                _LOG.error(
+                    "other processes cannot be followed: %s", explain_fault(error)
+                )
 
     def _note_load(self) -> None:
         try:
             self._load = self.items.note_load(self.version)
         except OSError as error:
-            _LOG.error("other processes do not follow to version %s: %s", self.version, error.strerror)
+            _LOG.error(
+                "other processes do not follow to version %s: %s",
+                self.version,
+                error.strerror,
+            )
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
-        features = (feature.name for side in ("user", "item", "context") for feature in self._schema.features(side))
+        features = (
+            feature.name
+            for side in ("user", "item", "context")
+            for feature in self._schema.features(side)
+        )
         return frozenset((*features, *self.current.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        current, schema = self.current, self._schema
+        current = self.current
+        schema = self._schema
         return {
             "version": current.version,
             "space_id": current.bundle.manifest.space_id,
@@ -269,12 +361,15 @@ class Service:
 
     def note_age(self) -> list[str]:
         """Say that the data ended long ago, and when requests are asked then."""
-        current, schema = self.current, self._schema
+        current = self.current
+        schema = self._schema
         days = int(time.time() - max(schema.data_until, current.profiles.until)) // _DAY
         if not schema.has_datetime or days * _DAY <= MAX_PAUSE:
             return []
         if self.clock(current) == "data":
-            return [f"the data ended {days} days ago: a request without datetime is asked at its end (--clock data)"]
+            return [
+                f"the data ended {days} days ago: a request without datetime is asked at its end (--clock data)"
+            ]
         fades = schema.repeats == "allow" or bool(schema.popularity_days)
         faded = f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"
         return [faded] if fades else []
@@ -283,11 +378,22 @@ class Service:
         """Name what fails at present, of `FAULTS`; answers go on without it, but with the last one only to nobody."""
         is_refused = self.last_reload is not None and not self.last_reload["is_loaded"]
         try:
-            is_damaged = any(is_forgotten(run, "") for run in self._runs)  # reads the list, if it was changed
+            is_damaged = any(
+                is_forgotten(run, "") for run in self._runs
+            )  # reads the list, if it was changed
         except (BundleError, OSError):
             is_damaged = True
-        failing = (self._state.fault is not None, bool(self.impressions.notes), is_refused, is_damaged)
-        return {name: text for (name, text), fails in zip(FAULTS.items(), failing, strict=True) if fails}
+        failing = (
+            self._state.fault is not None,
+            bool(self.impressions.notes),
+            is_refused,
+            is_damaged,
+        )
+        return {
+            name: text
+            for (name, text), fails in zip(FAULTS.items(), failing, strict=True)
+            if fails
+        }
 
     def measure(self) -> dict[str, Any]:
         """Return the figures of the metrics that are the same for all workers."""
@@ -296,7 +402,9 @@ class Service:
             "items": self.current.catalogue.n_listed,
             "live_items": self.items.n_changed,
             "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
-            "state_free_bytes": disk_usage(next(filter(Path.is_dir, (self._folder, *self._folder.parents)))).free,
+            "state_free_bytes": disk_usage(
+                next(filter(Path.is_dir, (self._folder, *self._folder.parents)))
+            ).free,
         }
 
     def close(self) -> None:
@@ -315,18 +423,30 @@ class Service:
         return self.current.bundle.schema
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
-        return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
+        return {
+            "is_loaded": reason is None,
+            "version": self.version,
+            "reason": reason,
+            "time": time.time(),
+        }
 
 
 class MissingState:
     """Stands for live items and state that cannot be opened: it holds nothing, and refuses what is to be kept."""
 
-    def __init__(self, recommender: Recommender, runs: Sequence[Path], fault: OSError) -> None:
-        self.recommender, self._runs, self.fault, self.n_changed = recommender, runs, fault, 0
+    def __init__(
+        self, recommender: Recommender, runs: Sequence[Path], fault: OSError
+    ) -> None:
+        self.recommender = recommender
+        self._runs = runs
+        self.fault = fault
+        self.n_changed = 0
         self.notes = ["live items and state cannot be opened: what is sent is not kept"]
 
     def recall(self, user_id: Id) -> Recalled:
-        return Recalled(is_forgotten=any(is_forgotten(run, user_id) for run in self._runs))
+        return Recalled(
+            is_forgotten=any(is_forgotten(run, user_id) for run in self._runs)
+        )
 
     def follow(self) -> tuple[int, str]:
         return 0, ""
@@ -342,7 +462,9 @@ class MissingState:
 
     def close(self) -> None: ...
 
-    put = put_many = remove = note_load = is_recent = observe_many = log_impressions = expire_slices = refuse
+    put = put_many = remove = note_load = is_recent = observe_many = log_impressions = (
+        expire_slices
+    ) = refuse
 
 
 def _measure(path: Path) -> int:
@@ -355,8 +477,14 @@ def _measure(path: Path) -> int:
 def find_unknown(schema: Schema, request: Request) -> list[str]:
     """Name the features of a user or a moment of which a request gives a value that training has not seen."""
     sides = {"context": schema.context_features, "features": schema.user_features}
-    asked = ((kind, one, (getattr(request, kind) or {}).get(one.name)) for kind in sides for one in sides[kind])
-    return [f"{kind}.{one.name}" for kind, one, value in asked if _is_unknown(one, value)]
+    asked = (
+        (kind, one, (getattr(request, kind) or {}).get(one.name))
+        for kind in sides
+        for one in sides[kind]
+    )
+    return [
+        f"{kind}.{one.name}" for kind, one, value in asked if _is_unknown(one, value)
+    ]
 
 
 def _is_unknown(feature: Feature, value: Any) -> bool:
@@ -371,33 +499,62 @@ def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
     names = []
     for field in table.schema:
         is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-        is_vector = pa.types.is_fixed_size_list(field.type) or (is_list and pa.types.is_floating(field.type.value_type))
+        is_vector = pa.types.is_fixed_size_list(field.type) or (
+            is_list and pa.types.is_floating(field.type.value_type)
+        )
         if field.name not in ("item_id", REPEAT_RATE) and not is_vector:
             names.append(field.name)
-    shown = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
+    shown = (
+        table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
+    )
     return [{name: _plain(value) for name, value in one.items()} for one in shown]
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value if value is None or isinstance(value, (str, int, float, list)) else str(value)
+    return (
+        value
+        if value is None or isinstance(value, (str, int, float, list))
+        else str(value)
+    )
 
 
-def show_answer(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
+def show_answer(
+    recommender: Recommender, request: Request, answer: Answer, explain: bool
+) -> dict[str, Any]:
     """Return an answer as JSON values."""
-    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
-    items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
+    columns = zip(
+        answer.item_id.tolist(),
+        answer.score.tolist(),
+        answer.rank.tolist(),
+        strict=True,
+    )
+    items = [
+        {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
+        for item_id, score, rank in columns
+    ]
     if explain:
         (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
-        shown = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.find(answer.item_id))
+        shown = show_items(
+            recommender.catalogue.table,
+            recommender.catalogue.item_ids.find(answer.item_id),
+        )
         for item, values, found in zip(items, shown, reasons, strict=True):
             item |= {"columns": values, "reasons": [one.to_json() for one in found]}
-    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items, "moment": request.datetime}
+    content: dict[str, Any] = {
+        "items": items,
+        "unknown_items": answer.unknown_items,
+        "moment": request.datetime,
+    }
     if request.user_known is not None:
         content["user_known"] = request.user_known
     if explain and (segment := find_segment(recommender, request)):
-        content["segment"] = {"id": segment.id, "size": segment.size, "text": segment.text}
+        content["segment"] = {
+            "id": segment.id,
+            "size": segment.size,
+            "text": segment.text,
+        }
     if unknown := find_unknown(recommender.bundle.schema, request):
         content["unknown_values"] = unknown
     return content if answer.reason is None else content | {"reason": answer.reason}

@@ -22,23 +22,20 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.durable import current_erasure_list, is_forgotten, name_fault, open_database, sync_folder, user_key
 from serve.encode import to_text
 from serve.errors import BundleError, SchemaError
-from serve.profiles import Profiles
+from serve.files import current_erasure_list, is_forgotten, sync_folder
 from serve.requests import (
-    INTEGER,
     History,
     Id,
-    Request,
     check_id,
     check_seconds,
     parse_id,
@@ -49,21 +46,32 @@ from serve.requests import (
     to_plain,
 )
 from serve.schema import Schema
+from service.database import name_fault, open_database, user_key
 
-DISMISS, UNDISMISS = "dismiss", "undismiss"  # hide an item, and take this back; neither is part of the history
+DISMISS = "dismiss"  # hide an item, and take this back; neither is part of the history
+UNDISMISS = "undismiss"
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
 _DAY = 86_400
-_CLOCK_TOLERANCE = _DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
-_MAX_RECALLED, _MAX_LIVE = 10_000, 1000  # latest events of a user: of dismissals, and of those in the history
-_LOG = logging.getLogger("serve.http")
+_CLOCK_TOLERANCE = (
+    _DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
+)
+_MAX_RECALLED = (
+    10_000  # latest events of a user: of dismissals, and of those in the history
+)
+_MAX_LIVE = 1000
+_LOG = logging.getLogger("service.http")
 _MAX_LISTS = 20_000  # in the queue: if the disk does not keep up, answers wait for it
 _MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
 _PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
 _HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_SLICE, _MAX_SLICE = 0.01, 1000  # seconds of deleting in one transaction, and events or answers at most
-_LOG_TIMEOUT, _LOG_PATIENCE = 20, 10.0  # milliseconds, with writers waiting, and seconds in all, to empty the log
+_SLICE = 0.01  # seconds of deleting in one transaction, and events or answers at most
+_MAX_SLICE = 1000
+_LOG_TIMEOUT = (
+    20  # milliseconds, with writers waiting, and seconds in all, to empty the log
+)
+_LOG_PATIENCE = 10.0
 MARK = 0x42530003  # "BS" and the format
 _TABLES = """
 CREATE TABLE salt (value BLOB NOT NULL);
@@ -106,7 +114,9 @@ _ADD_USER = (  # over a row that is free and as long, else a new one
 )
 _ERASE_USER = """UPDATE users SET id = zeroblob(length(CAST(id AS BLOB))), is_integer = 0, number = new_number()
     WHERE place = ? """
-_IS_UNUSED = "AND EXISTS (SELECT 1 FROM unused_users u WHERE u.place = users.place AND u.id = ?)"
+_IS_UNUSED = (
+    "AND EXISTS (SELECT 1 FROM unused_users u WHERE u.place = users.place AND u.id = ?)"
+)
 _DELETE_KEY = "DELETE FROM user_keys WHERE key = ? AND place = ?"
 _INSERT_EVENT = (  # an event that is sent again, since its acknowledgement was lost, counts once, unless it was undone
     "INSERT INTO event_rows (user, item_id, event, datetime, weight, request_id) "
@@ -148,7 +158,9 @@ class Impressions:
     policy: str  # how the order came about, such as `greedy`: by falling score
     item_ids: Sequence[Id]
     scores: Sequence[float]
-    propensities: Sequence[float]  # of each item at its position, given the request; 1 where nothing was drawn
+    propensities: Sequence[
+        float
+    ]  # of each item at its position, given the request; 1 where nothing was drawn
     arm: str | None = None
 
 
@@ -156,7 +168,9 @@ class Impressions:
 class Recalled:
     """The live events of a user, oldest first and at one time as they arrived, and their dismissed items."""
 
-    history: History = field(default_factory=lambda: History(np.empty(0, dtype=np.object_)))
+    history: History = field(
+        default_factory=lambda: History(np.empty(0, dtype=np.object_))
+    )
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
 
@@ -164,10 +178,17 @@ class Recalled:
 class StateStore:
     """The live state of a run; safe to use from many threads, and beside other processes."""
 
-    def __init__(self, path: Path, runs: Sequence[Path] | None = None, retention_days: float = RETENTION_DAYS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        runs: Sequence[Path] | None = None,
+        retention_days: float = RETENTION_DAYS,
+    ) -> None:
         """Open `DIR/state/state.db`, made if need be; forgotten users of `runs`, by default DIR, are heeded."""
         if not 0 < retention_days < _MAX_RETENTION:
-            raise ValueError(f"retention_days is {retention_days:g}; allowed: above 0, below {_MAX_RETENTION}")
+            raise ValueError(
+                f"retention_days is {retention_days:g}; allowed: above 0, below {_MAX_RETENTION}"
+            )
         self.path = path
         self.retention_days = retention_days
         self.fault: Exception | None = None  # why the last write failed
@@ -178,9 +199,18 @@ class StateStore:
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
-    def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
+    def observe(
+        self,
+        user_id: Id,
+        item_id: Id,
+        event: str | None,
+        time: int,
+        weight: float | None = None,
+    ) -> bool:
         """Keep one event at a time in UTC seconds, as `observe_many` does; say whether it was kept."""
-        return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
+        return (
+            self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
+        )
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
         """Keep events, all or none, each once; return how many are on disk now: none of forgotten users."""
@@ -189,10 +219,22 @@ class StateStore:
             _check(one)
         with self._writing() as connection:
             numbers = self._number_users(connection, (one.user_id for one in given))
-            kept = [(one, numbers[str(one.user_id)]) for one in given if str(one.user_id) in numbers]
-            rows = (vars(one) | {"user": number, "undone_by": _UNDONE_BY.get(one.event or "")} for one, number in kept)
-            plain = [{name: to_plain(value) for name, value in row.items()} for row in rows]
-            connection.executemany(_INSERT_EVENT, plain)  # SQLite would keep the bytes of a numpy number
+            kept = [
+                (one, numbers[str(one.user_id)])
+                for one in given
+                if str(one.user_id) in numbers
+            ]
+            rows = (
+                vars(one)
+                | {"user": number, "undone_by": _UNDONE_BY.get(one.event or "")}
+                for one, number in kept
+            )
+            plain = [
+                {name: to_plain(value) for name, value in row.items()} for row in rows
+            ]
+            connection.executemany(
+                _INSERT_EVENT, plain
+            )  # SQLite would keep the bytes of a numpy number
         return len(kept)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
@@ -203,31 +245,59 @@ class StateStore:
             if one.user_id is not None:
                 check_id(one.user_id, "user_id")
         with self._writing() as connection:
-            numbers = self._number_users(connection, (one.user_id for one in given if one.user_id is not None))
+            numbers = self._number_users(
+                connection, (one.user_id for one in given if one.user_id is not None)
+            )
             for one in given:
                 if one.user_id is None or str(one.user_id) in numbers:
-                    head = (one.request_id, numbers.get(str(one.user_id)), to_plain(one.datetime))
+                    head = (
+                        one.request_id,
+                        numbers.get(str(one.user_id)),
+                        to_plain(one.datetime),
+                    )
                     values = (*head, one.bundle_version, one.policy, one.arm)
                     number = connection.execute(_INSERT_ANSWER, values).lastrowid
-                    figures = (map(float, each) for each in (one.scores, one.propensities))
-                    slots = enumerate(zip(map(to_plain, one.item_ids), *figures, strict=True), start=1)
+                    figures = (
+                        map(float, each) for each in (one.scores, one.propensities)
+                    )
+                    slots = enumerate(
+                        zip(map(to_plain, one.item_ids), *figures, strict=True), start=1
+                    )
                     rows = [(number, position, *slot) for position, slot in slots]
-                    connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?, ?)", rows)
+                    connection.executemany(
+                        "INSERT INTO shown VALUES (?, ?, ?, ?, ?)", rows
+                    )
 
     def recall(self, user_id: Id) -> Recalled:
         """Return what there is of a user, of very many events the latest; ids of items as they were stored."""
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
-        rows = self._read(_RECALL, user_key(self._salt, str(user_id)), str(user_id), _MAX_RECALLED)[::-1]
+        rows = self._read(
+            _RECALL, user_key(self._salt, str(user_id)), str(user_id), _MAX_RECALLED
+        )[::-1]
         taken = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
-        item_ids, times, events, weights, _ = zip(*taken, strict=True) if taken else ((), (), (), (), ())
-        texts, numbers = np.array(events, dtype=np.object_), np.array(weights, dtype=np.float64)  # None becomes NaN
-        history = History(np.array(item_ids, dtype=np.object_), np.array(times, dtype=np.int64), texts, numbers)
+        item_ids, times, events, weights, _ = (
+            zip(*taken, strict=True) if taken else ((), (), (), (), ())
+        )
+        texts = np.array(events, dtype=np.object_)  # None becomes NaN
+        numbers = np.array(weights, dtype=np.float64)
+        history = History(
+            np.array(item_ids, dtype=np.object_),
+            np.array(times, dtype=np.int64),
+            texts,
+            numbers,
+        )
         return Recalled(history, _list_dismissed(rows))
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
         """Count the lists that a user was shown since a moment, of policies that begin so."""
-        ((count,),) = self._read(_COUNT_ANSWERS, user_key(self._salt, str(user_id)), str(user_id), since, f"{policy}*")
+        ((count,),) = self._read(
+            _COUNT_ANSWERS,
+            user_key(self._salt, str(user_id)),
+            str(user_id),
+            since,
+            f"{policy}*",
+        )
         return int(count)
 
     def is_recent(self, time: int, now: int) -> bool:
@@ -240,14 +310,20 @@ class StateStore:
         Yield how many events and answers each slice was.
         """
         check_seconds(int(now), "now")  # by milliseconds everything would be old
-        for gone in self._delete_slices("datetime < ?", now - self.retention_days * _DAY):
+        for gone in self._delete_slices(
+            "datetime < ?", now - self.retention_days * _DAY
+        ):
             yield gone["event_rows"] + gone["answer_rows"]
         unused = self._read("SELECT place, id FROM unused_users")
         for start in range(0, len(unused), _MAX_SLICE):
             with self._writing() as connection:
                 for place, text in unused[start : start + _MAX_SLICE]:
-                    if connection.execute(f"{_ERASE_USER} {_IS_UNUSED}", (place, text)).rowcount:
-                        connection.execute(_DELETE_KEY, (user_key(self._salt, text), place))
+                    if connection.execute(
+                        f"{_ERASE_USER} {_IS_UNUSED}", (place, text)
+                    ).rowcount:
+                        connection.execute(
+                            _DELETE_KEY, (user_key(self._salt, text), place)
+                        )
             yield 0
         self._empty_log()
 
@@ -255,7 +331,11 @@ class StateStore:
         """Return, as texts, the users of whom there are events or answers."""
         keys = {text: user_key(self._salt, text) for text in map(str, user_ids)}
         found = {text: self._read(_FIND_USER, text, key) for text, key in keys.items()}
-        return {text for text, rows in found.items() if any(number is not None for _, number in rows)}
+        return {
+            text
+            for text, rows in found.items()
+            if any(number is not None for _, number in rows)
+        }
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
         """Erase users, so that nothing in the file or its log leads to them; return how many rows there were.
@@ -264,17 +344,27 @@ class StateStore:
         """
         for user_id in user_ids:
             check_id(user_id, "user_id")
-        keys = {str(user_id): user_key(self._salt, str(user_id)) for user_id in user_ids}
-        found = [(key, *row) for text, key in keys.items() for row in self._read(_FIND_USER, text, key)]
+        keys = {
+            str(user_id): user_key(self._salt, str(user_id)) for user_id in user_ids
+        }
+        found = [
+            (key, *row)
+            for text, key in keys.items()
+            for row in self._read(_FIND_USER, text, key)
+        ]
         n_gone: Counter[str] = Counter()
         for *_, number in found:
             for gone in self._delete_slices("user = ?", number):
                 n_gone.update(gone)
         if found:
             with self._writing() as connection:
-                connection.executemany(f"{_ERASE_USER} AND number = ?", [one[1:] for one in found])
+                connection.executemany(
+                    f"{_ERASE_USER} AND number = ?", [one[1:] for one in found]
+                )
             self._empty_log()
-            with self._writing() as connection:  # not before: who is forgotten again has their log emptied
+            with (
+                self._writing() as connection
+            ):  # not before: who is forgotten again has their log emptied
                 connection.executemany(_DELETE_KEY, [one[:2] for one in found])
         return {"events": n_gone["event_rows"], "impressions": n_gone["shown"]}
 
@@ -283,22 +373,39 @@ class StateStore:
         while self._readers:
             self._readers.pop().close()
 
-    def _number_users(self, connection: sqlite3.Connection, user_ids: Iterable[Id]) -> dict[str, int]:
+    def _number_users(
+        self, connection: sqlite3.Connection, user_ids: Iterable[Id]
+    ) -> dict[str, int]:
         """Return id as a text -> number of the users that are not forgotten; whoever is new gets one."""
-        erased = [current_erasure_list(run) for run in self._runs]  # whoever comes on it from here on is erased later
-        kept = {str(one): one for one in user_ids if not any(each.holds(one) for each in erased)}
-        return {text: self._number_user(connection, text, isinstance(one, str)) for text, one in kept.items()}
+        erased = [
+            current_erasure_list(run) for run in self._runs
+        ]  # whoever comes on it from here on is erased later
+        kept = {
+            str(one): one
+            for one in user_ids
+            if not any(each.holds(one) for each in erased)
+        }
+        return {
+            text: self._number_user(connection, text, isinstance(one, str))
+            for text, one in kept.items()
+        }
 
-    def _number_user(self, connection: sqlite3.Connection, text: str, is_text: bool) -> int:
+    def _number_user(
+        self, connection: sqlite3.Connection, text: str, is_text: bool
+    ) -> int:
         key = user_key(self._salt, text)
         for _, number in connection.execute(_FIND_USER, (text, key)):
             if number is not None:
                 return int(number)
-        ((place, number),) = connection.execute(_ADD_USER, {"id": text, "is_integer": not is_text}).fetchall()
+        ((place, number),) = connection.execute(
+            _ADD_USER, {"id": text, "is_integer": not is_text}
+        ).fetchall()
         connection.execute("REPLACE INTO user_keys VALUES (?, ?)", (key, place))
         return int(number)
 
-    def _delete_slices(self, condition: str, value: float | None) -> Iterator[Counter[str]]:
+    def _delete_slices(
+        self, condition: str, value: float | None
+    ) -> Iterator[Counter[str]]:
         """Delete events and answers that meet a condition; others write between; yield how many went each time."""
         is_done = False
         while not is_done:
@@ -306,21 +413,35 @@ class StateStore:
             with self._writing() as connection:
                 gone, is_done = _delete_some(connection, condition, value)
             took = time.monotonic() - begun
-            self._read("PRAGMA wal_checkpoint(PASSIVE)")  # while others write, so that their commits need not do it
+            self._read(
+                "PRAGMA wal_checkpoint(PASSIVE)"
+            )  # while others write, so that their commits need not do it
             time.sleep(0 if is_done else took)
             yield gone
 
     def _empty_log(self) -> None:
         """Empty the write-ahead log, between the queries of others."""
-        is_busy, end = True, time.monotonic() + _LOG_PATIENCE
-        with name_fault(self.path), closing(open_database(self.path, MARK)) as connection:
+        is_busy = True
+        end = time.monotonic() + _LOG_PATIENCE
+        with (
+            name_fault(self.path),
+            closing(open_database(self.path, MARK)) as connection,
+        ):
             connection.execute(f"PRAGMA busy_timeout = {_LOG_TIMEOUT}")
             while is_busy and time.monotonic() < end:
-                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others write
-                is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                connection.execute(
+                    "PRAGMA wal_checkpoint(PASSIVE)"
+                )  # most of the work, while others write
+                is_busy = connection.execute(
+                    "PRAGMA wal_checkpoint(TRUNCATE)"
+                ).fetchone()[0]
                 time.sleep(_PAUSE * is_busy)
         if is_busy:
-            raise OSError(errno.EBUSY, "another process keeps its log from being emptied: try again", str(self.path))
+            raise OSError(
+                errno.EBUSY,
+                "another process keeps its log from being emptied: try again",
+                str(self.path),
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -331,28 +452,42 @@ class StateStore:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
         except (OSError, BundleError) as error:
-            self.fault = self.fault if getattr(error, "errno", None) == errno.EBUSY else error
+            self.fault = (
+                self.fault if getattr(error, "errno", None) == errno.EBUSY else error
+            )
             raise
-        if self._writer.total_changes > n_changes:  # where nothing was to be written, the disk may still be full
+        if (
+            self._writer.total_changes > n_changes
+        ):  # where nothing was to be written, the disk may still be full
             self.fault = None
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
-            reader = self._readers.pop() if self._readers else open_database(self.path, MARK)
+            reader = (
+                self._readers.pop() if self._readers else open_database(self.path, MARK)
+            )
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows
 
 
-def _delete_some(connection: sqlite3.Connection, condition: str, value: float | None) -> tuple[Counter[str], bool]:
+def _delete_some(
+    connection: sqlite3.Connection, condition: str, value: float | None
+) -> tuple[Counter[str], bool]:
     """Delete rows that meet a condition for a moment; return how many of each table, and whether these were all."""
-    n_gone, end = Counter[str](), time.monotonic() + _SLICE
+    n_gone = Counter[str]()
+    end = time.monotonic() + _SLICE
     for table in ("event_rows", "answer_rows"):
         query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"  # noqa: S608
         for number in connection.execute(query, (value,)).fetchall():
             if table == "answer_rows":
-                n_gone["shown"] += connection.execute("DELETE FROM shown WHERE answer = ?", number).rowcount
-            n_gone[table] += connection.execute(f"DELETE FROM {table} WHERE number = ?", number).rowcount  # noqa: S608
+                n_gone["shown"] += connection.execute(
+                    "DELETE FROM shown WHERE answer = ?", number
+                ).rowcount
+            n_gone[table] += connection.execute(
+                f"DELETE FROM {table} WHERE number = ?",
+                number,
+            ).rowcount
             if time.monotonic() > end:
                 return n_gone, False
     return n_gone, max(n_gone["event_rows"], n_gone["answer_rows"]) < _MAX_SLICE
@@ -372,7 +507,9 @@ def _check(one: Observation) -> None:
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
     """Return the items whose dismissal was not taken back: what arrived last counts, whatever the clocks say."""
     dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, *_ in sorted((row for row in rows if row[2] in _UNDONE_BY), key=lambda row: row[4]):
+    for item_id, _, event, *_ in sorted(
+        (row for row in rows if row[2] in _UNDONE_BY), key=lambda row: row[4]
+    ):
         if event == DISMISS:
             dismissed.setdefault(str(item_id), item_id)
         else:
@@ -380,18 +517,35 @@ def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
     return tuple(dismissed.values())
 
 
-def parse_observations(raw: Sequence[Mapping[str, Any]], schema: Schema, now: int) -> list[Observation]:
+def parse_observations(
+    raw: Sequence[Mapping[str, Any]], schema: Schema, now: int
+) -> list[Observation]:
     """Check a list of {user_id, item_id, event?, datetime?, weight?, request_id?}; `now` is the time of the others."""
-    return [_parse(event, f"events[{index}]", schema, now) for index, event in enumerate(raw)]
+    return [
+        _parse(event, f"events[{index}]", schema, now)
+        for index, event in enumerate(raw)
+    ]
 
 
 def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Observation:
-    time, request_id = raw.get("datetime"), raw.get("request_id")
-    seconds = now if time is None else parse_times([time], schema.timezone, lambda _: f"{where}.datetime")[0]
+    time = raw.get("datetime")
+    request_id = raw.get("request_id")
+    seconds = (
+        now
+        if time is None
+        else parse_times([time], schema.timezone, lambda _: f"{where}.datetime")[0]
+    )
     if seconds > now + _CLOCK_TOLERANCE:
-        raise SchemaError(f"{where}.datetime is {show(time)}; expected the time when it happened, not one to come")
-    if not (request_id is None or (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id))):
-        raise SchemaError(f"{where}.request_id is {show(request_id)}; expected the request_id of an answer")
+        raise SchemaError(
+            f"{where}.datetime is {show(time)}; expected the time when it happened, not one to come"
+        )
+    if not (
+        request_id is None
+        or (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id))
+    ):
+        raise SchemaError(
+            f"{where}.request_id is {show(request_id)}; expected the request_id of an answer"
+        )
     return Observation(
         user_id=parse_id(raw.get("user_id"), schema.user_id_type, f"{where}.user_id"),
         item_id=parse_id(raw.get("item_id"), schema.item_id_type, f"{where}.item_id"),
@@ -400,86 +554,6 @@ def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Obse
         weight=parse_weight(raw.get("weight"), f"{where}.weight"),
         request_id=request_id,
     )
-
-
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
-    """Return the request with the user's live events and dismissals in it.
-
-    A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
-    excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
-    """
-    return request if request.user_id is None else fill_in(request, know_user(request.user_id, profiles, state.recall))
-
-
-def know_user(user_id: Id, profiles: Profiles, recall: Callable[[Id], Recalled]) -> Request:
-    """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
-    ids = profiles.history.item_id
-    user_id = _fit(user_id, profiles.user_ids)
-    recalled = recall(user_id)
-    if recalled.is_forgotten:
-        return Request(user_id, history=History(ids[:0]), features={}, user_known=False)
-    kind = str if ids.dtype == np.object_ else int
-    dismissed = tuple(one for one in (_fit(each, ids) for each in recalled.dismissed) if isinstance(one, kind))
-    fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
-    kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
-    known = Request(user_id, exclude=dismissed, user_known=bool(user_id in profiles.positions or fitted or dismissed))
-    if not kept:
-        return known
-    item_ids = np.array([fitted[place] for place in kept], ids.dtype)
-    live, profile = replace(recalled.history.take(np.array(kept)), item_id=item_ids), profiles.get(user_id)
-    return replace(known, history=live if profile is None else _join(profile.history, live))
-
-
-def fill_in(request: Request, known: Request) -> Request:
-    """Return a request with what `know_user` knows of its user, where it does not say that itself."""
-    given: dict[str, Any] = {"user_id": known.user_id, "user_known": known.user_known}
-    given |= {name: getattr(known, name) for name in ("history", "features") if getattr(request, name) is None}
-    if known.exclude:
-        given["exclude"] = tuple(dict.fromkeys((*request.exclude, *known.exclude)))
-    return replace(request, **given) if any(given[name] != getattr(request, name) for name in given) else request
-
-
-def _fit(one: Id, ids: np.ndarray) -> Id:
-    """Return an id in the type of others if it can be one: a text for 7, an integer for "7"."""
-    text = str(one)
-    is_whole = INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63
-    return int(text) if is_whole and ids.dtype != np.object_ else text
-
-
-def _join(known: History, live: History) -> History:
-    """Put a profile's events and live ones in the order of time; at one time the profile's come first.
-
-    Live events that the profile has too do not count again: data may have been trained on since they came.
-    """
-    if not len(known):
-        return live
-    if known.datetime is None:  # nothing tells when they happened, but that it was before
-        return _append(known, live.take(slice(_count_known(known, live), None)))
-    joined = _append(known, live)
-    columns = (joined.item_id, joined.datetime, None if known.event is None else joined.event)
-    keys = list(zip(*(one.tolist() for one in columns if one is not None), strict=True))
-    seen = set(keys[: len(known)])
-    kept = [place for place, key in enumerate(keys) if place < len(known) or key not in seen]
-    return joined.take(np.array(sorted(kept, key=lambda place: keys[place][1])))
-
-
-def _count_known(known: History, live: History) -> int:
-    """Return how many of the first live events are the profile's last ones, in their order: the longest such run."""
-    names = known.columns().keys() & live.columns().keys()
-    ours = [*zip(*(getattr(known, name).tolist()[-len(live) :] for name in names), strict=True)]
-    theirs = [*zip(*(getattr(live, name).tolist() for name in names), strict=True)]
-    ours, theirs = ([tuple(None if one != one else one for one in row) for row in rows] for rows in (ours, theirs))
-    return next((n for n in range(len(ours), 0, -1) if ours[-n:] == theirs[:n]), 0)
-
-
-def _append(known: History, live: History) -> History:
-    """Put live events behind a profile's; None and NaN fill a column that the profile lacks.
-
-    Live events have no context: they match none.
-    """
-    blank = {"event": np.full(len(known), None, dtype=np.object_), "weight": np.full(len(known), np.nan)}
-    columns, later = blank | known.columns(), {"context": np.zeros(len(live), np.int64)} | live.columns()
-    return History(**{name: np.concatenate([values, later[name]]) for name, values in columns.items()})
 
 
 class ImpressionLog:
@@ -492,7 +566,9 @@ class ImpressionLog:
         self._expire_at = 0.0
         self._expiring: Iterator[int] = iter(())
         self.n_lost = 0  # impressions that could not be written
-        self._thread = threading.Thread(target=self._work, name="bascule-impressions", daemon=True)
+        self._thread = threading.Thread(
+            target=self._work, name="bascule-impressions", daemon=True
+        )
         self._thread.start()
 
     @property
@@ -502,7 +578,11 @@ class ImpressionLog:
     @property
     def notes(self) -> list[str]:
         """Say that nothing is logged any more, if that is so."""
-        return [] if self._thread.is_alive() else ["what is shown is no longer logged; start the service again"]
+        return (
+            []
+            if self._thread.is_alive()
+            else ["what is shown is no longer logged; start the service again"]
+        )
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
@@ -536,9 +616,16 @@ class ImpressionLog:
 
     def _write(self) -> None:
         while self._waiting:
-            taken = [self._waiting.popleft() for _ in range(min(_MAX_AT_ONCE, len(self._waiting)))]
+            taken = [
+                self._waiting.popleft()
+                for _ in range(min(_MAX_AT_ONCE, len(self._waiting)))
+            ]
             try:
                 self.store.log_impressions(taken)
             except (OSError, BundleError, sqlite3.Error) as error:
                 self.n_lost += len(taken)
-                _LOG.error("%d impressions could not be written: %s", len(taken), type(error).__name__)
+                _LOG.error(
+                    "%d impressions could not be written: %s",
+                    len(taken),
+                    type(error).__name__,
+                )

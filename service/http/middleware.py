@@ -6,7 +6,14 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Hashable, Iterable
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Hashable,
+    Iterable,
+)
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from heapq import heappop, heappush
@@ -16,9 +23,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from fastapi.exceptions import HTTPException
 from starlette.requests import Request
 
-from serve.http.errors import OverloadError, answer_overload
-from serve.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
-from serve.http.metrics import Metrics
+from service.http.errors import OverloadError, answer_overload
+from service.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
+from service.http.metrics import Metrics
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,15 +34,23 @@ T = TypeVar("T")
 R = TypeVar("R")
 MAX_BODY = 1_000_000  # bytes
 _BODY_SECONDS = 10  # in which a body must have arrived
-_FIRST, _SHORT, _LONG = range(3)  # who has the next turn: single requests, short calls, long ones
-_TURN_SECONDS, _SHORT_TURNS = 0.002, 4  # of computing in one go; a call that takes more turns is long
+_FIRST, _SHORT, _LONG = range(
+    3
+)  # who has the next turn: single requests, short calls, long ones
+_TURN_SECONDS = 0.002  # of computing in one go; a call that takes more turns is long
+_SHORT_TURNS = 4
 _LONGEST = 5  # deadlines that a long call may take
-_COURTESY = 10  # milliseconds that a turn waits at most while single requests are answered
-_TOO_LONG, _MIN_SINGLE = 0.1, 48  # seconds of a single request, and how many may wait even then
+_COURTESY = (
+    10  # milliseconds that a turn waits at most while single requests are answered
+)
+_TOO_LONG = 0.1  # seconds of a single request, and how many may wait even then
+_MIN_SINGLE = 48
 _ASKING = frozenset(
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
 )  # refused when too many wait
-MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
+MAX_GATHERED = (
+    16  # requests that are answered in one call: more would only wait for each other
+)
 _JSON = b"application/json"
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -55,11 +70,16 @@ class Worker:
 
     def __init__(self, max_waiting: int, deadline: float) -> None:
         """Bound the calls that wait or run at once, and the seconds until the end of their first turn."""
-        self._max_waiting, self._deadline = max_waiting, deadline
+        self._max_waiting = max_waiting
+        self._deadline = deadline
         self._thread = ThreadPoolExecutor(1)
-        self._places: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap of those who wait for the turn
-        self._numbers, self._is_taken = count(), False
-        self.n_waiting, self.n_admitted = 0, 0
+        self._places: list[
+            tuple[int, int, asyncio.Future[None]]
+        ] = []  # a heap of those who wait for the turn
+        self._numbers = count()
+        self._is_taken = False
+        self.n_waiting = 0
+        self.n_admitted = 0
         self._max_single = self._most_single = 2.0 * max_waiting
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -67,7 +87,9 @@ class Worker:
         return await self.run_steps(_in_one_step(call))
 
     async def run_steps(
-        self, steps: Generator[None, None, T], is_gone: Callable[[], Awaitable[bool]] | None = None
+        self,
+        steps: Generator[None, None, T],
+        is_gone: Callable[[], Awaitable[bool]] | None = None,
     ) -> T:
         """Run a generator in the thread, some of its steps at each turn, and return its result.
 
@@ -76,21 +98,29 @@ class Worker:
         """
         if self.n_waiting >= self._max_waiting:
             raise OverloadError
-        number, n_turns = next(self._numbers), 0
+        number = next(self._numbers)
+        n_turns = 0
         self.n_waiting += 1
         try:
             async with asyncio.timeout(self._deadline) as limit:
                 while True:
                     if n_turns:
                         await self._let_singles_pass()
-                    async with self._turn(_SHORT if n_turns < _SHORT_TURNS else _LONG, number):
+                    async with self._turn(
+                        _SHORT if n_turns < _SHORT_TURNS else _LONG, number
+                    ):
                         if is_gone is not None and await is_gone():
                             raise OverloadError
-                        is_over, result = await asyncio.wrap_future(self._thread.submit(_advance, steps))
+                        is_over, result = await asyncio.wrap_future(
+                            self._thread.submit(_advance, steps)
+                        )
                     if is_over:
                         return cast(T, result)
                     if n_turns == 0:
-                        limit.reschedule(asyncio.get_running_loop().time() + _LONGEST * self._deadline)
+                        limit.reschedule(
+                            asyncio.get_running_loop().time()
+                            + _LONGEST * self._deadline
+                        )
                     n_turns += 1
         except TimeoutError as error:
             raise OverloadError from error
@@ -100,7 +130,10 @@ class Worker:
     async def run_first(self, prepare: Callable[[], Callable[[], T]]) -> T:
         """Prepare a call when it has the turn, before all others, and run it in the thread."""
         try:
-            async with asyncio.timeout(self._deadline), self._turn(_FIRST, next(self._numbers)):
+            async with (
+                asyncio.timeout(self._deadline),
+                self._turn(_FIRST, next(self._numbers)),
+            ):
                 return await asyncio.wrap_future(self._thread.submit(prepare()))
         except TimeoutError as error:
             raise OverloadError from error
@@ -143,7 +176,9 @@ class Worker:
             await place
             yield
         finally:
-            if not place.cancel() and not place.cancelled():  # it had come; whoever had it may ask again first
+            if (
+                not place.cancel() and not place.cancelled()
+            ):  # it had come; whoever had it may ask again first
                 asyncio.get_running_loop().call_soon(self._pass_on)
 
     def _pass_on(self) -> None:
@@ -177,16 +212,27 @@ class Gathering:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}  # by what they have in common
+        self._open: dict[
+            Hashable, tuple[list[Any], asyncio.Task[list[Any]]]
+        ] = {}  # by what they have in common
 
-    async def answer(self, key: Hashable, one: T, call: Callable[[list[T]], Iterable[R]], is_brief: bool) -> R:
+    async def answer(
+        self,
+        key: Hashable,
+        one: T,
+        call: Callable[[list[T]], Iterable[R]],
+        is_brief: bool,
+    ) -> R:
         """Return what `call` gives for one request, called with the others of the same key that come meanwhile.
 
         A brief call does not go into the thread.
         """
         if key not in self._open:
             asked: list[T] = []
-            self._open[key] = asked, asyncio.ensure_future(self._call(key, asked, call, is_brief))
+            self._open[key] = (
+                asked,
+                asyncio.ensure_future(self._call(key, asked, call, is_brief)),
+            )
         together, task = self._open[key]
         place = len(together)
         together.append(one)
@@ -195,7 +241,11 @@ class Gathering:
         return (await asyncio.shield(task))[place]  # type: ignore[no-any-return]
 
     async def _call(
-        self, key: Hashable, asked: list[T], call: Callable[[list[T]], Iterable[R]], is_brief: bool
+        self,
+        key: Hashable,
+        asked: list[T],
+        call: Callable[[list[T]], Iterable[R]],
+        is_brief: bool,
     ) -> list[R]:
         """Begin after all that came at the same time, or while the thread was taken, have joined."""
 
@@ -211,14 +261,18 @@ class RequestMiddleware:
     """Give each request an id, bound its body, add the headers of security to its answer, and count it."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, worker: Worker) -> None:
-        self._app, self._metrics, self._worker = app, metrics, worker
+        self._app = app
+        self._metrics = metrics
+        self._worker = worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started, request_id, status = time.perf_counter(), secrets.token_hex(8), 500
+        started = time.perf_counter()
+        request_id = secrets.token_hex(8)
+        status = 500
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
         REQUEST_ID.set(request_id)
         if scope["method"] == "HEAD":  # of probes: as GET, and the server sends no body
@@ -229,16 +283,25 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 self._release(scope)  # how fast its client reads does not count
-                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", request_id.encode())]
+                message["headers"] = [
+                    *message["headers"],
+                    *_HEADERS,
+                    (b"x-request-id", request_id.encode()),
+                ]
             await send(message)
 
-        app, is_asking = self._app, scope["path"] in _ASKING
+        app = self._app
+        is_asking = scope["path"] in _ASKING
         if is_asking and self._worker.is_full:  # refused before it costs anything
             self._metrics.shed.inc()
             app = answer_overload(Request(scope))
         with self._metrics.in_flight.track_inprogress():
             try:
-                await app(scope, _bounded(scope, receive, self._worker if is_asking else None), send_on)
+                await app(
+                    scope,
+                    _bounded(scope, receive, self._worker if is_asking else None),
+                    send_on,
+                )
             finally:
                 self._release(scope)
                 seconds = time.perf_counter() - started
@@ -252,8 +315,11 @@ class RequestMiddleware:
 
 def _bounded(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
     """Refuse a body that is no JSON, too long or too slow, as soon as that is seen; count who waits after its end."""
-    headers = dict(scope["headers"])  # without a content-type it is JSON, unless a page of whatever site sends it
-    n_bytes, kind = 0, headers.get(b"content-type", b"" if b"origin" in headers else _JSON)
+    headers = dict(
+        scope["headers"]
+    )  # without a content-type it is JSON, unless a page of whatever site sends it
+    n_bytes = 0
+    kind = headers.get(b"content-type", b"" if b"origin" in headers else _JSON)
     until = asyncio.get_running_loop().time() + _BODY_SECONDS
 
     async def receive_some() -> Message:
@@ -262,13 +328,21 @@ def _bounded(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(408, f"the body took over {_BODY_SECONDS} seconds", {"connection": "close"}) from None
+            raise HTTPException(
+                408,
+                f"the body took over {_BODY_SECONDS} seconds",
+                {"connection": "close"},
+            ) from None
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")
         if n_bytes and kind.partition(b";")[0].strip().lower() != _JSON:
             raise HTTPException(415, "the content-type is not application/json")
-        if worker and message["type"] == "http.request" and not message.get("more_body"):
+        if (
+            worker
+            and message["type"] == "http.request"
+            and not message.get("more_body")
+        ):
             scope["state"]["is_admitted"] = True
             worker.n_admitted += 1
         return message

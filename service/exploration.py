@@ -15,14 +15,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.discovery.dials import POOL, Numbers, find_new, recommend_only
-from serve.discovery.experiment import Policy
 from serve.index import Floats, Ints
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import Request
+from serve.rerank import POOL, Numbers, find_new, recommend_only
+from service.experiment import Policy
 
-_EARLIEST, _LATEST = 1e-11, 30.0  # of clocks, in shares of their mean time: outside lies less than 1e-10
+_EARLIEST = (
+    1e-11  # of clocks, in shares of their mean time: outside lies less than 1e-10
+)
+_LATEST = 30.0
 _STEP = 0.1  # of log time: the sum is exact to 1e-9
 _LOWEST = 20.0  # logits are at most so much below the highest: what is rarer is drawn as often as that
 
@@ -57,20 +60,31 @@ def explore(
 
 
 def find_candidates(
-    recommender: Recommender, requests: Sequence[Request], k: int, filter_viewed: bool | None, policy: Policy
+    recommender: Recommender,
+    requests: Sequence[Request],
+    k: int,
+    filter_viewed: bool | None,
+    policy: Policy,
 ) -> Iterator[Candidates]:
     """Find what the lists of requests may hold."""
     pools = recommender.recommend(requests, max(k, POOL), filter_viewed)
-    is_new, fresh = find_new(recommender), None
+    is_new = find_new(recommender)
+    fresh = None
     if policy.new_items and is_new.any():
-        fresh = recommend_only(recommender, requests, policy.slots, filter_viewed, is_new)
+        fresh = recommend_only(
+            recommender, requests, policy.slots, filter_viewed, is_new
+        )
     for place, pool in enumerate(pools):
-        ids, scores = pool.item_id, pool.score
+        ids = pool.item_id
+        scores = pool.score
         if fresh is not None:
             more = fresh.of(place)
             is_more = ~np.isin(more.item_id, ids)
-            ids, scores = np.append(ids, more.item_id[is_more]), np.append(scores, more.score[is_more])
-        bonus: Numbers = policy.new_items * is_new[recommender.catalogue.item_ids.find(ids)].astype(np.float64)
+            ids = np.append(ids, more.item_id[is_more])
+            scores = np.append(scores, more.score[is_more])
+        bonus: Numbers = policy.new_items * is_new[
+            recommender.catalogue.item_ids.find(ids)
+        ].astype(np.float64)
         yield Candidates(pool, ids, scores, bonus, min(k, len(pool.item_id)), policy)
 
 
@@ -89,7 +103,9 @@ class Candidates:
         """Return the places of the items to list, (K,)."""
         chosen = np.arange(self.n_listed)
         if self._n_fixed < self.n_listed and is_explored(seed, self.policy.share):
-            chosen[self._n_fixed :] = self._n_fixed + draw(seed, self._logits, self.n_listed - self._n_fixed)
+            chosen[self._n_fixed :] = self._n_fixed + draw(
+                seed, self._logits, self.n_listed - self._n_fixed
+            )
         return chosen
 
     def propensities(self, places: Ints, slots: Ints) -> Numbers:
@@ -99,7 +115,11 @@ class Candidates:
         found[is_drawn] *= 1 - self.policy.share
         which = is_drawn & (places >= self._n_fixed)
         if which.any():
-            drawn = probabilities(self._logits, places[which] - self._n_fixed, slots[which] - self._n_fixed)
+            drawn = probabilities(
+                self._logits,
+                places[which] - self._n_fixed,
+                slots[which] - self._n_fixed,
+            )
             found[which] += self.policy.share * drawn
         return found
 
@@ -111,7 +131,9 @@ class Candidates:
     def _logits(self) -> Numbers:
         """Return what the items that may be drawn are drawn by: scores in standard deviations of the pool."""
         scale = float(self.pool.score.std()) or 1.0
-        logits: Numbers = (self.score.astype(np.float64) / scale + self.bonus) / self.policy.temperature
+        logits: Numbers = (
+            self.score.astype(np.float64) / scale + self.bonus
+        ) / self.policy.temperature
         drawn_by: Numbers = logits[self._n_fixed :]
         return drawn_by
 
@@ -119,7 +141,9 @@ class Candidates:
 def draw(seed: str, logits: Numbers, n_slots: int) -> Ints:
     """Draw places of items for slots, in order; the same seed draws the same."""
     digest = hashlib.sha256(seed.encode()).digest()
-    noise = np.random.default_rng(int.from_bytes(digest[:16], "big")).gumbel(size=len(logits))
+    noise = np.random.default_rng(int.from_bytes(digest[:16], "big")).gumbel(
+        size=len(logits)
+    )
     order: Ints = np.argsort(-(_bound(logits) + noise), kind="stable")[:n_slots]
     return order
 
@@ -137,19 +161,28 @@ def probabilities(logits: Numbers, items: Ints, slots: Ints) -> Numbers:
     """
     rates = np.exp(_bound(logits))  # (M,)
     n_slots = int(slots.max()) + 1
-    slow = np.sort(rates)[::-1][min(n_slots, len(rates)) - 1]  # among the fastest, the slot's last has rung by its time
-    start, stop = np.log(_EARLIEST / rates.sum()), np.log(_LATEST / min(slow, rates[items].min()))
+    slow = np.sort(rates)[::-1][
+        min(n_slots, len(rates)) - 1
+    ]  # among the fastest, the slot's last has rung by its time
+    start = np.log(_EARLIEST / rates.sum())
+    stop = np.log(_LATEST / min(slow, rates[items].min()))
     log_time = np.arange(start, stop, _STEP)
     time = np.exp(log_time)  # (T,)
     rung = -np.expm1(-np.outer(rates, time))  # (M, T), the probability of having rung
-    counts = np.zeros((len(items), n_slots, len(time)))  # (R, S, T), of others that have rung
+    counts = np.zeros(
+        (len(items), n_slots, len(time))
+    )  # (R, S, T), of others that have rung
     counts[:, 0] = 1
     for other in range(len(rates)):
-        share = np.where((items == other)[:, None, None], 0.0, rung[other])  # an item is not another than itself
+        share = np.where(
+            (items == other)[:, None, None], 0.0, rung[other]
+        )  # an item is not another than itself
         moved = counts[:, :-1] * share
         counts *= 1 - share
         counts[:, 1:] += moved
-    densities = rates[items, None] * np.exp(-np.outer(rates[items], time)) * time  # (R, T), of log time
+    densities = (
+        rates[items, None] * np.exp(-np.outer(rates[items], time)) * time
+    )  # (R, T), of log time
     chosen = counts[np.arange(len(items)), slots]
     result: Numbers = (densities * chosen).sum(axis=1) * _STEP
     return result

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from serve.errors import SchemaError
-from serve.live_items import LiveItems
 from serve.recommender import Recommender
 from serve.requests import Id, check_fields, check_number, show
+from service.live_items import LiveItems
 
 _ROUNDING = 1e-9  # of the sum of shares
-MAX_TEMPERATURE, MAX_EXPLORED = 10.0, 20
+MAX_TEMPERATURE = 10.0
+MAX_EXPLORED = 20
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Policy:
     def __post_init__(self) -> None:
         """Refuse what is no policy."""
         if self.kind not in ("greedy", "explore"):
-            raise SchemaError(f"policy.kind is {show(self.kind)}; allowed: greedy, explore")
+            raise SchemaError(
+                f"policy.kind is {show(self.kind)}; allowed: greedy, explore"
+            )
         check_number(self.temperature, "policy.temperature", 0.01, MAX_TEMPERATURE)
         check_number(self.new_items, "policy.new_items", 0, MAX_TEMPERATURE)
         check_number(self.slots, "policy.slots", 1, MAX_EXPLORED, int)
@@ -48,15 +51,33 @@ class Policy:
     def from_text(cls, text: str) -> Policy:
         """Return the policy whose text this is."""
         kind, *values = text.split()
-        given = {name: float(value) for name, _, value in (one.partition("=") for one in values)}
+        given = {
+            name: float(value)
+            for name, _, value in (one.partition("=") for one in values)
+        }
         whole = {field.name for field in fields(cls) if field.type == "int"}
-        return cls(kind, **{name: int(value) if name in whole else value for name, value in given.items()})  # type: ignore[arg-type]
+        return cls(
+            kind,
+            **{
+                name: int(value) if name in whole else value
+                for name, value in given.items()
+            },
+        )  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         """Say how lists come about, for the log of what was shown."""
         if self.kind == "greedy":
             return self.kind
-        return " ".join((self.kind, *(f"{name}={value:g}" for name, value in vars(self).items() if name != "kind")))
+        return " ".join(
+            (
+                self.kind,
+                *(
+                    f"{name}={value:g}"
+                    for name, value in vars(self).items()
+                    if name != "kind"
+                ),
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -88,11 +109,16 @@ class Experiment:
     def parse(cls, content: Any) -> Experiment:
         """Check the content of a file."""
         given = check_fields(content, ("salt", "arms"), "the experiment")
-        salt, arms = given.get("salt"), given.get("arms")
+        salt = given.get("salt")
+        arms = given.get("arms")
         if not isinstance(salt, str) or not salt:
-            raise SchemaError(f"salt is {show(salt)}; expected a text, another one for each experiment")
+            raise SchemaError(
+                f"salt is {show(salt)}; expected a text, another one for each experiment"
+            )
         if not isinstance(arms, Mapping) or not arms:
-            raise SchemaError(f"arms is {show(arms)}; expected name -> {{share, policy, version}}")
+            raise SchemaError(
+                f"arms is {show(arms)}; expected name -> {{share, policy, version}}"
+            )
         parsed = tuple(_parse_arm(str(name), one) for name, one in arms.items())
         total = sum(one.share for one in parsed)
         if abs(total - 1) > _ROUNDING:
@@ -101,7 +127,9 @@ class Experiment:
 
     def assign(self, user: Id) -> Arm:
         """Return the arm of a user; 7 and "7" are the same."""
-        digest = hashlib.sha256(f"{len(self.salt)} {self.salt} {user}".encode(errors="surrogatepass")).digest()
+        digest = hashlib.sha256(
+            f"{len(self.salt)} {self.salt} {user}".encode(errors="surrogatepass")
+        ).digest()
         left = int.from_bytes(digest[:8], "big") / 2**64
         for arm in self.arms[:-1]:
             if left < arm.share:
@@ -113,12 +141,16 @@ class Experiment:
 class Arms:
     """The arms of a service, with the versions that they name, each with all live items."""
 
-    def __init__(self, experiment: Experiment, items: Path, load: Callable[[str], Recommender]) -> None:
+    def __init__(
+        self, experiment: Experiment, items: Path, load: Callable[[str], Recommender]
+    ) -> None:
         """Load the versions; `items` is the file of live items."""
         self.experiment = experiment
         self._items: dict[str, LiveItems] = {}
         try:
-            for version in dict.fromkeys(arm.version for arm in experiment.arms if arm.version is not None):
+            for version in dict.fromkeys(
+                arm.version for arm in experiment.arms if arm.version is not None
+            ):
                 self._items[version] = LiveItems(items, load(version))
         except (ValueError, OSError):
             self.close()
@@ -140,9 +172,12 @@ class Arms:
 
 def _parse_arm(name: str, content: Any) -> Arm:
     given = check_fields(content, ("share", "policy", "version"), f"arms.{name}")
-    version, share = given.get("version"), check_number(given.get("share"), f"arms.{name}.share", 0, 1)
+    version = given.get("version")
+    share = check_number(given.get("share"), f"arms.{name}.share", 0, 1)
     if not (version is None or isinstance(version, str)):
-        raise SchemaError(f"arms.{name}.version is {show(version)}; expected a version of the registry")
+        raise SchemaError(
+            f"arms.{name}.version is {show(version)}; expected a version of the registry"
+        )
     names = tuple(one.name for one in fields(Policy))
     policy = check_fields(given.get("policy", {}), names, f"arms.{name}.policy")
     return Arm(name, share, Policy(**policy), version)

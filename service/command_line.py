@@ -15,7 +15,9 @@ from serve.errors import SchemaError, say
 
 FAULT = 2  # exit status after a fault of the options, the configuration or the data
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-ENDED = frozenset(128 + number for number in _STOPPING)  # exit statuses of a process that was told to stop
+ENDED = frozenset(
+    128 + number for number in _STOPPING
+)  # exit statuses of a process that was told to stop
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,7 +30,9 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     """Make a parser that raises SchemaError; the lines of its description stay as they are."""
     raw = argparse.RawDescriptionHelpFormatter
-    return _Parser(prog=program, description=description, formatter_class=raw, allow_abbrev=False)
+    return _Parser(
+        prog=program, description=description, formatter_class=raw, allow_abbrev=False
+    )
 
 
 def run_command(work: Callable[[], None]) -> int:
@@ -39,7 +43,11 @@ def run_command(work: Callable[[], None]) -> int:
     try:
         with ending_on_signals():
             work()
-    except (ValueError, OSError, ModuleNotFoundError) as error:  # SchemaError and BundleError are ValueErrors
+    except (
+        ValueError,
+        OSError,
+        ModuleNotFoundError,
+    ) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
         return FAULT
     return 0
@@ -68,7 +76,9 @@ def undisturbed() -> Iterator[None]:
 @contextmanager
 def handling(handler: Any) -> Iterator[None]:
     """Let a handler have SIGTERM and Ctrl-C within."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+    if (
+        threading.current_thread() is not threading.main_thread()
+    ):  # signals are the main thread's alone
         yield
         return
     before = {number: signal.signal(number, handler) for number in _STOPPING}
@@ -87,5 +97,8 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def tabulate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of records that have the same names."""
-    cells = [[f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()] for row in rows]
+    cells = [
+        [f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()]
+        for row in rows
+    ]
     return align([list(rows[0]), *cells])

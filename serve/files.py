@@ -5,15 +5,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hashlib
 import hmac
 import json
 import os
-import secrets
-import sqlite3
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,9 +22,9 @@ FORGOTTEN = "forgotten.json"  # file of a run with the erasure list
 ERASURE_FORMAT = 1
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_PATIENCE = 10.0  # seconds to wait for another process
-_PRIMARY = 0xFF  # of an extended error code of SQLite
-PRIVATE, _PUBLIC = 0o600, 0o666  # modes of files, of which the umask may take more away
+PATIENCE = 10.0  # seconds to wait for another process
+PRIVATE = 0o600  # modes of files, of which the umask may take more away
+_PUBLIC = 0o666
 
 
 def make_private(folder: Path) -> None:
@@ -47,7 +44,12 @@ def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
     """Yield a file to write that is named by the path when it is on disk, and not after an error."""
     partial = path.with_name(f"{path.name}.part")
     try:
-        with name_file(path), open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+        with (
+            name_file(path),
+            open(
+                partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)
+            ) as file,
+        ):
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -129,50 +131,6 @@ def exchange(left: Path, right: Path) -> bool:
     raise OSError(code, os.strerror(code), str(left))
 
 
-def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection:
-    """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
-
-    `mark` tells the file, by its `application_id`, from other databases and formats. `tables` is run in a new file.
-    """
-    make_private(path.parent)
-    with suppress(FileExistsError):  # before SQLite would: its log and index get the same mode
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, PRIVATE))  # else closing it would end the locks of this process
-    with name_fault(path):
-        connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-        try:
-            (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            (found,) = connection.execute("PRAGMA application_id").fetchone()  # after it: another process may make both
-            if found != mark and (found or n_tables):
-                raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "temp_store = MEMORY"):
-                connection.execute(f"PRAGMA {setting}")
-            connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
-            if tables and found != mark:
-                connection.execute("BEGIN IMMEDIATE")
-                (found,) = connection.execute("PRAGMA application_id").fetchone()  # another process may have come first
-                made = () if found == mark else (*tables.split(";"), f"PRAGMA application_id = {mark}")
-                for each in (*made, "COMMIT"):
-                    connection.execute(each)
-        except (sqlite3.Error, BundleError) as error:
-            connection.close()
-            if getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_NOTADB:
-                raise BundleError(f"{path} is no database: move it away to begin a new one") from error
-            raise
-    return connection
-
-
-@contextmanager
-def name_fault(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors of the disk or the file into an OSError that names it; EBUSY if another process keeps it."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # a fault of ours
-            raise
-        is_busy = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
-        raise OSError(errno.EBUSY if is_busy else errno.EIO, str(error), str(path)) from error
-
-
 @dataclass(frozen=True)
 class ErasureList:
     """Keyed hashes of forgotten users, by salt; several salts where one run took over the list of another."""
@@ -194,25 +152,29 @@ def hash_id(salt: bytes, user_id: str | int) -> bytes:
     return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
 
 
-def user_key(salt: bytes, user_id: str) -> bytes:
-    """Return the key by which a database finds a user: without the salt nobody can make it."""
-    return hashlib.blake2b(user_id.encode(), key=salt, digest_size=16).digest()
-
-
 def read_erasure_list(run: Path) -> ErasureList:
     """Read the erasure list of a run's folder; empty if there is no file."""
     path = run / FORGOTTEN
     try:
         content = json.loads(path.read_bytes())
         lists = (content["users"], *(one["hashes"] for one in content["users"]))
-        if content["format"] != ERASURE_FORMAT or not all(isinstance(one, list) for one in lists):
+        if content["format"] != ERASURE_FORMAT or not all(
+            isinstance(one, list) for one in lists
+        ):
             raise ValueError(f"expected format {ERASURE_FORMAT}")
         sets = ((one["salt"], one["hashes"]) for one in content["users"])
-        return ErasureList(tuple((bytes.fromhex(salt), frozenset(map(bytes.fromhex, some))) for salt, some in sets))
+        return ErasureList(
+            tuple(
+                (bytes.fromhex(salt), frozenset(map(bytes.fromhex, some)))
+                for salt, some in sets
+            )
+        )
     except FileNotFoundError:
         return NOBODY
     except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten") from error
+        raise BundleError(
+            f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten"
+        ) from error
 
 
 _read_changed = lru_cache(maxsize=16)(lambda run, *_mark: read_erasure_list(run))

@@ -16,17 +16,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.columns import to_numpy
-from serve.discovery.reasons import complete_request
 from serve.index import Floats, Ints, Mask
+from serve.reasons import complete_request
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Filters, Request, check_number, join_filters
 
 Numbers = NDArray[np.float64]
 
-POOL, POOL_FACTOR, MAX_POOL = 100, 10, 1000  # items of a pool: so many, or so many times k up to a bound; never below k
+POOL = 100  # items of a pool: so many, or so many times k up to a bound; never below k
+POOL_FACTOR = 10
+MAX_POOL = 1000
 MAX_PAST = 500  # latest events of a history that an item is compared with
-IS_NEW, NEW_DAYS = "is_new", 28  # column of items that were first seen in the last days of the data, and how many
+IS_NEW = "is_new"  # column of items that were first seen in the last days of the data, and how many
+NEW_DAYS = 28
 _ROUNDING = 1e-9  # of a share times places
 
 
@@ -46,7 +49,12 @@ class Dials:
     @property
     def policy(self) -> str:
         """Say how the order of a list comes about, for the log of what was shown."""
-        return " ".join(("greedy", *(f"{name}={value:g}" for name, value in vars(self).items() if value)))
+        return " ".join(
+            (
+                "greedy",
+                *(f"{name}={value:g}" for name, value in vars(self).items() if value),
+            )
+        )
 
 
 RECOMMENDED = Dials(diversity=0.2)  # about 1 % of NDCG@10 (docs/discovery.md)
@@ -63,21 +71,41 @@ def recommend(
 
     Filters hold, `at_most` too, as for every part of a pool for which it holds: there new items come from the pool.
     """
-    filter_viewed, asked = None if repeats is None else repeats == "exclude", recommender.check(requests)
+    filter_viewed = None if repeats is None else repeats == "exclude"
+    asked = recommender.check(requests)
     if dials == Dials() or k < 1:  # which is refused
         return recommender.recommend(asked, k, filter_viewed)
-    pools = fresh = recommender.recommend(asked, max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k))), filter_viewed)
-    is_new = find_new(recommender) if dials.new_share else np.zeros(len(recommender.catalogue), np.bool_)
+    pools = fresh = recommender.recommend(
+        asked, max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k))), filter_viewed
+    )
+    is_new = (
+        find_new(recommender)
+        if dials.new_share
+        else np.zeros(len(recommender.catalogue), np.bool_)
+    )
     if is_new.any():
         fresh = recommend_only(recommender, asked, k, filter_viewed, is_new)
-    listed, scores = np.full((len(asked), k), -1, np.int64), np.zeros((len(asked), k), np.float32)
+    listed = np.full((len(asked), k), -1, np.int64)
+    scores = np.zeros((len(asked), k), np.float32)
     for place, request in enumerate(asked):
-        (rows, values), (more, more_values) = (_list(found, place) for found in (pools, fresh))
-        n_pool, is_more = len(rows), ~np.isin(more, rows)
-        rows, values = np.append(rows, more[is_more]), np.append(values, more_values[is_more])
+        (rows, values), (more, more_values) = (
+            _list(found, place) for found in (pools, fresh)
+        )
+        n_pool = len(rows)
+        is_more = ~np.isin(more, rows)
+        rows = np.append(rows, more[is_more])
+        values = np.append(values, more_values[is_more])
         worth, likeness = _weigh(recommender, request, rows, values, n_pool, dials)
-        chosen = _choose(worth, likeness, values, is_new[rows], n_pool, (min(k, n_pool), dials.new_share))
-        listed[place, : len(chosen)], scores[place, : len(chosen)] = rows[chosen], values[chosen]
+        chosen = _choose(
+            worth,
+            likeness,
+            values,
+            is_new[rows],
+            n_pool,
+            (min(k, n_pool), dials.new_share),
+        )
+        listed[place, : len(chosen)] = rows[chosen]
+        scores[place, : len(chosen)] = values[chosen]
     return Recommendations.from_lists(
         [one.user_id for one in asked],
         listed,
@@ -85,7 +113,10 @@ def recommend(
         item_ids=pools.item_ids,
         unknown_items=pools.unknown_items,
         user_id_type=pools.user_id_type,
-        reasons={place: pools.reason[place] for place in np.flatnonzero(listed[:, -1] < 0).tolist()},
+        reasons={
+            place: pools.reason[place]
+            for place in np.flatnonzero(listed[:, -1] < 0).tolist()
+        },
     )
 
 
@@ -93,18 +124,28 @@ def find_new(recommender: Recommender) -> Mask:
     """Tell which items are new, (N,): first seen in the last days of the data, or put live since."""
     table = recommender.catalogue.table
     is_new = np.arange(len(table)) >= len(recommender.bundle.items)
-    if IS_NEW in table.column_names and pa.types.is_boolean(table.schema.field(IS_NEW).type):
+    if IS_NEW in table.column_names and pa.types.is_boolean(
+        table.schema.field(IS_NEW).type
+    ):
         is_new |= to_numpy(table.column(IS_NEW).fill_null(False).cast(pa.uint8())) > 0
     return is_new
 
 
 def recommend_only(
-    recommender: Recommender, requests: Iterable[Request], k: int, filter_viewed: bool | None, is_listed: Mask
+    recommender: Recommender,
+    requests: Iterable[Request],
+    k: int,
+    filter_viewed: bool | None,
+    is_listed: Mask,
 ) -> Recommendations:
     """Rank some items alone; the lists of requests that bound how many items share a value are empty."""
     among = Filters(only=tuple(recommender.catalogue.item_ids.ids[is_listed].tolist()))
-    nothing, given = Filters(only=()), ((one, one.filters or Filters()) for one in requests)
-    only = [replace(one, filters=nothing if its.at_most else join_filters(its, among)) for one, its in given]
+    nothing = Filters(only=())
+    given = ((one, one.filters or Filters()) for one in requests)
+    only = [
+        replace(one, filters=nothing if its.at_most else join_filters(its, among))
+        for one, its in given
+    ]
     return recommender.recommend(only, k, filter_viewed)
 
 
@@ -114,10 +155,16 @@ def _list(found: Recommendations, place: int) -> tuple[Ints, Floats]:
 
 
 def _weigh(
-    recommender: Recommender, request: Request, rows: Ints, scores: Floats, n_pool: int, dials: Dials
+    recommender: Recommender,
+    request: Request,
+    rows: Ints,
+    scores: Floats,
+    n_pool: int,
+    dials: Dials,
 ) -> tuple[Numbers, Numbers]:
     """Return the worth of items but for those above them, (P,), and what likeness to another costs, (P, P)."""
-    directions, pool = _directions(recommender, rows), slice(n_pool)
+    directions = _directions(recommender, rows)
+    pool = slice(n_pool)
     worth = _standardise(scores, scores[pool])
     if dials.novelty and (history := complete_request(recommender, request).history):
         past = recommender.catalogue.item_ids.find(history.item_id[-MAX_PAST:])
@@ -130,15 +177,27 @@ def _weigh(
 
 
 def _choose(
-    worth: Numbers, likeness: Numbers, scores: Floats, is_new: Mask, n_pool: int, places: tuple[int, float]
+    worth: Numbers,
+    likeness: Numbers,
+    scores: Floats,
+    is_new: Mask,
+    n_pool: int,
+    places: tuple[int, float],
 ) -> list[int]:
     """Return the items to list, in order; those behind the pool come only where the share of new ones wants them."""
     chosen: list[int] = []
-    nearest, is_left = np.full(len(worth), -np.inf), np.ones(len(worth), np.bool_)
+    nearest = np.full(len(worth), -np.inf)
+    is_left = np.ones(len(worth), np.bool_)
     for place in range(1, places[0] + 1):
-        is_due = is_left & is_new & (is_new[chosen].sum() < int(place * places[1] + _ROUNDING))
+        is_due = (
+            is_left
+            & is_new
+            & (is_new[chosen].sum() < int(place * places[1] + _ROUNDING))
+        )
         is_open = is_due if is_due.any() else is_left & (np.arange(len(worth)) < n_pool)
-        value: NDArray[Any] = scores if is_due.any() else worth - nearest if chosen else worth
+        value: NDArray[Any] = (
+            scores if is_due.any() else worth - nearest if chosen else worth
+        )
         best = int(np.where(is_open, value, -np.inf).argmax())
         chosen.append(best)
         is_left[best] = False
@@ -148,11 +207,17 @@ def _choose(
 
 def _directions(recommender: Recommender, rows: Ints) -> Floats:
     vectors = recommender.catalogue.index.vectors[rows, : recommender.taste_dim]
-    directions: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    directions: Floats = vectors / np.maximum(
+        np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12
+    )
     return directions
 
 
 def _standardise(values: Floats, pool: Floats) -> Numbers:
     """Measure values in standard deviations of a pool from its mean."""
-    mean, scale = (pool.mean(dtype=np.float64), pool.std(dtype=np.float64)) if len(pool) else (0.0, 0.0)
+    mean, scale = (
+        (pool.mean(dtype=np.float64), pool.std(dtype=np.float64))
+        if len(pool)
+        else (0.0, 0.0)
+    )
     return np.asarray((values - mean) / (scale if scale > 1e-9 else 1.0), np.float64)

@@ -25,165 +25,48 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serve.bundle import (
-    ALLOWED,
-    ANSWERING,
     BUNDLE,
     CURRENT,
     HISTORY,
     MANIFEST,
-    PROFILES,
     PUBLISHED,
     SCHEMA,
     SIGNATURE,
     Bundle,
-    Facts,
     Manifest,
-    hash_file,
     read_folder,
-    read_space,
     read_steadily,
-    replay,
 )
-from serve.command_line import align
-from serve.durable import place_folder, sync_files, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest, say
-from serve.profiles import settle_profiles
+from serve.files import place_folder, sync_folder, take_lock, write_file
+from serve.golden import replay
 from serve.recommender import Recommender, golden_answer
+from service.command_line import align
+from service.publish import LOCK, remove_all
 
 KEPT_VERSIONS = 3  # the latest ones, by default
-LOADING_ERRORS = (ValueError, OSError, MemoryError)  # BundleError and SchemaError are ValueErrors
-_LOCK = ".lock"
-_STAGED = f".{BUNDLE}-"
-_ASIDE = f".{BUNDLE}-old-"
-_BESIDE = ".beside-"
+LOADING_ERRORS = (
+    ValueError,
+    OSError,
+    MemoryError,
+)  # BundleError and SchemaError are ValueErrors
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _FOLDERS = re.compile(r"[^\s'\"]*/(?=[^\s'\"])")
 _MAX_PAST = 100  # lines of the history, not versions on disk
 _MAX_BYTES = 1 << 14
-_HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # view and metric, with repeats and without them
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A bundle in the making."""
-
-    path: Path  # folder of its files
-    beside: Path  # folder of the files that come into the directory with the bundle
-    target: Path  # where the bundle will be
-
-    @classmethod
-    @contextmanager
-    def open(cls, directory: Path) -> Iterator[Stage]:
-        """Begin a stage in a run's directory, after what a killed run left there is completed or cleared.
-
-        The directory is locked to the end of the `with`; there the stage goes, unless it was published.
-        """
-        directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock, name = take_lock(directory / _LOCK, wait=False), uuid.uuid4().hex
-        except BlockingIOError as error:
-            raise BundleError(f"another run writes into {directory}: wait for it, or choose another") from error
-        with lock:
-            _settle(directory)
-            stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE)
-            stage.path.mkdir()
-            stage.beside.mkdir()
-            try:
-                yield stage
-            finally:
-                with suppress(OSError):  # what stays goes when the next stage is opened
-                    _settle(directory)
-
-    def seal(self, facts: Facts, metrics: Mapping[str, Any], required: frozenset[str] = ANSWERING) -> Manifest:
-        """Hash the files and write the manifest over them; again whenever a file was added."""
-        names = {entry.name for entry in self.path.iterdir()} - {MANIFEST}
-        for name in sorted(required - names):
-            raise BundleError(f"{name} is missing from the stage: write it before the manifest")
-        for name in sorted(names - ALLOWED):
-            raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(ALLOWED))}")
-        files = {name: hash_file(self.path / name) for name in sorted(names)}
-        manifest = Manifest.create(facts, *read_space(self.path), files, metrics)
-        write_file(self.path / MANIFEST, manifest.to_bytes())
-        return manifest
-
-    def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
-        """Bring a complete stage to disk, seal and verify it."""
-        sync_files(self.path)
-        manifest = self.seal(facts, metrics, PUBLISHED)
-        sync_folder(self.path)
-        Bundle.load(self.path)
-        return Ready(self, manifest.version)
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A stage that may be published, and the version of its bundle."""
-
-    stage: Stage
-    version: str
-
-
-def publish(ready: Ready, overwrite: bool = False) -> Bundle:
-    """Make the stage the bundle of its directory; if it cannot be read there, readers see what they saw before."""
-    stage = ready.stage
-    if stage.target.exists() and not overwrite:
-        raise BundleError(f"{stage.target} exists: publish into another directory, or overwrite it")
-    directory = stage.target.parent
-    sync_files(stage.beside)
-    os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
-    sync_folder(directory)
-    old = place_folder(stage.path, stage.target)
-    try:
-        sync_folder(directory)
-        bundle = Bundle.load(stage.target)
-    except (BundleError, OSError):
-        if old == stage.path:  # the two were exchanged
-            place_folder(old, stage.target)
-        else:  # after a kill in between, the old one is the only one to be put back
-            os.rename(stage.target, stage.path)
-            if old is not None:
-                os.rename(old, stage.target)
-        sync_folder(directory)
-        raise
-    _settle(directory)
-    return bundle
-
-
-def read_version(bundle: Path) -> str | None:
-    """Read the version of a published bundle from its manifest alone; None if there is none."""
-    try:
-        return Manifest.from_bytes((bundle / MANIFEST).read_bytes()).version
-    except (BundleError, OSError):
-        return None
-
-
-def _settle(directory: Path) -> None:
-    """Give the bundle what belongs to it and remove stages; called under the lock."""
-    target = directory / BUNDLE
-    for aside in sorted(directory.glob(f"{_ASIDE}*")):
-        if not target.exists():  # killed between two renames
-            os.rename(aside, target)
-    version = read_version(target)
-    settle_profiles(directory / PROFILES, version)
-    for folder in directory.glob(f"{_BESIDE}{version}"):
-        for path in sorted(folder.iterdir()):
-            os.replace(path, directory / path.name)
-        sync_folder(directory)
-    _remove_all(directory, _STAGED, _BESIDE)
-
-
-def _remove_all(directory: Path, *prefixes: str) -> None:
-    for path in [path for prefix in prefixes for path in directory.glob(f"{prefix}*")]:
-        shutil.rmtree(path, ignore_errors=True)  # what stays goes next time
+_HEADLINES = (
+    ("all", "NDCG@20"),
+    ("novel", "NDCG@10"),
+)  # view and metric, with repeats and without them
 
 
 @dataclass(frozen=True)
@@ -191,27 +74,44 @@ class Registry:
     """A folder of versions. Profiles and state in it are of no version, and never copied."""
 
     path: Path
-    trusted: Path | None = None  # public keys: a version that none of them signed is not read
+    trusted: Path | None = (
+        None  # public keys: a version that none of them signed is not read
+    )
 
     def folder(self, version: str) -> Path:
         """Return the folder of a version."""
         folder = self.path / _check_version(version, "version")
         if not os.path.lexists(folder):
-            raise BundleError(f"version {version} is not in the registry; {name_nearest(version, self.versions())}")
+            raise BundleError(
+                f"version {version} is not in the registry; {name_nearest(version, self.versions())}"
+            )
         if folder.is_symlink() or not folder.is_dir():
-            raise BundleError(f"version {version} is no folder in the registry, or a link: copy the folder itself")
+            raise BundleError(
+                f"version {version} is no folder in the registry, or a link: copy the folder itself"
+            )
         return folder
 
     def versions(self) -> list[str]:
         """Return the versions that were published, the latest first; damaged ones too."""
-        found = [path for path in self.path.glob("*") if _VERSION.fullmatch(path.name) and not path.is_symlink()]
-        return [path.name for path in sorted(found, key=lambda path: (-_published_at(path), path.name))]
+        found = [
+            path
+            for path in self.path.glob("*")
+            if _VERSION.fullmatch(path.name) and not path.is_symlink()
+        ]
+        return [
+            path.name
+            for path in sorted(
+                found, key=lambda path: (-_published_at(path), path.name)
+            )
+        ]
 
     def current(self) -> str:
         """Read which version is to be served."""
         text = self._read(CURRENT)
         if text is None:
-            raise BundleError(f"no version is current in {self.path}: {CURRENT} is missing; choose one with `activate`")
+            raise BundleError(
+                f"no version is current in {self.path}: {CURRENT} is missing; choose one with `activate`"
+            )
         return _check_version(text.removesuffix("\n"), CURRENT)
 
     def find_current(self) -> str | None:
@@ -223,39 +123,59 @@ class Registry:
     def past(self) -> list[str]:
         """Return the versions that were current before the present one, the latest first."""
         current = self.find_current()
-        versions = [line for line in (self._read(HISTORY) or "").splitlines() if _VERSION.fullmatch(line)]
-        return versions[versions.index(current) + 1 :] if current in versions else versions
+        versions = [
+            line
+            for line in (self._read(HISTORY) or "").splitlines()
+            if _VERSION.fullmatch(line)
+        ]
+        return (
+            versions[versions.index(current) + 1 :] if current in versions else versions
+        )
 
     def set_current(self, version: str, past: Sequence[str]) -> None:
         """Let a version be served; the history comes first, so that after a kill it holds whatever is current."""
         history = [version, *(name for name in past if name != version)][:_MAX_PAST]
         for name, lines in ((HISTORY, history), (CURRENT, [version])):
-            write_file(self.path / name, "".join(f"{line}\n" for line in lines).encode())
+            write_file(
+                self.path / name, "".join(f"{line}\n" for line in lines).encode()
+            )
             sync_folder(self.path)
 
     @contextmanager
     def writing(self, wait: bool = True) -> Iterator[None]:
         """Be the only one who changes the registry, and clear what a killed one left."""
         if not self.path.is_dir():
-            raise BundleError(f"no registry at {self.path}: publish a bundle into it first")
-        if all((self.path / name).is_file() for name in (MANIFEST, SCHEMA)):  # the lock would be a file too many in it
-            raise BundleError(f"{self.path} is a bundle, no registry: give another folder, or the bundle as --bundle")
-        with take_lock(self.path / _LOCK, wait):
-            _remove_all(self.path, _COPIED)
+            raise BundleError(
+                f"no registry at {self.path}: publish a bundle into it first"
+            )
+        if all(
+            (self.path / name).is_file() for name in (MANIFEST, SCHEMA)
+        ):  # the lock would be a file too many in it
+            raise BundleError(
+                f"{self.path} is a bundle, no registry: give another folder, or the bundle as --bundle"
+            )
+        with take_lock(self.path / LOCK, wait):
+            remove_all(self.path, _COPIED)
             try:
                 yield
             finally:
-                _remove_all(self.path, _COPIED)
+                remove_all(self.path, _COPIED)
 
     def _read(self, name: str) -> str | None:
         """Read a small file that is no link; None if there is none."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
-        is_plain = path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_BYTES
+        is_plain = (
+            path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_size <= _MAX_BYTES
+        )
         content = path.read_bytes() if is_plain else b""
         if not is_plain or not content.isascii():
-            raise BundleError(f"{name} is no plain list of versions: remove it and choose a version with `activate`")
+            raise BundleError(
+                f"{name} is no plain list of versions: remove it and choose a version with `activate`"
+            )
         return content.decode("ascii")
 
 
@@ -276,13 +196,20 @@ class RolledBack(NamedTuple):
 
 
 def publish_version(
-    registry: Registry, bundle: Path, keep: int = KEPT_VERSIONS, is_activated: bool = False
+    registry: Registry,
+    bundle: Path,
+    keep: int = KEPT_VERSIONS,
+    is_activated: bool = False,
 ) -> Published:
     """Copy a bundle into the registry; the `keep` latest versions stay, the current and the one before it anyway."""
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
-    if (bundle / MANIFEST).is_file() and bundle.resolve() in (registry.path / BUNDLE).resolve().parents:
-        raise BundleError(f"{registry.path} is in the bundle: give another place for the registry")
+    if (bundle / MANIFEST).is_file() and bundle.resolve() in (
+        registry.path / BUNDLE
+    ).resolve().parents:
+        raise BundleError(
+            f"{registry.path} is in the bundle: give another place for the registry"
+        )
     registry.path.mkdir(parents=True, exist_ok=True)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
@@ -300,7 +227,8 @@ def activate(registry: Registry, version: str) -> None:
 def rollback(registry: Registry) -> RolledBack:
     """Let the version be served that was current before; damaged ones on the way back are skipped."""
     with registry.writing():
-        current, past = registry.find_current(), registry.past()
+        current = registry.find_current()
+        past = registry.past()
         skipped: list[str] = []
         for place, version in enumerate(past):
             fault = _find_fault(registry, version)
@@ -309,7 +237,9 @@ def rollback(registry: Registry) -> RolledBack:
                 return RolledBack(version, current, skipped)
             skipped.append(fault)
         tried = f" ({'; '.join(skipped)})" if skipped else ""
-        raise BundleError(f"no version to go back to: none that was current before is whole{tried}; use `activate`")
+        raise BundleError(
+            f"no version to go back to: none that was current before is whole{tried}; use `activate`"
+        )
 
 
 def describe_registry(registry: Registry) -> list[str]:
@@ -319,7 +249,8 @@ def describe_registry(registry: Registry) -> list[str]:
         return [f"no versions in {registry.path}: publish a bundle into it first"]
     rows = [["", "version", "published (UTC)", "data until (UTC)", "headline"]]
     for version in versions:
-        folder, mark = registry.path / version, "*" if version == registry.find_current() else ""
+        folder = registry.path / version
+        mark = "*" if version == registry.find_current() else ""
         rows.append([mark, version, _day(_published_at(folder)), *_describe(folder)])
     lines = align(rows)
     try:
@@ -333,8 +264,13 @@ def _describe(folder: Path) -> tuple[str, str]:
     """Return until when a version's data goes, and its headline figure."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-        views, until = manifest.metrics.get("test", {}).get("bascule", {}), manifest.facts.data_until
-        found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
+        views = manifest.metrics.get("test", {}).get("bascule", {})
+        until = manifest.facts.data_until
+        found = [
+            f"{name} {views[view][name]:.4f} ({view})"
+            for view, name in _HEADLINES
+            if name in views.get(view, {})
+        ]
     except (ValueError, AttributeError, TypeError, OSError) as error:
         return "", f"damaged: {say(error)}"
     return _day(until) if until else "no times", found[0] if found else "not tested"
@@ -346,10 +282,16 @@ def _day(seconds: float) -> str:
 
 def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     """Bring a bundle in under its version, and say if that is new; a damaged copy of it is replaced."""
-    manifest, contents = read_steadily(bundle, lambda path: read_folder(path, PUBLISHED))
+    manifest, contents = read_steadily(
+        bundle, lambda path: read_folder(path, PUBLISHED)
+    )
     target = registry.path / manifest.version
     is_there = os.path.lexists(target)
-    if is_there and SIGNATURE not in contents and _find_fault(registry, manifest.version) is None:
+    if (
+        is_there
+        and SIGNATURE not in contents
+        and _find_fault(registry, manifest.version) is None
+    ):
         return manifest.version, False
     stage = registry.path / f"{_COPIED}{uuid.uuid4().hex}"
     stage.mkdir()
@@ -370,7 +312,9 @@ def _activate(registry: Registry, version: str) -> None:
     _verify(registry.folder(version), version, registry.trusted)
     current = registry.find_current()
     if current != version:
-        registry.set_current(version, [*([] if current is None else [current]), *registry.past()])
+        registry.set_current(
+            version, [*([] if current is None else [current]), *registry.past()]
+        )
 
 
 def _prune(registry: Registry, published: str, keep: int) -> list[str]:
@@ -380,9 +324,15 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
         return []  # which one is served cannot be told
     versions = registry.versions()
     before = [version for version in registry.past() if version in versions]
-    removed = [version for version in versions[keep:] if version not in {published, current, *before[:1]}]
+    removed = [
+        version
+        for version in versions[keep:]
+        if version not in {published, current, *before[:1]}
+    ]
     for version in removed:
-        aside = registry.path / f"{_COPIED}{uuid.uuid4().hex}"  # readers see all of it or nothing
+        aside = (
+            registry.path / f"{_COPIED}{uuid.uuid4().hex}"
+        )  # readers see all of it or nothing
         os.rename(registry.path / version, aside)
         shutil.rmtree(aside, ignore_errors=True)
     return removed
@@ -390,7 +340,9 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
 
 def _verify(folder: Path, version: str, trusted: Path | None) -> None:
     """Read a version as a service would, and let it answer its golden requests."""
-    recommender = _check_loaded(Recommender(Bundle.load(folder, trusted=trusted)), version)
+    recommender = _check_loaded(
+        Recommender(Bundle.load(folder, trusted=trusted)), version
+    )
     replay(recommender.bundle.golden, golden_answer(recommender))
 
 
@@ -414,7 +366,9 @@ def _find_fault(registry: Registry, version: str) -> str | None:
 def _check_version(version: str, where: str) -> str:
     """Return a text that names a version; it becomes part of a path, so nothing else may."""
     if not _VERSION.fullmatch(version):
-        raise BundleError(f"{where} is {version[:40]!r}; expected the 12 digits 0-9a-f of a version, see `list`")
+        raise BundleError(
+            f"{where} is {version[:40]!r}; expected the 12 digits 0-9a-f of a version, see `list`"
+        )
     return version
 
 
@@ -430,8 +384,12 @@ class BundleSource:
     """A bundle's folder, which a training may replace."""
 
     folder: Path
-    profiles: Path | None = None  # default: the folder `profiles` beside the bundle, if there is one
-    trusted: Path | None = None  # public keys: a bundle that none of them signed is refused
+    profiles: Path | None = (
+        None  # default: the folder `profiles` beside the bundle, if there is one
+    )
+    trusted: Path | None = (
+        None  # public keys: a bundle that none of them signed is refused
+    )
 
     def start(self) -> tuple[Recommender, None]:
         return self.load(), None
@@ -440,7 +398,9 @@ class BundleSource:
         return Recommender.load(self.folder, self.profiles, self.trusted)
 
     def load_version(self, version: str) -> Recommender:
-        raise SchemaError(f"an arm has the version '{version}', but one bundle is served: give --registry instead")
+        raise SchemaError(
+            f"an arm has the version '{version}', but one bundle is served: give --registry instead"
+        )
 
 
 @dataclass(frozen=True)
@@ -448,10 +408,15 @@ class RegistrySource:
     """The current version of a registry."""
 
     registry: Registry
-    profiles: Path | None = None  # default: the folder `profiles` of the registry, if there is one
+    profiles: Path | None = (
+        None  # default: the folder `profiles` of the registry, if there is one
+    )
 
     def start(self) -> tuple[Recommender, str | None]:
-        with suppress(OSError), self.registry.writing(wait=False):  # clear what a killed publisher left
+        with (
+            suppress(OSError),
+            self.registry.writing(wait=False),
+        ):  # clear what a killed publisher left
             pass
         try:
             return self.load(), None
@@ -459,7 +424,9 @@ class RegistrySource:
             reason = explain_fault(error)
         for version in self.registry.past():
             with suppress(*LOADING_ERRORS):
-                return self.load_version(version), f"{reason}; {version} answers, which was current before"
+                return self.load_version(
+                    version
+                ), f"{reason}; {version} answers, which was current before"
         raise BundleError(f"{reason}; nor can an earlier version be loaded")
 
     def load(self) -> Recommender:
@@ -468,11 +435,14 @@ class RegistrySource:
             try:
                 return self.load_version(version)
             except LOADING_ERRORS:
-                if self.registry.find_current() == version:  # else another one became current meanwhile
+                if (
+                    self.registry.find_current() == version
+                ):  # else another one became current meanwhile
                     raise
 
     def load_version(self, version: str) -> Recommender:
-        folder, trusted = self.registry.folder(version), self.registry.trusted
+        folder = self.registry.folder(version)
+        trusted = self.registry.trusted
         return _check_loaded(Recommender.load(folder, self.profiles, trusted), version)
 
 

@@ -16,12 +16,16 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve.command_line import handling
-from serve.http.errors import LOGGER
-from serve.http.workers import is_orphan, say_ready
+from service.command_line import handling
+from service.http.errors import LOGGER
+from service.http.workers import is_orphan, say_ready
 
-_CONNECTIONS, _IDLE_SECONDS, _DRAIN_SECONDS = 512, 60, 5
-_LEAVE_SECONDS = 1.0  # in which a client learns by an answer that the connection ends with it
+_CONNECTIONS = 512
+_IDLE_SECONDS = 60
+_DRAIN_SECONDS = 5
+_LEAVE_SECONDS = (
+    1.0  # in which a client learns by an answer that the connection ends with it
+)
 _CLOSE = (b"connection", b"close")
 _SWITCH_INTERVAL = 0.0005  # seconds; at Python's 5 ms the event loop waits for the thread that computes
 _LOG = logging.getLogger(LOGGER)
@@ -41,7 +45,11 @@ class Connection(H11Protocol):
         """End one of those that wait for their client: for a request, or the rest of one."""
         ours = [one for one in self.connections if isinstance(one, Connection)]
         held = Counter(one.address for one in ours)
-        idle = [one for one in ours if one.cycle is None or one.cycle.response_complete or one.cycle.more_body]
+        idle = [
+            one
+            for one in ours
+            if one.cycle is None or one.cycle.response_complete or one.cycle.more_body
+        ]
         last = min(idle, key=lambda one: (-held[one.address], one.idle_since))
         self.connections.discard(last)
         last.transport.abort()
@@ -106,11 +114,18 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     for listener in listeners:
         listener.listen(config.backlog)
     host, port = listeners[0].getsockname()[:2]
-    _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
+    _LOG.info(
+        "version %s at http://%s:%d",
+        state.service.version,
+        f"[{host}]" if ":" in host else host,
+        port,
+    )
     for note in state.service.note_age():
         _LOG.warning("%s", note)
     if state.access.keys is None and not ip_address(host).is_loopback:
-        _LOG.warning("without --keys, whoever reaches this address may ask, send events and erase users")
+        _LOG.warning(
+            "without --keys, whoever reaches this address may ask, send events and erase users"
+        )
     if state.service.last_reload is not None:
         _LOG.warning("%s", state.service.last_reload["reason"])
     sys.setswitchinterval(_SWITCH_INTERVAL)
