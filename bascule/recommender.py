@@ -36,6 +36,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.arrays import Floats, Ints
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.catalogue import name_items
 from serve.due import find_due
@@ -43,7 +44,7 @@ from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
-from serve.index import Floats, Ints, ItemIndex, Query
+from serve.index import ItemIndex, Query
 from serve.reasons import explain, find_segment
 from serve.recommender import Recommender as Served
 from serve.requests import Id, Request, parse_filters, show

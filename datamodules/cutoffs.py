@@ -17,8 +17,9 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import Sequences
+from serve.arrays import Floats, Ints
 from serve.encode import EncodedFeatures
-from serve.events import Events, Floats, Ints, last_moments, number_groups, spans
+from serve.events import Events, last_moments, number_groups, spans
 from serve.schema import Schema
 
 

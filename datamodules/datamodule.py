@@ -32,8 +32,9 @@ from datamodules.requests import (
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
+from serve.arrays import Ints
 from serve.encode import EncodedFeatures, encode_features
-from serve.events import Ints, as_sets, last_moments
+from serve.events import as_sets, last_moments
 from serve.schema import Schema
 
 N_CUTOFF_MOMENTS = 4

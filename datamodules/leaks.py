@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables, is_set
+from serve.arrays import Ints
 from serve.encode import join_text
 from serve.errors import SchemaError
 
@@ -25,7 +26,6 @@ LATE_USERS = 0.01  # so many tested users with later events in training are no s
 GIVES_AWAY = 0.5  # powers from which a column is named, and called a fact of the item
 FACT = 0.9
 MISSING = -1  # code of a missing cell
-Ints = NDArray[np.int64]
 Kind = Literal[
     "identifies the item",
     "fact of the item",

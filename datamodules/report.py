@@ -18,6 +18,7 @@ from datamodules.leaks import MISSING, Leak, code_cells
 from datamodules.rejects import Rejects
 from datamodules.splits import Split, mark_owned
 from datamodules.tables import TARGET_WEIGHT, Tables
+from serve.clock import DAY
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 CROWD = 0.1  # share of the events with which one user of so many seems to be several
@@ -137,7 +138,7 @@ def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
         return None
     first = int(events["datetime"].min())
     last = int(events["datetime"].max())
-    return {"first": _iso(first), "last": _iso(last), "days": (last - first) / 86400}
+    return {"first": _iso(first), "last": _iso(last), "days": (last - first) / DAY}
 
 
 def _iso(seconds: int | None) -> str | None:

@@ -11,12 +11,11 @@ import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.sequences import Catalogue
+from serve.arrays import Floats, Ints
 from serve.encode import EncodedFeatures, context_keys
 from serve.events import (
     DAY,
     Events,
-    Floats,
-    Ints,
     Owned,
     history_arrays,
     owned_arrays,

@@ -11,10 +11,10 @@ import pandas as pd
 
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables, is_set
-from serve.columns import hash_texts, read_vector
+from serve.clock import DAY
 from serve.encode import join_text, split_cell, to_days, to_text
 from serve.errors import SchemaError
-from serve.events import DAY
+from serve.kinds import hash_texts, read_vector
 from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from datamodules.tables import TARGET_WEIGHT, is_set
-from serve.columns import vectors_to_arrow
+from serve.arrays import Floats, Ints, vectors_to_arrow
 from serve.encode import (
     EncodedFeatures,
     category_rows,
@@ -21,7 +21,7 @@ from serve.encode import (
     to_vectors,
     write_cell,
 )
-from serve.events import Events, Floats, Ints
+from serve.events import Events
 from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
 
 

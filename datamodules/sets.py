@@ -9,8 +9,9 @@ import numpy as np
 from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
 from datamodules.requests import RequestMaker, distinct_targets, scale_by_user
 from datamodules.sequences import Sequences
+from serve.arrays import Ints
 from serve.encode import EncodedFeatures
-from serve.events import Events, Ints, spans
+from serve.events import Events, spans
 
 FOLDS = 5  # parts that a user's items are drawn into; each is predicted from the others once an epoch
 THINNED = 0.5  # share of examples that see only a random share of the other items: short histories are asked about too

@@ -9,8 +9,10 @@ import torch
 
 from datamodules.batch import FeatureDropout, WindowBatch, encode_missing, hide_rows
 from datamodules.sequences import Sequences
+from serve.arrays import Ints
+from serve.clock import DAY
 from serve.encode import age_values
-from serve.events import DAY, Arrays, Events, Ints, standardise_weight
+from serve.events import Arrays, Events, standardise_weight
 from serve.schema import Schema
 
 

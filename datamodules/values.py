@@ -13,9 +13,9 @@ from pandas.api import types
 
 from datamodules.config import COMMA_NUMBER, GROUPS, Column, TableConfig
 from serve.clock import DAY, find_zone, to_local, to_seconds
-from serve.columns import Vector, read_vector
 from serve.encode import to_text
 from serve.errors import SchemaError
+from serve.kinds import Vector, read_vector
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53

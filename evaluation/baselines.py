@@ -21,8 +21,9 @@ from scipy import linalg, sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evaluation.holdout import Events, Strength
-from evaluation.metrics import Floats, Ints
 from evaluation.ranking import ScoreRows, Scores, tiles, top_k
+from serve.arrays import Doubles, Ints
+from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Repeats
 
@@ -40,7 +41,6 @@ Log = Callable[[str], None]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-DAY = 86_400
 SHRINK = 10.0  # added to the product of norms: a cosine over few users counts less
 NEAR_NOTHING = -1.0  # added to the popularity of items near to nothing the user has: below every sum of cosines
 SMALL = 4096  # rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other
@@ -61,7 +61,7 @@ class Baseline:
     bytes_per_cell: int = 0
 
 
-def as_logs(counts: Floats) -> Floats:
+def as_logs(counts: Doubles) -> Doubles:
     """Return 1 + ln(count): the tenth purchase says less than the second."""
     return np.asarray(1 + np.log(counts))
 
@@ -88,7 +88,7 @@ def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[Scor
         yield fit_personal(events, np.exp(-since_last / (constant * DAY)))
 
 
-def fit_personal(events: Events, weights: Floats | None = None) -> ScoreRows:
+def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
     """Rank a user's own items first, by the number or weight of their events, then popularity, then row.
 
     The score of an owned item is its place from the end, 1 and more, which float32 keeps; others are below 1.

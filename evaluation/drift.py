@@ -23,10 +23,11 @@ from scipy.stats import chi2
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evaluation.holdout import plain_requests
-from evaluation.metrics import MAX_VALUES, Floats
-from evaluation.online import DAY, read_log
+from evaluation.metrics import MAX_VALUES
+from evaluation.online import read_log
+from serve.arrays import Doubles
 from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
-from serve.clock import day_of_week, hour_of_day
+from serve.clock import DAY, day_of_week, hour_of_day
 from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError
 from serve.files import write_file
@@ -273,7 +274,7 @@ def collect(
     }
 
 
-def read_cells(feature: Feature, cells: Any) -> list[Any] | Floats:
+def read_cells(feature: Feature, cells: Any) -> list[Any] | Doubles:
     """Read the cells of a feature: numbers, texts, or lists of texts."""
     if feature.is_numeric:
         return to_numbers(feature, cells)
@@ -323,7 +324,7 @@ def to_bins(values: pd.Series[Any], edges: list[float] | None) -> pd.Series[Any]
     )
 
 
-def measure_shares(bins: pd.Series[Any], names: list[str]) -> Floats:
+def measure_shares(bins: pd.Series[Any], names: list[str]) -> Doubles:
     """Return the share of each name, of all others, and of what is missing."""
     known = bins.where(bins.isna() | bins.isin(names), OTHERS).fillna(MISSING)
     counts = known.value_counts(normalize=True).reindex(

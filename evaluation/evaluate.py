@@ -18,8 +18,9 @@ import pandas as pd
 from evaluation import holdout, metrics
 from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
 from evaluation.holdout import Events, HeldOut, Ids
-from evaluation.metrics import Floats, Ints, ItemSets, Labels, Summary, Targets
+from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
+from serve.arrays import Doubles, Ints
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
@@ -93,7 +94,7 @@ class Examined:
     """Lists of one model, and view -> metric -> a value per user, (U,)."""
 
     lists: Lists
-    values: dict[str, dict[str, Floats]]
+    values: dict[str, dict[str, Doubles]]
 
 
 @dataclass(frozen=True)

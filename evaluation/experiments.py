@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import chisquare
 
-from evaluation.metrics import Floats
+from serve.arrays import Doubles
 
 MIN_USERS = 50  # of an arm: below, a mean of users is not yet normal
 MISMATCH_LEVEL = (
@@ -40,7 +40,7 @@ class Difference:
 
 
 def compare(
-    control: Floats, arm: Floats, sensible_lift: float = 0.1, level: float = 0.05
+    control: Doubles, arm: Doubles, sensible_lift: float = 0.1, level: float = 0.05
 ) -> Difference | None:
     """Compare what users of two arms did, a value per user; return None while there are too few of them.
 

@@ -27,6 +27,7 @@ from serve.bundle import (
     STATE,
     STATE_FILE,
 )
+from serve.clock import DAY
 from serve.errors import SchemaError
 from service.command_line import make_parser, run_command
 
@@ -36,7 +37,6 @@ if TYPE_CHECKING:  # imported when options and paths are right
     from evaluation.online import Feedback
     from serve.recommender import Recommender
 
-DAY = 86_400
 MAX_WINDOW_DAYS = 90.0
 SHOWN = "shown.parquet"
 EVENTS = "events.parquet"

@@ -38,16 +38,16 @@ from evaluation.holdout import (
 )
 from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
 from evaluation.metrics import (
-    Floats,
-    Ints,
     Targets,
     describe_lists,
     measure_users,
     slice_targets,
     summarise,
 )
-from evaluation.online import DAY, WINDOW, join, read_log
+from evaluation.online import WINDOW, join, read_log
+from serve.arrays import Doubles, Ints
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
+from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
 from serve.files import write_file
 from serve.golden import replay
@@ -399,7 +399,7 @@ def _ask(
     )
 
 
-def _measure(lists: Sequence[Ints], targets: Targets) -> tuple[Floats, Floats]:
+def _measure(lists: Sequence[Ints], targets: Targets) -> tuple[Doubles, Doubles]:
     """Return the metric of the current lists, and how much more the candidate's have, user by user, (U,) each."""
     was, is_now = (measure_users(one, targets, (K,))[METRIC] for one in lists)
     return was, is_now - was
@@ -409,11 +409,11 @@ def _share(change: float, base: float) -> float:
     return float(change / base) if base else 0.0  # below 0 nothing falls
 
 
-def _say(was: Floats, change: Floats) -> str:
+def _say(was: Doubles, change: Doubles) -> str:
     return f"{was.mean():.4f} to {(was + change).mean():.4f}"
 
 
-def check_quality(was: Floats, change: Floats, loss: float) -> Check:
+def check_quality(was: Doubles, change: Doubles, loss: float) -> Check:
     """Check the lower bound of the paired difference: a share of the current figure."""
     low = summarise({METRIC: change})[f"{METRIC}_ci95"][0]  # type: ignore[index]
     value = _share(low, was.mean())  # too few users, or no hit
@@ -429,7 +429,7 @@ def check_quality(was: Floats, change: Floats, loss: float) -> Check:
 
 
 def check_slices(
-    slices: Mapping[str, tuple[Floats, Floats]], loss: float
+    slices: Mapping[str, tuple[Doubles, Doubles]], loss: float
 ) -> list[Check]:
     """Check slices of enough users: none falls by more than the loss and, all taken together, not by chance."""
     enough = {name: pair for name, pair in slices.items() if len(pair[0]) >= MIN_USERS}

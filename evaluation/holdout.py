@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from evaluation.metrics import Bools, Floats, Ints, ItemSets, Targets
+from evaluation.metrics import ItemSets, Targets
 from evaluation.ranking import Scores
+from serve.arrays import Doubles, Flags, Ints
 from serve.clock import to_seconds
 from serve.encode import context_keys, encode_features, to_numbers, to_text, write_cell
 from serve.errors import SchemaError, name_nearest, say
@@ -27,7 +28,9 @@ from serve.requests import History, parse_id
 from serve.schema import DERIVED, WORDED, Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"
-Strength = Callable[[Floats], Floats]  # counts of (user, item) pairs -> their strengths
+Strength = Callable[
+    [Doubles], Doubles
+]  # counts of (user, item) pairs -> their strengths
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
@@ -146,7 +149,7 @@ def _read_ids(column: Column, id_type: IdType, where: str) -> np.ndarray:
     )[codes]
 
 
-def _refuse(is_bad: Bools, column: Column, where: str) -> None:
+def _refuse(is_bad: Flags, column: Column, where: str) -> None:
     if is_bad.any():
         row = int(is_bad.argmax())
         got = f"{column.iloc[[row]].tolist()[0]!r} in record {row + 1}"  # of Python, not np.int64(-1)
@@ -288,7 +291,7 @@ class Events:
     n_users: int
     n_items: int
 
-    def keep(self, kept: Bools) -> Events:
+    def keep(self, kept: Flags) -> Events:
         """Keep the events of the mask `kept` (E,)."""
         time = None if self.time is None else self.time[kept]
         return Events(

@@ -16,12 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from serve.arrays import Doubles, Flags, Ints
 from serve.encode import to_text
 from serve.schema import MIN_USERS
 
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float64]
 Summary = dict[str, float | list[float]]
 Labels = npt.NDArray[Any]
 
@@ -73,7 +71,7 @@ class ItemSets:
         """Request of each entry, (T,)."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
 
-    def keep(self, kept: Bools) -> ItemSets:
+    def keep(self, kept: Flags) -> ItemSets:
         """Keep the entries of the mask `kept` (T,)."""
         return ItemSets.group(
             self.request[kept], self.item_row[kept], len(self.offsets) - 1
@@ -86,7 +84,7 @@ class ItemSets:
         shift = np.repeat(self.offsets[requests] - offsets[:-1], counts)
         return ItemSets(self.item_row[np.arange(offsets[-1]) + shift], offsets)
 
-    def contain(self, request: Ints, item_row: Ints) -> Bools:
+    def contain(self, request: Ints, item_row: Ints) -> Flags:
         """Mark the pairs whose item is in the request's set; -1 never is."""
         width = 2 + max(item_row.max(initial=0), self.item_row.max(initial=0))
         held = np.append(
@@ -105,17 +103,17 @@ class Targets:
     items: ItemSets
     user: Ints
 
-    def keep(self, kept: Bools) -> Targets:
+    def keep(self, kept: Flags) -> Targets:
         """Keep the target entries of the mask `kept` (T,)."""
         return Targets(self.items.keep(kept), self.user)
 
 
-def hit_matrix(lists: Ints, targets: Targets) -> Bools:
+def hit_matrix(lists: Ints, targets: Targets) -> Flags:
     """Mark the places of each list that hold a target of its request, (B, K)."""
     return targets.items.contain(np.arange(len(lists))[:, None], lists)
 
 
-def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
+def ndcg(hits: Flags, n_targets: Ints, k: int) -> Doubles:
     """Return the gain 1 / log2(rank + 1) of the hits among the first k over that of a perfect list."""
     gains = 1.0 / np.log2(np.arange(k) + 2.0)
     best = np.cumsum(gains)[np.minimum(n_targets, k) - 1]
@@ -123,13 +121,13 @@ def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
 
 
 def measure_requests(
-    hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS
-) -> dict[str, Floats]:
+    hits: Flags, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS
+) -> dict[str, Doubles]:
     """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target.
 
     The report's words for a metric are in `evaluation/templates/words.jinja`.
     """
-    values: dict[str, Floats] = {}
+    values: dict[str, Doubles] = {}
     for k in cutoffs:
         seen = hits[:, :k]
         precision = np.cumsum(seen, axis=1) / np.arange(1, seen.shape[1] + 1)
@@ -143,7 +141,7 @@ def measure_requests(
 
 def measure_users(
     lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS
-) -> dict[str, Floats]:
+) -> dict[str, Doubles]:
     """Return every metric averaged within each user, (U,), users ascending; requests need a target to count."""
     n_targets = targets.items.counts
     has_target = n_targets > 0
@@ -189,7 +187,7 @@ def describe_lists(
     }
 
 
-def summarise(values: Mapping[str, Floats]) -> Summary:
+def summarise(values: Mapping[str, Doubles]) -> Summary:
     """Return the mean of each metric's values (U,), `<metric>_ci95` = [low, high] if there are users, and `users`."""
     matrix = np.stack(list(values.values()), axis=1)  # (U, M)
     summary: Summary = {"users": len(matrix)}
@@ -211,7 +209,7 @@ def sign(difference: Mapping[str, Any], metric: str) -> int:
     )
 
 
-def resample_means(values: Floats) -> Floats:
+def resample_means(values: Doubles) -> Doubles:
     """Return the column means of `RESAMPLES` bootstrap samples of the rows (U, M), drawn as counts, (RESAMPLES, M)."""
     rng = np.random.default_rng(SEED)
     n_users = len(values)
@@ -303,7 +301,7 @@ def label_targets(
     }
 
 
-def find_head(event_count: Ints) -> Bools:
+def find_head(event_count: Ints) -> Flags:
     """Mark the most popular items that together have 80 % of the events, (N,); the others are the tail."""
     order = np.argsort(-event_count, kind="stable")
     before = np.cumsum(event_count[order]) - event_count[order]
@@ -328,7 +326,7 @@ def label_column(column: pd.Series[Any]) -> Labels:
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))
 
 
-def _label_quartiles(numbers: Floats) -> Labels:
+def _label_quartiles(numbers: Doubles) -> Labels:
     is_finite = np.isfinite(numbers)
     edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
     written = [f"{edge:.6g}" for edge in edges]

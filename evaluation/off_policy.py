@@ -26,8 +26,8 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from evaluation.feedback import read_feedback
-from evaluation.metrics import Floats, Ints
 from evaluation.online import DISMISSALS, Feedback, Z
+from serve.arrays import Doubles, Ints
 from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_id
@@ -215,11 +215,11 @@ class Logged:
     """Slots that were shown, R rows."""
 
     user: Ints  # (R,), any numbering
-    reward: Floats  # (R,)
-    propensity: Floats  # (R,), of the logging policy, above 0
-    target: Floats  # (R,), of the policy to judge for the same item in the same slot
-    predicted: Floats  # (R,), reward of the item that was shown, by a model that has not seen this user
-    expected: Floats  # (R,), mean of that model's reward over what the policy to judge would show in this slot
+    reward: Doubles  # (R,)
+    propensity: Doubles  # (R,), of the logging policy, above 0
+    target: Doubles  # (R,), of the policy to judge for the same item in the same slot
+    predicted: Doubles  # (R,), reward of the item that was shown, by a model that has not seen this user
+    expected: Doubles  # (R,), mean of that model's reward over what the policy to judge would show in this slot
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ def estimate(log: Logged) -> Estimates:
     return Estimates(described[0], described[1], described[2], effective, clipped)
 
 
-def _describe(rows: Floats, user: Ints) -> Estimate:
+def _describe(rows: Doubles, user: Ints) -> Estimate:
     """Return the mean of rows, and its interval by the spread of the sums of users (of the influence function)."""
     _, number = np.unique(user, return_inverse=True)
     mean = float(rows.mean())
@@ -272,13 +272,13 @@ def _describe(rows: Floats, user: Ints) -> Estimate:
 class RewardModel:
     """Logistic regression of a reward on the score of an item and the slot, the direct method of DR."""
 
-    def __init__(self, score: Floats, position: Ints, reward: Floats) -> None:
+    def __init__(self, score: Doubles, position: Ints, reward: Doubles) -> None:
         """Fit by maximum likelihood; rewards lie in 0 to 1, positions count from 1."""
         self._centre = float(score.mean())
         self._scale = float(score.std()) or 1.0
         inputs = self._inputs(score, position)
 
-        def loss(coefficients: Floats) -> tuple[float, Floats]:
+        def loss(coefficients: Doubles) -> tuple[float, Doubles]:
             logits = inputs @ coefficients
             value = (
                 np.logaddexp(0, logits).sum()
@@ -289,16 +289,16 @@ class RewardModel:
                 expit(logits) - reward
             ) + 2 * _RIDGE * coefficients
 
-        self._coefficients: Floats = minimize(
+        self._coefficients: Doubles = minimize(
             loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B"
         ).x
 
-    def predict(self, score: Floats, position: Ints) -> Floats:
+    def predict(self, score: Doubles, position: Ints) -> Doubles:
         """Return the expected reward, of the shape of the scores."""
-        rewards: Floats = expit(self._inputs(score, position) @ self._coefficients)
+        rewards: Doubles = expit(self._inputs(score, position) @ self._coefficients)
         return rewards
 
-    def _inputs(self, score: Floats, position: Ints) -> Floats:
+    def _inputs(self, score: Doubles, position: Ints) -> Doubles:
         scaled = (score - self._centre) / self._scale
         columns = np.broadcast_arrays(
             np.ones_like(scaled), scaled, scaled**2, np.log(position), 1 / position

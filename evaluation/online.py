@@ -20,13 +20,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from serve.clock import DAY
 from serve.errors import SchemaError
 from service.database import name_fault
 from service.state import MARK
 
 Figures = dict[str, Any]
 
-DAY = 86_400
 WINDOW = (
     DAY  # seconds after a list in which an event that names none counts as its outcome
 )

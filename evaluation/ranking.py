@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.metrics import Bools, Ints, ItemSets, Targets
+from evaluation.metrics import ItemSets, Targets
+from serve.arrays import Flags, Ints
 from serve.schema import Repeats
 
 Scores = npt.NDArray[np.float32]
@@ -78,7 +79,7 @@ def view_targets(
     }
 
 
-def find_owned(targets: Targets, owned: ItemSets) -> Bools:
+def find_owned(targets: Targets, owned: ItemSets) -> Flags:
     """Mark the targets that their user already has, (T,); lists without owned items cannot reach them."""
     return owned.contain(targets.items.request, targets.items.item_row)
 

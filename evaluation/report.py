@@ -29,8 +29,9 @@ from evaluation.holdout import (
     read_interactions,
     read_moment,
 )
-from evaluation.metrics import Ints, ItemSets
+from evaluation.metrics import ItemSets
 from evaluation.model_card import Content, environment, render
+from serve.arrays import Ints
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.catalogue import name_items
 from serve.errors import SchemaError, say

@@ -20,6 +20,7 @@ from models.cold_items import ColdItems
 from models.memory import memory_inputs
 from models.towers import Towers
 from models.user_tower import UserTower
+from serve.arrays import Floats, Ints
 from serve.bundle import (
     INDEX,
     ITEM_TOWER,
@@ -38,8 +39,6 @@ from serve.events import (
     DAY,
     Arrays,
     Events,
-    Floats,
-    Ints,
     history_arrays,
     owned_arrays,
     request_arrays,

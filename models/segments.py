@@ -10,19 +10,11 @@ from typing import Any
 import faiss
 import numpy as np
 
+from serve.arrays import Doubles, Floats, Ints
 from serve.encode import encode_features
-from serve.events import Floats, Ints
 from serve.profiles import Profiles
 from serve.schema import FIRST_CODE, Schema
-from serve.segments import (
-    Kind,
-    Mark,
-    Numbers,
-    Segment,
-    Segments,
-    find_nearest,
-    to_directions,
-)
+from serve.segments import Kind, Mark, Segment, Segments, find_nearest, to_directions
 
 MIN_PEOPLE = 20  # of a segment, and of those in it who have a value that is named
 
@@ -126,7 +118,7 @@ class Trait:
     values: Sequence[str]  # (V,)
     users: Ints  # (E,) within [0, U)
     codes: Ints  # (E,) within [0, V)
-    weights: Numbers  # (E,) part of the user that the value takes
+    weights: Doubles  # (E,) part of the user that the value takes
 
     @classmethod
     def gather(
@@ -136,7 +128,7 @@ class Trait:
         values: Sequence[str],
         users: Ints,
         codes: Ints,
-        weights: Numbers | None = None,
+        weights: Doubles | None = None,
     ) -> Trait:
         """Put equal pairs together: their weights are added, or each is 1."""
         pairs, place = np.unique(users * len(values) + codes, return_inverse=True)

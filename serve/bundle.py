@@ -22,10 +22,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.arrays import Floats
 from serve.clock import find_zone
 from serve.errors import BundleError, SchemaError
 from serve.files import name_file, sync_folder, write_file
-from serve.index import Content, Floats, ItemIndex, Neighbours
+from serve.index import Content, ItemIndex, Neighbours
 from serve.requests import check_seconds
 from serve.schema import IdType, Schema, Similarity, check_record
 from serve.segments import Segments

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from serve.columns import to_arrow, to_numpy
+from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
 from serve.encode import (
     category_features,
     category_rows,
@@ -18,7 +18,7 @@ from serve.encode import (
     to_text,
 )
 from serve.errors import BundleError
-from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, ItemIndex, Mask
+from serve.index import UNKNOWN_ROW, ItemIds, ItemIndex
 from serve.requests import Id
 from serve.schema import Feature, Schema
 
@@ -83,7 +83,7 @@ class Catalogue:
         )
 
     @property
-    def is_removed(self) -> Mask | None:
+    def is_removed(self) -> Flags | None:
         """(N,) the items that are never listed; None if there are none."""
         return self.index.is_hidden
 

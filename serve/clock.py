@@ -9,12 +9,9 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import numpy as np
-from numpy.typing import NDArray
 
+from serve.arrays import Flags, Ints
 from serve.errors import SchemaError, name_nearest
-
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
@@ -48,7 +45,7 @@ _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 def to_seconds(
     values: Sequence[Any] | np.ndarray, timezone: str | None
-) -> tuple[Ints, Mask]:
+) -> tuple[Ints, Flags]:
     """Read a column of times as UTC seconds (n,), rounded down, 0 where invalid, and is_valid (n,).
 
     A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), naive ones in the given
@@ -76,7 +73,7 @@ def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     return (to_local(seconds, find_zone(timezone)) // DAY + _WEEKDAY_OF_EPOCH) % 7
 
 
-def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
+def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
     is_valid = (local >= FIRST_SECOND) & (
         local <= LAST_SECOND
@@ -84,7 +81,7 @@ def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 
 
-def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Mask]:
+def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Flags]:
     is_valid = np.isfinite(ticks)
     finite = np.where(is_valid, ticks, 0)
     return np.floor_divide(finite, _find_unit(finite[is_valid])).astype(
@@ -118,7 +115,7 @@ def _find_unit(ticks: np.ndarray) -> int:
 
 def _read_alike(
     values: Sequence[Any] | np.ndarray, zone: tzinfo
-) -> tuple[Ints, Mask] | None:
+) -> tuple[Ints, Flags] | None:
     """Read integers, or ISO times of one form as programs write them, at once; None where they are something else."""
     kinds = set(map(type, values))
     try:
@@ -139,7 +136,7 @@ def _read_alike(
     return _read_moments(moments, UTC if values[0].endswith("Z") else zone)
 
 
-def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
+def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     cells = dict(enumerate(map(_read_cell, values)))
     numbers = {
         row: cell for row, cell in cells.items() if isinstance(cell, int | float)

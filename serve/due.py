@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.arrays import Ints, to_arrow
 from serve.catalogue import name_items
 from serve.clock import DAY
-from serve.columns import to_arrow
-from serve.index import UNKNOWN_ROW, Ints
+from serve.index import UNKNOWN_ROW
 from serve.reasons import complete_request, say_habit
 from serve.recommendations import Answer, DueItem, DueList, Reason
 from serve.recommender import RawRequest, Recommender

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.clock import DAY, Ints, day_of_week, hour_of_day, to_seconds
-from serve.columns import Floats, Vector, hash_texts, is_missing_row, read_vector
+from serve.arrays import Floats, Ints, is_missing_row
+from serve.clock import DAY, day_of_week, hour_of_day, to_seconds
 from serve.errors import SchemaError
+from serve.kinds import Vector, hash_texts, read_vector
 from serve.schema import DERIVED, FIRST_CODE, PADDING, SEVERAL, UNKNOWN, Feature
 
 LIMIT = 10.0  # standardised values are clipped to +- this many times the scale of their feature

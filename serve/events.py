@@ -15,11 +15,11 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.arrays import Floats, Ints
+from serve.clock import DAY
 from serve.encode import EncodedFeatures, age_values
 from serve.schema import FIRST_CODE, Schema
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Arrays = dict[str, np.ndarray]
 
 HISTORY_INPUTS = (
@@ -52,7 +52,7 @@ USER_STATISTICS = (
     "days_since_visit",
     "days_of_membership",
 )
-DAY = 86_400.0
+
 SCALE_CONSTANT = 2  # index into decay_days: the constant that preferences and profile weights decay with
 PREFERENCE_GAIN = 3.0
 

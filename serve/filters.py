@@ -21,18 +21,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.arrays import Flags, Floats, Ints, to_numpy
 from serve.catalogue import REPEAT_RATE
-from serve.columns import to_numpy
 from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import Floats, Ints, ItemIds, ItemIndex, Mask, Pairs, Query
+from serve.index import ItemIds, ItemIndex, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import SEVERAL, Feature
 
 Value = str | bool | int | float
 Lists = tuple[Floats, Ints]  # scores and item rows
 Where = Callable[
-    ["Columns"], Mask
+    ["Columns"], Flags
 ]  # tells of columns of N items which of them meet an expression, (N,)
 
 WORDS = frozenset(
@@ -174,7 +174,7 @@ class Column:
     codes: Ints  # positions in `values`, of all cells one after another
     offsets: Ints  # cell c has the codes `offsets[c]:offsets[c + 1]`
 
-    def are_true(self) -> Mask:
+    def are_true(self) -> Flags:
         """Tell which items are true, (N,)."""
         if self.kind != "true or false":
             raise SchemaError(
@@ -182,7 +182,7 @@ class Column:
             )
         return self.have(self.values)
 
-    def compare(self, sign: str, values: Sequence[Value]) -> Mask:
+    def compare(self, sign: str, values: Sequence[Value]) -> Flags:
         """Tell which items meet a comparison, (N,)."""
         wanted = [self._check(value) for value in values]
         if sign in _ORDER:
@@ -201,9 +201,9 @@ class Column:
             else self.have(np.ones(len(self.values), np.bool_)) & ~found
         )
 
-    def have(self, is_wanted: Mask) -> Mask:
+    def have(self, is_wanted: Flags) -> Flags:
         """Tell which items have a value that is wanted, given as (V,), (N,)."""
-        is_found: Mask = (
+        is_found: Flags = (
             np.bincount(
                 self._owner[is_wanted[self.codes]], minlength=len(self.offsets) - 1
             )
@@ -245,7 +245,7 @@ class Column:
             return to_text(value)
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
-    def _are_among(self, wanted: Sequence[Any]) -> Mask:
+    def _are_among(self, wanted: Sequence[Any]) -> Flags:
         """Tell which distinct values are among those wanted, (V,)."""
         kind = self.values.dtype
         if kind == np.object_:
@@ -280,7 +280,7 @@ class Columns:
         self._of_bundle = of_bundle
         self._several = {one.column: one for one in features if one.kind in SEVERAL}
         self._columns: dict[str, Column] = {}
-        self._masks: dict[str, Mask] = {}
+        self._masks: dict[str, Flags] = {}
 
     def __len__(self) -> int:
         return int(self._items.num_rows)
@@ -311,7 +311,7 @@ class Columns:
             )
         return self._columns[name]
 
-    def admit(self, where: str) -> Mask:
+    def admit(self, where: str) -> Flags:
         """Return which items an expression admits, (N,)."""
         if where not in self._masks:
             if len(self._masks) >= _MAX_MASKS:
@@ -393,7 +393,7 @@ class Admission:
 
     columns: Columns
     item_ids: ItemIds
-    is_removed: Mask | None
+    is_removed: Flags | None
 
     def check(self, filters: Filters | None) -> None:
         """Refuse filters that do not fit the columns."""
@@ -401,7 +401,7 @@ class Admission:
             self.bar(filters)
             self.limits(filters)
 
-    def bar(self, filters: Filters | None) -> Mask:
+    def bar(self, filters: Filters | None) -> Flags:
         """Return which items may not be listed: by `where` and `only`, or as removed ones, (N,)."""
         barred = np.zeros(len(self.columns), dtype=np.bool_)
         if filters is not None and filters.where is not None:
@@ -457,7 +457,7 @@ def _walk(
     index: ItemIndex,
     query: Query,
     limits: Sequence[tuple[Column, int]],
-    barred: Mask,
+    barred: Flags,
     k: int,
     found: Lists,
 ) -> list[tuple[float, int]]:

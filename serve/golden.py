@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from serve.bundle import GOLDEN, MANIFEST, Bundle
+from serve.clock import DAY
 from serve.errors import BundleError
 from serve.files import write_file
 from serve.schema import DERIVED, Feature, Schema
@@ -19,7 +20,6 @@ from serve.schema import DERIVED, Feature, Schema
 TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
 
-_DAY = 86_400  # of golden requests
 _MAX_EVENTS = 20
 _WORDS = 5
 _MAX_GOLDEN = 1000
@@ -128,7 +128,7 @@ def draw_requests(
     for number in range(n_requests):
         times = np.sort(
             schema.data_until
-            - rng.integers(1, 90 * _DAY, size=number % (_MAX_EVENTS + 1))
+            - rng.integers(1, 90 * DAY, size=number % (_MAX_EVENTS + 1))
         )
         few = rng.integers(
             len(item_ids), size=max(1, len(times) // 2)
@@ -174,7 +174,7 @@ def _draw_value(
         return float(feature.mean + feature.scale * rng.standard_normal())
     if feature.kind == "date":  # the mean is that of the age less the end of the data
         return _to_iso(
-            int(_DAY * (-feature.mean + feature.scale * rng.standard_normal()))
+            int(DAY * (-feature.mean + feature.scale * rng.standard_normal()))
         )
     if feature.kind == "vector":
         return [

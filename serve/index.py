@@ -18,14 +18,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.arrays import Flags, Floats, Ints
 from serve.errors import SchemaError
 from serve.events import spans
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
 Content = NDArray[np.uint8]
 Pairs = tuple[
     Ints, Ints
@@ -218,7 +216,7 @@ class Query:
 class ItemIndex:
     """Item vectors (N, W) and the search for the best of them."""
 
-    def __init__(self, vectors: Floats, is_hidden: Mask | None = None) -> None:
+    def __init__(self, vectors: Floats, is_hidden: Flags | None = None) -> None:
         """Index vectors (N, W), float32 in C order, which are not copied; hidden items (N,) are never listed."""
         if (
             vectors.ndim != 2
@@ -262,7 +260,7 @@ class ItemIndex:
         return cls(vectors.reshape(stored.ntotal, stored.d))
 
     def search(
-        self, query: Query, k: int, barred: Mask | None = None
+        self, query: Query, k: int, barred: Flags | None = None
     ) -> tuple[Floats, Ints]:
         """Find the k items with the largest score among those that are not barred (N,) and may be listed.
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
+from serve.arrays import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
 from serve.encode import to_numbers, to_vectors, write_cell
 from serve.errors import BundleError
 from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file

@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from serve.arrays import to_arrow
 from serve.catalogue import name_columns, name_items
 from serve.clock import DAY
-from serve.columns import Vector, to_arrow
 from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
+from serve.kinds import Vector
 from serve.recommendations import Reason
 from serve.recommender import RawRequest, Recommender
 from serve.requests import History, Id, Request

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.columns import ids_to_arrow, to_arrow
+from serve.arrays import ids_to_arrow, to_arrow
 from serve.requests import Id
 from serve.schema import IdType
 

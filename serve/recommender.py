@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.arrays import Floats, Ints
 from serve.bundle import ITEM_TOWER, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, ItemFacts
 from serve.encode import TIME, context_keys, encode_features, encode_rows, keyed_by_name
@@ -27,16 +28,7 @@ from serve.events import (
 )
 from serve.filters import Admission, Columns, explain_short, rank_filtered
 from serve.golden import GoldenAnswer, replay
-from serve.index import (
-    UNKNOWN_ROW,
-    Floats,
-    Ints,
-    ItemIds,
-    Pairs,
-    Query,
-    Terms,
-    join_terms,
-)
+from serve.index import UNKNOWN_ROW, ItemIds, Pairs, Query, Terms, join_terms
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request

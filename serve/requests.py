@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.clock import DAY, FIRST_SECOND, LAST_SECOND, to_seconds
-from serve.columns import Vector
 from serve.encode import (
     TIME,
     context_keys,
@@ -31,6 +30,7 @@ from serve.encode import (
     to_vectors,
 )
 from serve.errors import SchemaError, name_nearest
+from serve.kinds import Vector
 from serve.schema import DERIVED, SEVERAL, Feature, IdType, Schema
 
 Id = str | int

@@ -15,14 +15,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.columns import to_numpy
-from serve.index import Floats, Ints, Mask
+from serve.arrays import Doubles, Flags, Floats, Ints, to_numpy
 from serve.reasons import complete_request
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Filters, Request, check_number, join_filters
-
-Numbers = NDArray[np.float64]
 
 POOL = 100  # items of a pool: so many, or so many times k up to a bound; never below k
 POOL_FACTOR = 10
@@ -120,7 +117,7 @@ def recommend(
     )
 
 
-def find_new(recommender: Recommender) -> Mask:
+def find_new(recommender: Recommender) -> Flags:
     """Tell which items are new, (N,): first seen in the last days of the data, or put live since."""
     table = recommender.catalogue.table
     is_new = np.arange(len(table)) >= len(recommender.bundle.items)
@@ -136,7 +133,7 @@ def recommend_only(
     requests: Iterable[Request],
     k: int,
     filter_viewed: bool | None,
-    is_listed: Mask,
+    is_listed: Flags,
 ) -> Recommendations:
     """Rank some items alone; the lists of requests that bound how many items share a value are empty."""
     among = Filters(only=tuple(recommender.catalogue.item_ids.ids[is_listed].tolist()))
@@ -161,7 +158,7 @@ def _weigh(
     scores: Floats,
     n_pool: int,
     dials: Dials,
-) -> tuple[Numbers, Numbers]:
+) -> tuple[Doubles, Doubles]:
     """Return the worth of items but for those above them, (P,), and what likeness to another costs, (P, P)."""
     directions = _directions(recommender, rows)
     pool = slice(n_pool)
@@ -177,10 +174,10 @@ def _weigh(
 
 
 def _choose(
-    worth: Numbers,
-    likeness: Numbers,
+    worth: Doubles,
+    likeness: Doubles,
     scores: Floats,
-    is_new: Mask,
+    is_new: Flags,
     n_pool: int,
     places: tuple[int, float],
 ) -> list[int]:
@@ -213,7 +210,7 @@ def _directions(recommender: Recommender, rows: Ints) -> Floats:
     return directions
 
 
-def _standardise(values: Floats, pool: Floats) -> Numbers:
+def _standardise(values: Floats, pool: Floats) -> Doubles:
     """Measure values in standard deviations of a pool from its mean."""
     mean, scale = (
         (pool.mean(dtype=np.float64), pool.std(dtype=np.float64))

@@ -14,10 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.events import Floats, Ints
+from serve.arrays import Floats, Ints
 from serve.schema import check_record
 
-Numbers = NDArray[np.float64]
 Kind = Literal["category", "item", "user"]
 
 FORMAT = 1

@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serve.columns import Floats
+from serve.arrays import Floats
 from serve.encode import EncodedFeatures, category_rows
 from serve.errors import BundleError
 from serve.events import (

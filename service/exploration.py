@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.index import Floats, Ints
+from serve.arrays import Doubles, Floats, Ints
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.rerank import POOL, Numbers, find_new, recommend_only
+from serve.rerank import POOL, find_new, recommend_only
 from service.experiment import Policy
 
 _EARLIEST = (
@@ -82,7 +82,7 @@ def find_candidates(
             is_more = ~np.isin(more.item_id, ids)
             ids = np.append(ids, more.item_id[is_more])
             scores = np.append(scores, more.score[is_more])
-        bonus: Numbers = policy.new_items * is_new[
+        bonus: Doubles = policy.new_items * is_new[
             recommender.catalogue.item_ids.find(ids)
         ].astype(np.float64)
         yield Candidates(pool, ids, scores, bonus, min(k, len(pool.item_id)), policy)
@@ -95,7 +95,7 @@ class Candidates:
     pool: Answer
     item_id: NDArray[np.generic]  # (M,)
     score: Floats  # (M,)
-    bonus: Numbers  # (M,), of new items, in standard deviations
+    bonus: Doubles  # (M,), of new items, in standard deviations
     n_listed: int
     policy: Policy
 
@@ -108,9 +108,9 @@ class Candidates:
             )
         return chosen
 
-    def propensities(self, places: Ints, slots: Ints) -> Numbers:
+    def propensities(self, places: Ints, slots: Ints) -> Doubles:
         """Return the probabilities of items, as places, in slots from 0, (R,) both."""
-        found: Numbers = (places == slots).astype(np.float64)
+        found: Doubles = (places == slots).astype(np.float64)
         is_drawn = slots >= self._n_fixed
         found[is_drawn] *= 1 - self.policy.share
         which = is_drawn & (places >= self._n_fixed)
@@ -128,17 +128,17 @@ class Candidates:
         return max(0, self.n_listed - self.policy.slots)
 
     @property
-    def _logits(self) -> Numbers:
+    def _logits(self) -> Doubles:
         """Return what the items that may be drawn are drawn by: scores in standard deviations of the pool."""
         scale = float(self.pool.score.std()) or 1.0
-        logits: Numbers = (
+        logits: Doubles = (
             self.score.astype(np.float64) / scale + self.bonus
         ) / self.policy.temperature
-        drawn_by: Numbers = logits[self._n_fixed :]
+        drawn_by: Doubles = logits[self._n_fixed :]
         return drawn_by
 
 
-def draw(seed: str, logits: Numbers, n_slots: int) -> Ints:
+def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:
     """Draw places of items for slots, in order; the same seed draws the same."""
     digest = hashlib.sha256(seed.encode()).digest()
     noise = np.random.default_rng(int.from_bytes(digest[:16], "big")).gumbel(
@@ -154,7 +154,7 @@ def is_explored(seed: str, share: float) -> bool:
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def probabilities(logits: Numbers, items: Ints, slots: Ints) -> Numbers:
+def probabilities(logits: Doubles, items: Ints, slots: Ints) -> Doubles:
     """Return the probabilities with which `draw` puts items, as places in `logits` (M,), into slots from 0, (R,) both.
 
     The others that have rung by a time are counted by their Poisson-binomial distribution.
@@ -184,10 +184,10 @@ def probabilities(logits: Numbers, items: Ints, slots: Ints) -> Numbers:
         rates[items, None] * np.exp(-np.outer(rates[items], time)) * time
     )  # (R, T), of log time
     chosen = counts[np.arange(len(items)), slots]
-    result: Numbers = (densities * chosen).sum(axis=1) * _STEP
+    result: Doubles = (densities * chosen).sum(axis=1) * _STEP
     return result
 
 
-def _bound(logits: Numbers) -> Numbers:
-    bounded: Numbers = np.maximum(logits - logits.max(), -_LOWEST)
+def _bound(logits: Doubles) -> Doubles:
+    bounded: Doubles = np.maximum(logits - logits.max(), -_LOWEST)
     return bounded

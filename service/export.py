@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 import pyarrow as pa
 
-from serve.columns import ids_to_arrow, to_arrow
+from serve.arrays import ids_to_arrow, to_arrow
 from serve.errors import SchemaError, name_nearest
 from serve.files import sync_folder, take_lock, write_file
 from serve.profiles import Profiles

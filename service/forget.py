@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from serve.arrays import to_arrow
 from serve.bundle import BUNDLE, FEEDBACK, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
-from serve.columns import to_arrow
 from serve.errors import SchemaError
 from serve.files import (
     ERASURE_FORMAT,

@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
+from serve.arrays import Ints, ids_to_arrow, to_arrow
 from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
-from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import UNKNOWN_ROW, Ints, ItemIndex
+from serve.index import UNKNOWN_ROW, ItemIndex
+from serve.kinds import Vector
 from serve.recommender import Recommender
 from serve.requests import (
     Id,

@@ -18,13 +18,13 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 import pyarrow as pa
 
+from serve.arrays import Ints, to_arrow
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
-from serve.columns import to_arrow
+from serve.clock import DAY
 from serve.due import find_due
 from serve.encode import split_cell, to_text
 from serve.errors import BundleError, SchemaError
-from serve.events import Ints
 from serve.files import is_forgotten
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
@@ -47,7 +47,6 @@ from service.state import (
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
-_DAY = 86_400
 _FOLLOW_SECONDS = (
     0.1  # between looks at what other processes did, and at a state that failed
 )
@@ -196,7 +195,7 @@ class Service:
             return policy.kind == "explore"
         return (
             self._state.count_answers(
-                user_id, int(time.time()) // _DAY * _DAY, policy.kind
+                user_id, int(time.time()) // DAY * DAY, policy.kind
             )
             < policy.lists_per_day
         )
@@ -363,8 +362,8 @@ class Service:
         """Say that the data ended long ago, and when requests are asked then."""
         current = self.current
         schema = self._schema
-        days = int(time.time() - max(schema.data_until, current.profiles.until)) // _DAY
-        if not schema.has_datetime or days * _DAY <= MAX_PAUSE:
+        days = int(time.time() - max(schema.data_until, current.profiles.until)) // DAY
+        if not schema.has_datetime or days * DAY <= MAX_PAUSE:
             return []
         if self.clock(current) == "data":
             return [

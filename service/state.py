@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 
+from serve.clock import DAY
 from serve.encode import to_text
 from serve.errors import BundleError, SchemaError
 from serve.files import current_erasure_list, is_forgotten, sync_folder
@@ -52,9 +53,8 @@ DISMISS = "dismiss"  # hide an item, and take this back; neither is part of the 
 UNDISMISS = "undismiss"
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
-_DAY = 86_400
 _CLOCK_TOLERANCE = (
-    _DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
+    DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
 )
 _MAX_RECALLED = (
     10_000  # latest events of a user: of dismissals, and of those in the history
@@ -302,7 +302,7 @@ class StateStore:
 
     def is_recent(self, time: int, now: int) -> bool:
         """Tell whether `expire_slices` would leave what happened then."""
-        return time >= now - self.retention_days * _DAY
+        return time >= now - self.retention_days * DAY
 
     def expire_slices(self, now: int) -> Iterator[int]:
         """Remove what is older than the retention window, a slice at a time, so that no event waits for long.
@@ -311,7 +311,7 @@ class StateStore:
         """
         check_seconds(int(now), "now")  # by milliseconds everything would be old
         for gone in self._delete_slices(
-            "datetime < ?", now - self.retention_days * _DAY
+            "datetime < ?", now - self.retention_days * DAY
         ):
             yield gone["event_rows"] + gone["answer_rows"]
         unused = self._read("SELECT place, id FROM unused_users")
@@ -485,7 +485,7 @@ def _delete_some(
                     "DELETE FROM shown WHERE answer = ?", number
                 ).rowcount
             n_gone[table] += connection.execute(
-                f"DELETE FROM {table} WHERE number = ?",
+                f"DELETE FROM {table} WHERE number = ?",  # noqa: S608
                 number,
             ).rowcount
             if time.monotonic() > end:

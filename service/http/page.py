@@ -9,10 +9,10 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from serve.arrays import Ints, to_arrow
 from serve.catalogue import name_columns, name_items
-from serve.columns import to_arrow
 from serve.encode import to_text
-from serve.index import UNKNOWN_ROW, Ints
+from serve.index import UNKNOWN_ROW
 from serve.recommender import Recommender
 from serve.requests import Filters, Id, Request
 from serve.rerank import RECOMMENDED

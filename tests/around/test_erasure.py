@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bascule.commands import main
-from serve.columns import to_arrow
+from serve.arrays import to_arrow
 from serve.errors import BundleError
 from serve.files import read_erasure_list
 from serve.profiles import Profiles, stage_profiles

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from serve.columns import Vector
 from serve.encode import (
     code_slices,
     encode_features,
@@ -11,6 +10,7 @@ from serve.encode import (
     value_slices,
 )
 from serve.errors import SchemaError
+from serve.kinds import Vector
 from serve.schema import Feature
 
 TITLE = Feature("title", "text", "name", width=5, buckets=64)

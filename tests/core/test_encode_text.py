@@ -5,8 +5,8 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.columns import hash_texts, split_words
 from serve.encode import encode_texts
+from serve.kinds import hash_texts, split_words
 from serve.schema import Feature
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.columns import to_arrow, to_numpy
+from serve.arrays import to_arrow, to_numpy
 from serve.recommendations import Recommendations
 
 ROWS = np.array([[4, 0, 2, 6, 1], [5, 3, -1, -1, -1], [-1, -1, -1, -1, -1]])

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation.feedback import EVENTS, PAGE, SHOWN, main
-from evaluation.online import DAY, WINDOW, join, measure, measure_rates
+from evaluation.online import WINDOW, join, measure, measure_rates
 from serve.bundle import (
     DRIFT,
     FEEDBACK,
@@ -23,6 +23,7 @@ from serve.bundle import (
     STATE_FILE,
     write_items,
 )
+from serve.clock import DAY
 from serve.segments import Segment, Segments
 from service.forget import forget_users
 from service.publish import Stage, publish
