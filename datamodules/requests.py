@@ -12,6 +12,7 @@ import torch
 from datamodules.batch import RequestBatch
 from datamodules.sequences import Catalogue
 from serve.arrays import Floats, Ints
+from serve.clock import DAY
 from serve.encode import EncodedFeatures, context_keys
 from serve.events import (
     DAY,

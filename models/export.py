@@ -33,6 +33,7 @@ from serve.bundle import (
     write_index,
     write_items,
 )
+from serve.clock import DAY
 from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
 from serve.errors import BundleError
 from serve.events import (
