@@ -5,7 +5,7 @@ LIGHT := .venv-light
 LOWEST := .venv-lowest
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: loop demo test lint test-light test-lowest test-slow test-service wheel clean
+.PHONY: loop demo test docs lint test-light test-lowest test-slow test-service wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -38,6 +38,9 @@ test-slow: .venv/.dev       ## the suites that need minutes
 
 test-service: .venv/.dev    ## what a review of the service asks, against running services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service tests/service
+
+docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 loop: .venv/.train          ## a simulated shop, served, logged, retrained and judged for eight weeks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/loop.py
