@@ -15,7 +15,7 @@ from serve.bundle import GOLDEN, MANIFEST, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError
 from serve.files import write_file
-from serve.schema import DERIVED, Feature, Schema
+from serve.schema import Feature, Schema
 
 TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
@@ -123,7 +123,7 @@ def draw_requests(
     """Draw raw requests that no person made: of 0 events and more, with and without features, context and a time."""
     requests = []
     context_features = [
-        feature for feature in schema.context_features if feature.kind not in DERIVED
+        feature for feature in schema.context_features if not feature.is_derived
     ]
     for number in range(n_requests):
         times = np.sort(

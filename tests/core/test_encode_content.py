@@ -2,15 +2,14 @@
 
 import numpy as np
 import pytest
+from serve.cells import Vector
 from serve.encode import (
     code_slices,
     encode_features,
-    encode_texts,
     to_vectors,
     value_slices,
 )
 from serve.errors import SchemaError
-from serve.kinds import Vector
 from serve.schema import Feature
 
 TITLE = Feature("title", "text", "name", width=5, buckets=64)
@@ -42,8 +41,7 @@ def test_texts_are_coded_and_blank_ones_unknown():
         ["", None],
     ]
     codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
-    expected = encode_texts(
-        TITLE,
+    expected = TITLE.encode(
         ["a b", None, None, None, "a\nb", None, "a b", "a\nb", "a\n7", None, None],
     )
     assert codes.tolist() == expected.tolist()
