@@ -3,7 +3,7 @@
 A side (user, item or context) becomes two matrices, laid out by `code_slices` and `value_slices`:
 
     codes   int64   (n, C)  `width` columns a feature of codes: 1, more of several values and texts
-    values  float32 (n, V)  per number, date and vector the standardised entries, then 1.0 if missing
+    values  float32 (n, V)  of number, date and vector the standardised entries, then 1.0 if missing
 """
 
 from __future__ import annotations
