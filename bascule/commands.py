@@ -193,18 +193,32 @@ def _export(given: argparse.Namespace) -> None:
 
 
 def _verify(given: argparse.Namespace) -> None:
-    from serve.golden import verify
+    print("\n".join(verify_bundle(given.bundle, given.trusted_keys)))
+
+
+def verify_bundle(path: Path, trusted: Path | None = None) -> list[str]:
+    """Load a bundle, replay its golden requests and return lines to print.
+
+    Raises:
+        BundleError: the bundle is damaged, not signed by a trusted key, or answers differently.
+    """
+    from serve.bundle import MANIFEST, Bundle
+    from serve.golden import replay
     from serve.recommender import Recommender, golden_answer
 
-    print(
-        "\n".join(
-            verify(
-                given.bundle,
-                lambda bundle: golden_answer(Recommender(bundle)),
-                given.trusted_keys,
-            )
-        )
-    )
+    bundle = Bundle.load(path, trusted=trusted)
+    manifest = bundle.manifest
+    sizes = [entry.size for entry in manifest.files.values()]
+    n_requests = replay(bundle.golden, golden_answer(Recommender(bundle)))
+    lines = [
+        f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
+        f"space_id: {manifest.space_id} in towers, index and schema",
+        f"golden: {n_requests} requests answered as when exported",
+        f"version: {manifest.version}",
+    ]
+    if trusted is not None:
+        lines.append(f"signature: by a key of {trusted}")
+    return lines
 
 
 def _sign(given: argparse.Namespace) -> None:

@@ -347,7 +347,7 @@ def summarise_owned(
     rhythm = _rhythm(count, since[lasts], since[firsts])
     just_bought = np.exp(since[lasts] / (-0.7 * decay_days[0]))
     share = np.log(count / events.counts[user])
-    others = [just_bought, share, repeat_rate[row]]
+    others = np.array([just_bought, share, repeat_rate[row]])
     columns = [np.log(decayed + 0.01), rhythm, others, np.log1p(by_type)]
     statistics = np.concatenate(columns).T
 

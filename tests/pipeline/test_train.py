@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import train
+from bascule.commands import verify_bundle
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
 from serve import Recommender
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.golden import verify
 from serve.index import Neighbours
-from serve.recommender import golden_answer
 from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
@@ -92,7 +91,7 @@ def test_a_run_leaves_what_it_promises(finished):
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
     assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
-    lines = verify(finished.bundle, lambda bundle: golden_answer(Recommender(bundle)))
+    lines = verify_bundle(finished.bundle)
     assert any("golden: 32 requests" in line for line in lines)
 
 
