@@ -357,11 +357,9 @@ def _fit_number(feature: Feature, cells: pd.Series, users: pd.Series | None) -> 
         fitted = _with_scale(feature, numbers)
     # Every value would be 0, or none a number.
     if not np.isfinite([fitted.mean, fitted.scale]).all() or fitted.scale == 0.0:
-        low = np.nanmin(numbers)
-        high = np.nanmax(numbers)
         raise SchemaError(
-            f"feature '{feature.name}': values from {low:g} to {high:g} have no standard "
-            "deviation in double precision; give them in another unit, or name `min` and `max`"
+            f"feature '{feature.name}': the values have no standard deviation in double "
+            "precision; give them in another unit, or name `min` and `max`"
         )
     return fitted
 

@@ -88,14 +88,10 @@ def ids_to_arrow(ids: Sequence[Id | None] | Objects, id_type: IdType) -> pa.Arra
 def vectors_to_arrow(matrix: Floats) -> pa.Array:
     """Return a FixedSizeList<float32> column of a matrix (n, W), null where there is no vector."""
     entries = np.ascontiguousarray(matrix, dtype=np.float32)
-    content = [None, pa.py_buffer(entries)]
-    flat = pa.Array.from_buffers(pa.float32(), entries.size, content)
-    return pa.Array.from_buffers(
-        pa.list_(pa.float32(), entries.shape[1]),
-        len(entries),
-        [_pack_bits(~is_missing_row(entries))],
-        children=[flat],
-    )
+    is_missing = to_arrow(is_missing_row(entries))
+    flat = to_arrow(entries.ravel())
+    width = entries.shape[1]
+    return pa.FixedSizeListArray.from_arrays(flat, width, mask=is_missing)
 
 
 def _texts_to_arrow(texts: Objects) -> pa.Array:
@@ -132,11 +128,11 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     values = column.combine_chunks()
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if not is_text:
-        return _read_numbers(values)
+        return np.from_dlpack(values)
     encoded = values.dictionary_encode(null_encoding="encode")
     texts = np.empty(len(encoded.dictionary), dtype=np.object_)
     texts[:] = encoded.dictionary.to_pylist()
-    return np.asarray(texts[_read_numbers(encoded.indices)])
+    return np.asarray(texts[np.from_dlpack(encoded.indices)])
 
 
 def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
@@ -147,12 +143,5 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
     entries = array.drop_null().flatten()
     if len(entries):
         is_valid = np.array(array.is_valid().to_pylist())
-        matrix[is_valid] = _read_numbers(entries).reshape(-1, width)
+        matrix[is_valid] = np.from_dlpack(entries).reshape(-1, width)
     return matrix
-
-
-def _read_numbers(values: pa.Array) -> NDArray[Any]:
-    stop = values.offset + len(values)
-    content = values.buffers()[1]
-    numbers = np.frombuffer(content, values.type.to_pandas_dtype(), stop)
-    return numbers[values.offset :]

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 import numpy as np
 
 from serve.arrays import Doubles, Flags, Ints
-from serve.errors import MAX_SHOWN, SchemaError, name_nearest, show
+from serve.errors import SchemaError, name_nearest, show
 
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
@@ -116,14 +116,12 @@ def read_days(texts: list[str | None], timezone: str | None, where: str) -> Doub
     Raises:
         SchemaError: a text is no date.
     """
-    distinct = list(dict.fromkeys(text for text in texts if text is not None))
-    seconds, is_valid = to_seconds(distinct, timezone)
-    if not is_valid.all():
-        shown = distinct[int(np.argmin(is_valid))][:MAX_SHOWN]
-        raise SchemaError(f"{where}: '{shown}' is no date; give one such as 2024-05-31")
-    days_of: dict[str | None, float] = {None: np.nan}
-    days_of.update(zip(distinct, (seconds / DAY).tolist(), strict=True))
-    return np.array([days_of[text] for text in texts], np.float64)
+    seconds, is_valid = to_seconds(texts, timezone)
+    is_wrong = ~is_valid & np.array([text is not None for text in texts], bool)
+    if is_wrong.any():
+        shown = show(texts[int(np.argmax(is_wrong))])
+        raise SchemaError(f"{where}: {shown} is no date; give one as 2024-05-31")
+    return np.where(is_valid, seconds / DAY, np.nan)
 
 
 def check_seconds(value: Any, where: str) -> None:
@@ -226,27 +224,23 @@ def _read_alike(
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     numbers: dict[int, float] = {}
     moments: dict[int, int] = {}
-    naive: dict[int, int] = {}
+    epoch = EPOCH.replace(tzinfo=UTC)
     for row, value in enumerate(values):
         cell = _read_cell(value)
-        if isinstance(cell, int | float):
-            numbers[row] = cell
-        elif cell is not None and cell.tzinfo is None:
-            naive[row] = (cell - EPOCH) // SECOND
+        if isinstance(cell, datetime):
+            moment = cell if cell.tzinfo else cell.replace(tzinfo=zone)
+            moments[row] = (moment - epoch) // SECOND
         elif cell is not None:
-            moments[row] = (cell - EPOCH.replace(tzinfo=UTC)) // SECOND
+            numbers[row] = cell
 
     seconds = np.zeros(len(values), np.int64)
     is_valid = np.zeros(len(values), bool)
-    if len(numbers) > len(moments) + len(naive):
-        rows = list(numbers)
+    if len(numbers) > len(moments):
         ticks = np.array(list(numbers.values()))
-        seconds[rows], is_valid[rows] = _read_numbers(ticks)
-        return seconds, is_valid
-
-    seconds[list(moments)] = list(moments.values())
-    seconds[list(naive)] = to_utc(np.array(list(naive.values()), np.int64), zone)
-    is_valid[[*moments, *naive]] = True
+        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(ticks)
+    else:
+        seconds[list(moments)] = list(moments.values())
+        is_valid[list(moments)] = True
     return seconds, is_valid
 
 

@@ -60,6 +60,6 @@ def say(error: Exception) -> str:
     """Put an error into one line; an error of the system becomes its file and reason."""
     message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        parts = (error.filename, error.filename2, error.strerror)
-        message = ": ".join(str(part) for part in parts if part is not None)
+        names = [str(error.filename)] if error.filename is not None else []
+        message = ": ".join([*names, error.strerror])
     return " ".join(message.split())

@@ -342,8 +342,11 @@ def summarise_owned(
     row = events.item_row[firsts]
     count = runs[1:] - runs[:-1]
 
-    decayed = _sum_decayed(since[order], runs, decay_days)
-    by_type = _count_types(events.event[order], runs, n_event_types)
+    decays = np.array(decay_days)[:, None]
+    decayed = np.add.reduceat(np.exp(since[order] / -decays), runs[:-1], axis=1)
+    types = np.arange(FIRST_CODE, FIRST_CODE + n_event_types)[:, None]
+    is_of_type = (events.event[order] == types).astype(np.float64)
+    by_type = np.add.reduceat(is_of_type, runs[:-1], axis=1)
     rhythm = _rhythm(count, since[lasts], since[firsts])
     just_bought = np.exp(since[lasts] / (-0.7 * decay_days[0]))
     share = np.log(count / events.counts[user])
@@ -371,20 +374,6 @@ def _rhythm(count: Ints, since_last: Doubles, since_first: Doubles) -> Doubles:
     log_count, log_last, log_first, log_gap = logs
     due = is_repeated * (log_last - log_gap)
     return np.array([log_count, log_last, log_first, is_repeated, due, log_gap])
-
-
-def _sum_decayed(since: Doubles, runs: Ints, decay_days: Sequence[float]) -> Doubles:
-    """Sum the decayed events of each run, with each decay, (decays, E)."""
-    decays = np.array(decay_days)[:, None]
-    decayed = np.exp(since / -decays)  # (decays, events)
-    return np.asarray(np.add.reduceat(decayed, runs[:-1], axis=1))
-
-
-def _count_types(event: Ints, runs: Ints, n_event_types: int) -> Doubles:
-    """Count the events of each run by type, (types, E)."""
-    types = np.arange(FIRST_CODE, FIRST_CODE + n_event_types)[:, None]
-    is_of_type = (event == types).astype(np.float64)  # (types, events)
-    return np.asarray(np.add.reduceat(is_of_type, runs[:-1], axis=1))
 
 
 def _summarise_users(

@@ -187,34 +187,23 @@ def _encode_category(feature: Feature, cells: Any, timezone: str | None) -> Ints
 
 
 def _encode_several(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    """Return the codes of cells with several values, each once a row, PADDING at the end."""
+    """Return the codes of cells with several values, each once a row, then PADDING."""
     encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
-    codes_by_text: dict[str, list[int]] = {}
     for row, cell in zip(encoded, cells, strict=True):
-        codes = codes_by_text.get(cell) if isinstance(cell, str) else None
-        if codes is None:
-            codes = _list_codes(feature, cell)
-        if isinstance(cell, str):
-            codes_by_text[cell] = codes
-        row[: len(codes)] = codes
+        codes = [feature.codes.get(text, UNKNOWN) for text in feature.texts(cell)]
+        distinct = list(dict.fromkeys(codes))[: feature.width] or [UNKNOWN]
+        row[: len(distinct)] = distinct
     return encoded
-
-
-def _list_codes(feature: Feature, cell: Any) -> list[int]:
-    codes = [feature.codes.get(text, UNKNOWN) for text in feature.texts(cell)]
-    return list(dict.fromkeys(codes))[: feature.width] or [UNKNOWN]
 
 
 def _encode_texts(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     """Return the buckets of each text, then PADDING; UNKNOWN where there is no token."""
-    texts = [join_text(cell) for cell in cells]
-    row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    codes = np.full((len(row_of), feature.width), PADDING, dtype=np.int64)
-    codes[:, 0] = UNKNOWN
-    hashed = hash_texts(row_of, feature.width, feature.buckets)
-    for row, buckets in zip(codes, hashed, strict=True):
-        row[: len(buckets)] = [FIRST_CODE + bucket for bucket in buckets]
-    return codes[np.array([row_of[text] for text in texts], dtype=np.int64)]
+    encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
+    hashed = hash_texts(map(join_text, cells), feature.width, feature.buckets)
+    for row, buckets in zip(encoded, hashed, strict=True):
+        codes = [FIRST_CODE + bucket for bucket in buckets] or [UNKNOWN]
+        row[: len(codes)] = codes
+    return encoded
 
 
 def _encode_hours(feature: Feature, cells: Any, timezone: str | None) -> Ints:
@@ -231,9 +220,8 @@ def _encode_times(
     numbers = to_numbers(feature, cells)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    codes = [feature.codes.get(str(i), UNKNOWN) for i in range(feature.traits.period)]
-    codes_at = np.array(codes, np.int64)[calendar(seconds)]
-    return np.where(is_known, codes_at, UNKNOWN)[:, None]
+    codes = FIRST_CODE + calendar(seconds)
+    return np.where(is_known, codes, UNKNOWN)[:, None]
 
 
 # ---- columns of values

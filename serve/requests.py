@@ -268,6 +268,7 @@ def join_filters(first: Filters, second: Filters) -> Filters:
     where = first.where or second.where
     if first.where and second.where:
         where = f"({first.where}) and ({second.where})"
+
     only = first.only if second.only is None else second.only
     if first.only is not None and second.only is not None:
         admitted = set(second.only)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -40,7 +41,26 @@ _MAX_SIZE = (
     1 << 16
 )  # of a width, a length or a number of buckets: 4 times what training gives
 _MAX_LOG = 700  # above it the weight is infinite
+_TINY = 5e-324  # the least positive number
 _SIDES = ("user_features", "item_features", "context_features")
+# Fields that hold names: each is there, and none twice.
+_NAMES = ("name", "column", "separator", "event_types", "vocabulary", *_SIDES)
+# Field name -> bounds of its numbers.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "width": (1, _MAX_SIZE),
+    "history_length": (1, _MAX_SIZE),
+    "memory_length": (1, _MAX_SIZE),
+    "dim": (1, _MAX_SIZE),
+    "buckets": (0, _MAX_SIZE),
+    "scale": (_TINY, math.inf),
+    "weight_scale": (_TINY, math.inf),
+    "decay_days": (_TINY, math.inf),
+    "popularity_days": (_TINY, math.inf),
+    "popularity_dims": (0, math.inf),
+    "neighbour_decay": (0, math.inf),
+    "neighbour_context_gain": (0, math.inf),
+    "weight_mean": (0, _MAX_LOG),
+}
 
 
 @dataclass(frozen=True)
@@ -125,11 +145,16 @@ class Schema:
 def _read_feature(fields: dict[str, Any]) -> Feature:
     feature = Feature(**{**fields, "vocabulary": tuple(fields["vocabulary"])})
     check_record(feature)
-    may_be_wide = feature.has_several or feature.is_text or feature.is_vector
-    is_too_wide = feature.width > 1 and not may_be_wide
-    if is_too_wide or feature.is_text != (feature.buckets > 0):
+    is_wide = feature.has_several or feature.is_text or feature.is_vector
+    is_power_of_two = feature.buckets & (feature.buckets - 1) == 0
+    of_kind = (
+        (is_wide or feature.width == 1)
+        and feature.is_text == (feature.buckets > 0)
+        and (not feature.is_derived or len(feature.vocabulary) == feature.traits.period)
+    )
+    if not of_kind or not is_power_of_two:
         raise SchemaError(
-            f"feature '{feature.name}' has the width or the buckets of another kind: export again"
+            f"feature '{feature.name}' has sizes of another kind: export again"
         )
     return feature
 
@@ -145,11 +170,20 @@ def check_record(record: Any) -> None:
     """
     for name, annotation in get_type_hints(type(record)).items():
         value = getattr(record, name)
-        is_possible = _RULES.get(name, _is_anything)
-        if not _is_of(value, annotation) or not is_possible(value):
+        if not _is_of(value, annotation) or not _is_possible(name, value):
             raise SchemaError(
                 f"'{name}' is {reprlib.repr(value)}, which cannot be: export the bundle again"
             )
+
+
+def _is_possible(name: str, value: Any) -> bool:
+    """Tell whether names are there and distinct, and numbers within `_BOUNDS`."""
+    entries = value if isinstance(value, tuple) else (value,)
+    if name in _BOUNDS:
+        low, high = _BOUNDS[name]
+        return all(low <= number <= high for number in entries)
+    names = [getattr(entry, "name", entry) for entry in entries]
+    return name not in _NAMES or (len(set(names)) == len(names) and all(names))
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
@@ -171,61 +205,3 @@ def _is_of(value: Any, annotation: Any) -> bool:
     if annotation in (int, float):
         return type(value) in (int, annotation) and -(2**63) <= value < 2**63
     return type(value) in (parts or (annotation,))  # parts are those of a union
-
-
-def _is_anything(value: Any) -> bool:
-    return True
-
-
-def _are_distinct(texts: tuple[str, ...]) -> bool:
-    return len(set(texts)) == len(texts)
-
-
-def _have_distinct_names(features: tuple[Feature, ...]) -> bool:
-    return _are_distinct(tuple(feature.name for feature in features))
-
-
-def _is_size(number: int) -> bool:
-    return 1 <= number <= _MAX_SIZE
-
-
-def _is_power_of_two(number: int) -> bool:
-    return 0 <= number <= _MAX_SIZE and number & (number - 1) == 0
-
-
-def _is_positive(number: float) -> bool:
-    return number > 0
-
-
-def _is_not_negative(number: float) -> bool:
-    return number >= 0
-
-
-def _are_positive(numbers: tuple[float, ...]) -> bool:
-    return all(number > 0 for number in numbers)
-
-
-# Field name -> its rule, beside its type.
-_RULES: dict[str, Callable[[Any], bool]] = {
-    "name": bool,
-    "column": bool,
-    "separator": bool,
-    "vocabulary": _are_distinct,
-    "event_types": _are_distinct,
-    "user_features": _have_distinct_names,
-    "item_features": _have_distinct_names,
-    "context_features": _have_distinct_names,
-    "width": _is_size,
-    "history_length": _is_size,
-    "memory_length": _is_size,
-    "dim": _is_size,
-    "scale": _is_positive,
-    "weight_scale": _is_positive,
-    "decay_days": _are_positive,
-    "popularity_days": _are_positive,
-    "popularity_dims": _is_not_negative,
-    "neighbour_decay": _is_not_negative,
-    "neighbour_context_gain": _is_not_negative,
-    "buckets": _is_power_of_two,
-    "weight_mean": lambda logarithm: 0 <= logarithm <= _MAX_LOG,
-}
