@@ -120,7 +120,7 @@ def _pack_bits(flags: Flags) -> pa.Buffer:
 
 
 def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return a column of numbers without nulls, or of texts, None where null.
+    """Return a column of numbers, anything where null, or of texts, None where null.
 
     Returns:
         (n,) numbers of the type of the column, or an object array; equal texts are one object.
@@ -128,11 +128,11 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     values = column.combine_chunks()
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if not is_text:
-        return np.from_dlpack(values)
+        return _read_numbers(values)
     encoded = values.dictionary_encode(null_encoding="encode")
     texts = np.empty(len(encoded.dictionary), dtype=np.object_)
     texts[:] = encoded.dictionary.to_pylist()
-    return np.asarray(texts[np.from_dlpack(encoded.indices)])
+    return np.asarray(texts[_read_numbers(encoded.indices)])
 
 
 def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
@@ -143,5 +143,12 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
     entries = array.drop_null().flatten()
     if len(entries):
         is_valid = np.array(array.is_valid().to_pylist())
-        matrix[is_valid] = np.from_dlpack(entries).reshape(-1, width)
+        matrix[is_valid] = _read_numbers(entries).reshape(-1, width)
     return matrix
+
+
+def _read_numbers(values: pa.Array) -> NDArray[Any]:
+    stop = values.offset + len(values)
+    content = values.buffers()[1]
+    numbers = np.frombuffer(content, values.type.to_pandas_dtype(), stop)
+    return numbers[values.offset :]
