@@ -6,11 +6,10 @@ from serve.cells import Vector
 from serve.encode import (
     code_slices,
     encode_features,
-    to_vectors,
     value_slices,
 )
 from serve.errors import SchemaError
-from serve.schema import Feature
+from serve.kinds import Feature, to_vectors
 
 TITLE = Feature("title", "text", "name", width=5, buckets=64)
 IMAGE = Feature("image", "vector", "pixels", width=3, scale=2.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.cells import hash_texts, split_words
-from serve.schema import Feature
+from serve.kinds import Feature
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +55,7 @@ plain = st.lists(lines, max_size=3).map("\n".join)
 @settings(max_examples=60, deadline=None)
 def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
     found = list(hash_texts(texts, most, 2**bits))
+    assert len(found) == len(texts)
     for text, row in zip(texts, found, strict=True):
         expected = [crc32(token.encode()) % 2**bits for token in tokens(text or "")]
         assert row == list(dict.fromkeys(expected))[:most]
@@ -84,7 +85,9 @@ def test_codes_are_the_same_in_every_process():
 )
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_codes_within_bounds_each_once(texts, width):
-    for codes in Feature("t", "text", "t", width=width, buckets=16).encode(texts):
+    encoded = Feature("t", "text", "t", width=width, buckets=16).encode(texts)
+    assert encoded.shape == (len(texts), width)
+    for codes in encoded:
         present = codes[codes > 0]
         assert len(present) == len(set(present.tolist())) >= 1
         assert present.max() < 2 + 16
