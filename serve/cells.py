@@ -267,7 +267,8 @@ def _to_number(cell: Any, where: str) -> float:
     try:
         return float(cell)
     except (TypeError, ValueError, OverflowError) as error:
-        raise SchemaError(f"{where}: '{str(cell)[:MAX_SHOWN]}' is no number") from error
+        shown = str(cell)[:MAX_SHOWN]
+        raise SchemaError(f"{where}: '{shown}' is no number") from error
 
 
 def read_vectors(cells: Any, width: int, where: str) -> Floats:
@@ -284,21 +285,18 @@ def read_vectors(cells: Any, width: int, where: str) -> Floats:
     Raises:
         SchemaError: a cell is no vector of this width.
     """
-    if isinstance(cells, np.ndarray) and cells.ndim == 2:
-        matrix = cells.astype(np.float32)
-        is_finite = np.isfinite(matrix[~is_missing_row(matrix)]).all()
-        if matrix.shape[1] != width or not is_finite:
-            raise SchemaError(
-                f"{where}: vectors of another width than {width}, or not finite"
-            )
-        return matrix
-
     matrix = np.full((len(cells), width), np.nan, dtype=np.float32)
-    for row, cell in enumerate(cells):
+    if isinstance(cells, np.ndarray) and cells.ndim == 2:
+        is_missing = is_missing_row(cells)
+    else:
+        is_missing = np.zeros(len(cells), dtype=bool)
+
+    for row in np.flatnonzero(~is_missing).tolist():
         try:
-            vector = read_vector(cell)
+            vector = read_vector(cells[row])
         except ValueError as error:
-            raise SchemaError(f"{where}: {error}: '{str(cell)[:MAX_SHOWN]}'") from error
+            shown = show(cells[row])
+            raise SchemaError(f"{where}: {error}: {shown}") from error
         if vector is not None and len(vector) != width:
             raise SchemaError(
                 f"{where}: a vector of {len(vector)} numbers; expected {width}"

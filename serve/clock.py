@@ -222,7 +222,7 @@ def _read_alike(
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
-    numbers: dict[int, float] = {}
+    ticks: dict[int, float] = {}
     moments: dict[int, int] = {}
     epoch = EPOCH.replace(tzinfo=UTC)
     for row, value in enumerate(values):
@@ -231,16 +231,18 @@ def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
             moment = cell if cell.tzinfo else cell.replace(tzinfo=zone)
             moments[row] = (moment - epoch) // SECOND
         elif cell is not None:
-            numbers[row] = cell
+            ticks[row] = cell
 
     seconds = np.zeros(len(values), np.int64)
     is_valid = np.zeros(len(values), bool)
-    if len(numbers) > len(moments):
-        ticks = np.array(list(numbers.values()))
-        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(ticks)
+    rows = list(moments)
+    if len(ticks) > len(moments):
+        rows = list(ticks)
+        numbers = np.array(list(ticks.values()))
+        seconds[rows], is_valid[rows] = _read_numbers(numbers)
     else:
-        seconds[list(moments)] = list(moments.values())
-        is_valid[list(moments)] = True
+        seconds[rows] = list(moments.values())
+        is_valid[rows] = True
     return seconds, is_valid
 
 
