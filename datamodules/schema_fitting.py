@@ -61,6 +61,7 @@ def fit_schema(
     has_datetime = "datetime" in train
     span = _measure_span(train)
     weight_mean, weight_scale = _fit_weight(train, previous)
+
     schema = Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
@@ -82,10 +83,13 @@ def fit_schema(
         popularity_days=_choose_popularity_days(train, config.repeats, span),
         data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
     )
+
+    # Dates become ages when the end of the data is known.
     at_events = train[["user_id"]].assign(days=0.0)
     if has_datetime:
         at_events["days"] = (train["datetime"] - schema.data_until) / DAY
     at_end = items[["item_id"]].assign(days=0.0)
+
     return replace(
         schema,
         user_features=_fit_ages(schema, "user", users, at_events, previous),
@@ -99,11 +103,13 @@ def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
             "data.ties is 'simultaneous' and the interactions have no datetime; "
             "allowed: ordered"
         )
+
     if config.repeats == "allow" and is_set(train):
         raise SchemaError(
             "data.repeats is 'allow' and the interactions have no datetime or position; "
             "allowed: exclude"
         )
+
     declared = config.features.of("user").values()
     if "datetime" not in train and any(feature.kind == "date" for feature in declared):
         raise SchemaError(
@@ -171,11 +177,13 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     """Return the length that nearly no history exceeds, within limits."""
     events = train
     limit = LONGEST_HISTORY
+
     if is_set(train):
         events = train[["user_id", "item_id"]].drop_duplicates()
         limit = LONGEST_SET
     elif repeats == "allow":
         limit = LONGEST_RECENT
+
     lengths = events["user_id"].value_counts().to_numpy()
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
     return int(np.clip(length, MIN_HISTORY, limit))
@@ -264,6 +272,7 @@ def fit_feature(
             f"feature '{name}' is {blank.kind}; "
             f"the previous schema has it as {previous.kind}: give it another name"
         )
+
     grown = replace(previous, column=blank.column, separator=blank.separator)
     if not blank.has_vocabulary:
         return grown
@@ -287,11 +296,13 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
     """
     if users is not None:
         cells = cells.where(users.groupby(cells).transform("nunique") >= MIN_USERS)
+
     counts: Counter[str] = Counter()
     for value, count in cells.value_counts().items():
         text = to_text(value)
         if text is not None:  # 7, 7.0 and "7" are one text
             counts[text] += int(count)
+
     if len(counts) > MAX_VOCABULARY:
         raise SchemaError(
             f"column '{cells.name}' has {len(counts):,} values; allowed: {MAX_VOCABULARY:,}; "
@@ -342,6 +353,7 @@ def _fit_text(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Fe
     for hashes in hash_texts(texts, WIDEST_TEXT):
         distinct.update(hashes)
         width = max(width, len(hashes))
+
     buckets = 1 << max(len(distinct) - 1, 0).bit_length()
     buckets = min(max(buckets, MIN_BUCKETS), MAX_BUCKETS)
     return replace(feature, width=width, buckets=buckets)
@@ -371,10 +383,12 @@ def _fit_date(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Fe
 def _fit_vector(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Measure the width and the root mean square length: one scale keeps the geometry."""
     vectors = [vector for vector in map(read_vector, cells) if vector is not None]
+
     if not vectors:
         raise SchemaError(
             f"feature '{feature.name}': no training row has a vector; leave the feature out"
         )
+
     squares = [float(np.square(vector, dtype=np.float64).sum()) for vector in vectors]
     length = float(np.sqrt(np.mean(squares)))
     return replace(feature, width=len(vectors[0]), scale=length or 1.0)

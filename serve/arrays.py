@@ -81,6 +81,7 @@ def ids_to_arrow(ids: Sequence[Id | None] | Objects, id_type: IdType) -> pa.Arra
     objects[:] = ids
     if id_type == "string":
         return to_arrow(objects)
+
     is_valid = _is_there(objects)
     return to_arrow(np.where(is_valid, objects, 0).astype(np.int64), is_valid)
 
@@ -98,6 +99,7 @@ def _texts_to_arrow(texts: Objects) -> pa.Array:
     encoded = [b"" if text is None else text.encode() for text in texts]
     lengths = [len(content) for content in encoded]
     ends = np.cumsum([0, *lengths], dtype=np.int64)
+
     is_valid = _is_there(texts)
     buffers = [
         _pack_bits(is_valid),
@@ -129,6 +131,7 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
     if not is_text:
         return _read_numbers(values)
+
     encoded = values.dictionary_encode(null_encoding="encode")
     texts = np.empty(len(encoded.dictionary), dtype=np.object_)
     texts[:] = encoded.dictionary.to_pylist()
@@ -140,6 +143,7 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
     array = column.combine_chunks()
     width = array.type.list_size
     matrix = np.full((len(array), width), np.nan, dtype=np.float32)
+
     entries = array.drop_null().flatten()
     if len(entries):
         is_valid = np.array(array.is_valid().to_pylist())

@@ -187,6 +187,7 @@ def _find_unit(ticks: np.ndarray) -> int:
             f"times are in mixed units: {', '.join(examples)}; "
             "give all in one unit, or as ISO times"
         )
+
     if example_by_unit:
         is_clear |= sizes < MIN_CLEAR
     if not is_clear.all():
@@ -195,6 +196,7 @@ def _find_unit(ticks: np.ndarray) -> int:
             f"allowed: epoch {', '.join(TICKS_PER_SECOND)} of the years 1973 to 2286; "
             "give ISO times, or use 'position' if the number is only an order"
         )
+
     return TICKS_PER_SECOND[next(iter(example_by_unit), "seconds")]
 
 
@@ -204,19 +206,18 @@ def _find_unit(ticks: np.ndarray) -> int:
 def _read_alike(
     values: Sequence[Any] | np.ndarray, zone: tzinfo
 ) -> tuple[Ints, Flags] | None:
-    """Read integers, or ISO times of one form, at once; None if they are something else."""
+    """Read ISO times of one form at once; None if they are something else."""
     types = {type(value) for value in values}
+    if types != {str} or not _PLAIN_ISO.fullmatch(values[0]):
+        return None
+
+    texts = list(values)
+    form = texts[0].encode().translate(_TO_ZEROS)
     try:
-        if types == {int}:
-            return _read_numbers(np.array(values, np.int64))
-        if types != {str} or not _PLAIN_ISO.fullmatch(values[0]):
-            return None
-        texts = list(values)
-        form = texts[0].encode().translate(_TO_ZEROS)
         if any(text.encode().translate(_TO_ZEROS) != form for text in texts):
             return None
         moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
-    except (ValueError, OverflowError):  # a month 13 among them: find it cell by cell
+    except ValueError:  # a month 13 among them: find it cell by cell
         return None
     return _read_moments(moments, UTC if texts[0].endswith("Z") else zone)
 
@@ -225,6 +226,7 @@ def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
     ticks: dict[int, float] = {}
     moments: dict[int, int] = {}
     epoch = EPOCH.replace(tzinfo=UTC)
+
     for row, value in enumerate(values):
         cell = _read_cell(value)
         if isinstance(cell, datetime):
@@ -243,6 +245,7 @@ def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
     else:
         seconds[rows] = list(moments.values())
         is_valid[rows] = True
+
     return seconds, is_valid
 
 
@@ -321,7 +324,9 @@ def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
     """Return the UTC offset in seconds at each moment: one look-up per quarter of an hour."""
     quarters, inverse = np.unique(seconds // _QUARTER, return_inverse=True)
     offsets = []
+
     for quarter in quarters.tolist():
         offset = clock(quarter * _QUARTER).utcoffset() or timedelta(0)
         offsets.append(offset // SECOND)
+
     return np.array(offsets, np.int64)[inverse]

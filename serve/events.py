@@ -141,17 +141,16 @@ class Events:
 
 def last_moments(events: Events, empty: int = 0) -> Ints:
     """Return the time of each segment's last event, `empty` for one without events, (B,)."""
-    return np.asarray(_last_values(events, events.time, empty), np.int64)
+    last = events.offsets[1:] - 1
+    return np.asarray(_pick_values(events, last, events.time, empty), np.int64)
 
 
-def _last_values(events: Events, values: np.ndarray, empty: float) -> np.ndarray:
-    last = np.where(events.counts > 0, events.offsets[1:], 0) - 1
-    return np.asarray(np.append(values, empty)[last])
-
-
-def _first_values(events: Events, values: np.ndarray, empty: float) -> np.ndarray:
-    first = np.where(events.counts > 0, events.offsets[:-1], -1)
-    return np.append(values, empty)[first]
+def _pick_values(
+    events: Events, index: Ints, values: np.ndarray, empty: float
+) -> np.ndarray:
+    """Return the value (B,) at an index of each segment, `empty` for one without events."""
+    picked = np.where(events.counts > 0, index, -1)
+    return np.asarray(np.append(values, empty)[picked])
 
 
 def _find_edges(values: Ints) -> Flags:
@@ -197,6 +196,7 @@ def history_arrays(
         events = replace(events, context=_match_contexts(events, keys))
     if schema.is_set:
         events = as_sets(events)
+
     recent = events.last(schema.history_length)
     longest = max(1, recent.counts.max(initial=0))
     is_event = np.arange(longest) < recent.counts[:, None]  # (B, L)
@@ -331,11 +331,13 @@ def summarise_owned(
         n_event_types: number of event types.
         repeat_rate: (N,) share of an item's events that are repeats.
     """
+    # One run of equal keys for each owned item.
     segment = events.segments
     since = np.maximum(moment[segment] - events.time, 0) / DAY  # days, (events,)
     key = segment * len(repeat_rate) + events.item_row
     order = key.argsort(kind="stable")  # an item's events stay oldest first
     runs = _find_edges(key[order]).nonzero()[0]  # (E + 1,)
+
     firsts = order[runs[:-1]]  # (E,) an item's first event
     lasts = order[runs[1:] - 1]  # (E,) an item's last event
     user = segment[firsts]
@@ -388,8 +390,8 @@ def _summarise_users(
         np.bincount(events.segments, is_recent, len(events)),
         events.counts,
         np.bincount(events.segments, is_visit, len(events)),
-        _last_values(events, since, 0.0),
-        _first_values(events, since, 0.0),
+        _pick_values(events, events.offsets[1:] - 1, since, 0.0),
+        _pick_values(events, events.offsets[:-1], since, 0.0),
     ]
     summed = np.log1p(np.array(columns, dtype=np.float64))
     return summed.T.astype(np.float32, order="C")

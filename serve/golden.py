@@ -51,6 +51,7 @@ def write_golden(
         entry = {"request": request, "k": k, "item_ids": list(item_ids)}
         entry["scores"] = [float(score) for score in scores]
         entries.append(entry)
+
     text = json.dumps(entries, indent=1, allow_nan=False)
     write_file(path, f"{text}\n".encode())
 
@@ -130,19 +131,22 @@ def draw_requests(
         n_requests: number of requests; the r-th has r modulo 21 events.
         rng: the source of all chance.
     """
-    given = [feature for feature in schema.context_features if not feature.is_derived]
+    context = [feature for feature in schema.context_features if not feature.is_derived]
     requests = []
+
     for number in range(n_requests):
         n_events = number % (_MAX_EVENTS + 1)
         history = _draw_history(schema, item_ids, n_events, rng)
         request: dict[str, Any] = {"history": history}
+
         if number % 3 < 2:
             request["features"] = _draw_values(schema.user_features, rng)
         if number % 3 > 0:
-            request["context"] = _draw_values(given, rng)
+            request["context"] = _draw_values(context, rng)
             if schema.has_datetime:
                 request["datetime"] = to_iso(schema.data_until)
         requests.append(request)
+
     return requests
 
 
@@ -154,6 +158,7 @@ def _draw_history(
     # From few items, so that some come again.
     rows = rng.integers(len(item_ids), size=max(1, n_events // 2)).tolist()
     drawn = [int(rng.choice(rows)) for _ in times]
+
     events = []
     for row, time in zip(drawn, times, strict=True):
         event: dict[str, Any] = {"item_id": item_ids[row]}
@@ -164,6 +169,7 @@ def _draw_history(
         if schema.has_weight:
             event["weight"] = float(rng.integers(1, 4))
         events.append(event)
+
     return events
 
 

@@ -39,6 +39,7 @@ __all__ = ("Vector", "hash_texts", "read_vector")
 _Words = Literal["categorical", "multi_categorical", "hierarchical", "text"]
 _Times = Literal["hour_of_day", "day_of_week"]
 Kind = Literal[_Words, _Times, "numeric", "date", "vector"]
+Calendar = Callable[[Ints, str | None], Ints]  # UTC seconds (n,), zone -> numbers (n,)
 Role = Literal["category", "number", "date", "vector", "value"]
 
 PADDING = 0
@@ -206,21 +207,14 @@ def _encode_texts(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     return encoded
 
 
-def _encode_hours(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    return _encode_times(feature, cells, partial(hour_of_day, timezone=timezone))
-
-
-def _encode_days(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    return _encode_times(feature, cells, partial(day_of_week, timezone=timezone))
-
-
 def _encode_times(
-    feature: Feature, cells: Any, calendar: Callable[[Ints], Ints]
+    feature: Feature, cells: Any, timezone: str | None, calendar: Calendar
 ) -> Ints:
+    """Return the codes of hours or weekdays, which are those of their numbers."""
     numbers = to_numbers(feature, cells)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    codes = FIRST_CODE + calendar(seconds)
+    codes = FIRST_CODE + calendar(seconds, timezone)
     return np.where(is_known, codes, UNKNOWN)[:, None]
 
 
@@ -412,8 +406,14 @@ KINDS: dict[Kind, Traits] = {
         has_several=True,
     ),
     "text": Traits(encode=_encode_texts, draw=_draw_text, parse=_parse_labels),
-    "hour_of_day": Traits(encode=_encode_hours, period=24),
-    "day_of_week": Traits(encode=_encode_days, period=7),
+    "hour_of_day": Traits(
+        encode=partial(_encode_times, calendar=hour_of_day),
+        period=24,
+    ),
+    "day_of_week": Traits(
+        encode=partial(_encode_times, calendar=day_of_week),
+        period=7,
+    ),
     "numeric": Traits(
         encode=_encode_numbers,
         draw=_draw_number,
