@@ -1,13 +1,16 @@
-"""The items that a recommender ranks: columns to show and filter by, and facts for the memory."""
+"""The items that a recommender ranks: ids by row, columns to show and filter by, memory facts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
 from serve.encode import (
@@ -17,16 +20,66 @@ from serve.encode import (
     encode_features,
     to_text,
 )
-from serve.errors import BundleError
-from serve.index import UNKNOWN_ROW, ItemIds, ItemIndex
-from serve.requests import Id
-from serve.schema import Feature, Schema
+from serve.errors import BundleError, SchemaError
+from serve.index import UNKNOWN_ROW, ItemIndex
+from serve.requests import Id, parse_id, show
+from serve.schema import Feature, IdType, Schema
 
-IN_STOCK = "in_stock"  # column that every catalogue has: true unless a bundle or a live item says otherwise
-REPEAT_RATE = (
-    "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
-)
+# Every catalogue has this column: true unless a bundle or a live item says otherwise.
+IN_STOCK = "in_stock"
+
+# Reserved column of `items.parquet` where repeats are allowed.
+REPEAT_RATE = "repeat_rate"
+
 _TITLES = ("title", "name", "product_name", "description")
+
+
+class ItemIds:
+    """The ids of N items by item row, and the way back."""
+
+    def __init__(self, ids: NDArray[np.generic]) -> None:
+        """Prepare the look-up of distinct ids (N,): int64, or object with texts."""
+        self.ids = ids.view()
+        self.ids.flags.writeable = False  # answers hold it
+        self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
+        self._rows: dict[Id, int] = {}
+        for row, item_id in enumerate(ids.tolist()):
+            self._rows[item_id] = row
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def extended(self, more: Sequence[Id]) -> ItemIds:
+        """Return these ids followed by others that are not among them."""
+        extended = copy(self)
+        extended.ids = np.concatenate([self.ids, np.array(more, dtype=self.ids.dtype)])
+        extended.ids.flags.writeable = False
+        rows = range(len(self), len(extended.ids))
+        extended._rows = self._rows | dict(zip(more, rows, strict=True))
+        return extended
+
+    def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
+        """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
+        row_of = self._rows.get
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        rows = [row_of(item_id, UNKNOWN_ROW) for item_id in listed]
+        return np.array(rows, dtype=np.int64)
+
+    def require(self, ids: Sequence[Any]) -> Ints:
+        """Return the row of each id as a caller wrote it.
+
+        Raises:
+            SchemaError: if an id is unknown or has another type.
+        """
+        checked = [parse_id(item_id, self.id_type, "item_id") for item_id in ids]
+        rows = self.find(checked)
+        for item_id, row in zip(checked, rows, strict=True):
+            if row == UNKNOWN_ROW:
+                raise SchemaError(
+                    f"item_id {show(item_id)} is unknown; "
+                    f"allowed: the {len(self)} ids of the catalogue"
+                )
+        return rows
 
 
 @dataclass(frozen=True)
@@ -41,46 +94,52 @@ class ItemFacts:
 def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     """Read the facts of the catalogue; a `BundleError` names a column that is missing."""
     features = tuple(feature for feature, _ in category_features(schema.item_features))
-    for name in (REPEAT_RATE, *(feature.column for feature in features)):
+    names = [feature.column for feature in features]
+    for name in (REPEAT_RATE, *names):
         if name not in items.column_names:
             raise BundleError(
-                f"the catalogue has no column '{name}', which the memory reads: export the bundle again"
+                f"the catalogue has no column '{name}', which the memory reads: "
+                "export the bundle again"
             )
-    columns = {
-        feature.column: items.column(feature.column).to_pylist() for feature in features
-    }
-    codes = encode_features(features, columns, len(items)).codes
     rates = to_numpy(items.column(REPEAT_RATE))
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
         raise BundleError(
-            f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: export again"
+            f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: "
+            "export again"
         )
+    columns = items.select(names).to_pydict()
+    codes = encode_features(features, columns, len(items)).codes
     return ItemFacts(
-        rates.astype(np.float32),
-        category_rows(features, codes),
-        count_categories(features),
+        repeat_rate=rates.astype(np.float32),
+        categories=category_rows(features, codes),
+        n_categories=count_categories(features),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """N items by item row: the bundle's in its order, then live ones. An item keeps its row when it is removed."""
+    """N items by row: those of the bundle in its order, then live ones.
+
+    An item keeps its row when it is removed.
+
+    Attributes:
+        item_ids: the ids of the items.
+        index: their vectors (N, W), and the search among those that are not removed.
+        table: N rows with `item_id` and the columns to show and filter by.
+        facts: what the memory reads; None if there is no memory.
+    """
 
     item_ids: ItemIds
-    index: ItemIndex  # their vectors, (N, W), and the search among those that are not removed
-    table: pa.Table  # n rows: `item_id` and the columns to show and filter by
-    facts: ItemFacts | None  # None if there is no memory
+    index: ItemIndex
+    table: pa.Table
+    facts: ItemFacts | None
 
     @classmethod
     def of_items(cls, items: pa.Table, index: ItemIndex, schema: Schema) -> Catalogue:
         """Take the items of a bundle as they are."""
         facts = read_item_facts(items, schema) if schema.repeats == "allow" else None
-        return cls(
-            ItemIds(to_numpy(items.column("item_id"))),
-            index,
-            _open_columns(items, schema),
-            facts,
-        )
+        item_ids = ItemIds(to_numpy(items.column("item_id")))
+        return cls(item_ids, index, _open_columns(items, schema), facts)
 
     @property
     def is_removed(self) -> Flags | None:
@@ -90,89 +149,95 @@ class Catalogue:
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
         row = self.item_ids.find([item_id])[0]
-        return bool(
-            row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row])
-        )
+        if row == UNKNOWN_ROW:
+            return False
+        return self.is_removed is None or not self.is_removed[row]
 
     @property
     def n_listed(self) -> int:
         """Count the items that are not removed."""
-        return len(self) - (
-            0 if self.is_removed is None else int(np.count_nonzero(self.is_removed))
-        )
+        if self.is_removed is None:
+            return len(self)
+        return len(self) - int(np.count_nonzero(self.is_removed))
 
     @cached_property
     def texts(self) -> list[str]:
-        """What is searched of each item: its id and all that is text, in small letters."""
-        names = [
-            one.name
-            for one in self.table.schema
-            if one.type in (pa.string(), pa.large_string())
-        ]
-        columns = (
-            self.table.column(name).to_pylist()
-            for name in dict.fromkeys(("item_id", *names))
-        )
-        return [
-            " ".join(map(str, filter(None, cells))).casefold()
-            for cells in zip(*columns, strict=True)
-        ]
+        """The text to search in for each item, (N,): its id and texts, in small letters."""
+        names = ["item_id"]
+        for field in self.table.schema:
+            if _is_text(field.type) and field.name != "item_id":
+                names.append(field.name)
+        columns = [self.table.column(name).to_pylist() for name in names]
+        texts = []
+        for cells in zip(*columns, strict=True):
+            texts.append(" ".join(str(cell) for cell in cells if cell).casefold())
+        return texts
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
-    """Return columns of types that hold values of live items, and that of the stock."""
+    """Return columns whose types can hold the values of live items, and that of the stock."""
     if IN_STOCK not in items.column_names:
-        items = items.append_column(
-            IN_STOCK, to_arrow(np.ones(len(items), dtype=np.bool_))
-        )
+        in_stock = np.ones(len(items), dtype=np.bool_)
+        items = items.append_column(IN_STOCK, to_arrow(in_stock))
     numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
-    return items.cast(
-        pa.schema(
-            [
-                pa.field(field.name, _widen(field, field.name in numeric))
-                for field in items.schema
-            ]
-        )
-    )
+    fields = []
+    for field in items.schema:
+        fields.append(field.with_type(_widen(field.type, field.name in numeric)))
+    return items.cast(pa.schema(fields))
 
 
-def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
-    """Return the type of a column: the next price may have a fraction, and a column without values may get some."""
-    if pa.types.is_null(field.type):
+def _widen(kind: pa.DataType, is_numeric: bool) -> pa.DataType:
+    """Return the type of a column: the next price may have a fraction, the next text a value."""
+    if pa.types.is_null(kind):
         return pa.float64() if is_numeric else pa.string()
-    if pa.types.is_integer(field.type) and not pa.types.is_uint64(field.type):
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return pa.float64() if is_numeric else pa.int64()
-    return field.type
+    return kind
+
+
+# ---- names for people
 
 
 def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
-    """Choose the columns that name an item to people: a title, else a text, else the last three categories."""
-    of_kind = {
-        kind: [one.column for one in features if one.kind == kind]
-        for kind in ("text", "categorical", "vector")
-    }
-    by_name = {
-        name.lower(): name
-        for name in items.column_names
-        if name not in of_kind["vector"]
-    }
-    titles = [by_name[title] for title in _TITLES if title in by_name]
-    chosen = [*titles, *of_kind["text"]][:1] or of_kind["categorical"][-3:]
+    """Choose the columns that name an item to people.
+
+    They are a title, else a text feature, else the last three categories.
+    """
+    columns: dict[str, list[str]] = {"text": [], "categorical": [], "vector": []}
+    for feature in features:
+        columns.setdefault(feature.kind, []).append(feature.column)
+    titles = []
+    for title in _TITLES:
+        for name in items.column_names:
+            if name.lower() == title and name not in columns["vector"]:
+                titles.append(name)
+    chosen = [*titles, *columns["text"]][:1] or columns["categorical"][-3:]
     return [name for name in chosen if name in items.column_names]
 
 
 def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
-    """Return names for people of the items of a table, which need not be distinct; an item without one has its id."""
-    columns = [
-        map(to_text, items.column(name).to_pylist())
-        for name in name_columns(items, features)
-    ]
-    cells = zip(*columns, strict=True) if columns else [()] * len(items)
-    names = [
-        " ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in cells
-    ]
-    ids = items.column("item_id").to_pylist()
-    return [name or f"item {item_id}" for name, item_id in zip(names, ids, strict=True)]
+    """Return a name for people of each item of a table.
+
+    Args:
+        items: n rows with `item_id` and the columns of the features.
+        features: the item features of the schema.
+
+    Returns:
+        n names, which need not be distinct; an item without one is named by its id.
+    """
+    columns = ["item_id", *name_columns(items, features)]
+    cells_by_column = [items.column(name).to_pylist() for name in columns]
+    names = []
+    for item_id, *cells in zip(*cells_by_column, strict=True):
+        texts = [to_text(cell) for cell in cells]
+        distinct = dict.fromkeys(text for text in texts if text)
+        name = " ".join(" · ".join(distinct).split())
+        names.append(name or f"item {item_id}")
+    return names

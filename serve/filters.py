@@ -22,10 +22,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.arrays import Flags, Floats, Ints, to_numpy
-from serve.catalogue import REPEAT_RATE
+from serve.catalogue import REPEAT_RATE, ItemIds
 from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import ItemIds, ItemIndex, Pairs, Query
+from serve.index import ItemIndex, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import SEVERAL, Feature
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve import index as index_module
 from serve.bundle import write_index
-from serve.index import ItemIds, ItemIndex, Neighbours, Query, add_terms
+from serve.catalogue import ItemIds
+from serve.index import ItemIndex, Neighbours, Query, add_terms
 
 N, W = 37, 5
 
