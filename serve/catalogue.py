@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -18,18 +20,22 @@ from serve.encode import (
     category_rows,
     count_categories,
     encode_features,
+    split_cell,
     to_text,
 )
-from serve.errors import BundleError, SchemaError
+from serve.errors import BundleError, SchemaError, name_nearest
 from serve.index import UNKNOWN_ROW, ItemIndex
-from serve.requests import Id, parse_id, show
-from serve.schema import Feature, IdType, Schema
+from serve.requests import MAX_SHOWN, Id, parse_id, show
+from serve.schema import SEVERAL, Feature, IdType, Schema
 
 # Every catalogue has this column: true unless a bundle or a live item says otherwise.
 IN_STOCK = "in_stock"
 
 # Reserved column of `items.parquet` where repeats are allowed.
 REPEAT_RATE = "repeat_rate"
+
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+Value = str | bool | int | float
 
 _TITLES = ("title", "name", "product_name", "description")
 
@@ -165,7 +171,7 @@ class Catalogue:
         """The text to search in for each item, (N,): its id and texts, in small letters."""
         names = ["item_id"]
         for field in self.table.schema:
-            if _is_text(field.type) and field.name != "item_id":
+            if is_text(field.type) and field.name != "item_id":
                 names.append(field.name)
         columns = [self.table.column(name).to_pylist() for name in names]
         texts = []
@@ -177,7 +183,7 @@ class Catalogue:
         return len(self.item_ids)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
@@ -241,3 +247,198 @@ def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
         name = " ".join(" · ".join(distinct).split())
         names.append(name or f"item {item_id}")
     return names
+
+
+# ---- columns to filter by
+
+
+@dataclass(frozen=True)
+class Column:
+    """N items by the distinct values of one column.
+
+    Distinct cells stand between items and values: item i has the cell `cell[i]`, and cell c has the
+    values at `codes[offsets[c]:offsets[c + 1]]`: none where it is missing, perhaps several.
+    """
+
+    name: str
+    kind: str  # of its values: `texts`, `numbers`, or `true or false`
+    values: NDArray[Any]  # (V,) int64, float32, float64, bool, or object with texts
+    cell: Ints  # (N,)
+    codes: Ints  # positions in `values`
+    offsets: Ints
+
+    def are_true(self) -> Flags:
+        """Tell which items are true, (N,)."""
+        if self.kind != "true or false":
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}: "
+                "compare it with a value"
+            )
+        return self.have(self.values)
+
+    def compare(self, sign: str, values: Sequence[Value]) -> Flags:
+        """Tell which items meet a comparison, (N,); = and != compare with any of the values."""
+        wanted = [self._check(value) for value in values]
+        if sign not in ORDER:
+            is_met = self.have(self._are_among(wanted))
+            if sign != "!=":
+                return is_met
+            return ~is_met & self.have(np.ones(len(self.values), np.bool_))
+        if self.kind != "numbers":
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}, which have no order; "
+                "use = or in"
+            )
+        # 1e300 beside a float32 is infinite, and so larger than all.
+        with np.errstate(over="ignore"):
+            return self.have(ORDER[sign](self.values, wanted[0]))
+
+    def have(self, is_wanted: Flags) -> Flags:
+        """Tell which items have a value that is wanted, given as (V,), (N,)."""
+        cells = self._cell_of_code[is_wanted[self.codes]]
+        n_wanted = np.bincount(cells, minlength=len(self.offsets) - 1)
+        return np.asarray((n_wanted > 0)[self.cell])
+
+    @cached_property
+    def _cell_of_code(self) -> Ints:
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def codes_of(self, row: int) -> Ints:
+        """Return the values of an item as positions in `values`."""
+        cell = self.cell[row]
+        return self.codes[self.offsets[cell] : self.offsets[cell + 1]]
+
+    def _check(self, value: Value) -> Any:
+        """Return a value as the column has them; a whole number compares exactly as an integer."""
+        kind = "numbers"
+        if isinstance(value, (str, bool)):
+            kind = "texts" if isinstance(value, str) else "true or false"
+        if kind != self.kind:
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}; got {show(value)}"
+            )
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return to_text(value) if isinstance(value, str) else value
+
+    def _are_among(self, wanted: Sequence[Any]) -> Flags:
+        """Tell which distinct values are among those wanted, (V,), as Python compares numbers."""
+        among = set(wanted)
+        if self.values.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                rounded = np.array(wanted, np.float64).astype(np.float32)
+            among = set(rounded.tolist())
+        is_among = [value in among for value in self.values.tolist()]
+        return np.array(is_among, np.bool_)
+
+
+class Columns:
+    """The columns of N items, each read when a filter first names it; they never change."""
+
+    def __init__(
+        self,
+        items: pa.Table,
+        features: tuple[Feature, ...],
+        of_bundle: Columns | None = None,
+    ) -> None:
+        """Take N items.
+
+        Args:
+            items: the table of a catalogue.
+            features: the item features of the schema.
+            of_bundle: the columns before some items changed; flags stay flags, texts texts.
+        """
+        self._items = items
+        self._features = features
+        self._of_bundle = of_bundle
+        self._columns: dict[str, Column] = {}
+        self.masks: dict[str, Flags] = {}  # condition -> items that meet it
+
+    def __len__(self) -> int:
+        return int(self._items.num_rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a caller may name."""
+        return [name for name in self._items.column_names if name != REPEAT_RATE]
+
+    def changed(self, items: pa.Table) -> Columns:
+        """Return the columns of the same catalogue after some items changed."""
+        return Columns(items, self._features, self._of_bundle or self)
+
+    def read(self, name: str) -> Column:
+        """Return a column; a `SchemaError` says that there is none of this name."""
+        if name not in self._columns:
+            if name not in self.names:
+                shown = name[:MAX_SHOWN]
+                raise SchemaError(
+                    f"filters: unknown column {shown!r}; "
+                    f"{name_nearest(shown, self.names)}"
+                )
+            column = self._items.column(name)
+            if is_text(column.type):
+                self._columns[name] = self._read_texts(name, column)
+            else:
+                self._columns[name] = _read_numbers(name, column)
+        return self._columns[name]
+
+    def _read_texts(self, name: str, column: pa.ChunkedArray) -> Column:
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        cell = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
+        cells = encoded.dictionary.to_pylist()
+        feature = self._find_feature_of_several(name)
+        if feature is not None:
+            texts = [split_cell(feature, one) for one in cells]
+        else:
+            stripped = [to_text(one) for one in cells]
+            texts = [[] if text is None else [text] for text in stripped]
+
+        kind = "texts"
+        values = np.array([*dict.fromkeys(chain(*texts))], dtype=np.object_)
+        if feature is None and self._holds_flags(name, values):
+            kind = "true or false"
+            values = np.array([False, True])
+            texts = [[text.lower() == "true" for text in some] for some in texts]
+        code_of = {value: code for code, value in enumerate(values.tolist())}
+        codes = np.array([code_of[text] for text in chain(*texts)], dtype=np.int64)
+        offsets = np.cumsum([0, *map(len, texts)])
+        return Column(name, kind, values, cell, codes, offsets)
+
+    def _find_feature_of_several(self, name: str) -> Feature | None:
+        for feature in self._features:
+            if feature.column == name and feature.kind in SEVERAL:
+                return feature
+        return None
+
+    def _holds_flags(self, name: str, texts: Sequence[str]) -> bool:
+        """Tell whether all texts of a column are true or false, as text files hold flags."""
+        if self._of_bundle is not None:
+            return self._of_bundle.read(name).kind == "true or false"
+        return len(texts) > 0 and {text.lower() for text in texts} <= {"true", "false"}
+
+
+def _read_numbers(name: str, column: pa.ChunkedArray) -> Column:
+    is_flag = pa.types.is_boolean(column.type)
+    is_integer = pa.types.is_integer(column.type)
+    if not (is_flag or is_integer or pa.types.is_floating(column.type)):
+        raise SchemaError(
+            f"filters: column '{name}' holds {column.type}; "
+            "allowed are numbers, texts, and true or false"
+        )
+    values = to_numpy(column.cast(pa.uint8()) if is_flag else column)
+    if is_flag:
+        values = values.astype(np.bool_)
+    elif is_integer:
+        is_wide = pa.types.is_uint64(column.type)
+        values = values.astype(np.float64 if is_wide else np.int64)
+    is_valid = to_numpy(column.is_valid().cast(pa.uint8())) > 0
+    is_known = is_valid & ~np.isnan(values)
+    distinct, code = np.unique(values[is_known], return_inverse=True)
+
+    # Each distinct value is a cell; the last cell, without a value, is that of missing ones.
+    cell = np.full(len(values), len(distinct), dtype=np.int64)
+    cell[is_known] = code
+    codes = np.arange(len(distinct))
+    offsets = np.append(np.arange(len(distinct) + 1), len(distinct))
+    kind = "true or false" if is_flag else "numbers"
+    return Column(name, kind, distinct, cell, codes, offsets)

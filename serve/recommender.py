@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.arrays import Floats, Ints
 from serve.bundle import ITEM_TOWER, PROFILES, Bundle, identify_folder
-from serve.catalogue import Catalogue, ItemFacts, ItemIds
+from serve.catalogue import Catalogue, Columns, ItemFacts, ItemIds
 from serve.encode import TIME, context_keys, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.events import (
@@ -26,7 +26,7 @@ from serve.events import (
     request_arrays,
     summarise_owned,
 )
-from serve.filters import Admission, Columns, explain_short, rank_filtered
+from serve.filters import Admission, explain_short, rank_filtered
 from serve.golden import GoldenAnswer, replay
 from serve.index import UNKNOWN_ROW, Pairs, Query, Terms, join_terms
 from serve.profiles import MANIFEST, Profile, Profiles
