@@ -225,18 +225,6 @@ def test_towers_of_another_contract_are_refused(tiny_bundle):
         Recommender.load(tiny_bundle(1))
 
 
-@pytest.mark.parametrize("said", ["no", "allow", "", 2, []])
-def test_what_filters_viewed_items_is_true_or_false(recommenders, said):
-    with pytest.raises(ValueError, match=r"filter_viewed is .*; allowed: True, False, or None"):
-        recommenders["shop"].recommend([{}], 3, filter_viewed=said)
-    requests = requests_of(SHOP)
-    for flag in (True, False):
-        answers, expected = (
-            recommenders["shop"].recommend(requests, 3, one) for one in (np.bool_(flag), flag)
-        )
-        np.testing.assert_array_equal(answers.item_id, expected.item_id)
-
-
 @pytest.mark.parametrize("world", WORLDS)
 def test_nothing_that_it_hands_out_changes_it(recommenders, world):
     recommender, profiles = recommenders[world], recommenders[world].profiles
