@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
+from serve.arrays import Flags, Floats, Ints, Objects, to_arrow, to_numpy
 from serve.encode import (
     category_features,
     category_rows,
@@ -154,10 +154,10 @@ class Catalogue:
 
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
-        row = self.item_ids.find([item_id])[0]
-        if row == UNKNOWN_ROW:
-            return False
-        return self.is_removed is None or not self.is_removed[row]
+        row = int(self.item_ids.find([item_id])[0])
+        if self.is_removed is None or row == UNKNOWN_ROW:
+            return row != UNKNOWN_ROW
+        return not self.is_removed[row]
 
     @property
     def n_listed(self) -> int:
@@ -398,8 +398,9 @@ class Columns:
         if feature is None and self._holds_flags(name, values):
             kind = "true or false"
             values = np.array([False, True])
-            texts = [[text.lower() == "true" for text in some] for some in texts]
-        code_of = {value: code for code, value in enumerate(values.tolist())}
+            texts = [[text.lower() for text in some] for some in texts]
+        names = ["false", "true"] if kind != "texts" else values.tolist()
+        code_of = {name: code for code, name in enumerate(names)}
         codes = np.array([code_of[text] for text in chain(*texts)], dtype=np.int64)
         offsets = np.cumsum([0, *map(len, texts)])
         return Column(name, kind, values, cell, codes, offsets)
@@ -410,7 +411,7 @@ class Columns:
                 return feature
         return None
 
-    def _holds_flags(self, name: str, texts: Sequence[str]) -> bool:
+    def _holds_flags(self, name: str, texts: Objects) -> bool:
         """Tell whether all texts of a column are true or false, as text files hold flags."""
         if self._of_bundle is not None:
             return self._of_bundle.read(name).kind == "true or false"

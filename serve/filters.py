@@ -277,8 +277,8 @@ def rank_filtered(
             part = query if len(requests) == len(query) else query.take(requests)
             scores[requests], rows[requests] = index.search(part, k, barred)
             continue
-        for request in requests:
-            part = query.take(request[None])
+        for request in requests.tolist():
+            part = query.take(np.array([request]))
             taken = _walk(index, part, limits, barred.copy(), k)
             for position, (score, row) in enumerate(taken):
                 scores[request, position] = score
