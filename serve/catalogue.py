@@ -184,7 +184,7 @@ class Catalogue:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return kind in (pa.string(), pa.large_string())
 
 
 def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
