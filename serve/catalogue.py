@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -48,21 +47,16 @@ class ItemIds:
         self.ids = ids.view()
         self.ids.flags.writeable = False  # answers hold it
         self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
-        self._rows: dict[Id, int] = {}
-        for row, item_id in enumerate(ids.tolist()):
-            self._rows[item_id] = row
+        rows = range(len(ids))
+        self._rows: dict[Id, int] = dict(zip(ids.tolist(), rows, strict=True))
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def extended(self, more: Sequence[Id]) -> ItemIds:
         """Return these ids followed by others that are not among them."""
-        extended = copy(self)
-        extended.ids = np.concatenate([self.ids, np.array(more, dtype=self.ids.dtype)])
-        extended.ids.flags.writeable = False
-        rows = range(len(self), len(extended.ids))
-        extended._rows = self._rows | dict(zip(more, rows, strict=True))
-        return extended
+        added = np.array(more, dtype=self.ids.dtype)
+        return ItemIds(np.concatenate([self.ids, added]))
 
     def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
         """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from serve.arrays import Flags, Floats, Ints
 from serve.catalogue import ORDER, Column, Columns, ItemIds, Value
 from serve.errors import SchemaError
 from serve.index import ItemIndex, Pairs, Query
-from serve.requests import MAX_SHOWN, Filters, parse_limit
+from serve.requests import MAX_SHOWN, Filters
 
 Lists = tuple[Floats, Ints]  # scores and item rows
 
@@ -34,7 +33,6 @@ Where = Callable[[Columns], Flags]
 # Messages may repeat these.
 WORDS = frozenset({"and", "or", "not", "in", "true", "false", *"()[],"})
 
-_MAX_CHARACTERS = 10_000
 _MAX_DEPTH = 32  # of brackets and nots within each other
 _MAX_MASKS = 32  # conditions whose items are kept between requests
 _MAX_SHOWN = 80  # characters of a condition in a reason
@@ -88,17 +86,12 @@ def _read_tokens(text: str) -> Iterator[_Token]:
     yield _Token(_END, "", len(text))
 
 
-@lru_cache(maxsize=256)
 def parse_where(text: str) -> Where:
     """Read a condition on the columns of items.
 
     Raises:
         SchemaError: if the text is no condition; the message names the character.
     """
-    if len(text) > _MAX_CHARACTERS:
-        raise SchemaError(
-            f"where has {len(text)} characters; allowed: {_MAX_CHARACTERS}"
-        )
     parser = _Parser([*_read_tokens(text)])
     where = parser.read_condition()
     parser.expect(_END)
@@ -244,7 +237,7 @@ class Admission:
         """Return each column of `at_most`, and how many items may share a value of it."""
         limits = []
         for column, most in filters.at_most if filters is not None else ():
-            limits.append((self.columns.read(column), parse_limit(column, most)))
+            limits.append((self.columns.read(column), most))
         return limits
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import faiss
@@ -178,25 +179,15 @@ def _write_array(values: NDArray[Any]) -> bytes:
 
 
 def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Read an array (n,) that `np.save` wrote.
-
-    Nothing in the header is evaluated: it must be the one that an array of this size has.
-    """
-    start = 10 + int.from_bytes(content[8:10].tobytes(), "little")
-    n = max(0, content.size - start) // kind.itemsize
-    description = {
-        "descr": np.lib.format.dtype_to_descr(kind),
-        "fortran_order": False,
-        "shape": (n,),
-    }
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, description)
-    expected = file.getvalue()
-    header = content[:start].tobytes()
-    is_magic = header[:8] == expected[:8]
-    if not is_magic or header[10:].rstrip() != expected[10:].rstrip():
-        raise ValueError(f"it does not hold {n} entries {kind}, as its size says")
-    return np.frombuffer(content, kind, n, start).copy()
+    """Read an array (n,) of a type that `np.save` wrote."""
+    file = io.BytesIO(content.data)
+    try:
+        values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except (MemoryError, TokenError) as error:
+        raise ValueError(f"its header is none of an array: {error!r}") from error
+    if values.dtype != kind or values.ndim != 1:
+        raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
+    return values
 
 
 def join_terms(parts: Sequence[Terms | None]) -> Terms | None:
@@ -263,15 +254,8 @@ class ItemIndex:
             is_hidden: (N,) items that are never listed; they count in `len`.
 
         Raises:
-            ValueError: if the vectors have another type or shape, or are not finite.
+            ValueError: if a vector is not finite.
         """
-        is_matrix = vectors.ndim == 2 and vectors.size > 0
-        is_plain = vectors.dtype == np.float32 and vectors.flags.c_contiguous
-        if not is_matrix or not is_plain:
-            raise ValueError(
-                f"item vectors are {vectors.dtype} {vectors.shape}; "
-                "expected float32 (N, W) in C order"
-            )
         if not np.isfinite(vectors).all():
             raise ValueError("an item vector is not finite")
         self.vectors = vectors

@@ -1,6 +1,6 @@
 """The features and history of each user, in files of their own, since they are personal data.
 
-    manifest.json             format, and the name, sha256 and rows of the two files
+    manifest.json             format, and the name and sha256 of the two files
     users-<hash>.parquet      user_id, n_events, one column per feature
     events-<hash>.parquet     item_id, datetime, event, weight of all users, in the order of users
 
@@ -308,7 +308,7 @@ def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     digest = hashlib.sha256(content).hexdigest()
     name = f"{part}-{digest[:16]}.parquet"
     write_file(folder / name, content, PRIVATE)
-    return {"file": name, "rows": len(table), "sha256": digest}
+    return {"file": name, "sha256": digest}
 
 
 # ---- reading

@@ -18,6 +18,9 @@ from serve.profiles import Profiles
 from serve.requests import INTEGER, History, Id, Request
 from service.state import Recalled, StateStore
 
+# The columns that tell two events of a user apart.
+_TELLING = ("item_id", "datetime", "event")
+
 
 def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
     """Return the request with its user's live events and dismissals in it.
@@ -103,38 +106,25 @@ def _join(known: History, live: History) -> History:
     """
     if not len(known):
         return live
+    names = [name for name in _TELLING if name in known.columns()]
+    keys = _key_events(known, names)
+    live_keys = _key_events(live, names)
     if known.datetime is None:
-        names = ("item_id", "event", "weight")
-        keys = _key_events(known, known, names)
-        live_keys = _key_events(live, known, names)
         n_again = min(len(keys), len(live_keys))
         while keys[len(keys) - n_again :] != live_keys[:n_again]:
             n_again -= 1
         return _append(known, live.take(slice(n_again, None)))
 
-    names = ("item_id", "datetime", "event")
-    keys_of_profile = set(_key_events(known, known, names))
-    live_keys = _key_events(live, known, names)
-    is_new = np.array([key not in keys_of_profile for key in live_keys])
+    known_keys = set(keys)
+    is_new = np.array([key not in known_keys for key in live_keys])
     joined = _append(known, live.take(is_new))
     order = np.argsort(joined.columns()["datetime"], kind="stable")
     return joined.take(order)
 
 
-def _key_events(
-    events: History, known: History, names: Sequence[str]
-) -> list[tuple[Any, ...]]:
-    """Return what tells events apart, of the columns that a profile has."""
-    columns = []
-    for name in names:
-        if name in known.columns():
-            values = events.columns()[name]
-            if name == "weight":
-                is_missing = np.isnan(values)
-                values = values.astype(np.object_)
-                values[is_missing] = None
-            columns.append(values.tolist())
-    return [*zip(*columns, strict=True)]
+def _key_events(events: History, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    columns = events.columns()
+    return [*zip(*(columns[name].tolist() for name in names), strict=True)]
 
 
 def _append(known: History, live: History) -> History:

@@ -98,16 +98,9 @@ def test_similar_items_are_nearest_by_cosine_over_the_first_columns():
     assert scores[rows == 4] == 0
 
 
-@pytest.mark.parametrize(
-    "vectors",
-    [
-        np.ones((3, 2)),
-        *(np.array(cells, np.float32) for cells in ([[]], [1.0, 1.0], [[1.0, np.nan]])),
-    ],
-)
-def test_other_arrays_are_no_item_vectors(vectors):
-    with pytest.raises(ValueError, match=r"expected float32|not finite"):
-        ItemIndex(vectors)
+def test_an_item_vector_is_finite():
+    with pytest.raises(ValueError, match="not finite"):
+        ItemIndex(np.array([[1.0, np.nan]], np.float32))
 
 
 @pytest.mark.parametrize(("width", "k"), [(W + 1, 3), (W, 0)])
