@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import Flags, Floats, Ints, Objects, to_arrow, to_numpy
+from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
 from serve.encode import (
     category_features,
     category_rows,
@@ -255,15 +255,20 @@ class Column:
     """
 
     name: str
-    kind: str  # of its values: `texts`, `numbers`, or `true or false`
     values: NDArray[Any]  # (V,) int64, float32, float64, bool, or object with texts
     cell: Ints  # (N,)
     codes: Ints  # positions in `values`
     offsets: Ints
 
+    @property
+    def kind(self) -> str:
+        """Name what the column holds: `texts`, `numbers`, or `true or false`."""
+        kinds = {"O": "texts", "b": "true or false"}
+        return kinds.get(self.values.dtype.kind, "numbers")
+
     def are_true(self) -> Flags:
         """Tell which items are true, (N,)."""
-        if self.kind != "true or false":
+        if self.values.dtype != np.bool_:
             raise SchemaError(
                 f"where: column '{self.name}' holds {self.kind}: "
                 "compare it with a value"
@@ -345,6 +350,10 @@ class Columns:
         self._items = items
         self._features = features
         self._of_bundle = of_bundle
+        self._several: dict[str, Feature] = {}
+        for feature in features:
+            if feature.kind in SEVERAL:
+                self._several[feature.column] = feature
         self._columns: dict[str, Column] = {}
         self.masks: dict[str, Flags] = {}  # condition -> items that meet it
 
@@ -369,71 +378,59 @@ class Columns:
                     f"filters: unknown column {shown!r}; "
                     f"{name_nearest(shown, self.names)}"
                 )
-            column = self._items.column(name)
-            if is_text(column.type):
-                self._columns[name] = self._read_texts(name, column)
-            else:
-                self._columns[name] = _read_numbers(name, column)
+            self._columns[name] = self._read(name, self._items.column(name))
         return self._columns[name]
 
-    def _read_texts(self, name: str, column: pa.ChunkedArray) -> Column:
+    def _read(self, name: str, column: pa.ChunkedArray) -> Column:
+        dtype = _find_type(name, column.type)
         encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        cell = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
         cells = encoded.dictionary.to_pylist()
-        feature = self._find_feature_of_several(name)
-        if feature is not None:
-            texts = [split_cell(feature, one) for one in cells]
+        if name in self._several and is_text(column.type):
+            values_by_cell = [split_cell(self._several[name], cell) for cell in cells]
         else:
-            stripped = [to_text(one) for one in cells]
-            texts = [[] if text is None else [text] for text in stripped]
+            if is_text(column.type):
+                cells = [to_text(cell) for cell in cells]
+                if self._holds_flags(name, cells):
+                    dtype = np.bool_
+                    cells = [cell and cell.lower() == "true" for cell in cells]
+            values_by_cell = [[] if _is_missing(cell) else [cell] for cell in cells]
 
-        kind = "texts"
-        values = np.array([*dict.fromkeys(chain(*texts))], dtype=np.object_)
-        if feature is None and self._holds_flags(name, values):
-            kind = "true or false"
-            values = np.array([False, True])
-            texts = [[text.lower() for text in some] for some in texts]
-        names = ["false", "true"] if kind != "texts" else values.tolist()
-        code_of = {name: code for code, name in enumerate(names)}
-        codes = np.array([code_of[text] for text in chain(*texts)], dtype=np.int64)
-        offsets = np.cumsum([0, *map(len, texts)])
-        return Column(name, kind, values, cell, codes, offsets)
+        distinct = [*dict.fromkeys(chain(*values_by_cell))]
+        code_of = {value: code for code, value in enumerate(distinct)}
+        codes = [code_of[value] for value in chain(*values_by_cell)]
+        return Column(
+            name=name,
+            values=np.array(distinct, dtype),
+            cell=to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64),
+            codes=np.array(codes, np.int64),
+            offsets=np.cumsum([0, *map(len, values_by_cell)]),
+        )
 
-    def _find_feature_of_several(self, name: str) -> Feature | None:
-        for feature in self._features:
-            if feature.column == name and feature.kind in SEVERAL:
-                return feature
-        return None
-
-    def _holds_flags(self, name: str, texts: Objects) -> bool:
+    def _holds_flags(self, name: str, texts: Sequence[str | None]) -> bool:
         """Tell whether all texts of a column are true or false, as text files hold flags."""
         if self._of_bundle is not None:
             return self._of_bundle.read(name).kind == "true or false"
-        return len(texts) > 0 and {text.lower() for text in texts} <= {"true", "false"}
+        distinct = {text.lower() for text in texts if text is not None}
+        return len(distinct) > 0 and distinct <= {"true", "false"}
 
 
-def _read_numbers(name: str, column: pa.ChunkedArray) -> Column:
-    is_flag = pa.types.is_boolean(column.type)
-    is_integer = pa.types.is_integer(column.type)
-    if not (is_flag or is_integer or pa.types.is_floating(column.type)):
-        raise SchemaError(
-            f"filters: column '{name}' holds {column.type}; "
-            "allowed are numbers, texts, and true or false"
-        )
-    values = to_numpy(column.cast(pa.uint8()) if is_flag else column)
-    if is_flag:
-        values = values.astype(np.bool_)
-    elif is_integer:
-        is_wide = pa.types.is_uint64(column.type)
-        values = values.astype(np.float64 if is_wide else np.int64)
-    is_valid = to_numpy(column.is_valid().cast(pa.uint8())) > 0
-    is_known = is_valid & ~np.isnan(values)
-    distinct, code = np.unique(values[is_known], return_inverse=True)
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell != cell
 
-    # Each distinct value is a cell; the last cell, without a value, is that of missing ones.
-    cell = np.full(len(values), len(distinct), dtype=np.int64)
-    cell[is_known] = code
-    codes = np.arange(len(distinct))
-    offsets = np.append(np.arange(len(distinct) + 1), len(distinct))
-    kind = "true or false" if is_flag else "numbers"
-    return Column(name, kind, distinct, cell, codes, offsets)
+
+def _find_type(name: str, kind: pa.DataType) -> Any:
+    """Return the numpy type in which the values of a column are compared."""
+    if is_text(kind):
+        return np.object_
+    if pa.types.is_boolean(kind):
+        return np.bool_
+    if kind == pa.float32():
+        return np.float32
+    if pa.types.is_floating(kind) or pa.types.is_uint64(kind):
+        return np.float64
+    if pa.types.is_integer(kind):
+        return np.int64
+    raise SchemaError(
+        f"filters: column '{name}' holds {kind}; "
+        "allowed are numbers, texts, and true or false"
+    )

@@ -267,8 +267,8 @@ def rank_filtered(
         barred = admission.bar(shared)
         limits = admission.limits(shared)
         if not limits:
-            part = query if len(requests) == len(query) else query.take(requests)
-            scores[requests], rows[requests] = index.search(part, k, barred)
+            lists = index.search(query.take(requests), k, barred)
+            scores[requests], rows[requests] = lists
             continue
         for request in requests.tolist():
             part = query.take(np.array([request]))
@@ -288,30 +288,27 @@ def _walk(
 ) -> list[tuple[float, int]]:
     """Walk down the ranking of one request and take k items, but none with a value that is full.
 
-    Once a value is full, no later item with it is taken, so the rest is searched again without
-    them. Each search but the last fills a value, and the list is exact. An item without a value is
-    not limited; one with several counts for each.
+    Once a value is full, all items with it are barred. Each search but the last takes an item, and
+    the list is exact. An item without a value is not limited; one with several counts for each.
     """
     taken: list[tuple[float, int]] = []
     n_by_value = [np.zeros(len(column.values), np.int64) for column, _ in limits]
     depth = min(_DEPTH * k, len(barred))
-    while True:
+    while len(taken) < k:
         scores, rows = index.search(query, depth, barred)
         for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
-            if row < 0 or len(taken) == k:
+            if row < 0:
                 return taken
-            codes = [column.codes_of(row) for column, _ in limits]
-            counted = zip(limits, n_by_value, codes, strict=True)
-            if any((n[some] >= most).any() for (_, most), n, some in counted):
+            if barred[row] or len(taken) == k:
                 continue
             taken.append((score, row))
-            for n, some in zip(n_by_value, codes, strict=True):
-                n[some] += 1
-        if len(taken) == k:
-            return taken
-        barred[[row for _, row in taken]] = True
-        for (column, most), n in zip(limits, n_by_value, strict=True):
-            barred |= column.have(n >= most)
+            barred[row] = True
+            for (column, most), n in zip(limits, n_by_value, strict=True):
+                codes = column.codes_of(row)
+                n[codes] += 1
+                if (n[codes] >= most).any():
+                    barred |= column.have(n >= most)
+    return taken
 
 
 def explain_short(

@@ -11,7 +11,7 @@ all gaps of the user: less if there are many or if they are regular. Lists are i
 `rank_owned`, memory included: how often and how lately an item was taken says more of the next days
 than when it would be due (docs/decisions.md).
 
-Letters: K items of a list, E events of a user, G gaps, R items with a rhythm.
+Letters: B requests, K items of a list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.arrays import Ints, to_arrow
 from serve.catalogue import name_items
@@ -279,28 +278,29 @@ def _list_due(
     if history is None or history.datetime is None or moment is None:
         return ()
     find_rows = recommender.catalogue.item_ids.find
-    event_rows = find_rows(history.item_id)
-    is_known = event_rows != UNKNOWN_ROW
-    times = np.minimum(history.datetime, moment)
-    rows, rhythms = _measure_rhythms(event_rows[is_known], times[is_known], moment)
-
-    ranked_rows = find_rows(answer.item_id)
-    places = np.flatnonzero(np.isin(ranked_rows, rows))[:k]
-    names = _name_rows(recommender, ranked_rows[places])
+    times_by_row = _group_times(
+        find_rows(history.item_id), np.minimum(history.datetime, moment)
+    )
+    usual = 1.0
+    if times_by_row:
+        usual = np.median(np.concatenate([*map(np.diff, times_by_row.values())]))
     last_event: dict[Id, str | None] = {}
     if history.event is not None:
         pairs = zip(history.item_id.tolist(), history.event.tolist(), strict=True)
         last_event.update(pairs)
-    ids = answer.item_id.tolist()
+
+    rows = find_rows(answer.item_id)
+    places = [place for place, row in enumerate(rows.tolist()) if row in times_by_row]
+    names = _name_rows(recommender, rows[places[:k]])
     items = []
-    for place, name in zip(places.tolist(), names, strict=True):
-        number = rows.searchsorted(ranked_rows[place])
-        rhythm = {key: values[number].item() for key, values in rhythms.items()}
+    for place, name in zip(places[:k], names, strict=True):
+        item_id = answer.item_id[place : place + 1].tolist()[0]
+        rhythm = _measure_rhythm(times_by_row[rows[place]], usual, moment)
         days_ago = (moment - rhythm["last"]) // DAY
-        event = last_event.get(ids[place])
+        event = last_event.get(item_id)
         text = say_habit(event, days_ago, rhythm["every_days"])
         score = float(answer.score[place])
-        items.append(DueItem(ids[place], name, **rhythm, score=score, text=text))
+        items.append(DueItem(item_id, name, **rhythm, score=score, text=text))
     return tuple(items)
 
 
@@ -313,52 +313,47 @@ def _keep_targets(recommender: Recommender, history: History | None) -> History 
     return history.take(np.isin(history.event.astype(str), targets))
 
 
-def _measure_rhythms(
-    item_row: Ints, time: Ints, moment: int
-) -> tuple[Ints, dict[str, NDArray[Any]]]:
-    """Measure the rhythm of one user's items from their events (E,) until a moment.
+def _group_times(rows: Ints, times: Ints) -> dict[int, Ints]:
+    """Return, by item row, the time of the last event of each day, for items of several days."""
+    times_by_row = {}
+    for row in np.unique(rows[rows != UNKNOWN_ROW]).tolist():
+        of_item = np.sort(times[rows == row])
+        days = of_item // DAY
+        is_last = np.append(days[1:] != days[:-1], True)
+        if is_last.sum() > 1:
+            times_by_row[row] = of_item[is_last]
+    return times_by_row
+
+
+def _measure_rhythm(times: Ints, usual: float, moment: int) -> dict[str, Any]:
+    """Measure the rhythm of an item.
+
+    Args:
+        times: of its last event on each of two days or more, ascending.
+        usual: the median gap of the user.
+        moment: of the request, in UTC seconds.
 
     Returns:
-        Item rows (R,), ascending, and columns (R,) by the name of a field of `DueItem`.
+        Values of `DueItem` by their names.
     """
-    order = np.lexsort((time, item_row))
-    row = item_row[order]
-    time = time[order]
-    day = time // DAY
-    is_last_of_day = np.ones(len(row), bool)
-    is_last_of_day[:-1] = (row[1:] != row[:-1]) | (day[1:] != day[:-1])
-    row = row[is_last_of_day]
-    time = time[is_last_of_day]
-
-    is_gap = row[1:] == row[:-1]
-    gap = np.diff(time)[is_gap]  # (G,), by item, oldest first
-    since = time[:-1][is_gap]
-    until = time[1:][is_gap]
-    row = row[1:][is_gap]
-    rows, begin, number, n_gaps = np.unique(
-        row, return_index=True, return_inverse=True, return_counts=True
-    )
-    first = since[begin]
-    last = until[begin + n_gaps - 1]
-    by_length = gap[np.lexsort((gap, row))]
-    lower = by_length[begin + (n_gaps - 1) // 2]
-    upper = by_length[begin + n_gaps // 2]
-    median = (lower + upper) / 2
-
-    mean = (last - first) / n_gaps
-    deviations = np.bincount(number, (gap / mean[number] - 1) ** 2, len(rows))
+    first = int(times[0])
+    last = int(times[-1])
+    n_days = len(times)
+    gaps = np.diff(times)
+    deviation = ((gaps / gaps.mean() - 1) ** 2).sum()
     # As if one more gap deviated by the mean.
-    irregularity = np.minimum(1, np.sqrt((1 + deviations) / (1 + n_gaps)))
-    share_of_user = irregularity / (n_gaps + irregularity)
-    usual = np.median(gap) if len(gap) else 1.0
-    typical = np.rint(median ** (1 - share_of_user) * usual**share_of_user)
+    irregularity = min(1.0, np.sqrt((1 + deviation) / n_days))
+    share_of_user = irregularity / (n_days - 1 + irregularity)
+    typical = np.rint(np.median(gaps) ** (1 - share_of_user) * usual**share_of_user)
     due = last + typical
-    wait = WAIT * irregularity * (moment - first) / (n_gaps + 1)
-    return rows, {
-        "due": np.where(due < moment, moment + wait, due).astype(np.int64),
-        "is_overdue": due < moment,
+    is_overdue = bool(due < moment)
+    if is_overdue:
+        due = moment + WAIT * irregularity * (moment - first) / n_days
+    return {
+        "due": int(due),
+        "is_overdue": is_overdue,
         "last": last,
-        "n_days": n_gaps + 1,
-        "every_days": np.round(typical / DAY, 2),
-        "regularity": np.round(1 - irregularity, 2),
+        "n_days": n_days,
+        "every_days": round(float(typical) / DAY, 2),
+        "regularity": round(1 - float(irregularity), 2),
     }

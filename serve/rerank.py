@@ -100,11 +100,9 @@ def recommend(
         return recommender.recommend(checked, k, filter_viewed)
     size = max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k)))
     pools = recommender.recommend(checked, size, filter_viewed)
-    is_new = np.zeros(len(recommender.catalogue), np.bool_)
-    if dials.new_share:
-        is_new = find_new(recommender)
     fresh = pools
-    if is_new.any():
+    is_new = find_new(recommender)
+    if dials.new_share and is_new.any():
         fresh = recommend_only(recommender, checked, k, filter_viewed, is_new)
 
     rows = np.full((len(checked), k), -1, np.int64)
