@@ -35,7 +35,6 @@ WORDS = frozenset({"and", "or", "not", "in", "true", "false", *"()[],"})
 
 _MAX_DEPTH = 32  # of brackets and nots within each other
 _MAX_MASKS = 32  # conditions whose items are kept between requests
-_MAX_SHOWN = 80  # characters of a condition in a reason
 _DEPTH = 4  # a search under limits is this many lists deep
 _SIGNS = ("=", "==", "!=", *ORDER)
 _END = "end"
@@ -334,8 +333,7 @@ def explain_short(
     lengths = (rows >= 0).sum(axis=1)
     for request in np.flatnonzero(lengths < k).tolist():
         parts = _count_down(admission, filters[request] or Filters(), left_out, request)
-        head = f"only {lengths[request]} items are admissible"
-        reasons[request] = f"{head}: {', '.join(parts)}"
+        reasons[request] = f"{lengths[request]} of {k} items: {', '.join(parts)}"
     return reasons
 
 
@@ -345,16 +343,8 @@ def _count_down(
     """Count from the catalogue down to the list of one request."""
     barred = admission.bar(filters)
     n_items = np.count_nonzero(~admission.bar(None))
-    names = []
-    if filters.where is not None:
-        names.append(f"where '{' '.join(filters.where.split())[:_MAX_SHOWN]}'")
-    if filters.only is not None:
-        names.append("'only'")
-    if names:
-        yield f"{' and '.join(names)} leaves {(~barred).sum()} of {n_items}"
-    else:
-        yield f"the catalogue has {n_items}"
-
+    n_left = np.count_nonzero(~barred)
+    yield f"the filters leave {n_left} of {n_items}"
     for reason, (requests, rows) in left_out.items():
         rows_of_request = np.unique(rows[requests == request])
         n_left_out = np.count_nonzero(~barred[rows_of_request])

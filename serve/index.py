@@ -23,7 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import MIN_LENGTH, Doubles, Flags, Floats, Ints, to_unit
+from serve.arrays import Doubles, Flags, Floats, Ints, to_unit
 from serve.events import spans
 
 Content = NDArray[np.uint8]
@@ -261,7 +261,7 @@ class ItemIndex:
         self.vectors = vectors
         has_hidden = is_hidden is not None and is_hidden.any()
         self.is_hidden = is_hidden if has_hidden else None
-        self._lengths: dict[int, Floats] = {}  # number of columns -> (N,)
+        self._directions: dict[int, ItemIndex] = {}  # by their number of columns
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -339,29 +339,15 @@ class ItemIndex:
             np.add.at(scores, (requests[is_here], columns[is_here]), values[is_here])
         return scores
 
-    def similar(self, row: int, k: int, n_dims: int) -> tuple[Floats, Ints]:
-        """Return falling cosines and rows of the items nearest to an item.
+    def directions(self, n_dims: int) -> ItemIndex:
+        """Return an index of the directions of the first `n_dims` columns: its scores are cosines.
 
-        Args:
-            row: the item, which is not listed.
-            k: number of items, at least 1.
-            n_dims: the cosine is over the first `n_dims` columns. An item whose columns are all 0
-                has the cosine 0 to every other.
+        An item whose columns are all 0 has the cosine 0 to every other.
         """
-        columns = self.vectors[:, :n_dims]
-        if n_dims not in self._lengths:
-            lengths = np.linalg.norm(columns, axis=1)
-            self._lengths[n_dims] = np.maximum(lengths, MIN_LENGTH)
-        cosines: Floats = columns @ to_unit(columns[row]) / self._lengths[n_dims]
-        cosines[row] = -np.inf
-        if self.is_hidden is not None:
-            cosines[self.is_hidden] = -np.inf
-
-        best = _TopItems(1, min(k, len(self)))
-        best.add(cosines[None], 0)
-        scores, rows = best.lists()
-        is_listed = rows[0] >= 0
-        return scores[0, is_listed], rows[0, is_listed]
+        if n_dims not in self._directions:
+            directions = to_unit(self.vectors[:, :n_dims])
+            self._directions[n_dims] = ItemIndex(directions, self.is_hidden)
+        return self._directions[n_dims]
 
 
 class _TopItems:

@@ -173,9 +173,12 @@ class Recommender:
         Returns:
             Ids and falling cosines, (K,) each.
         """
-        (row,) = self.catalogue.item_ids.require([item_id])
-        scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
-        return self.catalogue.item_ids.ids[rows], scores
+        row = self.catalogue.item_ids.require([item_id])
+        index = self.catalogue.index.directions(self.taste_dim)
+        query = Query(index.vectors[row], left_out=(np.zeros(1, np.int64), row))
+        scores, rows = index.search(query, k)
+        is_listed = rows >= 0
+        return self.catalogue.item_ids.ids[rows[is_listed]], scores[is_listed]
 
     def score(
         self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]

@@ -414,7 +414,7 @@ def test_an_allow_list_passes_over_items_that_are_not_there(recommenders):
         .of(0)
     )
     assert set(answer.item_id) == {ids[3], ids[4]}
-    assert answer.reason == f"only 2 items are admissible: 'only' leaves 2 of {N}"
+    assert answer.reason == f"2 of 5 items: the filters leave 2 of {N}"
     assert (
         recommenders["films"].recommend([{"filters": {"only": []}}], 5).of(0).item_id.tolist() == []
     )
@@ -434,20 +434,16 @@ def test_the_reason_counts_down_from_the_catalogue(recommenders):
         for viewed in (True, False)
     }
     assert reasons[True] == (
-        "only 3 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded, 1 of them are owned"
+        "3 of 7 items: the filters leave 6 of 23, 2 of them are excluded, 1 of them are owned"
     )
-    assert (
-        reasons[False]
-        == "only 4 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded"
-    )
-    assert recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(
-        0
-    ).reason == (f"only 0 items are admissible: the catalogue has {N}, {N} of them are excluded")
+    assert reasons[False] == "4 of 7 items: the filters leave 6 of 23, 2 of them are excluded"
+    nothing = recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(0)
+    assert nothing.reason == f"0 of 1 items: the filters leave {N} of {N}, {N} of them are excluded"
     limited = {"at_most": {"brand": 1}, "only": ids[:8], "where": "fresh"}
     assert recommenders["shop"].recommend([{"filters": limited}], 3).of(0).reason == (
-        "only 2 items are admissible: where 'fresh' and 'only' leaves 3 of 23, at most 1 per brand"
+        "2 of 3 items: the filters leave 3 of 23, at most 1 per brand"
     )
     both = request | {"exclude": cheap[:3]}  # what is excluded and owned counts once
     assert recommenders["shop"].recommend([both], 7).of(0).reason == (
-        "only 3 items are admissible: where 'price <= 2' leaves 6 of 23, 3 of them are excluded"
+        "3 of 7 items: the filters leave 6 of 23, 3 of them are excluded"
     )

@@ -88,7 +88,10 @@ def test_similar_items_are_nearest_by_cosine_over_the_first_columns():
     vectors = rng.standard_normal((N, W), np.float32)
     vectors[4, :3] = 0
     is_hidden = np.arange(N) == 7
-    scores, rows = ItemIndex(vectors, is_hidden).similar(2, N, 3)
+    directions = ItemIndex(vectors, is_hidden).directions(3)
+    itself = np.array([0]), np.array([2])
+    found, listed = directions.search(Query(directions.vectors[2:3], left_out=itself), N)
+    scores, rows = found[listed >= 0], listed[listed >= 0]
     part = vectors[:, :3].astype(np.float64)
     lengths = np.maximum(np.linalg.norm(part, axis=1), 1e-30)
     cosines = part @ part[2] / lengths / lengths[2]
