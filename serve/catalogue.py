@@ -210,15 +210,16 @@ def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
 
     They are a title, else a text feature, else the last three categories.
     """
-    columns: dict[str, list[str]] = {"text": [], "categorical": [], "vector": []}
+    columns: dict[str, list[str]] = {}
     for feature in features:
         columns.setdefault(feature.kind, []).append(feature.column)
-    titles = []
-    for title in _TITLES:
-        for name in items.column_names:
-            if name.lower() == title and name not in columns["vector"]:
-                titles.append(name)
-    chosen = [*titles, *columns["text"]][:1] or columns["categorical"][-3:]
+    vectors = columns.get("vector", [])
+    by_lower_name = {
+        name.lower(): name for name in items.column_names if name not in vectors
+    }
+    titles = [by_lower_name[title] for title in _TITLES if title in by_lower_name]
+    texts = columns.get("text", [])
+    chosen = [*titles, *texts][:1] or columns.get("categorical", [])[-3:]
     return [name for name in chosen if name in items.column_names]
 
 

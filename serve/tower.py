@@ -282,7 +282,7 @@ class RequestEncoder:
     def _read_histories(self, histories: Sequence[History]) -> Events:
         """Put histories together; missing are `UNKNOWN_ROW` of an item and `NO_TIME` of a time."""
         schema = self._schema
-        ids = np.concatenate([np.asarray(one.item_id, object) for one in histories])
+        ids = _join(histories, "item_id", None, np.object_)
         # A missing weight is the mean, which standardises to 0.
         mean = np.expm1(schema.weight_mean) if schema.has_weight else 1.0
         weight = _join(histories, "weight", np.nan, np.float64)

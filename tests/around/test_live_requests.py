@@ -70,10 +70,12 @@ def test_answers_are_those_of_a_profile_that_has_the_events(
     schema, recommender = WORLDS[world], recommenders[world]
     known, events = known_users(schema), draw_events(schema, seed)
     row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    n_compared = 0
     for n_seen, one in enumerate(events, start=1):
         store.observe(one.user_id, one.item_id, one.event, one.datetime, one.weight)
         if n_seen not in (1, 9, len(events)):
             continue
+        n_compared += 1
         grown = grow(known, events[:n_seen])
         raw = [{"user_id": user_id} for user_id in grown] + [
             {"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}
@@ -91,6 +93,7 @@ def test_answers_are_those_of_a_profile_that_has_the_events(
             np.testing.assert_allclose(
                 answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4
             )
+    assert n_compared == 3
 
 
 def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_store_has_nothing(

@@ -46,6 +46,7 @@ def test_answers_are_those_of_brute_force(recommenders, world, k, mode):
         "owned": lambda: recommender.rank_owned(requests, k),
     }
     answers = ask[mode]()
+    assert len(answers) == len(requests) > 0
     row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
     for request, answer in zip(requests, answers, strict=True):
         _, scores, owned = naive_scores(schema, SEED, known_users(schema), request)
@@ -99,7 +100,9 @@ def test_no_request_gives_no_answer(recommenders):
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_stranger_with_a_users_history_and_features_is_that_user(recommenders, world):
-    for user_id, profile in known_users(WORLDS[world]).items():
+    users = known_users(WORLDS[world])
+    assert len(users) == 5
+    for user_id, profile in users.items():
         known = recommenders[world].encode_users([{"user_id": user_id}])
         stranger = recommenders[world].encode_users([dict(profile)])
         assert np.abs(known - stranger).max() <= 1e-6
