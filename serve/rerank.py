@@ -81,8 +81,8 @@ def recommend(
 ) -> Recommendations:
     """Rank the catalogue for each request, in the order of the dials.
 
-    Filters hold. So does `at_most`, as it holds for every part of a pool; there, new items come from
-    the pool.
+    Filters hold. So does `at_most`, since it holds for every part of a pool; new items then come
+    from the pool.
 
     Args:
         recommender: the bundle that answers.
