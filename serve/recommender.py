@@ -35,10 +35,11 @@ from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, explain_short, rank_filtered
 from serve.golden import GoldenAnswer, replay
 from serve.index import Pairs, Query, Terms, join_terms
+from serve.inputs import EncodedRequests, RequestEncoder
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import Request, fit_request, parse_request
-from serve.tower import EncodedRequests, RequestEncoder, TowerPair
+from serve.tower import TowerPair
 
 RawRequest = Mapping[str, Any] | Request
 

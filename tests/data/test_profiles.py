@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from serve.catalogue import ItemIds
 from serve.encode import context_keys
 from serve.events import history_arrays
+from serve.inputs import RequestEncoder
 from serve.requests import Request
 from serve.schema import Feature
-from serve.tower import RequestEncoder
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(
