@@ -39,18 +39,17 @@ from numpy.typing import NDArray
 from serve.arrays import Floats, Ints
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.catalogue import name_items
-from serve.due import find_due
 from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
 from serve.index import ItemIndex, Query
-from serve.reasons import explain, find_segment
+from serve.reasons import explain, find_due, find_segment
+from serve.recommendations import Segment
 from serve.recommender import Recommender as Served
 from serve.requests import Id, Request, parse_filters, show
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
-from serve.segments import Segment
 from service.command_line import align
 from service.export import nest_cells
 

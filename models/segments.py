@@ -13,8 +13,15 @@ import numpy as np
 from serve.arrays import Doubles, Floats, Ints
 from serve.encode import encode_features
 from serve.profiles import Profiles
+from serve.recommendations import (
+    Kind,
+    Mark,
+    Segment,
+    Segments,
+    find_nearest,
+    to_directions,
+)
 from serve.schema import FIRST_CODE, Schema
-from serve.segments import Kind, Mark, Segment, Segments, find_nearest, to_directions
 
 MIN_PEOPLE = 20  # of a segment, and of those in it who have a value that is named
 

@@ -27,9 +27,9 @@ from serve.clock import find_zone
 from serve.errors import BundleError, SchemaError
 from serve.files import name_file, sync_folder, write_file
 from serve.index import Content, ItemIndex, Neighbours
+from serve.recommendations import Segments
 from serve.requests import check_seconds
 from serve.schema import IdType, Schema, Similarity, check_record
-from serve.segments import Segments
 from serve.tower import Tower
 
 T = TypeVar("T")

@@ -22,12 +22,11 @@ from serve.arrays import Ints, to_arrow
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.clock import DAY
-from serve.due import find_due
 from serve.encode import split_cell, to_text
 from serve.errors import BundleError, SchemaError
 from serve.files import is_forgotten
 from serve.reasons import explain as explain_items
-from serve.reasons import find_segment
+from serve.reasons import find_due, find_segment
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request

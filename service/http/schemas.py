@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from serve.recommendations import DueItem, Reason
-from serve.segments import Segment
+from serve.recommendations import DueItem, Reason, Segment
 
 MAX_REQUESTS = 256  # of a body (events too), of a history, of excluded items
 MAX_EVENTS = 500

@@ -11,8 +11,8 @@ from models.segments import MIN_PEOPLE, adjusted_rand, find_segments, find_trait
 from serve.bundle import SEGMENTS, Bundle
 from serve.errors import BundleError
 from serve.profiles import Profiles
+from serve.recommendations import Segments
 from serve.requests import History
-from serve.segments import Segments
 from service.publish import Stage, publish
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, write_linear
 

@@ -12,10 +12,10 @@ import bascule.recommender
 import numpy as np
 import pandas as pd
 import pytest
-from serve.due import find_due
 from serve.errors import BundleError, SchemaError
+from serve.reasons import find_due
+from serve.recommendations import Segment, Segments
 from serve.requests import Request
-from serve.segments import Segment, Segments
 from tests.linear_bundle import N
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import ORDERED, make_tables

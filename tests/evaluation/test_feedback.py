@@ -24,7 +24,7 @@ from serve.bundle import (
     write_items,
 )
 from serve.clock import DAY
-from serve.segments import Segment, Segments
+from serve.recommendations import Segment, Segments
 from service.forget import forget_users
 from service.publish import Stage, publish
 from service.registry import Registry, publish_version
