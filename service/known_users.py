@@ -15,10 +15,11 @@ from serve.requests import (
     Id,
     Request,
 )
-from service.state import Recalled, StateStore
+from service.events import Recalled
+from service.state import State
 
 
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
+def complete(request: Request, profiles: Profiles, state: State) -> Request:
     """Return the request with the user's live events and dismissals in it.
 
     A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are

@@ -23,6 +23,7 @@ from serve.errors import SchemaError
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.rerank import Dials
+from service.answers import show_answer, show_items
 from service.experiment import Arm, Arms
 from service.exploration import explore
 from service.http import page, schemas
@@ -40,7 +41,7 @@ from service.http.schemas import (
     ForgetBody,
     ItemBody,
 )
-from service.service import FAULTS, OUT_OF_SERVICE, Service, show_answer, show_items
+from service.service import FAULTS, OUT_OF_SERVICE, Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"

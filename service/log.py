@@ -1,0 +1,130 @@
+"""The log of a service: the tables of `DIR/state/state.db`, and how they are read as a whole.
+
+events     a view: what users did, dismissals included
+answers    a view: one row per answer: request, user, time, version of the bundle, policy, arm
+shown      the items of each answer: position from 1, score, probability of being shown there
+feedback   a view: each item that was shown, with the events of the user on it that followed: an
+           event that names its request follows that answer, another one every earlier answer
+
+An id of an item is kept as it came, that of a user as it came first; 7 and "7" are the same.
+
+SQLite zeroes what is deleted, but leaves copies of rows that moved to other pages. So all rows bear
+a random number in place of the user. `users` says whose it is, and its rows never move: they are
+appended, and overwritten in their place by as many bytes. What stays of other rows then bears a
+number that nobody can link.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from serve.errors import SchemaError
+from service.database import name_fault
+
+MARK = 0x42530003  # "BS" and the format
+TABLES = """
+CREATE TABLE salt (value BLOB NOT NULL);
+INSERT INTO salt VALUES (randomblob(32));
+CREATE TABLE users (place INTEGER PRIMARY KEY, id NOT NULL, is_integer INTEGER NOT NULL,
+    number INTEGER NOT NULL);
+CREATE TABLE user_keys (key BLOB PRIMARY KEY, place INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE event_rows (number INTEGER PRIMARY KEY, user INTEGER NOT NULL, item_id NOT NULL,
+    event TEXT, datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
+CREATE TABLE answer_rows (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user INTEGER,
+    datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL, arm TEXT);
+CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
+    propensity REAL, PRIMARY KEY (answer, position)) WITHOUT ROWID;
+CREATE INDEX free_places ON users (length(id)) WHERE typeof(id) = 'blob';
+CREATE INDEX event_rows_of_user ON event_rows (user, datetime);
+CREATE INDEX event_rows_in_time ON event_rows (datetime);
+CREATE INDEX answer_rows_of_user ON answer_rows (user);
+CREATE INDEX answer_rows_in_time ON answer_rows (datetime);
+CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'text'
+    AND NOT EXISTS (SELECT 1 FROM event_rows e WHERE e.user = u.number)
+    AND NOT EXISTS (SELECT 1 FROM answer_rows a WHERE a.user = u.number);
+CREATE VIEW named AS
+    SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
+CREATE VIEW events AS
+    SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
+    FROM event_rows e JOIN named u ON u.user = e.user;
+CREATE VIEW named_answers AS
+    SELECT a.*, u.user_id FROM named u JOIN answer_rows a ON a.user = u.user
+    UNION ALL SELECT a.*, NULL FROM answer_rows a WHERE a.user IS NULL;
+CREATE VIEW answers AS
+    SELECT number, request_id, user_id, datetime, bundle_version, policy, arm FROM named_answers;
+CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
+    s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime,
+    a.arm, s.propensity
+    FROM named_answers a CROSS JOIN shown s ON s.answer = a.number -- a user has few answers
+    LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
+    AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
+"""
+_LISTS = """SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id,
+    datetime, bundle_version AS version, policy, arm FROM answers ORDER BY number"""
+_SLOTS = """SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score,
+    propensity FROM shown ORDER BY 1, 2"""
+_EVENTS = """SELECT CAST(user_id AS TEXT) AS user_id, CAST(item_id AS TEXT) AS item_id,
+    event, datetime, weight, request_id FROM events ORDER BY datetime, number"""
+_TYPES = {
+    **dict.fromkeys(("list", "position", "datetime"), pa.int64()),
+    **dict.fromkeys(("score", "propensity", "weight"), pa.float64()),
+}  # other columns are texts
+_BATCH_ROWS = 100_000
+
+
+class Log(NamedTuple):
+    """The log of a service at one moment. Ids are texts, times UTC seconds."""
+
+    lists: pa.Table  # list, request_id, user_id, datetime, version, policy, arm
+    slots: pa.Table  # list, position, item_id, score, propensity
+    events: pa.Table  # user_id, item_id, event, datetime, weight, request_id
+
+
+def read_log(path: Path) -> Log:
+    """Read the whole log from a state, which a service may be writing meanwhile.
+
+    Args:
+        path: the file of the state.
+
+    Returns:
+        Lists and slots in the order of answers, events in the order of time.
+
+    Raises:
+        SchemaError: the file is no state of this version.
+        OSError: the file cannot be read.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with (
+        name_fault(path),
+        closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
+    ):
+        connection.execute("BEGIN")  # all tables of one moment
+        if connection.execute("PRAGMA application_id").fetchone() != (MARK,):
+            raise SchemaError(
+                f"{path} is of another kind or format: give the state of a service of "
+                "this version"
+            )
+        tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
+        return Log(*tables)
+
+
+def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
+    """Read the rows of a query into Arrow columns."""
+    cursor = connection.execute(query)
+    names = [column[0] for column in cursor.description]
+    types = [_TYPES.get(name, pa.string()) for name in names]
+    schema = pa.schema(list(zip(names, types, strict=True)))
+
+    batches = []
+    while rows := cursor.fetchmany(_BATCH_ROWS):
+        columns = zip(*rows, strict=True)
+        arrays = [
+            pa.array(column, kind) for column, kind in zip(columns, types, strict=True)
+        ]
+        batches.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema)
