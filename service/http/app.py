@@ -26,10 +26,11 @@ from serve.rerank import Dials
 from service.answers import show_answer, show_items
 from service.experiment import Arm, Arms
 from service.exploration import explore
+from service.figures import summarise
 from service.http import page, schemas
 from service.http.access import Access, AccessMiddleware
 from service.http.errors import HANDLERS, LOGGER
-from service.http.metrics import Metrics, summarise
+from service.http.metrics import Metrics
 from service.http.middleware import Gathering, RequestMiddleware, Worker
 from service.http.schemas import (
     AskDue,
