@@ -117,14 +117,14 @@ def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
     """Read the rows of a query into Arrow columns."""
     cursor = connection.execute(query)
     names = [column[0] for column in cursor.description]
-    types = [_TYPES.get(name, pa.string()) for name in names]
+    types = [_TYPES.get(name, pa.large_string()) for name in names]
     schema = pa.schema(list(zip(names, types, strict=True)))
 
-    batches = []
+    tables = [schema.empty_table()]
     while rows := cursor.fetchmany(_BATCH_ROWS):
         columns = zip(*rows, strict=True)
         arrays = [
             pa.array(column, kind) for column, kind in zip(columns, types, strict=True)
         ]
-        batches.append(pa.record_batch(arrays, schema=schema))
-    return pa.Table.from_batches(batches, schema)
+        tables.append(pa.table(arrays, schema=schema))
+    return pa.concat_tables(tables)
