@@ -101,13 +101,13 @@ def compare(
         slices["view novel"] = _measure(lists["novel"], views["novel"])
 
     n_events = examination.past.count_items()
-    coverages = [
+    before, after = (
         describe_lists(each, targets, n_events, K)[f"coverage@{K}"]
         for each in lists[everything]
-    ]
+    )
     return [
         check_quality(_measure(lists[everything], targets), limits.loss),
-        check_coverage(*coverages, limits.coverage_loss),
+        check_coverage(before, after, limits.coverage_loss),
         *check_slices(slices, limits.slice_loss),
     ]
 

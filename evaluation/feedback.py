@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -203,13 +204,12 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, 
     """Compare each arm with the first one by what a user did, and check the shares of arms."""
     known = slots.dropna(subset=["user_id", "arm"])
     users = known.groupby(["arm", "user_id"])[["clicks", "conversions", "value"]].sum()
-    counts = users.groupby("arm").size()
+    arm_of_user = users.index.get_level_values("arm")
     control, *others = shares
     figures: dict[str, Any] = {
-        "shares": check_shares(counts.to_dict(), shares),
+        "shares": check_shares(Counter(arm_of_user), shares),
         "control": control,
     }
-    arm_of_user = users.index.get_level_values("arm")
     for arm in others:
         figures[arm] = dict.fromkeys(users.columns)
         for name in users.columns:

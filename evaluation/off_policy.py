@@ -29,7 +29,7 @@ from scipy.special import expit
 
 from evaluation.feedback import add_log_options, read_log_of
 from evaluation.online import DISMISSALS, Estimate, Feedback, estimate_mean
-from serve.arrays import Doubles, Ints
+from serve.arrays import Doubles, Floats, Ints
 from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_id
@@ -80,7 +80,7 @@ class _List(NamedTuple):
     rows: pd.DataFrame  # the logged slots
     target: Doubles  # (S,), probabilities of the other version
     score: Doubles  # (S,), NaN of an item that it would not draw
-    drawn: Doubles  # (S, DRAWS), scores of what it would show
+    drawn: Floats  # (S, DRAWS), scores of what it would show
 
 
 def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
@@ -272,12 +272,12 @@ class RewardModel:
             loss, start, jac=True, method="L-BFGS-B"
         ).x
 
-    def predict(self, score: Doubles, position: Ints) -> Doubles:
+    def predict(self, score: Doubles | Floats, position: Ints) -> Doubles:
         """Return the expected reward, of the shape of the scores."""
         rewards: Doubles = expit(self._inputs(score, position) @ self._coefficients)
         return rewards
 
-    def _inputs(self, score: Doubles, position: Ints) -> Doubles:
+    def _inputs(self, score: Doubles | Floats, position: Ints) -> Doubles:
         scaled = (score - self._centre) / self._scale
         columns = np.broadcast_arrays(
             np.ones_like(scaled), scaled, scaled**2, np.log(position), 1 / position
