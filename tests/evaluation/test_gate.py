@@ -3,13 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 from evaluation.evaluate import Parts
-from evaluation.checks import Limits, compare
+from evaluation.checks import Change, Limits, check_slices, compare
 from evaluation.gate import AUDIT, main
 from serve.bundle import Bundle
 from serve.recommender import Recommender
@@ -114,6 +115,17 @@ def test_equal_candidates_that_answer_otherwise_are_seldom_stopped_for_a_slice(s
         assert len(checks) >= 5
         n_stopped += any(not check.is_passed for check in checks)
     assert n_stopped <= 4
+
+
+@pytest.mark.parametrize("n_slices", [1, 3, 4, 40])
+def test_the_level_of_a_slice_is_divided_by_their_number(n_slices):
+    """Each slice has fallen by 2.2 standard errors."""
+    noise = np.random.default_rng(0).normal(size=100)
+    noise = (noise - noise.mean()) / noise.std(ddof=1)
+    change = Change(np.full(100, 0.5), -0.2 + noise * 0.2 / 2.2 * np.sqrt(100))
+    checks = check_slices({f"slice {number}": change for number in range(n_slices)}, 0.1)
+    is_chance = NormalDist().inv_cdf(1 - 0.05 / n_slices) > 2.2
+    assert [check.is_passed for check in checks] == [is_chance] * n_slices
 
 
 def test_nothing_passes_where_nothing_can_be_told(shop):
