@@ -159,9 +159,15 @@ def check_coverage(before: float, after: float, loss: float) -> Check:
 
 
 def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
-    """Check slices of enough users: none falls by more than the loss.
+    """Check that no slice of enough users has fallen by more than the loss.
 
-    Chance is allowed for in all slices together (Bonferroni).
+    Args:
+        slices: name -> change of its users.
+        loss: the share of the current mean that may be lost.
+
+    Returns:
+        A check of each slice; one that fell passes if that may be chance, at a level that is
+        divided by their number (Bonferroni).
     """
     large = {
         name: change

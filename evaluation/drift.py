@@ -142,6 +142,7 @@ def take_snapshot(recommender: Recommender) -> dict[str, Any]:
     requests = plain_requests(pd.DataFrame({"user_id": users}), until)
     slots = recommender.recommend(requests, K).to_table().to_pandas()
     slots = slots.rename(columns={"rank": "position"})
+
     columns = collect(recommender, events, slots)
     return {
         "items": recommender.catalogue.n_listed,
@@ -199,6 +200,7 @@ def compare(
     # A list of nobody stands for a user of its own.
     lists["user_id"] = lists["user_id"].fillna(lists["list"].astype("str"))
     slots = slots[slots["position"] <= K].merge(lists, on="list")
+
     columns = collect(recommender, events, slots)
     rows = []
     for name, spec in snapshot["columns"].items():
@@ -221,11 +223,21 @@ def compare(
 def collect(
     recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame
 ) -> dict[str, Column]:
-    """Return name -> a column of events, or of the first slots of lists."""
+    """Collect what is compared.
+
+    Args:
+        recommender: with profiles and catalogue, whose features the events get.
+        events: user_id, item_id, datetime, and marks of new users and items.
+        slots: user_id, position, score of lists.
+
+    Returns:
+        Name -> a column of the events, or of the first slots of lists.
+    """
     schema = recommender.bundle.schema
     times = events["datetime"].to_numpy(np.int64)
     users = _describe_users(recommender)
     items = _describe_items(recommender)
+
     events = events.astype({"user_id": "str", "item_id": "str"})
     names = [*users.columns[1:], *items.columns[1:]]
     for feature in schema.context_features:  # those of other kinds are not in the log
@@ -263,13 +275,19 @@ def _describe_items(recommender: Recommender) -> pd.DataFrame:
         if feature.kind in COMPARED:
             cells = catalogue.table.column(feature.column).to_pylist()
             items[f"item {feature.name}"] = read_cells(feature, cells)
+
     history = pd.Series(recommender.profiles.history.item_id.astype(str))
     counts = history.value_counts().reindex(item_ids, fill_value=0)
     return items.assign(popularity=counts.to_numpy(float))
 
 
 def read_cells(feature: Feature, cells: Any) -> list[Any] | Doubles:
-    """Read the cells of a feature: numbers, texts, or lists of texts."""
+    """Read the cells of a feature: numbers, texts, or lists of texts.
+
+    Args:
+        feature: of users or items.
+        cells: (n,) as profiles or the catalogue have them.
+    """
     if feature.is_numeric:
         return to_numbers(feature, cells)
     if feature.kind in SEVERAL:
@@ -324,7 +342,17 @@ def measure_shares(bins: pd.Series[Any], names: list[str]) -> Doubles:
 def judge(
     name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]
 ) -> dict[str, Any]:
-    """Compare a column with its snapshot, unless chance alone could reach `watch`."""
+    """Compare a column with its snapshot, unless chance alone could reach `watch`.
+
+    Args:
+        name: of the column.
+        spec: of the snapshot.
+        values: a value per row, or a list of them.
+        owner: the user of each row.
+
+    Returns:
+        A row of the table.
+    """
     n_users = owner.nunique()
     shares = measure_shares(to_bins(values, spec["edges"]), spec["names"])
     before = np.maximum(spec["shares"], LEAST)
@@ -344,7 +372,15 @@ def judge(
 def make_row(
     name: str, index: float | None, n_users: int, moved: str, limits: Limits = SHIFT
 ) -> dict[str, Any]:
-    """Make a row of the table; without an index there are too `few` users or lists."""
+    """Make a row of the table.
+
+    Args:
+        name: of what is compared.
+        index: how far it has moved; None where there are too `few` users or lists.
+        n_users: behind the figures.
+        moved: what moved most.
+        limits: of `watch` and `red`.
+    """
     status = "few"
     if index is None:
         moved = ""

@@ -221,7 +221,13 @@ def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> Non
 
 
 def audit(registry: Registry, step: str, **facts: Any) -> None:
-    """Append what was done to the registry's audit log, on disk when this returns."""
+    """Append what was done to the registry's audit log, on disk when this returns.
+
+    Args:
+        registry: whose log it is.
+        step: such as `published`.
+        facts: what else the line says.
+    """
     time = datetime.now(UTC).isoformat(timespec="seconds")
     line = json.dumps({"time": time, "step": step, **facts})
     path = registry.path / AUDIT
@@ -232,7 +238,16 @@ def audit(registry: Registry, step: str, **facts: Any) -> None:
 
 
 def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str, Any]:
-    """Return the verdict on a candidate; one that cannot be loaded is stopped at once."""
+    """Return the verdict on a candidate; one that cannot be loaded is stopped at once.
+
+    Args:
+        options: with the candidate, trusted keys and limits.
+        current: the bundle that it would replace.
+        read: as in `decide`.
+
+    Returns:
+        The content of `verdict.json`.
+    """
     try:
         candidate = Bundle.load(options.candidate, trusted=options.trusted_keys)
         n_golden = replay(candidate.golden, golden_answer(Recommender(candidate)))
@@ -252,7 +267,15 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
 
 
 def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
-    """Read the tables as each bundle does; return recommenders, and the tables of the first."""
+    """Read the tables as each bundle does.
+
+    Args:
+        read: as in `decide`.
+        bundles: the current one and the candidate.
+
+    Returns:
+        Recommenders with the profiles of the tables, and the tables as the first bundle reads them.
+    """
     tables = [read(bundle.schema) for bundle in bundles]
     recommenders = []
     for bundle, parts in zip(bundles, tables, strict=True):

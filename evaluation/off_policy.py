@@ -274,8 +274,7 @@ class RewardModel:
 
     def predict(self, score: Doubles | Floats, position: Ints) -> Doubles:
         """Return the expected reward, of the shape of the scores."""
-        rewards: Doubles = expit(self._inputs(score, position) @ self._coefficients)
-        return rewards
+        return expit(self._inputs(score, position) @ self._coefficients)
 
     def _inputs(self, score: Doubles | Floats, position: Ints) -> Doubles:
         scaled = (score - self._centre) / self._scale

@@ -37,9 +37,7 @@ class Feedback:
 
     lists: pd.DataFrame  # `user_id` is missing where nobody was named
     slots: pd.DataFrame  # with clicks, conversions, dismissals and value of each
-    events: (
-        pd.DataFrame
-    )  # with `slot`, the row of its slot, -1 where it followed no list
+    events: pd.DataFrame  # with `slot`, the row of its slot, -1 without a list
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,13 @@ def estimate_mean(values: Doubles, users: Any) -> Estimate:
 
 
 def read_feedback(path: Path, targets: Sequence[str], window: int = WINDOW) -> Feedback:
-    """Read the log of a state, with what followed each list; `join` says what the arguments are."""
+    """Read the log of a state, with what followed each list.
+
+    Args:
+        path: the file of the state.
+        targets: as in `join`.
+        window: as in `join`.
+    """
     return join(*read_frames(path), targets, window)
 
 
@@ -136,7 +140,15 @@ def _find_slots(slots: pd.DataFrame, events: pd.DataFrame, window: int) -> Any:
 
 
 def measure(feedback: Feedback, item_ids: Collection[str]) -> Figures:
-    """Return the figures of use of everything that was shown, of a catalogue with these items."""
+    """Return the figures of use of everything that was shown.
+
+    Args:
+        feedback: the log, with what followed.
+        item_ids: the items of the catalogue, as texts; none if there is no bundle.
+
+    Returns:
+        Name -> number, None, or {value, low, high} with an interval of 95 % over users.
+    """
     events = feedback.events
     shown = feedback.slots["item_id"]
     coverage = None
@@ -158,7 +170,11 @@ def measure(feedback: Feedback, item_ids: Collection[str]) -> Figures:
 
 
 def measure_rates(slots: pd.DataFrame) -> Figures:
-    """Return rates per slot and per list, with intervals over users."""
+    """Return rates per slot and per list, with intervals over users.
+
+    Args:
+        slots: of a `Feedback`; with `is_new` and `is_unknown` where a bundle is known.
+    """
     # A list of nobody stands for a user of its own.
     owner = slots["user_id"].fillna(slots["list"].astype("str"))
     by_list = slots.groupby("list", sort=False)
@@ -185,7 +201,15 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
 def measure_groups(
     slots: pd.DataFrame, by: Sequence[str]
 ) -> dict[str, dict[str, Figures]]:
-    """Return column -> value -> rates, of columns such as version, arm and policy."""
+    """Return rates of groups of slots.
+
+    Args:
+        slots: as in `measure_rates`.
+        by: names of columns, such as version, arm and policy.
+
+    Returns:
+        Column -> value -> rates, where at least `MIN_USERS` have the value.
+    """
     groups: dict[str, dict[str, Figures]] = {}
     for name in by:
         groups[name] = {}

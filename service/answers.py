@@ -82,7 +82,17 @@ def _explain(
 def show_similar(
     recommender: Recommender, item_id: Id, k: int, explain: bool
 ) -> dict[str, Any]:
-    """Return the k items nearest to a known item as JSON values, with their columns to explain."""
+    """Return the items nearest to a known item as JSON values.
+
+    Args:
+        recommender: the version that answers.
+        item_id: the known item.
+        k: how many there are to be.
+        explain: add the columns of each item.
+
+    Raises:
+        SchemaError: the bundle does not know the item.
+    """
     id_type = recommender.bundle.schema.item_id_type
     known_id = parse_id(item_id, id_type, "item_id")
     ids, cosines = recommender.similar_items(known_id, k)
@@ -104,7 +114,12 @@ def show_similar(
 
 
 def show_due(request: Request, due: DueList) -> dict[str, Any]:
-    """Return what a user takes again as JSON values."""
+    """Return what a user takes again as JSON values.
+
+    Args:
+        request: the request, with what is known of its user.
+        due: its list.
+    """
     items = [vars(item) | {"score": round(item.score, DECIMALS)} for item in due.items]
     content: dict[str, Any] = {"items": items, "moment": request.datetime}
     if request.user_known is not None:
@@ -115,11 +130,14 @@ def show_due(request: Request, due: DueList) -> dict[str, Any]:
 
 
 def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
-    """Return column -> JSON value of items, without ids and vectors.
+    """Return the columns of items as JSON values, without ids and vectors.
 
     Args:
         table: the items of a catalogue.
         rows: (n,) rows in the table.
+
+    Returns:
+        (n,) column -> value.
     """
     names = []
     for field in table.schema:
@@ -144,7 +162,15 @@ def _to_json(value: Any) -> Any:
 
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:
-    """Name the values that training has not seen, as `features.country`."""
+    """Name the values that training has not seen.
+
+    Args:
+        schema: of the bundle.
+        request: with features of the user and context.
+
+    Returns:
+        Names as `features.country` and `context.device`.
+    """
     sides = {"context": schema.context_features, "features": schema.user_features}
     names = []
     for side, features in sides.items():

@@ -150,8 +150,7 @@ class Candidates:
         """Return the logits of draws: scores in standard deviations of the pool, by temperature."""
         scale = float(self.pool.score.std()) or 1.0
         scores = self.score.astype(np.float64) / scale + self.bonus
-        logits: Doubles = (scores / self.policy.temperature)[self._n_fixed :]
-        return logits
+        return (scores / self.policy.temperature)[self._n_fixed :]
 
 
 def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:
@@ -159,8 +158,7 @@ def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:
     digest = hashlib.sha256(seed.encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
     perturbed = _bound(logits) + rng.gumbel(size=len(logits))
-    order: Ints = np.argsort(-perturbed, kind="stable")[:n_slots]
-    return order
+    return np.argsort(-perturbed, kind="stable")[:n_slots]
 
 
 def is_explored(seed: str, share: float) -> bool:

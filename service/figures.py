@@ -52,7 +52,15 @@ def read_figures(folder: Path) -> dict[str, Samples]:
 
 
 def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Return when use and drift were measured, and their gist; None if they were not."""
+    """Return the gist of use and drift, for a status.
+
+    Args:
+        folder: as in `read_figures`.
+
+    Returns:
+        `use` -> its time and the figures of all, `drift` -> its time and what has moved; None where
+        it was not measured.
+    """
     gauges = read_figures(folder)
     figures = {}
     for (figure, group, _), number in gauges[USE].items():
@@ -75,7 +83,14 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
 
 
 def read_drift(folder: Path) -> dict[str, Any] | None:
-    """Return drift as it was measured, with its time `at`; None if it was not."""
+    """Return drift as it was measured.
+
+    Args:
+        folder: as in `read_figures`.
+
+    Returns:
+        The content of `drift.json`, and its time `at`; None if there is none.
+    """
     at = read_figures(folder)[TIMES].get(("drift",))
     if at is None:
         return None

@@ -35,9 +35,7 @@ from serve.requests import (
 )
 from serve.schema import Feature
 
-Values = Mapping[
-    str, Any
-]  # column -> value of one item as JSON has it, None if missing
+Values = Mapping[str, Any]  # column -> value of an item in JSON, None if missing
 ITEM_ID = "item_id"
 _UNREAD = "a value of column {} does not fit the bundle: it is not read"
 _UNLISTED = "nothing that the bundle reads says what an item is: it is not listed"
@@ -76,6 +74,11 @@ class Placement:
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before.
 
+        Args:
+            item_id: the item.
+            raw: column -> value as a caller sends it.
+            before: the change so far, None if there is none.
+
         Raises:
             SchemaError: a value does not fit, or nothing says what a new item is.
         """
@@ -94,7 +97,14 @@ class Placement:
         return item
 
     def fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
-        """Drop values that the bundle cannot read; return the changes, and notes on them."""
+        """Drop values that the bundle cannot read.
+
+        Args:
+            changes: made for this bundle or for another one.
+
+        Returns:
+            The changes with the other values, and a note for each kind of fault.
+        """
         faults: Counter[str] = Counter()
         fitted = []
         for change in changes:
@@ -126,6 +136,7 @@ class Placement:
             return catalogue
         item_ids = catalogue.item_ids
         rows = item_ids.find([change.item_id for change in changes])
+
         new = np.flatnonzero(rows == UNKNOWN_ROW)
         if len(new):
             rows[new] = len(catalogue) + np.arange(len(new))
@@ -169,11 +180,18 @@ class Placement:
     def _place_facts(
         self, facts: ItemFacts, rows: Ints, items: Sequence[Values]
     ) -> ItemFacts:
-        """Add to the facts those of n items: the mean rate of repeats of their categories."""
+        """Add to the facts those of n items: the mean rate of repeats of their categories.
+
+        Args:
+            facts: of the catalogue.
+            rows: (n,) where the items are, or will be.
+            items: (n,) their content.
+        """
         features = self._schema.item_features
         columns = {name: [item[name] for item in items] for name in self._content}
         encoded = encode_features(features, columns, len(rows), self._schema.timezone)
         categories = category_rows(features, encoded.codes)
+
         rates = np.full(len(rows), self._rates.mean())
         if categories.size:
             rates = self._rates[categories].mean(axis=1)
@@ -217,10 +235,12 @@ class Placement:
         """
         names = list(dict.fromkeys(chain.from_iterable(items)))
         types = [self._table.field(name).type for name in names]
+
         read = []
         for name, kind in zip(names, types, strict=True):
             is_vector = pa.types.is_fixed_size_list(kind)
             read.append((name, pa.list_(kind.value_type) if is_vector else kind))
+
         lines = "".join(json.dumps(item) + "\n" for item in items)
         options = pa_json.ParseOptions(explicit_schema=pa.schema(read))
         buffer = pa.BufferReader(lines.encode())
@@ -232,7 +252,11 @@ class Placement:
         return self._recommender.admission.columns.read(name).kind == "true or false"
 
     def _parse(self, raw: Values) -> dict[str, Any]:
-        """Check values of an item and return them as JSON has them."""
+        """Check values of an item and return them as JSON has them.
+
+        Raises:
+            SchemaError: names the column, and says what it may hold.
+        """
         values = {}
         for name, value in raw.items():
             if name not in self._open:
@@ -251,6 +275,7 @@ class Placement:
             if not isinstance(value, bool | None):
                 raise _refuse(name, value, "true or false")
             return value
+
         if pa.types.is_fixed_size_list(kind) and feature is not None:
             vector = parse_value(value, feature, where)
             return vector.entries().tolist() if isinstance(vector, Vector) else None
@@ -277,6 +302,7 @@ class Placement:
         cell = write_cell(feature, parsed)
         if cell is None:
             return None
+
         if not is_writable(cell):
             raise _refuse(name, value, "a text without halves of surrogate pairs")
         # Another text in a column of flags would break the filters of all callers.

@@ -91,9 +91,8 @@ class Service:
         self._retention_days = retention_days
         self._clock = clock
         self._source = source
-        self.beside = (
-            self._folder.absolute().parent
-        )  # where figures of use and drift lie
+        # Where figures of use and drift lie.
+        self.beside = self._folder.absolute().parent
         self._erasures = Erasures(self._runs)
         self._reloading = threading.Lock()
 

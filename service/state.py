@@ -188,9 +188,10 @@ class StateStore:
                 number = numbers.get(str(observation.user_id))
                 if number is None:
                     continue
+                # SQLite would keep the bytes of a numpy number.
                 row = {
                     name: to_plain(value) for name, value in vars(observation).items()
-                }  # SQLite would keep the bytes of a numpy number
+                }
                 row["user"] = number
                 row["undone_by"] = _UNDONE_BY.get(observation.event or "")
                 rows.append(row)
