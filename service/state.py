@@ -217,10 +217,13 @@ class StateStore:
         rows = self._read(_RECALL, user_key(self._salt, text), text, _MAX_RECALLED)
         rows.reverse()
         done = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
-        table = np.array(done, dtype=np.object_).reshape(-1, 5)
-        item_ids, times, events, weights, _ = table.T.copy()
+        columns = tuple(zip(*done, strict=True)) or ((),) * 5
+        item_ids, times, events, weights, _ = columns
         history = History(
-            item_ids, times.astype(np.int64), events, weights.astype(np.float64)
+            np.array(item_ids, dtype=np.object_),
+            np.array(times, dtype=np.int64),
+            np.array(events, dtype=np.object_),
+            np.array(weights, dtype=np.float64),  # None becomes NaN
         )
         return Recalled(history, _list_dismissed(rows))
 
