@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from serve.errors import SchemaError
-from serve.recommender import Recommender
 from serve.requests import Id, check_fields, check_number, show
-from service.live_items import LiveItems
 
 _ROUNDING = 1e-9  # of the sum of shares
 MAX_TEMPERATURE = 10.0
@@ -32,9 +30,7 @@ class Policy:
     """How lists come about: by falling score, or with some slots drawn at random."""
 
     kind: Literal["greedy", "explore"] = "greedy"
-    temperature: float = (
-        0.5  # of draws, in standard deviations of the scores drawn from
-    )
+    temperature: float = 0.5  # of draws, in standard deviations of their scores
     new_items: float = 0.0  # added to the score of a new item, in the same unit
     slots: int = 3  # of a list that are drawn: its last ones
     share: float = 1.0  # of lists
@@ -134,38 +130,6 @@ class Experiment:
                 return arm
             left -= arm.share
         return self.arms[-1]
-
-
-class Arms:
-    """The arms of a service, with the versions that they name, each with all live items."""
-
-    def __init__(
-        self, experiment: Experiment, items: Path, load: Callable[[str], Recommender]
-    ) -> None:
-        """Load the versions; `items` is the file of live items."""
-        self.experiment = experiment
-        self._items: dict[str, LiveItems] = {}
-        try:
-            for arm in experiment.arms:
-                version = arm.version
-                if version is not None and version not in self._items:
-                    self._items[version] = LiveItems(items, load(version))
-        except (ValueError, OSError):
-            self.close()
-            raise
-
-    def recommender(self, arm: Arm, current: Recommender) -> Recommender:
-        """Return what answers in an arm."""
-        return current if arm.version is None else self._items[arm.version].recommender
-
-    def follow(self) -> None:
-        """Take up the live items that were changed."""
-        for items in self._items.values():
-            items.follow()
-
-    def close(self) -> None:
-        for items in self._items.values():
-            items.close()
 
 
 def _parse_arm(name: str, content: Any) -> Arm:

@@ -9,7 +9,7 @@ Several processes may write into one file: each first applies what the others wr
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from serve.recommender import Recommender
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType
 from service.database import name_fault, open_database
+from service.experiment import Arm, Experiment
 from service.placement import ITEM_ID, Change, Placement, Values
 
 _MARK = 0x42490002  # "BI" and the format
@@ -210,3 +211,35 @@ class LiveItems:
             values = json.loads(columns)
             changes.append(Change(item_id, values, bool(is_added), bool(is_removed)))
         return changes, other_ids
+
+
+class Arms:
+    """The arms of a service, with the versions that they name, each with all live items."""
+
+    def __init__(
+        self, experiment: Experiment, items: Path, load: Callable[[str], Recommender]
+    ) -> None:
+        """Load the versions; `items` is the file of live items."""
+        self.experiment = experiment
+        self._items: dict[str, LiveItems] = {}
+        try:
+            for arm in experiment.arms:
+                version = arm.version
+                if version is not None and version not in self._items:
+                    self._items[version] = LiveItems(items, load(version))
+        except (ValueError, OSError):
+            self.close()
+            raise
+
+    def recommender(self, arm: Arm, current: Recommender) -> Recommender:
+        """Return what answers in an arm."""
+        return current if arm.version is None else self._items[arm.version].recommender
+
+    def follow(self) -> None:
+        """Take up the live items that were changed."""
+        for items in self._items.values():
+            items.follow()
+
+    def close(self) -> None:
+        for items in self._items.values():
+            items.close()

@@ -24,7 +24,7 @@ from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.rerank import Dials
 from service.answers import show_answer, show_items
-from service.experiment import Arm, Arms
+from service.experiment import Arm
 from service.exploration import explore
 from service.figures import summarise
 from service.http import page, schemas
@@ -42,6 +42,7 @@ from service.http.schemas import (
     ForgetBody,
     ItemBody,
 )
+from service.live_items import Arms
 from service.service import FAULTS, OUT_OF_SERVICE, Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
