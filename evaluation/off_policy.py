@@ -34,10 +34,10 @@ from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_id
 from service.command_line import make_parser, run_command
-from service.events import DISMISS, Recalled
 from service.experiment import Policy
 from service.exploration import find_candidates
 from service.known_users import fill_in, know_user
+from service.log import DISMISS, Recalled
 
 DRAWS = 32  # lists drawn for the mean of the reward model
 FOLDS = 2  # parts of the users for its fit

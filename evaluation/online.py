@@ -18,8 +18,7 @@ import pandas as pd
 
 from serve.arrays import Doubles
 from serve.clock import DAY
-from service.events import DISMISS, UNDISMISS
-from service.log import read_log
+from service.log import DISMISS, UNDISMISS, read_log
 
 Figures = dict[str, Any]
 

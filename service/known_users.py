@@ -15,7 +15,7 @@ from serve.requests import (
     Id,
     Request,
 )
-from service.events import Recalled
+from service.log import Recalled
 from service.state import State
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from serve.files import is_forgotten
 from serve.recommender import Recommender
 from serve.requests import Id
-from service.events import Recalled
+from service.log import Recalled
 
 
 class MissingState:

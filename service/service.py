@@ -25,12 +25,12 @@ from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
 from serve.schema import Schema
 from service.answers import show_due, show_similar
-from service.events import Impressions, parse_observations
 from service.experiment import Experiment, Policy
 from service.forget import Erasures
 from service.impressions import ImpressionLog
 from service.known_users import fill_in, know_user
 from service.live_items import Arms, LiveItems
+from service.log import Impressions, parse_observations
 from service.missing_state import MissingState
 from service.registry import LOADING_ERRORS, Source, explain_fault
 from service.state import State, StateStore

@@ -1,8 +1,8 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
 `State` is what the rest of the house asks of it, so that another engine may take the place of
-`StateStore`, which keeps it in the SQLite file `DIR/state/state.db`. Its tables are in
-`service/log.py`, its records in `service/events.py`.
+`StateStore`, which keeps it in the SQLite file `DIR/state/state.db`. Its records and tables are in
+`service/log.py`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,15 @@ from serve.errors import BundleError
 from serve.files import current_erasure_list, is_forgotten, sync_folder
 from serve.requests import History, Id, check_id, check_seconds, to_plain
 from service.database import name_fault, open_database, user_key
-from service.events import DISMISS, UNDISMISS, Impressions, Observation, Recalled
-from service.log import MARK, TABLES
+from service.log import (
+    DISMISS,
+    MARK,
+    TABLES,
+    UNDISMISS,
+    Impressions,
+    Observation,
+    Recalled,
+)
 
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
@@ -398,14 +405,8 @@ class StateStore:
 def _insert_answer(
     connection: sqlite3.Connection, answer: Impressions, user: int | None
 ) -> None:
-    values = (
-        answer.request_id,
-        user,
-        to_plain(answer.datetime),
-        answer.bundle_version,
-        answer.policy,
-        answer.arm,
-    )
+    request = (answer.request_id, user, to_plain(answer.datetime))
+    values = (*request, answer.bundle_version, answer.policy, answer.arm)
     number = connection.execute(_INSERT_ANSWER, values).lastrowid
     slots = zip(answer.item_ids, answer.scores, answer.propensities, strict=True)
     rows = []
