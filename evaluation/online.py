@@ -32,7 +32,7 @@ _OUTCOMES = ["clicks", "conversions", "dismissals", "value"]
 
 @dataclass(frozen=True)
 class Feedback:
-    """What was shown, and what followed."""
+    """The slots that were shown, and the events that followed them."""
 
     lists: pd.DataFrame  # `user_id` is missing where nobody was named
     slots: pd.DataFrame  # with clicks, conversions, dismissals and value of each

@@ -214,7 +214,7 @@ class LiveItems:
 
 
 class Arms:
-    """The arms of a service, with the versions that they name, each with all live items."""
+    """The versions that the arms of an experiment name, each with all live items."""
 
     def __init__(
         self, experiment: Experiment, items: Path, load: Callable[[str], Recommender]

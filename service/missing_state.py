@@ -13,7 +13,7 @@ from service.log import Recalled
 
 
 class MissingState:
-    """Stands for both: it holds nothing, and refuses whatever it does not name."""
+    """Stands for both: it holds nothing, and any other method raises why."""
 
     n_changed = 0
     notes = ("live items and state cannot be opened: what is sent is not kept",)

@@ -106,7 +106,7 @@ class Service:
         self.last_reload: dict[str, Any] | None = None
         if reason is not None:
             self._note_reload(reason)
-        # The last load of any process of this state.
+        # The last version that any process of this state has loaded.
         self._load, version = self.items.follow()
         if reason is None and version != self.version:
             self._announce()
@@ -120,7 +120,7 @@ class Service:
 
     @property
     def current(self) -> Recommender:
-        """What answers now, with all live items; a request takes it once."""
+        """The recommender that answers now, with all live items; a request takes it once."""
         return self.items.recommender
 
     @property
@@ -231,7 +231,7 @@ class Service:
         (due,) = find_due(recommender, [request], k)
         return recommender.version, show_due(request, due)
 
-    # ---- what is kept
+    # ---- events and users
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep events, all or none, but old ones and those of forgotten users; return how many."""
@@ -248,7 +248,7 @@ class Service:
         return self._erasures.add(user_id)
 
     def knows(self, user_id: Id) -> bool:
-        """Tell whether there is anything about a user, who is not forgotten."""
+        """Tell whether there is a profile or an event of a user, who is not forgotten."""
         known = know_user(user_id, self.current.profiles, self._state.recall)
         return bool(known.user_known)
 
@@ -270,7 +270,7 @@ class Service:
         self.items = items
         return True
 
-    # ---- versions, and what other processes do
+    # ---- versions, here and in other processes
 
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so.
@@ -336,7 +336,7 @@ class Service:
             "time": time.time(),
         }
 
-    # ---- how it is
+    # ---- status
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
