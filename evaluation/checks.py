@@ -30,7 +30,7 @@ LEVEL = 0.05  # probability that any slice of equal versions is stopped
 
 
 class Limits(NamedTuple):
-    """What may be lost, as shares of the current figures."""
+    """The losses that are allowed, as shares of the current figures."""
 
     loss: float = 0.05  # of the mean over users, by its lower bound
     slice_loss: float = 0.2
