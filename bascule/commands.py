@@ -112,7 +112,7 @@ def _recommend_file(
 ) -> None:
     """Answer requests into a file, which is as it was until all answers are in it."""
     from serve.tables import write_tables
-    from service.service import find_unknown
+    from service.answers import find_unknown
 
     n_requests = 0
     counts = Counter[str]()
@@ -156,7 +156,7 @@ def _recommend_file(
 def _similar(given: argparse.Namespace) -> None:
     from serve.bundle import Bundle
     from serve.recommender import Recommender
-    from service.service import show_items
+    from service.answers import show_items
 
     recommender = Recommender(Bundle.load(given.bundle, trusted=given.trusted_keys))
     ids, cosines = recommender.similar_items(given.item, given.k)

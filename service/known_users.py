@@ -15,14 +15,20 @@ from numpy.typing import NDArray
 
 from serve import profiles as profile_files
 from serve.profiles import Profiles
-from serve.requests import INTEGER, History, Id, Request
-from service.state import Recalled, StateStore
+from serve.requests import (
+    INTEGER,
+    History,
+    Id,
+    Request,
+)
+from service.log import Recalled
+from service.state import State
 
 # The columns that tell two events of a user apart.
 _TELLING = ("item_id", "datetime", "event")
 
 
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
+def complete(request: Request, profiles: Profiles, state: State) -> Request:
     """Return the request with its user's live events and dismissals in it.
 
     A history of its own stays. Otherwise the history becomes that of the profile and the live

@@ -23,12 +23,14 @@ from serve.errors import SchemaError
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.rerank import Dials
-from service.experiment import Arm, Arms
+from service.answers import show_answer, show_items
+from service.experiment import Arm
 from service.exploration import explore
+from service.figures import summarise
 from service.http import page, schemas
 from service.http.access import Access, AccessMiddleware
 from service.http.errors import HANDLERS, LOGGER
-from service.http.metrics import Metrics, summarise
+from service.http.metrics import Metrics
 from service.http.middleware import Gathering, RequestMiddleware, Worker
 from service.http.schemas import (
     AskDue,
@@ -40,7 +42,8 @@ from service.http.schemas import (
     ForgetBody,
     ItemBody,
 )
-from service.service import FAULTS, OUT_OF_SERVICE, Service, show_answer, show_items
+from service.live_items import Arms
+from service.service import FAULTS, OUT_OF_SERVICE, Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"

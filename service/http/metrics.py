@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, 
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from serve.bundle import DRIFT, FEEDBACK, FIGURES
+from service.figures import read_figures
 
 _ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
     **{
@@ -70,7 +67,6 @@ _MEASURED = {
     "state_bytes": "Size of the files of the state.",
     "state_free_bytes": "Bytes that are free on the disk of the state.",
 }
-STATUSES = ("ok", "watch", "red")  # of drift; what cannot be told has no index
 GAUGES = {  # what they are, and their labels; `value` is empty for all
     "use": (
         "Figures of use, of all lists and by arm, version and segment.",
@@ -83,13 +79,6 @@ GAUGES = {  # what they are, and their labels; `value` is empty for all
         ("file",),
     ),
 }
-_GROUPS = (
-    "arm",
-    "version",
-    "segment",
-)  # that are gauges, and values of each: those of most lists
-_MAX_VALUES = 20
-Samples = dict[tuple[str, ...], float]  # values of labels -> number
 
 
 class Metrics:
@@ -274,80 +263,3 @@ class _WorkersCollector(Collector):
                 ]
                 found[metric.name] = metric
         return found.values()
-
-
-def read_figures(folder: Path) -> dict[str, Samples]:
-    """Read the samples of each gauge from small files, once; what is damaged or of another form is left out."""
-    found: dict[str, Samples] = {name: {} for name in GAUGES}
-    for name, path in (("use", folder / FEEDBACK / FIGURES), ("drift", folder / DRIFT)):
-        with suppress(OSError):
-            file = path.stat()
-            if samples := _read(name, path, file.st_mtime_ns):
-                found |= samples
-                found["figures_timestamp_seconds"][(name,)] = file.st_mtime
-    return found
-
-
-def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Return when use and drift were measured, the figures of all, and what has moved; None if they were not."""
-    use, _, levels, times = read_figures(folder).values()
-    of_all = {
-        figure: number for (figure, group, _), number in use.items() if group == "all"
-    }
-    moved = {name: STATUSES[int(level)] for (name,), level in levels.items() if level}
-    told: dict[str, dict[str, Any]] = {
-        "use": {"figures": of_all},
-        "drift": {"moved": moved},
-    }
-    return {
-        name: {"time": times[name,], **one} if (name,) in times else None
-        for name, one in told.items()
-    }
-
-
-@lru_cache(maxsize=16)
-def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        json.dumps(
-            content, ensure_ascii=False, allow_nan=False
-        ).encode()  # refuses what no answer can hold
-        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
-        return None
-
-
-def _parse_use(content: Any) -> dict[str, Samples]:
-    groups = [(("all", ""), content["all"])]
-    samples = Samples()
-    for name in _GROUPS:
-        values = sorted(
-            content["groups"].get(name, {}).items(),
-            key=lambda value: -value[1]["lists"],
-        )
-        groups += [((name, value), figures) for value, figures in values[:_MAX_VALUES]]
-    for group, figures in groups:
-        told = {(name, *group): one for name, one in figures.items() if one is not None}
-        samples |= {
-            name: 1.0 * (one["value"] if isinstance(one, dict) else one)
-            for name, one in told.items()
-        }
-    return {"use": samples}
-
-
-def _parse_drift(rows: Any) -> dict[str, Samples]:
-    told: dict[tuple[str, ...], Any] = {
-        (str(row["name"]),): row for row in rows if row["index"] is not None
-    }
-    levels = {name: 1.0 * STATUSES.index(row["status"]) for name, row in told.items()}
-    return {
-        "drift_index": {name: 1.0 * row["index"] for name, row in told.items()},
-        "drift_status": levels,
-    }

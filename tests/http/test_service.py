@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from serve.recommender import Recommender
+from service.answers import show_items
 from service.forget import add_to_erasure_list
 from service.registry import (
     BundleSource,
@@ -18,7 +19,7 @@ from service.registry import (
     activate,
     publish_version,
 )
-from service.service import Service, show_items
+from service.service import Service
 from service.state import StateStore
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
