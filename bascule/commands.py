@@ -111,7 +111,7 @@ def _recommend_file(
     recommender: Recommender, requests: Iterable[Request], given: argparse.Namespace
 ) -> None:
     """Answer requests into a file, which is as it was until all answers are in it."""
-    from serve.tables import write_tables
+    from service.export import write_tables
     from service.service import find_unknown
 
     n_requests = 0
@@ -178,8 +178,8 @@ def _similar(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    from datamodules.read import read_columns
     from serve.recommender import Recommender
-    from serve.tables import read_columns
     from service.export import export_items, export_users
 
     columns = read_columns(given.columns)

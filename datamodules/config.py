@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,10 +16,32 @@ from serve.schema import DERIVED, Kind, Repeats, Ties
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory, however short the histories of the data
 REPEAT_RATE = "repeat_rate"  # column that the items of a bundle have of their own where repeats are allowed
-MAX_DELIMITER = 4  # bytes of the text between two cells
+_DELIMITER = re.compile(r'[^"\r\n]{1,4}')
 _SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
 GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
 COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
+Role = Literal[
+    "id", "time", "date", "order", "number", "text", "vector", "category", "value"
+]
+EVENT_ROLES: dict[str, Role] = {
+    "user_id": "id",
+    "item_id": "id",
+    "datetime": "time",
+    "position": "order",
+    "event": "text",
+    "weight": "number",
+}  # the columns of interactions that have a meaning of their own, in their order
+_ROLES: dict[Kind, Role] = {
+    "vector": "vector",
+    "date": "date",
+    "numeric": "number",
+    "categorical": "category",
+}  # the others are read as values
+_LIMITS: dict[Role, tuple[type, ...]] = {"number": (int, float), "date": (str,)}
+_UNFIT: dict[Role, tuple[Role, ...]] = {
+    **dict.fromkeys(EVENT_ROLES.values(), ("vector", "date")),
+    **dict.fromkeys(("id", "text"), ("vector", "date", "number")),
+}  # role of a column of ours -> how no feature reads it
 _A_DAY = datetime(2003, 11, 22, tzinfo=UTC)
 # key of the split -> the one kind that it belongs to
 _SPLIT_KEYS = {
@@ -35,10 +58,10 @@ def _check_choices(config: Any, name: str) -> None:
     """Refuse a value that the `Literal` of its field does not list: a typo in Python would change the meaning."""
     for key, annotation in get_type_hints(type(config)).items():
         value = getattr(config, key)
-        if get_origin(annotation) is Literal and value not in get_args(annotation):
-            raise SchemaError(
-                f"{name}.{key} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}"
-            )
+        allowed = get_args(annotation)
+        if get_origin(annotation) is Literal and value not in allowed:
+            listed = ", ".join(map(repr, allowed))
+            raise SchemaError(f"{name}.{key} is {value!r}; allowed: {listed}")
 
 
 @dataclass(frozen=True)
@@ -53,7 +76,7 @@ class TableConfig:
     names: list[str] | None = None
     """All columns, in order, of a text file without a header line. With them its suffix may be any."""
     delimiter: str | None = None
-    """Between the cells of a text file: one character, or several such as `::`. Default: that of the first line."""
+    """Between the cells of a text file: one character, or several such as `::`. Default: the first line shows it."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     """Of a text file."""
     missing: list[str] = field(default_factory=list)
@@ -71,30 +94,25 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "table")
-        for one in self.time_formats:
-            _check_time_format(one)
-        text = self.delimiter
-        if text is not None and (
-            not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')
-        ):
+        for form in self.time_formats:
+            _check_time_format(form)
+        if self.delimiter is not None and not _DELIMITER.fullmatch(self.delimiter):
             raise SchemaError(
-                f"delimiter is {text!r}; allowed: 1 to {MAX_DELIMITER} bytes, no quote and no line end"
+                f"delimiter is {self.delimiter!r}; allowed: 1 to 4 characters, no quote and no line end"
             )
 
 
 def _check_time_format(form: str) -> None:
     """Refuse a format that leaves a part of the date open, or whose meaning depends on the machine."""
     try:
-        is_whole = (
-            "%Z" not in form
-            and datetime.strptime(_A_DAY.strftime(form), form).date() == _A_DAY.date()
-        )
+        read = datetime.strptime(_A_DAY.strftime(form), form)
+        is_whole = "%Z" not in form and read.date() == _A_DAY.date()
     except ValueError:
         is_whole = False
     if not is_whole:
-        example = "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
         raise SchemaError(
-            f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as {example}"
+            f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as "
+            "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
         )
 
 
@@ -114,33 +132,46 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "feature")
-        types: dict[str, tuple[type, ...]] = {"numeric": (int, float), "date": (str,)}
-        if not all(
-            isinstance(limit, (*types.get(self.kind, ()), type(None)))
-            for limit in (self.min, self.max)
-        ):
-            allowed = (
-                'numbers with kind numeric, dates such as "2024-05-31" with kind date'
-            )
+        types = (*_LIMITS.get(self.role, ()), type(None))
+        if not isinstance(self.min, types) or not isinstance(self.max, types):
             raise SchemaError(
-                f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: {allowed}"
+                f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: numbers with kind numeric, "
+                'dates such as "2024-05-31" with kind date'
             )
         if self.separator is not None and not self.separator.strip():
             raise SchemaError(
                 f"separator is {self.separator!r}; allowed: one character or more, and no blank alone"
             )
 
+    @property
+    def role(self) -> Role:
+        """How cells of the column are read."""
+        return _ROLES.get(self.kind, "value")
 
-def _read_feature(key: str, given: Any) -> Any:
+    @property
+    def is_derived(self) -> bool:
+        """Whether the value is taken from the time of an event or request."""
+        return self.kind in DERIVED
+
+    def fill(self, name: str) -> FeatureConfig:
+        """Return the feature of a name with its column and separator filled in."""
+        column = self.column or ("datetime" if self.is_derived else name)
+        separator = self.separator or _SEPARATORS.get(self.kind)
+        return replace(self, column=column, separator=separator)
+
+
+def _read_feature(key: str, declared: Any) -> Any:
     """Return a kind as it is and keys as a `FeatureConfig`; jsonargparse would not name the feature at fault."""
-    keys = given if isinstance(given, Mapping) else {"kind": given}
+    if isinstance(declared, FeatureConfig):
+        return declared
+    keys = declared if isinstance(declared, Mapping) else {"kind": declared}
     try:
-        feature = given if isinstance(given, FeatureConfig) else FeatureConfig(**keys)
+        feature = FeatureConfig(**keys)
     except (SchemaError, TypeError) as error:
         raise SchemaError(
             f"data.features.{key}: {error}; keys are kind, column, separator, min, max"
         ) from error
-    return feature if isinstance(given, Mapping) else given
+    return feature if isinstance(declared, Mapping) else declared
 
 
 @dataclass(frozen=True)
@@ -154,25 +185,18 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         for side in ("user", "item", "context"):
-            given = getattr(self, side).items()
-            object.__setattr__(
-                self,
-                side,
-                {name: _read_feature(f"{side}.{name}", one) for name, one in given},
-            )
+            features = {}
+            for name, declared in getattr(self, side).items():
+                features[name] = _read_feature(f"{side}.{name}", declared)
+            object.__setattr__(self, side, features)
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
-        """Return the features of `user`, `item` or `context`, each with its column filled in."""
+        """Return the features of `user`, `item` or `context`, each with its column and separator filled in."""
         features = {}
-        for name, value in getattr(self, side).items():
-            feature = (
-                value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
-            )
-            default = "datetime" if feature.kind in DERIVED else name
-            separator = feature.separator or _SEPARATORS.get(feature.kind)
-            features[name] = replace(
-                feature, column=feature.column or default, separator=separator
-            )
+        for name, declared in getattr(self, side).items():
+            is_whole = isinstance(declared, FeatureConfig)
+            feature = declared if is_whole else FeatureConfig(declared)
+            features[name] = feature.fill(name)
         return features
 
 
@@ -197,17 +221,18 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "data.split")
-        for name, kind in _SPLIT_KEYS.items():
+        kind = self.kind
+        for name, only_kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
-            if value not in (None, False) and self.kind != kind:
+            if value not in (None, False) and kind != only_kind:
                 raise SchemaError(
-                    f"data.split.{name} is {value!r}; allowed: with kind {kind}, not {self.kind}"
+                    f"data.split.{name} is {value!r}; allowed: with kind {only_kind}, not {kind}"
                 )
-        for kind, name in (("time", "at"), ("files", "test")):
-            if self.kind == kind and getattr(self, name) is None:
-                raise SchemaError(
-                    f"data.split.kind is '{kind}' but data.split.{name} is not set"
-                )
+        needed = {"time": "at", "files": "test"}.get(kind)
+        if needed is not None and getattr(self, needed) is None:
+            raise SchemaError(
+                f"data.split.kind is '{kind}' but data.split.{needed} is not set"
+            )
         if self.share is not None and not 0 < self.share < 1:
             raise SchemaError(
                 f"data.split.share is {self.share}; allowed: more than 0 and less than 1"
@@ -238,7 +263,7 @@ class DataConfig:
     users: TableConfig | None = None
     items: TableConfig | None = None
     feedback: str | None = None
-    """File of events that a service logged, as `python -m evaluation.feedback` writes it; they are appended to the
+    """File of events that a service logged, as `bascule feedback` writes it; they are appended to the
     interactions. Default: none."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     audit_only: list[str] = field(default_factory=list)
@@ -287,38 +312,23 @@ class DataConfig:
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
-        declared = {
-            name: value for name, value in asdict(self).items() if name not in _PATHS
-        }
-        declared["split"] = {
-            name: value
-            for name, value in declared["split"].items()
-            if name not in _PATHS
-        }
+        declared = asdict(self)
+        for keys in (declared, declared["split"]):
+            for name in keys.keys() & _PATHS:
+                del keys[name]
         return declared
 
 
 def say_missing(path: str, setting: str) -> str:
     """Say that a path leads nowhere, and which file beside it may be meant."""
     folder, name = os.path.split(path)
-    near = difflib.get_close_matches(
-        name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], n=1
-    )
-    meant = f"; did you mean '{os.path.join(folder, near[0])}'?" if near else ""
-    return f"{path} matches no file; {setting} is relative to {os.getcwd()}{meant}"
+    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
+    near = difflib.get_close_matches(name, beside, n=1)
+    advice = f"; did you mean '{os.path.join(folder, near[0])}'?" if near else ""
+    return f"{path} matches no file; {setting} is relative to {os.getcwd()}{advice}"
 
 
-Role = Literal[
-    "id", "time", "date", "order", "number", "text", "vector", "category", "value"
-]
-EVENT_ROLES: dict[str, Role] = {
-    "user_id": "id",
-    "item_id": "id",
-    "datetime": "time",
-    "position": "order",
-    "event": "text",
-    "weight": "number",
-}  # the columns of interactions that have a meaning of their own, in their order
+# ---- the columns that are read
 
 
 @dataclass(frozen=True)
@@ -328,141 +338,121 @@ class Column:
     name: str  # ours
     source: str  # in the file
     role: Role
-    reason: str  # which key of the configuration asks for it, in words; empty: the table may lack it
-    may_be_empty: bool = (
-        True  # an empty cell is a missing value, not a fault of its row
-    )
+    reason: str  # which key of the configuration needs it; empty: the table may lack it
+    may_be_empty: bool = True  # an empty cell is a missing value, no fault of its row
     low: float | None = None  # of times and dates in UTC seconds
     high: float | None = None
 
 
 def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
-    """Return the columns of `users`, `items`, or of interactions, which the files of a split hold too."""
+    """Return the columns that are read of a table.
+
+    Args:
+        table: "users", "items" or "interactions"; the files of a split have the columns of the interactions.
+        config: names, features, limits and columns to audit.
+
+    Raises:
+        SchemaError: a column cannot be read as it is declared.
+    """
     side = {"users": "user", "items": "item"}.get(table, "context")
-    layout = {
-        "user": config.users,
-        "item": config.items,
-        "context": config.interactions,
-    }[side] or TableConfig()
-    roles: Mapping[str, Role] = (
-        EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
-    )
+    declared = {"user": config.users, "item": config.items}
+    layout = declared.get(side, config.interactions) or TableConfig()
+    roles = EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
     for name in layout.columns:
         if name not in roles:
             raise SchemaError(
                 f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}"
             )
-    readers = _list_readers(side, config, roles, layout.columns)
-    needed = {
-        "user_id",
-        "item_id",
-        *layout.columns,
-        *readers,
-        *(["datetime"] * (config.split.kind == "time")),
-    }
+    readers = _list_readers(side, config, roles, layout.columns.get("user_id"))
+    required = {"user_id", "item_id", *layout.columns, *readers}
+    if config.split.kind == "time":
+        required.add("datetime")
     columns = []
     for name in dict.fromkeys((*roles, *readers)):
         features = readers.get(name, [])
-        is_ours = name in roles
-        reason = (
-            f"which is read as data.{table}.columns.{name}"
-            if is_ours
-            else f"read by data.features.{side}"
+        source = layout.columns.get(name, name)
+        reason = f"which is read as data.{table}.columns.{name}"
+        lows = [feature.min for feature in features]
+        highs = [feature.max for feature in features]
+        if name not in roles:
+            source = name
+            reason = f"read by data.features.{side}"
+        elif roles[name] == "time":
+            lows = [layout.min_datetime]
+            highs = [layout.max_datetime]
+        column = Column(
+            name,
+            source,
+            role=roles.get(name) or _find_role(features),
+            reason=reason if name in required else "",
+            may_be_empty=name == "event" or name not in roles,
+            low=max(_read_limits(lows, config.timezone), default=None),
+            high=min(_read_limits(highs, config.timezone), default=None),
         )
-        role, source = (
-            (roles[name], layout.columns.get(name, name))
-            if is_ours
-            else (_role(features), name)
-        )
-        may_be_empty = name == "event" or not is_ours
-        of_features = [(one.min, one.max) for one in features]
-        limits = (
-            [(layout.min_datetime, layout.max_datetime)]
-            if role == "time"
-            else of_features
-        )
-        low = max(
-            (_read_limit(one, config.timezone) for one, _ in limits if one is not None),
-            default=None,
-        )
-        high = min(
-            (_read_limit(one, config.timezone) for _, one in limits if one is not None),
-            default=None,
-        )
-        columns.append(
-            Column(
-                name, source, role, reason * (name in needed), may_be_empty, low, high
-            )
-        )
+        columns.append(column)
     audited = config.audit_only if side == "user" else []
-    if {column.name for column in columns} & {
-        *audited,
-        *([REPEAT_RATE] if config.repeats == "allow" else []),
-    }:
+    reserved = {*audited, REPEAT_RATE} if config.repeats == "allow" else {*audited}
+    if any(column.name in reserved for column in columns):
         raise SchemaError(
             f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only"
         )
-    return (
-        *columns,
-        *(Column(name, name, "value", "named in data.audit_only") for name in audited),
-    )
+    for name in audited:
+        columns.append(Column(name, name, "value", "named in data.audit_only"))
+    return tuple(columns)
 
 
 def _list_readers(
-    side: str, config: DataConfig, roles: Mapping[str, Role], mapped: Mapping[str, str]
+    side: str, config: DataConfig, roles: Mapping[str, Role], user_column: str | None
 ) -> dict[str, list[FeatureConfig]]:
     """Return column -> the features that read it."""
     readers: dict[str, list[FeatureConfig]] = {}
     for name, feature in config.features.of(side).items():
         key = f"data.features.{side}.{name}"
         column = str(feature.column)
-        kind = feature.kind
-        readers.setdefault(column, []).append(feature)
-        if side != "item" and column in ("user_id", mapped.get("user_id")):
+        if side != "item" and column in ("user_id", user_column):
             raise SchemaError(
                 f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others"
             )
-        if kind == "date" and side == "context":
+        if feature.role == "date" and side == "context":
             raise SchemaError(
                 f"{key} is a date; allowed: of users and items, whose age it gives"
             )
-        if kind in DERIVED and (side, column) != ("context", "datetime"):
+        if feature.is_derived and (side, column) != ("context", "datetime"):
             raise SchemaError(
-                f"{key} is {kind} of '{column}'; allowed: a feature of the context of 'datetime'"
+                f"{key} is taken from '{column}'; allowed: a feature of the context of 'datetime'"
             )
-        if column in roles and (
-            kind in ("vector", "date")
-            or (kind == "numeric" and roles[column] in ("id", "text"))
-        ):
+        if feature.role in _UNFIT.get(roles.get(column, "value"), ()):
             raise SchemaError(
-                f"{key} reads '{column}' as {kind}; allowed: categorical, or another column"
+                f"{key} reads '{column}' as {feature.role}; allowed: categorical, or another column"
             )
-        kinds = {one.kind for one in readers[column]}
-        if len(kinds) > 1 and kinds & {"vector", "date"}:
+        readers.setdefault(column, []).append(feature)
+        roles_of_column = {reader.role for reader in readers[column]}
+        if len(roles_of_column) > 1 and roles_of_column & {"vector", "date"}:
             raise SchemaError(
-                f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as one kind alone"
+                f"{key}: column '{column}' is read as {' and '.join(roles_of_column)}; allowed: as one kind alone"
             )
     return readers
 
 
+def _find_role(features: Sequence[FeatureConfig]) -> Role:
+    """Return how a column is read that several features may read: numbers can be categories, too."""
+    roles = {feature.role for feature in features}
+    return next(role for role in (*_ROLES.values(), "value") if role in roles)
+
+
+def _read_limits(
+    limits: Iterable[float | str | None], timezone: str | None
+) -> list[float]:
+    """Return the limits as numbers, those of times in UTC seconds."""
+    return [_read_limit(limit, timezone) for limit in limits if limit is not None]
+
+
 def _read_limit(limit: float | str, timezone: str | None) -> float:
-    """Return a limit as a number, that of a time in UTC seconds."""
     if not isinstance(limit, str):
         return limit
-    (seconds,), (is_valid,) = to_seconds([limit], timezone)
-    if not is_valid:
+    seconds, is_valid = to_seconds([limit], timezone)
+    if not is_valid[0]:
         raise SchemaError(
             f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
         )
-    return float(seconds)
-
-
-def _role(features: Sequence[FeatureConfig]) -> Role:
-    roles: dict[str, Role] = {
-        "vector": "vector",
-        "date": "date",
-        "numeric": "number",
-        "categorical": "category",
-    }
-    kinds = {feature.kind for feature in features}
-    return next((role for kind, role in roles.items() if kind in kinds), "value")
+    return float(seconds[0])

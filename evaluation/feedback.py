@@ -232,7 +232,7 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
     import pyarrow as pa
 
     from serve.files import make_private, write_file
-    from serve.tables import write_table
+    from service.export import write_table
 
     make_private(folder)
     write_table(

@@ -22,8 +22,8 @@ PACKAGES = (
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
-    "service": {"service", "serve"},
-    "evaluation": {"evaluation", "serve", "service"},
+    "service": {"service", "datamodules", "serve"},
+    "evaluation": {"evaluation", "datamodules", "serve", "service"},
     "models": {"models", "serve", "service", "datamodules", "evaluation"},
     "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve", "service"},
     "bascule": {

@@ -1,0 +1,277 @@
+"""Find the records of a table: in files, by a query or in a data frame; each is a row of raw cells or a reject."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.config import Column, TableConfig, say_missing
+from datamodules.read import (
+    JSON_LINES,
+    KINDS,
+    PARQUET,
+    TEXTS,
+    BadRecord,
+    kind_of,
+    naming,
+    read_objects,
+    read_text,
+)
+from datamodules.rejects import MAX_VALUE, make_rejects
+from serve.arrays import Ints
+from serve.errors import SchemaError, name_nearest
+
+_PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
+_ATTACHED = {
+    "postgres": "POSTGRES",
+    "postgresql": "POSTGRES",
+    "mysql": "MYSQL",
+}  # scheme of a path -> TYPE of DuckDB's ATTACH
+_SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one file or data frame: rows of raw cells, and those that are no rows."""
+
+    file: str
+    columns: tuple[Column, ...]  # the requested columns that are there
+    frame: pd.DataFrame  # by our names; cells of a text file are texts still
+    lines: Ints  # (n,) line or record number of each row
+    rejects: pd.DataFrame
+    dropped: tuple[str, ...]  # columns that are not declared
+    is_text: bool = False  # each cell is a text, so canonical integers mean integers
+    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
+
+    @property
+    def n_records(self) -> int:
+        return len(self.frame) + len(self.rejects)
+
+
+def read_files(
+    setting: str, table: TableConfig, columns: tuple[Column, ...]
+) -> list[Records]:
+    """Read the files of a table, or its query.
+
+    Args:
+        setting: the key of the configuration that has the path, for messages.
+        table: path or pattern, and layout.
+        columns: the columns to read; one without a `reason` may be absent.
+
+    Returns:
+        The records of each file, in the order of their names.
+
+    Raises:
+        SchemaError: no file, no record, or a declared column is absent.
+    """
+    if table.query is not None:
+        name = setting.removesuffix(".path")
+        return [_read_query(name, table.query, table, columns)]
+    paths = _find_files(setting, table.path)
+    files = [read_file(path, table, columns) for path in paths]
+    if not any(file.n_records for file in files):
+        raise SchemaError(f"{table.path} is empty: expected at least one record")
+    return files
+
+
+def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> Records:
+    """Take a data frame instead of a file; rows are numbered from 1."""
+    if not isinstance(frame, pd.DataFrame) or not len(frame):
+        raise SchemaError(
+            f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with records"
+        )
+    frame = frame.set_axis(list(map(str, frame.columns)), axis=1)
+    present, dropped = _find_columns(name, columns, frame.columns)
+    cells = {
+        column.name: frame[column.source].reset_index(drop=True) for column in present
+    }
+    return _number_rows(name, present, pd.DataFrame(cells), dropped)
+
+
+def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+    """Read one file by its suffix; it may hold no record."""
+    kind = kind_of(path)
+    layout = (table.names, table.delimiter, table.encoding)
+    if kind in (PARQUET, *JSON_LINES):
+        if layout != _PLAIN:
+            raise SchemaError(
+                f"{path}: names, delimiter and encoding are those of a text file; take them out for {kind}"
+            )
+        return (_take_parquet if kind == PARQUET else _take_objects)(path, columns)
+    if table.names is None and kind not in TEXTS:
+        raise SchemaError(
+            f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
+        )
+    return _take_text(path, table, columns)
+
+
+def _take_parquet(path: Path, columns: tuple[Column, ...]) -> Records:
+    with naming(path), pq.ParquetFile(path) as file:
+        present, dropped = _find_columns(str(path), columns, file.schema_arrow.names)
+        table = file.read([column.source for column in present])
+    return _number_rows(str(path), present, _to_frame(table, present), dropped)
+
+
+def _take_objects(path: Path, columns: tuple[Column, ...]) -> Records:
+    """Take the objects of JSON Lines, whose cells keep the types that they are written in."""
+    rows: dict[int, dict[str, Any]] = {}
+    bad: list[BadRecord] = []
+    for line, record in read_objects(path):
+        if isinstance(record, BadRecord):
+            bad.append(record)
+        else:
+            rows[line] = record
+    present, dropped = columns, ()
+    if rows:
+        names = dict.fromkeys(name for row in rows.values() for name in row)
+        present, dropped = _find_columns(str(path), columns, names)
+    cells = {}
+    for column in present:
+        values = [row.get(column.source) for row in rows.values()]
+        cells[column.name] = pd.Series(values, dtype=object)
+    lines = np.array(list(rows), np.int64)
+    return Records(
+        str(path), present, pd.DataFrame(cells), lines, _list_bad(path, bad), dropped
+    )
+
+
+def _take_text(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+    text = read_text(path, table.names, table.delimiter, table.encoding)
+    names = text.table.column_names
+    required = [column.source for column in columns if column.reason]
+    if not {*names} & {*required}:
+        listed = ", ".join(required)
+        raise SchemaError(
+            f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare columns or delimiter, "
+            f"or, if that is no header, names: [{listed}, ...], all in the order of the file"
+        )
+    present, dropped = _find_columns(str(path), columns, names)
+    return Records(
+        str(path),
+        present,
+        _to_frame(text.table, present),
+        text.lines,
+        _list_bad(path, text.bad),
+        dropped,
+        is_text=True,
+        is_broken=text.is_broken,
+    )
+
+
+def _list_bad(path: Path, bad: Sequence[BadRecord]) -> pd.DataFrame:
+    lines = [record.line for record in bad]
+    texts = [record.text for record in bad]
+    reasons = [record.reason for record in bad]
+    return make_rejects(str(path), lines, None, texts, reasons)
+
+
+def _to_frame(table: pa.Table, present: Sequence[Column]) -> pd.DataFrame:
+    """Put columns under our names.
+
+    A column of integers with a gap would become floats, and an id above 2**53 another one.
+    """
+    table = table.select([column.source for column in present])
+    table = table.rename_columns([column.name for column in present])
+    return table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
+
+
+def _number_rows(
+    name: str,
+    present: tuple[Column, ...],
+    frame: pd.DataFrame,
+    dropped: tuple[str, ...],
+) -> Records:
+    lines = np.arange(1, len(frame) + 1)
+    return Records(name, present, frame, lines, make_rejects(name), dropped)
+
+
+def _find_columns(
+    file: str, columns: tuple[Column, ...], available: Iterable[str]
+) -> tuple[tuple[Column, ...], tuple[str, ...]]:
+    """Return the requested columns that are there, and the names of the others that are there."""
+    names = list(available)
+    for column in columns:
+        count = names.count(column.source)
+        if count > 1:
+            raise SchemaError(
+                f"{file}: {count} columns are called '{column.source}'; rename all but one"
+            )
+        if column.reason and not count:
+            nearest = name_nearest(column.source, names)
+            raise SchemaError(
+                f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
+            )
+    sources = {column.source for column in columns}
+    present = tuple(column for column in columns if column.source in names)
+    return present, tuple(name for name in names if name not in sources)
+
+
+def _read_query(
+    setting: str, query: str, table: TableConfig, columns: tuple[Column, ...]
+) -> Records:
+    """Run a query in DuckDB, which reads what the query names and installs nothing that it does not ask for."""
+    import duckdb  # takes a while, and few queries are declared
+
+    if (table.names, table.delimiter, table.encoding) != _PLAIN:
+        raise SchemaError(
+            f"{setting} has a query beside names, delimiter or encoding; take them out"
+        )
+    name = f"{setting}.query"
+    options = {"autoinstall_known_extensions": "false"}
+    try:
+        with duckdb.connect(config=options) as database:
+            if table.path is not None:
+                database.execute(_attach(table.path))
+            result = database.sql(query)
+            rows = pa.table({}) if result is None else result.to_arrow_table()
+    except (duckdb.Error, RuntimeError) as error:
+        reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
+        raise SchemaError(
+            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension needs INSTALL once"
+        ) from error
+    if not len(rows):
+        raise SchemaError(
+            f"{name} gives no row: expected a SELECT at its end, of at least one record"
+        )
+    present, dropped = _find_columns(name, columns, rows.column_names)
+    return _number_rows(name, present, _to_frame(rows, present), dropped)
+
+
+def _attach(path: str) -> str:
+    """Return the statement that makes a database the source of a query."""
+    kind = _ATTACHED.get(path.partition(":")[0])
+    options = f"TYPE {kind}, READ_ONLY" if kind else "READ_ONLY"
+    quoted = path.replace("'", "''")
+    return f"ATTACH '{quoted}' AS source ({options}); USE source"
+
+
+def _find_files(setting: str, pattern: str | None) -> list[Path]:
+    """Return the files that a path or pattern names, in the order of their names."""
+    path = Path(pattern or "")
+    if pattern is None or path.is_dir():
+        got = "not set" if pattern is None else f"the folder {path}"
+        raise SchemaError(
+            f"{setting} is {got}; allowed: a file of {KINDS}, or a pattern such as 'events/*.parquet'"
+        )
+    scheme, is_remote, _ = pattern.partition("://")
+    if is_remote:
+        raise SchemaError(
+            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine, or by DuckDB a query: beside the path of a "
+            "database, or one that begins with INSTALL httpfs; LOAD httpfs"
+        )
+    if path.is_file():
+        return [path]
+    matches = sorted(set(glob.glob(pattern, recursive=True)))
+    files = [Path(match) for match in matches if Path(match).is_file()]
+    if not files:
+        raise SchemaError(say_missing(str(path), setting))
+    return files
