@@ -18,8 +18,6 @@ MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory, how
 REPEAT_RATE = "repeat_rate"  # column that the items of a bundle have of their own where repeats are allowed
 _DELIMITER = re.compile(r'[^"\r\n]{1,4}')
 _SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
-GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
-COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
 Role = Literal[
     "id", "time", "date", "order", "number", "text", "vector", "category", "value"
 ]

@@ -28,7 +28,6 @@ import pyarrow.parquet as pq
 
 from serve.arrays import Flags, Ints
 from serve.errors import SchemaError, name_nearest, say
-from serve.requests import show
 
 PARQUET = ".parquet"
 JSON_LINES = (".jsonl", ".ndjson")
@@ -169,7 +168,7 @@ def _read_parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
 
 
 def _refuse(path: Path, bad: BadRecord) -> None:
-    raise SchemaError(f"{path.name}, line {bad.line}: {bad.reason}: {show(bad.text)}")
+    raise SchemaError(f"{path.name}, line {bad.line}: {bad.reason}: {bad.text[:40]!r}")
 
 
 def _rename(cells: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -187,7 +186,7 @@ def _rename(cells: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]
 def _check_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> None:
     if len(set(names)) < len(names):
         raise SchemaError(
-            f"{path.name}: the columns are {show(names)}; expected distinct names"
+            f"{path.name}: the columns are {names[:20]}; expected distinct names"
         )
     for theirs in columns.values():
         if theirs not in names:

@@ -13,7 +13,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.config import COMMA_NUMBER
 from serve.errors import SchemaError
 from serve.files import replacing
 
@@ -27,6 +26,8 @@ KINDS = {
     "not UTF-8": "UTF-8",
     OTHER_LENGTH: "vectors of one length",
 }  # reason of a fault -> what the cells should be
+GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
+COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
 _TEXTS = ("file", "column", "value", "reason")
 _COMMA_NUMBER = re.compile(f"(?=.*,){COMMA_NUMBER}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")

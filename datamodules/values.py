@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from datamodules.config import COMMA_NUMBER, GROUPS, Column, TableConfig
+from datamodules.config import Column, TableConfig
+from datamodules.rejects import COMMA_NUMBER, GROUPS
 from serve.arrays import Flags, Ints
 from serve.clock import DAY, find_zone, to_local, to_seconds
 from serve.encode import to_text

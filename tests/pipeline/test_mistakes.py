@@ -60,7 +60,7 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
     ("decimal points under a declared comma", {}, {"items": {"decimal": ","}},
      ("items.csv", "line 2", "'price'", 'decimal: "."', "data.items")),
     ("days before months", rewrite_dates("%d.%m.%Y %H:%M"), {},
-     ("events.csv", "line 2", "'datetime'", "value '13.03.2024 01:00'", '["%d.%m.%Y %H:%M"]', "data.interactions")),
+     ("events.csv", "line 2", "'datetime'", "'14.03.2024 01:00'", '["%d.%m.%Y %H:%M"]', "data.interactions")),
     ("dates without signs", rewrite_dates("%Y%m%d"), {}, ("events.csv", "'datetime'", '["%Y%m%d"]')),
     ("a format without a year", {}, interactions(time_formats=["%d.%m."]), ("time_formats", "%d.%m.", "%Y")),
     ("seconds and milliseconds", {"events.csv": "\n".join(
