@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -54,19 +55,21 @@ class BadRecord(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TextRecords:
-    """The records of a CSV or TSV file."""
+class FileRecords:
+    """The records of a whole file."""
 
-    table: pa.Table  # texts, null where a cell is empty
-    lines: Ints  # (n,) line on which each row begins
+    names: list[str]  # of all columns
+    columns: dict[str, Any]  # Arrow columns, of JSON Lines lists
+    lines: Ints  # (n,) line or record number of each row
     bad: list[BadRecord]
-    is_broken: bool  # some bytes are not UTF-8; `REPLACED` stands for them
+    is_text: bool = False  # cells are texts, null where empty
+    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
 
 
 def kind_of(path: Path) -> str:
     """Return the suffix of a file, or of the one that is compressed in it."""
-    is_packed = path.suffix.lower() == _GZIP
-    return (Path(path.stem) if is_packed else path).suffix.lower()
+    name = path.name.lower().removesuffix(_GZIP)
+    return Path(name).suffix
 
 
 @contextmanager
@@ -122,9 +125,7 @@ def read_rows(path: Path, columns: Mapping[str, str] = SAME_NAMES) -> Iterator[R
         SchemaError: at once if the file cannot be read, else at the first record that is no row.
     """
     kind = kind_of(path)
-    is_packed = path.suffix.lower() == _GZIP
-    is_known = kind in (*TEXTS, *JSON_LINES, PARQUET)
-    if not is_known or (kind == PARQUET and is_packed):
+    if kind not in (*TEXTS, *JSON_LINES, PARQUET):
         raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {KINDS}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
@@ -146,13 +147,13 @@ def _read_json_rows(path: Path) -> Iterator[Row]:
 
 def _read_text_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     records = read_text(path)
-    _check_names(path, records.table.column_names, columns)
+    _check_names(path, records.names, columns)
     if records.is_broken:
         raise SchemaError(f"{path} cannot be read: it is not UTF-8")
-    for bad in records.bad[:1]:
+    for bad in records.bad:
         _refuse(path, bad)
     line = iter(records.lines.tolist())
-    for batch in records.table.to_batches(ROWS_AT_ONCE):
+    for batch in pa.table(records.columns).to_batches(ROWS_AT_ONCE):
         for cells in batch.to_pylist():
             yield f"line {next(line)}", cells
 
@@ -205,7 +206,30 @@ def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(schema, safe=False)
 
 
-# ---- JSON Lines
+# ---- whole files
+
+
+def read_parquet(path: Path, wanted: Collection[str]) -> FileRecords:
+    """Read the columns of a Parquet file that are wanted and there."""
+    with naming(path), pq.ParquetFile(path) as file:
+        names = file.schema_arrow.names
+        table = file.read([name for name in names if name in wanted])
+    columns = dict(zip(table.column_names, table.columns, strict=True))
+    return FileRecords(names, columns, np.arange(1, len(table) + 1), [])
+
+
+def read_json_lines(path: Path) -> FileRecords:
+    """Read one object a line; an object without a key has None there."""
+    rows: dict[int, dict[str, Any]] = {}
+    bad: list[BadRecord] = []
+    for line, record in read_objects(path):
+        if isinstance(record, BadRecord):
+            bad.append(record)
+        else:
+            rows[line] = record
+    names = list(dict.fromkeys(chain.from_iterable(rows.values())))
+    columns = {name: [row.get(name) for row in rows.values()] for name in names}
+    return FileRecords(names, columns, np.array(list(rows), np.int64), bad)
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
@@ -232,15 +256,12 @@ def _read_object(number: int, line: bytes) -> dict[str, Any] | BadRecord:
     return BadRecord(number, line.decode(errors="replace").strip(), reason)
 
 
-# ---- CSV and TSV
-
-
 def read_text(
     path: Path,
     names: Sequence[str] | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
-) -> TextRecords:
+) -> FileRecords:
     """Read a whole text file with delimiters, all cells as texts.
 
     Args:
@@ -264,7 +285,8 @@ def read_text(
     if len(delimiter.encode()) > 1:
         between = _STAND_IN
         text = text.replace(between, " ").replace(delimiter, between)
-    columns = _read_names(path, _first_line(text), names, between)
+    header = _read_names(path, _first_line(text), between)
+    columns = header if names is None else list(names)
     with naming(path):
         table, bad_rows = _parse(path, text, len(columns), between)
     breaks, is_bad = _count_breaks(table, bad_rows)
@@ -281,8 +303,15 @@ def read_text(
     is_row = _find_filled(table)
     if names is None:
         is_row[0] = False
-    table = table.filter(pa.array(is_row)).rename_columns(columns)
-    return TextRecords(table, lines[is_row], bad, is_broken)
+    table = table.filter(pa.array(is_row))
+    return FileRecords(
+        columns,
+        dict(zip(columns, table.columns, strict=True)),
+        lines[is_row],
+        bad,
+        is_text=True,
+        is_broken=is_broken,
+    )
 
 
 def _decode(data: bytes, encoding: str) -> tuple[str, bool]:
@@ -307,25 +336,13 @@ def _guess_delimiter(line: str) -> str:
     return "::" if "::" in head else max(_DELIMITERS, key=bare.count)
 
 
-def _read_names(
-    path: Path, first: str, names: Sequence[str] | None, between: str
-) -> list[str]:
+def _read_names(path: Path, first: str, between: str) -> list[str]:
     cells = [cell.strip() for cell in next(csv.reader([first], delimiter=between), [])]
     if not any(cells):
         raise SchemaError(
             f"{path} is empty, or its first line is: expected at least one record"
         )
-    if names is None:
-        if REPLACED in first:
-            raise SchemaError(
-                f"{path}: the header is not UTF-8; save the file as UTF-8, or declare its encoding"
-            )
-        return cells
-    if len(cells) != len(names):
-        raise SchemaError(
-            f"{path}: {len(names)} names are declared, but line 1 has {len(cells)} cells"
-        )
-    return list(names)
+    return cells
 
 
 def _parse(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from datamodules.config import Column, TableConfig, say_missing
 from datamodules.read import (
@@ -20,10 +18,10 @@ from datamodules.read import (
     KINDS,
     PARQUET,
     TEXTS,
-    BadRecord,
+    FileRecords,
     kind_of,
-    naming,
-    read_objects,
+    read_json_lines,
+    read_parquet,
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, make_rejects
@@ -89,64 +87,80 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
         raise SchemaError(
             f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with records"
         )
-    frame = frame.set_axis(list(map(str, frame.columns)), axis=1)
-    present, dropped = _find_columns(name, columns, frame.columns)
+    names = list(map(str, frame.columns))
     cells = {
-        column.name: frame[column.source].reset_index(drop=True) for column in present
+        name: column for name, (_, column) in zip(names, frame.items(), strict=True)
     }
-    return _number_rows(name, present, pd.DataFrame(cells), dropped)
+    lines = np.arange(1, len(frame) + 1)
+    return _take(name, FileRecords(names, cells, lines, []), columns)
 
 
 def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
     """Read one file by its suffix; it may hold no record."""
     kind = kind_of(path)
     layout = (table.names, table.delimiter, table.encoding)
-    if kind in (PARQUET, *JSON_LINES):
-        if layout != _PLAIN:
-            raise SchemaError(
-                f"{path}: names, delimiter and encoding are those of a text file; take them out for {kind}"
-            )
-        return (_take_parquet if kind == PARQUET else _take_objects)(path, columns)
-    if table.names is None and kind not in TEXTS:
+    is_typed = kind in (PARQUET, *JSON_LINES)
+    if is_typed and layout != _PLAIN:
+        raise SchemaError(
+            f"{path}: names, delimiter and encoding are those of a text file; take them out for {kind}"
+        )
+    if kind == PARQUET:
+        records = read_parquet(path, {column.source for column in columns})
+    elif kind in JSON_LINES:
+        records = read_json_lines(path)
+    elif kind in TEXTS or table.names is not None:
+        records = read_text(path, *layout)
+        _check_header(path, records.names, columns)
+    else:
         raise SchemaError(
             f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
         )
-    return _take_text(path, table, columns)
+    return _take(str(path), records, columns)
 
 
-def _take_parquet(path: Path, columns: tuple[Column, ...]) -> Records:
-    with naming(path), pq.ParquetFile(path) as file:
-        present, dropped = _find_columns(str(path), columns, file.schema_arrow.names)
-        table = file.read([column.source for column in present])
-    return _number_rows(str(path), present, _to_frame(table, present), dropped)
-
-
-def _take_objects(path: Path, columns: tuple[Column, ...]) -> Records:
-    """Take the objects of JSON Lines, whose cells keep the types that they are written in."""
-    rows: dict[int, dict[str, Any]] = {}
-    bad: list[BadRecord] = []
-    for line, record in read_objects(path):
-        if isinstance(record, BadRecord):
-            bad.append(record)
-        else:
-            rows[line] = record
-    present, dropped = columns, ()
-    if rows:
-        names = dict.fromkeys(name for row in rows.values() for name in row)
-        present, dropped = _find_columns(str(path), columns, names)
-    cells = {}
-    for column in present:
-        values = [row.get(column.source) for row in rows.values()]
-        cells[column.name] = pd.Series(values, dtype=object)
-    lines = np.array(list(rows), np.int64)
+def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Records:
+    """Take the requested columns that are there, by our names."""
+    present = columns
+    if records.names:  # a file of JSON Lines without records has none
+        present = _find_columns(file, columns, records.names)
+    cells = {
+        column.name: _to_series(records.columns.get(column.source, []))
+        for column in present
+    }
+    requested = {column.source for column in columns}
+    rejects = make_rejects(
+        file,
+        [bad.line for bad in records.bad],
+        None,
+        [bad.text for bad in records.bad],
+        [bad.reason for bad in records.bad],
+    )
     return Records(
-        str(path), present, pd.DataFrame(cells), lines, _list_bad(path, bad), dropped
+        file,
+        present,
+        pd.DataFrame(cells),
+        records.lines,
+        rejects,
+        tuple(name for name in records.names if name not in requested),
+        records.is_text,
+        records.is_broken,
     )
 
 
-def _take_text(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
-    text = read_text(path, table.names, table.delimiter, table.encoding)
-    names = text.table.column_names
+def _to_series(cells: Any) -> pd.Series:
+    """Return a column of a data frame.
+
+    A column of integers with a gap would become floats, and an id above 2**53 another one.
+    """
+    if isinstance(cells, pd.Series):
+        return cells.reset_index(drop=True)
+    if isinstance(cells, list):
+        return pd.Series(cells, dtype=object)
+    return cells.to_pandas(integer_object_nulls=True)
+
+
+def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> None:
+    """Refuse a first line that is cut in the wrong places, or that is no header."""
     required = [column.source for column in columns if column.reason]
     if not {*names} & {*required}:
         listed = ", ".join(required)
@@ -154,51 +168,12 @@ def _take_text(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
             f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare columns or delimiter, "
             f"or, if that is no header, names: [{listed}, ...], all in the order of the file"
         )
-    present, dropped = _find_columns(str(path), columns, names)
-    return Records(
-        str(path),
-        present,
-        _to_frame(text.table, present),
-        text.lines,
-        _list_bad(path, text.bad),
-        dropped,
-        is_text=True,
-        is_broken=text.is_broken,
-    )
-
-
-def _list_bad(path: Path, bad: Sequence[BadRecord]) -> pd.DataFrame:
-    lines = [record.line for record in bad]
-    texts = [record.text for record in bad]
-    reasons = [record.reason for record in bad]
-    return make_rejects(str(path), lines, None, texts, reasons)
-
-
-def _to_frame(table: pa.Table, present: Sequence[Column]) -> pd.DataFrame:
-    """Put columns under our names.
-
-    A column of integers with a gap would become floats, and an id above 2**53 another one.
-    """
-    table = table.select([column.source for column in present])
-    table = table.rename_columns([column.name for column in present])
-    return table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
-
-
-def _number_rows(
-    name: str,
-    present: tuple[Column, ...],
-    frame: pd.DataFrame,
-    dropped: tuple[str, ...],
-) -> Records:
-    lines = np.arange(1, len(frame) + 1)
-    return Records(name, present, frame, lines, make_rejects(name), dropped)
 
 
 def _find_columns(
-    file: str, columns: tuple[Column, ...], available: Iterable[str]
-) -> tuple[tuple[Column, ...], tuple[str, ...]]:
-    """Return the requested columns that are there, and the names of the others that are there."""
-    names = list(available)
+    file: str, columns: tuple[Column, ...], names: list[str]
+) -> tuple[Column, ...]:
+    """Return the requested columns that are there."""
     for column in columns:
         count = names.count(column.source)
         if count > 1:
@@ -210,9 +185,7 @@ def _find_columns(
             raise SchemaError(
                 f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
             )
-    sources = {column.source for column in columns}
-    present = tuple(column for column in columns if column.source in names)
-    return present, tuple(name for name in names if name not in sources)
+    return tuple(column for column in columns if column.source in names)
 
 
 def _read_query(
@@ -242,8 +215,9 @@ def _read_query(
         raise SchemaError(
             f"{name} gives no row: expected a SELECT at its end, of at least one record"
         )
-    present, dropped = _find_columns(name, columns, rows.column_names)
-    return _number_rows(name, present, _to_frame(rows, present), dropped)
+    cells = dict(zip(rows.column_names, rows.columns, strict=True))
+    lines = np.arange(1, len(rows) + 1)
+    return _take(name, FileRecords(rows.column_names, cells, lines, []), columns)
 
 
 def _attach(path: str) -> str:

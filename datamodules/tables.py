@@ -142,7 +142,7 @@ def _type_tables(
     for name in files:
         layout = layouts.get(name, config.interactions) or TableConfig()
         table = type_records(files[name], layout, config.timezone, name in IDS)
-        tables[name] = _set_outliers_aside(table)
+        tables[name] = _reject_outliers(table)
         problems.extend(_find_problems(name, tables[name], config.max_reject_rate))
     if problems:
         raise SchemaError("; ".join(problems))
@@ -248,37 +248,11 @@ class TypedTable:
     faults: pd.DataFrame
     """File, line, column, value, reason, and what the fault costs: "record", "cell", or "" after the first of either."""
     n_right: Counter[str]  # column -> cells with a good value
-    keeps_rows: bool  # a bad cell costs itself and not its row, unless it is an id
 
     def list_faults(self, costs: str) -> pd.DataFrame:
         """Return the faults that cost a record, or a cell."""
         is_listed = self.faults["costs"] == costs
         return self.faults[is_listed].drop(columns="costs").reset_index(drop=True)
-
-    def set_aside(self, column: Column, is_fault: Flags, reason: str) -> TypedTable:
-        """Leave out the rows at fault, or their cells alone if the table keeps rows."""
-        places = self.places[is_fault]
-        values = [
-            str(value.entries())
-            if column.role == "vector"
-            else f"{np.datetime64(value, 's')}Z"
-            for value in self.frame.loc[is_fault, column.name]
-        ]
-        new = make_rejects(
-            places["file"], places["line"], column.source, values, reason
-        )
-        costs = "cell" if self.keeps_rows else "record"
-        faults = pd.concat([self.faults, new.assign(costs=costs)], ignore_index=True)
-        if costs == "cell":
-            blank = self.frame[column.name].mask(is_fault)
-            frame = self.frame.assign(**{column.name: blank})
-            return replace(self, frame=frame, faults=faults)
-        return replace(
-            self,
-            frame=self.frame[~is_fault].reset_index(drop=True),
-            places=self.places[~is_fault].reset_index(drop=True),
-            faults=faults,
-        )
 
 
 def type_records(
@@ -309,7 +283,6 @@ def type_records(
         columns,
         pd.concat(faults, ignore_index=True),
         sum((part.n_right for part in parts), Counter()),
-        keeps_rows,
     )
 
 
@@ -353,7 +326,7 @@ def _type_file(
     names = pd.Series(file.file, frame.index, dtype=paths)
     places = pd.DataFrame({"file": names, "line": file.lines[~is_lost]})
     in_order = pd.concat(faults).sort_values("line", kind="stable")
-    return TypedTable(frame, places, file.columns, in_order, n_right, keeps_rows)
+    return TypedTable(frame, places, file.columns, in_order, n_right)
 
 
 def _type_column(
@@ -388,18 +361,26 @@ def _join_frames(
     return joined
 
 
-def _set_outliers_aside(table: TypedTable) -> TypedTable:
-    """Leave out times that lie years from the others, and vectors of another length."""
+def _reject_outliers(table: TypedTable) -> TypedTable:
+    """Leave out events of times that lie years from the others."""
     for column in table.columns:
-        values = table.frame[column.name]
-        if column.role == "time":
-            is_outlier = _find_outlying(values.to_numpy(), column)
-            if is_outlier.any():
-                table = table.set_aside(column, is_outlier, _OUTLYING)
-        elif column.role == "vector":
-            widths = values.map(lambda one: one.entries().size, na_action="ignore")
-            is_odd = widths.notna() & widths.ne(widths.mode().max())
-            table = table.set_aside(column, is_odd.to_numpy(bool), OTHER_LENGTH)
+        if column.role != "time":
+            continue
+        seconds = table.frame[column.name].to_numpy()
+        is_outlier = _find_outlying(seconds, column)
+        places = table.places[is_outlier]
+        moments = seconds[is_outlier].astype("datetime64[s]").astype(str)
+        texts = [f"{moment}Z" for moment in moments]
+        rejects = make_rejects(
+            places["file"], places["line"], column.source, texts, _OUTLYING
+        )
+        faults = [table.faults, rejects.assign(costs="record")]
+        table = replace(
+            table,
+            frame=table.frame[~is_outlier].reset_index(drop=True),
+            places=table.places[~is_outlier].reset_index(drop=True),
+            faults=pd.concat(faults, ignore_index=True),
+        )
     return table
 
 
@@ -463,17 +444,11 @@ def _describe_losses(name: str, table: TypedTable) -> Iterator[str]:
     records = table.list_faults("record")
     odd = records[records["reason"] == _OUTLYING]
     if len(odd):
-        first, last = table.frame["datetime"].agg(["min", "max"])
-        days = sorted({value[:10] for value in odd["value"]})
+        days = sorted(set(odd["value"].str[:10]))
         yield (
-            f"{len(odd):,} events are years from all others ({_write_day(first)} to {_write_day(last)}), such as of "
-            f"{', '.join(days[:4])}: see {place_of(odd)}; they are rejected, unless data.{setting_of(name)} has "
-            "min_datetime or max_datetime"
+            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: see {place_of(odd)}; "
+            f"they are rejected, unless data.{setting_of(name)} has min_datetime or max_datetime"
         )
-
-
-def _write_day(seconds: int) -> str:
-    return str(np.datetime64(int(seconds), "s"))[:10]
 
 
 def _check_one_row_each(name: str, table: TypedTable) -> None:

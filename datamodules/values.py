@@ -12,7 +12,7 @@ import pandas as pd
 from pandas.api import types
 
 from datamodules.config import Column, TableConfig
-from datamodules.rejects import COMMA_NUMBER, GROUPS
+from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH
 from serve.arrays import Flags, Ints
 from serve.clock import DAY, find_zone, to_local, to_seconds
 from serve.encode import to_text
@@ -69,8 +69,6 @@ def read_cells(
             if layout.decimal == ",":
                 cells = _point_decimals(cells)
             return _read_numbers(column, cells)
-        case "text":
-            return _read_texts(cells)
         case _:
             return _read_values(column, cells)
 
@@ -187,8 +185,9 @@ def _read_times(
 ) -> Cells:
     """Return int64 UTC seconds."""
     seconds, is_valid = _read_moments(column, cells, timezone, formats)
-    faults = {"missing": _is_missing(cells)}
-    faults |= _find_time_faults(column, cells, seconds, is_valid)
+    is_missing = _is_missing(cells)
+    faults = {"missing": is_missing, "not a time": ~is_valid & ~is_missing}
+    faults |= _find_beyond(column, seconds, is_valid)
     return Cells(pd.Series(seconds, cells.index), faults)
 
 
@@ -202,21 +201,9 @@ def _read_dates(
     days = moments.astype("datetime64[D]")
     texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
     values = pd.Series(texts.astype(object), cells.index).where(is_valid, None)
-    faults = _find_time_faults(column, cells, seconds, is_valid)
-    return Cells(values.astype("str"), faults)
-
-
-def _find_time_faults(
-    column: Column, cells: pd.Series, seconds: Ints, is_valid: Flags
-) -> dict[str, Flags]:
     faults = {"not a time": ~is_valid & ~_is_missing(cells)}
-    if column.low is not None:
-        limit = np.datetime64(int(column.low), "s")
-        faults[f"before the limit {limit}Z"] = is_valid & (seconds < column.low)
-    if column.high is not None:
-        limit = np.datetime64(int(column.high), "s")
-        faults[f"after the limit {limit}Z"] = is_valid & (seconds > column.high)
-    return faults
+    faults |= _find_beyond(column, seconds, is_valid)
+    return Cells(values.astype("str"), faults)
 
 
 def _read_moments(
@@ -228,8 +215,7 @@ def _read_moments(
     if isinstance(cells.dtype, pd.DatetimeTZDtype):
         cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
         timezone = None
-    is_time = types.is_datetime64_dtype(cells.dtype)
-    if not is_time and not types.is_numeric_dtype(cells.dtype):
+    if types.is_string_dtype(cells.dtype):
         cells = cells.astype(object).where(cells.notna(), None)
     try:
         return to_seconds(cells.to_numpy(), timezone)
@@ -243,17 +229,34 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     """Write the times that one of the formats fits, the first that does, in the form of ISO."""
     if types.is_integer_dtype(cells.dtype):  # 20240531
         cells = cells.astype("str")
-    is_text = _is_any(cells, (str,))
-    texts = pd.Series(cells.to_numpy(object)).where(is_text, None).str.strip()
-    rewritten = cells.to_numpy(object, copy=True)
-    for form in formats:
+    texts = cells.astype(object).where(_is_any(cells, (str,)), None).str.strip()
+    cells = cells.astype(object)
+    for form in reversed(formats):
         has_zone = "%z" in form
         times = pd.to_datetime(texts, format=form, errors="coerce", utc=has_zone)
-        times = times.dropna()
         moments = times.to_numpy("datetime64[s]").astype(str).astype(object)
-        rewritten[times.index] = moments + "Z" if has_zone else moments
-        texts = texts.drop(times.index)
-    return pd.Series(rewritten, cells.index, dtype=object)
+        iso = pd.Series(moments + "Z" if has_zone else moments, cells.index)
+        cells = cells.mask(times.notna(), iso)
+    return cells
+
+
+def _find_beyond(
+    column: Column, values: np.ndarray, is_valid: Flags
+) -> dict[str, Flags]:
+    """Find values below the minimum and above the maximum, if any."""
+    faults = {}
+    if column.low is not None:
+        is_below = is_valid & (values < column.low)
+        faults[f"below the minimum {_write_limit(column, column.low)}"] = is_below
+    if column.high is not None:
+        is_above = is_valid & (values > column.high)
+        faults[f"above the maximum {_write_limit(column, column.high)}"] = is_above
+    return faults
+
+
+def _write_limit(column: Column, limit: float) -> str:
+    is_time = column.role in ("time", "date")
+    return f"{np.datetime64(int(limit), 's')}Z" if is_time else str(limit)
 
 
 # ---- numbers and vectors
@@ -277,14 +280,13 @@ def _point_decimal(cell: object) -> object:
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64, or near ones of them would tie."""
-    is_known = types.is_numeric_dtype(cells.dtype) or types.is_string_dtype(cells.dtype)
-    if not is_known and cells.dtype != object:
+    if cells.dtype == object:
+        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
+    elif types.is_datetime64_any_dtype(cells.dtype):
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed: numbers"
         )
     is_missing = _is_missing(cells, ("", "nan", "NaN"))
-    if cells.dtype == object:
-        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
     numbers = pd.to_numeric(cells, errors="coerce")
     if column.role != "order":
         numbers = numbers.astype("float64")
@@ -292,10 +294,7 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
         "not a number": numbers.isna().to_numpy() & ~is_missing,
         "not finite": np.isinf(numbers.to_numpy()),
     }
-    if column.low is not None:
-        faults[f"below the minimum {column.low}"] = numbers.lt(column.low).to_numpy()
-    if column.high is not None:
-        faults[f"above the maximum {column.high}"] = numbers.gt(column.high).to_numpy()
+    faults |= _find_beyond(column, numbers.to_numpy(), ~is_missing)
     if not column.may_be_empty:
         faults["missing"] = is_missing
     return Cells(numbers, faults)
@@ -305,6 +304,7 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     """Return a `Vector` or None for each cell; with a decimal comma, blanks or semicolons stand between numbers."""
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
+    widths = np.zeros(len(cells), np.int64)  # 0: missing
     rows = np.flatnonzero(~_is_missing(cells))
     for row, cell in zip(rows, cells.iloc[rows], strict=True):
         has_point = not isinstance(cell, str) or "." in cell  # Python's 0.1, 0.2
@@ -314,42 +314,39 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
             entries = read_vector(cell)
         except ValueError as error:
             faults.setdefault(str(error), np.zeros(len(cells), bool))[row] = True
-        else:
-            vectors[row] = None if entries is None else Vector(entries.tobytes())
+            continue
+        if entries is not None:
+            vectors[row] = Vector(entries.tobytes())
+            widths[row] = len(entries)
+    usual = np.bincount(widths[widths > 0]).argmax() if widths.any() else 0
+    faults[OTHER_LENGTH] = (widths > 0) & (widths != usual)
     return Cells(pd.Series(vectors, cells.index, dtype=object), faults)
 
 
 # ---- texts and other values
 
 
-def _read_texts(cells: pd.Series) -> Cells:
-    faults = {}
-    if cells.dtype == object:
-        is_wrong = _is_any(cells, (*LISTS, dict, set, bytes))
-        faults["not a value"] = is_wrong
-        cells = cells.mask(is_wrong, None)
-    return Cells(_to_texts(cells), faults)
-
-
 def _read_values(column: Column, cells: pd.Series) -> Cells:
-    """Return values as they are, times as texts; a list is for kinds that take several values alone."""
+    """Return texts, or values as they are; a list is for kinds that take several values alone."""
     if types.is_datetime64_any_dtype(cells.dtype):
         return Cells(_to_texts(cells.astype(object)), {})
     if cells.dtype == np.float32:  # 0.1 stays 0.1
-        return Cells(cells.astype(str).astype("float64"), {})
-    if cells.dtype != object:
-        return Cells(cells, {})
-    is_list = _is_any(cells, LISTS)
-    if column.role == "category" and is_list.any():
-        example = str(cells[is_list].iloc[0])[:40]
-        raise SchemaError(
-            f"column '{column.source}', {column.reason} as categorical, holds lists such as {example}; "
-            "allowed: one value in each cell; declare multi_categorical or vector"
-        )
-    is_wrong = _is_any(cells, (dict, set, bytes))
-    if is_wrong.any():
+        cells = cells.astype(str).astype("float64")
+    is_wrong = np.zeros(len(cells), bool)
+    if cells.dtype == object:
+        is_list = _is_any(cells, LISTS)
+        if column.role == "category" and is_list.any():
+            example = str(cells[is_list].iloc[0])[:40]
+            raise SchemaError(
+                f"column '{column.source}', {column.reason} as categorical, holds lists such as {example}; "
+                "allowed: one value in each cell; declare multi_categorical or vector"
+            )
+        is_wrong = _is_any(cells, (dict, set, bytes))
+        if column.role == "text":
+            is_wrong |= is_list
         cells = cells.mask(is_wrong, None)
-    return Cells(cells, {"not a value": is_wrong})
+    values = _to_texts(cells) if column.role == "text" else cells
+    return Cells(values, {"not a value": is_wrong})
 
 
 def _to_texts(cells: pd.Series) -> pd.Series:

@@ -146,7 +146,7 @@ LOST = [
      ("events.csv", 4, None, f"1,3,,{EARLY},1.5,buy", "record")),
     ("a total below the rows", {"events.csv": EVENTS + "\n,,,60,"}, ("events.csv", 42, "user_id", None, "record")),
     ("a vector cut short", items(*ITEMS[1:], *(f"{n},1,1 2 3,b0" for n in range(6, 16)), "16,1,1 2,b0"),
-     ("items.csv", 17, "image", "[1. 2.]", "cell")),
+     ("items.csv", 17, "image", "1 2", "cell")),
 ]  # fmt: skip
 
 
