@@ -49,6 +49,7 @@ class Records:
     dropped: tuple[str, ...]  # columns that are not declared
     is_text: bool = False  # each cell is a text, so canonical integers mean integers
     is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
+    n_erased: int = 0  # records of erased users that were taken out
 
     @property
     def n_records(self) -> int:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -129,51 +129,38 @@ def _type_tables(
         log = read_file(Path(config.feedback), TableConfig(), list_columns(present))
         # ids of the log are texts whatever they are in the tables
         files["feedback"] = [replace(log, dropped=(), is_text=True)]
-    n_read = _count_records(files)
-    for name in files:
-        files[name] = [_leave_out(file, erased) for file in files[name]]
-    n_records = _count_records(files)
     for names in (_PARTS, ("users",), ("items",)):
         _check_same_columns([file for name in names for file in files.get(name, ())])
 
     layouts = {"users": config.users, "items": config.items, "feedback": None}
     tables = {}
     problems: list[str] = []
+    hints: list[str] = []
     for name in files:
         layout = layouts.get(name, config.interactions) or TableConfig()
-        table = type_records(files[name], layout, config.timezone, name in IDS)
+        kept = [_leave_out(file, erased) for file in files[name]]
+        table = type_records(kept, layout, config.timezone, name in IDS)
         tables[name] = _reject_outliers(table)
         problems.extend(_find_problems(name, tables[name], config.max_reject_rate))
+        hints.extend(_describe_losses(name, tables[name]))
     if problems:
         raise SchemaError("; ".join(problems))
-    for name in IDS.keys() & tables.keys():
-        _check_one_row_each(name, tables[name])
+    for name in IDS:
+        if name in tables:
+            _check_one_row_each(name, tables[name])
 
     typed, logged = _join_tables(config, tables)
+    erasures = {name: table.n_erased for name, table in tables.items()}
     rejects = Rejects(
-        tables={name: table.list_faults("record") for name, table in tables.items()},
-        cells={
-            name: tables[name].list_faults("cell") for name in IDS if name in tables
-        },
-        records=n_records,
-        dropped={name: _list_dropped(files[name]) for name in files},
-        forgotten=dict(Counter(n_read) - Counter(n_records)),
-        hints=tuple(
-            hint
-            for name, table in tables.items()
-            for hint in _describe_losses(name, table)
-        ),
-        logged=logged,
+        {name: table.list_faults("record") for name, table in tables.items()},
+        {name: table.list_faults("cell") for name, table in tables.items()},
+        {name: table.n_records for name, table in tables.items()},
+        {name: table.dropped for name, table in tables.items()},
+        {name: count for name, count in erasures.items() if count},
+        tuple(hints),
+        logged,
     )
     return typed, rejects
-
-
-def _count_records(files: Mapping[str, Sequence[Records]]) -> dict[str, int]:
-    return {name: sum(file.n_records for file in some) for name, some in files.items()}
-
-
-def _list_dropped(files: Sequence[Records]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for file in files for name in file.dropped))
 
 
 def _read_split_files(
@@ -199,36 +186,34 @@ def _leave_out(file: Records, erased: ErasureList) -> Records:
     """Take out the records of erased users, and the texts of torn records, which do not say whose they are."""
     if not len(erased) or "user_id" not in file.frame:
         return file
-    # as they are written: " 7" is another user than "7"
-    texts = [
-        cell if isinstance(cell, str) else to_text(cell)
-        for cell in file.frame["user_id"]
-    ]
-    codes, distinct = pd.factorize(pd.Series(texts, dtype=object))
-    is_erased = np.array([*map(erased.holds, distinct), False], bool)
-    is_kept = ~is_erased[codes]  # -1, the last, for a missing id
+    # a text is compared as it is: " 7" is another user than "7"
+    ids = file.frame["user_id"].map(_write_id)
+    is_erased = ids.isin([user_id for user_id in ids.unique() if erased.holds(user_id)])
     return replace(
         file,
-        frame=file.frame[is_kept].reset_index(drop=True),
-        lines=file.lines[is_kept],
+        frame=file.frame[~is_erased].reset_index(drop=True),
+        lines=file.lines[~is_erased],
         rejects=file.rejects.assign(value=None).astype({"value": "str"}),
+        n_erased=int(is_erased.sum()),
     )
+
+
+def _write_id(cell: Any) -> str:
+    return cell if isinstance(cell, str) else to_text(cell) or ""
 
 
 def _check_same_columns(files: Sequence[Records]) -> None:
     """Refuse a file that lacks a column which another of its table has, and one that is read twice."""
     filled = [file for file in files if len(file.frame)]
-    file_with = {
-        column: file.file for file in reversed(filled) for column in file.columns
-    }
     for file in filled:
-        for column, other in file_with.items():
-            if column not in file.columns:
-                raise SchemaError(
-                    f"{file.file}: column '{column.source}' is absent, which {other} has"
-                )
-    counts = Counter(Path(file.file).resolve() for file in files)
-    for path, count in counts.items():
+        for other in filled:
+            for column in other.columns:
+                if column not in file.columns:
+                    raise SchemaError(
+                        f"{file.file}: column '{column.source}' is absent, which {other.file} has"
+                    )
+    paths = Counter(Path(file.file).resolve() for file in files)
+    for path, count in paths.items():
         if count > 1:
             raise SchemaError(
                 f"{path} is a file of two parts of the split: give each part files of its own"
@@ -238,16 +223,28 @@ def _check_same_columns(files: Sequence[Records]) -> None:
 # ---- from raw cells to typed rows
 
 
-@dataclass(frozen=True)
-class TypedTable:
-    """Typed rows, the place of each, and what was left out."""
+class TypedPart(NamedTuple):
+    """Typed rows of one file, the place of each, and what was left out."""
 
     frame: pd.DataFrame
     places: pd.DataFrame  # file and line of each row
-    columns: tuple[Column, ...]
     faults: pd.DataFrame
     """File, line, column, value, reason, and what the fault costs: "record", "cell", or "" after the first of either."""
     n_right: Counter[str]  # column -> cells with a good value
+
+
+@dataclass(frozen=True)
+class TypedTable:
+    """Typed rows of one table, as those of its files."""
+
+    frame: pd.DataFrame
+    places: pd.DataFrame
+    faults: pd.DataFrame
+    n_right: Counter[str]
+    columns: tuple[Column, ...]
+    n_records: int
+    n_erased: int  # records of erased users, which are not counted in the others
+    dropped: tuple[str, ...]  # columns that are not declared
 
     def list_faults(self, costs: str) -> pd.DataFrame:
         """Return the faults that cost a record, or a cell."""
@@ -275,14 +272,16 @@ def type_records(
     paths = pd.CategoricalDtype([file.file for file in files])
     parts = [_type_file(file, timezone, layout, keeps_rows, paths) for file in files]
     columns = max((file.columns for file in files), key=len)
-    places = [part.places for part in parts]
-    faults = [part.faults for part in parts]
+    dropped = dict.fromkeys(name for file in files for name in file.dropped)
     return TypedTable(
         _join_frames([part.frame for part in parts], columns),
-        pd.concat(places, ignore_index=True),
-        columns,
-        pd.concat(faults, ignore_index=True),
+        pd.concat([part.places for part in parts], ignore_index=True),
+        pd.concat([part.faults for part in parts], ignore_index=True),
         sum((part.n_right for part in parts), Counter()),
+        columns,
+        sum(file.n_records for file in files),
+        sum(file.n_erased for file in files),
+        tuple(dropped),
     )
 
 
@@ -292,7 +291,7 @@ def _type_file(
     layout: TableConfig,
     keeps_rows: bool,
     paths: Any,
-) -> TypedTable:
+) -> TypedPart:
     """Type the records of one file: a bad id costs its row, any other bad cell too unless the table keeps rows."""
     columns = {}
     faults = [file.rejects.assign(costs="record")]
@@ -326,7 +325,7 @@ def _type_file(
     names = pd.Series(file.file, frame.index, dtype=paths)
     places = pd.DataFrame({"file": names, "line": file.lines[~is_lost]})
     in_order = pd.concat(faults).sort_values("line", kind="stable")
-    return TypedTable(frame, places, file.columns, in_order, n_right)
+    return TypedPart(frame, places, in_order, n_right)
 
 
 def _type_column(
@@ -480,11 +479,10 @@ def _join_tables(
     """Name the parts of the split, give the ids of a side one type in all tables, and append a log to train on."""
     frames = {name: table.frame for name, table in tables.items()}
     if config.split.kind == "files":
-        parts = [
-            frames[name].assign(**{PART: part})
-            for name, part in _PARTS.items()
-            if name in frames
-        ]
+        parts = []
+        for name, part in _PARTS.items():
+            if name in frames:
+                parts.append(frames[name].assign(**{PART: part}))
         frames["interactions"] = _join_frames(parts, tables["interactions"].columns)
     for side, id_name in IDS.items():
         names = [
@@ -492,8 +490,8 @@ def _join_tables(
             for name in ("interactions", "feedback", side)
             if len(frames.get(name, ()))
         ]
-        unified = unify_ids([frames[name][id_name] for name in names])
-        for name, ids in zip(names, unified, strict=True):
+        columns = unify_ids([frames[name][id_name] for name in names])
+        for name, ids in zip(names, columns, strict=True):
             frames[name] = frames[name].assign(**{id_name: ids})
     interactions = frames["interactions"]
     logged: dict[str, int] = {}
