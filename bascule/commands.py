@@ -68,7 +68,7 @@ _FORGET_HELP = "DIR/forgotten.json keeps a keyed hash of each, so that later eve
 def _recommend(given: argparse.Namespace) -> None:
     from serve.recommender import Recommender
     from serve.requests import Request
-    from service.export import add_filters, read_filters, read_requests
+    from service.request_files import add_filters, read_filters, read_requests
 
     if (given.requests is None) is not given.all_users:
         raise SchemaError("give either --requests or --all-users")

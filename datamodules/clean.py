@@ -128,21 +128,22 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
     Raises:
         SchemaError: a declared column is absent, or no event is a target or of a declared type.
     """
-    types = [*(config.targets.events or ()), *config.events]
+    target_types = config.targets.events
     min_weight = config.targets.min_weight
-    if not types and min_weight is None:
+    if target_types is None and min_weight is None and not config.events:
         return interactions
+    types = [*(target_types or ()), *config.events]
     _check_target_columns(interactions, config, types)
     is_target = np.ones(len(interactions), bool)
     weight = np.ones(len(interactions), np.float64)
-    if config.targets.events is not None:
-        is_target &= interactions["event"].isin(config.targets.events).to_numpy()
+    if target_types:
+        is_target &= interactions["event"].isin(target_types).to_numpy()
     if min_weight is not None:
         is_target &= (interactions["weight"] >= min_weight).to_numpy()
     if config.events:
         weights = interactions["event"].map(config.events).fillna(1.0)
         weight = np.asarray(weights, np.float64)
-    if not is_target.any():
+    if target_types == [] or not is_target.any():
         raise SchemaError(
             "data.targets: no event is a target; declare other events or a lower min_weight"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -246,12 +245,6 @@ class TargetsConfig:
     min_weight: float | None = None
     """The least weight, such as a rating. Default: any."""
 
-    def __post_init__(self) -> None:
-        if self.events == []:
-            raise SchemaError(
-                "data.targets.events is []; allowed: one kind of event or more, or null for every kind"
-            )
-
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -297,10 +290,6 @@ class DataConfig:
             raise SchemaError(
                 f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}"
             )
-        if len(set(self.audit_only)) < len(self.audit_only):
-            raise SchemaError(
-                f"data.audit_only is {self.audit_only}; keep each column once"
-            )
         for name, weight in self.events.items():
             if not 0 < weight < float("inf"):
                 raise SchemaError(
@@ -321,9 +310,8 @@ def say_missing(path: str, setting: str) -> str:
     """Say that a path leads nowhere, and which file beside it may be meant."""
     folder, name = os.path.split(path)
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    near = difflib.get_close_matches(name, beside, n=1)
-    advice = f"; did you mean '{os.path.join(folder, near[0])}'?" if near else ""
-    return f"{path} matches no file; {setting} is relative to {os.getcwd()}{advice}"
+    nearest = name_nearest(name, beside)
+    return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
 
 
 # ---- the columns that are read
@@ -394,7 +382,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         raise SchemaError(
             f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only"
         )
-    for name in audited:
+    for name in dict.fromkeys(audited):
         columns.append(Column(name, name, "value", "named in data.audit_only"))
     return tuple(columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from serve.errors import SchemaError
 from serve.files import replacing
 
 MAX_VALUE = 200  # characters of a value that are listed
+OUTLYING = "years from nearly all other times"
+MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that are slips
 OTHER_LENGTH = "of another length than most"
 KINDS = {
     "not a number": "numbers such as 1234.5",
@@ -153,11 +155,11 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     is_alike = rejects["column"].eq(first["column"])
     is_alike &= rejects["reason"].eq(first["reason"])
     texts = rejects["value"][is_alike].dropna().str.strip().tolist()
-    key = find_declaration(first["reason"], texts)
+    key = _find_declaration(first["reason"], texts)
     return f"; declare {key} {setting}" if key else ""
 
 
-def find_declaration(reason: str, texts: Sequence[str]) -> str:
+def _find_declaration(reason: str, texts: Sequence[str]) -> str:
     """Return the key and value of a table that reads all of some bad cells, or an empty text."""
     if reason == "not UTF-8":
         return "encoding: latin-1"
@@ -171,3 +173,34 @@ def find_declaration(reason: str, texts: Sequence[str]) -> str:
     if all(map(_POINT_NUMBER.fullmatch, texts)):
         return 'decimal: "."'
     return f'missing: ["{texts[0]}"]' if len(set(texts)) == 1 else ""
+
+
+def find_limit(
+    reason: str, wrong: pd.DataFrame, n_right: int, max_rate: float
+) -> float:
+    """Return how many bad cells of a column are slips: few of those that another declaration reads."""
+    if reason == OTHER_LENGTH:
+        return MAX_WIDTHS * n_right
+    texts = wrong["value"].dropna().str.strip().tolist()
+    key = _find_declaration(reason, texts)
+    if not key or key.startswith("missing"):
+        return n_right
+    return min(n_right, max_rate * (len(wrong) + n_right))
+
+
+def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
+    """Say how many cells and times were set aside, and where; the lines are published, so they quote no cell."""
+    cells = faults[faults["costs"] == "cell"]
+    for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
+        yield (
+            f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
+            f"see {place_of(bad)}"
+        )
+    odd = faults[faults["reason"] == OUTLYING]
+    if len(odd):
+        days = sorted(set(odd["value"].str[:10]))
+        yield (
+            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: "
+            f"see {place_of(odd)}; they are rejected, unless data.{setting_of(name)} has "
+            "min_datetime or max_datetime"
+        )

@@ -22,19 +22,18 @@ from datamodules.feedback import append_log, list_columns
 from datamodules.read import REPLACED
 from datamodules.rejects import (
     KINDS,
-    OTHER_LENGTH,
+    OUTLYING,
     Rejects,
     advise,
     describe,
-    find_declaration,
+    describe_losses,
+    find_limit,
     make_rejects,
-    place_of,
     setting_of,
 )
 from datamodules.sources import Records, read_file, read_files, take_frame
-from datamodules.values import read_cells, unify_ids
-from serve.arrays import Flags, Ints
-from serve.clock import DAY
+from datamodules.values import find_outlying, read_cells, unify_ids
+from serve.arrays import Flags
 from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
@@ -42,11 +41,7 @@ from serve.files import NOBODY, ErasureList
 PART = "part of the split"  # reserved column: the part that a file of the split gives
 TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 IDS = {"users": "user_id", "items": "item_id"}
-MIN_VOID = 3 * 365 * DAY
-"""Times in the outer 5 % are outliers if a gap of at least 3 years, and of the span of the middle 90 %, parts them."""
-MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that are slips
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
-_OUTLYING = "years from nearly all other times"
 
 
 @dataclass(frozen=True)
@@ -142,7 +137,7 @@ def _type_tables(
         table = type_records(kept, layout, config.timezone, name in IDS)
         tables[name] = _reject_outliers(table)
         problems.extend(_find_problems(name, tables[name], config.max_reject_rate))
-        hints.extend(_describe_losses(name, tables[name]))
+        hints.extend(describe_losses(name, tables[name].faults))
     if problems:
         raise SchemaError("; ".join(problems))
     for name in IDS:
@@ -366,12 +361,12 @@ def _reject_outliers(table: TypedTable) -> TypedTable:
         if column.role != "time":
             continue
         seconds = table.frame[column.name].to_numpy()
-        is_outlier = _find_outlying(seconds, column)
+        is_outlier = find_outlying(seconds, column)
         places = table.places[is_outlier]
         moments = seconds[is_outlier].astype("datetime64[s]").astype(str)
         texts = [f"{moment}Z" for moment in moments]
         rejects = make_rejects(
-            places["file"], places["line"], column.source, texts, _OUTLYING
+            places["file"], places["line"], column.source, texts, OUTLYING
         )
         faults = [table.faults, rejects.assign(costs="record")]
         table = replace(
@@ -381,24 +376,6 @@ def _reject_outliers(table: TypedTable) -> TypedTable:
             faults=pd.concat(faults, ignore_index=True),
         )
     return table
-
-
-def _find_outlying(seconds: Ints, column: Column) -> Flags:
-    """Mark times that a void of years parts from nearly all others, (n,), unless a limit says which are right."""
-    is_outlying = np.zeros(len(seconds), bool)
-    tail = len(seconds) // 20
-    if not tail:
-        return is_outlying
-    ordered = np.sort(seconds)
-    middle = ordered[tail : len(ordered) - tail]
-    is_void = np.diff(ordered) >= max(middle[-1] - middle[0], MIN_VOID)
-    early_voids = np.flatnonzero(is_void[:tail])
-    if len(early_voids) and column.low is None:
-        is_outlying |= seconds <= ordered[early_voids[-1]]
-    late_voids = np.flatnonzero(is_void[-tail:])
-    if len(late_voids) and column.high is None:
-        is_outlying |= seconds > ordered[len(is_void) - tail + late_voids[0]]
-    return is_outlying
 
 
 # ---- what is refused, and what is said
@@ -411,7 +388,7 @@ def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[st
         is_of_column = table.faults["column"] == column.source
         for reason, kind in KINDS.items():
             wrong = table.faults[is_of_column & (table.faults["reason"] == reason)]
-            if len(wrong) > _find_limit(reason, wrong, n_right, max_rate):
+            if len(wrong) > find_limit(reason, wrong, n_right, max_rate):
                 other = "another kind, such as text, in data.features"
                 if column.name in EVENT_ROLES:
                     other = f"another column in data.{setting_of(name)}.columns"
@@ -420,34 +397,6 @@ def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[st
                     f"column '{column.source}' does not hold {kind}: {len(wrong):,} values are not, "
                     f"the first: {describe(wrong)}{advice}"
                 )
-
-
-def _find_limit(
-    reason: str, wrong: pd.DataFrame, n_right: int, max_rate: float
-) -> float:
-    """Return how many wrong cells are slips; of those that another declaration reads, few are."""
-    if reason == OTHER_LENGTH:
-        return MAX_WIDTHS * n_right
-    texts = wrong["value"].dropna().str.strip().tolist()
-    key = find_declaration(reason, texts)
-    if not key or key.startswith("missing"):
-        return n_right
-    return min(n_right, max_rate * (len(wrong) + n_right))
-
-
-def _describe_losses(name: str, table: TypedTable) -> Iterator[str]:
-    """Say how many cells and times were set aside, and where; the lines are published, so they quote no cell."""
-    cells = table.list_faults("cell")
-    for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
-        yield f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: see {place_of(bad)}"
-    records = table.list_faults("record")
-    odd = records[records["reason"] == _OUTLYING]
-    if len(odd):
-        days = sorted(set(odd["value"].str[:10]))
-        yield (
-            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: see {place_of(odd)}; "
-            f"they are rejected, unless data.{setting_of(name)} has min_datetime or max_datetime"
-        )
 
 
 def _check_one_row_each(name: str, table: TypedTable) -> None:

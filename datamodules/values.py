@@ -20,6 +20,7 @@ from serve.errors import SchemaError
 from serve.kinds import Vector, read_vector
 
 LISTS = (list, tuple, np.ndarray)
+MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
 _MAX_INTEGER = 2**63 - 1
 _INTEGER = r"0|-?[1-9][0-9]{0,18}"  # "007" is a text
@@ -238,6 +239,34 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
         iso = pd.Series(moments + "Z" if has_zone else moments, cells.index)
         cells = cells.mask(times.notna(), iso)
     return cells
+
+
+def find_outlying(seconds: Ints, column: Column) -> Flags:
+    """Mark times that a void of years parts from nearly all others, unless a limit says which are right.
+
+    Times in the outer 5 % are outliers if a gap of `MIN_VOID`, and of the span of the middle 90 %, parts them.
+
+    Args:
+        seconds: (n,) UTC seconds in any order.
+        column: its limits.
+
+    Returns:
+        (n,) flags.
+    """
+    is_outlying = np.zeros(len(seconds), bool)
+    tail = len(seconds) // 20
+    if not tail:
+        return is_outlying
+    ordered = np.sort(seconds)
+    middle = ordered[tail : len(ordered) - tail]
+    is_void = np.diff(ordered) >= max(middle[-1] - middle[0], MIN_VOID)
+    early_voids = np.flatnonzero(is_void[:tail])
+    if len(early_voids) and column.low is None:
+        is_outlying |= seconds <= ordered[early_voids[-1]]
+    late_voids = np.flatnonzero(is_void[-tail:])
+    if len(late_voids) and column.high is None:
+        is_outlying |= seconds > ordered[len(is_void) - tail + late_voids[0]]
+    return is_outlying
 
 
 def _find_beyond(

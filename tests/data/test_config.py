@@ -91,7 +91,6 @@ def test_the_template_shows_every_key_and_states_the_defaults():
     [
         lambda: DataConfig(timezone="Europe/Berln"),
         lambda: DataConfig(max_reject_rate=1.5),
-        lambda: DataConfig(audit_only=["town", "age", "town"]),
         lambda: DataConfig(events={"buy": 0.0}),
         lambda: DataConfig(history_length=1),
         lambda: DataConfig(history_length=1_000_000),
@@ -104,7 +103,6 @@ def test_the_template_shows_every_key_and_states_the_defaults():
         lambda: FeatureConfig("categorical", min=0),
         lambda: FeatureConfig("multi_categorical", separator=""),
         lambda: FeaturesConfig(item={"price": "number"}).of("item"),
-        lambda: TargetsConfig(events=[]),
         lambda: SplitConfig("tme"),
         lambda: SplitConfig("time"),
         lambda: SplitConfig("time", "2017-12-01", strict=True),
