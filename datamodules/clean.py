@@ -1,4 +1,4 @@
-"""Clean tables: duplicates out, ids joined, rows in one order whatever the file's, targets weighed."""
+"""Clean tables: remove duplicates, check joins, order rows, weigh targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CleaningReport:
 
 
 def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
-    """Remove events that equal another in every column, and those of negative weight; cleaning is idempotent."""
+    """Remove rows that equal another in every column, and events of negative weight."""
     events = tables.interactions
     is_first = ~events.duplicated()
     weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
@@ -48,7 +48,7 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
-    """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
+    """Return the share of users and items with events that have no row in a given table."""
     shares = {}
     for name in IDS:
         if name in given:
@@ -73,8 +73,10 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         id_of_event = tables.interactions[id_name].tolist()[0]
         id_of_row = rows[id_name].tolist()[0]
         raise SchemaError(
-            f"none of the {name} with events has a row in the {name} table: {id_name} is {id_of_event!r} in the "
-            f"interactions and {id_of_row!r} in the {name}; name the right column as {id_name} in data.{name}.columns, "
+            f"none of the {name} with events has a row in the {name} table: {id_name} is "
+            f"{id_of_event!r} in the "
+            f"interactions and {id_of_row!r} in the {name}; name the right column as {id_name} in "
+            f"data.{name}.columns, "
             "or write whole numbers without .0"
         )
 
@@ -86,7 +88,11 @@ def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:
-    """Order users and items by id, interactions by user, time and position; ties of baskets and sets by all columns."""
+    """Order users and items by id, interactions by user, time and position.
+
+    Ties of baskets and sets are ordered by all columns, so that the order of the file plays no
+    part.
+    """
     events = tables.interactions
     keys = [name for name in ("user_id", "datetime", "position") if name in events]
     if ties == "simultaneous" or is_set(events):
@@ -123,7 +129,8 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
 
     Args:
         interactions: cleaned events.
-        config: its `targets` say which events are predicted, its `events` how their losses are weighed.
+        config: its `targets` say which events are predicted, its `events` how their losses are
+            weighed.
 
     Raises:
         SchemaError: a declared column is absent, or no event is a target or of a declared type.
@@ -172,7 +179,8 @@ def _check_target_columns(
     for name, is_needed in needed.items():
         if is_needed and name not in interactions:
             raise SchemaError(
-                f"data.targets or data.events reads '{name}', which is absent: set data.interactions.columns"
+                f"data.targets or data.events reads '{name}', which is absent: set "
+                "data.interactions.columns"
             )
     if not types:
         return

@@ -1,4 +1,4 @@
-"""The data section of a configuration: tables, features and split, and the columns that are read for them."""
+"""The data section of a configuration: tables, features, split, and the columns they read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from serve.clock import find_zone, to_seconds
 from serve.errors import SchemaError, name_nearest
 from serve.schema import DERIVED, Kind, Repeats, Ties
 
-MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory, however short the histories of the data
-REPEAT_RATE = "repeat_rate"  # column that the items of a bundle have of their own where repeats are allowed
+MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
+REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed
 _DELIMITER = re.compile(r'[^"\r\n]{1,4}')
 _SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
 Role = Literal[
@@ -28,6 +28,10 @@ EVENT_ROLES: dict[str, Role] = {
     "event": "text",
     "weight": "number",
 }  # the columns of interactions that have a meaning of their own, in their order
+_ID_ROLES: dict[str, dict[str, Role]] = {
+    "user": {"user_id": "id"},
+    "item": {"item_id": "id"},
+}
 _ROLES: dict[Kind, Role] = {
     "vector": "vector",
     "date": "date",
@@ -52,7 +56,7 @@ _PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
 
 
 def _check_choices(config: Any, name: str) -> None:
-    """Refuse a value that the `Literal` of its field does not list: a typo in Python would change the meaning."""
+    """Refuse a value that its `Literal` does not list: a typo would change the meaning."""
     for key, annotation in get_type_hints(type(config)).items():
         value = getattr(config, key)
         allowed = get_args(annotation)
@@ -66,28 +70,37 @@ class TableConfig:
     """One table in a file."""
 
     path: str | None = None
-    """CSV, TSV, JSON Lines or Parquet, by suffix, also compressed, as `events.csv.gz`; * and ? name several files, **
-    those of all folders below. Relative to the working directory. With a `query`: a database that DuckDB attaches."""
+    """CSV, TSV, JSON Lines or Parquet, by suffix, also compressed, as `events.csv.gz`; * and ?
+    name several files, ** those of all folders below. Relative to the working directory. With a
+    `query`: a database that DuckDB attaches."""
     columns: dict[str, str] = field(default_factory=dict)
-    """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
+    """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`,
+    `weight`."""
     names: list[str] | None = None
-    """All columns, in order, of a text file without a header line. With them its suffix may be any."""
+    """All columns, in order, of a text file without a header line. With them its suffix may be
+    any."""
     delimiter: str | None = None
-    """Between the cells of a text file: one character, or several such as `::`. Default: the first line shows it."""
+    """Between the cells of a text file: one character, or several such as `::`. Default: the
+    first line shows it."""
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     """Of a text file."""
     missing: list[str] = field(default_factory=list)
-    """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
+    """Texts that stand for a missing value in any column, such as NA. Default: the empty cell
+    alone does."""
     decimal: Literal[".", ","] = "."
-    """Between whole and fraction of a number that is written as text. With a comma, 1.234,5 is 1234.5."""
+    """Between whole and fraction of a number that is written as text. With a comma, 1.234,5 is
+    1234.5."""
     time_formats: list[str] = field(default_factory=list)
-    """How times and dates are written, in signs of strptime such as %d.%m.%Y %H:%M. Default, and beside them: ISO."""
+    """How times and dates are written, in signs of strptime such as %d.%m.%Y %H:%M. Default, and
+    beside them: ISO."""
     min_datetime: str | None = None
-    """An event before this ISO date or time is rejected. Default: one that lies years from nearly all others is."""
+    """An event before this ISO date or time is rejected. Default: one that lies years from nearly
+    all others is."""
     max_datetime: str | None = None
     """An event after it is rejected. Default: as for `min_datetime`."""
     query: str | None = None
-    """SQL for DuckDB, whose last statement gives the table; tables of the database at `path` go by their names."""
+    """SQL for DuckDB, whose last statement gives the table; tables of the database at `path` go
+    by their names."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "table")
@@ -95,12 +108,13 @@ class TableConfig:
             _check_time_format(form)
         if self.delimiter is not None and not _DELIMITER.fullmatch(self.delimiter):
             raise SchemaError(
-                f"delimiter is {self.delimiter!r}; allowed: 1 to 4 characters, no quote and no line end"
+                f"delimiter is {self.delimiter!r}; allowed: 1 to 4 characters, no quote and no "
+                "line end"
             )
 
 
 def _check_time_format(form: str) -> None:
-    """Refuse a format that leaves a part of the date open, or whose meaning depends on the machine."""
+    """Refuse a format without a whole date, or whose meaning depends on the machine."""
     try:
         read = datetime.strptime(_A_DAY.strftime(form), form)
         is_whole = "%Z" not in form and read.date() == _A_DAY.date()
@@ -121,7 +135,8 @@ class FeatureConfig:
     column: str | None = None
     """Column of the table; default: the name of the feature."""
     separator: str | None = None
-    """Between the values of a `multi_categorical` cell, by default |, or the levels of a `hierarchical` one, >."""
+    """Between the values of a `multi_categorical` cell, by default |, or the levels of a
+    `hierarchical` one, >."""
     min: float | str | None = None
     """A `numeric` value, or a `date`, below it is impossible, and a bad cell. Default: no limit."""
     max: float | str | None = None
@@ -132,12 +147,14 @@ class FeatureConfig:
         types = (*_LIMITS.get(self.role, ()), type(None))
         if not isinstance(self.min, types) or not isinstance(self.max, types):
             raise SchemaError(
-                f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: numbers with kind numeric, "
+                f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: numbers with "
+                "kind numeric, "
                 'dates such as "2024-05-31" with kind date'
             )
         if self.separator is not None and not self.separator.strip():
             raise SchemaError(
-                f"separator is {self.separator!r}; allowed: one character or more, and no blank alone"
+                f"separator is {self.separator!r}; allowed: one character or more, and no blank "
+                "alone"
             )
 
     @property
@@ -158,7 +175,7 @@ class FeatureConfig:
 
 
 def _read_feature(key: str, declared: Any) -> Any:
-    """Return a kind as it is and keys as a `FeatureConfig`; jsonargparse would not name the feature at fault."""
+    """Check a feature, and name it in the error, as jsonargparse would not."""
     if isinstance(declared, FeatureConfig):
         return declared
     keys = declared if isinstance(declared, Mapping) else {"kind": declared}
@@ -173,12 +190,13 @@ def _read_feature(key: str, declared: Any) -> Any:
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """The features of the three sides: name -> kind, or name -> {kind, column, separator, min, max}."""
+    """The features of the three sides: name -> kind, or name -> {kind, column, ...}."""
 
     user: dict[str, Any] = field(default_factory=dict)
     item: dict[str, Any] = field(default_factory=dict)
     context: dict[str, Any] = field(default_factory=dict)
-    """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
+    """Columns of the interactions that are known when a request comes. Never a fact of the chosen
+    item."""
 
     def __post_init__(self) -> None:
         for side in ("user", "item", "context"):
@@ -188,7 +206,7 @@ class FeaturesConfig:
             object.__setattr__(self, side, features)
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
-        """Return the features of `user`, `item` or `context`, each with its column and separator filled in."""
+        """Return the features of `user`, `item` or `context` with their columns filled in."""
         features = {}
         for name, declared in getattr(self, side).items():
             is_whole = isinstance(declared, FeatureConfig)
@@ -202,17 +220,19 @@ class SplitConfig:
     """How test and validation events are set apart, before anything is fitted."""
 
     kind: Literal["leave_one_out", "time", "pairs", "files", "none"] = "leave_one_out"
-    """leave_one_out: each user's last event or time group. time: all from `at` on. pairs: a random share of each
-    user's items, with all events on them. files: given. none: all trains."""
+    """leave_one_out: each user's last event or time group. time: all from `at` on. pairs: a
+    random share of each user's items, with all events on them. files: given. none: all trains."""
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
-    """For `leave_one_out`: never train on any user's second-last event. Else the last training sees it."""
+    """For `leave_one_out`: never train on any user's second-last event. Else the last training
+    sees it."""
     share: float | None = None
     """For `pairs`: share of each user's items that is the test. Default: 0.2."""
     validation: str | None = None
-    """For `files`: a file laid out as the interactions, to stop training by. Default: as with `none`, the last event
-    or time group of up to 2,048 users, in a set a fifth of their items, which the last training sees too."""
+    """For `files`: a file laid out as the interactions, to stop training by. Default: as with
+    `none`, the last event or time group of up to 2,048 users, in a set a fifth of their items,
+    which the last training sees too."""
     test: str | None = None
     """For `files`: a file laid out as the interactions, to measure on."""
 
@@ -254,8 +274,8 @@ class DataConfig:
     users: TableConfig | None = None
     items: TableConfig | None = None
     feedback: str | None = None
-    """File of events that a service logged, as `bascule feedback` writes it; they are appended to the
-    interactions. Default: none."""
+    """File of events that a service logged, as `bascule feedback` writes it; they are appended to
+    the interactions. Default: none."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     audit_only: list[str] = field(default_factory=list)
     """Columns of the users table that results are sliced by and that are never a feature."""
@@ -270,10 +290,11 @@ class DataConfig:
     repeats: Repeats = "exclude"
     """May an item that the user already has be recommended?"""
     timezone: str | None = None
-    """IANA name; where hours and weekdays are taken and naive times are read. Default: times as given."""
+    """IANA name; where hours and weekdays are taken and naive times are read. Default: times as
+    given."""
     history_length: int | None = None
-    """The most events of a history that are encoded, up to 10,000. Default: the 99th percentile, at most 100 (20 with
-    repeats, 500 of a set)."""
+    """The most events of a history that are encoded, up to 10,000. Default: the 99th percentile,
+    at most 100 (20 with repeats, 500 of a set)."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
 
@@ -334,7 +355,8 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     """Return the columns that are read of a table.
 
     Args:
-        table: "users", "items" or "interactions"; the files of a split have the columns of the interactions.
+        table: "users", "items" or "interactions"; the files of a split have the columns of the
+            interactions.
         config: names, features, limits and columns to audit.
 
     Raises:
@@ -343,7 +365,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     side = {"users": "user", "items": "item"}.get(table, "context")
     declared = {"user": config.users, "item": config.items}
     layout = declared.get(side, config.interactions) or TableConfig()
-    roles = EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
+    roles = EVENT_ROLES if side == "context" else _ID_ROLES[side]
     for name in layout.columns:
         if name not in roles:
             raise SchemaError(
@@ -380,7 +402,8 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     reserved = {*audited, REPEAT_RATE} if config.repeats == "allow" else {*audited}
     if any(column.name in reserved for column in columns):
         raise SchemaError(
-            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only"
+            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of "
+            "data.audit_only"
         )
     for name in dict.fromkeys(audited):
         columns.append(Column(name, name, "value", "named in data.audit_only"))
@@ -397,7 +420,8 @@ def _list_readers(
         column = str(feature.column)
         if side != "item" and column in ("user_id", user_column):
             raise SchemaError(
-                f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others"
+                f"{key} reads '{column}', and ids of users are no feature: nothing is learned for "
+                "others"
             )
         if feature.role == "date" and side == "context":
             raise SchemaError(
@@ -415,13 +439,14 @@ def _list_readers(
         roles_of_column = {reader.role for reader in readers[column]}
         if len(roles_of_column) > 1 and roles_of_column & {"vector", "date"}:
             raise SchemaError(
-                f"{key}: column '{column}' is read as {' and '.join(roles_of_column)}; allowed: as one kind alone"
+                f"{key}: column '{column}' is read as {' and '.join(roles_of_column)}; allowed: "
+                "as one kind alone"
             )
     return readers
 
 
 def _find_role(features: Sequence[FeatureConfig]) -> Role:
-    """Return how a column is read that several features may read: numbers can be categories, too."""
+    """Return how a column is read that several features may read."""
     roles = {feature.role for feature in features}
     return next(role for role in (*_ROLES.values(), "value") if role in roles)
 

@@ -1,7 +1,7 @@
-"""Read files of records: CSV and TSV, JSON Lines and Parquet, each row with the place where it stands.
+"""Read files of records, each row with its place: CSV and TSV, JSON Lines and Parquet.
 
-Training reads whole tables, the commands that take requests and items read row by row; both read the same
-files in the same way. All but Parquet may be compressed by gzip (`.gz`). A record that is no row is listed
+Training reads whole files, the commands that take requests and items read row by row, and both in
+the same way. All but Parquet may be compressed by gzip (`.gz`). A record that is no row is listed
 with its line and a reason. This chapter needs numpy and pyarrow alone.
 """
 
@@ -119,7 +119,8 @@ def read_rows(path: Path, columns: Mapping[str, str] = SAME_NAMES) -> Iterator[R
         columns: our name -> name in the file, where they differ.
 
     Returns:
-        The place of each row, such as "line 3", and its cells by our names. Cells of CSV are texts, None if empty.
+        The place of each row, such as "line 3", and its cells by our names. Cells of CSV are
+        texts, None if empty.
 
     Raises:
         SchemaError: at once if the file cannot be read, else at the first record that is no row.
@@ -173,7 +174,7 @@ def _refuse(path: Path, bad: BadRecord) -> None:
 
 
 def _rename(cells: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Put cells under our names; a column of the file that has the name of a renamed one is hidden."""
+    """Put cells under our names; another column that has such a name is hidden."""
     if not columns:
         return cells
     hidden = {*columns, *columns.values()}
@@ -235,7 +236,8 @@ def read_json_lines(path: Path) -> FileRecords:
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
     """Read one object a line, with its line number.
 
-    The standard reader keeps "007", 7 and integers above 2**53 apart within a column; Arrow's does not.
+    The standard reader keeps "007", 7 and integers above 2**53 apart within a column; Arrow's
+    does not.
     """
     with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
@@ -271,11 +273,12 @@ def read_text(
         encoding: "utf-8" or "latin-1".
 
     Returns:
-        Rows with the line of each, and the records with too few or too many cells. A line without any cell is no
-        record.
+        Rows with the line of each, and the records with too few or too many cells. A line without
+        any cell is no record.
 
     Raises:
-        SchemaError: the file has no first line, a quote is not closed, or a record is longer than 16 MB.
+        SchemaError: the file has no first line, a quote is not closed, or a record is longer than
+            16 MB.
     """
     with _opened(path) as file:
         text, is_broken = _decode(file.read(), encoding)
@@ -330,7 +333,7 @@ def _first_line(text: str) -> str:
 
 
 def _guess_delimiter(line: str) -> str:
-    """Return two colons where a line has them before any other delimiter, else the one that splits it most often."""
+    """Return two colons if they come before any other delimiter, else the most frequent one."""
     bare = _QUOTED.sub("", line)
     head = re.split(f"[{_DELIMITERS}]", bare, maxsplit=1)[0]
     return "::" if "::" in head else max(_DELIMITERS, key=bare.count)
@@ -381,7 +384,7 @@ def _parse(
 def _count_breaks(
     table: pa.Table, bad: Collection[pa_csv.InvalidRow]
 ) -> tuple[Ints, Flags]:
-    """Return the line breaks within the cells of each record (n,), and which records are bad (n,)."""
+    """Count the line breaks within the cells of each record, (n,), and mark bad ones, (n,)."""
     is_bad = np.zeros(len(table) + len(bad), bool)
     is_bad[[row.number - 1 for row in bad]] = True
     breaks = np.zeros(len(is_bad), np.int64)
@@ -422,5 +425,6 @@ def _check_quotes(path: Path, text: str, between: str) -> None:
         except csv.Error as error:
             if reader.line_num > end + 1:
                 raise SchemaError(
-                    f"{path}: the quote opened on line {end + 1} is not closed; the last good line is {end}"
+                    f"{path}: the quote opened on line {end + 1} is not closed; the last good "
+                    f"line is {end}"
                 ) from error

@@ -1,4 +1,4 @@
-"""List the records and cells that became no value, with their place and reason, and say what to declare."""
+"""List the records and cells that became no value, and say what to declare."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ class Rejects:
     """The records of the files that did not become a row, by table or file of the split."""
 
     tables: dict[str, pd.DataFrame]
-    """File, line or record number from 1, column, value and reason of each bad record with its first fault."""
+    """File, line or record number from 1, column, value and reason of each bad record with its
+    first fault."""
     cells: dict[str, pd.DataFrame]
     """The same of bad cells of users and items, whose rows are kept without them."""
     records: dict[str, int]  # records in the files, the bad ones included
@@ -137,12 +138,12 @@ def place_of(rejects: pd.DataFrame) -> str:
 
 
 def setting_of(name: str) -> str:
-    """Return the table of the configuration by whose layout a table or file of the split is read."""
+    """Return the table of the configuration that lays out a table or file of the split."""
     return name if name in ("users", "items") else "interactions"
 
 
 def advise(name: str, rejects: pd.DataFrame) -> str:
-    """Say what to declare so that the bad cells of the first one's kind are read; empty where nothing is known.
+    """Say what to declare so that bad cells like the first one are read; empty if nothing is known.
 
     Args:
         name: table or file of the split.
@@ -151,7 +152,8 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     first = rejects.iloc[0]
     setting = f"in data.{setting_of(name)}"
     if first["reason"] == "not a time":
-        return f'; declare how times are written, such as time_formats: ["%d.%m.%Y %H:%M"], {setting}'
+        example = 'time_formats: ["%d.%m.%Y %H:%M"]'
+        return f"; declare how times are written, such as {example}, {setting}"
     is_alike = rejects["column"].eq(first["column"])
     is_alike &= rejects["reason"].eq(first["reason"])
     texts = rejects["value"][is_alike].dropna().str.strip().tolist()
@@ -178,7 +180,7 @@ def _find_declaration(reason: str, texts: Sequence[str]) -> str:
 def find_limit(
     reason: str, wrong: pd.DataFrame, n_right: int, max_rate: float
 ) -> float:
-    """Return how many bad cells of a column are slips: few of those that another declaration reads."""
+    """Return how many bad cells of a column are slips; few if another declaration reads them."""
     if reason == OTHER_LENGTH:
         return MAX_WIDTHS * n_right
     texts = wrong["value"].dropna().str.strip().tolist()
@@ -189,7 +191,7 @@ def find_limit(
 
 
 def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
-    """Say how many cells and times were set aside, and where; the lines are published, so they quote no cell."""
+    """Say how many cells and times were set aside, and where; published, so no cell is quoted."""
     cells = faults[faults["costs"] == "cell"]
     for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
         yield (

@@ -1,4 +1,4 @@
-"""Find the records of a table: in files, by a query or in a data frame; each is a row of raw cells or a reject."""
+"""Find the records of a table in files, by a query or in a data frame: raw rows and rejects."""
 
 from __future__ import annotations
 
@@ -86,7 +86,8 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
     """Take a data frame instead of a file; rows are numbered from 1."""
     if not isinstance(frame, pd.DataFrame) or not len(frame):
         raise SchemaError(
-            f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with records"
+            f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with "
+            "records"
         )
     names = list(map(str, frame.columns))
     cells = {
@@ -103,7 +104,8 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
     is_typed = kind in (PARQUET, *JSON_LINES)
     if is_typed and layout != _PLAIN:
         raise SchemaError(
-            f"{path}: names, delimiter and encoding are those of a text file; take them out for {kind}"
+            f"{path}: names, delimiter and encoding are those of a text file; take them out for "
+            f"{kind}"
         )
     if kind == PARQUET:
         records = read_parquet(path, {column.source for column in columns})
@@ -148,7 +150,7 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
     )
 
 
-def _to_series(cells: Any) -> pd.Series:
+def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
     """Return a column of a data frame.
 
     A column of integers with a gap would become floats, and an id above 2**53 another one.
@@ -157,7 +159,7 @@ def _to_series(cells: Any) -> pd.Series:
         return cells.reset_index(drop=True)
     if isinstance(cells, list):
         return pd.Series(cells, dtype=object)
-    return cells.to_pandas(integer_object_nulls=True)
+    return pd.Series(cells.to_pandas(integer_object_nulls=True))
 
 
 def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> None:
@@ -166,7 +168,8 @@ def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> 
     if not {*names} & {*required}:
         listed = ", ".join(required)
         raise SchemaError(
-            f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare columns or delimiter, "
+            f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare "
+            "columns or delimiter, "
             f"or, if that is no header, names: [{listed}, ...], all in the order of the file"
         )
 
@@ -192,7 +195,7 @@ def _find_columns(
 def _read_query(
     setting: str, query: str, table: TableConfig, columns: tuple[Column, ...]
 ) -> Records:
-    """Run a query in DuckDB, which reads what the query names and installs nothing that it does not ask for."""
+    """Run a query in DuckDB, which installs nothing that the query does not ask for."""
     import duckdb  # takes a while, and few queries are declared
 
     if (table.names, table.delimiter, table.encoding) != _PLAIN:
@@ -200,9 +203,10 @@ def _read_query(
             f"{setting} has a query beside names, delimiter or encoding; take them out"
         )
     name = f"{setting}.query"
-    options = {"autoinstall_known_extensions": "false"}
     try:
-        with duckdb.connect(config=options) as database:
+        with duckdb.connect(
+            config={"autoinstall_known_extensions": "false"}
+        ) as database:
             if table.path is not None:
                 database.execute(_attach(table.path))
             result = database.sql(query)
@@ -210,7 +214,8 @@ def _read_query(
     except (duckdb.Error, RuntimeError) as error:
         reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
         raise SchemaError(
-            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension needs INSTALL once"
+            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
+            "needs INSTALL once"
         ) from error
     if not len(rows):
         raise SchemaError(
@@ -235,12 +240,14 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     if pattern is None or path.is_dir():
         got = "not set" if pattern is None else f"the folder {path}"
         raise SchemaError(
-            f"{setting} is {got}; allowed: a file of {KINDS}, or a pattern such as 'events/*.parquet'"
+            f"{setting} is {got}; allowed: a file of {KINDS}, or a pattern such as "
+            "'events/*.parquet'"
         )
     scheme, is_remote, _ = pattern.partition("://")
     if is_remote:
         raise SchemaError(
-            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine, or by DuckDB a query: beside the path of a "
+            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine, or by DuckDB a "
+            "query: beside the path of a "
             "database, or one that begins with INSTALL httpfs; LOAD httpfs"
         )
     if path.is_file():

@@ -39,7 +39,8 @@ from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
 
 PART = "part of the split"  # reserved column: the part that a file of the split gives
-TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
+# reserved column: 0 for an event that is evidence alone; absent: 1 for all
+TARGET_WEIGHT = "weight as a target"
 IDS = {"users": "user_id", "items": "item_id"}
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
 
@@ -49,10 +50,11 @@ class Tables:
     """Three tables under our names."""
 
     interactions: pd.DataFrame
-    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight (float64),
-    context feature columns, `PART`; in file order."""
-    users: pd.DataFrame  # user_id, features, audit columns; without a users table the ids of the interactions
-    items: pd.DataFrame  # item_id, item feature columns; empty without an items table
+    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight
+    (float64), context feature columns, `PART`; in file order."""
+    users: pd.DataFrame
+    """user_id, features, audit columns; without a users table the ids of the interactions."""
+    items: pd.DataFrame  # item_id, feature columns; empty without an items table
 
 
 def is_set(interactions: pd.DataFrame) -> bool:
@@ -73,7 +75,8 @@ def read_tables(
         The tables, and every record or cell that is not in them. Rows + rejected records = records.
 
     Raises:
-        SchemaError: in one line, that a file or column is missing or holds something else than is declared.
+        SchemaError: in one line, that a file or column is missing or holds something else than is
+            declared.
     """
     columns = _list_columns(config)
     files = {}
@@ -92,7 +95,7 @@ def tables_from_frames(
     *,
     erased: ErasureList = NOBODY,
 ) -> tuple[Tables, Rejects]:
-    """Do as `read_tables` with data frames in place of the files, but for those that a split names."""
+    """Do as `read_tables` with data frames in place of the files of the tables."""
     columns = _list_columns(config)
     frames = {"interactions": interactions, "users": users, "items": items}
     files = {}
@@ -178,7 +181,7 @@ def _read_split_files(
 
 
 def _leave_out(file: Records, erased: ErasureList) -> Records:
-    """Take out the records of erased users, and the texts of torn records, which do not say whose they are."""
+    """Take out the records of erased users, and the texts of torn records, which may be theirs."""
     if not len(erased) or "user_id" not in file.frame:
         return file
     # a text is compared as it is: " 7" is another user than "7"
@@ -198,7 +201,7 @@ def _write_id(cell: Any) -> str:
 
 
 def _check_same_columns(files: Sequence[Records]) -> None:
-    """Refuse a file that lacks a column which another of its table has, and one that is read twice."""
+    """Refuse a file that lacks a column of its table's other files, and one that is read twice."""
     filled = [file for file in files if len(file.frame)]
     for file in filled:
         for other in filled:
@@ -224,7 +227,7 @@ class TypedPart(NamedTuple):
     frame: pd.DataFrame
     places: pd.DataFrame  # file and line of each row
     faults: pd.DataFrame
-    """File, line, column, value, reason, and what the fault costs: "record", "cell", or "" after the first of either."""
+    """File, line, column, value, reason, and what the fault costs: "record", "cell", or nothing."""
     n_right: Counter[str]  # column -> cells with a good value
 
 
@@ -287,7 +290,7 @@ def _type_file(
     keeps_rows: bool,
     paths: Any,
 ) -> TypedPart:
-    """Type the records of one file: a bad id costs its row, any other bad cell too unless the table keeps rows."""
+    """Type the records of one file; a bad cell costs itself alone where the table keeps rows."""
     columns = {}
     faults = [file.rejects.assign(costs="record")]
     n_right = Counter[str]()
@@ -382,7 +385,7 @@ def _reject_outliers(table: TypedTable) -> TypedTable:
 
 
 def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[str]:
-    """Say which columns hold something else than is declared: more wrong than right cells, or many that are alike."""
+    """Say which columns hold something else than is declared."""
     for column in table.columns:
         n_right = table.n_right[column.name]
         is_of_column = table.faults["column"] == column.source
@@ -394,7 +397,8 @@ def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[st
                     other = f"another column in data.{setting_of(name)}.columns"
                 advice = advise(name, wrong) or f"; mend it, or declare {other}"
                 yield (
-                    f"column '{column.source}' does not hold {kind}: {len(wrong):,} values are not, "
+                    f"column '{column.source}' does not hold {kind}: {len(wrong):,} values are "
+                    "not, "
                     f"the first: {describe(wrong)}{advice}"
                 )
 
@@ -414,7 +418,8 @@ def _check_one_row_each(name: str, table: TypedTable) -> None:
         for place in table.places.loc[rows.index].itertuples()
     ]
     raise SchemaError(
-        f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in {', '.join(columns)} "
+        f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
+        f"{', '.join(columns)} "
         f"({conflicting.nunique()} such ids): {'; '.join(places)}; keep one row each"
     )
 
@@ -425,7 +430,7 @@ def _check_one_row_each(name: str, table: TypedTable) -> None:
 def _join_tables(
     config: DataConfig, tables: Mapping[str, TypedTable]
 ) -> tuple[Tables, dict[str, int]]:
-    """Name the parts of the split, give the ids of a side one type in all tables, and append a log to train on."""
+    """Join the parts of the split and the log, and give the ids of a side one type."""
     frames = {name: table.frame for name, table in tables.items()}
     if config.split.kind == "files":
         parts = []

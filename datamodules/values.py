@@ -1,4 +1,4 @@
-"""Turn the cells of a column into typed values: ids, times, dates, numbers, vectors, texts; and find the faults."""
+"""Turn the cells of a column into typed values, and find the faults."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
 
 
 def _to_plain(cells: pd.Series) -> pd.Series:
-    """Turn categoricals, nullable kinds, decimals and lists into integers, floats, texts, times or plain objects."""
+    """Turn categoricals, nullable kinds, decimals and lists into plain values."""
     dtype = cells.dtype
     if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
         return cells.astype("str")
@@ -105,7 +105,7 @@ def _to_plain(cells: pd.Series) -> pd.Series:
 
 
 def _to_plain_value(value: object) -> object:
-    """Return an integer for a decimal without a fraction, as databases write keys, and a tuple for a list."""
+    """Return an integer for a decimal without a fraction, and a tuple for a list."""
     if isinstance(value, LISTS):
         return tuple(value)
     if isinstance(value, Decimal) and value.is_finite():
@@ -157,7 +157,7 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
 
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
-    """Return int64 if the ids are integers, in a text file without leading zeros, and None if they are texts."""
+    """Return int64 if the ids are integers, in a text file without leading zeros, else None."""
     if types.is_float_dtype(ids.dtype):
         is_integer = not ids.mod(1).any() and ids.abs().max() < _EXACT_FLOAT
         if not is_integer:
@@ -210,7 +210,7 @@ def _read_dates(
 def _read_moments(
     column: Column, cells: pd.Series, timezone: str | None, formats: list[str]
 ) -> tuple[Ints, Flags]:
-    """Read times in the formats, ISO times and epoch numbers: UTC seconds (n,), and which were read (n,)."""
+    """Read times as UTC seconds (n,), and mark those that were read (n,)."""
     if formats:
         cells = _rewrite_times(cells, formats)
     if isinstance(cells.dtype, pd.DatetimeTZDtype):
@@ -222,7 +222,8 @@ def _read_moments(
         return to_seconds(cells.to_numpy(), timezone)
     except SchemaError as error:
         raise SchemaError(
-            f"column '{column.source}': {error}; dates such as 20240531 need time_formats: [\"%Y%m%d\"]"
+            f"column '{column.source}': {error}; dates such as 20240531 need time_formats: "
+            '["%Y%m%d"]'
         ) from error
 
 
@@ -242,9 +243,11 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
 
 
 def find_outlying(seconds: Ints, column: Column) -> Flags:
-    """Mark times that a void of years parts from nearly all others, unless a limit says which are right.
+    """Mark times that a void of years parts from nearly all others, unless a limit says which are
+    right.
 
-    Times in the outer 5 % are outliers if a gap of `MIN_VOID`, and of the span of the middle 90 %, parts them.
+    Times in the outer 5 % are outliers if a gap of `MIN_VOID`, and of the span of the middle 90
+    %, parts them.
 
     Args:
         seconds: (n,) UTC seconds in any order.
@@ -292,7 +295,7 @@ def _write_limit(column: Column, limit: float) -> str:
 
 
 def _point_decimals(cells: pd.Series) -> pd.Series:
-    """Write texts of numbers with a decimal comma as programs do; any other text becomes no number at all."""
+    """Write numbers with a decimal point; a text that is none with a comma is no number then."""
     if types.is_numeric_dtype(cells.dtype):
         return cells
     return pd.Series(list(map(_point_decimal, cells)), cells.index, dtype=object)
@@ -308,7 +311,7 @@ def _point_decimal(cell: object) -> object:
 
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:
-    """Return float64, NaN where missing; an order of integers stays int64, or near ones of them would tie."""
+    """Return float64, NaN where missing; an order of integers stays int64: near ones would tie."""
     if cells.dtype == object:
         cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
     elif types.is_datetime64_any_dtype(cells.dtype):
@@ -330,7 +333,10 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
 
 
 def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
-    """Return a `Vector` or None for each cell; with a decimal comma, blanks or semicolons stand between numbers."""
+    """Return a `Vector` or None for each cell.
+
+    With a decimal comma, blanks or semicolons stand between numbers.
+    """
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
@@ -367,7 +373,8 @@ def _read_values(column: Column, cells: pd.Series) -> Cells:
         if column.role == "category" and is_list.any():
             example = str(cells[is_list].iloc[0])[:40]
             raise SchemaError(
-                f"column '{column.source}', {column.reason} as categorical, holds lists such as {example}; "
+                f"column '{column.source}', {column.reason} as categorical, holds lists such as "
+                f"{example}; "
                 "allowed: one value in each cell; declare multi_categorical or vector"
             )
         is_wrong = _is_any(cells, (dict, set, bytes))

@@ -1,7 +1,7 @@
-"""From tables of interactions to test requests: reading, validation splits, and who is asked about when.
+"""Turn tables of interactions into test requests: reading, validation splits, requests.
 
-Interactions are data frames of `user_id`, `item_id`, context columns and, where the data has times, `datetime` (int64
-UTC seconds). B test requests.
+Interactions are data frames of `user_id`, `item_id`, context columns and, where the data has
+times, `datetime` (int64 UTC seconds). B test requests.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
         schema: of the bundle that is judged.
 
     Returns:
-        `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context.
+        `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and
+        context.
 
     Raises:
         SchemaError: names the first record that cannot be read.
@@ -146,7 +147,8 @@ def profiles_from_frame(
     """Make the profiles of all users of both tables.
 
     Args:
-        interactions: events in any order; a history is ordered by time and position, if any, then by row.
+        interactions: events in any order; a history is ordered by time and position, if any, then
+            by row.
         users: `user_id` and feature columns.
         schema: of the bundle that answers.
     """
@@ -211,9 +213,10 @@ def _to_history(events: pd.DataFrame, schema: Schema) -> History:
 def split_validation(
     train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split validation off training as the holdout was: a window as long, each user's last, or as many of the pairs.
+    """Split validation off training as the holdout was.
 
-    A user's only moment, or last pair, stays.
+    It is a window as long, each user's last moment, or as many pairs. A user's only moment, or
+    last pair, stays.
 
     Args:
         train: interactions before the holdout.
@@ -250,7 +253,7 @@ def _draw_pairs(train: pd.DataFrame, n_held_out: int, seed: int) -> Flags:
 
 
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed: enough to choose among five values."""
+    """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed."""
     users = np.sort(interactions["user_id"].unique())
     drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
     return interactions[interactions["user_id"].isin(drawn)]
@@ -333,7 +336,7 @@ class Events:
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids whose place is their row: users ascending, items in the order of the bundle's catalogue."""
+    """Ids by row: users ascending, items in the order of the bundle's catalogue."""
 
     users: pd.Index[Any]
     items: pd.Index[Any]
@@ -361,14 +364,14 @@ class Ids:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """B test requests, and the first held-out interaction of each: its user, and the context of a target."""
+    """B test requests: targets, and the first held-out interaction of each."""
 
     targets: Targets
     rows: pd.DataFrame
 
 
 def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
-    """Make a request of every user in the holdout; its targets are their distinct held-out items."""
+    """Make a request of every user; its targets are their distinct held-out items."""
     if holdout.empty:
         raise SchemaError(
             "the holdout has no interactions; give at least one, or a split that holds some out"
@@ -377,7 +380,7 @@ def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
 
 
 def group_situations(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
-    """Make a request of every user and time, without times of every user and item, in the context of its first row."""
+    """Make a request of every user and time, or, without times, of every user and item."""
     second = "datetime" if "datetime" in holdout else "item_id"
     return _group(holdout, ids, ["user_id", second])
 
@@ -410,7 +413,7 @@ def has_context(rows: pd.DataFrame, schema: Schema) -> bool:
 
 
 def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
-    """Ask for each row's user in the situation of that row: its datetime and its context features."""
+    """Ask for each row's user at its datetime and in its context."""
     requests = plain_requests(rows, at=None)
     if schema.has_datetime and "datetime" in rows:
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):

@@ -6,8 +6,9 @@ An export of vectors is a folder of Parquet shards, and goes on where it was kil
     part-00000.parquet     a shard, there as a whole or not at all
     _SUCCESS               written last: without it the export is not complete
 
-The product of a user vector and an item vector is the item's score, but for what no vector holds: the memory of an
-owned item, where repeats are allowed, and what items add to the scores of others.
+The product of a user vector and an item vector is the item's score, but for what no vector holds:
+the memory of an owned item, where repeats are allowed, and what items add to the scores of
+others.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ Encoded = tuple[
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write tables of one schema below each other as CSV or Parquet, by suffix; until the end, `path` is as it was."""
+    """Write tables of one schema below each other as CSV or Parquet, by suffix, in one step."""
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".parquet"):
         raise SchemaError(
@@ -168,7 +169,10 @@ def export_users(
     overwrite: bool,
     columns: Mapping[str, str] = SAME_NAMES,
 ) -> list[str]:
-    """Export user vectors, as `export_items` does; `rows` is a file of requests, None: all users with a profile."""
+    """Export user vectors as `export_items` does.
+
+    `rows` is a file of requests; None: all users with a profile.
+    """
     profiles = recommender.profiles
     source: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
     if rows is not None:
@@ -223,7 +227,7 @@ def _export(
     folder: Path,
     overwrite: bool,
 ) -> list[str]:
-    """Write rows shard by shard; those of a shard that is there already are read, but not encoded."""
+    """Write rows shard by shard; the rows of a shard that is there are read, but not encoded."""
     schema = recommender.bundle.schema
     id_type = schema.user_id_type if side == "user" else schema.item_id_type
     plan = {
@@ -274,7 +278,7 @@ def _lock(folder: Path) -> BinaryIO:
 def _open_folder(
     folder: Path, plan: Mapping[str, Any], overwrite: bool
 ) -> Iterator[None]:
-    """Take a folder that is new or left by a killed export of the same plan; `overwrite` removes an export there."""
+    """Take a folder that is new, is left by a killed export of the plan, or may be overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(os.listdir(folder)):
         if not _OURS.fullmatch(name):
@@ -317,7 +321,15 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
 
 
 def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
-    """Rewrite a Parquet file without the rows of users, given as texts, if it has any; return how many went."""
+    """Rewrite a Parquet file without the rows of users, if it has any.
+
+    Args:
+        path: the file.
+        user_ids: the users, as texts.
+
+    Returns:
+        The number of rows that went.
+    """
     with open_table(path) as file:
         if "user_id" not in file.schema_arrow.names:
             return 0
@@ -331,7 +343,7 @@ def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
 
 
 def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
-    """Rewrite the shards that hold any of the users, given as texts, one by one; return how many rows went."""
+    """Rewrite the shards that hold any of the users, given as texts; return how many rows went."""
     with _lock(folder):
         for partial in folder.glob(f"{_SHARDS}.part"):
             partial.unlink()  # of a kill

@@ -34,8 +34,8 @@ def read_requests(
 ) -> Iterator[Request]:
     """Read and check the requests of a file one by one.
 
-    JSON Lines and Parquet hold them nested, CSV and TSV as flat columns without history: `user_id`, `datetime`, or the
-    name of a user or context feature; an empty cell is not given.
+    JSON Lines and Parquet hold them nested, CSV and TSV as flat columns without history:
+    `user_id`, `datetime`, or the name of a user or context feature; an empty cell is not given.
 
     Args:
         path: the file.
@@ -44,7 +44,8 @@ def read_requests(
         check: may refuse a request that cannot be answered.
 
     Raises:
-        SchemaError: at once if the file cannot be read, else at the first bad request, with its place.
+        SchemaError: at once if the file cannot be read, else at the first bad request, with its
+            place.
     """
     rows = read_rows(path, columns)
     is_flat = kind_of(path) in TEXTS
@@ -79,7 +80,7 @@ def nest_cells(cells: Mapping[str, str | None], schema: Schema) -> dict[str, Any
 
 
 def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
-    """Return the field of a request that holds a column, empty for the request itself, and the feature."""
+    """Return the field of a request that holds a column, or an empty text, and the feature."""
     if name in ("user_id", "datetime"):
         return "", None
     sides = {"features": schema.user_features, "context": schema.context_features}
@@ -91,7 +92,8 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
     ]
     if len(matches) != 1:
         raise SchemaError(
-            f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single features of users and "
+            f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single "
+            "features of users and "
             "context; else give JSON Lines"
         )
     return matches[0]
@@ -100,7 +102,7 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
 def read_items(
     path: Path, schema: Schema, columns: Mapping[str, str] = SAME_NAMES
 ) -> Iterator[Row]:
-    """Read the items of a file, each with its place, `item_id` and the columns that features read."""
+    """Read the items of a file: place, `item_id` and the columns that features read."""
     wanted = {feature.column for feature in schema.item_features} | {ITEM_ID}
     for name in columns:
         if name not in wanted:
@@ -128,7 +130,8 @@ def read_filters(
         column, _, number = option.rpartition("=")
         if not column or not number.strip().isdecimal() or column in limits:
             raise SchemaError(
-                f"--at-most is '{option[:40]}'; expected COLUMN=N, each column once, as in category=2"
+                f"--at-most is '{option[:40]}'; expected COLUMN=N, each column once, as in "
+                "category=2"
             )
         limits[column] = int(number.strip()[:18])
     ids = None if only is None else [raw.get(ITEM_ID) for _, raw in read_rows(only)]
