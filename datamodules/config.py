@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -15,7 +14,6 @@ from serve.schema import DERIVED, Kind, Repeats, Ties
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
 REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed
-_DELIMITER = re.compile(r'[^"\r\n]{1,4}')
 _SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
 Role = Literal[
     "id", "time", "date", "order", "number", "text", "vector", "category", "value"
@@ -28,16 +26,13 @@ EVENT_ROLES: dict[str, Role] = {
     "event": "text",
     "weight": "number",
 }  # the columns of interactions that have a meaning of their own, in their order
-_ID_ROLES: dict[str, dict[str, Role]] = {
-    "user": {"user_id": "id"},
-    "item": {"item_id": "id"},
-}
 _ROLES: dict[Kind, Role] = {
     "vector": "vector",
     "date": "date",
     "numeric": "number",
     "categorical": "category",
 }  # the others are read as values
+_PRECEDENCE = (*_ROLES.values(), "value")  # of the features that read one column
 _LIMITS: dict[Role, tuple[type, ...]] = {"number": (int, float), "date": (str,)}
 _UNFIT: dict[Role, tuple[Role, ...]] = {
     **dict.fromkeys(EVENT_ROLES.values(), ("vector", "date")),
@@ -106,11 +101,6 @@ class TableConfig:
         _check_choices(self, "table")
         for form in self.time_formats:
             _check_time_format(form)
-        if self.delimiter is not None and not _DELIMITER.fullmatch(self.delimiter):
-            raise SchemaError(
-                f"delimiter is {self.delimiter!r}; allowed: 1 to 4 characters, no quote and no "
-                "line end"
-            )
 
 
 def _check_time_format(form: str) -> None:
@@ -300,10 +290,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "data")
-        if not 0 <= self.max_reject_rate <= 1:
-            raise SchemaError(
-                f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1"
-            )
         if (
             self.history_length is not None
             and not 2 <= self.history_length <= MAX_HISTORY
@@ -365,7 +351,9 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     side = {"users": "user", "items": "item"}.get(table, "context")
     declared = {"user": config.users, "item": config.items}
     layout = declared.get(side, config.interactions) or TableConfig()
-    roles = EVENT_ROLES if side == "context" else _ID_ROLES[side]
+    roles = EVENT_ROLES
+    if side != "context":
+        roles = {f"{side}_id": "id"}
     for name in layout.columns:
         if name not in roles:
             raise SchemaError(
@@ -391,7 +379,8 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         column = Column(
             name,
             source,
-            role=roles.get(name) or _find_role(features),
+            role=roles.get(name)
+            or min((feature.role for feature in features), key=_PRECEDENCE.index),
             reason=reason if name in required else "",
             may_be_empty=name == "event" or name not in roles,
             low=max(_read_limits(lows, config.timezone), default=None),
@@ -445,25 +434,17 @@ def _list_readers(
     return readers
 
 
-def _find_role(features: Sequence[FeatureConfig]) -> Role:
-    """Return how a column is read that several features may read."""
-    roles = {feature.role for feature in features}
-    return next(role for role in (*_ROLES.values(), "value") if role in roles)
-
-
 def _read_limits(
     limits: Iterable[float | str | None], timezone: str | None
-) -> list[float]:
-    """Return the limits as numbers, those of times in UTC seconds."""
-    return [_read_limit(limit, timezone) for limit in limits if limit is not None]
-
-
-def _read_limit(limit: float | str, timezone: str | None) -> float:
-    if not isinstance(limit, str):
-        return limit
-    seconds, is_valid = to_seconds([limit], timezone)
-    if not is_valid[0]:
-        raise SchemaError(
-            f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
-        )
-    return float(seconds[0])
+) -> Iterator[float]:
+    """Yield the limits as numbers, those of times in UTC seconds."""
+    for limit in limits:
+        if isinstance(limit, str):
+            seconds, is_valid = to_seconds([limit], timezone)
+            if not is_valid[0]:
+                raise SchemaError(
+                    f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
+                )
+            yield float(seconds[0])
+        elif limit is not None:
+            yield limit

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,7 +33,7 @@ from datamodules.rejects import (
     setting_of,
 )
 from datamodules.sources import Records, read_file, read_files, take_frame
-from datamodules.values import find_outlying, read_cells, unify_ids
+from datamodules.values import find_outlying, join_frames, read_cells, unify_ids
 from serve.arrays import Flags
 from serve.encode import to_text
 from serve.errors import SchemaError
@@ -185,8 +186,11 @@ def _leave_out(file: Records, erased: ErasureList) -> Records:
     if not len(erased) or "user_id" not in file.frame:
         return file
     # a text is compared as it is: " 7" is another user than "7"
-    ids = file.frame["user_id"].map(_write_id)
-    is_erased = ids.isin([user_id for user_id in ids.unique() if erased.holds(user_id)])
+    ids = file.frame["user_id"].astype(object)
+    ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
+    is_erased = ids.isin(
+        [user_id for user_id in ids.dropna().unique() if erased.holds(user_id)]
+    )
     return replace(
         file,
         frame=file.frame[~is_erased].reset_index(drop=True),
@@ -194,10 +198,6 @@ def _leave_out(file: Records, erased: ErasureList) -> Records:
         rejects=file.rejects.assign(value=None).astype({"value": "str"}),
         n_erased=int(is_erased.sum()),
     )
-
-
-def _write_id(cell: Any) -> str:
-    return cell if isinstance(cell, str) else to_text(cell) or ""
 
 
 def _check_same_columns(files: Sequence[Records]) -> None:
@@ -221,24 +221,15 @@ def _check_same_columns(files: Sequence[Records]) -> None:
 # ---- from raw cells to typed rows
 
 
-class TypedPart(NamedTuple):
-    """Typed rows of one file, the place of each, and what was left out."""
+@dataclass(frozen=True)
+class TypedTable:
+    """Typed rows of a table, or of one file of it, and what was left out."""
 
     frame: pd.DataFrame
     places: pd.DataFrame  # file and line of each row
     faults: pd.DataFrame
     """File, line, column, value, reason, and what the fault costs: "record", "cell", or nothing."""
     n_right: Counter[str]  # column -> cells with a good value
-
-
-@dataclass(frozen=True)
-class TypedTable:
-    """Typed rows of one table, as those of its files."""
-
-    frame: pd.DataFrame
-    places: pd.DataFrame
-    faults: pd.DataFrame
-    n_right: Counter[str]
     columns: tuple[Column, ...]
     n_records: int
     n_erased: int  # records of erased users, which are not counted in the others
@@ -269,17 +260,19 @@ def type_records(
     """
     paths = pd.CategoricalDtype([file.file for file in files])
     parts = [_type_file(file, timezone, layout, keeps_rows, paths) for file in files]
-    columns = max((file.columns for file in files), key=len)
-    dropped = dict.fromkeys(name for file in files for name in file.dropped)
+    columns = max((part.columns for part in parts), key=len)
+    places = [part.places for part in parts]
+    faults = [part.faults for part in parts]
+    dropped = chain.from_iterable(part.dropped for part in parts)
     return TypedTable(
-        _join_frames([part.frame for part in parts], columns),
-        pd.concat([part.places for part in parts], ignore_index=True),
-        pd.concat([part.faults for part in parts], ignore_index=True),
+        join_frames([part.frame for part in parts], columns),
+        pd.concat(places, ignore_index=True),
+        pd.concat(faults, ignore_index=True),
         sum((part.n_right for part in parts), Counter()),
         columns,
-        sum(file.n_records for file in files),
-        sum(file.n_erased for file in files),
-        tuple(dropped),
+        sum(part.n_records for part in parts),
+        sum(part.n_erased for part in parts),
+        tuple(dict.fromkeys(dropped)),
     )
 
 
@@ -289,7 +282,7 @@ def _type_file(
     layout: TableConfig,
     keeps_rows: bool,
     paths: Any,
-) -> TypedPart:
+) -> TypedTable:
     """Type the records of one file; a bad cell costs itself alone where the table keeps rows."""
     columns = {}
     faults = [file.rejects.assign(costs="record")]
@@ -323,7 +316,16 @@ def _type_file(
     names = pd.Series(file.file, frame.index, dtype=paths)
     places = pd.DataFrame({"file": names, "line": file.lines[~is_lost]})
     in_order = pd.concat(faults).sort_values("line", kind="stable")
-    return TypedPart(frame, places, in_order, n_right)
+    return TypedTable(
+        frame,
+        places,
+        in_order,
+        n_right,
+        file.columns,
+        file.n_records,
+        file.n_erased,
+        file.dropped,
+    )
 
 
 def _type_column(
@@ -341,21 +343,6 @@ def _type_column(
     except SchemaError as error:
         raise SchemaError(f"{file.file}: {error}") from error
     return read.values, broken | read.faults
-
-
-def _join_frames(
-    frames: Sequence[pd.DataFrame], columns: Sequence[Column]
-) -> pd.DataFrame:
-    """Put rows of the same columns below each other; those without rows have no say in a type."""
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return frames[0]
-    joined = pd.concat(filled, ignore_index=True)
-    for column in columns:
-        if column.role == "id":
-            ids = unify_ids([frame[column.name] for frame in filled])
-            joined[column.name] = pd.concat(ids, ignore_index=True)
-    return joined
 
 
 def _reject_outliers(table: TypedTable) -> TypedTable:
@@ -437,7 +424,7 @@ def _join_tables(
         for name, part in _PARTS.items():
             if name in frames:
                 parts.append(frames[name].assign(**{PART: part}))
-        frames["interactions"] = _join_frames(parts, tables["interactions"].columns)
+        frames["interactions"] = join_frames(parts, tables["interactions"].columns)
     for side, id_name in IDS.items():
         names = [
             name

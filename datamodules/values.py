@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -57,21 +57,19 @@ def read_cells(
     is_missing = _is_one_of(cells, {mark.strip() for mark in layout.missing})
     if is_missing.any():
         cells = cells.mask(is_missing, None)
-    match column.role:
-        case "vector":
-            return _read_vectors(cells, layout.decimal)
-        case "id":
-            return _read_ids(column, cells, is_text)
-        case "time":
-            return _read_times(column, cells, timezone, layout.time_formats)
-        case "date":
-            return _read_dates(column, cells, timezone, layout.time_formats)
-        case "number" | "order":
-            if layout.decimal == ",":
-                cells = _point_decimals(cells)
-            return _read_numbers(column, cells)
-        case _:
-            return _read_values(column, cells)
+    if column.role == "vector":
+        return _read_vectors(cells, layout.decimal)
+    if column.role == "id":
+        return _read_ids(column, cells, is_text)
+    if column.role == "time":
+        return _read_times(column, cells, timezone, layout.time_formats)
+    if column.role == "date":
+        return _read_dates(column, cells, timezone, layout.time_formats)
+    if column.role in ("number", "order"):
+        if layout.decimal == ",":
+            cells = _point_decimals(cells)
+        return _read_numbers(column, cells)
+    return _read_values(column, cells)
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -79,6 +77,21 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     if all(map(types.is_integer_dtype, columns)):
         return columns
     return [ids.astype("str") for ids in columns]
+
+
+def join_frames(
+    frames: Sequence[pd.DataFrame], columns: Sequence[Column]
+) -> pd.DataFrame:
+    """Put rows of the same columns below each other; those without rows have no say in a type."""
+    filled = [frame for frame in frames if len(frame)]
+    if not filled:
+        return frames[0]
+    joined = pd.concat(filled, ignore_index=True)
+    for column in columns:
+        if column.role == "id":
+            ids = unify_ids([frame[column.name] for frame in filled])
+            joined[column.name] = pd.concat(ids, ignore_index=True)
+    return joined
 
 
 # ---- cells of every kind
@@ -170,7 +183,7 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
         is_integer = is_text and ids.str.fullmatch(_INTEGER).all()
     else:
         is_integer = not (ids > _MAX_INTEGER).any()  # would become negative
-    if not is_integer or ids.empty and not types.is_integer_dtype(ids.dtype):
+    if not is_integer or (ids.empty and not types.is_integer_dtype(ids.dtype)):
         return None
     try:
         return ids.astype("int64")
