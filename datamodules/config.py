@@ -65,9 +65,8 @@ class TableConfig:
     """One table in a file."""
 
     path: str | None = None
-    """CSV, TSV, JSON Lines or Parquet, by suffix, also compressed, as `events.csv.gz`; * and ?
-    name several files, ** those of all folders below. Relative to the working directory. With a
-    `query`: a database that DuckDB attaches."""
+    """CSV, TSV, JSON Lines or Parquet, by suffix, or `events.csv.gz`; * and ? name several files,
+    ** those of all folders below. With a `query`: a database that DuckDB attaches."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`,
     `weight`."""
@@ -366,21 +365,23 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     columns = []
     for name in dict.fromkeys((*roles, *readers)):
         features = readers.get(name, [])
-        source = layout.columns.get(name, name)
-        reason = f"which is read as data.{table}.columns.{name}"
         lows = [feature.min for feature in features]
         highs = [feature.max for feature in features]
-        if name not in roles:
+        if name in roles:
+            role = roles[name]
+            source = layout.columns.get(name, name)
+            reason = f"which is read as data.{table}.columns.{name}"
+        else:
+            role = min((feature.role for feature in features), key=_PRECEDENCE.index)
             source = name
             reason = f"read by data.features.{side}"
-        elif roles[name] == "time":
+        if role == "time":
             lows = [layout.min_datetime]
             highs = [layout.max_datetime]
         column = Column(
             name,
             source,
-            role=roles.get(name)
-            or min((feature.role for feature in features), key=_PRECEDENCE.index),
+            role,
             reason=reason if name in required else "",
             may_be_empty=name == "event" or name not in roles,
             low=max(_read_limits(lows, config.timezone), default=None),

@@ -200,10 +200,10 @@ def _check_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -
 def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Cast timestamps to what Python holds: Arrow turns nanoseconds into objects of pandas."""
     schema = batch.schema
-    for place, field in enumerate(schema):
+    for index, field in enumerate(schema):
         if pa.types.is_timestamp(field.type):
             kind = pa.timestamp("us", field.type.tz)
-            schema = schema.set(place, field.with_type(kind))
+            schema = schema.set(index, field.with_type(kind))
     return batch.cast(schema, safe=False)
 
 
@@ -358,7 +358,7 @@ def _parse(
         bad.append(row)
         return "skip"
 
-    names = [f"c{place}" for place in range(n_columns)]
+    names = [f"c{index}" for index in range(n_columns)]
     reading = pa_csv.ReadOptions(
         use_threads=False, block_size=_BLOCK, column_names=names
     )

@@ -256,11 +256,10 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
 
 
 def find_outlying(seconds: Ints, column: Column) -> Flags:
-    """Mark times that a void of years parts from nearly all others, unless a limit says which are
-    right.
+    """Mark times that a void parts from nearly all others, unless a limit says which are right.
 
-    Times in the outer 5 % are outliers if a gap of `MIN_VOID`, and of the span of the middle 90
-    %, parts them.
+    Times in the outer 5 % are outliers if a gap of at least 3 years, and of the span of the middle
+    90 %, separates them.
 
     Args:
         seconds: (n,) UTC seconds in any order.
