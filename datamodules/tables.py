@@ -137,8 +137,8 @@ def _type_tables(
     hints: list[str] = []
     for name in files:
         layout = layouts.get(name, config.interactions) or TableConfig()
-        present = [_leave_out(file, erased) for file in files[name]]
-        table = type_records(present, layout, config.timezone, name in IDS)
+        remaining = [_leave_out(file, erased) for file in files[name]]
+        table = type_records(remaining, layout, config.timezone, name in IDS)
         tables[name] = _reject_outliers(table)
         problems.extend(_find_problems(name, tables[name], config.max_reject_rate))
         hints.extend(describe_losses(name, tables[name].faults))
