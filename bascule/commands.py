@@ -68,7 +68,7 @@ _FORGET_HELP = "DIR/forgotten.json keeps a keyed hash of each, so that later eve
 def _recommend(given: argparse.Namespace) -> None:
     from serve.recommender import Recommender
     from serve.requests import Request
-    from service.export import add_filters, read_filters, read_requests
+    from service.request_files import add_filters, read_filters, read_requests
 
     if (given.requests is None) is not given.all_users:
         raise SchemaError("give either --requests or --all-users")
@@ -111,8 +111,8 @@ def _recommend_file(
     recommender: Recommender, requests: Iterable[Request], given: argparse.Namespace
 ) -> None:
     """Answer requests into a file, which is as it was until all answers are in it."""
-    from serve.tables import write_tables
     from service.answers import find_unknown
+    from service.export import write_tables
 
     n_requests = 0
     counts = Counter[str]()
@@ -178,8 +178,8 @@ def _similar(given: argparse.Namespace) -> None:
 
 
 def _export(given: argparse.Namespace) -> None:
+    from datamodules.read import read_columns
     from serve.recommender import Recommender
-    from serve.tables import read_columns
     from service.export import export_items, export_users
 
     columns = read_columns(given.columns)

@@ -51,7 +51,7 @@ from serve.requests import Id, Request, parse_filters, show
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 from service.command_line import align
-from service.export import nest_cells
+from service.request_files import nest_cells
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -38,9 +38,9 @@ from serve.files import make_private, write_file
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.rerank import find_new
-from serve.tables import write_table
 from service.command_line import make_parser, run_command
 from service.experiment import Experiment
+from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
 from service.live_items import LiveItems

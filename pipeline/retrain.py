@@ -26,8 +26,8 @@ from serve.bundle import BUNDLE, FEEDBACK, METRICS, STATE, STATE_FILE, Bundle
 from serve.errors import SchemaError
 from serve.files import make_private
 from serve.recommender import Recommender
-from serve.tables import write_table
 from service.command_line import make_parser, run_command
+from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
 from service.log import read_log
 from service.registry import Registry

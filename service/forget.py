@@ -38,8 +38,14 @@ from serve.files import (
 from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
-from serve.tables import open_table, write_table
-from service.export import PLAN, erase_from_export, erase_from_table, read_plan
+from service.export import (
+    PLAN,
+    erase_from_export,
+    erase_from_table,
+    open_table,
+    read_plan,
+    write_table,
+)
 from service.publish import read_version
 from service.state import StateStore
 

@@ -97,7 +97,7 @@ def template(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "ROWS_PER_SHARD", 4)
-        patch.setattr("serve.tables.ROWS_AT_ONCE", 2)
+        patch.setattr("datamodules.read.ROWS_AT_ONCE", 2)
         assert main([str(word) for word in words]) == 0
         words[4:] = ["item", "--out", folder / "items"]
         assert main([str(word) for word in words]) == 0

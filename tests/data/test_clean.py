@@ -205,6 +205,7 @@ def test_without_a_declaration_every_event_is_a_target():
             ["event"],
             "event 'by' is declared.*did you mean 'buy'",
         ),
+        (DataConfig(targets=TargetsConfig([])), ["event"], "no event is a target"),
         (DataConfig(events={"buy": 2.0}), ["weight"], "reads 'event', which is absent"),
         (
             DataConfig(targets=TargetsConfig(min_weight=4)),
