@@ -1,4 +1,4 @@
-"""Training by cutoffs: where baskets come at once or items repeat, what follows a moment is predicted.
+"""Training by cutoffs: where items repeat or come in baskets, what follows a moment is predicted.
 
 Letters: U users, E events, G moments of `ItemTrends`, D drawn cutoffs, B requests of a batch.
 """

@@ -53,9 +53,9 @@ class Catalogue:
                 plain = plain.drop(columns=name)
                 vectors[name] = to_vectors(feature, self.table[name])
 
-        for name in plain.select_dtypes(object):
-            written = _write_cells(plain[name], readers.get(str(name)))
-            plain = plain.assign(**{str(name): written})
+        for name in map(str, plain.columns[plain.dtypes == object]):
+            written = _write_cells(plain[name], readers.get(name))
+            plain = plain.assign(**{name: written})
         items = pa.Table.from_pandas(plain, preserve_index=False)
         items = items.replace_schema_metadata(None)
         for name, matrix in vectors.items():
@@ -146,11 +146,14 @@ def build_sequences(
     context = encode_features(
         schema.context_features, context_columns, n, schema.timezone
     )
+    times = _column(interactions, "datetime", 0)
+    types = _column(interactions, "event", None)
+    weights = _column(interactions, "weight", 1.0)
     events = Events(
         item_row=item_rows.astype(np.int64),
-        time=_column(interactions, "datetime", 0).astype(np.int64),
-        event=encode_event_types(_column(interactions, "event", None), schema),
-        weight=_column(interactions, "weight", 1.0).astype(np.float32),
+        time=times.astype(np.int64),
+        event=encode_event_types(types, schema),
+        weight=weights.astype(np.float32),
         offsets=np.append(offsets, n),
         context=context_keys(schema.context_features, context.codes),
     )
@@ -159,8 +162,8 @@ def build_sequences(
     user = encode_features(
         schema.user_features, user_columns, len(user_ids), schema.timezone
     )
-    weight = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
-    return Sequences(events, context, weight, user, user_ids)
+    target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
+    return Sequences(events, context, target_weights, user, user_ids)
 
 
 def encode_event_types(values: NDArray[Any], schema: Schema) -> Ints:
