@@ -96,7 +96,7 @@ class NextGroupTimeline:
     ) -> None:
         groups = number_groups(events, schema)  # (E,)
         is_start = np.ones(len(groups), dtype=bool)  # (E,)
-        is_start[1:] = groups[1:] != groups[:-1]
+        is_start[1:] = np.diff(groups) != 0
         is_start[events.offsets[:-1][events.counts > 0]] = True
         starts = np.flatnonzero(is_start)  # (groups,)
         ends = np.append(starts[1:], len(groups))  # (groups,)

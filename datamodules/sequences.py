@@ -53,7 +53,7 @@ class Catalogue:
                 plain = plain.drop(columns=name)
                 vectors[name] = to_vectors(feature, self.table[name])
 
-        for name in map(str, plain.columns[plain.dtypes == object]):
+        for name in map(str, plain.columns[plain.dtypes == "object"]):
             written = _write_cells(plain[name], readers.get(name))
             plain = plain.assign(**{name: written})
         items = pa.Table.from_pandas(plain, preserve_index=False)

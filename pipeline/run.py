@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from datamodules.clean import only_evidence, only_targets
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.report import print_report, report_data
-from datamodules.splits import check_files, check_targets
+from datamodules.splits import check_targets
 from evaluation.console import print_summary
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
@@ -134,7 +134,6 @@ def produce(work: Work, stage: Stage) -> Product:
     tables = work.tables
     split = work.split
     check_targets(split, config.data.repeats)
-    check_files(split, config.data.split, tables.items)
     leaks = find_leaks(tables, split, config.data)
     rejects = work.report["rejects"]
     cleaning = work.report["cleaning"]

@@ -36,7 +36,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from datamodules.clean import only_targets
-from datamodules.splits import check_files, check_targets
+from datamodules.splits import check_targets
 from models.checkpoints import compare
 from models.config import Recipe
 from models.defaults import choose_recipe, count_data
@@ -87,7 +87,6 @@ def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
             "tune.trials: data.split leaves no validation event to judge a trial by; give another kind"
         )
     check_targets(split, given.data.repeats)
-    check_files(split, given.data.split, work.tables.items)
     tables = replace(work.tables, interactions=split.refit)
     work = replace(
         work, tables=tables, split=replace(split, test=split.validation.iloc[:0])
