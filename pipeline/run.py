@@ -13,8 +13,8 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from datamodules.clean import only_evidence, only_targets
+from datamodules.data_report import print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
-from datamodules.report import print_report, report_data
 from datamodules.splits import check_targets
 from evaluation.console import print_summary
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
