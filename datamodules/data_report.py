@@ -74,12 +74,13 @@ def report_data(
         "repeats": config.repeats,
         "time": _time_range(events),
     }
+    hints = [*rejects.hints, *_find_hints(events, cold, config)]
     quality = {
         "missing": _measure_missing(tables),
         "unlisted": measure_unlisted(tables, rejects.records),
         "cleaning": asdict(cleaning),
         "cold": cold,
-        "hints": [*rejects.hints, *_find_hints(events, cold, config)],
+        "hints": hints,
         "leaks": [_describe_leak(leak) for leak in leaks],
     }
     spread = {

@@ -149,13 +149,15 @@ def build_sequences(
     times = _column(interactions, "datetime", 0)
     types = _column(interactions, "event", None)
     weights = _column(interactions, "weight", 1.0)
+    event_types = encode_event_types(types, schema)
+    contexts = context_keys(schema.context_features, context.codes)
     events = Events(
-        item_row=item_rows.astype(np.int64),
-        time=times.astype(np.int64),
-        event=encode_event_types(types, schema),
-        weight=weights.astype(np.float32),
-        offsets=np.append(offsets, n),
-        context=context_keys(schema.context_features, context.codes),
+        item_rows.astype(np.int64),
+        times.astype(np.int64),
+        event_types,
+        weights.astype(np.float32),
+        np.append(offsets, n),
+        contexts,
     )
     rows_of_users = find_rows(users, "user_id", user_ids)
     user_columns = columns_of(rows_of_users, schema.user_features)

@@ -115,12 +115,10 @@ def open_folder(given: Config) -> Path:
 
 def describe_study(given: Config, work: Work, space: Space) -> dict[str, Any]:
     """Return what identifies a search, as JSON values."""
-    origin = {
-        **declare(work.config),
-        "searched": {name: repr(values) for name, values in space.items()},
-        "previous": str(given.previous),
-        "rows": work.rows,
-    }
+    origin = declare(work.config)
+    origin["searched"] = {name: repr(values) for name, values in space.items()}
+    origin["previous"] = str(given.previous)
+    origin["rows"] = work.rows
     return dict(json.loads(json.dumps(origin)))
 
 
@@ -141,22 +139,23 @@ def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> S
     rate = recipe.learning_rate
     half = max(recipe.max_epochs // 2, 1)
     max_id_dropout = MAX_ID_DROPOUT if has_content else 0.0
-    sizes: Space = {
+    fewer_blocks = max(recipe.n_blocks - 1, 0)
+    low_rate = rate / RATE_FACTOR
+    space: Space = {
         "dim": IntDistribution(step, 2 * recipe.dim, step=step),
-        "n_blocks": IntDistribution(max(recipe.n_blocks - 1, 0), recipe.n_blocks + 1),
-        "similarity": CategoricalDistribution(("cosine", "dot")),
+        "n_blocks": IntDistribution(fewer_blocks, recipe.n_blocks + 1),
         "max_epochs": IntDistribution(half, recipe.max_epochs + half),
     }
-    rates: Space = {
+    space |= {
+        "learning_rate": FloatDistribution(low_rate, rate * RATE_FACTOR, log=True),
+        "similarity": CategoricalDistribution(("cosine", "dot")),
+        "batch_size": _doublings(recipe.batch_size, 1),
+        "negatives": _doublings(recipe.negatives, 2),
+    }
+    space |= {
         "dropout": _share(recipe.dropout, MAX_DROPOUT),
         "id_dropout": _share(recipe.id_dropout, max_id_dropout),
-        "negatives": _doublings(recipe.negatives, 2),
-        "learning_rate": FloatDistribution(
-            rate / RATE_FACTOR, rate * RATE_FACTOR, log=True
-        ),
-        "batch_size": _doublings(recipe.batch_size, 1),
     }
-    space = sizes | rates
     names = [name for name in left_open if name in space]
     return {name: space[name] for name in names if not space[name].single()}
 
