@@ -296,10 +296,7 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     [
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (MemoryError("no room"), "lower --model.batch_size"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "lower --model.batch_size",
-        ),
+        (torch.OutOfMemoryError("no room"), "lower --model.batch_size"),
         (
             OSError(28, "No space left on device", "metrics.json"),
             "metrics.json: No space left on device",
