@@ -66,29 +66,27 @@ def report_data(
         "items_table": len(tables.items),
     }
     counts |= {name: len(part) for name, part in parts.items()}
-    protocol = {
+    hints = [*rejects.hints, *_find_hints(events, cold, config)]
+    report = {
         "counts": counts,
         "split": _describe_split(split, config.split.strict),
         "targets": targets,
         "ties": config.ties,
         "repeats": config.repeats,
         "time": _time_range(events),
-    }
-    hints = [*rejects.hints, *_find_hints(events, cold, config)]
-    quality = {
         "missing": _measure_missing(tables),
-        "unlisted": measure_unlisted(tables, rejects.records),
+    }
+    report["unlisted"] = measure_unlisted(tables, rejects.records)
+    report |= _describe_rejects(rejects)
+    return report | {
         "cleaning": asdict(cleaning),
         "cold": cold,
         "hints": hints,
-        "leaks": [_describe_leak(leak) for leak in leaks],
-    }
-    spread = {
         "repeat_share": _share(is_repeat),
         "long_tail": _long_tail(item_counts),
         "history_length": _quantiles(user_counts),
+        "leaks": [_describe_leak(leak) for leak in leaks],
     }
-    return protocol | quality | _describe_rejects(rejects) | spread
 
 
 def _describe_split(split: Split, is_strict: bool) -> dict[str, Any]:
