@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from serve.arrays import Flags
+from serve.arrays import Ints
 from serve.encode import EncodedFeatures, encode_features
 from serve.schema import Feature
 
@@ -78,25 +78,29 @@ class FeatureDropout:
     time: float = 0.15  # the time of the request: recency counts from the last event
 
 
-def encode_missing(features: tuple[Feature, ...]) -> EncodedFeatures:
-    """Encode one row without any value, as serving does."""
-    return encode_features(features, {}, 1)
-
-
-def hide_rows(
-    encoded: EncodedFeatures, is_hidden: Flags, missing: EncodedFeatures
-) -> EncodedFeatures:
-    """Replace the marked rows.
+class PartlyHidden:
+    """Features of n rows; each batch hides a share of its rows, which then read as missing.
 
     Args:
-        encoded: features of rows of any shape, (..., C) codes and (..., V) values.
-        is_hidden: the rows to replace, (...).
-        missing: the one row of `encode_missing`.
+        encoded: the features of all rows.
+        features: as they are declared.
+        share: of the rows of a batch.
     """
-    is_hidden = is_hidden[..., None]  # (..., 1)
-    codes = np.where(is_hidden, missing.codes, encoded.codes)  # (..., C)
-    values = np.where(is_hidden, missing.values, encoded.values)  # (..., V)
-    return EncodedFeatures(codes, values)
+
+    def __init__(
+        self, encoded: EncodedFeatures, features: tuple[Feature, ...], share: float
+    ) -> None:
+        self.encoded = encoded
+        self.missing = encode_features(features, {}, 1)
+        self.share = share
+
+    def take(self, rows: Ints, rng: np.random.Generator) -> EncodedFeatures:
+        """Return (..., C) codes and (..., V) values of rows (...)."""
+        is_hidden = rng.random((*rows.shape, 1)) < self.share  # (..., 1)
+        shown = self.encoded.take(rows)
+        codes = np.where(is_hidden, self.missing.codes, shown.codes)  # (..., C)
+        values = np.where(is_hidden, self.missing.values, shown.values)  # (..., V)
+        return EncodedFeatures(codes, values)
 
 
 class Examples(Protocol):

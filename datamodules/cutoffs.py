@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
 from datamodules.requests import (
     ItemTrends,
     RequestMaker,
@@ -18,7 +18,6 @@ from datamodules.requests import (
 )
 from datamodules.sequences import Sequences
 from serve.arrays import Flags, Floats, Ints
-from serve.encode import EncodedFeatures
 from serve.events import Events, last_moments, number_groups, spans
 from serve.schema import Schema
 
@@ -158,8 +157,11 @@ class CutoffExamples:
         self.timeline = timeline
         self.batch_size = batch_size
         self.dropout = dropout
-        self.missing_user = encode_missing(maker.schema.user_features)
-        self.missing_context = encode_missing(maker.schema.context_features)
+        schema = maker.schema
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
 
     def plan(self, seed: int, epoch: int) -> list[CutoffPlan]:
         """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
@@ -198,19 +200,11 @@ class CutoffExamples:
 
         hides_time = (rng.random(n) < self.dropout.time) & (stops > starts)  # (B,)
         times = np.where(hides_time, last_moments(past), cutoffs.times)  # (B,)
-        hides_user = rng.random(n) < self.dropout.user  # (B,)
-        user = self.sequences.user.take(cutoffs.users)
-        user = hide_rows(user, hides_user, self.missing_user)
-        context = self.context(stops, rng)
+        user = self.user.take(cutoffs.users, rng)
+        following = np.minimum(stops, len(events.time) - 1)  # (B,)
+        context = self.context.take(following, rng)
         weighed = scale_by_user(targets, n)
         return self.maker.make(past, times, plan.trend, weighed, user, context)
-
-    def context(self, stops: Ints, rng: np.random.Generator) -> EncodedFeatures:
-        """Return the request context of each cutoff: that of the first event that follows."""
-        rows = np.minimum(stops, len(self.sequences.events.time) - 1)  # (B,)
-        is_hidden = rng.random(len(rows)) < self.dropout.context  # (B,)
-        context = self.sequences.context.take(rows)
-        return hide_rows(context, is_hidden, self.missing_context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:

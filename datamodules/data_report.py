@@ -67,26 +67,28 @@ def report_data(
     }
     counts |= {name: len(part) for name, part in parts.items()}
     hints = [*rejects.hints, *_find_hints(events, cold, config)]
+    time = _time_range(events)
     report = {
         "counts": counts,
         "split": _describe_split(split, config.split.strict),
         "targets": targets,
         "ties": config.ties,
         "repeats": config.repeats,
-        "time": _time_range(events),
+        "time": time,
         "missing": _measure_missing(tables),
     }
     report["unlisted"] = measure_unlisted(tables, rejects.records)
     report |= _describe_rejects(rejects)
-    return report | {
+    report |= {
         "cleaning": asdict(cleaning),
         "cold": cold,
         "hints": hints,
         "repeat_share": _share(is_repeat),
         "long_tail": _long_tail(item_counts),
         "history_length": _quantiles(user_counts),
-        "leaks": [_describe_leak(leak) for leak in leaks],
     }
+    report["leaks"] = [_describe_leak(leak) for leak in leaks]
+    return report
 
 
 def _describe_split(split: Split, is_strict: bool) -> dict[str, Any]:

@@ -139,7 +139,8 @@ def build_sequences(
     n = len(interactions)
     users_of_events = interactions["user_id"].to_numpy()  # (E,)
     user_ids = np.unique(np.append(users["user_id"].to_numpy(), users_of_events))
-    item_rows = pd.Index(item_ids).get_indexer(pd.Index(interactions["item_id"]))
+    ids_of_events = pd.Index(interactions["item_id"])
+    item_rows = pd.Index(item_ids).get_indexer(ids_of_events).astype(np.int64)  # (E,)
     offsets = np.searchsorted(users_of_events, user_ids)  # (U,)
 
     context_columns = columns_of(interactions, schema.context_features)
@@ -152,7 +153,7 @@ def build_sequences(
     event_types = encode_event_types(types, schema)
     contexts = context_keys(schema.context_features, context.codes)
     events = Events(
-        item_rows.astype(np.int64),
+        item_rows,
         times.astype(np.int64),
         event_types,
         weights.astype(np.float32),

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
 from datamodules.requests import (
     RequestMaker,
     Targets,
@@ -18,7 +18,6 @@ from datamodules.requests import (
 )
 from datamodules.sequences import Sequences, count_within, number_pairs
 from serve.arrays import Ints
-from serve.encode import EncodedFeatures
 from serve.events import Events, spans
 
 FOLDS = 5  # each fold of a user's items is predicted from the others once an epoch
@@ -58,8 +57,11 @@ class SetExamples:
         self.maker = maker
         self.batch_size = batch_size
         self.dropout = dropout
-        self.missing_user = encode_missing(maker.schema.user_features)
-        self.missing_context = encode_missing(maker.schema.context_features)
+        schema = maker.schema
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
 
         events = sequences.events
         _, first, self.pair = np.unique(  # pair (E,): number of each event's pair
@@ -71,7 +73,7 @@ class SetExamples:
         target_users = self.pair_user[self.target_pairs]  # (T,) ascending
         self.n_targets = np.bincount(target_users, minlength=len(events))  # (U,)
         self.n_folds = self.n_targets  # (U,)
-        if not maker.schema.context_features:
+        if not schema.context_features:
             self.n_folds = np.minimum(self.n_targets, FOLDS)  # (U,)
 
     def plan(self, seed: int, epoch: int) -> list[SetPlan]:
@@ -124,24 +126,20 @@ class SetExamples:
         is_seen = ~is_target & (lot < shares[example])  # (e,)
 
         targets = self._weigh_targets(plan, positions[is_target], example[is_target])
-        hides_user = rng.random(n) < self.dropout.user  # (B,)
-        user = self.sequences.user.take(plan.users)
-        user = hide_rows(user, hides_user, self.missing_user)
-        context = self.context(positions[is_target], example[is_target], rng)
+        user = self.user.take(plan.users, rng)
+        chosen = self._choose_event(positions[is_target], example[is_target], rng)
+        context = self.context.take(chosen, rng)
         past = _pick(events, positions[is_seen], example[is_seen], n)
         times = np.zeros(n, dtype=np.int64)  # (B,)
         return self.maker.make(past, times, 0, targets, user, context)
 
-    def context(
+    def _choose_event(
         self, positions: Ints, example: Ints, rng: np.random.Generator
-    ) -> EncodedFeatures:
-        """Return the request context of each example: that of one of its targets' events."""
+    ) -> Ints:
+        """Draw one of the events on the targets of each example, (B,)."""
         order = np.lexsort((rng.random(len(positions)), example))
         _, first = np.unique(example[order], return_index=True)  # (B,)
-        chosen = positions[order[first]]  # (B,)
-        is_hidden = rng.random(len(chosen)) < self.dropout.context  # (B,)
-        context = self.sequences.context.take(chosen)
-        return hide_rows(context, is_hidden, self.missing_context)
+        return positions[order[first]]
 
     def _weigh_targets(self, plan: SetPlan, positions: Ints, example: Ints) -> Targets:
         """Return the targets of a batch; the folds of a user weigh together like their root."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from datamodules.batch import FeatureDropout, WindowBatch, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, PartlyHidden, WindowBatch
 from datamodules.sequences import Sequences, count_within, number_pairs
 from serve.arrays import Flags, Floats, Ints
 from serve.clock import DAY
@@ -57,8 +57,10 @@ class WindowExamples:
         is_first = mark_first_times(sequences.events)  # (E,)
         target_weight = np.where(is_first, sequences.target_weight, 0)  # (E,)
         self.target_weight = target_weight.astype(np.float32)  # (E,)
-        self.missing_user = encode_missing(schema.user_features)
-        self.missing_context = encode_missing(schema.context_features)
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
 
     def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
         """Plan an epoch, a function of seed and epoch alone."""
@@ -90,8 +92,8 @@ class WindowExamples:
         positions = np.minimum(plan.starts[:, None] + columns, last)  # (B, L)
 
         rng = np.random.default_rng(plan.seed)
-        hides_context = rng.random(positions.shape) < self.dropout.context  # (B, L)
-        hides_user = rng.random(len(lengths)) < self.dropout.user  # (B,)
+        context = self.context.take(positions, rng)
+        user = self.user.take(plan.users, rng)
         has_time = rng.random(positions.shape) >= self.dropout.time  # (B, L)
         sees_history = rng.random(positions.shape) >= self.dropout.history  # (B, L)
 
@@ -100,10 +102,6 @@ class WindowExamples:
         recency = np.zeros_like(times)  # (B, L)
         recency[:, 1:] = np.diff(times, axis=1) * (is_event & has_time)[:, 1:]
 
-        user = self.sequences.user.take(plan.users)
-        user = hide_rows(user, hides_user, self.missing_user)
-        context = self.sequences.context.take(positions)
-        context = hide_rows(context, hides_context, self.missing_context)
         arrays = {
             **history,
             "history_lengths": lengths,  # (B,)

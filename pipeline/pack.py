@@ -89,6 +89,7 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
 def make_facts(config: Config, trained: Trained) -> Facts:
     """Return the facts that only the run knows."""
     schema = trained.data.schema
+    similarity = trained.towers.item_tower.similarity
     neighbours = trained.towers.neighbours
     counts = {
         "items": len(trained.data.catalogue),
@@ -100,12 +101,14 @@ def make_facts(config: Config, trained: Trained) -> Facts:
         "model": asdict(config.model),
         "seed": config.seed,
     }
+    libraries = {name: version(name) for name in LIBRARIES}
+    popularity_dims = len(schema.popularity_days)
     return Facts(
-        similarity=trained.towers.item_tower.similarity,
-        popularity_dims=len(schema.popularity_days),
+        similarity=similarity,
+        popularity_dims=popularity_dims,
         index_recall=1.0,
         counts=counts,
-        libraries={name: version(name) for name in LIBRARIES},
+        libraries=libraries,
         data_until=schema.data_until,
         config=declared,
         neighbour_decay=neighbours.decay,

@@ -183,15 +183,15 @@ def describe_training(work: Work, trained: Trained) -> dict[str, Any]:
     chosen = {}
     for choice in work.choices:
         chosen[choice.name] = {"value": choice.value, "reason": choice.reason}
-    previous = work.previous
-    refinement = trained.refinement
+    previous = work.previous and work.previous.bundle.manifest.version
+    refinement = trained.refinement and asdict(trained.refinement)
     return {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": chosen,
-        "warm_start": previous and previous.bundle.manifest.version,
-        "refinement": refinement and asdict(refinement),
+        "warm_start": previous,
+        "refinement": refinement,
     }
 
 
@@ -226,12 +226,15 @@ def set_apart(work: Work) -> Parts:
     for feature in data.features.of("user").values():
         if feature.kind in ("categorical", "numeric"):
             groups.append(str(feature.column))
+    groups += data.audit_only
+    test = only_targets(split.test)
+    validation = only_targets(split.validation)
     return Parts(
-        test=only_targets(split.test),
-        train=split.train,
-        validation=only_targets(split.validation),
-        users=work.tables.users,
-        group_columns=[*groups, *data.audit_only],
+        test,
+        split.train,
+        validation,
+        work.tables.users,
+        group_columns=groups,
         at=split.test_at,
         evidence=only_evidence(split.validation),
     )

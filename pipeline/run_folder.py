@@ -181,11 +181,6 @@ def find_previous(config: Config, split: Split) -> Previous:
             f"{run} holds other metrics or checkpoints than its bundle's: "
             f"give a run's folder, {remedy}"
         )
-    if run == config.out.resolve():
-        raise SchemaError(
-            f"--out is {config.out}, whose weights are to be started from: "
-            f"give another folder, {remedy}"
-        )
     is_drawn = split.kind == "leave_one_out" and is_set(split.train)
     if config.data.split.strict or split.kind == "pairs" or is_drawn:
         raise SchemaError(

@@ -115,13 +115,8 @@ def read(
     erased = inherit_erasure_list(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, erased)
-    elif isinstance(frames, (tuple, list)):
-        tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
     else:
-        raise SchemaError(
-            f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, "
-            "users and items"
-        )
+        tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
     try:
         check_reject_rates(rejects, config.data.max_reject_rate)
     except SchemaError:

@@ -40,7 +40,6 @@ from models.defaults import choose_recipe, count_data
 from models.fit import MONITOR, list_callbacks
 from pipeline.config import Config, tuned_text
 from pipeline.run_folder import Work, declare
-from serve.bundle import BUNDLE
 from serve.errors import SchemaError, say
 from serve.files import write_file
 
@@ -139,22 +138,22 @@ def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> S
     rate = recipe.learning_rate
     half = max(recipe.max_epochs // 2, 1)
     max_id_dropout = MAX_ID_DROPOUT if has_content else 0.0
-    fewer_blocks = max(recipe.n_blocks - 1, 0)
-    low_rate = rate / RATE_FACTOR
+    blocks = IntDistribution(max(recipe.n_blocks - 1, 0), recipe.n_blocks + 1)
+    rates = FloatDistribution(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True)
     space: Space = {
         "dim": IntDistribution(step, 2 * recipe.dim, step=step),
-        "n_blocks": IntDistribution(fewer_blocks, recipe.n_blocks + 1),
-        "max_epochs": IntDistribution(half, recipe.max_epochs + half),
+        "n_blocks": blocks,
+        "dropout": _share(recipe.dropout, MAX_DROPOUT),
     }
     space |= {
-        "learning_rate": FloatDistribution(low_rate, rate * RATE_FACTOR, log=True),
+        "id_dropout": _share(recipe.id_dropout, max_id_dropout),
         "similarity": CategoricalDistribution(("cosine", "dot")),
-        "batch_size": _doublings(recipe.batch_size, 1),
         "negatives": _doublings(recipe.negatives, 2),
     }
     space |= {
-        "dropout": _share(recipe.dropout, MAX_DROPOUT),
-        "id_dropout": _share(recipe.id_dropout, max_id_dropout),
+        "learning_rate": rates,
+        "batch_size": _doublings(recipe.batch_size, 1),
+        "max_epochs": IntDistribution(half, recipe.max_epochs + half),
     }
     names = [name for name in left_open if name in space]
     return {name: space[name] for name in names if not space[name].single()}
@@ -340,5 +339,4 @@ def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) ->
         "the best of many is judged by the users that chose it: expect less on others, "
         "such as the test"
     )
-    again = " --overwrite" if (given.out / BUNDLE).exists() else ""
-    show(f"train it: bascule train --config {shlex.quote(str(path))}{again}")
+    show(f"train it: bascule train --config {shlex.quote(str(path))}")
