@@ -3,9 +3,10 @@
     score(u, i) = u . v_i  +  sum over j in history of w_j B[j, i]  +  m_u(i)  +  t_i
 
     B = sum over k of alpha_k B_k            the estimators B_k are those of `models.item_item`
-    w_j = c_j / sqrt(sum of c)               c_j = exp(-decay * events after j), and 1 + context_gain
-                                             times that where j is in the context of the request
-    t = alpha_trend * recent popularity      only where items are consumed once, in an order
+    B = sum over k of alpha_k B_k        the estimators B_k are those of `models.item_item`
+    w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
+                                         times that where j is in the context of the request
+    t = alpha_trend * recent popularity  only where items are consumed once, in an order
 
 The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
 vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
@@ -13,9 +14,9 @@ content is worth s events (`models.cold_items`).
 
 `choose` makes three choices, each by NDCG@10 of the validation: whether items are shrunk, how much
 an event in the context of the request counts, and the alphas, one after the other. It starts from
-the plan that the kind of data suggests. Where events have an order it tries the plan of sets too, since
-the order may say nothing. `apply` refines any towers by these choices, for example after another
-training on more data.
+the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
+since the order may say nothing. `apply` refines any towers by these choices, for example after
+another training on more data.
 
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
 """
