@@ -1,4 +1,4 @@
-"""Fit a TwoTower with Lightning: checkpoints, early stopping by recent validation, a log of epochs."""
+"""Fit a TwoTower with Lightning: checkpoints, early stopping, a log and the pace of epochs."""
 
 from __future__ import annotations
 
