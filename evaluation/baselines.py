@@ -225,12 +225,12 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
+    counted = as_counts if is_repeating else as_binary
+    logged: Strength = as_logs if is_repeating else as_binary
     if is_repeating:
-        counted, logged = as_counts, as_logs
         neighbours: tuple[float, ...] = (2, 5, 20, 100, 400)
         regularisations: tuple[float, ...] = (3, 10, 30, 100, 300)
     else:
-        counted, logged = as_binary, as_binary
         neighbours = (20, 50, 100, 200, 400)
         regularisations = (10, 30, 100, 300, 1000)
     recent = partial(fit_recent_popularity, strength=counted)

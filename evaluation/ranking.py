@@ -107,8 +107,11 @@ def rank_views(
         own = owned.take(requests)
         is_owned = np.zeros(scores.shape, np.bool_)  # (b, N)
         is_owned[own.request, own.item_row] = True
-        excluded = {"all": np.False_, "repeat": ~is_owned, "novel": is_owned}
         for view, ranked in lists.items():
-            allowed = np.where(excluded[view], np.float32(-np.inf), scores)  # (b, N)
-            ranked[requests] = top_k(allowed, k)
+            if view != "all":
+                is_allowed = is_owned == (view == "repeat")  # (b, N)
+                allowed = np.where(is_allowed, scores, np.float32(-np.inf))  # (b, N)
+                ranked[requests] = top_k(allowed, k)
+            else:
+                ranked[requests] = top_k(scores, k)
     return lists

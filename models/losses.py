@@ -144,37 +144,27 @@ def weighted_log_sum_exp(
     items = at_least_float32(items)
     values = sparse.values.to(users.dtype)  # (E,)
     weights = weights.to(users.dtype)  # (B,)
-    cells = Sparse(sparse.rows, sparse.columns, values)
-    with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
-        total, gradients = _sum_chunks(users, items, cells, weights)
-    return with_gradients(total, gradients, (users, items, values))  # scalar
-
-
-def _sum_chunks(
-    users: Tensor, items: Tensor, sparse: Sparse, weights: Tensor
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the sum and its gradients by users (B, W), items (N, W) and sparse values (E,)."""
     total = users.new_zeros(())  # scalar
     by_users = torch.empty_like(users)  # (B, W)
     by_items = torch.zeros_like(items)  # (N, W)
-    by_values = torch.empty_like(sparse.values)  # (E,)
-    for span, cells, room in chunks(users, len(items), sparse.rows, CHUNK_CELLS):
-        rows = sparse.rows[cells] - span.start  # (cells of the chunk,)
-        columns = sparse.columns[cells]  # (cells of the chunk,)
-        logits = torch.mm(users[span], items.T, out=room)  # (chunk, N)
-        logits[rows, columns] += sparse.values[cells]
-        highest, powers = to_powers(logits)  # (chunk, 1), (chunk, N)
-        sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
-        weight = weights[span].unsqueeze(1)  # (chunk, 1)
-        log_sums = weight * (highest + sums.log())  # (chunk, 1)
-        total += torch.where(weight == 0, 0, log_sums).sum()  # scalar
-        factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
-        torch.mm(powers, items, out=by_users[span]).mul_(factor)  # (chunk, W)
-        by_items.addmm_(powers.T, users[span] * factor)  # (N, W)
-        by_values[cells] = (
-            powers[rows, columns] * factor[rows, 0]
-        )  # (cells of the chunk,)
-    return total, (by_users, by_items, by_values)
+    by_values = torch.empty_like(values)  # (E,)
+    with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
+        for span, cells, room in chunks(users, len(items), sparse.rows, CHUNK_CELLS):
+            rows = sparse.rows[cells] - span.start  # (cells of the chunk,)
+            columns = sparse.columns[cells]  # (cells of the chunk,)
+            logits = torch.mm(users[span], items.T, out=room)  # (chunk, N)
+            logits[rows, columns] += values[cells]
+            highest, powers = to_powers(logits)  # (chunk, 1), (chunk, N)
+            sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
+            weight = weights[span].unsqueeze(1)  # (chunk, 1)
+            log_sums = weight * (highest + sums.log())  # (chunk, 1)
+            total += torch.where(weight == 0, 0, log_sums).sum()  # scalar
+            factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
+            torch.mm(powers, items, out=by_users[span]).mul_(factor)  # (chunk, W)
+            by_items.addmm_(powers.T, users[span] * factor)  # (N, W)
+            by_values[cells] = powers[rows, columns] * factor[rows, 0]
+    gradients = (by_users, by_items, by_values)
+    return with_gradients(total, gradients, (users, items, values))  # scalar
 
 
 def chunks(

@@ -148,8 +148,9 @@ def list_estimators(
     if not top_k:
         return {}
     if data.schema.repeats == "allow":
-        arguments = {"ridge": RIDGE_BESIDE_MEMORY, "max_items": MAX_BESIDE_MEMORY}
-        return {"ease": partial(ease, top_k=top_k, **arguments)}
+        ridge = RIDGE_BESIDE_MEMORY
+        popular = partial(ease, top_k=top_k, ridge=ridge, max_items=MAX_BESIDE_MEMORY)
+        return {"ease": popular}
     n_items = len(np.unique(data.sequences.events.item_row))
     n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
     estimators: dict[str, Estimator] = {
@@ -334,8 +335,8 @@ def apply(
     weights = build_weights(chosen, interactions, towers, requests, refinement.decay)
 
     n_items = towers.n_items
-    of_items = sp.csr_array((n_items, n_items), dtype=np.float32)
-    trend = sp.csr_array((1, n_items), dtype=np.float32)
+    of_items: Any = sp.csr_array((n_items, n_items), dtype=np.float32)
+    trend: Any = sp.csr_array((1, n_items), dtype=np.float32)
     for name, matrix in weights.items():
         term = refinement.alphas[name] * matrix  # (N, N), or (1, N) of the trend
         if name == "trend":

@@ -182,51 +182,36 @@ def sampled_softmax_loss(
     shifts = shifts.to(logits.dtype)  # (B, K)
     users = at_least_float32(users)  # (R, W)
     negatives = at_least_float32(negatives)  # (K, W)
-    with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
-        total, gradients = _sum_chunks(
-            users, negatives, shifts, masked.of_row, logits, target_rows, shares
-        )
-    log_sums = with_gradients(total, gradients, (users, negatives, logits))  # scalar
-    return log_sums - (shares * logits).sum()  # scalar
-
-
-def _sum_chunks(
-    users: Tensor,
-    negatives: Tensor,
-    shifts: Tensor,
-    of_row: Tensor,
-    positive: Tensor,
-    target_rows: Tensor,
-    shares: Tensor,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Sum share * log of the sum over a target and the negatives of its row.
-
-    Returns:
-        The sum and its gradients by users (R, W), negatives (K, W) and positive logits (M,).
-    """
-    total = positive.new_zeros(())  # scalar
+    total = logits.new_zeros(())  # scalar
     by_users = torch.empty_like(users)  # (R, W)
     by_negatives = torch.zeros_like(negatives)  # (K, W)
-    by_positive = torch.empty_like(positive)  # (M,)
-    for span, targets, room in chunks(users, len(negatives), target_rows, CHUNK_CELLS):
-        logits = torch.index_select(shifts, 0, of_row[span], out=room)  # (chunk, K)
-        logits.addmm_(users[span], negatives.T)  # (chunk, K)
-        highest, powers = to_powers(logits)  # (chunk, 1), (chunk, K)
-        sums = powers.sum(dim=1)  # (chunk,)
-        row = target_rows[targets] - span.start  # (targets of the chunk,)
-        share = shares[targets]  # (targets of the chunk,)
-        own = positive[targets]  # (targets of the chunk,)
-        rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
-        log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
-        total += (share * log_sums).sum()  # scalar
-        by_positive[targets] = share * (own - log_sums).exp()  # (targets of the chunk,)
-        of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
-        weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
-        factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
-        factor = factor.unsqueeze(1)  # (chunk, 1)
-        torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
-        by_negatives += powers.T @ (users[span] * factor)  # (K, W)
-    return total, (by_users, by_negatives, by_positive)
+    by_logits = torch.empty_like(logits)  # (M,)
+    with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
+        for span, targets, room in chunks(
+            users, len(negatives), target_rows, CHUNK_CELLS
+        ):
+            others = torch.index_select(
+                shifts, 0, masked.of_row[span], out=room
+            )  # (chunk, K)
+            others.addmm_(users[span], negatives.T)  # (chunk, K)
+            highest, powers = to_powers(others)  # (chunk, 1), (chunk, K)
+            sums = powers.sum(dim=1)  # (chunk,)
+            row = target_rows[targets] - span.start  # (targets of the chunk,)
+            share = shares[targets]  # (targets of the chunk,)
+            own = logits[targets]  # (targets of the chunk,)
+            rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
+            log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
+            total += (share * log_sums).sum()  # scalar
+            by_logits[targets] = share * (own - log_sums).exp()
+            of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
+            weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
+            factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
+            factor = factor.unsqueeze(1)  # (chunk, 1)
+            torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
+            by_negatives += powers.T @ (users[span] * factor)  # (K, W)
+    gradients = (by_users, by_negatives, by_logits)
+    expected = with_gradients(total, gradients, (users, negatives, logits))  # scalar
+    return expected - (shares * logits).sum()  # scalar
 
 
 def find_own(

@@ -166,11 +166,9 @@ def test_items_without_events_change_no_score(fit, of_others, n_users):
     listed = make(n_users, len(used) + 2, seed=3)
     listed = replace(listed, item_row=used[listed.item_row], n_items=23)
     users = np.arange(n_users)
-    for score, of_all in zip(
-        fit_used(fit_logs, of_others, listed, (3, 20)),
-        fit_logs(listed, (3, 20)),
-        strict=True,
-    ):
+    scorers = list(fit_used(fit_logs, of_others, listed, (3, 20)))
+    assert len(scorers) == 2
+    for score, of_all in zip(scorers, fit_logs(listed, (3, 20)), strict=True):
         strangers = np.diff(listed.owned().offsets) == 0
         assert score(users) == pytest.approx(of_all(users), abs=2e-6)
         assert (np.delete(score(users)[~strangers], used, axis=1) == of_others).all()

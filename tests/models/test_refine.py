@@ -71,7 +71,9 @@ def draw_weights(seed: int = 0) -> sp.csr_array:
 def test_histories_add_what_serving_adds(side, decay, gain):
     towers, data = side
     weights = draw_weights()
-    for batch in (*data.drawn_requests(9), *data.validation_batches):
+    batches = [*data.drawn_requests(9), *data.validation_batches]
+    assert len(batches) > 1
+    for batch in batches:
         found = add_up(batch, weights, decay, gain)
         if towers.user_tower.memory is not None:  # items that the memory scores get nothing
             found = found.masked_fill(batch.mark_owned(N), 0.0)
