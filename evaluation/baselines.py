@@ -170,6 +170,7 @@ def _find_nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Floats]:
     norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
     items = np.empty((n_items, k), np.int64)  # (N, k)
     cosines = np.empty((n_items, k), np.float32)  # (N, k)
+
     for rows in tiles(n_items, n_items):
         products = (by_item @ by_item[rows].toarray().T).T  # (b, N)
         tile = np.ascontiguousarray(products)  # (b, N)
@@ -214,6 +215,7 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
     allowed = [baseline.name for baseline in declared]
     if names is None:
         return declared
+
     for name in names:
         if name not in allowed:
             hint = name_nearest(name, allowed)
@@ -242,6 +244,7 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
         ),
         Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), True),
     ]
+
     if is_repeating:
         decayed = Baseline(
             "personal-decayed",
@@ -310,6 +313,7 @@ def _fit(
     best = baseline.values[len(baseline.values) // 2]
     parameter = {}
     validation = {}
+
     if baseline.parameter is not None:
         if criterion is not None:
             scorers = baseline.fit(train, baseline.values)

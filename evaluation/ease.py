@@ -54,6 +54,7 @@ def fit_ease(
         return np.where(without_events, popularity, score(users))  # (b, N)
 
     fit = _fit_dual if events.n_users < events.n_items else _fit_primal
+
     for score in fit(matrix, regularisations):
         yield partial(score_all, score)
 
@@ -134,11 +135,13 @@ def invert_regularised(gram: NDArray[Real], regularisation: float) -> NDArray[Re
     np.fill_diagonal(regularised, gram.diagonal() + regularisation)
     is_double = regularised.dtype == np.float64
     invert_factor = linalg.lapack.dpotri if is_double else linalg.lapack.spotri
+
     with threadpool_limits(1, "blas") if len(gram) < SMALL else nullcontext():
         factor = linalg.cholesky(
             regularised, lower=True, overwrite_a=True, check_finite=False
         )
         inverse: NDArray[Real] = invert_factor(factor, lower=1, overwrite_c=1)[0]
+
     # LAPACK fills the lower triangle only.
     inverse += np.tril(inverse, -1).T
     return inverse

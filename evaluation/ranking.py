@@ -44,6 +44,7 @@ def top_k(scores: Floats, k: int) -> Ints:
     n_rows, n_items = scores.shape
     lists = np.full((n_rows, k), -1, np.int64)  # (B, k)
     k = min(k, n_items)
+
     for rows in tiles(n_rows, n_items, CACHED_CELLS):
         tile = scores[rows]  # (b, N)
         packed = _order_keys(tile, np.arange(n_items))  # (b, N)
@@ -102,6 +103,7 @@ def rank_views(
     owned = owned.keep(owned.item_row >= 0)
     n_requests = len(owned.offsets) - 1
     lists = {view: np.full((n_requests, k), -1, np.int64) for view in views}  # (B, k)
+
     for requests in tiles(n_requests, n_items):
         scores = score(requests)  # (b, N)
         own = owned.take(requests)

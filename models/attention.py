@@ -44,6 +44,7 @@ class Dropout(nn.Module):
         levels = words.view(torch.uint8)[:n].view(values.shape)  # (...)
         mask = torch.ge(levels, self.n_dropped, out=torch.empty_like(values))  # (...)
         scale = DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped)
+
         return values * mask.mul_(scale)  # (...)
 
 
@@ -230,6 +231,7 @@ class EventBlock(nn.Module):
         # The piece that is appended has a bias of 0: `NO_GAP`.
         lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
+
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, positions: Tensor | None) -> Tensor:
@@ -244,6 +246,7 @@ class EventBlock(nn.Module):
         query = query / math.sqrt(query.shape[-1])  # (B, H, Q, D / H)
         logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = logits.softmax(dim=-1) @ value  # (B, H, Q, D / H)
+
         return self.project_out(self.join_heads(mixed))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def split_heads(self, tokens: Tensor) -> Tensor:

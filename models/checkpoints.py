@@ -79,6 +79,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(
         io.BytesIO(body), map_location="cpu", weights_only=True
     )
+
     return checkpoint
 
 

@@ -180,6 +180,7 @@ def fit_places(
     embedded = content(codes[examples], values[examples])  # (K', D)
     keys = functional.normalize(embedded, dim=1)  # (K', D)
     n_items = counts[frequent].to(taste.dtype)  # (K',)
+
     return ContentPlaces(tower, content, keys, means[frequent], n_items).eval()
 
 
@@ -204,6 +205,7 @@ def _fit_content(
     epochs = max(EPOCHS, math.ceil(MIN_STEPS / n_batches))
     optimizer = torch.optim.Adam(content.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * n_batches)
+
     for _ in range(epochs):
         shuffled = rows[torch.randperm(len(rows), generator=generator)]  # (n,)
         for batch in torch.split(shuffled, BATCH):  # (b,)
@@ -241,6 +243,7 @@ class Shrinkage:
         self.rows = has_place.nonzero().squeeze(1)  # (n,)
         self.n_events = n_events[self.rows].to(towers.item_values.dtype)  # (n,)
         self.ids = tower.id_table.weight.clone()  # (N, D)
+
         if not len(self.rows):
             return
         vectors = towers.item_vectors(towers.no_popularity)  # (N, W)
@@ -293,6 +296,7 @@ def fit_cold_items(
     n_apart = int(HELD_OUT * len(rows))
     level = popularity.amin(dim=0)  # (P,)
     length = 1.0
+
     if n_apart:
         places = fit_places(towers, vectors, rows[n_apart:], generator, MAX_CONTENTS)
         stand_ins = rows[: min(n_apart, MAX_STAND_INS)]  # (s,)
@@ -358,6 +362,7 @@ class Contest:
         new_scores = users @ placed.T  # (B, s)
         new_scores = new_scores.masked_fill(is_owned[:, stand_ins], -math.inf)  # (B, s)
         popularity_weights = users[:, users.shape[1] - len(cold.popularity) :]  # (B, P)
+
         return cls(others, new_scores, popularity_weights.sum(dim=1, keepdim=True))
 
     def count_slots(self, scores: Tensor) -> int:
@@ -372,20 +377,24 @@ def find_level(
     contests: Sequence[Contest], share: float, low: float, high: float
 ) -> float:
     """Find the popularity with which new items, placed with none, take a share of all slots."""
-
-    def rescore(contest: Contest, level: float) -> Tensor:
-        return contest.scores + level * contest.popularity_weight  # (B, s)
-
-    return _bisect(contests, rescore, share, low, high)
+    return _bisect(
+        contests,
+        lambda contest, level: contest.scores + level * contest.popularity_weight,
+        share,
+        low,
+        high,
+    )
 
 
 def find_length(contests: Sequence[Contest], share: float) -> float:
     """Find the factor of their vectors with which new items take a share of all slots."""
-
-    def rescore(contest: Contest, length: float) -> Tensor:
-        return contest.scores * length  # (B, s)
-
-    return _bisect(contests, rescore, share, MIN_LENGTH, MAX_LENGTH)
+    return _bisect(
+        contests,
+        lambda contest, length: contest.scores * length,
+        share,
+        MIN_LENGTH,
+        MAX_LENGTH,
+    )
 
 
 def _bisect(

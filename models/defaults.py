@@ -154,12 +154,14 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
     n_examples = len(history)
+
     if has_no_order:
         n_examples = int(history.clip(upper=FOLDS).sum())
     is_used = tables.items["item_id"].isin(rows["item_id"])
     usual_history = history.clip(upper=MAX_OF_MEDIAN * history.median())
     is_repeated = config.repeats == "allow"
     has_order = config.ties == "ordered" and not has_no_order
+
     return DataCounts(
         n_examples=n_examples,
         n_items=rows["item_id"].nunique(),
@@ -196,15 +198,18 @@ def choose_recipe(
             "allowed where data.ties is simultaneous: 0"
         )
     values = asdict(config)
+
     choices = []
     for name, (value, reason) in _default_values(counts, family).items():
         if values[name] is None:
             values[name] = value
             choices.append(Choice(name, value, reason))
+
     n_heads = 2 if family.n_blocks == 2 and values["dim"] % 2 == 0 else 1
     n_batches = math.ceil(counts.n_examples / values["batch_size"])
     longest = int(WARMUP_SHARE * values["max_epochs"] * n_batches)
     warmup_steps = min(family.warmup_steps, max(1, longest))
+
     return Recipe(**values, n_heads=n_heads, warmup_steps=warmup_steps), choices
 
 
@@ -221,6 +226,7 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
     id_dropout = family.id_dropout if counts.has_content else 0.0
     placed = "items too" if id_dropout else "cold items alone"
     weights = "weights of items that follow each other or go together"
+
     return {
         "dim": (family.dim, shape),
         "n_blocks": (family.n_blocks, shape),
@@ -254,6 +260,7 @@ def _negatives(counts: DataCounts) -> int:
     if counts.n_listed <= (MANY_ITEMS_OF_LONG if is_large else MANY_ITEMS):
         return 0
     share = 2 ** round(math.log2(SHARE_OF_LONG * counts.n_listed))
+
     return min(share, MAX_OF_LONG) if counts.is_long else NEGATIVES
 
 

@@ -35,11 +35,13 @@ class FeatureEmbedding(nn.Module):
         n_codes = 0
         offsets = []  # first table row of the feature of each column, (C,)
         columns = []  # feature of each column, (C,)
+
         for position, (feature, span) in enumerate(slices):
             width = span.stop - span.start
             offsets += [n_codes] * width
             columns += [position] * width
             n_codes += feature.n_codes
+
         stops = [span.stop for _, span in value_slices(features)]
         n_columns = len(columns)
         self.dim = dim
@@ -124,6 +126,7 @@ class FeatureEmbedding(nn.Module):
         if is_exporting and self.has_single_codes:
             return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
         share = self._share(codes, dtype)  # (B, C)
+
         if is_exporting:
             vectors = functional.embedding(rows, weight)  # (B, C, D)
             return (vectors * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
@@ -153,6 +156,7 @@ class FeatureEmbedding(nn.Module):
             check_invariants=False,
         ).coalesce()  # (N, codes)
         transposed = shares.t().coalesce()  # (codes, N)
+
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*Sparse CSR.*is in beta.*")
             return shares.to_sparse_csr(), transposed.to_sparse_csr()

@@ -106,6 +106,7 @@ class EpochLog(Callback):
         writer.writerows(self.rows)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, text.getvalue().encode())
+
         if self.prints:
             figures = f"{TRAIN_LOSS} {loss:.4f}"
             if NDCG in row:
@@ -209,11 +210,13 @@ def fit(
     callbacks = [log, pace, *bar, *_make_checkpoints(checkpoints, patience)]
     last = checkpoints / f"{LAST}.ckpt"
     start = str(last) if last.exists() else None
+
     if patience is None:
         options.setdefault("limit_val_batches", 0)
     with _quiet_lightning():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, options)
         trainer.fit(model, data, ckpt_path=start, weights_only=True)
+
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
     best = last if patience is None else checkpoints / f"{BEST}.ckpt"
@@ -248,6 +251,7 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
     best = ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options)
     # Not strict: `fit` reports that there was no validation.
     stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)
+
     return [stopping, best, last]
 
 
@@ -286,6 +290,7 @@ def _make_trainer(
         ModuleNotFoundError,
     ) as error:
         raise SchemaError(f"trainer: {say(error)}") from error
+
     if trainer.world_size > 1:
         processes = f"{trainer.world_size} processes"
         raise SchemaError(f"trainer: {processes}; allowed: one device of one node")
@@ -311,6 +316,7 @@ def _load_weights(model: TwoTower, path: Path) -> int:
     checkpoint = read_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
     model.cpu().eval()
+
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise FloatingPointError(

@@ -153,6 +153,7 @@ def next_item(
     is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
     factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
+
     return keep_largest(weights, items, interactions.n_items, top_k)
 
 
@@ -184,6 +185,7 @@ def gf_cf(
     root = np.sqrt(per_item)[:, None]  # (N, 1)
     rows = FILTER_WEIGHT * vectors / root  # (N, K)
     columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
+
     parts = []
     for chunk in _chunks(n_items):
         linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
@@ -191,6 +193,7 @@ def gf_cf(
         own = np.arange(len(weights))  # (c,)
         weights[own, own + chunk.start] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
+
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     return stacked
 
@@ -210,6 +213,7 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     right = right[np.argsort(-values)][:n_kept]  # (K, N)
     largest = np.abs(right).argmax(axis=1)  # (K,)
     signs = np.sign(right[np.arange(len(right)), largest])  # (K,)
+
     return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
 
 
@@ -239,6 +243,7 @@ def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
     largest = sp.csr_array((values, columns.ravel(), bounds), weights.shape)
     largest.eliminate_zeros()
     largest.sort_indices()
+
     return largest
 
 
@@ -276,6 +281,7 @@ def _count_pairs(
     inside = np.flatnonzero(position >= 0)  # (l,)
     together = sum_pairs(inside, inside, sum_histories(0, inside))  # (n, n)
     following: Any = sp.csr_array((n, n), dtype=np.float32)
+
     for distance in range(1, reach + 1):
         later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
         is_inside = (position[later] >= 0) & (position[later - distance] >= 0)  # (l,)

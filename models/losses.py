@@ -148,6 +148,7 @@ def weighted_log_sum_exp(
     by_users = torch.empty_like(users)  # (B, W)
     by_items = torch.zeros_like(items)  # (N, W)
     by_values = torch.empty_like(values)  # (E,)
+
     with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
         for span, cells, room in chunks(users, len(items), sparse.rows, CHUNK_CELLS):
             rows = sparse.rows[cells] - span.start  # (cells of the chunk,)
@@ -163,6 +164,7 @@ def weighted_log_sum_exp(
             torch.mm(powers, items, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_items.addmm_(powers.T, users[span] * factor)  # (N, W)
             by_values[cells] = powers[rows, columns] * factor[rows, 0]
+
     gradients = (by_users, by_items, by_values)
     return with_gradients(total, gradients, (users, items, values))  # scalar
 
@@ -188,6 +190,7 @@ def chunks(
     edges = torch.tensor([*starts, n_rows], device=entry_rows.device)  # (chunks + 1,)
     bounds = torch.searchsorted(entry_rows, edges).tolist()
     room = users.new_empty(min(size, n_rows), n_columns)  # (chunk, n_columns)
+
     for i, start in enumerate(starts):
         stop = min(start + size, n_rows)
         yield slice(start, stop), slice(bounds[i], bounds[i + 1]), room[: stop - start]

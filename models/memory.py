@@ -120,6 +120,7 @@ class Memory(nn.Module):
         for layer in (self.profile_weight, self.gates):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
         with torch.no_grad():
             for module in self.item_score:
                 if isinstance(module, nn.Linear):
@@ -199,6 +200,7 @@ class Memory(nn.Module):
         decayed = self.skip(statistics[:, : self.n_decays])  # (E, 1)
         frequency = functional.softplus(learned + decayed)  # (E, 1)
         scores = frequency - self.product_share * product  # (E, 1)
+
         return self.unit * scores.squeeze(-1)  # (E,)
 
 

@@ -41,7 +41,14 @@ from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
 from models.item_item import Interactions, ease, ease_of_targets, gf_cf, next_item
 from models.towers import Towers
-from models.validation import Figures, Validation, add_up, is_better, mean_of_views
+from models.validation import (
+    Figures,
+    Validation,
+    WeightsByName,
+    add_up,
+    is_better,
+    mean_of_views,
+)
 from serve.index import Neighbours
 
 # Candidates for an alpha. With alpha 1 the added scores vary as much as those of the towers.
@@ -120,6 +127,7 @@ class Refinement:
         if self.ndcg:
             before = f"validation NDCG@10 {self.ndcg_before:.4f} before"
             gain = f"{before}, {self.ndcg:.4f} after"
+
         return f"refined by {', '.join(parts) or 'nothing'}: {gain}"
 
 
@@ -157,6 +165,7 @@ def list_estimators(
         "ease": partial(ease, top_k=top_k, ridge=RIDGE),
         "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
     }
+
     if not (data.sequences.target_weight > 0).all():
         estimators["ease_of_targets"] = partial(
             ease_of_targets, top_k=top_k, ridge=RIDGE
@@ -206,6 +215,7 @@ def choose(
         shrinkage = fit_shrinkage(towers, data, seed)
     stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
     batches = data.validation_batches[:: max(stride, 1)]
+
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
 
@@ -224,6 +234,7 @@ def choose(
     interactions = read_interactions(data)
     requests = list(data.drawn_requests(MAX_DRAWN))
     best = Candidate(Refinement(), validation.figures)
+
     for plan in plans:
         start = _start(plan, estimators, strength)
         planned = {name: estimators[name] for name in start.alphas}
@@ -238,6 +249,7 @@ def choose(
             chosen = _choose_alphas(validation, weights, usual, errors)
             if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
                 best = chosen
+
     if shrinkage is not None:
         shrinkage.apply(0.0)
     ndcg = mean_of_views(best.figures)
@@ -257,7 +269,7 @@ def _start(
 
 def _rank(
     validation: Validation,
-    weights: Mapping[str, sp.csr_array],
+    weights: WeightsByName,
     refinement: Refinement,
     trials: Sequence[Mapping[str, float]],
 ) -> list[Figures]:
@@ -266,7 +278,7 @@ def _rank(
 
 
 def _choose_gain(
-    validation: Validation, weights: Mapping[str, sp.csr_array], start: Candidate
+    validation: Validation, weights: WeightsByName, start: Candidate
 ) -> Candidate:
     """Let events in the context of the request count more if that ranks clearly better."""
     best = start
@@ -280,12 +292,13 @@ def _choose_gain(
 
 def _choose_alphas(
     validation: Validation,
-    weights: Mapping[str, sp.csr_array],
+    weights: WeightsByName,
     start: Candidate,
     errors: float,
 ) -> Candidate:
     """Set each alpha in turn to the nearest value that no other one beats significantly."""
     best = start
+
     others_of_search: dict[str, Mapping[str, float]] = {}
     for name in [*weights] * ROUNDS:
         alphas = best.refinement.alphas
@@ -326,10 +339,12 @@ def apply(
     if refinement.content_events:
         fit_shrinkage(towers, data, seed).apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
+
     chosen = {}
     for name, alpha in refinement.alphas.items():
         if alpha and name in estimators:
             chosen[name] = estimators[name]
+
     requests = list(data.drawn_requests(MAX_DRAWN))
     interactions = read_interactions(data)
     weights = build_weights(chosen, interactions, towers, requests, refinement.decay)
@@ -337,12 +352,14 @@ def apply(
     n_items = towers.n_items
     of_items: Any = sp.csr_array((n_items, n_items), dtype=np.float32)
     trend: Any = sp.csr_array((1, n_items), dtype=np.float32)
+
     for name, matrix in weights.items():
         term = refinement.alphas[name] * matrix  # (N, N), or (1, N) of the trend
         if name == "trend":
             trend = term
         else:
             of_items = of_items + term
+
     of_items.sort_indices()
     towers.neighbours = Neighbours(
         of_items.indptr.astype(np.int64),
@@ -369,7 +386,7 @@ def build_weights(
     towers: Towers,
     requests: Sequence[RequestBatch],
     decay: float,
-) -> dict[str, sp.csr_array]:
+) -> WeightsByName:
     """Estimate item-item weights on one scale.
 
     Args:
@@ -384,6 +401,7 @@ def build_weights(
         scores of the towers.
     """
     scores = []
+
     is_compared: list[Any] = []
     for batch in requests:
         items = towers.item_vectors(batch.popularity)  # (N, W)
@@ -391,7 +409,9 @@ def build_weights(
         scores.append(users @ items.T)  # (B, N)
         has_memory = towers.user_tower.memory is not None
         is_compared.append(~batch.mark_owned(towers.n_items) if has_memory else ...)
+
     spread_of_towers = _spread(scores, is_compared)
+
     weights = {}
     for name, estimate in estimators.items():
         matrix = estimate(interactions)  # (N, N)

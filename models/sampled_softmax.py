@@ -67,6 +67,7 @@ class NegativeSampler:
         copies = torch.where(is_target, n_copies, 1)  # (N,)
         pool = torch.arange(n_items).repeat_interleave(copies)  # (P,)
         expected = n_negatives * copies.double() / len(pool)  # (N,)
+
         return cls(n_negatives, pool, expected.log().float())
 
     def to(self, device: torch.device) -> NegativeSampler:
@@ -114,6 +115,7 @@ def sampled_window_loss(
     masked = Masked(is_own, windows)
     rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = embedding(negatives.rows, items)  # (K, W)
+
     return sampled_softmax_loss(
         users, vectors, negatives.log_expected, masked, logits, rows, weights
     )
@@ -144,6 +146,7 @@ def sampled_novel_loss(
     is_own = mark_owned(own_users, own_items, n_users, negatives.rows, len(items))
     masked = Masked(is_own, torch.arange(n_users, device=users.device))
     vectors = embedding(negatives.rows, items)  # (K, W)
+
     return sampled_softmax_loss(
         users, vectors, negatives.log_expected, masked, logits, rows, weights
     )
@@ -186,6 +189,7 @@ def sampled_softmax_loss(
     by_users = torch.empty_like(users)  # (R, W)
     by_negatives = torch.zeros_like(negatives)  # (K, W)
     by_logits = torch.empty_like(logits)  # (M,)
+
     with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
         for span, targets, room in chunks(
             users, len(negatives), target_rows, CHUNK_CELLS
@@ -209,6 +213,7 @@ def sampled_softmax_loss(
             factor = factor.unsqueeze(1)  # (chunk, 1)
             torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_negatives += powers.T @ (users[span] * factor)  # (K, W)
+
     gradients = (by_users, by_negatives, by_logits)
     expected = with_gradients(total, gradients, (users, negatives, logits))  # scalar
     return expected - (shares * logits).sum()  # scalar

@@ -144,6 +144,7 @@ class Towers(nn.Module):
             batch.context_values[targets],
             torch.where(sees_history, batch.recency[targets], 0),
         )  # (M, D)
+
         return tower.finish(fused)  # (M, W)
 
     def request_vectors(
@@ -188,6 +189,7 @@ class Towers(nn.Module):
         scores = users @ items.T  # (B, N)
         of_history = self.neighbours.of_histories(rows, lengths, owned, matches)
         terms = join_terms([of_history, self.neighbours.of_all(len(rows))])
+
         if terms is not None:
             add_terms(scores.numpy(), terms)
         return scores  # (B, N)

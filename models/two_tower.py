@@ -124,6 +124,7 @@ class TwoTower(pl.LightningModule):
         items = self.towers.some_item_vectors(needed, popularity)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
         negatives = replace(negatives, rows=rows)
+
         return sampled_window_loss(users / self.temperature, items, local, negatives)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
@@ -153,6 +154,7 @@ class TwoTower(pl.LightningModule):
         items = self.towers.some_item_vectors(needed, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
         negatives = replace(negatives, rows=rows)
+
         return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:
@@ -187,12 +189,14 @@ class TwoTower(pl.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.towers.named_parameters():
             groups.setdefault(self.rate_of(name), []).append(parameter)
+
         # Decay would pull the temperature towards 1.
         options: list[dict[str, Any]] = [
             {"params": [self.log_temperature], "weight_decay": 0.0}
         ]
         for rate, parameters in groups.items():
             options.append({"params": parameters, "lr": rate})
+
         optimizer = torch.optim.AdamW(
             options,
             lr=self.recipe.learning_rate,
@@ -209,6 +213,7 @@ class TwoTower(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_cosine(step, warmup_steps, n_steps)
         )
+
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -64,6 +64,7 @@ class UserTower(nn.Module):
         power = torch.tensor(1.0 if has_blocks else 0.5)
         self.pool_power = nn.Parameter(power, requires_grad=not has_blocks)
         self.popularity_gate = None
+
         if popularity_dim and memory is None:
             self.popularity_gate = nn.Linear(dim, popularity_dim)
         self.memory = memory
@@ -75,6 +76,7 @@ class UserTower(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
         nn.init.normal_(self.start_token, std=0.02)
         nn.init.normal_(self.event_table.weight, std=0.02)
         # A history starts near its items, in the space that it is searched in.
@@ -83,6 +85,7 @@ class UserTower(nn.Module):
         if self.popularity_gate is not None:
             nn.init.zeros_(self.popularity_gate.weight)
             nn.init.ones_(self.popularity_gate.bias)
+
         if self.memory is not None:
             self.memory.reset_parameters()
             # With a memory the start is the long-term profile alone.
@@ -113,6 +116,7 @@ class UserTower(nn.Module):
         start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
         times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
+
         return tokens, times, functional.pad(groups, (1, 0))
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
@@ -185,6 +189,7 @@ class UserTower(nn.Module):
         now = self.project_recency(self.time_basis(recency))  # (B, D)
         joined = torch.cat([states, sum(sides, now)], dim=-1)  # (B, 2 D)
         change: Tensor = self.head(joined)  # (B, D)
+
         return sum(sides, states + change)  # (B, D)
 
     def finish(self, fused: Tensor) -> Tensor:
@@ -219,6 +224,7 @@ class UserTower(nn.Module):
         is_empty = (history_lengths == 0).unsqueeze(1)  # (B, 1)
         is_used = torch.cat([is_empty, is_last], dim=1)  # (B, T)
         weights = is_used.to(self.start_token.dtype)  # (B, T)
+
         return weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
 
     def pool_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
@@ -244,6 +250,7 @@ class UserTower(nn.Module):
         event_weights = arrays["history_weights"].unsqueeze(-1)  # (B, L, 1)
         state = state + self.project_weight(add_up(event_weights))  # (B, D)
         state = state + weights[:, :1] * self.start_token  # (B, D)
+
         return self.input_dropout(state)  # type: ignore[no-any-return]  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
@@ -270,6 +277,7 @@ class UserTower(nn.Module):
         last_times = torch.gather(times, 1, last).squeeze(1)  # (B,)
         has_events = lengths > 0  # (B,)
         seconds = arrays["request_times"] - last_times  # (B,)
+
         return self.fuse(
             state,
             arrays["user_codes"],
@@ -298,4 +306,5 @@ class UserTower(nn.Module):
             rest = vectors[:, self.dim :]  # (B, A + P)
             taste = functional.normalize(taste, dim=-1)  # (B, D)
             vectors = torch.cat([taste, rest], dim=1)  # (B, W)
+
         return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)

@@ -27,6 +27,9 @@ MIN_SUM = 1e-9
 # NDCG@10 of each request that has a target, by view.
 Figures = Mapping[str, Doubles]
 
+# Item-item weights (N, N), or a trend (1, N), by name.
+WeightsByName = Mapping[str, sp.csr_array]
+
 
 def request_ndcg(
     users: Tensor, bonus: Tensor | None, items: Tensor, batch: RequestBatch
@@ -59,6 +62,7 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Fig
     novel_users = batch.target_users[is_novel]  # (novel targets,)
     novel_rows = batch.target_rows[is_novel]  # (novel targets,)
     figures["novel"] = _ndcg(scores, novel_users, novel_rows)
+
     return figures
 
 
@@ -72,6 +76,7 @@ def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> Doubles:
     hits = torch.isin(cells, target_cells).cpu().numpy()  # (B, K)
     n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
     has_target = n_targets > 0  # (B,)
+
     return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))
 
 
@@ -110,7 +115,7 @@ class Validation:
 
     def rank(
         self,
-        weights: Mapping[str, sp.csr_array],
+        weights: WeightsByName,
         trials: Sequence[Mapping[str, float]],
         decay: float = 0.0,
         context_gain: float = 0.0,
@@ -179,4 +184,5 @@ def add_up(
     values = counts[requests, positions].astype(np.float32)  # (E,)
     cells = (requests, rows[requests, positions])  # (E,) both
     history = sp.csr_array((values, cells), (len(rows), weights.shape[0]))  # (B, N)
+
     return torch.from_numpy((history @ weights).toarray())  # (B, N)
