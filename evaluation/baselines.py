@@ -257,6 +257,7 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
             Baseline("personal", lambda events, _: iter([fit_personal(events)]))
         )
         declared.append(decayed)
+
     # Three copies of 400 neighbours of 12 bytes; five matrices of EASE of 4 bytes.
     declared.append(
         Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36)

@@ -110,10 +110,9 @@ def rank_views(
         is_owned = np.zeros(scores.shape, np.bool_)  # (b, N)
         is_owned[own.request, own.item_row] = True
         for view, ranked in lists.items():
+            allowed = scores  # (b, N)
             if view != "all":
-                is_allowed = is_owned == (view == "repeat")  # (b, N)
-                allowed = np.where(is_allowed, scores, np.float32(-np.inf))  # (b, N)
-                ranked[requests] = top_k(allowed, k)
-            else:
-                ranked[requests] = top_k(scores, k)
+                is_in_view = is_owned == (view == "repeat")  # (b, N)
+                allowed = np.where(is_in_view, scores, np.float32(-np.inf))  # (b, N)
+            ranked[requests] = top_k(allowed, k)
     return lists

@@ -81,7 +81,7 @@ class LogTimeBasis(nn.Module):
         """
         positions = _log(seconds) / self.step  # (...)
         pieces = positions.long().clamp(max=self.n_functions - 2)  # (...)
-        return pieces, positions
+        return pieces, positions  # (...), (...)
 
 
 def _log(seconds: Tensor) -> Tensor:
@@ -207,10 +207,13 @@ class EventBlock(nn.Module):
             (B, Q, D) the query tokens after the block.
         """
         bias = self.distance_logits(relations.distance)  # (B or 1, H, Q, T)
-        of_gaps = self.gap_logits(relations.pieces, relations.log_positions)
+        pieces = relations.pieces  # (B, Q, T)
+        of_gaps = self.gap_logits(pieces, relations.log_positions)  # (B, H, Q, T)
         bias = bias + of_gaps  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
-        queries = tokens if positions is None else take_tokens(tokens, positions)
+        queries = tokens  # (B, T, D)
+        if positions is not None:
+            queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
         change = self.dropout(self.feed_forward(queries))  # (B, Q, D)
         return queries + change  # type: ignore[no-any-return]  # (B, Q, D)
@@ -228,6 +231,7 @@ class EventBlock(nn.Module):
         first = values[:, :-1]  # (H, pieces)
         knots = torch.arange(slopes.shape[1], device=slopes.device)  # (pieces,)
         starts = first - slopes * knots  # (H, pieces)
+
         # The piece that is appended has a bias of 0: `NO_GAP`.
         lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
@@ -242,6 +246,7 @@ class EventBlock(nn.Module):
         query = self.split_heads(query)  # (B, H, Q, D / H)
         key = self.split_heads(key)  # (B, H, T, D / H)
         value = self.split_heads(value)  # (B, H, T, D / H)
+
         # Before the product, which could be too large for float16.
         query = query / math.sqrt(query.shape[-1])  # (B, H, Q, D / H)
         logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
@@ -261,6 +266,7 @@ class EventBlock(nn.Module):
         """Undo `split_heads`: (B, H, T, D / H) to (B, T, D)."""
         if self.n_heads == 1:
             return heads.squeeze(1)  # (B, T, D)
+
         # A reshape would not export with several heads.
         return torch.cat(heads.unbind(1), dim=-1)  # (B, T, D)
 

@@ -122,6 +122,7 @@ class FeatureEmbedding(nn.Module):
         rows = codes + self.code_offsets  # (B, C)
         weight = self.table.weight  # (codes, D)
         is_exporting = torch.compiler.is_exporting()
+
         # A single code has the whole share of its feature, or is padding, whose row is zero.
         if is_exporting and self.has_single_codes:
             return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
@@ -168,6 +169,7 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
+
         # There is no such product of halves.
         with torch.autocast(table.device.type, enabled=False):
             return matrix @ table  # (N, D)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 import warnings
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
@@ -99,13 +98,9 @@ class EpochLog(Callback):
         row.update(self.validated)
         self.rows.append(row)
         self.validated = {}
-        names = max(self.rows, key=len).keys()  # only some epochs may be validated
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
+        table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, text.getvalue().encode())
+        write_file(self.path, table.encode())
 
         if self.prints:
             figures = f"{TRAIN_LOSS} {loss:.4f}"
@@ -249,6 +244,7 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
     if patience is None:
         return [last]
     best = ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options)
+
     # Not strict: `fit` reports that there was no validation.
     stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)
 

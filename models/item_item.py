@@ -5,9 +5,9 @@ second term of the score (`models.towers`) is
 
     sum over the items j of the history of w_j B[j, i]        B = sum over k of alpha_k B_k
 
-with a weight w_j per event. The matrices B_k come from estimators with one interface: interactions
-in, the top-k weights of each row out, as a sparse matrix (N, N). With X the binary interaction
-matrix (U, N), I the identity and lambda the strength of the ridge:
+with a weight w_j per event (`models.refine`). The matrices B_k come from estimators with one
+interface: interactions in, the top-k weights of each row out, as a sparse matrix (N, N). With X the
+binary interaction matrix (U, N), I the identity and lambda the strength of the ridge:
 
     EASE         B = I - P diag(P)^-1 with P = (X'X + lambda I)^-1: each item is predicted from all
                  others of its user by ridge regression (Steck, WWW 2019)

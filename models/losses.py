@@ -154,7 +154,7 @@ def weighted_log_sum_exp(
             rows = sparse.rows[cells] - span.start  # (cells of the chunk,)
             columns = sparse.columns[cells]  # (cells of the chunk,)
             logits = torch.mm(users[span], items.T, out=room)  # (chunk, N)
-            logits[rows, columns] += values[cells]
+            logits[rows, columns] += values[cells]  # (cells of the chunk,)
             highest, powers = to_powers(logits)  # (chunk, 1), (chunk, N)
             sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
             weight = weights[span].unsqueeze(1)  # (chunk, 1)
@@ -163,7 +163,8 @@ def weighted_log_sum_exp(
             factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
             torch.mm(powers, items, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_items.addmm_(powers.T, users[span] * factor)  # (N, W)
-            by_values[cells] = powers[rows, columns] * factor[rows, 0]
+            of_cells = powers[rows, columns]  # (cells of the chunk,)
+            by_values[cells] = of_cells * factor[rows, 0]  # (cells of the chunk,)
 
     gradients = (by_users, by_items, by_values)
     return with_gradients(total, gradients, (users, items, values))  # scalar

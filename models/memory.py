@@ -111,6 +111,7 @@ class Memory(nn.Module):
             nn.Linear(HIDDEN, 1),
         )
         self.skip = nn.Linear(self.n_decays, 1)
+
         # Share of u . v_i that the memory takes back.
         self.product_share = nn.Parameter(torch.tensor(1.0))
         self.reset_parameters()

@@ -209,6 +209,7 @@ def choose(
     """
     estimators = list_estimators(data, top_k, seed)
     plans = list_plans(data)
+
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":

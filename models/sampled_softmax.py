@@ -142,9 +142,10 @@ def sampled_novel_loss(
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     own_users = torch.cat([batch.owned_users, rows])  # (E + novel targets,)
     own_items = torch.cat([batch.owned_rows, targets])  # (E + novel targets,)
-    n_users = len(users)
-    is_own = mark_owned(own_users, own_items, n_users, negatives.rows, len(items))
-    masked = Masked(is_own, torch.arange(n_users, device=users.device))
+    is_own = mark_owned(
+        own_users, own_items, len(users), negatives.rows, len(items)
+    )  # (B, K)
+    masked = Masked(is_own, torch.arange(len(users), device=users.device))
     vectors = embedding(negatives.rows, items)  # (K, W)
 
     return sampled_softmax_loss(
@@ -206,7 +207,8 @@ def sampled_softmax_loss(
             rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
             log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
             total += (share * log_sums).sum()  # scalar
-            by_logits[targets] = share * (own - log_sums).exp()
+            of_own = share * (own - log_sums).exp()  # (targets of the chunk,)
+            by_logits[targets] = of_own
             of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
             factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)

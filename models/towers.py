@@ -63,6 +63,7 @@ class Towers(nn.Module):
         super().__init__()
         self.item_tower = item_tower
         self.user_tower = user_tower
+
         # `models.refine` sets the item-item weights after training.
         self.neighbours = Neighbours.none(len(catalogue))
         codes = torch.from_numpy(catalogue.features.codes)  # (N, C)

@@ -207,6 +207,7 @@ class TwoTower(pl.LightningModule):
         )
         n_epochs = max(self.trainer.max_epochs or 1, 1)
         steps_per_epoch = self.trainer.estimated_stepping_batches / n_epochs
+
         # The schedule keeps its length where training ends earlier.
         n_steps = int(self.recipe.max_epochs * steps_per_epoch)
         warmup_steps = self.recipe.warmup_steps

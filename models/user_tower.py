@@ -79,6 +79,7 @@ class UserTower(nn.Module):
 
         nn.init.normal_(self.start_token, std=0.02)
         nn.init.normal_(self.event_table.weight, std=0.02)
+
         # A history starts near its items, in the space that it is searched in.
         nn.init.eye_(self.project_state.weight)
         nn.init.eye_(self.project_vector.weight)
@@ -117,7 +118,8 @@ class UserTower(nn.Module):
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
         times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
 
-        return tokens, times, functional.pad(groups, (1, 0))
+        groups = functional.pad(groups, (1, 0))  # (1 or B, T)
+        return tokens, times, groups
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the gap before each event, (B, L, K), and its group, (1 or B, L)."""
@@ -127,14 +129,15 @@ class UserTower(nn.Module):
             before, groups = self.order_set(arrays)  # (B, L) both
         else:
             before, groups = self.order_groups(arrays)  # (B, L) both
-        return self.time_basis(arrays["history_times"] - before), groups
+        gaps = self.time_basis(arrays["history_times"] - before)  # (B, L, K)
+        return gaps, groups
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the time before each event (B, L), of the first its own, and positions (1, L)."""
         times = arrays["history_times"]  # (B, L)
         positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
         before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
-        return before, positions.unsqueeze(0)
+        return before, positions.unsqueeze(0)  # (B, L), (1, L)
 
     def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Do as `order_groups` where all events are one group: pairs of long sets are too many."""
@@ -142,7 +145,8 @@ class UserTower(nn.Module):
         positions = torch.arange(times.shape[1], device=times.device)  # (L,)
         first = times[:, :1].expand_as(times)  # (B, L)
         is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
-        return first, torch.where(is_padding, PADDING_GROUP, arrays["history_groups"])
+        groups = arrays["history_groups"]  # (B, L)
+        return first, torch.where(is_padding, PADDING_GROUP, groups)  # (B, L) both
 
     def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the time of the group before each event, in the first its own, and its group.
@@ -157,7 +161,7 @@ class UserTower(nn.Module):
         )  # (B, L, L) of other events
         first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
         earlier = torch.where(is_earlier, times.unsqueeze(1), first)  # (B, L, L)
-        return earlier.amax(dim=2), groups
+        return earlier.amax(dim=2), groups  # (B, L) both
 
     def fuse(
         self,

@@ -108,6 +108,7 @@ class Validation:
         self.batches = batches
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+
         # (B, W) and (E,) of each batch
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
         self.figures = self.rank({}, [{}])[0]
