@@ -28,8 +28,7 @@ from datamodules.rejects import describe
 from datamodules.sources import read_file
 from datamodules.tables import type_records
 from evaluation.metrics import ItemSets, Targets
-from evaluation.ranking import Scores
-from serve.arrays import Doubles, Flags, Ints
+from serve.arrays import Doubles, Flags, Floats, Ints
 from serve.clock import to_seconds
 from serve.encode import context_keys, encode_features, write_cell
 from serve.errors import SchemaError
@@ -316,7 +315,7 @@ class Events:
         counts.data = strength(counts.data)
         return counts
 
-    def popularity(self, strength: Strength) -> Scores:
+    def popularity(self, strength: Strength) -> Floats:
         """Return the sum of each item's strengths, scaled into [0, 1), (N,)."""
         total = np.asarray(self.matrix(strength).sum(axis=0)).ravel()
         return np.asarray(total / (total.max(initial=0) + 1), np.float32)
