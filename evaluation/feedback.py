@@ -250,7 +250,7 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
 
 def read_moved(run: Path) -> dict[str, Any] | None:
     """Read when drift was measured, and its rows; None where it was not, or the file is of another form."""
-    from service.http.metrics import read_figures
+    from service.figures import read_figures
 
     at = read_figures(run)["figures_timestamp_seconds"].get(("drift",))
     return (

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 from serve.recommender import Recommender
-from service.http import app as application
+from service.http import recommend as application
 from service.http import middleware
 from service.http.errors import OverloadError
 from service.http.middleware import Worker
