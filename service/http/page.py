@@ -61,7 +61,7 @@ def choose_users(current: Recommender) -> list[dict[str, Any]]:
     """Choose known users of different segments, or else of short to long histories."""
     if current not in _USERS:
         user_ids = current.profiles.user_ids
-        users = []
+        users: list[dict[str, Any]] = []
         for group in _group_users(current):
             candidates = [
                 _describe_user(current, user_id)

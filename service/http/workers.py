@@ -196,7 +196,10 @@ class _Parent:
             except asyncio.CancelledError:
                 worker.kill()  # while it imports it may miss a SIGTERM
                 raise
-        return worker if is_ready else None
+        if not is_ready:
+            await worker.wait()
+            return None
+        return worker
 
     async def _watch(self, worker: Process) -> None:
         """Wait for the end of a worker, then drop its gauges and let it be replaced."""
