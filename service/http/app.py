@@ -10,10 +10,10 @@ from starlette.responses import FileResponse
 
 from service.http import admin, recommend, schemas
 from service.http.access import Access, AccessMiddleware
-from service.http.answers import ENCODER, AppState
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
 from service.http.middleware import Gathering, RequestMiddleware, Worker
+from service.http.recommend import ENCODER, AppState
 from service.service import FAULTS, Service
 
 _ABOUT = (

@@ -1,8 +1,12 @@
-"""The routes that only read: lists of items, and what the page at `/` asks for."""
+"""The routes that only read: lists of items, and what the page at `/` asks for.
+
+The state and the form of answers that all routes share come first.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -23,18 +27,16 @@ from serve.schema import Repeats
 from service.experiment import Arm, Arms
 from service.exploration import explore
 from service.http import page, schemas
-from service.http.answers import (
-    DEFAULT_K,
-    ENCODER,
-    get_state,
-    write_answer,
-    write_json,
-)
-from service.http.middleware import finish
+from service.http.access import Access
+from service.http.metrics import Metrics
+from service.http.middleware import Gathering, Worker, finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
-from service.service import Service, show_answer, show_items
+from service.service import POLICY, Service, show_answer, show_items
 
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+DEFAULT_K = 10  # items of a list
 _DIALS = tuple(field.name for field in fields(Dials))
+_NO_DIALS = Dials()
 _SHARED = frozenset({"k", "repeats", "explain", *_DIALS})  # of all requests of a body
 _SLOW = frozenset({"requests", "filters", "explain", *_DIALS})  # not in the event loop
 _MAX_SHORT = 16  # requests of a body that is answered among short calls
@@ -42,10 +44,70 @@ _STEP = 4  # requests answered in one go; fewer would round products otherwise
 _MAX_BRIEF = 200_000  # items among which one request is answered in the event loop
 _MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
 
+
+@dataclass(frozen=True)
+class AppState:
+    """The state that the routes of one server share."""
+
+    service: Service
+    metrics: Metrics
+    answers: Worker
+    gathering: Gathering
+    access: Access
+
+    async def refresh(self) -> None:
+        """Take the service's own counts into the metrics; the server does so every second."""
+        service = self.service
+        impressions = service.impressions
+        reload = service.last_reload or {
+            "time": service.current.loaded_at,
+            "is_loaded": True,
+        }
+        self.metrics.refresh(
+            self.answers.n_waiting,
+            impressions.n_waiting,
+            impressions.n_lost,
+            reload,
+            service.find_faults(),
+        )
+
+    def close(self) -> None:
+        """Finish the calls that wait, and release threads and files."""
+        self.answers.close()
+        self.service.close()
+
+
+def get_state(request: Request) -> AppState:
+    """Return the state of the server that got a request."""
+    return request.app.state.shared  # type: ignore[no-any-return]
+
+
+def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
+    """Write an answer behind its head: request id, version and latency."""
+    text = write_json(request, version, content)
+    return Response(text, media_type="application/json")
+
+
+def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
+    """Return the text of an answer."""
+    seconds = time.perf_counter() - request.state.started
+    head = {
+        "request_id": request.state.request_id,
+        "version": version,
+        "latency_ms": round(seconds * 1000, 3),
+    }
+    return ENCODER.encode(head | content)
+
+
+def find_tag(body: Any, name: str) -> str:
+    """Tell a body of many requests or events by the name of their list."""
+    return "many" if isinstance(body, dict) and name in body else "one"
+
+
 router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
 RecommendBodies = Annotated[
     Annotated[RecommendBody, Tag("one")] | Annotated[RecommendManyBody, Tag("many")],
-    Discriminator(schemas.is_many("requests")),
+    Discriminator(lambda body: find_tag(body, "requests")),
 ]
 SearchText = Annotated[
     str, Query(min_length=1, max_length=256, description="Words, or parts of some.")
@@ -185,13 +247,14 @@ class _Call:
     @classmethod
     def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
         service = get_state(request).service
+        chosen = {name: body[name] for name in _DIALS if name in body}
         return cls(
             request=request,
             service=service,
             current=service.current,
             k=body.get("k", DEFAULT_K),
             repeats=body.get("repeats"),
-            dials=Dials(**{name: body[name] for name in _DIALS if name in body}),
+            dials=Dials(**chosen) if chosen else _NO_DIALS,
             is_explained=body.get("explain", False),
             started=time.perf_counter(),
         )
@@ -275,8 +338,7 @@ def _answer_in_arm(call: _Call, parsed: ParsedRequest, position: int) -> _Batch:
     """Answer a request as the arm of its user says."""
     arm, seed = call.assign(parsed.user_id, position)
     recommender = cast(Arms, call.service.arms).recommender(arm, call.current)
-    is_plain = call.dials == Dials()
-    if not is_plain or not call.service.explores(parsed.user_id, arm.policy):
+    if call.dials != _NO_DIALS or not call.service.explores(parsed.user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm.name)
     answers = explore(
         recommender, [parsed], call.k, call.filter_viewed, arm.policy, [seed]
@@ -302,7 +364,7 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     key = recommender, call.k, call.filter_viewed
     is_brief = len(recommender.catalogue) <= _MAX_BRIEF
     answer = await state.gathering.answer(key, parsed, rank, is_brief)
-    batch = _Batch(recommender, [parsed], [answer], call.dials.policy, arm_name)
+    batch = _Batch(recommender, [parsed], [answer], POLICY, arm_name)
     lists = batch.show(is_explained=False)
     return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])
 

@@ -212,15 +212,6 @@ FIELDS = frozenset({"search"}).union(
 )
 
 
-def is_many(name: str) -> Callable[[Any], str]:
-    """Tell a body of many requests or events by the name of their list."""
-
-    def find_tag(body: Any) -> str:
-        return "many" if isinstance(body, dict) and name in body else "one"
-
-    return find_tag
-
-
 class ReloadAnswer(TypedDict):
     request_id: str
     version: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import socket
 import sys
 from collections import Counter
@@ -18,7 +19,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.command_line import handling
 from service.http.errors import LOGGER
-from service.http.workers import is_orphan, say_ready
+from service.http.workers import PARENT, say_ready
 
 _CONNECTIONS = 512
 _IDLE_SECONDS = 60
@@ -87,8 +88,8 @@ class Server(uvicorn.Server):
     """
 
     async def on_tick(self, counter: int) -> bool:
-        """Look ten times a second whether to end."""
-        if is_orphan():
+        """Look ten times a second whether to end; a worker ends with its parent."""
+        if PARENT not in (None, os.getppid()):
             self.should_exit = True
         return await super().on_tick(counter)
 

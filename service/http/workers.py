@@ -29,6 +29,7 @@ from service.command_line import FAULT
 # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _WORKER = "BASCULE_WORKER"
 _INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
+PARENT = _INHERITED[0] if _INHERITED else None  # pid
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
 _MEMORY = "/dev/shm"  # the folder in it admits only the parent's user  # noqa: S108
 _RETRY_SECONDS = 5.0  # between two attempts to start a worker
@@ -72,11 +73,6 @@ def _bind(host: str, port: int) -> socket.socket:
 def is_worker() -> bool:
     """Tell whether a parent started this process."""
     return bool(_INHERITED)
-
-
-def is_orphan() -> bool:
-    """Tell whether this is a worker whose parent has ended."""
-    return is_worker() and os.getppid() != _INHERITED[0]
 
 
 def say_ready() -> None:

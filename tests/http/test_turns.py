@@ -100,6 +100,7 @@ def test_a_body_in_steps_is_answered_to_the_last_digit_as_in_one_call(app, bundl
     requests = [{"user_id": USERS[place % 7], "datetime": UNTIL + place} for place in range(n)]
     answers = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 9}).json["answers"]
     expected = [*Recommender.load(bundle).recommend(requests, 9)]
+    assert len(answers) == n
     for given, wanted in zip(answers, expected, strict=True):
         pairs = [(item["item_id"], item["score"]) for item in given["items"]]
         scores = [round(score, 6) for score in wanted.score.tolist()]
