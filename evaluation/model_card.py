@@ -173,8 +173,7 @@ def _order_label(label: str) -> tuple[int, float, str]:
     """Order labels by their first number, then by letters; `other` and `missing` last."""
     number = _NUMBER.search(label)
     start = float(number.group()) if number else float("inf")
-    is_below = label.lower().startswith(("under", "below", "less", "up to", "<"))
-    return {OTHER: 1, MISSING: 2}.get(label, 0), start - is_below / 2, label
+    return {OTHER: 1, MISSING: 2}.get(label, 0), start, label
 
 
 def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
