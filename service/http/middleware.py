@@ -173,14 +173,21 @@ class Gathering:
         """Answer all that came at the same time, or while the thread was taken."""
 
         def close_and_call() -> list[R]:
-            with self._lock:
-                if key in self._open and self._open[key][0] is batch:
-                    del self._open[key]
+            self._close(key, batch)
             return list(call(batch))
 
-        if is_brief:
-            return close_and_call()
-        return await self._worker.run(close_and_call)
+        try:
+            if is_brief:
+                return close_and_call()
+            return await self._worker.run(close_and_call)
+        finally:
+            self._close(key, batch)
+
+    def _close(self, key: Hashable, batch: list[Any]) -> None:
+        """Let no further request join a batch."""
+        with self._lock:
+            if key in self._open and self._open[key][0] is batch:
+                del self._open[key]
 
 
 class RequestMiddleware:
