@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
-from pydantic import ConfigDict, TypeAdapter, with_config
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, with_config
 from typing_extensions import TypedDict
 
 from serve.bundle import DRIFT, FEEDBACK, FIGURES
@@ -20,12 +19,11 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 Samples = dict[tuple[str, ...], float]  # values of labels -> number
 
 
-@with_config(_STRICT)
-class _Estimate(TypedDict):
-    value: float
+def _find_value(figure: Any) -> Any:
+    return figure["value"] if isinstance(figure, dict) else figure
 
 
-_Figures = dict[str, float | _Estimate | None]
+_Figures = dict[str, Annotated[float | None, BeforeValidator(_find_value)]]
 
 
 @with_config(_STRICT)
@@ -99,41 +97,22 @@ def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
         if name == "use":
             return {"use": _parse_use(_USE.validate_json(content))}
         return _parse_drift(_DRIFT.validate_json(content)["rows"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 
 def _parse_use(content: _Use) -> Samples:
-    samples: Samples = {}
-    _add(samples, ("all", ""), _to_numbers(content["all"]))
+    groups = [("all", "", content["all"])]
     for group in _GROUPS:
-        numbers_by_value = {
-            value: _to_numbers(figures)
-            for value, figures in content["groups"].get(group, {}).items()
-        }
-        largest = sorted(
-            numbers_by_value, key=lambda value: -numbers_by_value[value]["lists"]
-        )
-        for value in largest[:_MAX_VALUES]:
-            _add(samples, (group, value), numbers_by_value[value])
+        figures = content["groups"].get(group, {}).items()
+        largest = sorted(figures, key=lambda pair: -cast(float, pair[1]["lists"]))
+        groups += [(group, *pair) for pair in largest[:_MAX_VALUES]]
+    samples: Samples = {}
+    for group, value, figures_of_group in groups:
+        for name, number in figures_of_group.items():
+            if number is not None:
+                samples[name, group, value] = number
     return samples
-
-
-def _to_numbers(figures: _Figures) -> dict[str, float]:
-    numbers = {}
-    for name, figure in figures.items():
-        if isinstance(figure, dict):
-            numbers[name] = figure["value"]
-        elif figure is not None:
-            numbers[name] = figure
-    return numbers
-
-
-def _add(
-    samples: Samples, group: tuple[str, str], numbers: Mapping[str, float]
-) -> None:
-    for name, number in numbers.items():
-        samples[(name, *group)] = number
 
 
 def _parse_drift(rows: list[_Row]) -> dict[str, Samples]:

@@ -27,6 +27,7 @@ MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests of one call: more would only wait for each other
 _BODY_SECONDS = 10  # in which a body must have arrived
 _MAX_LONG = 5  # deadlines that a long call may take
+_COURTESY_SECONDS = 0.002  # of a step of a long call while single requests are answered
 _LOOK_SECONDS = 0.1  # between two looks whether the client of a long call is gone
 _SHEDDING = frozenset(  # paths that are refused when too many requests wait
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
@@ -87,7 +88,12 @@ class Worker:
         Raises:
             OverloadError: too many calls wait, five deadlines are over, or the client is gone.
         """
-        is_stopped = threading.Event()
+        stop = threading.Event()
+
+        def is_stopped() -> bool:
+            is_disturbing = self.n_admitted > self.n_waiting
+            return stop.wait(_COURTESY_SECONDS if is_disturbing else 0)
+
         seconds = _MAX_LONG * self._deadline
         call = self._wait(self._long, lambda: finish(steps, is_stopped), seconds)
         task = asyncio.ensure_future(call)
@@ -97,7 +103,7 @@ class Worker:
                     raise OverloadError
             return await task
         finally:
-            is_stopped.set()
+            stop.set()
             task.cancel()
 
     async def _wait(self, thread: Executor, call: Callable[[], T], seconds: float) -> T:
@@ -118,10 +124,10 @@ class Worker:
         self._long.shutdown()
 
 
-def finish(steps: Generator[None, None, T], is_stopped: threading.Event) -> T:
+def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
     """Run a generator to its result; raise OverloadError if it is stopped."""
     try:
-        while not is_stopped.is_set():
+        while not is_stopped():
             next(steps)
     except StopIteration as end:
         return cast(T, end.value)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -133,7 +132,7 @@ async def recommend(
     steps = _recommend_in_steps(call, raw)
     if len(raw) > _MAX_SHORT:
         return await worker.run_steps(steps, request.is_disconnected)
-    return await worker.run(lambda: finish(steps, threading.Event()))
+    return await worker.run(lambda: finish(steps, lambda: False))
 
 
 @router.post(
@@ -356,7 +355,7 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
         arm, _ = call.assign(parsed.user_id, 0)
         if arm.policy.kind != "greedy":
             steps = _recommend_in_steps(call, [raw])
-            return await state.answers.run(lambda: finish(steps, threading.Event()))
+            return await state.answers.run(lambda: finish(steps, lambda: False))
         recommender = call.service.arms.recommender(arm, recommender)
         arm_name = arm.name
 
