@@ -355,7 +355,8 @@ def _measure_in_context(
 def _describe_situations(situations: Examination, each: str) -> str:
     return (
         f"{len(situations.user):,} requests, one per {each} of the holdout, "
-        "in the context of its first event; the figure without context beside it is of the same requests, and only that one compares"
+        "in the context of its first event; the figure without context beside it is of the "
+        "same requests, and only that one compares"
     )
 
 
