@@ -27,7 +27,9 @@ MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests of one call: more would only wait for each other
 _BODY_SECONDS = 10  # in which a body must have arrived
 _MAX_LONG = 5  # deadlines that a long call may take
-_COURTESY_SECONDS = 0.002  # of a step of a long call while single requests are answered
+_TURN_SECONDS = 0.002  # of a long call between two looks whether single requests wait
+_MAX_PAUSES = 5
+_PAUSE_SECONDS = 0.002  # after a turn, in which the event loop sees what has come
 _LOOK_SECONDS = 0.1  # between two looks whether the client of a long call is gone
 _SHEDDING = frozenset(  # paths that are refused when too many requests wait
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
@@ -89,10 +91,14 @@ class Worker:
             OverloadError: too many calls wait, five deadlines are over, or the client is gone.
         """
         stop = threading.Event()
+        turn_ends = 0.0
 
         def is_stopped() -> bool:
-            is_disturbing = self.n_admitted > self.n_waiting
-            return stop.wait(_COURTESY_SECONDS if is_disturbing else 0)
+            nonlocal turn_ends
+            if time.perf_counter() >= turn_ends:
+                self._let_singles_pass(stop)
+                turn_ends = time.perf_counter() + _TURN_SECONDS
+            return stop.is_set()
 
         seconds = _MAX_LONG * self._deadline
         call = self._wait(self._long, lambda: finish(steps, is_stopped), seconds)
@@ -105,6 +111,12 @@ class Worker:
         finally:
             stop.set()
             task.cancel()
+
+    def _let_singles_pass(self, stop: threading.Event) -> None:
+        """Wait a moment while single requests are answered: threads of Python hinder each other."""
+        for _ in range(_MAX_PAUSES):
+            if stop.wait(_PAUSE_SECONDS) or self.n_admitted <= self.n_waiting:
+                break
 
     async def _wait(self, thread: Executor, call: Callable[[], T], seconds: float) -> T:
         if self.n_waiting >= self._max_waiting:
