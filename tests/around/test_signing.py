@@ -17,7 +17,7 @@ pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl makes the keys, as documented"
 )
-(MAKE,) = [line for line in _SIGN_HELP.splitlines() if "openssl" in line]
+MAKE = "\n".join(line for line in _SIGN_HELP.splitlines() if "  openssl" in line)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def bundle(tmp_path):
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """Make the keys of three people by the documented line: `old` and `new` are trusted in turn, `strange` never."""
+    """Make the keys of three people as documented: `old` and `new` are trusted in turn, `strange` never."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("old", "new", "strange"):
         (folder / name).mkdir()
