@@ -10,7 +10,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from serve.bundle import Bundle, sign
+from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.golden import verify
 from serve.recommender import Recommender, golden_answer
@@ -24,6 +24,7 @@ from service.export import (
     read_filters,
     read_requests,
 )
+from service.publish import sign
 from service.service import find_unknown, show_items
 
 _BATCH = 4096  # requests whose answers are in memory at a time

@@ -78,8 +78,9 @@ def _serve_here(
     from service.http.access import Access, KeyFile
     from service.http.app import make_app
     from service.http.server import serve as run_server
-    from service.registry import BundleSource, Registry, RegistrySource, Source
+    from service.registry import Registry
     from service.service import Service
+    from service.sources import BundleSource, RegistrySource, Source
 
     source: Source
     if options.registry is None:

@@ -121,7 +121,8 @@ def read_known(arguments: argparse.Namespace) -> tuple[Feedback, Collection[str]
     feedback = read_feedback(arguments)
     run = arguments.run
     from service.live_items import LiveItems
-    from service.registry import BundleSource, Registry, RegistrySource
+    from service.registry import Registry
+    from service.sources import BundleSource, RegistrySource
 
     is_registry = (run / CURRENT).exists()
     if not (is_registry or (run / BUNDLE).exists()):

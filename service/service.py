@@ -36,7 +36,8 @@ from service.experiment import Arms, Experiment, Policy
 from service.forget import Erasures
 from service.known_users import fill_in, know_user
 from service.live_items import LiveItems
-from service.registry import LOADING_ERRORS, Source, explain_fault
+from service.registry import LOADING_ERRORS
+from service.sources import Source, explain_fault
 from service.state import (
     ImpressionLog,
     Impressions,

@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from bascule.commands import _SIGN_HELP, main
-from serve.bundle import Bundle, sign
+from serve.bundle import Bundle
 from serve.errors import BundleError
-from service.registry import BundleSource, Registry, RegistrySource
+from service.publish import sign
+from service.registry import Registry
+from service.sources import BundleSource, RegistrySource
 from tests.core.test_hostile_bundle import hash_again
 from tests.linear_bundle import SHOP, publish_linear
 from tests.served import ROOT
@@ -164,7 +166,11 @@ def test_an_unsigned_bundle_is_not_served_where_keys_are_trusted(bundle, keys):
 
 
 def test_without_the_extra_only_signatures_are_refused(bundle, keys):
-    code = "import sys; sys.modules['cryptography'] = None; from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+    sign(bundle, keys / "old" / "signing.pem")
+    code = (
+        "import sys; sys.modules['cryptography'] = None\n"
+        "from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "verify", "--bundle", str(bundle)]
     assert subprocess.run(command, check=False).returncode == 0
     done = subprocess.run(
