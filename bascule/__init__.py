@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from bascule.recommender import Recommender as Recommender
     from serve.errors import BundleError as BundleError
     from serve.errors import SchemaError as SchemaError
+    from serve.files import read_erasure_list as read_erasure_list
+    from serve.profiles import Profiles as Profiles
     from serve.requests import Request as Request
     from serve.requests import ask_now as ask_now
+    from service.forget import forget_users as forget_users
     from service.known_users import complete as complete
     from service.live_items import LiveItems as LiveItems
     from service.state import StateStore as StateStore
@@ -55,6 +58,7 @@ __all__ = [
     "Answers",
     "BundleError",
     "LiveItems",
+    "Profiles",
     "Recommender",
     "Request",
     "SchemaError",
@@ -62,7 +66,9 @@ __all__ = [
     "ask_now",
     "complete",
     "fit",
+    "forget_users",
     "load",
+    "read_erasure_list",
 ]
 
 # option of `fit` -> section and key of a configuration; any other stands at the top by its name

@@ -36,7 +36,7 @@ from serve.events import USER_STATISTICS, statistic_names
 from serve.schema import FIRST_CODE, Feature, Schema
 
 CONTENT_STEPS = 60
-# power of a user's items that scales their row: who buys much of everything would decide the factors
+# power of a user's number of items, by which their row is scaled: heavy buyers would decide
 REPEATED_USER_POWER = -0.25
 MIN_SINGULAR = (
     1e-3  # share of the largest singular value below which a factor is left out

@@ -21,6 +21,7 @@ _HOME = __name__.removesuffix("serve")  # `bascule.` in the wheel
 _MODULE_OF_NAME = {
     "BundleError": "serve.errors",
     "LiveItems": "service.live_items",
+    "Profiles": "serve.profiles",
     "Recommendations": "serve.recommendations",
     "Recommender": "serve.recommender",
     "Request": "serve.requests",
@@ -28,6 +29,8 @@ _MODULE_OF_NAME = {
     "StateStore": "service.state",
     "ask_now": "serve.requests",
     "complete": "service.known_users",
+    "forget_users": "service.forget",
+    "read_erasure_list": "serve.files",
 }
 
 
