@@ -14,11 +14,11 @@
 # %% [markdown]
 # # A walk through Bascule
 #
-# Three tables become recommendations: we train a small model on a part of the bundled grocery data, look at what the
-# data was, and ask for somebody we know, somebody new, and something new.
+# Three tables become recommendations: we train a small model on a part of the bundled grocery
+# data, look at what the data was, and ask for somebody we know, somebody new, and something new.
 #
-# Run it as a notebook (`jupytext --to notebook --execute notebooks/walkthrough.py`) or as a script
-# (`python notebooks/walkthrough.py`); it takes about a minute.
+# Run it as a notebook (`jupytext --to notebook --execute notebooks/walkthrough.py`) or as a
+# script (`python notebooks/walkthrough.py`); it takes about a minute.
 
 # %%
 from pathlib import Path
@@ -32,7 +32,8 @@ import bascule
 # %% [markdown]
 # ## Three DataFrames
 #
-# The sample has 2,469 households. Those with numbers up to 300, and the products they bought most, will do here.
+# The sample has 2,469 households. Those with numbers up to 300, and the products they bought
+# most, will do here.
 
 # %%
 SAMPLE = Path(bascule.__file__).parents[1] / "datamodules" / "sample"
@@ -55,8 +56,8 @@ print(
 # %% [markdown]
 # ## Train
 #
-# What is declared: which columns are features, that December is the test, that the lines of a basket came at once, and
-# that a product may be bought again. Everything else is fitted.
+# What is declared: which columns are features, that December is the test, that the lines of a
+# basket came at once, and that a product may be bought again. Everything else is fitted.
 
 # %%
 recommender = bascule.fit(
@@ -81,8 +82,9 @@ recommender = bascule.fit(
 # %% [markdown]
 # ## How good is it?
 #
-# Every figure was measured on the exported bundle, over the whole catalogue, beside baselines tuned on the same
-# validation. The run also leaves `report.html`, with intervals, slices, examples and a map.
+# Every figure was measured on the exported bundle, over the whole catalogue, beside baselines
+# tuned on the same validation. The run also leaves `report.html`, with intervals, slices,
+# examples and a map.
 
 # %%
 test = recommender.metrics["test"]
@@ -119,8 +121,8 @@ print(recommender.similar_items(product, k=5))
 # %% [markdown]
 # ## Somebody new, known by demographics alone
 #
-# No history, no id: the request says what is known. The same household with three products in the basket (request 1) is
-# asked for in the same way; nothing is trained again.
+# No history, no id: the request says what is known. The same household with three products in the
+# basket (request 1) is asked for in the same way; nothing is trained again.
 
 # %%
 newcomer = {"features": {"age": "25-34", "kids_count": "2"}}
@@ -130,7 +132,8 @@ print(recommender.recommend([newcomer, {**newcomer, "history": basket}], k=5))
 # %% [markdown]
 # ## Something new, known by content alone
 #
-# A product that nobody has bought is placed by its features. Its neighbours say whether the place makes sense.
+# A product that nobody has bought is placed by its features. Its neighbours say whether the place
+# makes sense.
 
 # %%
 launch = {
@@ -144,8 +147,8 @@ print(recommender.similar_items(launch, k=5))
 # %% [markdown]
 # ## The map
 #
-# The item vectors in their two main directions. Products of one department lie together: it is one of the features
-# that the vectors are made of, beside who bought what.
+# The item vectors in their two main directions. Products of one department lie together: it is
+# one of the features that the vectors are made of, beside who bought what.
 
 # %%
 bought = np.unique(events["item_id"])
