@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bascule.answers import Answers as Answers
+    from bascule.forms import Answers as Answers
     from bascule.recommender import Recommender as Recommender
     from serve.errors import BundleError as BundleError
     from serve.errors import SchemaError as SchemaError
@@ -42,7 +42,7 @@ else:
         if name not in __all__:
             raise AttributeError(f"module 'bascule' has no attribute '{name}'")
         if name == "Answers":
-            from bascule.answers import Answers
+            from bascule.forms import Answers
 
             return Answers
         if name == "Recommender":

@@ -13,11 +13,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bascule.serving import DEFAULT_REGISTRY
 from serve import errors
 from service.command_line import FAULT, make_parser, run_command
 
 _HOME = errors.__name__.removesuffix("serve.errors")  # `bascule.` in the wheel
+
+_REGISTRY = Path("runs") / "registry"
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
@@ -141,9 +142,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
     "--registry": _FOLDER
-    | {
-        "help": f"folder of the versions (default: {DEFAULT_REGISTRY}; serve has no default)"
-    },
+    | {"help": f"folder of the versions (default: {_REGISTRY}; serve has no default)"},
     "--state": _FOLDER
     | {
         "help": "folder of live events, must be named 'state'"
@@ -358,5 +357,5 @@ def _make_parser() -> argparse.ArgumentParser:
         for option in command.optional.split():
             subparser.add_argument(option, **_OPTIONS[option])
         if name != "serve":
-            subparser.set_defaults(registry=DEFAULT_REGISTRY)
+            subparser.set_defaults(registry=_REGISTRY)
     return parser

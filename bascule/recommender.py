@@ -38,8 +38,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bascule.answers import Answers
-from bascule.forms import Items, User, Users, to_list, to_requests
+from bascule.forms import Answers, Items, User, Users, to_list, to_requests
 from serve.arrays import Doubles, Floats, Ints, Objects, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.catalogue import name_items

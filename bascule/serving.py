@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from service.registry import Registry
 
-DEFAULT_REGISTRY = Path("runs") / "registry"
 _TOKEN = "BASCULE_RELOAD_TOKEN"  # an environment variable  # noqa: S105
 _MIN_TOKEN = 16  # characters
 
