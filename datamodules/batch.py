@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from serve.arrays import Ints
 from serve.encode import EncodedFeatures, encode_features
-from serve.schema import Feature
+from serve.kinds import Feature
 
 Tensors = dict[str, Tensor]
 

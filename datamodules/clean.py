@@ -11,7 +11,7 @@ import pandas as pd
 
 from datamodules.config import DataConfig
 from datamodules.tables import IDS, TARGET_WEIGHT, Tables, is_set
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
 

@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.clock import find_zone, to_seconds
 from serve.errors import SchemaError, name_nearest
-from serve.schema import DERIVED, Kind, Repeats, Ties
+from serve.kinds import Kind
+from serve.schema import DERIVED, Repeats, Ties
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
 REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed

@@ -17,8 +17,8 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import Sequences
-from serve.arrays import Flags, Floats, Ints
-from serve.events import Events, last_moments, number_groups, spans
+from serve.arrays import Flags, Floats, Ints, spans
+from serve.events import Events, last_moments, number_groups
 from serve.schema import Schema
 
 

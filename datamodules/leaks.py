@@ -13,7 +13,7 @@ from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables, is_set
 from serve.arrays import Flags, Ints
-from serve.encode import join_text
+from serve.cells import join_text
 from serve.errors import SchemaError
 
 MAX_ROWS = 200_000  # training rows on which columns are measured

@@ -14,7 +14,7 @@ import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.sequences import Catalogue, number_pairs
-from serve.arrays import Floats, Ints
+from serve.arrays import Floats, Ints, spans
 from serve.clock import DAY
 from serve.encode import EncodedFeatures, context_keys
 from serve.events import (
@@ -23,7 +23,6 @@ from serve.events import (
     history_arrays,
     owned_arrays,
     request_arrays,
-    spans,
     summarise_owned,
 )
 from serve.schema import Schema

@@ -12,18 +12,18 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from datamodules.tables import TARGET_WEIGHT, is_set
-from serve.arrays import Floats, Ints, vectors_to_arrow
+from serve.arrays import Floats, Ints, spans, vectors_to_arrow
 from serve.encode import (
     EncodedFeatures,
     category_rows,
     context_keys,
     count_categories,
     encode_features,
-    to_vectors,
     write_cell,
 )
-from serve.events import Events, spans
-from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
+from serve.events import Events
+from serve.kinds import FIRST_CODE, UNKNOWN, Feature, to_vectors
+from serve.schema import Schema
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import Sequences, count_within, number_pairs
-from serve.arrays import Ints
-from serve.events import Events, spans
+from serve.arrays import Ints, spans
+from serve.events import Events
 
 FOLDS = 5  # each fold of a user's items is predicted from the others once an epoch
 THINNED = 0.5  # share of examples that see a random share of the other items only

@@ -35,7 +35,7 @@ from datamodules.rejects import (
 from datamodules.sources import Records, read_file, read_files, take_frame
 from datamodules.values import find_outlying, join_frames, read_cells, unify_ids
 from serve.arrays import Flags
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
 

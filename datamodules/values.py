@@ -14,10 +14,9 @@ from pandas.api import types
 from datamodules.config import Column, TableConfig
 from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH
 from serve.arrays import Flags, Ints
+from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
-from serve.encode import to_text
 from serve.errors import SchemaError
-from serve.kinds import Vector, read_vector
 
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY

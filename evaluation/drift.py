@@ -28,12 +28,14 @@ from evaluation.metrics import MAX_VALUES
 from evaluation.online import read_frames
 from serve.arrays import Doubles
 from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
+from serve.cells import to_text
 from serve.clock import DAY, day_of_week, hour_of_day
-from serve.encode import split_cell, to_numbers, to_text
+from serve.encode import split_cell
 from serve.errors import SchemaError
 from serve.files import write_file
+from serve.kinds import Feature, to_numbers
 from serve.recommender import Recommender
-from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature
+from serve.schema import MIN_USERS, SEVERAL, WORDED
 from service.command_line import make_parser, run_command, tabulate
 from service.live_items import LiveItems
 

@@ -44,7 +44,8 @@ from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
 from service.live_items import LiveItems
-from service.registry import BundleSource, Registry, RegistrySource, Source
+from service.registry import Registry
+from service.sources import BundleSource, RegistrySource, Source
 from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0

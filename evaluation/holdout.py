@@ -28,13 +28,15 @@ from datamodules.rejects import describe
 from datamodules.sources import read_file
 from datamodules.tables import type_records
 from evaluation.metrics import ItemSets, Targets
-from serve.arrays import Doubles, Flags, Floats, Ints
+from serve.arrays import Doubles, Flags, Floats, IdType, Ints
+from serve.cells import parse_id
 from serve.clock import to_seconds
 from serve.encode import context_keys, encode_features, write_cell
 from serve.errors import SchemaError
+from serve.kinds import Feature
 from serve.profiles import Profiles, feature_values
-from serve.requests import History, parse_id
-from serve.schema import DERIVED, WORDED, Feature, IdType, Schema
+from serve.requests import History
+from serve.schema import DERIVED, WORDED, Schema
 
 Strength = Callable[
     [Doubles], Doubles

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from serve.arrays import Doubles, Flags, Ints
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.schema import MIN_USERS
 
 Summary = dict[str, float | list[float]]

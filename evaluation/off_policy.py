@@ -30,9 +30,10 @@ from scipy.special import expit
 from evaluation.feedback import add_log_options, read_log_of
 from evaluation.online import DISMISSALS, Estimate, Feedback, estimate_mean
 from serve.arrays import Doubles, Floats, Ints
+from serve.cells import parse_id
 from serve.errors import SchemaError
 from serve.recommender import Recommender
-from serve.requests import History, Request, parse_id
+from serve.requests import History, Request
 from service.command_line import make_parser, run_command
 from service.experiment import Policy
 from service.exploration import find_candidates

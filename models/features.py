@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from serve.encode import code_slices, value_slices
-from serve.schema import PADDING, UNKNOWN, Feature
+from serve.kinds import PADDING, UNKNOWN, Feature
 
 
 class FeatureEmbedding(nn.Module):

@@ -14,7 +14,8 @@ from models.attention import Dropout, EventBlocks, LogTimeBasis
 from models.config import Recipe
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
-from serve.schema import FIRST_CODE, Schema
+from serve.kinds import FIRST_CODE
+from serve.schema import Schema
 
 N_RECENCY_FUNCTIONS = 12
 PADDING_GROUP = 1 << 40  # above every group: no token sees padding

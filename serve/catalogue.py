@@ -13,19 +13,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
+from serve.arrays import Flags, Floats, Id, IdType, Ints, to_arrow, to_numpy
+from serve.cells import parse_id, to_text
 from serve.encode import (
     category_features,
     category_rows,
     count_categories,
     encode_features,
     split_cell,
-    to_text,
 )
-from serve.errors import BundleError, SchemaError, name_nearest
+from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest, show
 from serve.index import UNKNOWN_ROW, ItemIndex
-from serve.requests import MAX_SHOWN, Id, parse_id, show
-from serve.schema import SEVERAL, Feature, IdType, Schema
+from serve.kinds import Feature
+from serve.schema import SEVERAL, Schema
 
 # Every catalogue has this column: true unless a bundle or a live item says otherwise.
 IN_STOCK = "in_stock"

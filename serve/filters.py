@@ -21,9 +21,9 @@ import numpy as np
 
 from serve.arrays import Flags, Floats, Ints
 from serve.catalogue import ORDER, Column, Columns, ItemIds, Value
-from serve.errors import SchemaError
+from serve.errors import MAX_SHOWN, SchemaError
 from serve.index import ItemIndex, Pairs, Query
-from serve.requests import MAX_SHOWN, Filters
+from serve.requests import Filters
 
 Lists = tuple[Floats, Ints]  # scores and item rows
 

@@ -23,8 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Flags, Floats, Ints, to_unit
-from serve.events import spans
+from serve.arrays import Doubles, Flags, Floats, Ints, spans, to_unit
 
 Content = NDArray[np.uint8]
 

@@ -25,9 +25,10 @@ from serve.events import (
     summarise_owned,
 )
 from serve.index import UNKNOWN_ROW, Pairs
+from serve.kinds import FIRST_CODE, UNKNOWN
 from serve.profiles import Profiles
 from serve.requests import History, Request
-from serve.schema import FIRST_CODE, UNKNOWN, Schema
+from serve.schema import Schema
 
 # A time later than every moment: an event without a time counts as happening at the moment.
 NO_TIME = int(np.iinfo(np.int64).max)

@@ -28,12 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.arrays import Ints, to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
-from serve.encode import to_numbers, to_vectors, write_cell
+from serve.arrays import (
+    Id,
+    Ints,
+    to_arrow,
+    to_numpy,
+    vectors_from_arrow,
+    vectors_to_arrow,
+)
+from serve.encode import write_cell
 from serve.errors import BundleError
 from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file
-from serve.requests import History, Id, Request
-from serve.schema import DERIVED, Feature, Schema
+from serve.kinds import Feature, to_numbers, to_vectors
+from serve.requests import History, Request
+from serve.schema import DERIVED, Schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -23,15 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from serve.arrays import Ints, to_arrow
+from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import name_items
+from serve.cells import Vector, to_text
 from serve.clock import DAY
-from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
-from serve.kinds import Vector
 from serve.recommendations import Answer, DueItem, DueList, Reason, Segment
 from serve.recommender import RawRequest, Recommender
-from serve.requests import History, Id, Request
+from serve.requests import History, Request
 
 MAX_VARIED = 50  # items of a history that are left out in turn
 MAX_SAID = 5  # reasons for an item

@@ -15,9 +15,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Floats, Ints, Objects, ids_to_arrow, to_arrow, to_unit
-from serve.requests import Id
-from serve.schema import IdType, check_record
+from serve.arrays import (
+    Doubles,
+    Floats,
+    Id,
+    IdType,
+    Ints,
+    Objects,
+    ids_to_arrow,
+    to_arrow,
+    to_unit,
+)
+from serve.schema import check_record
 
 FORMAT = 1  # of `segments.json`
 

@@ -20,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from serve.arrays import Doubles, Flags, Floats, Ints, to_numpy, to_unit
+from serve.cells import check_number
 from serve.reasons import complete_request
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
-from serve.requests import Filters, Request, check_number, join_filters
+from serve.requests import Filters, Request, join_filters
 
 # Items of a pool: at least so many, or so many times k up to a bound; never fewer than k.
 POOL = 100

@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.arrays import Ints, to_arrow
+from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
-from serve.encode import split_cell, to_text
+from serve.cells import parse_id, to_text
+from serve.encode import split_cell
+from serve.kinds import Feature
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
 from serve.recommendations import Answer, DueList
 from serve.recommender import Recommender
-from serve.requests import Id, Request, parse_id
-from serve.schema import SEVERAL, WORDED, Feature, Schema
+from serve.requests import Request
+from serve.schema import SEVERAL, WORDED, Schema
 
 DECIMALS = 6  # of scores and cosines
 

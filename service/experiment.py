@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from serve.errors import SchemaError
-from serve.requests import Id, check_fields, check_number, show
+from serve.arrays import Id
+from serve.cells import check_number
+from serve.errors import SchemaError, show
+from serve.requests import check_fields
 
 _ROUNDING = 1e-9  # of the sum of shares
 MAX_TEMPERATURE = 10.0

@@ -30,11 +30,12 @@ import pyarrow.parquet as pq
 
 from datamodules.read import SAME_NAMES, Row
 from serve.arrays import Floats, ids_to_arrow, to_arrow
+from serve.cells import parse_ids
 from serve.errors import BundleError, SchemaError
 from serve.files import replacing, sync_folder, take_lock, write_file
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from serve.requests import Request, parse_ids
+from serve.requests import Request
 from service.request_files import ITEM_ID, read_items, read_requests
 
 PLAN = "_plan.json"

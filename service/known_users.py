@@ -14,13 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve import profiles as profile_files
+from serve.arrays import Id
+from serve.cells import INTEGER
 from serve.profiles import Profiles
-from serve.requests import (
-    INTEGER,
-    History,
-    Id,
-    Request,
-)
+from serve.requests import History, Request
 from service.log import Recalled
 from service.state import State
 

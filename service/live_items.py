@@ -16,11 +16,11 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from serve.arrays import Id, IdType
 from serve.catalogue import Catalogue
-from serve.errors import SchemaError
+from serve.cells import parse_id
+from serve.errors import SchemaError, show
 from serve.recommender import Recommender
-from serve.requests import Id, parse_id, show
-from serve.schema import IdType
 from service.database import name_fault, open_database
 from service.experiment import Arm, Experiment
 from service.placement import ITEM_ID, Change, Placement, Values

@@ -32,20 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from serve.clock import DAY
-from serve.encode import to_text
-from serve.errors import SchemaError
-from serve.requests import (
-    History,
-    Id,
-    check_id,
-    check_seconds,
-    parse_id,
-    parse_label,
-    parse_times,
-    parse_weight,
-    show,
-)
+from serve.arrays import Id
+from serve.cells import check_id, parse_id, parse_label, parse_weight, to_text
+from serve.clock import DAY, check_seconds, parse_times
+from serve.errors import SchemaError, show
+from serve.requests import History
 from serve.schema import Schema
 from service.database import name_fault
 

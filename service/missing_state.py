@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from serve.arrays import Id
 from serve.files import is_forgotten
 from serve.recommender import Recommender
-from serve.requests import Id
 from service.log import Recalled
 
 

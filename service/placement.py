@@ -17,23 +17,15 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Ints, to_arrow
+from serve.arrays import Doubles, Id, Ints, to_arrow
 from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
+from serve.cells import Vector, is_writable, parse_label, parse_number, to_plain
 from serve.encode import category_rows, encode_features, write_cell
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError, name_nearest, show
 from serve.index import UNKNOWN_ROW, ItemIndex
-from serve.kinds import Vector
+from serve.kinds import Feature
 from serve.recommender import Recommender
-from serve.requests import (
-    Id,
-    is_writable,
-    parse_label,
-    parse_number,
-    parse_value,
-    show,
-    to_plain,
-)
-from serve.schema import Feature
+from serve.requests import parse_value
 
 Values = Mapping[str, Any]  # column -> value of an item in JSON, None if missing
 ITEM_ID = "item_id"

@@ -9,16 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.read import SAME_NAMES, TEXTS, Row, kind_of, read_rows
-from serve.errors import SchemaError, name_nearest
-from serve.requests import (
-    Filters,
-    Request,
-    join_filters,
-    parse_filters,
-    parse_request,
-    show,
-)
-from serve.schema import DERIVED, Feature, IdType, Schema
+from serve.arrays import IdType
+from serve.errors import SchemaError, name_nearest, show
+from serve.kinds import Feature
+from serve.requests import Filters, Request, join_filters, parse_filters, parse_request
+from serve.schema import DERIVED, Schema
 
 ITEM_ID = "item_id"
 _NUMBER = re.compile(

@@ -15,14 +15,16 @@ from typing import Any, Literal
 
 import numpy as np
 
+from serve.arrays import Id
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
+from serve.cells import parse_id
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
 from serve.files import is_forgotten
 from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
-from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
+from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
 from service.answers import show_due, show_similar
 from service.experiment import Experiment, Policy
@@ -32,7 +34,8 @@ from service.known_users import fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.log import Impressions, parse_observations
 from service.missing_state import MissingState
-from service.registry import LOADING_ERRORS, Source, explain_fault
+from service.registry import LOADING_ERRORS
+from service.sources import Source, explain_fault
 from service.state import State, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score

@@ -19,10 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from serve.clock import DAY
+from serve.arrays import Id
+from serve.cells import check_id, to_plain
+from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
 from serve.files import current_erasure_list, is_forgotten, sync_folder
-from serve.requests import History, Id, check_id, check_seconds, to_plain
+from serve.requests import History
 from service.database import name_fault, open_database, user_key
 from service.log import (
     DISMISS,

@@ -39,7 +39,7 @@ MAY_IMPORT = {
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 120, 40_000, 25, 14, 60
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 122, 40_000, 25, 14, 60
 
 
 def name_module(path):

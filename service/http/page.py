@@ -10,15 +10,16 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from serve.arrays import to_arrow
+from serve.arrays import Id, to_arrow
 from serve.catalogue import name_columns, name_items
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.index import UNKNOWN_ROW
+from serve.kinds import Feature
 from serve.profiles import Profile
 from serve.recommender import Recommender
-from serve.requests import Filters, Id, Request
+from serve.requests import Filters, Request
 from serve.rerank import RECOMMENDED
-from serve.schema import DERIVED, Feature
+from serve.schema import DERIVED
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are ranked

@@ -8,8 +8,8 @@ import pyarrow as pa
 from hypothesis import strategies as st
 from serve.bundle import Bundle
 from serve.catalogue import Catalogue, Columns
+from serve.kinds import Feature
 from serve.recommender import Recommender
-from serve.schema import Feature
 from tests.linear_bundle import SEED, WORLDS, N, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 

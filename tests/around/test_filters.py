@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from serve.catalogue import Columns
 from serve.errors import SchemaError
 from serve.filters import admit, parse_where
+from serve.kinds import Feature
 from serve.requests import Filters, join_filters, parse_filters
-from serve.schema import Feature
 from tests.around.filter_worlds import (
     COMPARE,
     expressions,

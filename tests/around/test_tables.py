@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from datamodules.read import read_columns, read_rows
 from serve.errors import SchemaError
+from serve.kinds import Feature
 from serve.requests import Request
-from serve.schema import Feature
 from service.export import write_tables
 from service.request_files import read_filters, read_items, read_requests
 from tests.linear_bundle import SHOP

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.clean import (
-    TARGET_WEIGHT,
     CleaningReport,
     check_joins,
     clean,
@@ -14,7 +13,7 @@ from datamodules.clean import (
     weigh_targets,
 )
 from datamodules.config import DataConfig, TargetsConfig
-from datamodules.tables import Tables, tables_from_frames
+from datamodules.tables import TARGET_WEIGHT, Tables, tables_from_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.errors import SchemaError

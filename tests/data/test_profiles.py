@@ -13,8 +13,8 @@ from serve.catalogue import ItemIds
 from serve.encode import context_keys
 from serve.events import history_arrays
 from serve.inputs import RequestEncoder
+from serve.kinds import Feature
 from serve.requests import Request
-from serve.schema import Feature
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(

@@ -26,9 +26,10 @@ from serve.bundle import (
 from serve.clock import DAY
 from serve.recommendations import Segment, Segments
 from service.forget import forget_users
+from service.log import Impressions, Observation
 from service.publish import Stage, publish
 from service.registry import Registry, publish_version
-from service.state import Impressions, Observation, StateStore
+from service.state import StateStore
 from tests.http.services import asking
 from tests.linear_bundle import SHOP, N, W, item_ids, write_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles

@@ -72,9 +72,18 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, name):
             ROWS.assign(datetime=["2020-11-01", "2020-13-01", "2020-11-03"]),
             "line 3, column 'datetime', value '2020-13-01': not a time",
         ),
-        (ROWS.assign(weight=["many", "1", "1"]), "line 2, column 'weight', value 'many': not a number"),
-        (ROWS.assign(weight=[0, 0, -2.5]), "line 4, column 'weight', value '-2.5': below the minimum 0"),
-        (ROWS.assign(position=["0", "-inf", "1"]), "line 3, column 'position', value '-inf': not finite"),
+        (
+            ROWS.assign(weight=["many", "1", "1"]),
+            "line 2, column 'weight', value 'many': not a number",
+        ),
+        (
+            ROWS.assign(weight=[0, 0, -2.5]),
+            "line 4, column 'weight', value '-2.5': below the minimum 0",
+        ),
+        (
+            ROWS.assign(position=["0", "-inf", "1"]),
+            "line 3, column 'position', value '-inf': not finite",
+        ),
         ("", "is empty"),
         (
             "user_id,item_id,stars\n11,12,5,\n13,14,4,\n",

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 import train
-from bascule.commands import verify_bundle
+from bascule.answering import verify_bundle
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
 from serve import Recommender
