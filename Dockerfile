@@ -15,6 +15,7 @@ COPY datamodules datamodules
 COPY evaluation evaluation
 COPY models models
 COPY serve serve
+COPY service service
 COPY pipeline pipeline
 RUN python -m venv /opt/bascule \
     && /opt/bascule/bin/python -m pip install --no-cache-dir -r requirements/serve.txt -r requirements/http.txt \

@@ -1,11 +1,12 @@
-"""A two-tower recommender: `fit` it on your tables, ask it, `save` it as one folder, `load` it where you serve.
+"""A two-tower recommender: `fit` it on your tables, ask it, `save` it as one folder, `load` it.
 
     >>> import bascule
     >>> recommender = bascule.fit(events, epochs=2, quiet=True)
     >>> recommender.recommend([[3, 7]], k=5).to_pandas()["rank"].tolist()
     [1, 2, 3, 4, 5]
 
-What takes long to import is imported when it is needed: a recommender that was loaded never imports torch.
+What takes long to import is imported when it is needed: a loaded recommender never imports torch.
+`LiveItems`, `StateStore`, `complete` and `ask_now` serve live items and events in process.
 """
 
 from __future__ import annotations
@@ -23,83 +24,111 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bascule.recommender import Answers as Answers
+    from bascule.forms import Answers as Answers
     from bascule.recommender import Recommender as Recommender
     from serve.errors import BundleError as BundleError
     from serve.errors import SchemaError as SchemaError
+    from serve.files import read_erasure_list as read_erasure_list
+    from serve.profiles import Profiles as Profiles
     from serve.requests import Request as Request
+    from serve.requests import ask_now as ask_now
+    from service.forget import forget_users as forget_users
+    from service.known_users import complete as complete
+    from service.live_items import LiveItems as LiveItems
+    from service.state import StateStore as StateStore
 else:
 
     def __getattr__(name: str) -> Any:
-        if name in ("BundleError", "SchemaError"):
-            from serve import errors as module
-        elif name == "Request":
-            from serve import requests as module
-        elif name in __all__:
-            from bascule import recommender as module
-        else:
+        if name not in __all__:
             raise AttributeError(f"module 'bascule' has no attribute '{name}'")
-        return getattr(module, name)
+        if name == "Answers":
+            from bascule.forms import Answers
+
+            return Answers
+        if name == "Recommender":
+            from bascule.recommender import Recommender
+
+            return Recommender
+        from serve import __getattr__ as load_name
+
+        return load_name(name)
 
 
 __all__ = [
     "Answers",
     "BundleError",
+    "LiveItems",
+    "Profiles",
     "Recommender",
     "Request",
     "SchemaError",
+    "StateStore",
+    "ask_now",
+    "complete",
     "fit",
+    "forget_users",
     "load",
+    "read_erasure_list",
 ]
 
-_SECTIONS = {
-    "data": (
-        "repeats",
-        "ties",
-        "split",
-        "targets",
-        "events",
-        "timezone",
-        "history_length",
-        "max_reject_rate",
-    ),
-    "model": ("max_epochs", "dim", "batch_size", "learning_rate"),
-    "evaluation": ("baselines",),
-}  # of a configuration, and the options that stand there
-_KEYS = {
-    "epochs": "max_epochs",
-    "weights": "events",
-}  # option -> its key, where that is another
+# option of `fit` -> section and key of a configuration; any other stands at the top by its name
+_PLACES = {
+    "repeats": ("data", "repeats"),
+    "ties": ("data", "ties"),
+    "split": ("data", "split"),
+    "targets": ("data", "targets"),
+    "weights": ("data", "events"),
+    "timezone": ("data", "timezone"),
+    "history_length": ("data", "history_length"),
+    "max_reject_rate": ("data", "max_reject_rate"),
+    "epochs": ("model", "max_epochs"),
+    "dim": ("model", "dim"),
+    "batch_size": ("model", "batch_size"),
+    "learning_rate": ("model", "learning_rate"),
+    "baselines": ("evaluation", "baselines"),
+}
 
 
 class Options(TypedDict, total=False):
-    """Options of `fit`; what is left out is chosen from the data."""
+    """Options of `fit`; what is left out is chosen from the data.
 
-    columns: Mapping[
-        str, str
-    ]  # our name -> yours: {"user_id": "customer", "item_id": "sku"}
+    Attributes:
+        columns: our name -> yours: `{"user_id": "customer", "item_id": "sku"}`.
+        seed: decides everything that is drawn.
+        epochs: at most so many; validation stops earlier.
+        dim: entries of a vector.
+        batch_size: training samples per step.
+        learning_rate: step size of the optimizer.
+        repeats: whether an item may be recommended that the user already has.
+        ties: whether events of a user at one time are in order, or one basket.
+        split: "leave_one_out", "none", `{"kind": "time", "at": "2025-03-01"}`, ...
+        targets: `{"events": ["purchase"]}` or `{"min_weight": 4}`.
+        weights: weights of events as targets: `{"view": 1, "purchase": 5}`.
+        timezone: zone of hours and days of the week, such as "Europe/Berlin".
+        history_length: latest events of a user that the tower reads.
+        max_reject_rate: the share of bad rows that ends the run.
+        baselines: models to compare with; an empty list is quicker.
+        previous: an earlier bundle, whose codes of values are kept.
+        overwrite: replace a run in `out`.
+    """
+
+    columns: Mapping[str, str]
     seed: int
-    epochs: int  # at most; validation stops earlier
-    dim: int  # entries of a vector
+    epochs: int
+    dim: int
     batch_size: int
     learning_rate: float
-    repeats: Literal[
-        "exclude", "allow"
-    ]  # may an item be recommended that the user already has?
-    ties: Literal[
-        "ordered", "simultaneous"
-    ]  # events of a user at one time: in their order, or one basket
-    split: (
-        str | Mapping[str, Any]
-    )  # "leave_one_out", "none", {"kind": "time", "at": "2025-03-01"}, ...
-    targets: Mapping[str, Any]  # {"events": ["purchase"]} or {"min_weight": 4}
-    weights: Mapping[str, float]  # of events as targets: {"view": 1, "purchase": 5}
+    repeats: Literal["exclude", "allow"]
+    ties: Literal["ordered", "simultaneous"]
+    split: str | Mapping[str, Any]
+    targets: Mapping[str, Any]
+    weights: Mapping[str, float]
     timezone: str
     history_length: int
     max_reject_rate: float
-    baselines: Sequence[str]  # to compare with; []: none, which is quicker
-    previous: str | Path  # an earlier bundle, whose codes of values are kept
-    overwrite: bool  # replace a run in `out`
+    baselines: Sequence[str]
+    previous: str | Path
+    overwrite: bool
 
 
 def fit(
@@ -114,52 +143,73 @@ def fit(
 ) -> Recommender:
     """Train on tables and return the recommender, measured on what was held out.
 
-    >>> kinds = {"item": {"category": "categorical"}}
-    >>> recommender = bascule.fit(events, items=items, features=kinds, epochs=2, baselines=["popularity"], quiet=True)
-    >>> sorted(recommender.metrics["test"])
-    ['bascule', 'popularity']
+    Args:
+        events: a DataFrame, or the path of a CSV, JSON Lines or Parquet file, with user_id, item_id
+            and, where there are any, datetime, position, event and weight.
+        users: a table of the same kind with user_id and features.
+        items: a table of the same kind with item_id and features.
+        features: kinds of columns as in a configuration: `{"item": {"category": "categorical"}}`;
+            sides are "user", "item" and "context".
+        out: folder of the run. Without it the run is deleted with the recommender; `save` keeps it.
+        quiet: print nothing.
+        **options: see `Options`.
 
-    Tables are DataFrames, or paths of CSV, JSON Lines or Parquet files, with user_id, item_id, and of events what there
-    is of datetime, position, event and weight. `features` are those of a configuration, {"user": {name: kind}, "item":
-    ..., "context": ...}. Without `out` the folder of the run goes when the recommender does, unless it is saved. A
-    mistake is a SchemaError of one line.
+    Returns:
+        The recommender of the exported bundle.
+
+    Raises:
+        SchemaError: a table or an option is wrong; the message is one line.
+
+    Example:
+        >>> kinds = {"item": {"category": "categorical"}}
+        >>> options = {"epochs": 2, "baselines": ["popularity"], "quiet": True}
+        >>> recommender = bascule.fit(events, items=items, features=kinds, **options)
+        >>> sorted(recommender.metrics["test"])
+        ['bascule', 'popularity']
     """
-    given = {"interactions": events, "users": users, "items": items}
-    content = _configure(
-        {name: table for name, table in given.items() if table is not None},
-        features or {},
-        options,
-    )
+    tables = {"interactions": events, "users": users, "items": items}
+    given_tables = {name: table for name, table in tables.items() if table is not None}
+    content = _configure(given_tables, features or {}, options)
     folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
-    with ExitStack() as undone:
+    with ExitStack() as on_failure:
         if out is None:
-            undone.callback(shutil.rmtree, folder)
-        frames = None if isinstance(events, (str, Path)) else (events, users, items)
+            on_failure.callback(shutil.rmtree, folder)
+        is_path = isinstance(events, (str, Path))
+        frames = None if is_path else (events, users, items)
         _train(content | {"out": str(folder)}, frames, quiet)
         recommender = load(folder)
-        undone.pop_all()
+        on_failure.pop_all()
     if out is None:
         weakref.finalize(recommender, shutil.rmtree, folder, ignore_errors=True)
     return recommender
 
 
 def load(directory: str | Path, trusted: str | Path | None = None) -> Recommender:
-    """Load the folder of a run, one that `save` wrote, or a bundle alone; `trusted` is a file of public keys.
+    """Load a trained recommender.
 
-    >>> bascule.load("runs/shop")
-    <Recommender of 23 items and 5 users, repeats allowed>
+    Args:
+        directory: folder of a run, one that `save` wrote, or a bundle alone.
+        trusted: a file of public keys; a bundle that none of them has signed is refused.
+
+    Returns:
+        The recommender, with the profiles beside the bundle.
+
+    Raises:
+        BundleError: there is no bundle, or it is damaged.
+
+    Example:
+        >>> bascule.load("runs/shop")
+        <Recommender of 23 items and 5 users, repeats allowed>
     """
     from bascule.recommender import Recommender
     from serve.bundle import BUNDLE, MANIFEST
     from serve.errors import BundleError
     from serve.recommender import Recommender as Served
 
+    keys = None if trusted is None else Path(trusted)
     for path in (Path(directory, BUNDLE), Path(directory)):
         if (path / MANIFEST).exists():
-            served = Served.load(
-                path, trusted=None if trusted is None else Path(trusted)
-            )
-            return Recommender(served, path.absolute())
+            return Recommender(Served.load(path, trusted=keys), path.absolute())
     raise BundleError(
         f"{directory} holds no bundle; give the folder of a run or of a bundle"
     )
@@ -174,62 +224,59 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
             f"{error}; this install only answers: install bascule with dependencies"
         ) from error
 
-    config, text = parse(
-        ["--config", json.dumps(content, default=str)]
-    )  # before torch is imported
+    # a mistake in the configuration is found before torch is imported
+    config, text = parse(["--config", json.dumps(content, default=str)])
     from pipeline.run import run
     from pipeline.stages import console
 
-    console.quiet, before = quiet, console.quiet
+    was_quiet = console.quiet
+    console.quiet = quiet
     try:
-        run(
-            replace(config, trainer={"enable_progress_bar": not quiet}),
-            frames,
-            None if frames else text,
-        )
+        config = replace(config, trainer={"enable_progress_bar": not quiet})
+        run(config, frames, None if frames else text)
     finally:
-        console.quiet = before
+        console.quiet = was_quiet
 
 
 def _configure(
-    given: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]
+    tables: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the content that a configuration file of these tables and options has."""
+    """Return the content of a configuration file for these tables and options."""
     from serve.errors import SchemaError, name_nearest
 
     paths = {
         name: str(table)
-        for name, table in given.items()
+        for name, table in tables.items()
         if isinstance(table, (str, Path))
     }
-    if paths and len(paths) < len(given):
+    if paths and len(paths) < len(tables):
+        names = ", ".join(paths)
         raise SchemaError(
-            f"fit: {', '.join(paths)} by path, the others not; give all as paths or all as DataFrames"
+            f"fit: {names} by path, the others not; give all as paths or all as DataFrames"
         )
     columns = options.get("columns", {})
-    of_table = {
+    columns_of_table = {
         "interactions": columns.keys(),
         "users": {"user_id"},
         "items": {"item_id"},
     }
     data: dict[str, Any] = {"features": features}
-    for name in given:
-        data[name] = {
-            "columns": {ours: columns[ours] for ours in of_table[name] & columns.keys()}
-        }
-        data[name] |= {"path": paths[name]} if name in paths else {}
+    for name in tables:
+        renamed = columns_of_table[name] & columns.keys()
+        data[name] = {"columns": {ours: columns[ours] for ours in renamed}}
+        if name in paths:
+            data[name]["path"] = paths[name]
+
     content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
     for name, value in options.items():
         if name not in Options.__annotations__:
-            raise SchemaError(
-                f"fit: unknown option '{name}'; {name_nearest(name, Options.__annotations__)}"
-            )
-        key = _KEYS.get(name, name)
-        section = next(
-            (content[one] for one, keys in _SECTIONS.items() if key in keys), content
-        )
-        if name != "columns":
-            section[key] = (
-                {"kind": value} if name == "split" and isinstance(value, str) else value
-            )
+            nearest = name_nearest(name, Options.__annotations__)
+            raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
+        if name == "split" and isinstance(value, str):
+            value = {"kind": value}
+        if name in _PLACES:
+            section, key = _PLACES[name]
+            content[section][key] = value
+        elif name != "columns":
+            content[name] = value
     return content

@@ -1,4 +1,4 @@
-"""Clean tables: duplicates out, ids joined, rows in one order whatever the file's, targets weighed."""
+"""Clean tables: remove duplicates, check joins, order rows, weigh targets."""
 
 from __future__ import annotations
 
@@ -11,69 +11,73 @@ import pandas as pd
 
 from datamodules.config import DataConfig
 from datamodules.tables import IDS, TARGET_WEIGHT, Tables, is_set
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
 
 
 @dataclass(frozen=True)
 class CleaningReport:
-    """How many rows were taken out, and what was kept though it looks odd."""
+    """Count the rows that were taken out, and those that were kept though they look odd."""
 
     duplicate_events: int  # rows equal to an earlier one in every column
-    negative_weights: int  # events taken out because their weight is below 0: a return, not a purchase
+    negative_weights: int  # events of a weight below 0: a return, not a purchase
     zero_weights_kept: int  # events kept with weight 0
     duplicate_users: int
     duplicate_items: int
 
 
 def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
-    """Remove events that equal another in every column, and those of negative weight; cleaning is idempotent."""
+    """Remove rows that equal another in every column, and events of negative weight."""
     events = tables.interactions
-    users = tables.users
-    items = tables.items
+    is_first = ~events.duplicated()
     weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
-    is_duplicate = events.duplicated()
-    is_negative = weights < 0
-    kept = events[~is_duplicate & ~is_negative].reset_index(drop=True)
     cleaned = Tables(
-        kept,
-        users.drop_duplicates(ignore_index=True),
-        items.drop_duplicates(ignore_index=True),
+        events[is_first & ~(weights < 0)].reset_index(drop=True),
+        tables.users.drop_duplicates(ignore_index=True),
+        tables.items.drop_duplicates(ignore_index=True),
     )
     report = CleaningReport(
-        duplicate_events=int(is_duplicate.sum()),
-        negative_weights=int((is_negative & ~is_duplicate).sum()),
-        zero_weights_kept=int((weights.eq(0) & ~is_duplicate).sum()),
-        duplicate_users=len(users) - len(cleaned.users),
-        duplicate_items=len(items) - len(cleaned.items),
+        duplicate_events=int((~is_first).sum()),
+        negative_weights=int((is_first & (weights < 0)).sum()),
+        zero_weights_kept=int((is_first & (weights == 0)).sum()),
+        duplicate_users=len(tables.users) - len(cleaned.users),
+        duplicate_items=len(tables.items) - len(cleaned.items),
     )
     return cleaned, report
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
-    """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
-    return {
-        name: float((~_find_listed(tables, name)).mean())
-        for name in IDS
-        if name in given
-    }
+    """Return the share of users and items with events that have no row in a given table."""
+    shares = {}
+    for name in IDS:
+        if name in given:
+            shares[name] = float((~_find_listed(tables, name)).mean())
+    return shares
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:
-    """Refuse a users or items table in which no id of the interactions has a row."""
+    """Refuse a users or items table in which no id of the interactions has a row.
+
+    Args:
+        tables: typed tables.
+        given: the names of the tables that were read.
+
+    Raises:
+        SchemaError: shows an id of either table.
+    """
     for name, id_name in IDS.items():
         rows: pd.DataFrame = getattr(tables, name)
         if name not in given or rows.empty or _find_listed(tables, name).any():
             continue
-        known, asked = (
-            frame[id_name].tolist()[0] for frame in (rows, tables.interactions)
-        )
+        id_of_event = tables.interactions[id_name].tolist()[0]
+        id_of_row = rows[id_name].tolist()[0]
         raise SchemaError(
-            f"none of the {name} with events has a row in the {name} table: {id_name} is {asked!r} in the interactions "
-            f"and {known!r} in the {name}; name the right column as {id_name} in data.{name}.columns"
-            + ", or write whole numbers without .0"
-            * any(str(one).endswith(".0") for one in (known, asked))
+            f"none of the {name} with events has a row in the {name} table: {id_name} is "
+            f"{id_of_event!r} in the "
+            f"interactions and {id_of_row!r} in the {name}; name the right column as {id_name} in "
+            f"data.{name}.columns, "
+            "or write whole numbers without .0"
         )
 
 
@@ -84,7 +88,11 @@ def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:
-    """Order users and items by id, interactions by user, time and position; ties of baskets and sets by all columns."""
+    """Order users and items by id, interactions by user, time and position.
+
+    Ties of baskets and sets are ordered by all columns, so that the order of the file plays no
+    part.
+    """
     events = tables.interactions
     keys = [name for name in ("user_id", "datetime", "position") if name in events]
     if ties == "simultaneous" or is_set(events):
@@ -106,80 +114,79 @@ def _rank(column: pd.Series[Any]) -> np.ndarray:
     """Return numbers that order as the values do; mixed values order as texts."""
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy()
+    if not isinstance(column.dtype, pd.StringDtype):
+        column = column.map(_write).astype("str")
+    return pd.factorize(column, sort=True)[0]
 
-    def write(value: Any) -> str | None:
-        return (
-            repr(value)
-            if isinstance(value, (tuple, list, np.ndarray))
-            else to_text(value)
-        )
 
-    texts = (
-        column
-        if isinstance(column.dtype, pd.StringDtype)
-        else column.map(write).astype("str")
-    )
-    return pd.factorize(texts, sort=True)[0]
+def _write(value: Any) -> str | None:
+    is_list = isinstance(value, (tuple, list, np.ndarray))
+    return repr(value) if is_list else to_text(value)
 
 
 def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Add `TARGET_WEIGHT`, of mean 1 over the targets, if anything about targets is declared."""
-    types = [*(config.targets.events or ()), *config.events]
-    if not types and config.targets.min_weight is None:
+    """Add `TARGET_WEIGHT`, of mean 1 over the targets, if anything about targets is declared.
+
+    Args:
+        interactions: cleaned events.
+        config: its `targets` say which events are predicted, its `events` how their losses are
+            weighed.
+
+    Raises:
+        SchemaError: a declared column is absent, or no event is a target or of a declared type.
+    """
+    target_types = config.targets.events
+    min_weight = config.targets.min_weight
+    if target_types is None and min_weight is None and not config.events:
         return interactions
+    types = [*(target_types or ()), *config.events]
     _check_target_columns(interactions, config, types)
     is_target = np.ones(len(interactions), bool)
     weight = np.ones(len(interactions), np.float64)
-    if config.targets.events is not None:
-        is_target &= interactions["event"].isin(config.targets.events).to_numpy()
-    if config.targets.min_weight is not None:
-        is_target &= (interactions["weight"] >= config.targets.min_weight).to_numpy()
+    if target_types:
+        is_target &= interactions["event"].isin(target_types).to_numpy()
+    if min_weight is not None:
+        is_target &= (interactions["weight"] >= min_weight).to_numpy()
     if config.events:
-        weight = np.asarray(
-            interactions["event"].map(config.events).fillna(1.0), np.float64
-        )
-    if not is_target.any():
+        weights = interactions["event"].map(config.events).fillna(1.0)
+        weight = np.asarray(weights, np.float64)
+    if target_types == [] or not is_target.any():
         raise SchemaError(
             "data.targets: no event is a target; declare other events or a lower min_weight"
         )
-    return interactions.assign(
-        **{TARGET_WEIGHT: np.where(is_target, weight / weight[is_target].mean(), 0.0)}
-    )
+    weight = np.where(is_target, weight / weight[is_target].mean(), 0.0)
+    return interactions.assign(**{TARGET_WEIGHT: weight})
 
 
 def only_targets(interactions: pd.DataFrame) -> pd.DataFrame:
     """Return the events that are targets."""
-    return (
-        interactions[interactions[TARGET_WEIGHT] > 0]
-        if TARGET_WEIGHT in interactions
-        else interactions
-    )
+    if TARGET_WEIGHT not in interactions:
+        return interactions
+    return interactions[interactions[TARGET_WEIGHT] > 0]
 
 
 def only_evidence(interactions: pd.DataFrame) -> pd.DataFrame:
     """Return the events that are no targets."""
-    return (
-        interactions[interactions[TARGET_WEIGHT] == 0]
-        if TARGET_WEIGHT in interactions
-        else interactions.iloc[:0]
-    )
+    if TARGET_WEIGHT not in interactions:
+        return interactions.iloc[:0]
+    return interactions[interactions[TARGET_WEIGHT] == 0]
 
 
 def _check_target_columns(
     interactions: pd.DataFrame, config: DataConfig, types: list[str]
 ) -> None:
     needed = {"weight": config.targets.min_weight is not None, "event": bool(types)}
-    for name in (
-        name
-        for name, is_needed in needed.items()
-        if is_needed and name not in interactions
-    ):
-        raise SchemaError(
-            f"data.targets or data.events reads '{name}', which is absent: set data.interactions.columns"
-        )
-    known = set(interactions["event"].dropna().unique()) if types else set()
-    for name in types:
-        if name not in known:
+    for name, is_needed in needed.items():
+        if is_needed and name not in interactions:
             raise SchemaError(
-                f"event '{name}' is declared, but no interaction is one; {name_nearest(name, known)}"
+                f"data.targets or data.events reads '{name}', which is absent: set "
+                "data.interactions.columns"
+            )
+    if not types:
+        return
+    seen = set(interactions["event"].dropna().unique())
+    for name in types:
+        if name not in seen:
+            raise SchemaError(
+                f"event '{name}' is declared, but no interaction is one; {name_nearest(name, seen)}"
             )

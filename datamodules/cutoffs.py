@@ -1,6 +1,6 @@
-"""Training by cutoffs: where baskets come at once or items repeat, an example is (user, moment) -> what follows.
+"""Training by cutoffs: where items repeat or come in baskets, what follows a moment is predicted.
 
-Letters: U users, G moments as of which popularity was measured (`ItemTrends`), B requests.
+Letters: U users, E events, G moments of `ItemTrends`, D drawn cutoffs, B requests of a batch.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
 from datamodules.requests import (
     ItemTrends,
     RequestMaker,
@@ -17,27 +17,45 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import Sequences
-from serve.arrays import Floats, Ints
-from serve.encode import EncodedFeatures
-from serve.events import Events, last_moments, number_groups, spans
+from serve.arrays import Flags, Floats, Ints, spans
+from serve.events import Events, last_moments, number_groups
 from serve.schema import Schema
 
 
 @dataclass(frozen=True)
-class CutoffPlan:
-    """One batch to make, of B requests; positions are into the arrays of all users' events."""
+class Cutoffs:
+    """One cutoff of each of D users; positions are into the arrays of all users' events."""
 
-    users: Ints
-    starts: Ints  # first known event of each request
-    stops: Ints  # one past the last known event
-    ends: Ints  # one past the last target
-    times: Ints  # moment of each request, UTC seconds
-    trend: int  # index of the moment whose popularity holds for the batch
-    seed: tuple[int, ...]  # of what is dropped in it
+    users: Ints  # (D,)
+    stops: Ints  # (D,) one past the last known event
+    ends: Ints  # (D,) one past the last target
+    times: Ints  # (D,) UTC seconds
+    trend: Ints  # (D,) index of the moment whose popularity holds
+
+    def take(self, rows: Ints) -> Cutoffs:
+        """Return some of the cutoffs, in the order of `rows`."""
+        columns = (self.users, self.stops, self.ends, self.times, self.trend)
+        return Cutoffs(*(column[rows] for column in columns))
+
+
+@dataclass(frozen=True)
+class CutoffPlan:
+    """The B cutoffs of one batch to make, all of one trend, and the seed of its dropout."""
+
+    cutoffs: Cutoffs
+    trend: int
+    seed: tuple[int, ...]
 
 
 class HorizonTimeline:
-    """Cutoffs at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
+    """Cutoffs at given moments; targets are the events of the seconds that follow.
+
+    Args:
+        events: of U users.
+        target_weight: 0 of an event that is no target, (E,).
+        moments: UTC seconds of the cutoffs, (G,).
+        horizon: seconds that targets lie within.
+    """
 
     def __init__(
         self, events: Events, target_weight: Floats, moments: Ints, horizon: int
@@ -47,13 +65,13 @@ class HorizonTimeline:
         self.ends = positions_at(events, moments + horizon)  # (U, G)
         self.has_target = has_target(target_weight, self.stops, self.ends)  # (U, G)
 
-    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """Draw user, stop, end of the targets, time and index of the trend moment, of the users that have a cutoff."""
-        chances = np.where(self.has_target, rng.random(self.stops.shape), -1.0)
-        moment = chances.argmax(axis=1)
-        users = np.flatnonzero(chances.max(axis=1, initial=-1.0) >= 0)
-        trend = moment[users]
-        return (
+    def draw(self, rng: np.random.Generator) -> Cutoffs:
+        """Draw one cutoff of each user who has any."""
+        lot = rng.random(self.stops.shape)  # (U, G)
+        chances = np.where(self.has_target, lot, -1.0)  # (U, G)
+        users = np.flatnonzero(self.has_target.any(axis=1))  # (D,)
+        trend = chances.argmax(axis=1)[users]  # (D,)
+        return Cutoffs(
             users,
             self.stops[users, trend],
             self.ends[users, trend],
@@ -63,59 +81,68 @@ class HorizonTimeline:
 
 
 class NextGroupTimeline:
-    """Cutoffs just before one of the user's own time groups, which is the target."""
+    """Cutoffs just before one of the user's own time groups, which is the target.
+
+    Args:
+        events: of U users.
+        target_weight: 0 of an event that is no target, (E,).
+        trends: their moments are the ones that popularity is taken as of.
+        schema: says whether the events of one time are one group.
+    """
 
     def __init__(
         self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema
     ) -> None:
-        time_groups = number_groups(events, schema)
-        is_start = np.ones(len(time_groups), dtype=bool)
-        is_start[1:] = time_groups[1:] != time_groups[:-1]
+        groups = number_groups(events, schema)  # (E,)
+        is_start = np.ones(len(groups), dtype=bool)  # (E,)
+        is_start[1:] = np.diff(groups) != 0
         is_start[events.offsets[:-1][events.counts > 0]] = True
-        starts = np.flatnonzero(is_start)
-        ends = np.append(starts[1:], len(time_groups))
-        is_cutoff = has_target(target_weight, starts, ends)
-        self.starts = starts[is_cutoff]
-        self.ends = ends[is_cutoff]
-        self.users = events.segments[self.starts]
-        self.times = events.time[self.starts]
-        self.trend = trends.at(self.times)
+        starts = np.flatnonzero(is_start)  # (groups,)
+        ends = np.append(starts[1:], len(groups))  # (groups,)
+        is_cutoff = has_target(target_weight, starts, ends)  # (groups,)
+        stops = starts[is_cutoff]
+        times = events.time[stops]
+        users = events.segments[stops]
+        self.cutoffs = Cutoffs(users, stops, ends[is_cutoff], times, trends.at(times))
 
-    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """Draw as `HorizonTimeline.draw` does."""
-        order = np.lexsort((rng.random(len(self.users)), self.users))
-        users, first = np.unique(self.users[order], return_index=True)
-        chosen = order[first]
-        return (
-            users,
-            self.starts[chosen],
-            self.ends[chosen],
-            self.times[chosen],
-            self.trend[chosen],
-        )
-
-
-def has_target(weight: Floats, starts: Ints, ends: Ints) -> np.ndarray:
-    """Say which spans of events hold a target: bool of the shape of `starts`."""
-    before = np.concatenate([[0], np.cumsum(weight > 0)])
-    return np.asarray(before[ends] > before[starts])
-
-
-def positions_at(events: Events, moments: Ints) -> Ints:
-    """Return where each user's events at or after each moment begin, (U, G)."""
-    times = np.concatenate([events.time, moments])
-    first = times.min(initial=0)  # below 0 before 1970
-    span = times.max(initial=0) - first + 1
-    keys = events.segments * span + (events.time - first)
-    wanted = np.arange(len(events))[:, None] * span + (moments - first)[None, :]
-    return np.asarray(np.searchsorted(keys, wanted), np.int64)
+    def draw(self, rng: np.random.Generator) -> Cutoffs:
+        """Draw one cutoff of each user who has any."""
+        users = self.cutoffs.users
+        order = np.lexsort((rng.random(len(users)), users))
+        _, first = np.unique(users[order], return_index=True)
+        return self.cutoffs.take(order[first])
 
 
 Timeline = HorizonTimeline | NextGroupTimeline
 
 
+def has_target(weight: Floats, starts: Ints, ends: Ints) -> Flags:
+    """Mark the spans of events that hold a target, in the shape of `starts`."""
+    n_before = np.append(0, np.cumsum(weight > 0))  # (E + 1,)
+    return np.asarray(n_before[ends] > n_before[starts])
+
+
+def positions_at(events: Events, moments: Ints) -> Ints:
+    """Return the position of each user's first event at or after each moment, (U, G)."""
+    times = np.append(events.time, moments)
+    first = times.min(initial=0)  # below 0 before 1970
+    stride = times.max(initial=0) - first + 1
+    keys = events.segments * stride + (events.time - first)  # (E,) ascending
+    users = np.arange(len(events))[:, None]  # (U, 1)
+    wanted = users * stride + (moments - first)  # (U, G)
+    return np.asarray(np.searchsorted(keys, wanted), np.int64)
+
+
 class CutoffExamples:
-    """Draw one cutoff of each user anew each epoch; a batch shares the moment of its popularity."""
+    """Draw one cutoff of each user anew each epoch; a batch shares the moment of its popularity.
+
+    Args:
+        sequences: the events and features of U users.
+        maker: makes the requests of a batch.
+        timeline: draws the cutoffs.
+        batch_size: mean number of cutoffs of a batch, or fewer.
+        dropout: shares of cutoffs that are predicted from without a part of their input.
+    """
 
     def __init__(
         self,
@@ -130,67 +157,65 @@ class CutoffExamples:
         self.timeline = timeline
         self.batch_size = batch_size
         self.dropout = dropout
-        self.missing_user = encode_missing(maker.schema.user_features)
-        self.missing_context = encode_missing(maker.schema.context_features)
+        schema = maker.schema
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
 
     def plan(self, seed: int, epoch: int) -> list[CutoffPlan]:
-        """Plan an epoch: a function of (seed, epoch) alone, always of as many batches."""
+        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
         rng = np.random.default_rng([seed, epoch])
-        users, stops, ends, times, trend = self.timeline.draw(rng)
-        starts = self.sequences.events.offsets[:-1][users]
-        n_batches = max(
-            -(-len(users) // self.batch_size), len(self.maker.trends.moments)
-        )
-        moments, counts = np.unique(trend, return_counts=True)
+        drawn = self.timeline.draw(rng)
+        n_full = -(-len(drawn.users) // self.batch_size)
+        n_batches = max(n_full, len(self.maker.trends.moments))
+        trends, counts = np.unique(drawn.trend, return_counts=True)
+        shares = share_batches(counts, n_batches)
         batches: list[Ints] = []
-        for moment, n_parts in zip(
-            moments, share_batches(counts, n_batches), strict=True
-        ):
-            batches += np.array_split(
-                rng.permutation(np.flatnonzero(trend == moment)), n_parts
-            )
+        for trend, n_parts in zip(trends, shares, strict=True):
+            rows = rng.permutation(np.flatnonzero(drawn.trend == trend))
+            batches += np.array_split(rows, n_parts)
+
         plans = []
-        for number in rng.permutation(len(batches)):
-            rows = batches[number]
-            of_rows = users[rows], starts[rows], stops[rows], ends[rows], times[rows]
-            plans.append(
-                CutoffPlan(*of_rows, int(trend[rows[0]]), (seed, epoch, int(number)))
-            )
+        for number in rng.permutation(len(batches)).tolist():
+            cutoffs = drawn.take(batches[number])
+            trend = int(cutoffs.trend[0])
+            plans.append(CutoffPlan(cutoffs, trend, (seed, epoch, number)))
         return plans
 
     def __getitem__(self, plan: CutoffPlan) -> RequestBatch:
-        rng = np.random.default_rng(plan.seed)
+        """Make the batch of a plan."""
         events = self.sequences.events
-        n = len(plan.users)
-        weight = self.sequences.target_weight[spans(plan.stops, plan.ends)]
-        targets = scale_by_user(
-            distinct_targets(events.between(plan.stops, plan.ends), weight), n
-        )
-        starts = np.where(rng.random(n) < self.dropout.history, plan.stops, plan.starts)
-        last = last_moments(events.between(plan.starts, plan.stops))
-        is_timeless = (rng.random(n) < self.dropout.time) & (plan.stops > starts)
-        times = np.where(is_timeless, last, plan.times)
-        is_without_features = rng.random(n) < self.dropout.user
-        user = hide_rows(
-            self.sequences.user.take(plan.users), is_without_features, self.missing_user
-        )
-        past = events.between(starts, plan.stops)
-        return self.maker.make(
-            past, times, plan.trend, targets, user, self.context(plan.stops, rng)
-        )
+        cutoffs = plan.cutoffs
+        stops = cutoffs.stops  # (B,)
+        n = len(stops)
+        weight = self.sequences.target_weight[spans(stops, cutoffs.ends)]
+        targets = distinct_targets(events.between(stops, cutoffs.ends), weight)
 
-    def context(self, stops: Ints, rng: np.random.Generator) -> EncodedFeatures:
-        """Return the request context of each cutoff: that of the first event that follows."""
-        rows = np.minimum(stops, len(self.sequences.events.time) - 1)
-        is_hidden = rng.random(len(rows)) < self.dropout.context
-        return hide_rows(
-            self.sequences.context.take(rows), is_hidden, self.missing_context
-        )
+        rng = np.random.default_rng(plan.seed)
+        hides_history = rng.random(n) < self.dropout.history  # (B,)
+        first = events.offsets[:-1][cutoffs.users]  # (B,)
+        starts = np.where(hides_history, stops, first)  # (B,)
+        past = events.between(starts, stops)
+
+        hides_time = (rng.random(n) < self.dropout.time) & (stops > starts)  # (B,)
+        times = np.where(hides_time, last_moments(past), cutoffs.times)  # (B,)
+        user = self.user.take(cutoffs.users, rng)
+        following = np.minimum(stops, len(events.time) - 1)  # (B,)
+        context = self.context.take(following, rng)
+        weighed = scale_by_user(targets, n)
+        return self.maker.make(past, times, plan.trend, weighed, user, context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:
-    """Share an epoch's batches among its moments by their numbers of cutoffs, (moments,), at least one each."""
+    """Share an epoch's batches among its moments, at least one each, (moments,).
+
+    Args:
+        counts: cutoffs at each moment, (moments,).
+        n_batches: batches to share.
+    """
     parts = np.ones(len(counts), dtype=np.int64)
-    for _ in range(min(n_batches, int(counts.sum())) - len(counts)):
+    n_more = min(n_batches, int(counts.sum())) - len(counts)
+    for _ in range(n_more):
         parts[np.argmax(counts / parts)] += 1
     return parts

@@ -1,4 +1,4 @@
-"""The LightningDataModule of training examples and validation requests, and the fingerprint of its data."""
+"""The LightningDataModule of training examples and validation requests, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -20,7 +21,12 @@ from datamodules.batch import (
     RequestBatch,
     make_loader,
 )
-from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
+from datamodules.cutoffs import (
+    CutoffExamples,
+    HorizonTimeline,
+    NextGroupTimeline,
+    Timeline,
+)
 from datamodules.requests import (
     ItemTrends,
     RequestMaker,
@@ -44,7 +50,20 @@ REQUESTS_PER_BATCH = 256
 
 
 class InteractionsDataModule(pl.LightningDataModule):
-    """Batches of training rows, and of requests whose targets are the validation rows."""
+    """Batches of training rows, and of requests whose targets are the validation rows.
+
+    Args:
+        train: interactions to train on.
+        validation: interactions to stop training by; may be empty.
+        users: the users table.
+        catalogue: N items.
+        schema: says how everything is encoded, and what a training example is.
+        batch_size: windows or users of a batch.
+        seed: of the order of batches, of feature dropout and of drawn users.
+        horizon: seconds after a cutoff that targets lie within. Default: the next time group.
+        validation_at: UTC seconds of the validation requests. Default: each user's last event.
+        dropout: shares of targets that are predicted without a part of their input.
+    """
 
     def __init__(
         self,
@@ -59,11 +78,6 @@ class InteractionsDataModule(pl.LightningDataModule):
         validation_at: int | None = None,
         dropout: FeatureDropout | None = None,
     ) -> None:
-        """Index the tables; batches have `batch_size` windows or users, and `validation` may be empty.
-
-        Targets of a cutoff lie within `horizon` seconds, by default in the next time group; validation requests are at
-        `validation_at`, by default at each user's last training event.
-        """
         super().__init__()
         self.catalogue = catalogue
         self.schema = schema
@@ -72,20 +86,19 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.horizon = horizon
         self.validation_at = validation_at
         self.dropout = dropout or FeatureDropout()
-        everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates(
-            "user_id"
-        )
+        everyone = pd.concat([users, validation[["user_id"]]])
+        everyone = everyone.drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        self.validation_batches, self.validation_users = self._make_validation(
-            validation
-        )  # requests, (R,) user ids
+        requests = self._make_validation(validation)
+        self.validation_batches = requests[0]
+        self.validation_users = requests[1]  # (R,) user ids of the requests
 
     @property
     def trains_on_windows(self) -> bool:
-        """Return whether every position of a window is a target; else examples are cutoffs or sets."""
+        """Whether every position of a window is a target; else examples are cutoffs or sets."""
         return self.schema.ties == "ordered" and self.schema.repeats == "exclude"
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -95,7 +108,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         return make_loader(self.validation_batches)
 
     def _measure_trends(self) -> ItemTrends:
-        """Measure item trends at the moments that cutoffs are taken at, and last as of the end of training."""
+        """Measure item trends at the moments of the cutoffs, and last at the end of training."""
         events = self.sequences.events
         end = self.schema.data_until
         first = int(events.time.min(initial=end))
@@ -103,160 +116,131 @@ class InteractionsDataModule(pl.LightningDataModule):
             moments = np.array([end], dtype=np.int64)
         elif self.schema.is_set:
             events = as_sets(events)
-            moments = np.array(
-                [end + 1], dtype=np.int64
-            )  # after all events, which are at 0
+            moments = np.array([end + 1], dtype=np.int64)  # all events are at 0
         elif self.horizon is None:
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
-            step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
-            moments = (
-                end - self.horizon - step * np.arange(N_CUTOFF_MOMENTS, dtype=np.int64)
-            )
-            earliest = min(
-                first + self.horizon, end - self.horizon
-            )  # one moment stays, however short the past
-            moments = np.append(np.sort(moments[moments >= earliest]), end)
-        return measure_trends(
-            events, moments, self.schema.popularity_days, len(self.catalogue)
-        )
+            moments = _cutoff_moments(first, end, self.horizon)
+        days = self.schema.popularity_days
+        return measure_trends(events, moments, days, len(self.catalogue))
 
     def _make_examples(self) -> Examples:
+        sequences = self.sequences
+        size = self.batch_size
         if self.trains_on_windows:
-            return WindowExamples(
-                self.sequences, self.schema, self.batch_size, self.dropout
-            )
+            return WindowExamples(sequences, self.schema, size, self.dropout)
         if self.schema.is_set:
-            return SetExamples(
-                self.sequences, self.maker, self.batch_size, self.dropout
-            )
+            return SetExamples(sequences, self.maker, size, self.dropout)
+        timeline = self._make_timeline()
+        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
+
+    def _make_timeline(self) -> Timeline:
         events = self.sequences.events
         weight = self.sequences.target_weight
-        timeline = (
-            NextGroupTimeline(events, weight, self.trends, self.schema)
-            if self.horizon is None
-            else HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
-        )
-        return CutoffExamples(
-            self.sequences, self.maker, timeline, self.batch_size, self.dropout
-        )
+        if self.horizon is None:
+            return NextGroupTimeline(events, weight, self.trends, self.schema)
+        return HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
         is_target = self.sequences.target_weight > 0
-        return np.bincount(
-            self.sequences.events.item_row[is_target], minlength=len(self.catalogue)
-        )
+        rows = self.sequences.events.item_row[is_target]
+        return np.bincount(rows, minlength=len(self.catalogue))
 
     def early_pairs(self) -> tuple[Ints, Ints]:
-        """Return user and item row of the events that factors may be taken from.
+        """Return user and item row of the events that initial factors may be taken from.
 
-        With a horizon these are the events before the first cutoff: from factors that had seen the targets, the towers
-        would learn to trust them too much.
+        With a horizon these are the events before the first cutoff: the towers would learn to
+        trust factors that had seen the targets too much.
         """
         events = self.sequences.events
-        limit = (
-            events.time.max(initial=0) + 1
-            if self.horizon is None
-            else self.trends.moments[0]
-        )
-        is_early = events.time < limit
-        if (
-            not is_early.any()
-        ):  # a past shorter than the horizon: late factors are better than none
-            is_early = np.ones_like(is_early)
+        if self.horizon is None:
+            return events.segments, events.item_row
+        is_early = events.time < self.trends.moments[0]  # (E,)
+        if not is_early.any():  # then late factors are better than none
+            return events.segments, events.item_row
         return events.segments[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
         """Yield a request of every user with all their training events, and no target."""
         return self._requests_of(np.arange(len(self.sequences.user_ids)))
 
-    def drawn_requests(self, most_users: int) -> Iterator[RequestBatch]:
-        """Do as `final_requests` for some users who have events, drawn by the seed."""
-        active = np.flatnonzero(np.diff(self.sequences.events.offsets))
-        users = np.random.default_rng(self.seed).permutation(len(active))[:most_users]
-        return self._requests_of(np.sort(active[users]))
+    def drawn_requests(self, max_users: int) -> Iterator[RequestBatch]:
+        """Yield the final requests of some users who have events, drawn by the seed."""
+        active = np.flatnonzero(self.sequences.events.counts)
+        drawn = np.random.default_rng(self.seed).permutation(len(active))[:max_users]
+        return self._requests_of(np.sort(active[drawn]))
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
-        nothing = Targets(
-            np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
-        )
+        no_rows = np.zeros(0, np.int64)
+        no_targets = Targets(no_rows, no_rows, np.zeros(0, np.float32))
         context = encode_features(self.schema.context_features, {}, len(users))
         for rows in _tiles(len(users), REQUESTS_PER_BATCH):
-            yield self._final_batch(users, nothing, rows, context)
+            yield self._final_batch(users[rows], no_targets, context.take(rows))
 
     def _make_validation(
         self, validation: pd.DataFrame
-    ) -> tuple[list[RequestBatch], np.ndarray]:
-        """Make requests, those of like histories in one batch, in a drawn order; and return the ids of their users.
+    ) -> tuple[list[RequestBatch], NDArray[Any]]:
+        """Make requests in a drawn order, those of like histories in one batch.
 
         In a context each target is asked about by a request of its own.
+
+        Returns:
+            the batches, and the user id of each request, (R,).
         """
-        known = validation[["user_id"]].drop_duplicates()
+        users_held_out = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(
-            validation, known, self.catalogue.item_ids, self.schema
+            validation, users_held_out, self.catalogue.item_ids, self.schema
         )
         targets = distinct_targets(held_out.events, held_out.target_weight)
-        user_ids = held_out.user_ids
-        context = encode_features(
-            self.schema.context_features, {}, len(held_out.user_ids)
-        )
+        user_ids = held_out.user_ids  # (R,)
+        context = encode_features(self.schema.context_features, {}, len(user_ids))
         if self.schema.context_features and self.schema.repeats == "exclude":
+            first = first_targets(held_out.events, held_out.target_weight)
+            context = held_out.context.take(first)
             user_ids = user_ids[targets.users]
-            context = held_out.context.take(
-                first_targets(held_out.events, held_out.target_weight)
-            )
             targets = replace(targets, users=np.arange(len(user_ids)))
-        users = np.searchsorted(self.sequences.user_ids, user_ids)
-        lengths = np.diff(self.sequences.events.offsets)[users].clip(
-            max=self.schema.history_length
+
+        users = np.searchsorted(self.sequences.user_ids, user_ids)  # (R,)
+        counts = self.sequences.events.counts[users]  # (R,)
+        by_length = np.argsort(
+            np.minimum(counts, self.schema.history_length), kind="stable"
         )
-        by_length = np.argsort(lengths, kind="stable")
         tiles = _tiles(len(users), REQUESTS_PER_BATCH)
-        chosen = [
-            by_length[tiles[place]]
-            for place in np.random.default_rng(self.seed).permutation(len(tiles))
-        ]
-        order = np.concatenate([by_length[:0], *chosen])
-        users = users[order]
-        targets = targets.reorder(order)
-        context = context.take(order)
-        stops = np.cumsum([len(part) for part in chosen], dtype=np.int64)
-        batches = [
-            self._final_batch(
-                users, targets, np.arange(stop - len(part), stop), context
+        batches = []
+        order = [by_length[:0]]
+        for number in np.random.default_rng(self.seed).permutation(len(tiles)):
+            rows = by_length[tiles[number]]
+            batch = self._final_batch(
+                users[rows], targets.take(rows), context.take(rows)
             )
-            for part, stop in zip(chosen, stops, strict=True)
-        ]
-        return batches, user_ids[order]
+            batches.append(batch)
+            order.append(rows)
+        return batches, user_ids[np.concatenate(order)]
 
     def _final_batch(
-        self, users: Ints, targets: Targets, rows: Ints, context: EncodedFeatures
+        self, users: Ints, targets: Targets, context: EncodedFeatures
     ) -> RequestBatch:
-        """Make the requests of some users, with the context of each and all their training events."""
-        offsets = self.sequences.events.offsets
-        chosen = users[rows]
-        starts = offsets[:-1][chosen]
-        stops = offsets[1:][chosen]
-        past = self.sequences.events.between(starts, stops)
+        """Make a request of each of some users, with all their training events."""
+        events = self.sequences.events
+        past = events.between(events.offsets[:-1][users], events.offsets[1:][users])
         times = last_moments(past)
         if self.validation_at is not None:
-            times = np.full(len(rows), self.validation_at, dtype=np.int64)
-        is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
-        mine = Targets(
-            targets.users[is_mine] - rows[0],
-            targets.rows[is_mine],
-            targets.weights[is_mine],
-        )
+            times = np.full(len(users), self.validation_at, dtype=np.int64)
         last = len(self.trends.moments) - 1
-        return self.maker.make(
-            past,
-            times,
-            last,
-            mine,
-            self.sequences.user.take(chosen),
-            context.take(rows),
-        )
+        user = self.sequences.user.take(users)
+        return self.maker.make(past, times, last, targets, user, context)
+
+
+def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
+    """Return the moments of cutoffs whose past and horizon lie within the data, and its end.
+
+    One cutoff stays, however short the past is.
+    """
+    step = max(horizon // MOMENTS_PER_HORIZON, 1)
+    moments = end - horizon - step * np.arange(N_CUTOFF_MOMENTS, dtype=np.int64)
+    earliest = min(first + horizon, end - horizon)
+    return np.append(np.sort(moments[moments >= earliest]), end)
 
 
 def _tiles(n: int, size: int) -> list[Ints]:
@@ -264,7 +248,11 @@ def _tiles(n: int, size: int) -> list[Ints]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash arrays, tensors and what is made of them (dataclasses, mappings, sequences), type and shape included."""
+    """Hash arrays, tensors, and dataclasses, mappings and sequences of them, with type and shape.
+
+    Returns:
+        a SHA-256 in hexadecimal.
+    """
     digest = hashlib.sha256()
     for part in parts:
         for piece in _pieces(part):
@@ -275,21 +263,20 @@ def fingerprint(*parts: Any) -> str:
 
 def fingerprint_rows(*frames: pd.DataFrame) -> str:
     """Hash the names and the values of all columns."""
-    return fingerprint(
-        *((str(name), frame[name].to_numpy()) for frame in frames for name in frame)
-    )
+    columns = []
+    for frame in frames:
+        columns += [(str(name), frame[name].to_numpy()) for name in frame]
+    return fingerprint(*columns)
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of a value and of what it is made of."""
-    value = value.numpy() if isinstance(value, Tensor) else value
+    """Yield the bytes of a value and of its members."""
+    if isinstance(value, Tensor):
+        value = value.numpy()
     if isinstance(value, np.ndarray):
         yield f"{value.dtype} {value.shape}".encode()
-        yield (
-            value.tobytes()
-            if value.dtype.kind in "biuf"
-            else repr(value.tolist()).encode()
-        )
+        is_plain = value.dtype.kind in "biuf"
+        yield value.tobytes() if is_plain else repr(value.tolist()).encode()
         return
     yield type(value).__name__.encode()
     if isinstance(value, Mapping):

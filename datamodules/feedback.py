@@ -1,8 +1,8 @@
 """Events that a service logged, appended to the interactions that a configuration names.
 
-The log is a file as `python -m evaluation.feedback` writes it: user_id, item_id, event, datetime, weight; ids are
-texts, times UTC seconds. It comes in the columns that the interactions have. An event that the tables hold already
-counts once, and a pair of user and item that was dismissed, and not taken back, leaves training altogether.
+The log is a file as `bascule feedback` writes it: user_id, item_id, event, datetime, weight; ids
+are texts, times UTC seconds. An event that the tables hold already counts once, and a pair of user
+and item that was dismissed, and not taken back, leaves training altogether.
 """
 
 from __future__ import annotations
@@ -13,71 +13,76 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import Column
+from serve.arrays import Flags
 
 DISMISS = "dismiss"  # as `service.state` logs them
 UNDISMISS = "undismiss"
 _PAIR = ["user_id", "item_id"]
-_TAKEN = (
-    *_PAIR,
-    "datetime",
-    "weight",
-)  # columns of the log that the interactions may have, but for the event
+_READ = (*_PAIR, "datetime", "weight")  # columns read where the interactions have them
 _EVENT = Column("event", "event", "text", "which a log of events has")
 
 
-def list_columns(found: tuple[Column, ...]) -> tuple[Column, ...]:
-    """Return the columns that are read of a log, of those found in the interactions, under its own names."""
-    taken = (one for one in found if one.name in _TAKEN)
-    return (
-        *(
-            replace(one, source=one.name, may_be_empty=one.name == "weight")
-            for one in taken
-        ),
-        _EVENT,
-    )
+def list_columns(interactions: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Return the columns to read of a log, given those of the interactions."""
+    columns = []
+    for column in interactions:
+        if column.name in _READ:
+            may_be_empty = column.name == "weight"
+            named = replace(column, source=column.name, may_be_empty=may_be_empty)
+            columns.append(named)
+    return (*columns, _EVENT)
 
 
 def append_log(
     events: pd.DataFrame, log: pd.DataFrame
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Append the rows of a log, oldest first, to the interactions, both typed alike; count what became of all rows.
+    """Append the rows of a log to the interactions.
 
-    A missing weight becomes the mean of log(1 + weight), as in serving; positions go on after those of the tables.
+    A missing weight becomes the mean of log(1 + weight), as in serving; positions go on after
+    those of the interactions.
+
+    Args:
+        events: the interactions.
+        log: oldest first, in columns of the same types.
+
+    Returns:
+        the rows to train on, and counts of what became of all rows.
     """
-    is_sign = log["event"].isin((DISMISS, UNDISMISS)).to_numpy()
+    is_sign = log["event"].isin((DISMISS, UNDISMISS))
     logged = _fill(log[~is_sign], events)
     rows = pd.concat([events, logged], ignore_index=True) if len(logged) else events
     is_logged = np.arange(len(rows)) >= len(events)
     is_dismissed = _find_dismissed(rows, log[is_sign])
     keys = [name for name in (*_PAIR, "datetime", "event") if name in events]
     is_known = is_logged & ~is_dismissed & rows.duplicated(keys).to_numpy()
+    is_kept = ~is_known & ~is_dismissed
     counts = {
-        "appended": int((is_logged & ~is_dismissed & ~is_known).sum()),
-        "known": int(is_known.sum()),
-        "dismissals": int(is_sign.sum()),
-        "of_dismissed_pairs": int((is_logged & is_dismissed).sum()),
-        "interactions_of_dismissed_pairs": int((~is_logged & is_dismissed).sum()),
+        "appended": is_logged & is_kept,
+        "known": is_known,
+        "dismissals": is_sign,
+        "of_dismissed_pairs": is_logged & is_dismissed,
+        "interactions_of_dismissed_pairs": ~is_logged & is_dismissed,
     }
-    return rows[~is_known & ~is_dismissed].reset_index(drop=True), counts
+    kept = rows[is_kept].reset_index(drop=True)
+    return kept, {name: int(marked.sum()) for name, marked in counts.items()}
 
 
 def _fill(log: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """Return the log in the columns of the interactions, with what they always have."""
+    """Return the log in the columns of the interactions."""
     log = log[[name for name in log if name in events]].reset_index(drop=True)
     if "weight" in events:
         mean = np.expm1(np.log1p(events["weight"].clip(lower=0)).mean())
-        log = log.assign(weight=log["weight"].fillna(mean))
+        log["weight"] = log["weight"].fillna(mean)
     if "position" in events:
-        log = log.assign(position=events["position"].max() + 1 + np.arange(len(log)))
+        log["position"] = events["position"].max() + 1 + np.arange(len(log))
     return log
 
 
-def _find_dismissed(rows: pd.DataFrame, signs: pd.DataFrame) -> np.ndarray:
-    """Mark the rows of pairs of which the last sign is a dismissal, (n,)."""
+def _find_dismissed(rows: pd.DataFrame, signs: pd.DataFrame) -> Flags:
+    """Mark the rows of pairs whose last sign is a dismissal, (n,)."""
     last = signs.drop_duplicates(_PAIR, keep="last")
     dismissed = last.loc[last["event"] == DISMISS, _PAIR]
     if dismissed.empty:
         return np.zeros(len(rows), bool)
-    return np.asarray(
-        pd.MultiIndex.from_frame(rows[_PAIR]).isin(pd.MultiIndex.from_frame(dismissed))
-    )
+    pairs = pd.MultiIndex.from_frame(rows[_PAIR])
+    return np.asarray(pairs.isin(pd.MultiIndex.from_frame(dismissed)))

@@ -1,22 +1,24 @@
-"""Records and cells that became no value: listed with their place and reason, and what to declare so that they do."""
+"""List the records and cells that became no value, and say what to declare."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datamodules.config import COMMA_NUMBER
 from serve.errors import SchemaError
 from serve.files import replacing
 
+MAX_VALUE = 200  # characters of a value that are listed
+OUTLYING = "years from nearly all other times"
+MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that are slips
 OTHER_LENGTH = "of another length than most"
 KINDS = {
     "not a number": "numbers such as 1234.5",
@@ -26,83 +28,89 @@ KINDS = {
     "not UTF-8": "UTF-8",
     OTHER_LENGTH: "vectors of one length",
 }  # reason of a fault -> what the cells should be
-_REJECTS = {
-    "file": "string",
-    "line": "int64",
-    "column": "string",
-    "value": "string",
-    "reason": "string",
-}
-_REJECTS["costs"] = (
-    "string"  # "record": it became no row; "cell": its row is kept, in which the cell is missing
-)
+GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
+COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
+_TEXTS = ("file", "column", "value", "reason")
+_COMMA_NUMBER = re.compile(f"(?=.*,){COMMA_NUMBER}")
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
-# how people write dates and times of the day, beside ISO
-_DAYS = (
-    *(
-        "%d.%m.%Y",
-        "%d/%m/%Y",
-        "%m/%d/%Y",
-        "%d-%m-%Y",
-        "%m-%d-%Y",
-        "%Y/%m/%d",
-        "%Y.%m.%d",
-    ),
-    *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y"),
+_POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+")
+_SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("column", pa.string()),
+        ("value", pa.string()),
+        ("reason", pa.string()),
+        ("costs", pa.string()),  # "record": it is no row; "cell": its row is kept
+    ]
 )
-_CLOCKS = (
-    "",
-    " %H:%M",
-    " %H:%M:%S",
-    " %H:%M:%S.%f",
-    " %I:%M %p",
-    " %I:%M:%S %p",
-    " %H:%M%z",
-    " %H:%M %z",
-)
-_MAX_GUESSED = 500  # texts by which formats are guessed
 
 
 @dataclass(frozen=True)
 class Rejects:
-    """The records of the files that did not become a row."""
+    """The records of the files that did not become a row, by table or file of the split."""
 
     tables: dict[str, pd.DataFrame]
-    """Table (or file of the split) -> file, line or record number from 1, column, value and reason of each bad record
-    with its first fault."""
-    cells: dict[
-        str, pd.DataFrame
-    ]  # the same of bad cells of users and items, whose rows are kept without them
-    records: dict[str, int]  # table -> records in its files, the bad ones included
-    dropped: dict[
-        str, tuple[str, ...]
-    ]  # table -> columns of its files that are not declared and were not read
-    forgotten: dict[str, int] = field(
-        default_factory=dict
-    )  # table -> records of erased users, nowhere else counted
+    """File, line or record number from 1, column, value and reason of each bad record with its
+    first fault."""
+    cells: dict[str, pd.DataFrame]
+    """The same of bad cells of users and items, whose rows are kept without them."""
+    records: dict[str, int]  # records in the files, the bad ones included
+    dropped: dict[str, tuple[str, ...]]  # columns that are not declared
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """Records of erased users, which are counted nowhere else."""
     hints: tuple[str, ...] = ()  # lines that look odd, though they were read
-    logged: dict[str, int] = field(
-        default_factory=dict
-    )  # what became of the rows of a log of events
+    logged: dict[str, int] = field(default_factory=dict)
+    """What became of the rows of a log of events."""
 
     @property
     def frame(self) -> pd.DataFrame:
         """The rejects and the bad cells of all tables, and which of the two they are."""
-        costs = {"record": self.tables, "cell": self.cells}
-        parts = [
-            frame.assign(costs=cost)
-            for cost, some in costs.items()
-            for frame in some.values()
-        ]
-        return pd.concat(parts, ignore_index=True)
+        records = [frame.assign(costs="record") for frame in self.tables.values()]
+        cells = [frame.assign(costs="cell") for frame in self.cells.values()]
+        return pd.concat([*records, *cells], ignore_index=True)
+
+
+def make_rejects(
+    file: Any,
+    lines: Collection[int] = (),
+    column: str | None = None,
+    values: Collection[Any] = (),
+    reason: Any = "",
+) -> pd.DataFrame:
+    """Make rejects; `file` and `reason` are those of all, or a list."""
+    columns = {
+        "file": file,
+        "line": np.array(lines, np.int64),
+        "column": column,
+        "value": list(map(_write_value, values)),
+        "reason": reason,
+    }
+    return pd.DataFrame(columns).astype(dict.fromkeys(_TEXTS, "str"))
+
+
+def _write_value(value: Any) -> str | None:
+    is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
+    return None if is_missing else str(value)[:MAX_VALUE]
 
 
 def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
-    """Refuse a table of which a larger share is rejected, once the rejects are written and can be looked at."""
+    """Refuse a table of which a larger share is rejected.
+
+    Call it after `write_rejects`, so that the rejects can be looked at.
+
+    Args:
+        rejects: the rejects of all tables.
+        max_rate: the largest share, 0 to 1, of a table's records.
+
+    Raises:
+        SchemaError: names the first reject, and what to declare so that it is read.
+    """
     for table, rejected in rejects.tables.items():
-        if len(rejected) > max_rate * rejects.records[table]:
+        n_records = rejects.records[table]
+        if len(rejected) > max_rate * n_records:
             raise SchemaError(
-                f"{table}: {len(rejected):,} of {rejects.records[table]:,} records are bad, more than "
+                f"{table}: {len(rejected):,} of {n_records:,} records are bad, more than "
                 f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; "
                 f"mend them or raise the rate{advise(table, rejected)}"
             )
@@ -110,19 +118,18 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
 
 def write_rejects(rejects: Rejects, path: Path) -> None:
     """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
-    table = pa.Table.from_pandas(
-        rejects.frame, pa.schema(list(_REJECTS.items())), preserve_index=False
-    )
+    table = pa.Table.from_pandas(rejects.frame, _SCHEMA, preserve_index=False)
     with replacing(path) as sink:
         pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
 
 
 def describe(rejects: pd.DataFrame) -> str:
     """Describe the first of some rejects."""
-    file, line, column, value, reason = (
-        rejects.astype(object).where(rejects.notna(), None).iloc[0]
+    first = rejects.astype(object).where(rejects.notna(), None).iloc[0]
+    return (
+        f"{first['file']}, line {first['line']}, column {first['column']!r}, "
+        f"value {first['value']!r}: {first['reason']}"
     )
-    return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
 
 
 def place_of(rejects: pd.DataFrame) -> str:
@@ -131,67 +138,71 @@ def place_of(rejects: pd.DataFrame) -> str:
 
 
 def setting_of(name: str) -> str:
+    """Return the table of the configuration that lays out a table or file of the split."""
     return name if name in ("users", "items") else "interactions"
 
 
 def advise(name: str, rejects: pd.DataFrame) -> str:
-    """Say what to declare so that bad cells of one kind, the first one's, are read."""
-    if not len(rejects):
-        return ""
-    is_alike = (
-        rejects[["column", "reason"]]
-        .eq(rejects[["column", "reason"]].iloc[0])
-        .all(axis=1)
-    )
-    advice = _name_key(
-        str(rejects["reason"].iloc[0]), rejects["value"][is_alike].dropna().tolist()
-    )
-    return f"; declare {advice} in data.{setting_of(name)}" if advice else ""
+    """Say what to declare so that bad cells like the first one are read; empty if nothing is known.
+
+    Args:
+        name: table or file of the split.
+        rejects: its rejects, at least one.
+    """
+    first = rejects.iloc[0]
+    setting = f"in data.{setting_of(name)}"
+    if first["reason"] == "not a time":
+        example = 'time_formats: ["%d.%m.%Y %H:%M"]'
+        return f"; declare how times are written, such as {example}, {setting}"
+    is_alike = rejects["column"].eq(first["column"])
+    is_alike &= rejects["reason"].eq(first["reason"])
+    texts = rejects["value"][is_alike].dropna().str.strip().tolist()
+    key = _find_declaration(first["reason"], texts)
+    return f"; declare {key} {setting}" if key else ""
 
 
-def _name_key(reason: str, texts: Sequence[str]) -> str:
-    """Say which declaration reads some bad cells, as a key and its value; empty where none is known."""
-    texts = [text.strip() for text in texts]
-    if reason == "not a time":
-        return " or ".join(
-            f"time_formats: {forms}".replace("'", '"')
-            for forms in _guess_formats(texts)
-        )
+def _find_declaration(reason: str, texts: Sequence[str]) -> str:
+    """Return the key and value of a table that reads all of some bad cells, or an empty text."""
     if reason == "not UTF-8":
         return "encoding: latin-1"
     if reason != "not a number" or not texts:
         return ""
-    commas = [
-        text for text in texts if "," in text and re.fullmatch(COMMA_NUMBER, text)
-    ]
-    if commas and all(map(_THOUSANDS.fullmatch, commas)):
+    with_comma = [text for text in texts if _COMMA_NUMBER.fullmatch(text)]
+    if with_comma and all(map(_THOUSANDS.fullmatch, with_comma)):
         return 'decimal: "," or numbers without commas for thousands'
-    if commas:
+    if with_comma:
         return 'decimal: ","'
-    if all(re.fullmatch(r"[+-]?\d+\.\d+", text) for text in texts):
+    if all(map(_POINT_NUMBER.fullmatch, texts)):
         return 'decimal: "."'
     return f'missing: ["{texts[0]}"]' if len(set(texts)) == 1 else ""
 
 
-def _guess_formats(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the formats that read most texts: one list, or several if they may be written in either way."""
-    some = texts[:: len(texts) // _MAX_GUESSED + 1]
-    read = {
-        day: [form for text in some if (form := _find_format(text, day)) is not None]
-        for day in _DAYS
-    }
-    most = max(map(len, read.values()))
-    yield from (
-        sorted(set(forms), key=len)
-        for forms in read.values()
-        if forms and len(forms) == most
-    )
+def find_limit(
+    reason: str, wrong: pd.DataFrame, n_right: int, max_rate: float
+) -> float:
+    """Return how many bad cells of a column are slips; few if another declaration reads them."""
+    if reason == OTHER_LENGTH:
+        return MAX_WIDTHS * n_right
+    texts = wrong["value"].dropna().str.strip().tolist()
+    key = _find_declaration(reason, texts)
+    if not key or key.startswith("missing"):
+        return n_right
+    return min(n_right, max_rate * (len(wrong) + n_right))
 
 
-def _find_format(text: str, day: str) -> str | None:
-    """Return the format that reads a text of a date that is written in this way, and of a time of the day, if any."""
-    for clock in _CLOCKS:
-        with suppress(ValueError):
-            datetime.strptime(text, day + clock)
-            return day + clock
-    return None
+def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
+    """Say how many cells and times were set aside, and where; published, so no cell is quoted."""
+    cells = faults[faults["costs"] == "cell"]
+    for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
+        yield (
+            f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
+            f"see {place_of(bad)}"
+        )
+    odd = faults[faults["reason"] == OUTLYING]
+    if len(odd):
+        days = sorted(set(odd["value"].str[:10]))
+        yield (
+            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: "
+            f"see {place_of(odd)}; they are rejected, unless data.{setting_of(name)} has "
+            "min_datetime or max_datetime"
+        )

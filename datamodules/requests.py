@@ -1,21 +1,23 @@
-"""Requests at a cutoff in users' timelines, as the user tower reads them, and the item trends of that moment."""
+"""Requests at a cutoff in users' timelines, as the user tower reads them, and item trends.
+
+Letters: G moments, N items, P popularity windows, E events, B requests, M targets.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from datamodules.batch import RequestBatch
-from datamodules.sequences import Catalogue
-from serve.arrays import Floats, Ints
+from datamodules.sequences import Catalogue, number_pairs
+from serve.arrays import Floats, Ints, spans
 from serve.clock import DAY
 from serve.encode import EncodedFeatures, context_keys
 from serve.events import (
-    DAY,
     Events,
     Owned,
     history_arrays,
@@ -26,70 +28,77 @@ from serve.events import (
 from serve.schema import Schema
 
 PRIOR_BUYERS = 5.0
-LEAST_PACE = 0.5  # a window with a smaller share of the events of an even pace reaches further back
+MIN_PACE = 0.5  # a window with a smaller share of an even pace's events reaches back
 
 
 @dataclass(frozen=True)
 class ItemTrends:
-    """Item-side facts as of G moments, from events strictly before each."""
+    """The popularity of N items as of G moments, from events strictly before each."""
 
     moments: Ints  # (G,) UTC seconds, ascending
     popularity: Floats  # (G, N, P)
     repeat_rate: Floats  # (G, N)
 
     def at(self, time: Ints) -> Ints:
-        """Return the index of the last moment at or before each time (the first moment where none is)."""
-        return np.maximum(np.searchsorted(self.moments, time, side="right") - 1, 0)
+        """Return the index of the last moment at or before each time, or else of the first."""
+        n_before = np.searchsorted(self.moments, time, side="right")
+        return np.maximum(n_before - 1, 0)
 
 
 def measure_trends(
     events: Events, moments: Ints, days: Sequence[float], n_items: int
 ) -> ItemTrends:
-    """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
-    # where the first event of each user with each item stands: they are oldest first
-    _, firsts = np.unique(
-        events.segments * n_items + events.item_row, return_index=True
-    )
+    """Measure popularity and repeat rates as of each moment.
+
+    Args:
+        events: oldest first within each user.
+        moments: UTC seconds, (G,).
+        days: lengths of the P windows of popularity.
+        n_items: N.
+    """
+    _, first = np.unique(number_pairs(events), return_index=True)  # of each pair
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
-    rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
+    rates = [_repeat_rate_at(events, first, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
 
 
 def popularity_at(
     events: Events, moment: int, days: Sequence[float], n_items: int
 ) -> Floats:
-    """Return log(1 + events) of each item in each window before the moment, standardised over items, (N, P)."""
-    columns = []
-    is_before = events.time < moment
-    before = np.sort(events.time[is_before])
-    for length in days:
-        is_inside = is_before & (events.time >= _window_start(before, moment, length))
-        log = np.log1p(np.bincount(events.item_row[is_inside], minlength=n_items))
-        columns.append(((log - log.mean()) / max(log.std(), 1e-6)).astype(np.float32))
-    return np.stack(columns, axis=1) if columns else np.zeros((n_items, 0), np.float32)
+    """Return log(1 + events) of each item before a moment, standardised over items, (N, P)."""
+    is_before = events.time < moment  # (E,)
+    past = np.sort(events.time[is_before])
+    popularity = np.zeros((n_items, len(days)), np.float32)  # (N, P)
+    for column, length in enumerate(days):
+        start = _window_start(past, moment, length)
+        rows = events.item_row[is_before & (events.time >= start)]
+        log = np.log1p(np.bincount(rows, minlength=n_items))  # (N,)
+        popularity[:, column] = (log - log.mean()) / max(log.std(), 1e-6)
+    return popularity
 
 
-def _window_start(before: Ints, moment: int, length: float) -> float:
-    """Return when a window of `length` days before the moment begins, given the times of all events before it."""
+def _window_start(past: Ints, moment: int, length: float) -> float:
+    """Return the start of a window of `length` days, given the sorted times before the moment."""
     start = moment - length * DAY
-    if not len(before):
+    if not len(past):
         return start
-    fewest = math.floor(
-        LEAST_PACE * len(before) * min(length * DAY / (moment - before[0]), 1.0)
-    )
-    return min(start, before[-fewest]) if fewest else start
+    share = min(length * DAY / (moment - past[0]), 1.0)
+    min_events = math.floor(MIN_PACE * len(past) * share)
+    return min(start, past[-min_events]) if min_events else start
 
 
-def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:
-    """Return the log of events per buyer before the moment, shrunk to that of all items, (N,)."""
-    lines = np.bincount(events.item_row[events.time < moment], minlength=n_items)
-    buyers = np.bincount(
-        events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items
-    )
-    overall = max(lines.sum(), 1) / max(buyers.sum(), 1)
-    return np.asarray(
-        np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)), np.float32
-    )
+def _repeat_rate_at(events: Events, first: Ints, moment: int, n_items: int) -> Floats:
+    """Return the log of events per buyer before a moment, shrunk to that of all items, (N,).
+
+    `first` holds the position of the first event of each (user, item) pair.
+    """
+    bought = events.item_row[events.time < moment]
+    n_bought = np.bincount(bought, minlength=n_items)  # (N,)
+    first_bought = events.item_row[first[events.time[first] < moment]]
+    n_buyers = np.bincount(first_bought, minlength=n_items)  # (N,)
+    overall = max(n_bought.sum(), 1) / max(n_buyers.sum(), 1)
+    rates = (n_bought + PRIOR_BUYERS * overall) / (n_buyers + PRIOR_BUYERS)  # (N,)
+    return np.asarray(np.log(rates), np.float32)
 
 
 @dataclass(frozen=True)
@@ -100,50 +109,62 @@ class Targets:
     rows: Ints
     weights: Floats
 
-    def reorder(self, order: Ints) -> Targets:
-        """Return the targets of the requests in another order."""
-        users = np.argsort(order)[self.users]
-        ascending = np.argsort(users, kind="stable")
-        return Targets(users[ascending], self.rows[ascending], self.weights[ascending])
+    def take(self, requests: Ints) -> Targets:
+        """Return the targets of some requests, each numbered by its position in `requests`."""
+        starts = np.searchsorted(self.users, requests)
+        stops = np.searchsorted(self.users, requests, side="right")
+        users = np.repeat(np.arange(len(requests)), stops - starts)
+        chosen = spans(starts, stops)
+        return Targets(users, self.rows[chosen], self.weights[chosen])
 
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:
-    """Return the distinct items of events with a `weight`, (E,): weighted by its mean times 1 + log of their number."""
-    is_target = weight > 0
-    stride = int(events.item_row.max(initial=0)) + 1
-    pairs, index, counts = np.unique(
-        _pairs(events)[is_target], return_inverse=True, return_counts=True
+    """Return the distinct items of the events of requests.
+
+    Args:
+        events: segment b is what followed request b.
+        weight: weight of each event, (E,); 0: no target.
+
+    Returns:
+        targets that weigh the mean of their events, times 1 + log of the events' number.
+    """
+    is_target = weight > 0  # (E,)
+    pairs = number_pairs(events)[is_target]
+    _, first, index, counts = np.unique(
+        pairs, return_index=True, return_inverse=True, return_counts=True
     )
-    means = np.bincount(index, weight[is_target], minlength=len(pairs)) / counts
-    return Targets(
-        pairs // stride,
-        pairs % stride,
-        (means * (1 + np.log(counts))).astype(np.float32),
-    )
+    means = np.bincount(index, weight[is_target], minlength=len(counts)) / counts
+    weights = means * (1 + np.log(counts))  # (M,)
+    users = events.segments[is_target][first]
+    rows = events.item_row[is_target][first]
+    return Targets(users, rows, weights.astype(np.float32))
 
 
 def first_targets(events: Events, weight: Floats) -> Ints:
-    """Return the place of the first event of each of `distinct_targets`, (M,)."""
-    places = np.flatnonzero(weight > 0)
-    return places[np.unique(_pairs(events)[places], return_index=True)[1]]
-
-
-def _pairs(events: Events) -> Ints:
-    return events.segments * (int(events.item_row.max(initial=0)) + 1) + events.item_row
+    """Return the position of the first event of each of `distinct_targets`, (M,)."""
+    positions = np.flatnonzero(weight > 0)
+    _, first = np.unique(number_pairs(events)[positions], return_index=True)
+    return positions[first]
 
 
 def scale_by_user(targets: Targets, n_users: int) -> Targets:
-    """Divide weights by the root of each request's total: long lists count more, but not in proportion."""
-    total = np.bincount(targets.users, targets.weights, minlength=n_users)
-    return Targets(
-        targets.users,
-        targets.rows,
-        (targets.weights / np.sqrt(total[targets.users])).astype(np.float32),
-    )
+    """Divide weights by the root of each request's total.
+
+    So long lists count more, but not in proportion.
+    """
+    total = np.bincount(targets.users, targets.weights, minlength=n_users)  # (B,)
+    weights = targets.weights / np.sqrt(total[targets.users])  # (M,)
+    return replace(targets, weights=weights.astype(np.float32))
 
 
 class RequestMaker:
-    """Make batches of requests."""
+    """Make batches of requests.
+
+    Args:
+        catalogue: N items.
+        trends: their popularity and repeat rates.
+        schema: lengths and kinds of what the user tower reads.
+    """
 
     def __init__(
         self, catalogue: Catalogue, trends: ItemTrends, schema: Schema
@@ -161,41 +182,53 @@ class RequestMaker:
         user: EncodedFeatures,
         context: EncodedFeatures,
     ) -> RequestBatch:
-        """Make one batch of B requests at `times`, (B,) UTC seconds, with the popularity of moment `trend`."""
-        past = past.last(self.schema.memory_length)
-        keys = context_keys(self.schema.context_features, context.codes)
-        arrays, history_rows = history_arrays(past, self.schema, keys)
-        rates = self.trends.repeat_rate[trend]
-        n_types = len(self.schema.event_types)
-        owned = summarise_owned(past, times, self.schema.decay_days, n_types, rates)
-        arrays |= request_arrays(times, user, context, self.schema)
-        if self.schema.repeats == "allow":
-            arrays |= owned_arrays(
-                owned, self.catalogue.categories, self.catalogue.n_categories
-            )
+        """Make one batch of B requests.
+
+        Args:
+            past: the events before each request.
+            times: moment of each request in UTC seconds, (B,).
+            trend: index of the moment whose popularity the batch reads.
+            targets: the items that followed.
+            user: one row per request.
+            context: one row per request.
+        """
+        schema = self.schema
+        past = past.last(schema.memory_length)
+        keys = context_keys(schema.context_features, context.codes)
+        arrays, history_rows = history_arrays(past, schema, keys)
+        arrays |= request_arrays(times, user, context, schema)
+
+        rates = self.trends.repeat_rate[trend]  # (N,)
+        n_types = len(schema.event_types)
+        owned = summarise_owned(past, times, schema.decay_days, n_types, rates)
+        if schema.repeats == "allow":
+            catalogue = self.catalogue
+            arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)
+
+        target_owned = find_owned(owned, targets)
+        popularity = self.trends.popularity[trend]
+        others = (
+            history_rows,  # (B, L)
+            owned.item_row,  # (E,)
+            owned.user,  # (E,)
+            targets.users,  # (M,)
+            targets.rows,  # (M,)
+            targets.weights,  # (M,)
+            target_owned,  # (M,)
+            popularity,  # (N, P)
+        )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        followed = (
-            targets.users,
-            targets.rows,
-            targets.weights,
-            find_owned(owned, targets),
-        )
-        rest = (
-            history_rows,
-            owned.item_row,
-            owned.user,
-            *followed,
-            self.trends.popularity[trend],
-        )
-        return RequestBatch(tensors, *map(torch.from_numpy, rest))
+        return RequestBatch(tensors, *map(torch.from_numpy, others))
 
 
 def find_owned(owned: Owned, targets: Targets) -> Ints:
-    """Return the position of each target among its request's owned items, -1 where it is novel, (M,)."""
-    stride = int(max(owned.item_row.max(initial=0), targets.rows.max(initial=0))) + 1
-    keys = owned.user * stride + owned.item_row
-    wanted = targets.users * stride + targets.rows
-    if not len(keys):
-        return np.full(len(wanted), -1, dtype=np.int64)
-    place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[place] == wanted, place, -1)
+    """Return the position of each target among its request's owned items, -1 if novel, (M,)."""
+    if not len(owned.user):
+        return np.full(len(targets.users), -1, dtype=np.int64)
+    last_row = max(owned.item_row.max(), targets.rows.max(initial=0))
+    stride = int(last_row) + 1
+    keys = owned.user * stride + owned.item_row  # (E,) ascending
+    wanted = targets.users * stride + targets.rows  # (M,)
+    position = np.searchsorted(keys, wanted)
+    position = np.minimum(position, len(keys) - 1)  # (M,)
+    return np.where(keys[position] == wanted, position, -1)

@@ -9,88 +9,91 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamodules.tables import TARGET_WEIGHT, is_set
-from serve.arrays import Floats, Ints, vectors_to_arrow
+from serve.arrays import Floats, Ints, spans, vectors_to_arrow
 from serve.encode import (
     EncodedFeatures,
     category_rows,
     context_keys,
     count_categories,
     encode_features,
-    to_vectors,
     write_cell,
 )
 from serve.events import Events
-from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
+from serve.kinds import FIRST_CODE, UNKNOWN, Feature, to_vectors
+from serve.schema import Schema
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """N items that can be recommended."""
 
-    item_ids: np.ndarray  # (N,) ascending; the place of an id is its item_row
+    item_ids: NDArray[Any]  # (N,) ascending; the position of an id is its item_row
     features: EncodedFeatures
-    categories: (
-        Ints  # (N, F) rows of the single-valued features' codes among all categories
-    )
+    categories: Ints  # (N, F) rows of the single-valued features among all categories
     n_categories: int
     table: pd.DataFrame  # item_id and the declared columns as read, in row order
-    item_features: tuple[Feature, ...]  # how the columns are read
+    item_features: tuple[Feature, ...]
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def to_arrow(self) -> pa.Table:
-        """Return the table as it is served: numbers stay numbers; lists, and values of several types, become texts."""
+        """Return the table as it is served.
+
+        Numbers stay numbers; lists, and values of several types, become texts.
+        """
         readers = {feature.column: feature for feature in self.item_features}
-        vectors = {
-            name: feature
-            for name, feature in readers.items()
-            if feature.kind == "vector"
-        }
-        plain = self.table.drop(columns=list(vectors))
-        mixed = [str(name) for name in plain if plain[name].dtype == object]
-        written = {name: _write_cells(plain[name], readers.get(name)) for name in mixed}
-        items = pa.Table.from_pandas(
-            plain.assign(**written), preserve_index=False
-        ).replace_schema_metadata(None)
-        for name, feature in vectors.items():
-            items = items.append_column(
-                name, vectors_to_arrow(to_vectors(feature, self.table[name]))
-            )
+        plain = self.table
+        vectors = {}
+        for name, feature in readers.items():
+            if feature.kind == "vector":
+                plain = plain.drop(columns=name)
+                vectors[name] = to_vectors(feature, self.table[name])
+
+        for name in map(str, plain.columns[plain.dtypes == "object"]):
+            written = _write_cells(plain[name], readers.get(name))
+            plain = plain.assign(**{name: written})
+        items = pa.Table.from_pandas(plain, preserve_index=False)
+        items = items.replace_schema_metadata(None)
+        for name, matrix in vectors.items():
+            items = items.append_column(name, vectors_to_arrow(matrix))
         return items
 
 
 def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[Any]:
+    """Return a column of Python objects as numbers of one type, or as texts."""
     kind = pd.api.types.infer_dtype(cells, skipna=True)
-    if kind == "integer" and cells.dropna().between(-(2**63), 2**63 - 1).all():
+    is_integer = kind == "integer"
+    if is_integer and cells.dropna().between(-(2**63), 2**63 - 1).all():
         return cells.astype("Int64")
-    if (
-        kind in ("floating", "mixed-integer-float")
-        and cells.dropna().abs().lt(2**1023).all()
-    ):
+    is_number = kind in ("floating", "mixed-integer-float")
+    if is_number and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
-    return cells.map(partial(write_cell, feature)).astype(
-        "str"
-    )  # without a value it would be of no type
+    texts = cells.map(partial(write_cell, feature))
+    return texts.astype("str")  # a column without a value would have no type
 
 
 def build_catalogue(
     items: pd.DataFrame, train: pd.DataFrame, schema: Schema
 ) -> Catalogue:
-    """Build the catalogue: every item of the items table and of the training rows."""
-    ids = np.unique(
-        np.concatenate([items["item_id"].to_numpy(), train["item_id"].to_numpy()])
-    )
+    """Build the catalogue of every item of the items table and of the training rows.
+
+    Args:
+        items: the items table, of which only `item_id` is needed.
+        train: the interactions whose items are listed too.
+        schema: says how the columns are encoded.
+    """
+    ids = np.unique(np.append(items["item_id"].to_numpy(), train["item_id"].to_numpy()))
     table = find_rows(items, "item_id", ids).rename_axis("item_id").reset_index()
     columns = columns_of(table, schema.item_features)
     features = encode_features(schema.item_features, columns, len(ids), schema.timezone)
-    categories = category_rows(schema.item_features, features.codes)
     return Catalogue(
         ids,
         features,
-        categories,
+        category_rows(schema.item_features, features.codes),
         count_categories(schema.item_features),
         table,
         schema.item_features,
@@ -99,103 +102,111 @@ def build_catalogue(
 
 @dataclass(frozen=True)
 class Sequences:
-    """U users' events, oldest first, with everything else that is known of users and events."""
+    """U users' events, oldest first, and the features of users and events."""
 
     events: Events
     context: EncodedFeatures  # one row per event
-    target_weight: (
-        Floats  # (E,) how much each event counts as a target; 0: evidence alone
-    )
+    target_weight: Floats  # (E,) weight of each event as a target; 0: evidence alone
     user: EncodedFeatures  # one row per user
-    user_ids: np.ndarray  # (U,) in ascending order
+    user_ids: NDArray[Any]  # (U,) ascending
 
 
 def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
-    """Order by user, time, position and, stable, place in the table; a set by user and item."""
+    """Sort by user, time and position, ties as in the table; a set by user and item."""
     keys = ["user_id", "item_id"]
     if not is_set(interactions):
-        keys = [
-            name for name in ("user_id", "datetime", "position") if name in interactions
-        ]
+        order = ("user_id", "datetime", "position")
+        keys = [name for name in order if name in interactions]
     return interactions.sort_values(keys, kind="stable", ignore_index=True)
 
 
 def build_sequences(
     interactions: pd.DataFrame,
     users: pd.DataFrame,
-    item_ids: np.ndarray,
+    item_ids: NDArray[Any],
     schema: Schema,
 ) -> Sequences:
-    """Build the sequences of all users of both tables, without events on items outside `item_ids`, (N,)."""
-    interactions = sort_interactions(
-        interactions[interactions["item_id"].isin(item_ids)]
+    """Build the sequences of the users of both tables.
+
+    Args:
+        interactions: events in any order; those on items outside `item_ids` are left out.
+        users: the users table, of which only `user_id` is needed.
+        item_ids: the catalogue's ids, (N,) ascending.
+        schema: says how features, event types and contexts are encoded.
+    """
+    is_listed = interactions["item_id"].isin(item_ids)
+    interactions = sort_interactions(interactions[is_listed])
+    n = len(interactions)
+    users_of_events = interactions["user_id"].to_numpy()  # (E,)
+    user_ids = np.unique(np.append(users["user_id"].to_numpy(), users_of_events))
+    ids_of_events = pd.Index(interactions["item_id"])
+    item_rows = pd.Index(item_ids).get_indexer(ids_of_events).astype(np.int64)  # (E,)
+    offsets = np.searchsorted(users_of_events, user_ids)  # (U,)
+
+    context_columns = columns_of(interactions, schema.context_features)
+    context = encode_features(
+        schema.context_features, context_columns, n, schema.timezone
     )
-    user_ids = np.unique(
-        np.concatenate(
-            [users["user_id"].to_numpy(), interactions["user_id"].to_numpy()]
-        )
-    )
-    segment = np.searchsorted(user_ids, interactions["user_id"].to_numpy())
-    context = encode_contexts(interactions, schema)
+    times = _column(interactions, "datetime", 0)
+    types = _column(interactions, "event", None)
+    weights = _column(interactions, "weight", 1.0)
+    event_types = encode_event_types(types, schema)
+    contexts = context_keys(schema.context_features, context.codes)
     events = Events(
-        item_row=pd.Index(item_ids)
-        .get_indexer(pd.Index(interactions["item_id"]))
-        .astype(np.int64),
-        time=_column(interactions, "datetime", 0).astype(np.int64),
-        event=encode_event_types(_column(interactions, "event", None), schema),
-        weight=_column(interactions, "weight", 1.0).astype(np.float32),
-        offsets=np.concatenate(
-            [[0], np.cumsum(np.bincount(segment, minlength=len(user_ids)))]
-        ).astype(np.int64),
-        context=context_keys(schema.context_features, context.codes),
+        item_rows,
+        times.astype(np.int64),
+        event_types,
+        weights.astype(np.float32),
+        np.append(offsets, n),
+        contexts,
     )
-    known = find_rows(users, "user_id", user_ids)
-    return Sequences(
-        events,
-        context,
-        _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32),
-        encode_features(
-            schema.user_features,
-            columns_of(known, schema.user_features),
-            len(user_ids),
-            schema.timezone,
-        ),
-        user_ids,
+    rows_of_users = find_rows(users, "user_id", user_ids)
+    user_columns = columns_of(rows_of_users, schema.user_features)
+    user = encode_features(
+        schema.user_features, user_columns, len(user_ids), schema.timezone
     )
+    target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
+    return Sequences(events, context, target_weights, user, user_ids)
 
 
-def encode_event_types(values: np.ndarray, schema: Schema) -> Ints:
-    """Code event types; unknown, missing and undeclared ones are 1."""
-    codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
-    if not codes:
+def encode_event_types(values: NDArray[Any], schema: Schema) -> Ints:
+    """Return the code of each event type; unknown, missing and undeclared ones are 1."""
+    if not schema.event_types:
         return np.full(len(values), UNKNOWN, dtype=np.int64)
+    codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
     return np.asarray(pd.Series(values).map(codes).fillna(UNKNOWN), dtype=np.int64)
 
 
 def columns_of(
     frame: pd.DataFrame, features: tuple[Feature, ...]
-) -> dict[str, np.ndarray]:
+) -> dict[str, NDArray[Any]]:
     """Return the columns that the features are read from, where the frame has them."""
     names = {feature.column for feature in features}
     return {name: frame[name].to_numpy() for name in names if name in frame}
 
 
-def _column(frame: pd.DataFrame, name: str, default: float | None) -> np.ndarray:
-    """Return a column, full of the default where the table does not have it."""
+def _column(frame: pd.DataFrame, name: str, default: float | None) -> NDArray[Any]:
+    """Return a column, full of the default where the table lacks it."""
     return frame[name].to_numpy() if name in frame else np.full(len(frame), default)
 
 
-def encode_contexts(interactions: pd.DataFrame, schema: Schema) -> EncodedFeatures:
-    """Encode the context of each event, (E, C) codes and (E, V) values."""
-    columns = columns_of(interactions, schema.context_features)
-    return encode_features(
-        schema.context_features, columns, len(interactions), schema.timezone
-    )
+def find_rows(table: pd.DataFrame, id_name: str, ids: NDArray[Any]) -> pd.DataFrame:
+    """Return the row of each id, of missing values where the table has none.
 
-
-def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
-    """Return the row of each id, of missing values where the table has none; integers above 2**53 stay exact."""
+    Integers above 2**53 stay exact.
+    """
     rows = table.set_index(id_name)
     if not pd.Index(ids).isin(rows.index).all():
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
     return rows.reindex(ids)
+
+
+def number_pairs(events: Events) -> Ints:
+    """Return a number of each event's (user, item) pair, ascending by user and item, (E,)."""
+    stride = int(events.item_row.max(initial=0)) + 1
+    return events.segments * stride + events.item_row
+
+
+def count_within(sizes: Ints) -> Ints:
+    """Return 0 .. size - 1 of each group one after the other, (sum of sizes,)."""
+    return spans(np.zeros_like(sizes), sizes)

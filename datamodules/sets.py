@@ -1,4 +1,7 @@
-"""Training on sets: where events have no order, a random part of a user's items is predicted from the others."""
+"""Training on sets: where events have no order, some items of a user are predicted from the others.
+
+Letters: U users, E events, B examples of a batch, P (user, item) pairs, T of them that are targets.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,42 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
-from datamodules.requests import RequestMaker, distinct_targets, scale_by_user
-from datamodules.sequences import Sequences
-from serve.arrays import Ints
-from serve.encode import EncodedFeatures
-from serve.events import Events, spans
+from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
+from datamodules.requests import (
+    RequestMaker,
+    Targets,
+    distinct_targets,
+    scale_by_user,
+)
+from datamodules.sequences import Sequences, count_within, number_pairs
+from serve.arrays import Ints, spans
+from serve.events import Events
 
-FOLDS = 5  # parts that a user's items are drawn into; each is predicted from the others once an epoch
-THINNED = 0.5  # share of examples that see only a random share of the other items: short histories are asked about too
+FOLDS = 5  # each fold of a user's items is predicted from the others once an epoch
+THINNED = 0.5  # share of examples that see a random share of the other items only
 
 
 @dataclass(frozen=True)
 class SetPlan:
-    """One batch to make: users, which of their parts is predicted, and the seed of what is dropped in it."""
+    """The users of one batch to make, the folds to predict, and the seed of its dropout."""
 
-    users: Ints
-    folds: Ints
+    users: Ints  # (B,)
+    folds: Ints  # (B,)
     fold_of_event: Ints  # (E,) of this epoch; -1: never a target
     seed: tuple[int, ...]
 
 
 class SetExamples:
-    """Draw every user's items into parts each epoch (or one by one, with a context); each is predicted from others."""
+    """Draw every user's items into folds each epoch; each fold is predicted from the others.
+
+    With a request context each item is a fold of its own.
+
+    Args:
+        sequences: the events and features of U users, ordered by user and item.
+        maker: makes the requests of a batch.
+        batch_size: the most examples of a batch.
+        dropout: shares of examples that are predicted without a part of their input.
+    """
 
     def __init__(
         self,
@@ -41,108 +57,101 @@ class SetExamples:
         self.maker = maker
         self.batch_size = batch_size
         self.dropout = dropout
-        self.missing_user = encode_missing(maker.schema.user_features)
-        self.missing_context = encode_missing(maker.schema.context_features)
+        schema = maker.schema
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
+
         events = sequences.events
-        self.unit = number_units(events)
-        self.unit_user = events.segments[np.unique(self.unit, return_index=True)[1]]
-        is_target = np.bincount(self.unit, sequences.target_weight > 0) > 0
-        self.target_units = np.flatnonzero(is_target)
-        counts = np.bincount(self.unit_user[self.target_units], minlength=len(events))
-        self.n_folds = (
-            counts if maker.schema.context_features else np.minimum(counts, FOLDS)
-        )  # (U,)
+        _, first, self.pair = np.unique(  # pair (E,): number of each event's pair
+            number_pairs(events), return_index=True, return_inverse=True
+        )
+        self.pair_user = events.segments[first]  # (P,)
+        is_target = np.bincount(self.pair, sequences.target_weight > 0) > 0  # (P,)
+        self.target_pairs = np.flatnonzero(is_target)  # (T,)
+        target_users = self.pair_user[self.target_pairs]  # (T,) ascending
+        self.n_targets = np.bincount(target_users, minlength=len(events))  # (U,)
+        self.n_folds = self.n_targets  # (U,)
+        if not schema.context_features:
+            self.n_folds = np.minimum(self.n_targets, FOLDS)  # (U,)
 
     def plan(self, seed: int, epoch: int) -> list[SetPlan]:
-        """Plan an epoch: a function of (seed, epoch) alone, always of as many batches. Similar lengths share one."""
+        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
         rng = np.random.default_rng([seed, epoch])
-        fold_of_event = self.draw_folds(rng)[self.unit]
-        users = np.repeat(np.arange(len(self.n_folds)), self.n_folds)
-        folds = np.arange(len(users)) - np.repeat(
-            np.cumsum(self.n_folds) - self.n_folds, self.n_folds
-        )
-        lengths = np.minimum(
-            self.sequences.events.counts, self.maker.schema.history_length
-        )[users]
-        order = np.argsort(lengths * rng.uniform(0.8, 1.2, len(users)), kind="stable")
-        batches = np.array_split(order, max(1, -(-len(order) // self.batch_size)))
-        return [
-            SetPlan(users[rows], folds[rows], fold_of_event, (seed, epoch, int(number)))
-            for number in rng.permutation(len(batches))
-            for rows in [batches[number]]
-        ]
+        fold_of_event = self.draw_folds(rng)[self.pair]  # (E,)
+        users = np.repeat(np.arange(len(self.n_folds)), self.n_folds)  # (examples,)
+        folds = count_within(self.n_folds)  # (examples,)
+
+        max_length = self.maker.schema.history_length
+        lengths = np.minimum(self.sequences.events.counts, max_length)[users]
+        blurred = lengths * rng.uniform(0.8, 1.2, len(users))
+        order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
+        n_batches = max(1, -(-len(order) // self.batch_size))
+        batches = np.array_split(order, n_batches)
+
+        plans = []
+        for number in rng.permutation(n_batches).tolist():
+            rows = batches[number]
+            dropout_seed = (seed, epoch, number)
+            plan = SetPlan(users[rows], folds[rows], fold_of_event, dropout_seed)
+            plans.append(plan)
+        return plans
 
     def draw_folds(self, rng: np.random.Generator) -> Ints:
-        """Draw the part of each unit, -1 where it is no target."""
-        users = self.unit_user[self.target_units]
-        order = np.lexsort((rng.random(len(users)), users))
-        counts = np.bincount(users, minlength=len(self.n_folds))
-        rank = (
-            np.arange(len(users)) - (np.cumsum(counts) - counts)[users]
-        )  # users ascend
-        fold = np.full(len(self.unit_user), -1, dtype=np.int64)
-        fold[self.target_units[order]] = rank % self.n_folds[users]
+        """Draw the fold of each pair, -1 where it is no target, (P,)."""
+        users = self.pair_user[self.target_pairs]  # (T,)
+        order = np.lexsort((rng.random(len(users)), users))  # (T,)
+        rank = count_within(self.n_targets)  # (T,) within the user
+        fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
+        fold[self.target_pairs[order]] = rank % self.n_folds[users]
         return fold
 
     def __getitem__(self, plan: SetPlan) -> RequestBatch:
-        rng = np.random.default_rng(plan.seed)
+        """Make the batch of a plan."""
         events = self.sequences.events
         n = len(plan.users)
-        starts = events.offsets[:-1][plan.users]
-        stops = events.offsets[1:][plan.users]
-        places = spans(starts, stops)
-        segment = np.repeat(np.arange(n), stops - starts)
-        is_target = plan.fold_of_event[places] == plan.folds[segment]
-        lot = rng.random(len(places))
-        shares = np.where(rng.random(n) < THINNED, rng.random(n), 1.0)
-        shares = np.where(
-            rng.random(n) < self.dropout.history, 0.0, shares
-        )  # of the other items that are seen
-        is_seen = ~is_target & (lot < shares[segment])
-        asked = _pick(events, places, segment, is_target, n)
-        targets = scale_by_user(
-            distinct_targets(asked, self.sequences.target_weight[places[is_target]]), n
-        )
-        share = (
-            self.n_folds[plan.users] ** -0.5
-        )  # of each of a user's parts: many items count more, not as many times
-        targets = replace(
-            targets, weights=(targets.weights * share[targets.users]).astype(np.float32)
-        )
-        user = self.sequences.user.take(plan.users)
-        user = hide_rows(user, rng.random(n) < self.dropout.user, self.missing_user)
-        context = self.context(places[is_target], segment[is_target], rng)
-        past = _pick(events, places, segment, is_seen, n)
-        return self.maker.make(
-            past, np.zeros(n, dtype=np.int64), 0, targets, user, context
-        )
+        starts = events.offsets[:-1][plan.users]  # (B,)
+        stops = events.offsets[1:][plan.users]  # (B,)
+        positions = spans(starts, stops)  # (e,) the events of the batch
+        example = np.repeat(np.arange(n), stops - starts)  # (e,)
+        is_target = plan.fold_of_event[positions] == plan.folds[example]  # (e,)
 
-    def context(
-        self, places: Ints, segment: Ints, rng: np.random.Generator
-    ) -> EncodedFeatures:
-        """Return the request context of each example: that of one of its targets' events."""
-        order = np.lexsort((rng.random(len(places)), segment))
-        _, first = np.unique(segment[order], return_index=True)
-        chosen = places[order[first]]
-        is_hidden = rng.random(len(chosen)) < self.dropout.context
-        return hide_rows(
-            self.sequences.context.take(chosen), is_hidden, self.missing_context
-        )
+        rng = np.random.default_rng(plan.seed)
+        lot = rng.random(len(positions))  # (e,)
+        is_thinned = rng.random(n) < THINNED  # (B,)
+        shares = np.where(is_thinned, rng.random(n), 1.0)  # (B,) of items that are seen
+        hides_history = rng.random(n) < self.dropout.history  # (B,)
+        shares = np.where(hides_history, 0.0, shares)  # (B,)
+        is_seen = ~is_target & (lot < shares[example])  # (e,)
 
+        targets = self._weigh_targets(plan, positions[is_target], example[is_target])
+        user = self.user.take(plan.users, rng)
+        chosen = self._choose_event(positions[is_target], example[is_target], rng)
+        context = self.context.take(chosen, rng)
+        past = _pick(events, positions[is_seen], example[is_seen], n)
+        times = np.zeros(n, dtype=np.int64)  # (B,)
+        return self.maker.make(past, times, 0, targets, user, context)
 
-def number_units(events: Events) -> Ints:
-    """Number the (user, item) pairs of events that are ordered by them, (E,)."""
-    segment = events.segments
-    row = events.item_row
-    is_new = np.ones(len(row), dtype=bool)
-    is_new[1:] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
-    return np.asarray(np.cumsum(is_new) - 1, np.int64)
+    def _choose_event(
+        self, positions: Ints, example: Ints, rng: np.random.Generator
+    ) -> Ints:
+        """Draw one of the events on the targets of each example, (B,)."""
+        order = np.lexsort((rng.random(len(positions)), example))
+        _, first = np.unique(example[order], return_index=True)  # (B,)
+        return positions[order[first]]
+
+    def _weigh_targets(self, plan: SetPlan, positions: Ints, example: Ints) -> Targets:
+        """Return the targets of a batch; the folds of a user weigh together like their root."""
+        n = len(plan.users)
+        followed = _pick(self.sequences.events, positions, example, n)
+        weight = self.sequences.target_weight[positions]
+        targets = scale_by_user(distinct_targets(followed, weight), n)
+        share = self.n_folds[plan.users] ** -0.5  # (B,)
+        weights = targets.weights * share[targets.users]  # (M,)
+        return replace(targets, weights=weights.astype(np.float32))
 
 
-def _pick(
-    events: Events, places: Ints, segment: Ints, is_picked: np.ndarray, n: int
-) -> Events:
-    counts = np.bincount(segment[is_picked], minlength=n)
-    return events.pick(
-        places[is_picked], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    )
+def _pick(events: Events, positions: Ints, example: Ints, n: int) -> Events:
+    """Take events at ascending positions as the segments of n examples."""
+    return events.pick(positions, np.searchsorted(example, np.arange(n + 1)))

@@ -1,10 +1,11 @@
-"""Three typed tables from files or data frames, and the list of the records that were left out."""
+"""Read three typed tables from files or data frames, and list the records that were left out."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,46 +20,30 @@ from datamodules.config import (
     columns_of_table,
 )
 from datamodules.feedback import append_log, list_columns
-from datamodules.read import (
-    REPLACED,
-    Records,
-    make_rejects,
-    read_file,
-    read_files,
-    take_frame,
-)
+from datamodules.read import REPLACED
 from datamodules.rejects import (
     KINDS,
-    OTHER_LENGTH,
+    OUTLYING,
     Rejects,
     advise,
     describe,
-    place_of,
+    describe_losses,
+    find_limit,
+    make_rejects,
     setting_of,
 )
-from datamodules.values import INTEGER, read_cells, unify_ids
-from serve.clock import DAY
-from serve.encode import to_text
+from datamodules.sources import Records, read_file, read_files, take_frame
+from datamodules.values import find_outlying, join_frames, read_cells, unify_ids
+from serve.arrays import Flags
+from serve.cells import to_text
 from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
 
-PART = "part of the split"  # reserved column of the interactions where files give the split
-TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
-_PARTS = {
-    "interactions": "train",
-    "validation": "validation",
-    "test": "test",
-}  # table -> its part
+PART = "part of the split"  # reserved column: the part that a file of the split gives
+# reserved column: 0 for an event that is evidence alone; absent: 1 for all
+TARGET_WEIGHT = "weight as a target"
 IDS = {"users": "user_id", "items": "item_id"}
-_OUTLYING = "years from nearly all other times"
-MIN_VOID = 3 * 365 * DAY
-"""Of 20 times or more, those of the outer twentieths are outlying that a void parts from the rest: so many seconds or
-more, and as long as the middle nine tenths."""
-MAX_WIDTHS = 0.1  # vectors of other lengths for each of the usual one, up to which they are slips
-MIN_INTEGER_IDS = (
-    10  # so many integer ids and so small a share of texts: the texts look like slips
-)
-MAX_ODD_IDS = 0.01
+_PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +51,11 @@ class Tables:
     """Three tables under our names."""
 
     interactions: pd.DataFrame
-    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight (float64),
-    context feature columns, `PART`; in file order."""
-    users: pd.DataFrame  # user_id, features, audit columns; without a users table the ids of the interactions
-    items: pd.DataFrame  # item_id, item feature columns; empty without an items table
+    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight
+    (float64), context feature columns, `PART`; in file order."""
+    users: pd.DataFrame
+    """user_id, features, audit columns; without a users table the ids of the interactions."""
+    items: pd.DataFrame  # item_id, feature columns; empty without an items table
 
 
 def is_set(interactions: pd.DataFrame) -> bool:
@@ -80,18 +66,26 @@ def is_set(interactions: pd.DataFrame) -> bool:
 def read_tables(
     config: DataConfig, erased: ErasureList = NOBODY
 ) -> tuple[Tables, Rejects]:
-    """Read the files of a configuration, but for the records of users on the erasure list."""
-    declared = {
-        "interactions": config.interactions,
-        "users": config.users,
-        "items": config.items,
-    }
-    given = {name: table for name, table in declared.items() if table is not None}
-    files = {
-        name: read_files(f"data.{name}.path", one, columns_of_table(name, config))
-        for name, one in given.items()
-    }
-    return _type_tables(config, files, erased)
+    """Read the files of a configuration.
+
+    Args:
+        config: where the tables lie, and how they are written.
+        erased: users whose records are left out and counted apart.
+
+    Returns:
+        The tables, and every record or cell that is not in them. Rows + rejected records = records.
+
+    Raises:
+        SchemaError: in one line, that a file or column is missing or holds something else than is
+            declared.
+    """
+    columns = _list_columns(config)
+    files = {}
+    for name in columns:
+        layout: TableConfig | None = getattr(config, name)
+        if layout is not None:
+            files[name] = read_files(f"data.{name}.path", layout, columns[name])
+    return _type_tables(config, columns, files, erased)
 
 
 def tables_from_frames(
@@ -102,423 +96,351 @@ def tables_from_frames(
     *,
     erased: ErasureList = NOBODY,
 ) -> tuple[Tables, Rejects]:
-    """Do as `read_tables` with data frames in place of the files, but for those that a split names."""
+    """Do as `read_tables` with data frames in place of the files of the tables."""
+    columns = _list_columns(config)
     frames = {"interactions": interactions, "users": users, "items": items}
-    given = {name: frame for name, frame in frames.items() if frame is not None}
-    raw = {
-        name: [take_frame(name, frame, columns_of_table(name, config))]
-        for name, frame in given.items()
-    }
-    return _type_tables(config, raw, erased)
+    files = {}
+    for name, frame in frames.items():
+        if frame is not None:
+            files[name] = [take_frame(name, frame, columns[name])]
+    return _type_tables(config, columns, files, erased)
+
+
+def _list_columns(config: DataConfig) -> dict[str, tuple[Column, ...]]:
+    return {name: columns_of_table(name, config) for name in ("interactions", *IDS)}
 
 
 def _type_tables(
-    config: DataConfig, raw: dict[str, list[Records]], erased: ErasureList
+    config: DataConfig,
+    columns: Mapping[str, tuple[Column, ...]],
+    files: dict[str, list[Records]],
+    erased: ErasureList,
 ) -> tuple[Tables, Rejects]:
     for name in IDS:
-        columns = columns_of_table(name, config)
-        if name not in raw and len(columns) > 1:
+        if name not in files and len(columns[name]) > 1:
+            column = columns[name][1]
             raise SchemaError(
-                f"column '{columns[1].source}' is declared, {columns[1].reason}; set data.{name}"
+                f"column '{column.source}' is declared, {column.reason}; set data.{name}"
             )
-    raw |= _read_split_files(config)
+    files |= _read_split_files(config, columns["interactions"])
     if config.feedback is not None:
-        log = read_file(
-            Path(config.feedback),
-            TableConfig(),
-            list_columns(raw["interactions"][0].columns),
-        )
-        raw["feedback"] = [
-            replace(log, dropped=(), is_text=True)
-        ]  # ids are texts whatever they are in the tables
-    kept = {
-        name: [_leave_out(file, erased) for file in files]
-        for name, files in raw.items()
-    }
+        present = files["interactions"][0].columns
+        log = read_file(Path(config.feedback), TableConfig(), list_columns(present))
+        # ids of the log are texts whatever they are in the tables
+        files["feedback"] = [replace(log, dropped=(), is_text=True)]
     for names in (_PARTS, ("users",), ("items",)):
-        _check_same_columns([file for name in names for file in kept.get(name, ())])
-    n_records = {
-        name: sum(file.n_records for file in files) for name, files in kept.items()
-    }
-    forgotten = {
-        name: sum(file.n_records for file in files) - n_records[name]
-        for name, files in raw.items()
-    }
-    typed = {name: _type_table(name, files, config) for name, files in kept.items()}
-    problems = [
-        problem
-        for name, one in typed.items()
-        for problem in _find_problems(name, one, config)
-    ]
+        _check_same_columns([file for name in names for file in files.get(name, ())])
+
+    layouts = {"users": config.users, "items": config.items, "feedback": None}
+    tables = {}
+    problems: list[str] = []
+    hints: list[str] = []
+    for name in files:
+        layout = layouts.get(name, config.interactions) or TableConfig()
+        remaining = [_leave_out(file, erased) for file in files[name]]
+        table = type_records(remaining, layout, config.timezone, name in IDS)
+        tables[name] = _reject_outliers(table)
+        problems.extend(_find_problems(name, tables[name], config.max_reject_rate))
+        hints.extend(describe_losses(name, tables[name].faults))
     if problems:
         raise SchemaError("; ".join(problems))
     for name in IDS:
-        if name in typed:
-            _check_one_row_each(name, typed[name], IDS[name])
-    hints = [
-        hint
-        for name, files in kept.items()
-        for file in files
-        for hint in _find_hints(name, file)
-    ]
-    dropped = {
-        name: dict.fromkeys(column for file in files for column in file.dropped)
-        for name, files in kept.items()
-    }
-    tables, logged = _join_tables(
-        config, {name: one.frame for name, one in typed.items()}
-    )
+        if name in tables:
+            _check_one_row_each(name, tables[name])
+
+    typed, logged = _join_tables(config, tables)
+    erasures = {name: table.n_erased for name, table in tables.items()}
     rejects = Rejects(
-        {name: one.rejects for name, one in typed.items()},
-        {name: one.cells for name, one in typed.items() if name in IDS},
-        n_records,
-        {name: tuple(columns) for name, columns in dropped.items()},
-        {name: count for name, count in forgotten.items() if count},
-        (
-            *hints,
-            *(
-                hint
-                for name, one in typed.items()
-                for hint in _describe_losses(name, one)
-            ),
-        ),
+        {name: table.list_faults("record") for name, table in tables.items()},
+        {name: table.list_faults("cell") for name, table in tables.items()},
+        {name: table.n_records for name, table in tables.items()},
+        {name: table.dropped for name, table in tables.items()},
+        {name: count for name, count in erasures.items() if count},
+        tuple(hints),
         logged,
     )
-    return tables, rejects
+    return typed, rejects
 
 
-def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
-    """Read the files that a split names, laid out as the interactions; none may be trained on and tested with."""
-    columns = columns_of_table("interactions", config)
-    if config.split.kind == "files" and PART in {column.name for column in columns}:
+def _read_split_files(
+    config: DataConfig, columns: tuple[Column, ...]
+) -> dict[str, list[Records]]:
+    """Read the files that a split names, which have the columns and layout of the interactions."""
+    if config.split.kind != "files":
+        return {}
+    if any(column.name == PART for column in columns):
         raise SchemaError(
             f"column '{PART}' is reserved where the split is given by files: rename yours"
         )
-    paths = {name: getattr(config.split, name) for name in ("validation", "test")}
-    layouts = {
-        name: replace(config.interactions, path=path, query=None)
-        for name, path in paths.items()
-        if path
-    }
-    return {
-        name: read_files(f"data.split.{name}", one, columns)
-        for name, one in layouts.items()
-    }
+    files = {}
+    for name in ("validation", "test"):
+        path = getattr(config.split, name)
+        if path:
+            layout = replace(config.interactions, path=path, query=None)
+            files[name] = read_files(f"data.split.{name}", layout, columns)
+    return files
 
 
-def _leave_out(raw: Records, erased: ErasureList) -> Records:
-    """Take the records of erased users out, and the texts of torn records, which do not say whose they are."""
-    if not len(erased) or "user_id" not in raw.frame:
-        return raw
-    texts = [
-        cell if isinstance(cell, str) else to_text(cell)
-        for cell in raw.frame["user_id"]
-    ]
-    codes, distinct = pd.factorize(pd.Series(texts, dtype=object))
-    is_forgotten = np.array([*map(erased.holds, distinct), False], dtype=bool)[
-        codes
-    ]  # the last for a missing id
-    rejects = raw.rejects.assign(value=pd.Series(None, raw.rejects.index, dtype="str"))
-    frame = raw.frame[~is_forgotten].reset_index(drop=True)
-    return replace(raw, frame=frame, lines=raw.lines[~is_forgotten], rejects=rejects)
+def _leave_out(file: Records, erased: ErasureList) -> Records:
+    """Take out the records of erased users, and the texts of torn records, which may be theirs."""
+    if not len(erased) or "user_id" not in file.frame:
+        return file
+    # a text is compared as it is: " 7" is another user than "7"
+    ids = file.frame["user_id"].astype(object)
+    ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
+    is_erased = ids.isin(
+        [user_id for user_id in ids.dropna().unique() if erased.holds(user_id)]
+    )
+    return replace(
+        file,
+        frame=file.frame[~is_erased].reset_index(drop=True),
+        lines=file.lines[~is_erased],
+        rejects=file.rejects.assign(value=None).astype({"value": "str"}),
+        n_erased=int(is_erased.sum()),
+    )
 
 
 def _check_same_columns(files: Sequence[Records]) -> None:
-    """Refuse a file that lacks a column which another of its table has, and one that is given twice."""
+    """Refuse a file that lacks a column of its table's other files, and one that is read twice."""
     filled = [file for file in files if len(file.frame)]
-    having = {column: file.file for file in reversed(filled) for column in file.columns}
     for file in filled:
-        for column in having:
-            if column not in file.columns:
-                raise SchemaError(
-                    f"{file.file}: column '{column.source}' is absent, which {having[column]} has"
-                )
-    for path, count in Counter(Path(file.file).resolve() for file in files).items():
+        for other in filled:
+            for column in other.columns:
+                if column not in file.columns:
+                    raise SchemaError(
+                        f"{file.file}: column '{column.source}' is absent, which {other.file} has"
+                    )
+    paths = Counter(Path(file.file).resolve() for file in files)
+    for path, count in paths.items():
         if count > 1:
             raise SchemaError(
                 f"{path} is a file of two parts of the split: give each part files of its own"
             )
 
 
+# ---- from raw cells to typed rows
+
+
 @dataclass(frozen=True)
-class _Typed:
-    """Typed rows, where each stood, and what was left out."""
+class TypedTable:
+    """Typed rows of a table, or of one file of it, and what was left out."""
 
     frame: pd.DataFrame
     places: pd.DataFrame  # file and line of each row
-    rejects: pd.DataFrame
-    cells: pd.DataFrame
-    faults: pd.DataFrame  # of all cells, also those after the first of a record
+    faults: pd.DataFrame
+    """File, line, column, value, reason, and what the fault costs: "record", "cell", or nothing."""
     n_right: Counter[str]  # column -> cells with a good value
+    columns: tuple[Column, ...]
+    n_records: int
+    n_erased: int  # records of erased users, which are not counted in the others
+    dropped: tuple[str, ...]  # columns that are not declared
 
-    def set_aside(
-        self, column: Column, is_fault: np.ndarray, reason: str, keeps_rows: bool
-    ) -> _Typed:
-        """Leave out the rows at fault, or their cells of the column alone."""
-        bad = self.places[is_fault]
-        cells = self.frame.loc[is_fault, column.name]
-        values = [
-            str(one.entries())
-            if column.role == "vector"
-            else f"{np.datetime64(one, 's')}Z"
-            for one in cells
-        ]
-        more = make_rejects(bad["file"], bad["line"], column.source, values, reason)
-        faults = pd.concat([self.faults, more], ignore_index=True)
-        if keeps_rows:
-            blank = self.frame.assign(
-                **{column.name: self.frame[column.name].mask(is_fault)}
-            )
-            return replace(
-                self,
-                frame=blank,
-                cells=pd.concat([self.cells, more], ignore_index=True),
-                faults=faults,
-            )
-        frame, places = (
-            one[~is_fault].reset_index(drop=True) for one in (self.frame, self.places)
-        )
-        rejects = pd.concat([self.rejects, more], ignore_index=True)
-        return replace(self, frame=frame, places=places, rejects=rejects, faults=faults)
+    def list_faults(self, costs: str) -> pd.DataFrame:
+        """Return the faults that cost a record, or a cell."""
+        is_listed = self.faults["costs"] == costs
+        return self.faults[is_listed].drop(columns="costs").reset_index(drop=True)
 
 
-def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typed:
-    """Return the typed rows of all files, their ids of one type, and all rejects."""
-    layouts = {"users": config.users, "items": config.items, "feedback": None}
-    layout = layouts.get(name, config.interactions) or TableConfig()
+def type_records(
+    files: Sequence[Records],
+    layout: TableConfig,
+    timezone: str | None,
+    keeps_rows: bool,
+) -> TypedTable:
+    """Type the records of the files of one table.
+
+    Args:
+        files: one or more files.
+        layout: how the table writes values.
+        timezone: IANA name by whose clocks naive times are read; None: UTC.
+        keeps_rows: a bad cell costs itself and not its row, unless it is an id.
+
+    Returns:
+        All rows in the order of the files, ids of one type, and all faults.
+    """
     paths = pd.CategoricalDtype([file.file for file in files])
-    parts = [
-        _type_file(file, config.timezone, layout, name in IDS, paths) for file in files
-    ]
-    columns = columns_of_table(name, config)
-    frame = _join_frames([part.frame for part in parts], columns)
-    lists = (
-        [getattr(part, field) for part in parts]
-        for field in ("places", "rejects", "cells", "faults")
+    parts = [_type_file(file, timezone, layout, keeps_rows, paths) for file in files]
+    columns = max((part.columns for part in parts), key=len)
+    places = [part.places for part in parts]
+    faults = [part.faults for part in parts]
+    dropped = chain.from_iterable(part.dropped for part in parts)
+    return TypedTable(
+        join_frames([part.frame for part in parts], columns),
+        pd.concat(places, ignore_index=True),
+        pd.concat(faults, ignore_index=True),
+        sum((part.n_right for part in parts), Counter()),
+        columns,
+        sum(part.n_records for part in parts),
+        sum(part.n_erased for part in parts),
+        tuple(dict.fromkeys(dropped)),
     )
-    n_right = sum((part.n_right for part in parts), Counter[str]())
-    places, rejects, cells, faults = (
-        pd.concat(some, ignore_index=True) for some in lists
-    )
-    typed = _Typed(frame, places, rejects, cells, faults, n_right)
-    for column in (column for column in columns if column.name in frame):
-        values = typed.frame[column.name]
-        if (
-            column.role == "time"
-            and (is_fault := _find_outlying(values.to_numpy(), column)).any()
-        ):
-            typed = typed.set_aside(column, is_fault, _OUTLYING, keeps_rows=False)
-        elif column.role == "vector":
-            widths = values.map(lambda one: one.entries().size, na_action="ignore")
-            is_fault = (widths.notna() & widths.ne(widths.mode().max())).to_numpy(bool)
-            typed = typed.set_aside(column, is_fault, OTHER_LENGTH, name in IDS)
-    return typed
 
 
 def _type_file(
-    raw: Records,
+    file: Records,
     timezone: str | None,
     layout: TableConfig,
     keeps_rows: bool,
     paths: Any,
-) -> _Typed:
-    """Return the rows and all rejects of a file; a row is lost by a bad id, and by any bad cell unless it is kept."""
-    typed: dict[str, pd.Series] = {}
-    faults = [make_rejects(raw.file)]
-    cells = [make_rejects(raw.file)]
-    records = [raw.rejects]
-    is_bad = np.zeros(len(raw.frame), bool)
+) -> TypedTable:
+    """Type the records of one file; a bad cell costs itself alone where the table keeps rows."""
+    columns = {}
+    faults = [file.rejects.assign(costs="record")]
     n_right = Counter[str]()
-    for column in raw.columns:
-        given = raw.frame[column.name]
-        is_blank = is_bad.copy()
-        is_cell = keeps_rows and column.role != "id"
-        is_torn = np.zeros(len(given), bool)
-        if raw.is_broken:
-            is_torn = (
-                given.str.contains(REPLACED, regex=False).fillna(False).to_numpy(bool)
+    is_lost = np.zeros(len(file.frame), bool)
+    for column in file.columns:
+        cells = file.frame[column.name]
+        values, faults_of_cells = _type_column(file, column, timezone, layout)
+        costs = "cell" if keeps_rows and column.role != "id" else "record"
+        is_listed = is_lost.copy()
+        is_wrong = np.zeros(len(cells), bool)
+        for reason, is_fault in faults_of_cells.items():
+            listed = make_rejects(
+                file.file,
+                file.lines[is_fault],
+                column.source,
+                cells[is_fault],
+                reason,
             )
-        try:
-            read = read_cells(
-                column, given.mask(is_torn, None), timezone, raw.is_text, layout
-            )
-        except SchemaError as error:
-            raise SchemaError(f"{raw.file}: {error}") from error
-        for reason, is_fault in {"not UTF-8": is_torn, **read.faults}.items():
-            faults.append(
-                make_rejects(
-                    raw.file,
-                    raw.lines[is_fault],
-                    column.source,
-                    given[is_fault],
-                    reason,
-                )
-            )
-            (cells if is_cell else records).append(faults[-1][~is_blank[is_fault]])
-            is_blank |= is_fault
-        typed[column.name] = (
-            read.values.mask(is_blank & ~is_bad) if is_cell else read.values
+            costs_of_faults = np.where(is_listed[is_fault], "", costs)
+            faults.append(listed.assign(costs=costs_of_faults))
+            is_listed |= is_fault
+            is_wrong |= is_fault
+        n_right[column.name] = int((values.notna() & ~is_wrong).sum())
+        if costs == "cell":
+            values = values.mask(is_wrong & ~is_lost)
+        else:
+            is_lost = is_listed
+        columns[column.name] = values
+    frame = pd.DataFrame(columns)[~is_lost].reset_index(drop=True)
+    names = pd.Series(file.file, frame.index, dtype=paths)
+    places = pd.DataFrame({"file": names, "line": file.lines[~is_lost]})
+    in_order = pd.concat(faults).sort_values("line", kind="stable")
+    return TypedTable(
+        frame,
+        places,
+        in_order,
+        n_right,
+        file.columns,
+        file.n_records,
+        file.n_erased,
+        file.dropped,
+    )
+
+
+def _type_column(
+    file: Records, column: Column, timezone: str | None, layout: TableConfig
+) -> tuple[pd.Series[Any], dict[str, Flags]]:
+    """Return the values of a column, and reason -> the rows at fault (n,)."""
+    cells = file.frame[column.name]
+    broken: dict[str, Flags] = {}
+    if file.is_broken:
+        is_broken = cells.str.contains(REPLACED, regex=False).fillna(False)
+        broken["not UTF-8"] = is_broken.to_numpy(bool)
+        cells = cells.mask(is_broken, None)
+    try:
+        read = read_cells(column, cells, timezone, file.is_text, layout)
+    except SchemaError as error:
+        raise SchemaError(f"{file.file}: {error}") from error
+    return read.values, broken | read.faults
+
+
+def _reject_outliers(table: TypedTable) -> TypedTable:
+    """Leave out events of times that lie years from the others."""
+    for column in table.columns:
+        if column.role != "time":
+            continue
+        seconds = table.frame[column.name].to_numpy()
+        is_outlier = find_outlying(seconds, column)
+        places = table.places[is_outlier]
+        moments = seconds[is_outlier].astype("datetime64[s]").astype(str)
+        texts = [f"{moment}Z" for moment in moments]
+        rejects = make_rejects(
+            places["file"], places["line"], column.source, texts, OUTLYING
         )
-        is_wrong = np.logical_or.reduce([is_torn, *read.faults.values()])
-        n_right[column.name] = int((read.values.notna() & ~is_wrong).sum())
-        is_bad = is_bad if is_cell else is_blank
-    frame = pd.DataFrame(typed)[~is_bad].reset_index(drop=True)
-    places = pd.DataFrame(
-        {
-            "file": pd.Series(raw.file, frame.index, dtype=paths),
-            "line": raw.lines[~is_bad],
-        }
-    )
-    bad_cells, bad = (
-        pd.concat(some).sort_values("line", kind="stable") for some in (cells, records)
-    )
-    return _Typed(frame, places, bad, bad_cells, pd.concat(faults), n_right)
-
-
-def _find_outlying(seconds: np.ndarray, column: Column) -> np.ndarray:
-    """Mark times that a void of years parts from nearly all others, (n,), unless a limit says which are right."""
-    ordered = np.sort(seconds)
-    tail = len(seconds) // 20
-    if not tail:
-        return np.zeros(len(seconds), bool)
-    is_void = np.diff(ordered) >= max(ordered[-1 - tail] - ordered[tail], MIN_VOID)
-    first = np.append(-1, np.flatnonzero(is_void[:tail]))[-1] + 1
-    last = len(ordered) - 1 - tail + np.append(np.flatnonzero(is_void[-tail:]), tail)[0]
-    is_early = seconds < ordered[first]
-    is_late = seconds > ordered[last]
-    return np.asarray(
-        (is_early & (column.low is None)) | (is_late & (column.high is None))
-    )
-
-
-def _join_frames(
-    frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]
-) -> pd.DataFrame:
-    """Put rows of the same columns below each other; those without rows have no say in a type."""
-    filled = [frame for frame in frames if len(frame)]
-    if len(filled) < 2:
-        return (filled or list(frames))[0]
-    joined = pd.concat(filled, ignore_index=True)
-    for name in (column.name for column in columns if column.role == "id"):
-        joined[name] = pd.concat(
-            unify_ids([frame[name] for frame in filled]), ignore_index=True
+        faults = [table.faults, rejects.assign(costs="record")]
+        table = replace(
+            table,
+            frame=table.frame[~is_outlier].reset_index(drop=True),
+            places=table.places[~is_outlier].reset_index(drop=True),
+            faults=pd.concat(faults, ignore_index=True),
         )
-    return joined
+    return table
 
 
-def _find_problems(name: str, typed: _Typed, config: DataConfig) -> Iterator[str]:
-    """Say which columns hold something else than is declared: more wrong than right cells, or many that are alike."""
-    for column in (
-        column
-        for column in columns_of_table(name, config)
-        if column.name in typed.frame
-    ):
-        n_right = typed.n_right[column.name]
-        of_column = typed.faults[typed.faults["column"] == column.source]
-        other = "another kind, such as text, in data.features"
-        if column.name in EVENT_ROLES:
-            other = f"another column in data.{setting_of(name)}.columns"
+# ---- what is refused, and what is said
+
+
+def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[str]:
+    """Say which columns hold something else than is declared."""
+    for column in table.columns:
+        n_right = table.n_right[column.name]
+        is_of_column = table.faults["column"] == column.source
         for reason, kind in KINDS.items():
-            wrong = of_column[of_column["reason"] == reason]
-            advice = advise(name, wrong)
-            most = config.max_reject_rate * (len(wrong) + n_right)
-            if not advice or "missing:" in advice:  # they may be slips
-                most = MAX_WIDTHS * n_right if reason == OTHER_LENGTH else n_right
-            if len(wrong) > min(most, n_right):
-                count = f"{len(wrong):,} values are not"
-                first = f"column '{column.source}' does not hold {kind}: {count}, the first: {describe(wrong)}"
-                yield first + (advice or f"; mend it, or declare {other}")
+            wrong = table.faults[is_of_column & (table.faults["reason"] == reason)]
+            if len(wrong) > find_limit(reason, wrong, n_right, max_rate):
+                other = "another kind, such as text, in data.features"
+                if column.name in EVENT_ROLES:
+                    other = f"another column in data.{setting_of(name)}.columns"
+                advice = advise(name, wrong) or f"; mend it, or declare {other}"
+                yield (
+                    f"column '{column.source}' does not hold {kind}: {len(wrong):,} values are "
+                    "not, "
+                    f"the first: {describe(wrong)}{advice}"
+                )
 
 
-def _describe_losses(name: str, typed: _Typed) -> Iterator[str]:
-    """Say how many cells and times were set aside, and where the first stood; hints are kept, so they tell no cell."""
-    for (column, reason), bad in typed.cells.groupby(["column", "reason"], sort=False):
-        advice = (
-            advise(name, bad) if (name, reason) == ("items", "not a number") else ""
-        )
-        yield f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: see {place_of(bad)}{advice}"
-    odd = typed.rejects[typed.rejects["reason"] == _OUTLYING]
-    if len(odd):
-        first, last = (
-            str(np.datetime64(one, "s"))
-            for one in typed.frame["datetime"].agg(["min", "max"])
-        )
-        seen = ", ".join(sorted({one[:10] for one in odd["value"]})[:4])
-        yield (
-            f"{len(odd):,} events are years from all others ({first[:10]} to {last[:10]}), such as of {seen}: see "
-            f"{place_of(odd)}; they are rejected, unless data.{setting_of(name)} has min_datetime or max_datetime"
-        )
-
-
-def _check_one_row_each(name: str, typed: _Typed, id_name: str) -> None:
+def _check_one_row_each(name: str, table: TypedTable) -> None:
     """Refuse two different rows of one id; equal ones are for cleaning."""
-    frame = typed.frame
+    id_name = IDS[name]
+    frame = table.frame
     distinct = frame[frame[id_name].duplicated(keep=False)].drop_duplicates()
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
-    if len(conflicting):
-        both = distinct[distinct[id_name].eq(conflicting.iloc[0])].head(2)
-        columns = [
-            f"'{column}'" for column in both if not both[column].duplicated().any()
-        ]
-        (file, line), (other_file, other) = typed.places.loc[both.index].itertuples(
-            index=False
-        )
-        raise SchemaError(
-            f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in {', '.join(columns)} "
-            f"({conflicting.nunique()} such ids): {file}, line {line}; {other_file}, line {other}; keep one row each"
-        )
+    if conflicting.empty:
+        return
+    rows = distinct[distinct[id_name] == conflicting.iloc[0]].head(2)
+    columns = [f"'{column}'" for column in rows if not rows[column].duplicated().any()]
+    places = [
+        f"{place.file}, line {place.line}"
+        for place in table.places.loc[rows.index].itertuples()
+    ]
+    raise SchemaError(
+        f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
+        f"{', '.join(columns)} "
+        f"({conflicting.nunique()} such ids): {'; '.join(places)}; keep one row each"
+    )
 
 
-def _find_hints(table: str, file: Records) -> Iterator[str]:
-    """Say on which line a text, such as a header, keeps ids from being integers; hints are kept, so they name no id."""
-    for column in (
-        column for column in file.columns if file.is_text and column.role == "id"
-    ):
-        ids = file.frame[column.name].dropna().drop_duplicates()
-        odd = ids[~ids.str.fullmatch(INTEGER)]
-        if (
-            0 < len(odd) <= max(1, MAX_ODD_IDS * len(ids))
-            and len(ids) - len(odd) >= MIN_INTEGER_IDS
-        ):
-            line = int(file.lines[odd.index[0]])
-            place = f"line {line} of {file.file}" + ", which looks like a header" * (
-                line == 1
-            )
-            yield f"{len(odd):,} of the ids of {table}.{column.name} are no integers, so all are texts: see {place}"
+# ---- three tables
 
 
 def _join_tables(
-    config: DataConfig, frames: dict[str, pd.DataFrame]
+    config: DataConfig, tables: Mapping[str, TypedTable]
 ) -> tuple[Tables, dict[str, int]]:
-    """Name the parts of the split, give the ids of a side one type in all its tables, and append a log to train on."""
+    """Join the parts of the split and the log, and give the ids of a side one type."""
+    frames = {name: table.frame for name, table in tables.items()}
     if config.split.kind == "files":
-        parts = [
-            frames[name].assign(**{PART: part})
-            for name, part in _PARTS.items()
-            if name in frames
+        parts = []
+        for name, part in _PARTS.items():
+            if name in frames:
+                parts.append(frames[name].assign(**{PART: part}))
+        frames["interactions"] = join_frames(parts, tables["interactions"].columns)
+    for side, id_name in IDS.items():
+        names = [
+            name
+            for name in ("interactions", "feedback", side)
+            if len(frames.get(name, ()))
         ]
-        frames["interactions"] = _join_frames(
-            parts, columns_of_table("interactions", config)
-        )
-    for name, id_name in IDS.items():
-        filled = [
-            table
-            for table in ("interactions", "feedback", name)
-            if len(frames.get(table, ()))
-        ]
-        for table, ids in zip(
-            filled, unify_ids([frames[table][id_name] for table in filled]), strict=True
-        ):
-            frames[table] = frames[table].assign(**{id_name: ids})
+        columns = unify_ids([frames[name][id_name] for name in names])
+        for name, ids in zip(names, columns, strict=True):
+            frames[name] = frames[name].assign(**{id_name: ids})
     interactions = frames["interactions"]
-    logged = dict[str, int]()
+    logged: dict[str, int] = {}
     if "feedback" in frames:
         interactions, logged = append_log(interactions, frames["feedback"])
     if PART in interactions:
         interactions[PART] = interactions[PART].fillna(_PARTS["interactions"])
-    users = frames.get(
-        "users", interactions[["user_id"]].drop_duplicates(ignore_index=True)
-    )
-    return Tables(
-        interactions, users, frames.get("items", interactions[["item_id"]].head(0))
-    ), logged
+    users = interactions[["user_id"]].drop_duplicates(ignore_index=True)
+    items = interactions[["item_id"]].head(0)
+    typed = Tables(interactions, frames.get("users", users), frames.get("items", items))
+    return typed, logged

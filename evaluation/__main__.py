@@ -1,4 +1,4 @@
-"""Evaluate any bundle on any holdout: python -m evaluation --bundle DIR --holdout FILE --train FILE."""
+"""Evaluate any bundle on any holdout: bascule evaluate --bundle DIR --holdout FILE --train FILE."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.command_line import make_parser, run_command
 
 if (
     TYPE_CHECKING
-):  # pandas and scipy take a second: they are imported when options and paths are right
+):  # pandas and scipy take a second: they come after the checks of options
     import pandas as pd
 
     from serve.bundle import Bundle
@@ -24,41 +24,40 @@ if (
 _DESCRIPTION = """Evaluate any bundle on any holdout.
 
 example:
-  python -m evaluation --bundle runs/grocery/bundle --holdout test.parquet --train train.parquet --json figures.json"""
+  bascule evaluate --bundle runs/grocery/bundle --holdout test.parquet --train train.parquet"""
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--bundle": {"type": Path, "required": True, "help": "folder of the bundle"},
+    "--holdout": {
+        "type": Path,
+        "required": True,
+        "help": "interactions to predict, CSV (also .csv.gz) or Parquet",
+    },
+    "--train": {
+        "type": Path,
+        "required": True,
+        "help": "interactions before them: the users' histories",
+    },
+    "--users": {"type": Path, "help": "user features (default: all missing)"},
+    "--at": {"help": "time of each user's request (default: none)"},
+    "--baselines": {
+        "nargs": "*",
+        "metavar": "NAME",
+        "help": "baselines to fit (default: all; no name: none)",
+    },
+    "--seed": {
+        "type": int,
+        "default": 0,
+        "help": "draws the users that baselines are validated on",
+    },
+    "--json": {"type": Path, "help": "file to write the figures to"},
+}
 
 
-def main(
-    argv: Sequence[str] | None = None, program: str = "python -m evaluation"
-) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "bascule evaluate") -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, _DESCRIPTION)
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="folder of the bundle")
-    add(
-        "--holdout",
-        type=Path,
-        required=True,
-        help="interactions to predict, CSV (also .csv.gz) or Parquet",
-    )
-    add(
-        "--train",
-        type=Path,
-        required=True,
-        help="interactions before them: the users' histories",
-    )
-    add("--users", type=Path, help="user features; without it they count as missing")
-    add(
-        "--at",
-        help="the moment that each user is asked at; default: users are asked without one",
-    )
-    add(
-        "--baselines",
-        nargs="*",
-        metavar="NAME",
-        help="those to be fitted; default: all. No name: none",
-    )
-    add("--seed", type=int, default=0, help="draws what baselines are validated by")
-    add("--json", type=Path, help="write the figures here")
+    for name, option in _OPTIONS.items():
+        parser.add_argument(name, **option)
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -76,12 +75,11 @@ def run(arguments: argparse.Namespace) -> None:
             )
     from serve.bundle import Bundle
 
-    bundle = Bundle.load(arguments.bundle)
-    judge(arguments, bundle)
+    judge(arguments, Bundle.load(arguments.bundle))
 
 
 def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
-    """Read the tables and evaluate the bundle; what this imports takes seconds, so that it comes after the checks."""
+    """Read the tables and evaluate the bundle."""
     import pandas as pd
     from rich.console import Console
 
@@ -92,28 +90,26 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
     from serve.recommender import Recommender
 
     schema = bundle.schema
-    figures = arguments.json
-    given = arguments
-    parts = Parts.read(given.holdout, given.train, given.users, given.at, schema)
-    check_reachable(
-        parts.test,
-        parts.train,
-        pd.Series(bundle.items.column("item_id").to_pylist()),
-        schema,
+    parts = Parts.read(
+        arguments.holdout, arguments.train, arguments.users, arguments.at, schema
     )
+    catalogue = pd.Series(bundle.items.column("item_id").to_pylist())
+    check_reachable(parts.test, parts.train, catalogue, schema)
     for note in find_doubts(parts.test, parts.train, schema, parts.at):
         print(f"note: {note}", file=sys.stderr)
-    recommender = Recommender(
-        bundle, profiles_from_frame(parts.train, parts.users, schema)
+    profiles = profiles_from_frame(parts.train, parts.users, schema)
+    train, validation = split_validation(
+        parts.train, parts.test, parts.at, arguments.seed
     )
-    train, validation = split_validation(parts.train, parts.test, parts.at, given.seed)
     parts = replace(parts, train=train, validation=validation)
+
     log = Console(stderr=True, log_path=False).log
+    recommender = Recommender(bundle, profiles)
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
-    if figures is not None:
-        write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
-        print(f"figures: {figures}")
+    if arguments.json is not None:
+        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
+        print(f"figures: {arguments.json}")
 
 
 def check_reachable(
@@ -122,36 +118,49 @@ def check_reachable(
     catalogue: pd.Series[Any],
     schema: Schema,
 ) -> None:
-    """Refuse a holdout of which no list can hold anything: every figure would be 0."""
-    import pandas as pd
+    """Refuse a holdout of which no list can hold anything.
 
+    Args:
+        holdout: interactions to predict.
+        history: interactions before them.
+        catalogue: ids of all items, (N,).
+        schema: of the bundle.
+
+    Raises:
+        SchemaError: every figure would be 0.
+    """
+    listed = holdout[holdout["item_id"].isin(catalogue)]
+    if len(holdout) and listed.empty:
+        got = holdout["item_id"].tolist()[0]
+        raise SchemaError(
+            f"none of the {holdout['item_id'].nunique():,} items of --holdout is in the bundle's "
+            f"catalogue: item_id is {got!r} in the holdout and {catalogue.tolist()[0]!r} in the "
+            "catalogue; expected: ids as in the bundle's data"
+        )
     from evaluation.holdout import PAIR
 
-    known = holdout[holdout["item_id"].isin(catalogue)]
-    if known.empty and len(holdout):
-        got = holdout["item_id"].tolist()[0]
-        listed = catalogue.tolist()[0]
+    is_owned = _find_rows(listed, history, PAIR)
+    if schema.repeats == "exclude" and len(listed) and is_owned.all():
+        user, item = listed[PAIR].iloc[0].tolist()
         raise SchemaError(
-            f"none of the {holdout['item_id'].nunique():,} items of --holdout is in the bundle's catalogue: item_id is "
-            f"{got!r} in the holdout and {listed!r} in the catalogue; expected: ids as in the bundle's data"
+            "every item of --holdout in the catalogue is one that its user has in --train, "
+            f"as {user!r} has {item!r}, and this bundle recommends no item again; "
+            "leave the events of the holdout out of --train"
         )
-    is_owned = pd.MultiIndex.from_frame(known[PAIR]).isin(
-        pd.MultiIndex.from_frame(history[PAIR])
-    )
-    if schema.repeats == "exclude" and len(known) and is_owned.all():
-        user, item = known[PAIR].iloc[0].tolist()
-        raise SchemaError(
-            f"every item of --holdout in the catalogue is one that its user has in --train, as {user!r} has {item!r}, "
-            "and this bundle recommends no item again; leave the events of the holdout out of --train"
-        )
+
+
+def _find_rows(rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]) -> Any:
+    """Mark the rows whose columns are those of a row of the table."""
+    import pandas as pd
+
+    wanted = pd.MultiIndex.from_frame(table[columns])
+    return pd.MultiIndex.from_frame(rows[columns]).isin(wanted)
 
 
 def find_doubts(
     holdout: pd.DataFrame, history: pd.DataFrame, schema: Schema, at: int | None
 ) -> Iterator[str]:
-    """Yield notes on a holdout that does not fit the histories, or whose events, given times, are known from them."""
-    import pandas as pd
-
+    """Yield notes on histories that lack columns, or know the answers."""
     from evaluation.holdout import PAIR
 
     is_read = {
@@ -161,25 +170,28 @@ def find_doubts(
     }
     lacking = [name for name in is_read if is_read[name] and name not in history]
     if lacking:
-        yield f"columns that the bundle was trained with and --train lacks: {', '.join(lacking)}; they count as missing"
+        yield (
+            "columns that the bundle was trained with and --train lacks: "
+            f"{', '.join(lacking)}; they count as missing"
+        )
     if "datetime" not in history:
         return
     if "datetime" in holdout:
         keys = [
-            name
-            for name in (*PAIR, "datetime", "event", "weight")
-            if name in history and name in holdout
+            name for name in (*PAIR, *is_read) if name in history and name in holdout
         ]
-        n_known = int(
-            pd.MultiIndex.from_frame(holdout[keys])
-            .isin(pd.MultiIndex.from_frame(history[keys]))
-            .sum()
-        )
+        n_known = int(_find_rows(holdout, history, keys).sum())
         if n_known:
-            yield f"events of --holdout that are in --train too: {n_known:,} of {len(holdout):,}; the answer is known"
+            yield (
+                f"events of --holdout that are in --train too: {n_known:,} of {len(holdout):,}; "
+                "the answer is known"
+            )
     n_later = 0 if at is None else int((history["datetime"] >= at).sum())
     if n_later:
-        yield f"events of --train at or after --at: {n_later:,} of {len(history):,}; nobody knows them then"
+        yield (
+            f"events of --train at or after --at: {n_later:,} of {len(history):,}; "
+            "nobody knows them then"
+        )
 
 
 if __name__ == "__main__":

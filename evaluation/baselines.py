@@ -1,7 +1,11 @@
-"""Baselines: popularity, personal frequency, ItemKNN and EASE, and the choice of their one parameter on validation.
+"""Baselines: popularity, personal frequency, ItemKNN, EASE; and the choice of their one parameter.
 
-Every `fit_*` returns or yields functions that score the whole catalogue for user rows, (b,) -> float32 (b, N).
-Letters: E events, U users, N items, M items that have events, K neighbours of an item.
+Every `fit_*` returns or yields scorers of the whole catalogue, (b,) user rows -> (b, N) float32.
+EASE is in `evaluation.ease`. The report's words for a baseline are in
+`evaluation/templates/words.jinja`.
+
+Letters: E events, U users, N items, M items that have events, K neighbours of an item, P pairs of a
+user and an item with events, b users of one call.
 """
 
 from __future__ import annotations
@@ -9,56 +13,54 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy import linalg, sparse
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from scipy import sparse
 
+from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
-from evaluation.ranking import ScoreRows, Scores, tiles, top_k
-from serve.arrays import Doubles, Ints
+from evaluation.ranking import ScoreRows, tiles, top_k
+from serve.arrays import Doubles, Floats, Ints
 from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Repeats
 
-Real = TypeVar("Real", np.float32, np.float64)
 as_binary: Strength = np.ones_like
 as_counts: Strength = np.asarray
-Fit = Callable[
-    [Events, Sequence[float]], Iterator[ScoreRows]
-]  # values of a parameter -> scorers, one by one
+
 Criterion = Callable[[ScoreRows], float]
-Fitted = tuple[
-    str, dict[str, Any], ScoreRows | None
-]  # name, entry in `metrics.json`, scorer unless it was skipped
 Log = Callable[[str], None]
+
+# Fits a baseline once per value of its parameter and yields the scorers one by one.
+Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
+
+# Name, entry in `metrics.json`, and scorer unless the baseline was skipped.
+Fitted = tuple[str, dict[str, Any], ScoreRows | None]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-SHRINK = 10.0  # added to the product of norms: a cosine over few users counts less
-NEAR_NOTHING = -1.0  # added to the popularity of items near to nothing the user has: below every sum of cosines
-SMALL = 4096  # rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other
+
+# Added to the product of norms, so that a cosine over few users counts less.
+SHRINK = 10.0
+
+# Added to the popularity of items without similar ones in a history: below every sum of cosines.
+NEAR_NOTHING = -1.0
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline before it is fitted, the candidates for its parameter, and the memory of a cell of its matrix.
-
-    The report's words for it are in `evaluation/templates/words.jinja`.
-    """
+    """A baseline before it is fitted."""
 
     name: str
     fit: Fit
     parameter: str | None = None
-    values: tuple[float, ...] = (0.0,)
+    values: tuple[float, ...] = (0.0,)  # candidates for the parameter
     needs_time: bool = False
-    bytes_per_cell: int = 0
+    bytes_per_cell: int = 0  # memory of a cell of its matrix
 
 
 def as_logs(counts: Doubles) -> Doubles:
@@ -68,51 +70,54 @@ def as_logs(counts: Doubles) -> Doubles:
 
 def fit_popularity(events: Events, strength: Strength) -> ScoreRows:
     """Rank items by the sum of their strengths over users."""
-    popularity = events.popularity(strength)
-    return lambda users: np.tile(popularity, (len(users), 1))
+    popularity = events.popularity(strength)  # (N,)
+    return lambda users: np.tile(popularity, (len(users), 1))  # (b, N)
 
 
 def fit_recent_popularity(
     events: Events, days: Sequence[float], strength: Strength
 ) -> Iterator[ScoreRows]:
-    """Yield popularity within the last `days` before the last event, one after the other."""
-    since_last = events.since_last()
+    """Yield popularity within the last `days` before the last event, once per value."""
+    since_last = events.since_last()  # (E,)
     for window in days:
         yield fit_popularity(events.keep(since_last < window * DAY), strength)
 
 
 def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[ScoreRows]:
-    """Yield personal frequencies whose events count exp(-recency / time constant), one per time constant."""
-    since_last = events.since_last()
+    """Yield personal frequencies whose events count exp(-recency / time constant in days)."""
+    since_last = events.since_last()  # (E,)
     for constant in days:
         yield fit_personal(events, np.exp(-since_last / (constant * DAY)))
 
 
 def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
-    """Rank a user's own items first, by the number or weight of their events, then popularity, then row.
+    """Rank a user's own items first, by their events, then all others by popularity.
 
-    The score of an owned item is its place from the end, 1 and more, which float32 keeps; others are below 1.
+    Args:
+        events: events of U users with N items.
+        weights: (E,) weight of each event; by default each counts 1.
+
+    Returns:
+        A scorer: an owned item scores its rank from the end of the user's own items, 1 and more;
+        other items score below 1. Ties go to the more popular item, then to the lower row.
     """
-    pairs, pair = np.unique(
-        events.user_row * events.n_items + events.item_row, return_inverse=True
-    )
-    user, item = np.divmod(pairs, events.n_items)
-    popularity = events.popularity(as_counts)
-    order = np.lexsort(
-        (-item, popularity[item], np.bincount(pair, weights=weights), user)
-    )
-    bounds = np.concatenate(
-        [[0], np.cumsum(np.bincount(user, minlength=events.n_users))]
-    )
-    place = np.empty(len(pairs), np.float32)
-    place[order] = np.arange(len(pairs)) - bounds[user[order]] + 1
-    places = sparse.csr_array(
-        (place, item, bounds), shape=(events.n_users, events.n_items)
-    )
+    cells = events.user_row * events.n_items + events.item_row  # (E,)
+    pairs, pair_of_event = np.unique(cells, return_inverse=True)  # (P,), (E,)
+    user, item = np.divmod(pairs, events.n_items)  # (P,) both
+    popularity = events.popularity(as_counts)  # (N,)
+    frequency = np.bincount(pair_of_event, weights=weights)  # (P,)
+    order = np.lexsort((-item, popularity[item], frequency, user))  # (P,)
 
-    def score(users: Ints) -> Scores:
-        scores = np.tile(popularity, (len(users), 1))
-        own = places[users].tocoo()
+    n_owned = np.bincount(user, minlength=events.n_users)  # (U,)
+    bounds = np.concatenate([[0], np.cumsum(n_owned)])  # (U + 1,)
+    ranks = np.empty(len(pairs), np.float32)  # (P,)
+    ranks[order] = np.arange(len(pairs)) - bounds[user[order]] + 1
+    shape = (events.n_users, events.n_items)
+    ranks_by_user = sparse.csr_array((ranks, item, bounds), shape=shape)  # (U, N)
+
+    def score(users: Ints) -> Floats:
+        scores = np.tile(popularity, (len(users), 1))  # (b, N)
+        own = ranks_by_user[users].tocoo()  # (b, N)
         scores[own.row, own.col] = own.data
         return scores
 
@@ -122,208 +127,145 @@ def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
 def fit_itemknn(
     events: Events, neighbours: Sequence[float], strength: Strength
 ) -> Iterator[ScoreRows]:
-    """Yield ItemKNN (Sarwar et al., 2001): cosines summed over what the user has; an item is its own neighbour too."""
-    matrix = events.matrix(strength).astype(np.float32)
+    """Fit ItemKNN: cosines between the columns of the interaction matrix, summed over a history.
+
+    Args:
+        events: events of U users with N items.
+        neighbours: numbers of nearest items that are kept per item, itself included.
+        strength: maps the counts of a user's events with an item to the entries of the matrix.
+
+    Yields:
+        The scorer of each number of neighbours. Items without a similar one in the history rank
+        behind, by popularity.
+
+    Source: Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001.
+    """
+    matrix = events.matrix(strength).astype(np.float32)  # (U, N)
     n_items = events.n_items
-    most = min(int(max(neighbours)), n_items)  # (N, U)
-    by_item = matrix.T.tocsr()
-    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
-    item = np.empty((n_items, most), np.int64)  # nearest first
-    cosine = np.empty((n_items, most), np.float32)
-    for rows in tiles(n_items, n_items):
-        products = np.ascontiguousarray(
-            (by_item @ by_item[rows].toarray().T).T
-        )  # (b, N)
-        products /= norms[rows, None] * norms + SHRINK
-        item[rows] = top_k(products, most)
-        cosine[rows] = np.take_along_axis(products, item[rows], axis=1)
-    popularity = events.popularity(as_counts)
+    n_nearest = min(int(max(neighbours)), n_items)
+    items, cosines = _find_nearest(matrix, n_nearest)  # (N, K) both
+    popularity = events.popularity(as_counts)  # (N,)
 
-    def scorer(k: int) -> ScoreRows:
-        entries = (
-            cosine[:, :k].ravel(),
-            item[:, :k].ravel(),
-            np.arange(n_items + 1) * min(k, item.shape[1]),
+    def score(similarity: sparse.csr_array, users: Ints) -> Floats:
+        sums = (matrix[users] @ similarity).toarray()  # (b, N)
+        scores = np.where(sums > 0, sums, popularity + NEAR_NOTHING)  # (b, N)
+        return np.asarray(scores, np.float32)
+
+    for number in neighbours:
+        k = min(int(number), n_nearest)
+        values = cosines[:, :k].ravel()  # (N * k,)
+        columns = items[:, :k].ravel()  # (N * k,)
+        bounds = np.arange(n_items + 1) * k  # (N + 1,)
+        similarity = sparse.csr_array(
+            (values, columns, bounds), shape=(n_items, n_items), copy=True
         )
-        similarity = sparse.csr_array(entries, shape=(n_items, n_items), copy=True)
         similarity.eliminate_zeros()
-
-        def score(users: Ints) -> Scores:
-            scores = (matrix[users] @ similarity).toarray()
-            return np.where(scores > 0, scores, popularity + NEAR_NOTHING).astype(
-                np.float32
-            )
-
-        return score
-
-    for k in neighbours:
-        yield scorer(int(k))
+        yield partial(score, similarity)
 
 
-def fit_ease(
-    events: Events, regularisations: Sequence[float], strength: Strength
-) -> Iterator[ScoreRows]:
-    """Yield EASE (Steck, "Embarrassingly Shallow Autoencoders", 2019) per lambda, by the smaller Gram matrix.
-
-    With X (U, N) the strengths of users' items, P = (X'X + lambda I)^-1 and B = I - P / diag(P), scores are X B.
-    """
-    if events.n_users < events.n_items:
-        yield from _fit_dual_ease(events, regularisations, strength)
-        return
-    matrix = events.matrix(strength).astype(np.float32)
-    gram = (matrix.T @ matrix).toarray()  # (N, N)
-    popularity = events.popularity(as_counts)
-    for regularisation in regularisations:
-        weights = invert_regularised(
-            gram, regularisation
-        ).T  # symmetric; users read it by rows
-        weights /= -weights.diagonal()
-        np.fill_diagonal(weights, 0)
-        yield partial(_score_primal, matrix, weights, popularity)
-
-
-def _score_primal(
-    x: sparse.csr_array, weights: Scores, popularity: Scores, users: Ints
-) -> Scores:
-    return _fill_strangers(x[users], x[users] @ weights, popularity)
-
-
-def _fit_dual_ease(
-    events: Events, regularisations: Sequence[float], strength: Strength
-) -> Iterator[ScoreRows]:
-    """Yield X B = X - (X P) / diag(P) from A = (XX' + lambda I)^-1, (U, U).
-
-    By the Woodbury identity X P = A X and diag(P) = (1 - diag(X' A X)) / lambda.
-    """
-    matrix = events.matrix(strength)
+def _find_nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Floats]:
+    """Return the k nearest items of each item and their cosines, (N, k) both, nearest first."""
+    n_items = matrix.shape[1]
     by_item = matrix.T.tocsr()  # (N, U)
-    gram = (matrix @ by_item).toarray()  # (U, U)
-    popularity = events.popularity(as_counts)
-    strengths = matrix.astype(np.float32)
-    for regularisation in regularisations:
-        inverse = invert_regularised(gram, regularisation)
-        explained = np.zeros(events.n_items)  # diag(X' A X)
-        for rows in tiles(events.n_users, events.n_items):
-            explained += (
-                matrix[rows].multiply((by_item @ inverse[:, rows]).T).sum(axis=0)
-            )
-        diagonal = (1 - explained) / regularisation  # (N,)
-        scaled_items = (
-            by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
-        )
-        yield partial(
-            _score_dual, strengths, scaled_items, inverse.astype(np.float32), popularity
-        )
+    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
+    items = np.empty((n_items, k), np.int64)  # (N, k)
+    cosines = np.empty((n_items, k), np.float32)  # (N, k)
 
-
-def _score_dual(
-    x: sparse.csr_array,
-    scaled: sparse.csr_array,
-    inverse: Scores,
-    popularity: Scores,
-    users: Ints,
-) -> Scores:
-    return _fill_strangers(
-        x[users], x[users].toarray() - (scaled @ inverse[:, users]).T, popularity
-    )
-
-
-def _fill_strangers(
-    own: sparse.csr_array, scores: Scores, popularity: Scores
-) -> Scores:
-    is_stranger = np.diff(own.indptr) == 0
-    return np.where(is_stranger[:, None], popularity, scores)
-
-
-def invert_regularised(
-    gram: npt.NDArray[Real], regularisation: float
-) -> npt.NDArray[Real]:
-    """Return (gram + lambda I)^-1 of a symmetric matrix without negative eigenvalues, (n, n)."""
-    regularised = gram.T.copy(
-        order="F"
-    )  # symmetric: of a matrix in order of rows a plain copy
-    np.fill_diagonal(regularised, gram.diagonal() + regularisation)
-    with threadpool_limits(1, "blas") if len(gram) < SMALL else nullcontext():
-        factor = linalg.cholesky(
-            regularised, lower=True, overwrite_a=True, check_finite=False
-        )
-        invert_factor = (
-            linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
-        )
-        inverse: npt.NDArray[Real] = invert_factor(factor, lower=1, overwrite_c=1)[0]
-    inverse += np.tril(
-        inverse, -1
-    ).T  # LAPACK leaves the upper triangle, which the factor has empty
-    return inverse
+    for rows in tiles(n_items, n_items):
+        products = (by_item @ by_item[rows].toarray().T).T  # (b, N)
+        tile = np.ascontiguousarray(products)  # (b, N)
+        tile /= norms[rows, None] * norms + SHRINK
+        items[rows] = top_k(tile, k)
+        cosines[rows] = np.take_along_axis(tile, items[rows], axis=1)
+    return items, cosines
 
 
 def fit_used(
     fit: Fit, score_of_others: float, events: Events, values: Sequence[float]
 ) -> Iterator[ScoreRows]:
-    """Fit on the items that have events; a fit on the whole catalogue would give the others `score_of_others`."""
-    items = np.flatnonzero(
-        np.bincount(np.append(events.item_row, 0))
-    )  # (M,) ascending, 1 or more
-    item_row = np.searchsorted(items, events.item_row)
+    """Fit on the M items that have events; all others get `score_of_others`."""
+    # Without events there still is one item.
+    items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))  # (M,) ascending
+    item_row = np.searchsorted(items, events.item_row)  # (E,)
     used = Events(events.user_row, item_row, events.time, events.n_users, len(items))
 
-    def spread(score: ScoreRows, users: Ints) -> Scores:
+    def spread(score: ScoreRows, users: Ints) -> Floats:
         scores = np.full((len(users), events.n_items), score_of_others, np.float32)
         scores[:, items] = score(users)
-        return scores
+        return scores  # (b, N)
 
-    yield from (partial(spread, score) for score in fit(used, values))
+    for score in fit(used, values):
+        yield partial(spread, score)
 
 
 def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
-    """Return the named baselines of a protocol, the cheapest first; None names all."""
+    """Return the baselines of a protocol.
+
+    Args:
+        repeats: whether owned items may be recommended again.
+        names: the baselines to take; None takes all.
+
+    Returns:
+        The baselines, the cheapest first.
+
+    Raises:
+        SchemaError: a name is no baseline of this protocol.
+    """
     declared = declare_baselines(repeats == "allow")
     allowed = [baseline.name for baseline in declared]
-    for name in names or []:
+    if names is None:
+        return declared
+
+    for name in names:
         if name not in allowed:
+            hint = name_nearest(name, allowed)
             raise SchemaError(
-                f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}"
+                f"'{name}' is no baseline where repeats is {repeats}; {hint}"
             )
-    return [
-        baseline for baseline in declared if names is None or baseline.name in names
-    ]
+    return [baseline for baseline in declared if baseline.name in names]
 
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
-    """Declare all baselines: counts carry the signal where repeats are allowed, elsewhere a pair counts once."""
-    counted, logged = (as_counts, as_logs) if is_repeating else (as_binary, as_binary)
-    neighbours = (2, 5, 20, 100, 400) if is_repeating else (20, 50, 100, 200, 400)
-    regularisations = (
-        (3, 10, 30, 100, 300) if is_repeating else (10, 30, 100, 300, 1000)
-    )
+    """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
+    counted = as_counts if is_repeating else as_binary
+    logged: Strength = as_logs if is_repeating else as_binary
+    if is_repeating:
+        neighbours: tuple[float, ...] = (2, 5, 20, 100, 400)
+        regularisations: tuple[float, ...] = (3, 10, 30, 100, 300)
+    else:
+        neighbours = (20, 50, 100, 200, 400)
+        regularisations = (10, 30, 100, 300, 1000)
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
-    personal = [
-        Baseline("personal", lambda events, _: iter([fit_personal(events)])),
+    declared = [
         Baseline(
+            "popularity", lambda events, _: iter([fit_popularity(events, counted)])
+        ),
+        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), True),
+    ]
+
+    if is_repeating:
+        decayed = Baseline(
             "personal-decayed",
             fit_decayed_personal,
             "days",
             (15, 30, 60, 120, 240),
-            needs_time=True,
-        ),
-    ]
-    return [
-        Baseline(
-            "popularity", lambda events, _: iter([fit_popularity(events, counted)])
-        ),
-        Baseline(
-            "popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True
-        ),
-        *(personal if is_repeating else []),
-        Baseline(
-            "itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36
-        ),  # 400 neighbours, thrice
-        Baseline(
-            "ease", ease, "lambda", regularisations, bytes_per_cell=20
-        ),  # five matrices
-    ]
+            True,
+        )
+        declared.append(
+            Baseline("personal", lambda events, _: iter([fit_personal(events)]))
+        )
+        declared.append(decayed)
+
+    # Three copies of 400 neighbours of 12 bytes; five matrices of EASE of 4 bytes.
+    declared.append(
+        Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36)
+    )
+    declared.append(
+        Baseline("ease", ease, "lambda", regularisations, bytes_per_cell=20)
+    )
+    return declared
 
 
 def fit_baselines(
@@ -333,24 +275,31 @@ def fit_baselines(
     criterion: Criterion | None,
     log: Log,
 ) -> Iterator[Fitted]:
-    """Tune each baseline on `train`, or take the middle value, and fit it with the `later` events, one by one."""
+    """Tune each baseline on `train` and fit it with the `later` events, one after the other.
+
+    Args:
+        chosen: the baselines, as `choose_baselines` returns them.
+        train: events on which the candidates of a parameter are fitted.
+        later: events that the final fit sees as well.
+        criterion: maps a scorer to its quality on the validation; None takes the middle candidate.
+        log: prints a line.
+
+    Yields:
+        The name, the entry of `metrics.json` and the scorer, which is None if the baseline was
+        skipped for lack of times or memory.
+    """
     whole = train.join(later)
     for baseline in chosen:
-        n_fits = (
-            1
-            if criterion is None or baseline.parameter is None
-            else len(baseline.values) + 1
-        )
-        log(
-            f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}"
-        )
+        is_tuned = criterion is not None and baseline.parameter is not None
+        n_fits = len(baseline.values) + 1 if is_tuned else 1
+        size = f"{train.n_items:,} items, {train.n_users:,} users"
+        log(f"{baseline.name}: {size}, fits: {n_fits}")
         start = time.perf_counter()
         record, score = _fit(baseline, train, whole, criterion)
         yield baseline.name, record, score
-        parameter = [
-            f"{name} {value:g}" for name, value in record.get("parameter", {}).items()
-        ]
-        outcome = record.get("skipped") or " ".join(parameter) or "no parameter"
+        outcome = record.get("skipped", "no parameter")
+        for name, value in record.get("parameter", {}).items():
+            outcome = f"{name} {value:g}"
         log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
 
 
@@ -359,47 +308,48 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
-    n_items = int(
-        np.count_nonzero(whole.count_items())
-    )  # EASE is in float64 of users or float32 of items
-    n_cells = (
-        min(n_items**2, 2 * whole.n_users**2)
-        if baseline.name == "ease"
-        else n_items * 400
-    )
-    if baseline.bytes_per_cell * n_cells > read_free_bytes() / 2:
+    if baseline.bytes_per_cell * _count_cells(baseline, whole) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
     start = time.perf_counter()
-    validation: dict[float, float] = {}
     best = baseline.values[len(baseline.values) // 2]
-    if baseline.parameter is not None and criterion is not None:
-        scorers = baseline.fit(train, baseline.values)
-        validation = {
-            value: criterion(score)
-            for value, score in zip(baseline.values, scorers, strict=True)
-        }
-        best = max(validation, key=lambda value: validation[value])
+    parameter = {}
+    validation = {}
+
+    if baseline.parameter is not None:
+        if criterion is not None:
+            scorers = baseline.fit(train, baseline.values)
+            for value, score in zip(baseline.values, scorers, strict=True):
+                validation[value] = criterion(score)
+            best = max(validation, key=lambda value: validation[value])
+        parameter[baseline.parameter] = best
     (score,) = baseline.fit(whole, [best])
     record = {
-        "parameter": {} if baseline.parameter is None else {baseline.parameter: best},
+        "parameter": parameter,
         "validation": {f"{value:g}": quality for value, quality in validation.items()},
         "seconds": round(time.perf_counter() - start, 3),
     }
     return record, score
 
 
+def _count_cells(baseline: Baseline, events: Events) -> int:
+    n_items = int(np.count_nonzero(events.count_items()))
+    if baseline.name == "ease":  # float32 between items, or float64 between users
+        return min(n_items**2, 2 * events.n_users**2)
+    return n_items * 400
+
+
 def read_free_bytes() -> int:
-    """Return the memory this process can still get: what the machine has free, within a container's limit."""
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf(
-        "SC_PAGE_SIZE"
-    )  # of macOS, which has no estimate
+    """Return the free memory of the machine, within the limit of a container."""
     if _MEMINFO.exists():
-        free = int(_MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+        available = _MEMINFO.read_text().split("MemAvailable:")[1].split()[0]
+        free = int(available) * 1024
+    else:  # macOS has no estimate
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
-        limit, used = (
-            (_CGROUP / name).read_text().strip()
-            for name in ("memory.max", "memory.current")
-        )
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        used = (_CGROUP / "memory.current").read_text()
     except OSError:
         return free
-    return min(free, max(int(limit) - int(used), 0)) if limit.isdecimal() else free
+    if limit == "max":
+        return free
+    return min(free, max(int(limit) - int(used), 0))

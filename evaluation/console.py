@@ -1,4 +1,4 @@
-"""Console output at the end of a run or an evaluation: one table per view, and where to go from there."""
+"""Console output at the end of a run or an evaluation: a table per view, and what to try next."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ def print_summary(
     metric: str,
     item_id: str | int,
 ) -> None:
-    """Print the tables of a run in the folder `out`, the paths of its files, and three commands, one on `item_id`."""
+    """Print the tables of a run, the paths of its files, and three commands to try.
+
+    Args:
+        console: where to print.
+        out: folder of the run.
+        metrics: `metrics.json`.
+        metric: the one that models are compared by.
+        item_id: an item for the command `similar`.
+    """
     console.rule("results")
     if "test" in metrics:
         print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
@@ -32,33 +40,19 @@ def print_summary(
         console.print(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
-    bundle = out / BUNDLE
-    console.print(
-        f"metrics  {out / METRICS}\nbundle   {bundle}\n\nTry next:",
-        highlight=False,
-        markup=False,
-    )
-    for words in (
-        [
-            "recommend",
-            "--bundle",
-            bundle,
-            "--all-users",
-            "--k",
-            10,
-            "--out",
-            out / "recommendations.csv",
-        ],
-        ["similar", "--bundle", bundle, f"--item={item_id}", "--k", 5],
-        ["verify", "--bundle", bundle],
-    ):
-        command = shlex.join(map(str, words))
-        console.print(
-            f"  python -m serve {command}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+    bundle = shlex.quote(str(out / BUNDLE))
+    table = shlex.quote(str(out / "recommendations.csv"))
+    item = shlex.quote(f"--item={item_id}")
+    lines = [
+        f"metrics  {out / METRICS}",
+        f"bundle   {out / BUNDLE}",
+        "\nTry next:",
+        f"  bascule recommend --bundle {bundle} --all-users --k 10 --out {table}",
+        f"  bascule similar --bundle {bundle} {item} --k 5",
+        f"  bascule verify --bundle {bundle}",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_metrics(
@@ -67,25 +61,39 @@ def print_metrics(
     metric: str,
     others: tuple[str, ...] = (),
 ) -> None:
-    """Print a table per view, also of requests with context: models compared by `metric`, and their `others`."""
-    parts = [(metrics["test"], metrics["paired"], "")]
+    """Print a table per view, also of requests with context.
+
+    Args:
+        console: where to print.
+        metrics: `metrics.json`.
+        metric: the one that models are compared by.
+        others: further metrics to show.
+    """
+    names = (metric, *others)
+    _print_views(console, metrics["test"], metrics["paired"], names, "")
     if "with_context" in metrics:
-        (
-            asked,
-            paired,
-        ) = (  # without the model's name in "bascule without context": 80 columns
-            {
-                name.removeprefix("bascule "): views
-                for name, views in metrics[part].items()
-            }
-            for part in ("with_context", "paired_with_context")
-        )
-        parts.append((asked, paired, ", with request context"))
-    for test, paired, remark in parts:
-        for view, figures in test[next(iter(test))].items():
-            users = figures["users"]
-            title = f"view '{view}'{remark}, {users:,} user{'s' if users != 1 else ''}, 95 % intervals"
-            console.print(build_table(view, test, paired, (metric, *others), title))
+        test = _shorten(metrics["with_context"])
+        paired = _shorten(metrics["paired_with_context"])
+        _print_views(console, test, paired, names, ", with request context")
+
+
+def _shorten(models: Mapping[str, Views]) -> dict[str, Views]:
+    """Turn "bascule without context" into "without context", for 80 columns."""
+    return {name.removeprefix("bascule "): models[name] for name in models}
+
+
+def _print_views(
+    console: Console,
+    test: Mapping[str, Views],
+    paired: Mapping[str, Views],
+    names: tuple[str, ...],
+    remark: str,
+) -> None:
+    first = next(iter(test))
+    for view, figures in test[first].items():
+        users = f"{figures['users']:,} user{'s' if figures['users'] != 1 else ''}"
+        title = f"view '{view}'{remark}, {users}, 95 % intervals"
+        console.print(build_table(view, test, paired, names, title))
 
 
 def build_table(
@@ -95,9 +103,12 @@ def build_table(
     names: tuple[str, ...],
     title: str,
 ) -> Table:
-    """Lay out one view of `test`, the best model first; the first metric of `names` is compared, with intervals."""
+    """Lay out one view of `test`, the best model first.
+
+    The first model is compared with the others by the first metric of `names`, with intervals.
+    """
     champion = next(iter(test))
-    metric = names[0]
+    metric, *others = names
     table = Table(
         title=title,
         title_justify="left",
@@ -106,22 +117,24 @@ def build_table(
         padding=0,
     )
     table.add_column("model", no_wrap=True)
-    for name in (metric, f"{champion} minus it", *names[1:]):
+    for name in (metric, f"{champion} minus it", *others):
         table.add_column(name, justify="right", no_wrap=True)
     measured = [model for model in test if metric in test[model].get(view, {})]
-    for model in sorted(measured, key=lambda name: -test[name][view][metric]):
+    measured.sort(key=lambda model: -test[model][view][metric])
+    for model in measured:
         figures = test[model][view]
+        cells = [f"{figures[metric]:.4f} ({_write_ends(figures, metric, '.3f')})", ""]
         difference = paired.get(model, {}).get(view, {})
-        low, high = figures[f"{metric}_ci95"]
-        ends = f"{low:.3f}, {high:.3f}".replace("0.", ".")  # 80 columns are few
-        cells = [f"{figures[metric]:.4f} ({ends})", ""]
         if metric in difference:
-            low, high = difference[f"{metric}_ci95"]
-            ends = f"{low:+.3f}, {high:+.3f}".replace("0.", ".")
+            ends = _write_ends(difference, metric, "+.3f")
             colour = {1: "green", 0: "default", -1: "red"}[sign(difference, metric)]
             cells[1] = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
-        style = "bold" if model == champion else None
-        table.add_row(
-            model, *cells, *(f"{figures[name]:.4f}" for name in names[1:]), style=style
-        )
+        cells += [f"{figures[name]:.4f}" for name in others]
+        table.add_row(model, *cells, style="bold" if model == champion else None)
     return table
+
+
+def _write_ends(figures: Mapping[str, Any], metric: str, form: str) -> str:
+    """Write an interval without leading zeros, for 80 columns."""
+    ends = [format(end, form) for end in figures[f"{metric}_ci95"]]
+    return ", ".join(ends).replace("0.", ".")

@@ -28,17 +28,15 @@ from serve.schema import DERIVED, Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
-LIST_LENGTH = max(
-    metrics.CUTOFFS
-)  # places that are measured, and whose effect on the catalogue is
-DEPTH = 10
+LIST_LENGTH = max(metrics.CUTOFFS)  # places that are measured
+DEPTH = 10  # places whose effect on the catalogue is measured
 VIEWS = {
     "all": "nothing is excluded; all targets",
     "repeat": "the same ranking among the items a user has; targets are those they have",
     "novel": "items a user has are excluded; targets are those they do not have",
 }
 NOVEL_ALONE = {
-    "novel": "items a user has are excluded; all targets, of which those they have are out of reach"
+    "novel": "items a user has are excluded; targets the user already has count as misses"
 }
 
 Lists = dict[str, Ints]  # view -> (B, LIST_LENGTH) item rows
@@ -47,10 +45,17 @@ Requests = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Parts:
-    """Interactions to predict, to fit baselines on and to choose their parameters by, and users to slice by.
+    """The tables of an evaluation.
 
-    Each user is asked at the UTC seconds `at`, once for all their held-out items, or without a moment. `evidence` is of
-    the time of `validation`, which may be empty, and known to the test alone.
+    Attributes:
+        test: interactions to predict.
+        train: interactions to fit baselines on.
+        validation: interactions to choose the parameters of baselines by; it may be empty.
+        users: features of users.
+        group_columns: columns of `users` to slice by.
+        at: UTC seconds at which each user is asked, once for all their held-out items; None
+            asks without a moment.
+        evidence: interactions of the time of `validation` that only the test knows.
     """
 
     test: pd.DataFrame
@@ -65,33 +70,24 @@ class Parts:
     def read(
         cls, test: Path, train: Path, users: Path | None, at: str | None, schema: Schema
     ) -> Parts:
-        """Read the files of an evaluation, with no validation apart; single-valued features of users are groups."""
+        """Read files, with no validation apart; single-valued features of users are groups."""
         past = holdout.read_interactions(train, schema)
-        known = (
-            past[["user_id"]][:0]
-            if users is None
-            else holdout.read_users(users, schema)
-        )
-        single = [
+        table = past[["user_id"]][:0]
+        if users is not None:
+            table = holdout.read_users(users, schema)
+        groups = [
             feature.column
             for feature in schema.user_features
-            if feature.kind in ("categorical", "numeric")
+            if feature.kind in ("categorical", "numeric") and feature.column in table
         ]
-        groups = [column for column in single if column in known]
         moment = None if at is None else holdout.read_moment(at, schema.timezone)
-        return cls(
-            holdout.read_interactions(test, schema),
-            past,
-            past[:0],
-            known,
-            groups,
-            moment,
-        )
+        future = holdout.read_interactions(test, schema)
+        return cls(future, past, past[:0], table, groups, moment)
 
 
 @dataclass(frozen=True)
-class Examined:
-    """Lists of one model, and view -> metric -> a value per user, (U,)."""
+class Measured:
+    """The lists of one model, and view -> metric -> a value per user, (U,)."""
 
     lists: Lists
     values: dict[str, dict[str, Doubles]]
@@ -110,43 +106,39 @@ class Examination:
     def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
         """Set the examination of users whose events so far are `past`."""
         owned = past.owned().take(held_out.targets.user)
-        return cls(
-            held_out, view_targets(held_out.targets, owned, repeats), owned, past
-        )
+        views = view_targets(held_out.targets, owned, repeats)
+        return cls(held_out, views, owned, past)
 
     @property
     def user(self) -> Ints:
         """User row of each request, (B,)."""
         return self.held_out.targets.user
 
-    def examine(self, lists: Lists) -> Examined:
+    def measure(self, lists: Lists) -> Measured:
         """Measure the lists of a model, made for the requests in their order."""
         values = {
             view: metrics.measure_users(lists[view], targets)
             for view, targets in self.views.items()
         }
-        return Examined(lists, values)
+        return Measured(lists, values)
 
-    def score(self, score: ScoreRows) -> Examined:
+    def score(self, score: ScoreRows) -> Measured:
         """Measure a model that scores the whole catalogue for user rows."""
         n_items = self.past.n_items
-        user = self.held_out.targets.user
-        return self.examine(
-            rank_views(
-                lambda rows: score(user[rows]),
-                self.owned,
-                n_items,
-                LIST_LENGTH,
-                self.views,
-            )
+
+        def score_requests(rows: Ints) -> Any:
+            return score(self.user[rows])
+
+        return self.measure(
+            rank_views(score_requests, self.owned, n_items, LIST_LENGTH, self.views)
         )
 
-    def describe(self, examined: Examined) -> dict[str, Summary]:
-        """Return view -> metrics with intervals, and the targets, among them those that no list can hold."""
+    def describe(self, measured: Measured) -> dict[str, Summary]:
+        """Return view -> metrics with intervals, and counts of targets."""
         described = {}
         for view, targets in self.views.items():
             is_owned = find_owned(targets, self.owned)
-            described[view] = metrics.summarise(examined.values[view]) | {
+            described[view] = metrics.summarise(measured.values[view]) | {
                 "targets": len(is_owned),
                 "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
                 "unreachable_targets": int(is_owned.sum()) if view == "novel" else 0,
@@ -155,20 +147,18 @@ class Examination:
 
     def label(self, targets: Targets, groups: dict[str, Labels]) -> dict[str, Labels]:
         """Label each target of a view; `groups` are name -> a label per user row."""
-        history = np.bincount(self.past.user_row, minlength=self.past.n_users)[
-            self.user
-        ]
-        return metrics.label_targets(targets, history, self.past.count_items(), groups)
+        n_events = np.bincount(self.past.user_row, minlength=self.past.n_users)
+        return metrics.label_targets(
+            targets, n_events[self.user], self.past.count_items(), groups
+        )
 
-    def slice(self, examined: Examined, groups: dict[str, Labels]) -> dict[str, Any]:
+    def slice(self, measured: Measured, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        views = self.views.items()
-        return {
-            view: metrics.measure_slices(
-                examined.lists[view], one, self.label(one, groups)
-            )
-            for view, one in views
-        }
+        slices = {}
+        for view, targets in self.views.items():
+            labels = self.label(targets, groups)
+            slices[view] = metrics.measure_slices(measured.lists[view], targets, labels)
+        return slices
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -176,30 +166,29 @@ def headline_metric(repeats: Repeats) -> str:
     return "NDCG@20" if repeats == "allow" else "NDCG@10"
 
 
-def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
+def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
     """Return view -> the first model's metrics minus the other's, user by user, with intervals."""
-    return {
-        view: metrics.summarise(
-            {name: values[name] - other.values[view][name] for name in values}
-        )
-        for view, values in examined.values.items()
-    }
+    compared = {}
+    for view, values in measured.values.items():
+        others = other.values[view]
+        differences = {name: values[name] - others[name] for name in values}
+        compared[view] = metrics.summarise(differences)
+    return compared
 
 
 def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
-    """Return the headline metric on validation, averaged over the views `all` and `novel` that have targets."""
+    """Return the headline metric on validation: the mean of the views `all` and `novel`."""
     whole = Examination.prepare(held_out, past, repeats)
+    views = {view: part for view, part in whole.views.items() if view != "repeat"}
+    examination = replace(whole, views=views)
     metric = headline_metric(repeats)
-    examination = replace(
-        whole,
-        views={view: whole.views[view] for view in whole.views if view != "repeat"},
-    )
 
     def criterion(score: ScoreRows) -> float:
-        values = [
-            of_view[metric] for of_view in examination.score(score).values.values()
-        ]
-        return float(np.mean([of_view.mean() for of_view in values if len(of_view)]))
+        means = []
+        for values in examination.score(score).values.values():
+            if len(values[metric]):
+                means.append(values[metric].mean())
+        return float(np.mean(means))
 
     return criterion
 
@@ -211,171 +200,175 @@ def evaluate(
     baselines: Sequence[str] | None = None,
     log: Log = lambda message: None,
 ) -> dict[str, Any]:
-    """Measure a recommender, whose profiles hold all interactions but the test, and baselines: `metrics.json`.
+    """Measure a recommender and baselines on held-out interactions.
 
-    Where test interactions have a time or context of their own, `with_context` is of a request per user and time,
-    without times per user and item, answered with its context and without. The seed draws validation users where there
-    are more than are needed; of `baselines`, None means all of the protocol.
+    Args:
+        recommender: its profiles hold all interactions but the test.
+        parts: the tables of the evaluation.
+        seed: draws validation users where there are more than are needed.
+        baselines: names of those to fit; None means all of the protocol.
+        log: takes a line after each model.
+
+    Returns:
+        `metrics.json`. Where test interactions have a time or context of their own,
+        `with_context` is of a request per user and time (per user and item without times),
+        answered with its context and without.
+
+    Raises:
+        SchemaError: a baseline or a column to slice by is unknown.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
-    later = pd.concat(
-        [parts.validation, *([] if parts.evidence is None else [parts.evidence])]
-    )
-    ids = Ids.number(
-        recommender.bundle.items.column("item_id").to_pylist(),
-        (parts.train, later, parts.test),
-    )
+    later = pd.concat([parts.validation, parts.evidence])  # drops None
+    item_ids = recommender.bundle.items.column("item_id").to_pylist()
+    ids = Ids.number(item_ids, (parts.train, later, parts.test))
     groups = label_users(parts, ids)
     train = ids.events(parts.train)
     late = ids.events(later)
-    prepare = partial(
-        Examination.prepare, past=train.join(late), repeats=schema.repeats
+    past = train.join(late)
+
+    examination = Examination.prepare(
+        holdout.group_requests(parts.test, ids), past, schema.repeats
     )
-    examination = prepare(holdout.group_requests(parts.test, ids))
-    examined = _ask(
-        recommender,
-        examination,
-        holdout.plain_requests(examination.held_out.rows, parts.at),
-        log,
-    )
+    requests = holdout.plain_requests(examination.held_out.rows, parts.at)
+    ours = _recommend(recommender, examination, requests, log)
     protocol = describe_protocol(examination, parts.at, schema)
     in_context = {}
     if parts.at is None and holdout.has_context(parts.test, schema):
-        situations = prepare(holdout.group_situations(parts.test, ids))
+        situations = Examination.prepare(
+            holdout.group_situations(parts.test, ids), past, schema.repeats
+        )
         each = "user and time" if "datetime" in parts.test else "user and item"
-        protocol["with_context"] = (
-            f"{len(situations.user):,} requests, one per {each} of the holdout, in the context of its first event; the "
-            "figure without context beside it is of the same requests, and only that one compares"
+        protocol["with_context"] = _describe_situations(situations, each)
+        in_context = _measure_in_context(
+            recommender, situations, (examination, ours), log
         )
-        in_context = _ask_in_context(
-            recommender, situations, (examination, examined), log
-        )
+
     criterion = None
     if len(parts.validation):
-        sample = holdout.group_requests(
-            holdout.sample_users(parts.validation, seed), ids
-        )
-        criterion = make_criterion(sample, train, schema.repeats)
-    models = {MODEL: examined}  # whose targets are all there are
+        sample = holdout.sample_users(parts.validation, seed)
+        held_out = holdout.group_requests(sample, ids)
+        criterion = make_criterion(held_out, train, schema.repeats)
+    models = {MODEL: ours}
     records = {}
-    first = next(iter(examination.views))
     for name, record, score in fit_baselines(chosen, train, late, criterion, log):
         records[name] = record
         if score is not None:
             models[name] = examination.score(score)
-    n_events = examination.past.count_items()
     return {
-        "test": {name: examination.describe(model) for name, model in models.items()},
-        "paired": {
-            name: compare(examined, model)
-            for name, model in models.items()
-            if name != MODEL
-        },
-        "slices": examination.slice(examined, groups),
-        "beyond_accuracy": {
-            name: metrics.describe_lists(
-                model.lists[first], examination.held_out.targets, n_events, DEPTH
-            )
-            for name, model in models.items()
-        },
+        **_compare_models(examination, models, groups),
         "baselines": records,
         **in_context,
         "protocol": protocol,
     }
 
 
+def _compare_models(
+    examination: Examination, models: Mapping[str, Measured], groups: dict[str, Labels]
+) -> dict[str, Any]:
+    """Return figures of each model, of the first against the others and in slices, and of lists."""
+    first, *others = models
+    view = next(iter(examination.views))  # whose targets are all there are
+    targets = examination.held_out.targets
+    n_events = examination.past.count_items()
+    return {
+        "test": {name: examination.describe(models[name]) for name in models},
+        "paired": {name: compare(models[first], models[name]) for name in others},
+        "slices": examination.slice(models[first], groups),
+        "beyond_accuracy": {
+            name: metrics.describe_lists(model.lists[view], targets, n_events, DEPTH)
+            for name, model in models.items()
+        },
+    }
+
+
 def label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
-    """Return group column -> a label per user row."""
+    """Return group column -> a label per user row.
+
+    Raises:
+        SchemaError: the users have no such column.
+    """
     labels = {}
     for column in parts.group_columns:
         if column not in parts.users:
             nearest = name_nearest(column, map(str, parts.users))
             raise SchemaError(f"users have no column '{column}' to slice by; {nearest}")
-        known = pd.Series(
-            metrics.label_column(parts.users[column]), parts.users["user_id"]
-        )
-        labels[column] = known.reindex(ids.users).to_numpy(object)
+        values = metrics.label_column(parts.users[column])
+        label_by_user = pd.Series(values, parts.users["user_id"])
+        labels[column] = label_by_user.reindex(ids.users).to_numpy(object)
     return labels
 
 
-def _ask(
+def _recommend(
     recommender: Recommender, examination: Examination, requests: Requests, log: Log
-) -> Examined:
-    """Ask for the lists of each view, of everything, of owned items, or of the others, and measure them."""
+) -> Measured:
+    """Measure the lists of each view: of everything, of owned items, or of the others."""
     start = time.perf_counter()
-    ask: dict[str, Callable[[Requests, int], Recommendations]] = {
+    recommend: dict[str, Callable[[Requests, int], Recommendations]] = {
         "all": partial(recommender.recommend, filter_viewed=False),
         "repeat": recommender.rank_owned,
         "novel": partial(recommender.recommend, filter_viewed=True),
     }
     lists = {
-        view: as_lists(ask[view](requests, LIST_LENGTH), LIST_LENGTH)
+        view: as_lists(recommend[view](requests, LIST_LENGTH), LIST_LENGTH)
         for view in examination.views
     }
     log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
-    return examination.examine(lists)
+    return examination.measure(lists)
 
 
 def as_lists(recommendations: Recommendations, k: int) -> Ints:
     """Lay ranked items out as (B, k) item rows; -1 fills a short list."""
     lengths = np.diff(recommendations.offsets)
     lists = np.full((len(lengths), k), -1, np.int64)
-    lists[np.repeat(np.arange(len(lengths)), lengths), recommendations.rank - 1] = (
-        recommendations.item_row
-    )
+    request = np.repeat(np.arange(len(lengths)), lengths)
+    lists[request, recommendations.rank - 1] = recommendations.item_row
     return lists
 
 
-def _ask_in_context(
+def _measure_in_context(
     recommender: Recommender,
     situations: Examination,
-    plain: tuple[Examination, Examined],
+    plain: tuple[Examination, Measured],
     log: Log,
 ) -> dict[str, Any]:
-    """Ask in the context of the targets, and measure the plain answers, one per user, by the same targets."""
+    """Ask in the context of the targets, and measure the plain answers by the same targets."""
     requests = holdout.contextual_requests(
         situations.held_out.rows, recommender.bundle.schema
     )
-    informed = _ask(recommender, situations, requests, log)
-    same = np.searchsorted(plain[0].user, situations.user)  # users ascend
-    uninformed = situations.examine(
-        {view: lists[same] for view, lists in plain[1].lists.items()}
+    informed = _recommend(recommender, situations, requests, log)
+
+    examination, measured = plain  # one list per user
+    row = np.searchsorted(examination.user, situations.user)  # users ascend
+    uninformed = situations.measure(
+        {view: lists[row] for view, lists in measured.lists.items()}
     )
-    models = {MODEL: informed, WITHOUT_CONTEXT: uninformed}
     return {
         "with_context": {
-            name: situations.describe(examined) for name, examined in models.items()
+            MODEL: situations.describe(informed),
+            WITHOUT_CONTEXT: situations.describe(uninformed),
         },
         "paired_with_context": {WITHOUT_CONTEXT: compare(informed, uninformed)},
     }
 
 
+def _describe_situations(situations: Examination, each: str) -> str:
+    return (
+        f"{len(situations.user):,} requests, one per {each} of the holdout, "
+        "in the context of its first event; the figure without context beside it is of the "
+        "same requests, and only that one compares"
+    )
+
+
 def describe_protocol(
     examination: Examination, at: int | None, schema: Schema
 ) -> dict[str, Any]:
-    """Return how the requests were made and the figures averaged, in words and numbers beside them."""
+    """Return how the requests were made and the figures averaged, in words and numbers."""
     is_repeating = schema.repeats == "allow"
-    criterion = f"{headline_metric(schema.repeats)}, {'mean of the views all and' if is_repeating else 'view'} novel"
-    without = "datetime and context" if schema.has_datetime else "context"
-    requests = (
-        f"one per user of the holdout, for all their items there, without {without}"
-    )
-    if at is not None:
-        derived = ", ".join(
-            feature.name
-            for feature in schema.context_features
-            if feature.kind in DERIVED
-        )
-        context = (
-            f"{derived} of that moment, no other context"
-            if derived
-            else "without context"
-        )
-        requests = f"one per user of the holdout, at {holdout.to_moment(at).isoformat()}, {context}"
+    views = "mean of the views all and novel" if is_repeating else "view novel"
     return {
         "split": "held-out interactions" if at is None else "time",
-        "requests": requests,
+        "requests": f"one per user of the holdout, {_describe_moment(at, schema)}",
         "n_requests": len(examination.user),
         "n_users": len(np.unique(examination.user)),
         "n_items": examination.past.n_items,
@@ -385,7 +378,19 @@ def describe_protocol(
         "ranking": "exact, the whole catalogue; equal scores in the order of the catalogue",
         "history": "training and validation interactions",
         "average": "within a user, then over users; users without history count",
-        "intervals": f"95 %, {metrics.RESAMPLES} bootstrap samples of users; differences are paired",
-        "tuning": f"baselines: {criterion}, on validation",
+        "intervals": f"95 %, {metrics.RESAMPLES} bootstrap samples of users; "
+        "differences are paired",
+        "tuning": f"baselines: {headline_metric(schema.repeats)}, {views}, on validation",
         "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
     }
+
+
+def _describe_moment(at: int | None, schema: Schema) -> str:
+    if at is None:
+        absent = "datetime and context" if schema.has_datetime else "context"
+        return f"for all their items there, without {absent}"
+    derived = [part.name for part in schema.context_features if part.kind in DERIVED]
+    context = "without context"
+    if derived:
+        context = f"{', '.join(derived)} of that moment, no other context"
+    return f"at {holdout.to_moment(at).isoformat()}, {context}"

@@ -1,8 +1,8 @@
-"""Experiments: users in arms, a check of their shares, and intervals of a difference that one may look at every day.
+"""Experiments: arms of users compared, by intervals that one may look at every day.
 
-The interval is that of a normal mixture (Robbins 1970; Johari et al., KDD 2017, equation 9 turned round): with
-probability 1 - `level` it holds the true difference at all looks together, not only at one. It is wider for that than
-an interval that is looked at once.
+The interval is that of a normal mixture (Robbins 1970; Johari et al., KDD 2017, equation 9 solved
+for the difference): with probability 1 - `level` it holds the true difference at all looks
+together, not only at one. It is wider for that than an interval that is looked at once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from scipy.stats import chisquare
 from serve.arrays import Doubles
 
 MIN_USERS = 50  # of an arm: below, a mean of users is not yet normal
-MISMATCH_LEVEL = (
-    0.001  # of the check of shares: it is looked at every day, and a fault shows soon
-)
+MISMATCH_LEVEL = 0.001  # of the check of shares, which is looked at every day
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm compared with the control: a difference of means over users, and the interval of all looks together."""
+    """An arm compared with the control: means over users, and the interval of all looks."""
 
     control: float
     arm: float
@@ -36,16 +34,25 @@ class Difference:
     @property
     def verdict(self) -> str:
         """Say on which side of 0 the interval lies."""
-        return "better" if self.low > 0 else "worse" if self.high < 0 else "undecided"
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "undecided"
 
 
 def compare(
     control: Doubles, arm: Doubles, sensible_lift: float = 0.1, level: float = 0.05
 ) -> Difference | None:
-    """Compare what users of two arms did, a value per user; return None while there are too few of them.
+    """Compare what users of two arms did.
 
-    `sensible_lift` is the difference, as a share of the mean, at which the interval is to be narrowest: a guess that
-    costs width where it is wrong, never truth.
+    Args:
+        control: (U,) a value per user.
+        arm: (V,) the same of the other arm.
+        sensible_lift: the difference, as a share of the mean, at which the interval is narrowest: a
+            guess that costs width where it is wrong, never truth.
+        level: 1 - the probability that the interval holds the truth at all looks.
+
+    Returns:
+        The difference, or None while an arm has fewer than `MIN_USERS`.
     """
     if min(len(control), len(arm)) < MIN_USERS:
         return None
@@ -53,47 +60,46 @@ def compare(
     variance = float(control.var(ddof=1) / len(control) + arm.var(ddof=1) / len(arm))
     mean = float(np.concatenate([control, arm]).mean())
     half = half_width(variance, (sensible_lift * mean) ** 2, level)
-    users = len(control), len(arm)
     return Difference(
-        float(control.mean()),
-        float(arm.mean()),
-        difference,
-        difference - half,
-        difference + half,
-        users,
+        control=float(control.mean()),
+        arm=float(arm.mean()),
+        difference=difference,
+        low=difference - half,
+        high=difference + half,
+        users=(len(control), len(arm)),
     )
 
 
 def half_width(variance: float, prior: float, level: float) -> float:
-    """Return half of the interval's width: `variance` is of the estimate, `prior` of the mixture of differences."""
+    """Return half of the interval's width.
+
+    Args:
+        variance: of the estimate.
+        prior: variance of the mixture of differences.
+        level: as in `compare`.
+    """
     if variance == 0 or prior == 0:
         return float("inf")
     total = variance + prior
-    return float(
-        np.sqrt(
-            variance * total / prior * (np.log(total / variance) - 2 * np.log(level))
-        )
-    )
+    logarithm = np.log(total / variance) - 2 * np.log(level)
+    return float(np.sqrt(variance * total / prior * logarithm))
 
 
 def check_shares(
     users: Mapping[str, int], shares: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Test whether arms have as many users as their shares say (chi-squared); if not, nothing else may be believed."""
-    names = [name for name, share in shares.items() if share > 0]
-    seen = np.array([users.get(name, 0) for name in names], float)
-    expected = (
-        seen.sum()
-        * np.array([shares[name] for name in names])
-        / sum(shares[name] for name in names)
-    )
-    p_value = (
-        float(chisquare(seen, expected).pvalue)
-        if len(names) > 1 and seen.any()
-        else 1.0
-    )
+    """Test by chi-squared whether arms have as many users as their shares say.
+
+    If not, nothing else may be believed.
+    """
+    declared = {arm: share for arm, share in shares.items() if share > 0}
+    counts = np.array([users.get(arm, 0) for arm in declared], float)
+    expected = counts.sum() * np.array([*declared.values()]) / sum(declared.values())
+    p_value = 1.0
+    if len(declared) > 1 and counts.any():
+        p_value = float(chisquare(counts, expected).pvalue)
     return {
         "p_value": p_value,
         "is_mismatch": p_value < MISMATCH_LEVEL,
-        "users": dict(zip(names, seen, strict=True)),
+        "users": dict(zip(declared, counts, strict=True)),
     }

@@ -1,8 +1,8 @@
-"""Feedback of a service: python -m evaluation.feedback --run DIR.
+"""Feedback of a service: bascule feedback --run DIR.
 
-Writes into `DIR/feedback` what was shown, with what followed each item (`shown.parquet`), the events
-(`events.parquet`, as training reads them), figures of use (`figures.json`), and a page of them (`feedback.html`).
-Erasing a user from the run takes them out of these files, too.
+Writes into `DIR/feedback` what was shown, with what followed each item (`shown.parquet`), the
+events (`events.parquet`, as training reads them), figures of use (`figures.json`), and a page of
+them (`feedback.html`). Erasing a user from the run takes them out of these files, too.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from evaluation.experiments import check_shares, compare
+from evaluation.online import Feedback, measure, measure_groups, read_feedback
 from serve.bundle import (
     BUNDLE,
     CURRENT,
-    DRIFT,
     FEEDBACK,
     FIGURES,
     ITEMS_FILE,
@@ -29,13 +34,19 @@ from serve.bundle import (
 )
 from serve.clock import DAY
 from serve.errors import SchemaError
+from serve.files import make_private, write_file
+from serve.recommender import Recommender
+from serve.requests import Request
+from serve.rerank import find_new
 from service.command_line import make_parser, run_command
-
-if TYPE_CHECKING:  # imported when options and paths are right
-    import pandas as pd
-
-    from evaluation.online import Feedback
-    from serve.recommender import Recommender
+from service.experiment import Experiment
+from service.export import write_table
+from service.figures import read_drift
+from service.known_users import complete
+from service.live_items import LiveItems
+from service.registry import Registry
+from service.sources import BundleSource, RegistrySource, Source
+from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0
 SHOWN = "shown.parquet"
@@ -44,34 +55,11 @@ PAGE = "feedback.html"
 GROUPS = ("version", "arm", "policy", "segment", "position")
 
 
-def main(
-    argv: Sequence[str] | None = None, program: str = "python -m evaluation.feedback"
-) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "bascule feedback") -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, str(__doc__))
-    add = parser.add_argument
-    add(
-        "--run",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the run, or the registry, with the state",
-    )
-    add(
-        "--targets",
-        nargs="+",
-        default=[],
-        metavar="EVENT",
-        help="events that are conversions; default: all",
-    )
-    add(
-        "--window-days",
-        type=float,
-        default=1.0,
-        metavar="DAYS",
-        help="in which an event follows a list (default: 1)",
-    )
-    add(
+    add_log_options(parser)
+    parser.add_argument(
         "--experiment",
         type=Path,
         metavar="FILE",
@@ -80,187 +68,171 @@ def main(
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Read the log, write the files and print the figures."""
-    (feedback, item_ids) = read_known(arguments)
-    shares = {}
-    if arguments.experiment is not None:
-        from service.experiment import Experiment
-
-        shares = {
-            arm.name: arm.share for arm in Experiment.read(arguments.experiment).arms
-        }
-    write(arguments.run / FEEDBACK, feedback, describe(feedback, item_ids, shares))
-    sys.stdout.write(
-        f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: {arguments.run / FEEDBACK / PAGE}\n"
+def add_log_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that `read_log_of` reads."""
+    parser.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the run, or the registry, with the state",
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=[],
+        metavar="EVENT",
+        help="events that are conversions; default: all but dismissals",
+    )
+    parser.add_argument(
+        "--window-days",
+        type=float,
+        default=1.0,
+        metavar="DAYS",
+        help="in which an event follows a list (default: 1)",
     )
 
 
-def read_feedback(arguments: argparse.Namespace) -> Feedback:
+def read_log_of(arguments: argparse.Namespace) -> Feedback:
     """Read the log of a run, with what followed each list in a window."""
     path = arguments.run / STATE / STATE_FILE
     if not path.exists():
         raise SchemaError(
-            f"{path} does not exist; give a folder, of a run or a registry, that a service has served"
+            f"{path} does not exist; give a folder, of a run or a registry, that a "
+            "service has served"
         )
-    if not 0 < arguments.window_days <= MAX_WINDOW_DAYS:
+    days = arguments.window_days
+    if not 0 < days <= MAX_WINDOW_DAYS:
         raise SchemaError(
-            f"--window-days is {arguments.window_days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
+            f"--window-days is {days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
         )
-    from evaluation.online import join, read_log
+    return read_feedback(path, arguments.targets, int(days * DAY))
 
-    return join(
-        *read_log(path),
-        targets=arguments.targets,
-        window=int(arguments.window_days * DAY),
+
+def run(arguments: argparse.Namespace) -> None:
+    """Read the log, write the files and print the figures."""
+    feedback = read_log_of(arguments)
+    item_ids: Collection[str] = ()
+    recommender = load_served(arguments.run)
+    if recommender is not None:
+        state = arguments.run / STATE / STATE_FILE
+        feedback = add_known(feedback, recommender, state)
+        item_ids = recommender.catalogue.item_ids.ids.astype("str")
+
+    shares = {}
+    if arguments.experiment is not None:
+        arms = Experiment.read(arguments.experiment).arms
+        shares = {arm.name: arm.share for arm in arms}
+    folder = arguments.run / FEEDBACK
+    write(folder, feedback, describe(feedback, item_ids, shares))
+    sys.stdout.write(
+        f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: "
+        f"{folder / PAGE}\n"
     )
 
 
-def read_known(arguments: argparse.Namespace) -> tuple[Feedback, Collection[str]]:
-    """Read the log with what the bundle of the run, or the current one of the registry, knows; and the ids of items."""
-    feedback = read_feedback(arguments)
-    run = arguments.run
-    from service.live_items import LiveItems
-    from service.registry import BundleSource, Registry, RegistrySource
-
-    is_registry = (run / CURRENT).exists()
-    if not (is_registry or (run / BUNDLE).exists()):
-        return feedback, ()
-    source = (
-        RegistrySource(Registry(run)) if is_registry else BundleSource(run / BUNDLE)
-    )
+def load_served(run: Path) -> Recommender | None:
+    """Load the bundle of a run, or the current one of a registry; None if there is none."""
+    source: Source
+    if (run / CURRENT).exists():
+        source = RegistrySource(Registry(run))
+    elif (run / BUNDLE).exists():
+        source = BundleSource(run / BUNDLE)
+    else:
+        return None
     with closing(LiveItems(run / STATE / ITEMS_FILE, source.load())) as items:
-        recommender = items.recommender
-    return add_known(
-        feedback, recommender, run / STATE / STATE_FILE
-    ), recommender.catalogue.item_ids.ids.astype("str")
+        return items.recommender
 
 
 def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feedback:
-    """Add to slots the `segment` of a user, if an item `is_new`, and if nothing was known of a user: `is_unknown`."""
-    from serve.requests import Request
-    from serve.rerank import find_new
-    from service.known_users import complete
-    from service.state import StateStore
+    """Add what a bundle knows to each slot.
 
+    Args:
+        feedback: the log.
+        recommender: the bundle that serves, with its profiles.
+        state: file of the state, for the histories of users.
+
+    Returns:
+        The log, whose slots have the `segment` of the user, whether the item `is_new`, and whether
+        nothing was known of the user (`is_unknown`).
+    """
     slots = feedback.slots
     profiles = recommender.profiles
     segments = recommender.bundle.segments
     if segments is not None:
         users = slots["user_id"].dropna().unique()
         with closing(StateStore(state)) as store:
-            vectors = recommender.encode_users(
-                [complete(Request(user), profiles, store) for user in users]
-            )
-        numbers = [segments.segments[place].id for place in segments.of(vectors)]
-        slots = slots.assign(
-            segment=slots["user_id"]
-            .map(dict(zip(users, numbers, strict=True)))
-            .astype("Int64")
-        )
-    since = slots["user_id"].map(feedback.events.groupby("user_id")["datetime"].min())
-    is_known = slots["user_id"].isin(profiles.user_ids.astype("str")) | (
-        since < slots["datetime"]
+            requests = [complete(Request(user), profiles, store) for user in users]
+        vectors = recommender.encode_users(requests)
+        numbers = [segments.segments[index].id for index in segments.of(vectors)]
+        segment_of_user = dict(zip(users, numbers, strict=True))
+        segment = slots["user_id"].map(segment_of_user).astype("Int64")
+        slots = slots.assign(segment=segment)
+
+    first_event = feedback.events.groupby("user_id")["datetime"].min()
+    is_known = slots["user_id"].isin(profiles.user_ids.astype("str"))
+    is_known |= slots["user_id"].map(first_event) < slots["datetime"]
+    new_items = recommender.catalogue.item_ids.ids[find_new(recommender)]
+    slots = slots.assign(
+        is_new=slots["item_id"].isin(new_items.astype("str")),
+        is_unknown=slots["user_id"].notna() & ~is_known,
     )
-    is_new = slots["item_id"].isin(
-        recommender.catalogue.item_ids.ids[find_new(recommender)].astype("str")
-    )
-    return replace(
-        feedback,
-        slots=slots.assign(
-            is_new=is_new, is_unknown=slots["user_id"].notna() & ~is_known
-        ),
-    )
+    return replace(feedback, slots=slots)
 
 
 def describe(
     feedback: Feedback, item_ids: Collection[str], shares: Mapping[str, float]
 ) -> dict[str, Any]:
-    """Return the figures of everything and of groups, and where there are shares of arms, their comparison."""
-    from evaluation.online import measure, measure_groups
+    """Return the figures of `figures.json`.
 
+    Args:
+        feedback: the log, with what a bundle knows or without.
+        item_ids: the items of the catalogue, as texts; none without a bundle.
+        shares: arm -> share of users, to compare arms with the first one.
+    """
     slots = feedback.slots
-    groups = measure_groups(
-        slots, [name for name in GROUPS if name in slots and slots[name].notna().any()]
-    )
-    content = {"all": measure(feedback, item_ids), "groups": groups}
-    return content | ({"arms": compare_arms(slots, shares)} if shares else {})
+    groups = [name for name in GROUPS if name in slots and slots[name].notna().any()]
+    figures = {
+        "all": measure(feedback, item_ids),
+        "groups": measure_groups(slots, groups),
+    }
+    if shares:
+        figures["arms"] = compare_arms(slots, shares)
+    return figures
 
 
 def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, Any]:
-    """Compare each arm with the first one by what a user did, and check that users are in arms as declared."""
-    import numpy as np
-
-    from evaluation.experiments import check_shares, compare
-
+    """Compare each arm with the first one by what a user did, and check the shares of arms."""
     known = slots.dropna(subset=["user_id", "arm"])
     users = known.groupby(["arm", "user_id"])[["clicks", "conversions", "value"]].sum()
-    counts = {
-        str(arm): int(count) for arm, count in users.groupby("arm").size().items()
-    }
-    first, *others = shares
-    compared: dict[str, Any] = {
-        "shares": check_shares(counts, shares),
-        "control": first,
+    arm_of_user = users.index.get_level_values("arm")
+    control, *others = shares
+    figures: dict[str, Any] = {
+        "shares": check_shares(Counter(arm_of_user), shares),
+        "control": control,
     }
     for arm in others:
-        is_arm, is_first = (
-            users.index.get_level_values("arm") == name for name in (arm, first)
-        )
-        pairs = {
-            str(name): (users.loc[is_first, name], users.loc[is_arm, name])
-            for name in users.columns
-        }
-        values = {
-            name: [one.to_numpy(np.float64) for one in pair]
-            for name, pair in pairs.items()
-        }
-        found = {
-            name: one
-            for name, (a, b) in values.items()
-            if (one := compare(a, b)) and np.isfinite(one.high)
-        }
-        told = {
-            name: asdict(one) | {"verdict": one.verdict} for name, one in found.items()
-        }
-        compared[arm] = dict.fromkeys(values) | told
-    return compared
+        figures[arm] = dict.fromkeys(users.columns)
+        for name in users.columns:
+            values = users[name].to_numpy(np.float64)
+            difference = compare(
+                values[arm_of_user == control], values[arm_of_user == arm]
+            )
+            if difference is not None and np.isfinite(difference.high):
+                verdict = {"verdict": difference.verdict}
+                figures[arm][name] = asdict(difference) | verdict
+    return figures
 
 
 def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
     """Write everything, each file in one step."""
-    import pyarrow as pa
-
-    from serve.files import make_private, write_file
-    from serve.tables import write_table
-
     make_private(folder)
-    write_table(
-        folder / SHOWN, pa.Table.from_pandas(feedback.slots, preserve_index=False)
-    )
-    write_table(
-        folder / EVENTS, pa.Table.from_pandas(feedback.events, preserve_index=False)
-    )
-    write_file(
-        folder / FIGURES,
-        (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode(),
-    )
-    write_file(folder / PAGE, render(figures, read_moved(folder.parent)).encode())
-
-
-def read_moved(run: Path) -> dict[str, Any] | None:
-    """Read when drift was measured, and its rows; None where it was not, or the file is of another form."""
-    from service.http.metrics import read_figures
-
-    at = read_figures(run)["figures_timestamp_seconds"].get(("drift",))
-    return (
-        None
-        if at is None
-        else {
-            "at": datetime.fromtimestamp(at, UTC),
-            **json.loads((run / DRIFT).read_bytes()),
-        }
-    )
+    for name, frame in ((SHOWN, feedback.slots), (EVENTS, feedback.events)):
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+        write_table(folder / name, table)
+    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
+    write_file(folder / FIGURES, text.encode())
+    write_file(folder / PAGE, render(figures, read_drift(folder.parent)).encode())
 
 
 def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -> str:
@@ -272,9 +244,8 @@ def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -
         loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     style = environment.get_template("report.css").render()
-    return environment.get_template("feedback.html").render(
-        figures=figures, drift=drift, style=style, rate=_write_rate
-    )
+    page = environment.get_template("feedback.html")
+    return page.render(figures=figures, drift=drift, style=style, rate=_write_rate)
 
 
 def _write_rate(figure: Mapping[str, float] | None) -> str:

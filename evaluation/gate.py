@@ -1,11 +1,12 @@
-"""Let a version take over if it is no worse: python -m evaluation.gate --registry DIR --candidate DIR ... --out FILE.
+"""Let a version take over if it is no worse: bascule gate --registry DIR --candidate DIR ...
 
-Both versions answer the same requests of the same last days; nothing is fitted. A candidate passes if its files and
-golden answers are whole, the lower bound of its paired NDCG@10 is near the current figure or above, no group of users
-or items has lost much, and its lists reach as much of the catalogue. It is then published and activated. Later, python
--m evaluation.gate watch --registry DIR rolls it back where users do less with its lists than with those of the version
-before. `REGISTRY/audit.jsonl` has a line for each step. Exit status: 0 passed, or stays; 3 stopped, or rolled back; 2 a
-mistake of the call.
+Both versions answer the same requests of the same last days; nothing is fitted. A candidate passes
+if its files and golden answers are whole, the lower bound of its paired NDCG@10 is near the current
+figure or above, no group of users or items has lost much, and its lists reach as much of the
+catalogue. It is then published and activated. Later, bascule gate watch --registry DIR rolls it
+back where users do less with its lists than with those of the version before.
+`REGISTRY/audit.jsonl` has a line for each step. Exit status: 0 passed, or stays; 3 stopped, or
+rolled back; 2 a mistake of the call.
 """
 
 from __future__ import annotations
@@ -14,38 +15,21 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy.stats import norm
 
-from evaluation.evaluate import Examination, Parts, Requests, as_lists, label_users
+from evaluation.checks import Check, Limits, compare
+from evaluation.evaluate import Parts
 from evaluation.experiments import Difference
 from evaluation.experiments import compare as compare_users
-from evaluation.holdout import (
-    Ids,
-    group_requests,
-    plain_requests,
-    profiles_from_frame,
-    to_moment,
-)
-from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
-from evaluation.metrics import (
-    Targets,
-    describe_lists,
-    measure_users,
-    slice_targets,
-    summarise,
-)
-from evaluation.online import WINDOW, join, read_log
-from serve.arrays import Doubles, Ints
+from evaluation.holdout import profiles_from_frame, to_moment
+from evaluation.online import WINDOW, read_feedback
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
@@ -63,48 +47,27 @@ from service.registry import (
     rollback,
 )
 
-Read = Callable[
-    [Schema], Parts
-]  # what a version of a schema is asked, should find and knows before
+Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
-K = 10
-METRIC = f"NDCG@{K}"
-LEVEL = 0.05  # at which one slice of all is stopped by chance
-DAYS_BEFORE = 28  # of the version before, up to the first list of the current one, that it is watched by
-MIN_RECALL = 0.99  # of the index, as measured at export against exact search
+DAYS_BEFORE = 28  # up to the first list of a version: what it is compared with
+_FILES = "files and golden answers"
+_INPUTS = {
+    "--candidate": ("DIR", "the bundle that would take over"),
+    "--holdout": ("FILE", "interactions of the last days"),
+    "--train": ("FILE", "interactions before them: the users' histories"),
+    "--out": ("FILE", "write the verdict here, in JSON"),
+}
 
 
-class Limits(NamedTuple):
-    """What may be lost, as shares of the current figures."""
-
-    loss: float = 0.05  # of the mean over users, by its lower bound
-    slice_loss: float = 0.2
-    coverage_loss: float = 0.2
-
-
-@dataclass(frozen=True)
-class Check:
-    """A figure of the candidate, and the least that it may be."""
-
-    name: str
-    value: float
-    limit: float
-    is_passed: bool
-    users: int | None = None
-    note: str = ""
-
-
-def main(
-    argv: Sequence[str] | None = None, program: str = "python -m evaluation.gate"
-) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> int:
     """Run the command and return its exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     if words[:1] == ["watch"]:
         watcher = make_watcher(f"{program} watch")
         return run_command(lambda: watch(watcher.parse_args(words[1:])))
+
     parser = make_parser(program, str(__doc__))
-    add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "--current",
@@ -118,44 +81,18 @@ def main(
         metavar="DIR",
         help="compare with its current version, and publish",
     )
-    add(
-        "--candidate",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="the bundle that would take over",
-    )
-    add(
-        "--holdout",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="interactions of the last days",
-    )
-    add(
-        "--train",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="interactions before them: the users' histories",
-    )
-    add(
+    for name, (metavar, text) in _INPUTS.items():
+        parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text)
+    parser.add_argument(
         "--users",
         type=Path,
         metavar="FILE",
         help="user features, by which groups are compared, too",
     )
-    add(
+    parser.add_argument(
         "--at",
         metavar="TIME",
         help="when the holdout begins: the moment that each user is asked at",
-    )
-    add(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="write the verdict here, in JSON",
     )
     add_limits(parser)
     return run_command(lambda: run(parser.parse_args(words)))
@@ -163,16 +100,15 @@ def main(
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the options that decide what passes."""
-    add = parser.add_argument
     for name, share in Limits._field_defaults.items():
-        add(
+        parser.add_argument(
             f"--{name.replace('_', '-')}",
             type=_read_share,
             default=share,
             metavar="SHARE",
             help=f"default: {share}",
         )
-    add(
+    parser.add_argument(
         "--trusted-keys",
         type=Path,
         metavar="FILE",
@@ -186,90 +122,97 @@ def _read_share(text: str) -> float:
     return float(text)
 
 
-def run(given: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Let tables on disk decide."""
-    for path in (given.holdout, given.train, given.users, given.candidate / MANIFEST):
+    paths = (
+        options.holdout,
+        options.train,
+        options.users,
+        options.candidate / MANIFEST,
+    )
+    for path in paths:
         if path is not None and not path.exists():
             raise SchemaError(
                 f"{path} does not exist; the working directory is {Path.cwd()}"
             )
-    decide(
-        given, partial(Parts.read, given.holdout, given.train, given.users, given.at)
-    )
+    tables = (options.holdout, options.train, options.users)
+    decide(options, partial(Parts.read, *tables, options.at))
 
 
-def decide(given: argparse.Namespace, read: Read) -> None:
-    """Judge, write the verdict and, into a registry, publish; end with status 3 where the candidate is stopped."""
-    registry = (
-        None if given.registry is None else Registry(given.registry, given.trusted_keys)
-    )
-    if registry is not None and has_taken_over(registry, given.candidate):
-        return
-    current = Bundle.load(
-        given.current if registry is None else registry.folder(registry.current())
-    )
-    verdict = judge(
-        given, current, Limits(*(getattr(given, name) for name in Limits._fields)), read
-    )
-    write_file(
-        given.out, (json.dumps(verdict, indent=1, allow_nan=False) + "\n").encode()
-    )
-    said = (
-        f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"
-    )
-    sys.stdout.write("\n".join([*tabulate(verdict["checks"]), said]) + "\n")
+def decide(options: argparse.Namespace, read: Read) -> None:
+    """Judge a candidate, write the verdict and, into a registry, publish.
+
+    Args:
+        options: of the command.
+        read: returns what a version of a schema is asked, should find and knows before.
+
+    Raises:
+        SystemExit: with status 3, the candidate is stopped.
+    """
+    if options.registry is None:
+        registry = None
+        current = Bundle.load(options.current)
+    else:
+        registry = Registry(options.registry, options.trusted_keys)
+        if has_taken_over(registry, options.candidate):
+            return
+        current = Bundle.load(registry.folder(registry.current()))
+
+    verdict = judge(options, current, read)
+    text = json.dumps(verdict, indent=1, allow_nan=False) + "\n"
+    write_file(options.out, text.encode())
+    outcome = verdict["verdict"]
+    versions = f"{verdict['candidate']} in place of {verdict['current']}"
+    lines = [*tabulate(verdict["checks"]), f"{outcome}: {versions}"]
+    sys.stdout.write("\n".join(lines) + "\n")
     if registry is not None:
-        release(registry, given.candidate, verdict)
-    if verdict["verdict"] != "passed":
+        release(registry, options.candidate, verdict)
+    if outcome != "passed":
         raise SystemExit(STOPPED)
 
 
 def has_taken_over(registry: Registry, candidate: Path) -> bool:
-    """Tell whether a candidate has been let in before, which happens once; log what a kill left out of the log."""
+    """Tell whether a candidate has been let in before, which happens once.
+
+    A step that a kill left out of the audit log is logged.
+    """
     version = read_version(candidate)
-    log = registry.path / AUDIT
-    said = log.read_text(encoding="utf-8") if log.exists() else ""
-    steps = {
-        step
+    path = registry.path / AUDIT
+    log = path.read_text(encoding="utf-8") if path.exists() else ""
+    is_published, is_activated = (
+        f'"step": "{step}", "version": "{version}"' in log
         for step in ("published", "activated")
-        if f'"step": "{step}", "version": "{version}"' in said
-    }
-    is_current = version is not None and version == registry.find_current()
-    if not is_current and "activated" not in steps:
-        return False
-    if steps == {"published"}:
-        audit(
-            registry,
-            "activated",
-            version=version,
-            left=next(iter(registry.past()), None),
-        )
-    end = (
-        "is current"
-        if is_current
-        else "was current before: to let it be served again, activate it by hand"
     )
+    is_current = version is not None and version == registry.find_current()
+    if not is_current and not is_activated:
+        return False
+    if is_published and not is_activated:
+        left = next(iter(registry.past()), None)
+        audit(registry, "activated", version=version, left=left)
+    end = "was current before: to let it be served again, activate it by hand"
+    if is_current:
+        end = "is current"
     sys.stdout.write(f"nothing is left to do: {version} {end}\n")
     return True
 
 
 def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> None:
-    """Log the verdict, and publish and activate a candidate that passed, if the other one is still current."""
+    """Log the verdict, and publish and activate a candidate that passed.
+
+    Raises:
+        BundleError: the current version or the candidate changed meanwhile.
+    """
+    names = ("candidate", "current", "verdict")
+    facts = {name: verdict[name] for name in names}
     failed = [check["name"] for check in verdict["checks"] if not check["is_passed"]]
-    audit(
-        registry,
-        "judged",
-        **{name: verdict[name] for name in ("candidate", "current", "verdict")},
-        failed=failed,
-    )
+    audit(registry, "judged", **facts, failed=failed)
     if verdict["verdict"] != "passed":
         return
-    if (
-        registry.current() != verdict["current"]
-        or read_version(candidate) != verdict["candidate"]
-    ):
+    judged = (verdict["current"], verdict["candidate"])
+    if (registry.current(), read_version(candidate)) != judged:
         raise BundleError(
-            "another version became current, or the candidate was replaced, meanwhile: judge it again"
+            "another version became current, or the candidate was replaced, meanwhile: "
+            "judge it again"
         )
     version = publish_version(registry, candidate).version
     audit(registry, "published", version=version)
@@ -278,55 +221,68 @@ def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> Non
 
 
 def audit(registry: Registry, step: str, **facts: Any) -> None:
-    """Append what was done to the registry's audit log, on disk when this returns."""
-    line = {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "step": step,
-        **facts,
-    }
-    with (
-        registry.writing(),
-        (registry.path / AUDIT).open("a", encoding="utf-8") as file,
-    ):
-        file.write(json.dumps(line) + "\n")
+    """Append what was done to the registry's audit log, on disk when this returns.
+
+    Args:
+        registry: whose log it is.
+        step: such as `published`.
+        facts: what else the line says.
+    """
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    line = json.dumps({"time": time, "step": step, **facts})
+    path = registry.path / AUDIT
+    with registry.writing(), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
 
 
-def judge(
-    given: argparse.Namespace, current: Bundle, limits: Limits, read: Read
-) -> dict[str, Any]:
-    """Return the verdict on a candidate; one that cannot be loaded is stopped without further checks."""
-    head = {
-        "verdict": "stopped",
-        "current": current.manifest.version,
-        "candidate": read_version(given.candidate),
-    }
+def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str, Any]:
+    """Return the verdict on a candidate; one that cannot be loaded is stopped at once.
+
+    Args:
+        options: with the candidate, trusted keys and limits.
+        current: the bundle that it would replace.
+        read: as in `decide`.
+
+    Returns:
+        The content of `verdict.json`.
+    """
     try:
-        candidate = Bundle.load(given.candidate, trusted=given.trusted_keys)
+        candidate = Bundle.load(options.candidate, trusted=options.trusted_keys)
         n_golden = replay(candidate.golden, golden_answer(Recommender(candidate)))
     except LOADING_ERRORS as error:
-        return head | {
-            "checks": [
-                asdict(Check("files and golden answers", 0, 1, False, note=str(error)))
-            ]
-        }
-    checks = [Check("files and golden answers", n_golden, 1, True)]
-    checks += compare(*prepare(read, [current, candidate]), limits)
-    outcome = "passed" if all(check.is_passed for check in checks) else "stopped"
-    return head | {"verdict": outcome, "checks": [asdict(check) for check in checks]}
+        checks = [Check(_FILES, 0, 1, False, note=str(error))]
+    else:
+        limits = Limits(*(getattr(options, name) for name in Limits._fields))
+        checks = [Check(_FILES, n_golden, 1, True)]
+        checks += compare(*prepare(read, [current, candidate]), limits)
+    is_passed = all(check.is_passed for check in checks)
+    return {
+        "verdict": "passed" if is_passed else "stopped",
+        "current": current.manifest.version,
+        "candidate": read_version(options.candidate),
+        "checks": [asdict(check) for check in checks],
+    }
 
 
 def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
-    """Read the tables as each bundle does; return recommenders, and what the first one is asked and should find."""
-    asked = [read(bundle.schema) for bundle in bundles]
-    for bundle, parts in zip(bundles, asked, strict=True):
+    """Read the tables as each bundle does.
+
+    Args:
+        read: as in `decide`.
+        bundles: the current one and the candidate.
+
+    Returns:
+        Recommenders with the profiles of the tables, and the tables as the first bundle reads them.
+    """
+    tables = [read(bundle.schema) for bundle in bundles]
+    recommenders = []
+    for bundle, parts in zip(bundles, tables, strict=True):
         check_unseen(bundle, parts.at)
-    pairs = zip(bundles, asked, strict=True)
-    return [
-        Recommender(one, profiles_from_frame(its.train, its.users, one.schema))
-        for one, its in pairs
-    ], asked[0]
+        profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
+        recommenders.append(Recommender(bundle, profiles))
+    return recommenders, tables[0]
 
 
 def check_unseen(bundle: Bundle, at: int | None) -> None:
@@ -334,161 +290,51 @@ def check_unseen(bundle: Bundle, at: int | None) -> None:
     if at is not None and bundle.schema.data_until > at:
         until = to_moment(bundle.schema.data_until)
         raise SchemaError(
-            f"--at is {to_moment(at)}; {bundle.path} has seen data until {until}: ask later"
+            f"--at is {to_moment(at)}; {bundle.path} has seen data until {until}: ask "
+            "later"
         )
 
 
-def compare(
-    versions: Sequence[Recommender], parts: Parts, limits: Limits
-) -> list[Check]:
-    """Let the current version and the candidate answer the same requests, and check what the second one loses."""
-    schema = versions[0].bundle.schema
-    facts = versions[1].bundle.manifest.facts
-    items = [one.catalogue.item_ids.ids.tolist() for one in versions]
-    items += [part["item_id"].tolist() for part in (parts.train, parts.test)]
-    ids = Ids.number(dict.fromkeys(chain(*items)), (parts.train, parts.test))
-    examination = Examination.prepare(
-        group_requests(parts.test, ids), ids.events(parts.train), schema.repeats
-    )
-    requests = plain_requests(examination.held_out.rows, parts.at)
-    views = {
-        view: targets for view, targets in examination.views.items() if view != "repeat"
-    }
-    shown = {
-        view: [_ask(one, requests, ids, view == "novel") for one in versions]
-        for view in views
-    }
-    targets = next(iter(views.values()))  # of all there are
-    lists = next(iter(shown.values()))
-    groups = slice_targets(targets, examination.label(targets, label_users(parts, ids)))
-    slices = {
-        f"{name} {value}": _measure(lists, one)
-        for name, of in groups.items()
-        for value, one in of.items()
-    }
-    if len(views) > 1:  # a memory of owned items alone may do well among all
-        slices["view novel"] = _measure(shown["novel"], views["novel"])
-    n_events = examination.past.count_items()
-    covered, covers = (
-        describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists
-    )
-    change = _share(covers - covered, covered)
-    recall = facts.index_recall
-    return [
-        check_quality(*_measure(lists, targets), limits.loss),
-        Check(
-            f"coverage@{K}",
-            change,
-            -limits.coverage_loss,
-            change >= -limits.coverage_loss,
-        ),
-        Check("recall of the index", recall, MIN_RECALL, recall >= MIN_RECALL),
-        *check_slices(slices, limits.slice_loss),
-    ]
-
-
-def _ask(
-    recommender: Recommender, requests: Requests, ids: Ids, filter_viewed: bool
-) -> Ints:
-    """Return lists of rows among `ids`, (B, K): the rows of two catalogues are not the same."""
-    row = np.append(
-        ids.items.get_indexer(pd.Index(recommender.catalogue.item_ids.ids)), -1
-    )  # the last one answers -1
-    return np.asarray(
-        row[as_lists(recommender.recommend(requests, K, filter_viewed), K)], np.int64
-    )
-
-
-def _measure(lists: Sequence[Ints], targets: Targets) -> tuple[Doubles, Doubles]:
-    """Return the metric of the current lists, and how much more the candidate's have, user by user, (U,) each."""
-    was, is_now = (measure_users(one, targets, (K,))[METRIC] for one in lists)
-    return was, is_now - was
-
-
-def _share(change: float, base: float) -> float:
-    return float(change / base) if base else 0.0  # below 0 nothing falls
-
-
-def _say(was: Doubles, change: Doubles) -> str:
-    return f"{was.mean():.4f} to {(was + change).mean():.4f}"
-
-
-def check_quality(was: Doubles, change: Doubles, loss: float) -> Check:
-    """Check the lower bound of the paired difference: a share of the current figure."""
-    low = summarise({METRIC: change})[f"{METRIC}_ci95"][0]  # type: ignore[index]
-    value = _share(low, was.mean())  # too few users, or no hit
-    tells = len(was) >= MIN_USERS and bool(was.any())
-    return Check(
-        f"{METRIC}, lower bound",
-        value,
-        -loss,
-        tells and value >= -loss,
-        len(was),
-        _say(was, change),
-    )
-
-
-def check_slices(
-    slices: Mapping[str, tuple[Doubles, Doubles]], loss: float
-) -> list[Check]:
-    """Check slices of enough users: none falls by more than the loss and, all taken together, not by chance."""
-    enough = {name: pair for name, pair in slices.items() if len(pair[0]) >= MIN_USERS}
-    bound = norm.ppf(1 - LEVEL / max(len(enough), 1))
-    checks = []
-    for name, (was, change) in enough.items():
-        value = _share(change.mean(), was.mean())
-        high = change.mean() + bound * change.std(ddof=1) / np.sqrt(len(change))
-        checks.append(
-            Check(
-                name,
-                value,
-                -loss,
-                bool(value >= -loss or high >= 0),
-                len(was),
-                _say(was, change),
-            )
-        )
-    return checks
+# ---- watching
 
 
 def make_watcher(program: str) -> argparse.ArgumentParser:
     """Make the parser of the command that watches a version."""
     parser = make_parser(program, str(__doc__))
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--registry",
         type=Path,
         required=True,
         metavar="DIR",
         help="folder of the versions",
     )
-    add(
+    parser.add_argument(
         "--state",
         type=Path,
         metavar="DIR",
         help="folder of the state; default: in the registry",
     )
-    add(
+    parser.add_argument(
         "--figure",
         choices=("conversions", "clicks"),
         default="conversions",
         help="default: conversions",
     )
-    add(
+    parser.add_argument(
         "--targets",
         nargs="+",
         default=[],
         metavar="EVENT",
-        help="events that are conversions; default: all",
+        help="events that are conversions; default: all but dismissals",
     )
-    add(
+    parser.add_argument(
         "--tolerance",
         type=float,
         default=0.05,
         metavar="SHARE",
         help="of the figure that may be lost (default: .05)",
     )
-    add(
+    parser.add_argument(
         "--trusted-keys",
         type=Path,
         metavar="FILE",
@@ -497,31 +343,38 @@ def make_watcher(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def watch(given: argparse.Namespace) -> None:
-    """Compare the current version with the one before it, and roll back where it is worse."""
-    log = (given.state or given.registry / STATE) / STATE_FILE
-    if not log.exists():
+def watch(options: argparse.Namespace) -> None:
+    """Compare the current version with the one before it, and roll back where it is worse.
+
+    Raises:
+        SystemExit: with status 3, the version was rolled back.
+    """
+    path = (options.state or options.registry / STATE) / STATE_FILE
+    if not path.exists():
         raise SchemaError(
-            f"{log} does not exist; give the folder of the service's state as --state"
+            f"{path} does not exist; give the folder of the service's state as --state"
         )
-    if not 0 <= given.tolerance < 1:
-        raise SchemaError(
-            f"--tolerance is {given.tolerance:g}; allowed: from 0 to below 1"
-        )
-    registry = Registry(given.registry, given.trusted_keys)
+    tolerance = options.tolerance
+    if not 0 <= tolerance < 1:
+        raise SchemaError(f"--tolerance is {tolerance:g}; allowed: from 0 to below 1")
+    registry = Registry(options.registry, options.trusted_keys)
     current = registry.current()
-    before = registry.past()[:1]
-    slots = join(*read_log(log), targets=given.targets).slots
-    found = None
-    figures = "nobody can tell yet, or there is no version before it"
-    if (
-        before
-        and (found := compare_versions(slots, before[0], current, given.figure))
-        is not None
-    ):
-        after = f"{given.figure} {found.arm:.4g} after {found.control:.4g}"
-        figures = f"{after}, difference {found.low:.3g} to {found.high:.3g}"
-    if found is None or found.high >= -given.tolerance * found.control:
+    past = registry.past()
+    difference = None
+    if past:
+        slots = read_feedback(path, options.targets).slots
+        difference = compare_versions(slots, past[0], current, options.figure)
+    if difference is None:
+        sys.stdout.write(
+            f"{current} stays: too few users yet, or no version before it\n"
+        )
+        return
+
+    figures = (
+        f"{options.figure} {difference.arm:.4g} after {difference.control:.4g}, "
+        f"difference {difference.low:.3g} to {difference.high:.3g}"
+    )
+    if difference.high >= -tolerance * difference.control:
         sys.stdout.write(f"{current} stays: {figures}\n")
         return
     done = rollback(registry)
@@ -533,26 +386,27 @@ def watch(given: argparse.Namespace) -> None:
 def compare_versions(
     slots: pd.DataFrame, before: str, current: str, figure: str
 ) -> Difference | None:
-    """Compare the share of lists with an outcome, over users; None while a version has had too few.
+    """Compare the share of lists with an outcome, over users.
 
-    Lists of the last day are left out: what follows them is still to come.
+    Args:
+        slots: of the log, with outcomes.
+        before: the version before, whose last `DAYS_BEFORE` days count.
+        current: the version that serves.
+        figure: `conversions` or `clicks`.
+
+    Returns:
+        The difference; None while a version has had too few users. Lists of the last day are left
+        out: what follows them is still to come.
     """
-    ripe = slots[
-        slots["user_id"].notna()
-        & (slots["datetime"] <= slots["datetime"].max() - WINDOW)
-    ]
+    end = slots["datetime"].max() - WINDOW
+    ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= end)]
     begin = ripe["datetime"][ripe["version"] == current].min() - DAYS_BEFORE * DAY
-    lists = (
-        ripe[ripe["datetime"] >= begin]
-        .groupby(["version", "user_id", "list"])[figure]
-        .sum()
-        > 0
-    )
-    users = lists.groupby(["version", "user_id"]).mean()
+    recent = ripe[ripe["datetime"] >= begin]
+    outcomes = recent.groupby(["version", "user_id", "list"])[figure].sum()
+    users = (outcomes > 0).groupby(["version", "user_id"]).mean()
     version = users.index.get_level_values("version")
-    return compare_users(
-        *(users[version == one].to_numpy(float) for one in (before, current))
-    )
+    values = users.to_numpy(float)
+    return compare_users(values[version == before], values[version == current])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Accuracy of ranked lists, their effect on the catalogue, 95 % bootstrap intervals over users, and slices.
+"""Accuracy of ranked lists, their effect on the catalogue, 95 % bootstrap intervals, and slices.
 
-A request asks for one ranked list: a user at a moment. Lists are item rows, best first; -1 fills a short list and a
-target outside the catalogue is -1: a miss that counts. Letters: B requests, K places of a list, T targets in all,
-N items, U users, M metrics. A slice gives every target a label, (T,).
+A request asks for one ranked list: a user at a moment. Lists are item rows, best first; -1 fills
+a short list, and a target outside the catalogue is -1: a miss that counts. Letters: B requests,
+K places of a list, T targets in all, N items, U users, M metrics. A slice labels each target, (T,).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from serve.arrays import Doubles, Flags, Ints
-from serve.encode import to_text
+from serve.cells import to_text
 from serve.schema import MIN_USERS
 
 Summary = dict[str, float | list[float]]
@@ -27,27 +27,31 @@ CUTOFFS = (10, 20)
 RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
-MIN_USERS_TO_COMPARE = 20  # users below which the interval of a difference says nothing: that of one user is a point
+MIN_USERS_TO_COMPARE = (
+    20  # the interval of fewer users says nothing: that of one is a point
+)
 SLICES = (
     "history",
     "item_events",
     "popularity",
-)  # of every evaluation; all others are columns of the users table
-COLD_EVENTS = 5
-HEAD_SHARE = 0.8
-NUMBERS = ("integer", "floating", "mixed-integer-float")
-NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"
-"""Types of columns, and texts, that are numbers: 01234 is a code."""
-MAX_NUMBERS = 12
-MAX_VALUES = 20
-"""Distinct numbers above which quartiles are labels, and labels above which the rare ones count together."""
+)  # all others are columns of the users table
+COLD_EVENTS = 5  # an item with fewer training events is cold
+HEAD_SHARE = 0.8  # share of all events that falls on the head of the catalogue
+NUMBERS = (
+    "integer",
+    "floating",
+    "mixed-integer-float",
+)  # pandas' names of numeric columns
+NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"  # a text that is a number; 01234 is a code
+MAX_NUMBERS = 12  # above so many distinct numbers, quartiles are the labels
+MAX_VALUES = 20  # above so many labels, the rare ones count together
 MISSING = "missing"
 OTHER = "other"
 
 
 @dataclass(frozen=True)
 class ItemSets:
-    """A set of item rows (T,) per request; request b has the entries offsets[b] to offsets[b + 1]."""
+    """A set of item rows (T,) per request: offsets[b] to offsets[b + 1] are of request b."""
 
     item_row: Ints
     offsets: Ints
@@ -71,11 +75,10 @@ class ItemSets:
         """Request of each entry, (T,)."""
         return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
 
-    def keep(self, kept: Flags) -> ItemSets:
-        """Keep the entries of the mask `kept` (T,)."""
-        return ItemSets.group(
-            self.request[kept], self.item_row[kept], len(self.offsets) - 1
-        )
+    def keep(self, mask: Flags) -> ItemSets:
+        """Keep the entries of a mask (T,)."""
+        n_requests = len(self.offsets) - 1
+        return ItemSets.group(self.request[mask], self.item_row[mask], n_requests)
 
     def take(self, requests: Ints) -> ItemSets:
         """Return the sets of `requests`, in that order; one may be named twice."""
@@ -87,25 +90,23 @@ class ItemSets:
     def contain(self, request: Ints, item_row: Ints) -> Flags:
         """Mark the pairs whose item is in the request's set; -1 never is."""
         width = 2 + max(item_row.max(initial=0), self.item_row.max(initial=0))
-        held = np.append(
-            np.sort(self.request * width + self.item_row), -1
-        )  # -1: never empty
-        asked = request * width + item_row
-        return np.asarray(
-            (held[np.searchsorted(held[:-1], asked)] == asked) & (item_row >= 0)
-        )
+        members = np.sort(self.request * width + self.item_row)
+        pairs = request * width + item_row
+
+        nearest = np.append(members, -1)[np.searchsorted(members, pairs)]
+        return np.asarray((nearest == pairs) & (item_row >= 0))
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The items that B test requests should find, distinct inside a request, and the user row of each, (B,)."""
+    """The items that B test requests should find, distinct inside one, and their user rows (B,)."""
 
     items: ItemSets
     user: Ints
 
-    def keep(self, kept: Flags) -> Targets:
-        """Keep the target entries of the mask `kept` (T,)."""
-        return Targets(self.items.keep(kept), self.user)
+    def keep(self, mask: Flags) -> Targets:
+        """Keep the target entries of a mask (T,)."""
+        return Targets(self.items.keep(mask), self.user)
 
 
 def hit_matrix(lists: Ints, targets: Targets) -> Flags:
@@ -114,7 +115,16 @@ def hit_matrix(lists: Ints, targets: Targets) -> Flags:
 
 
 def ndcg(hits: Flags, n_targets: Ints, k: int) -> Doubles:
-    """Return the gain 1 / log2(rank + 1) of the hits among the first k over that of a perfect list."""
+    """Return the normalised discounted cumulative gain (Järvelin and Kekäläinen 2002) of each list.
+
+    Args:
+        hits: (B, K) places that hold a target.
+        n_targets: (B,) targets of each request, at least one.
+        k: places that count; the hit at rank r gains 1 / log2(r + 1).
+
+    Returns:
+        (B,) gains divided by that of a perfect list, 0 to 1.
+    """
     gains = 1.0 / np.log2(np.arange(k) + 2.0)
     best = np.cumsum(gains)[np.minimum(n_targets, k) - 1]
     return np.asarray(hits[:, :k] @ gains[: hits.shape[1]] / best)
@@ -123,34 +133,54 @@ def ndcg(hits: Flags, n_targets: Ints, k: int) -> Doubles:
 def measure_requests(
     hits: Flags, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS
 ) -> dict[str, Doubles]:
-    """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target.
+    """Return hit rate, recall, NDCG, MRR and MAP at each cutoff.
 
     The report's words for a metric are in `evaluation/templates/words.jinja`.
+
+    Args:
+        hits: (B, K) places that hold a target.
+        n_targets: (B,) targets of each request, at least one.
+        cutoffs: lengths k at which the lists are cut.
+
+    Returns:
+        `<metric>@<k>` -> a value per request, (B,).
     """
     values: dict[str, Doubles] = {}
     for k in cutoffs:
-        seen = hits[:, :k]
-        precision = np.cumsum(seen, axis=1) / np.arange(1, seen.shape[1] + 1)
-        values[f"HR@{k}"] = np.asarray(seen.any(axis=1), np.float64)
-        values[f"Recall@{k}"] = seen.sum(axis=1) / n_targets
+        top = hits[:, :k]
+        has_hit = top.any(axis=1)
+        precision = np.cumsum(top, axis=1) / np.arange(1, top.shape[1] + 1)
+
+        values[f"HR@{k}"] = np.asarray(has_hit, np.float64)
+        values[f"Recall@{k}"] = top.sum(axis=1) / n_targets
         values[f"NDCG@{k}"] = ndcg(hits, n_targets, k)
-        values[f"MRR@{k}"] = seen.any(axis=1) / (seen.argmax(axis=1) + 1)
-        values[f"MAP@{k}"] = (precision * seen).sum(axis=1) / np.minimum(n_targets, k)
+        values[f"MRR@{k}"] = has_hit / (top.argmax(axis=1) + 1)
+        values[f"MAP@{k}"] = (precision * top).sum(axis=1) / np.minimum(n_targets, k)
     return values
 
 
 def measure_users(
     lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS
 ) -> dict[str, Doubles]:
-    """Return every metric averaged within each user, (U,), users ascending; requests need a target to count."""
+    """Return every metric averaged within each user.
+
+    Args:
+        lists: (B, K) item rows, best first.
+        targets: the items to find; requests without one do not count.
+        cutoffs: lengths k at which the lists are cut.
+
+    Returns:
+        `<metric>@<k>` -> a value per user, (U,), users ascending.
+    """
     n_targets = targets.items.counts
     has_target = n_targets > 0
-    values = measure_requests(
-        hit_matrix(lists, targets)[has_target], n_targets[has_target], cutoffs
-    )
+    hits = hit_matrix(lists, targets)[has_target]
+    values = measure_requests(hits, n_targets[has_target], cutoffs)
+
     _, user = np.unique(targets.user[has_target], return_inverse=True)
+    n_requests = np.bincount(user)
     return {
-        name: np.bincount(user, weights=value) / np.bincount(user)
+        name: np.bincount(user, weights=value) / n_requests
         for name, value in values.items()
     }
 
@@ -158,37 +188,46 @@ def measure_users(
 def describe_lists(
     lists: Ints, targets: Targets, event_count: Ints, k: int
 ) -> dict[str, float]:
-    """Return what the first k places of lists do to a catalogue whose items have `event_count` (N,) training events.
+    """Return what the first k places of lists do to a catalogue.
 
-    Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items' share of all events.
-    Popularity lift: mean popularity of the shown items over that of the targets. Gini index of exposure. Events are
-    counted plus one, so that a new item is finite.
+    Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items'
+    share of all events. Popularity lift: mean popularity of the shown items over that of the
+    targets. Gini index of exposure. Events count plus one, so that a new item is finite.
+
+    Args:
+        lists: (B, K) item rows, best first.
+        targets: the items that the lists should hold.
+        event_count: (N,) training events of each item.
+        k: places that count.
     """
+    n_items = len(event_count)
     shown = lists[:, :k]
     shown = shown[shown >= 0]
     n_shown = max(len(shown), 1)
-    n_items = len(event_count)
-    exposure = np.sort(np.bincount(shown, minlength=len(event_count)))
-    share = (event_count + 1) / (event_count.sum() + len(event_count))
+    exposure = np.sort(np.bincount(shown, minlength=n_items))
+    share = (event_count + 1) / (event_count.sum() + n_items)
+
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
+    chosen = popularity[targets.items.item_row].mean()
+    novelty = float(-np.log2(share[shown]).mean()) if len(shown) else 0.0
+    inequality = (2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure
     return {
-        f"coverage@{k}": len(np.unique(shown)) / n_items,
-        f"novelty@{k}": float(-np.log2(share[shown]).mean()) if len(shown) else 0.0,
-        f"popularity_lift@{k}": float(
-            popularity[shown].sum()
-            / n_shown
-            / popularity[targets.items.item_row].mean()
-        ),
-        f"gini@{k}": float(
-            (2 * np.arange(1, n_items + 1) - n_items - 1)
-            @ exposure
-            / (n_items * n_shown)
-        ),
+        f"coverage@{k}": np.count_nonzero(exposure) / n_items,
+        f"novelty@{k}": novelty,
+        f"popularity_lift@{k}": float(popularity[shown].sum() / n_shown / chosen),
+        f"gini@{k}": float(inequality / (n_items * n_shown)),
     }
 
 
 def summarise(values: Mapping[str, Doubles]) -> Summary:
-    """Return the mean of each metric's values (U,), `<metric>_ci95` = [low, high] if there are users, and `users`."""
+    """Return means and intervals over users.
+
+    Args:
+        values: metric -> a value per user, (U,).
+
+    Returns:
+        `users`, and if there are any, `<metric>` and `<metric>_ci95` = [low, high].
+    """
     matrix = np.stack(list(values.values()), axis=1)  # (U, M)
     summary: Summary = {"users": len(matrix)}
     if len(matrix):
@@ -200,42 +239,52 @@ def summarise(values: Mapping[str, Doubles]) -> Summary:
 
 
 def sign(difference: Mapping[str, Any], metric: str) -> int:
-    """Return 1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
+    """Return 1 or -1 if enough users put the interval of a difference on one side of 0, else 0."""
+    if difference["users"] < MIN_USERS_TO_COMPARE:
+        return 0
     low, high = difference[f"{metric}_ci95"]
-    return (
-        0
-        if difference["users"] < MIN_USERS_TO_COMPARE
-        else int(low > 0) - int(high < 0)
-    )
+    return int(low > 0) - int(high < 0)
 
 
 def resample_means(values: Doubles) -> Doubles:
-    """Return the column means of `RESAMPLES` bootstrap samples of the rows (U, M), drawn as counts, (RESAMPLES, M)."""
+    """Return the column means of bootstrap samples of the rows.
+
+    Args:
+        values: (U, M).
+
+    Returns:
+        (RESAMPLES, M). The samples are drawn as counts, in blocks of about `BLOCK_BYTES`.
+    """
     rng = np.random.default_rng(SEED)
     n_users = len(values)
     block = max(1, BLOCK_BYTES // (8 * n_users))
     means = []
     for start in range(0, RESAMPLES, block):
-        draws = range(start, min(start + block, RESAMPLES))
-        counts = [
-            np.bincount(rng.integers(n_users, size=n_users), minlength=n_users)
-            for _ in draws
-        ]
-        means.append(np.stack(counts).astype(np.float64) @ values / n_users)
+        counts = np.empty((min(block, RESAMPLES - start), n_users))
+        for sample in counts:
+            drawn = rng.integers(n_users, size=n_users)
+            sample[:] = np.bincount(drawn, minlength=n_users)
+        means.append(counts @ values / n_users)
     return np.concatenate(means)
 
 
 def measure_slices(
     lists: Ints, targets: Targets, labels: Mapping[str, Labels]
 ) -> dict[str, dict[str, Summary]]:
-    """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,)."""
-    return {
-        name: {
+    """Return slice -> value -> metrics with intervals.
+
+    Args:
+        lists: (B, K) item rows, best first.
+        targets: the items to find.
+        labels: slice -> a label per target, (T,).
+    """
+    slices: dict[str, dict[str, Summary]] = {}
+    for name, targets_by_value in slice_targets(targets, labels).items():
+        slices[name] = {
             value: summarise(measure_users(lists, part))
-            for value, part in values.items()
+            for value, part in targets_by_value.items()
         }
-        for name, values in slice_targets(targets, labels).items()
-    }
+    return slices
 
 
 def slice_targets(
@@ -243,33 +292,36 @@ def slice_targets(
 ) -> dict[str, dict[str, Targets]]:
     """Return slice -> value -> the targets of that value, given a label per target (T,).
 
-    None and NaN become the value `missing`, rare values `other`, and labels of these texts `missing (value)`, `other
-    (value)`. Of equally frequent values the first in order stay. Those of fewer than `MIN_USERS` users are rare, too.
+    None and NaN become the value `missing`; rare values, and those of fewer than `MIN_USERS`
+    users, become `other`. Labels of these texts become `missing (value)` and `other (value)`.
+    Of equally frequent values the first in order stay.
     """
     user = pd.Series(targets.user[targets.items.request])
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
-        code, distinct = pd.factorize(column)  # missing is -1
-        names = [
-            f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value))
-            for value in distinct
-        ]
-        values = pd.Series(np.array([*names, MISSING], object)[code])
-        frequent = (
-            values.value_counts()
-            .sort_index()
-            .sort_values(ascending=False, kind="stable")
-            .index[:MAX_VALUES]
-        )
+        values = _name_values(column)
+        counts = values.value_counts().sort_index()
+        frequent = counts.sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
         n_users = user.groupby(values).transform("nunique")
-        values = values.where(values.isin(frequent) & (n_users >= MIN_USERS), OTHER)
+        is_own = values.isin(frequent) & (n_users >= MIN_USERS)
+        values = values.where(is_own, OTHER)
+
         n_left = user.groupby(values).nunique()  # `other` may have too few
-        masks = {
-            value: (values == value).to_numpy()
+        slices[name] = {
+            value: targets.keep((values == value).to_numpy())
             for value in sorted(n_left.index[n_left >= MIN_USERS])
         }
-        slices[name] = {value: targets.keep(mask) for value, mask in masks.items()}
     return slices
+
+
+def _name_values(column: Labels) -> pd.Series[Any]:
+    """Write each label as a text."""
+    codes, distinct = pd.factorize(column)  # missing is -1
+    names = []
+    for value in distinct:
+        is_ours = value in (MISSING, OTHER)
+        names.append(f"{value} (value)" if is_ours else str(to_text(value)))
+    return pd.Series(np.array([*names, MISSING], object)[codes])
 
 
 def label_targets(
@@ -278,31 +330,43 @@ def label_targets(
     event_count: Ints,
     groups: Mapping[str, Labels],
 ) -> dict[str, Labels]:
-    """Label every target by the history of its user (B,), the events of its item (N,) and each group of user rows.
+    """Label every target by the history of its user, the events of its item, and groups of users.
 
-    A group that is named like one of ours keeps its labels under `NAME (column)`.
+    Args:
+        targets: the items to find; one outside the catalogue, -1, is new.
+        history_length: (B,) events of each request's user.
+        event_count: (N,) training events of each item.
+        groups: name -> a label per user row. A group that is named like one of ours becomes
+            `NAME (column)`.
+
+    Returns:
+        slice -> a label per target, (T,).
     """
     request = targets.items.request
     item_row = targets.items.item_row
-    history = np.searchsorted([1, 5, 20], history_length, side="right")
-    is_cold = event_count < COLD_EVENTS  # (N,) each
-    is_tail = ~find_head(event_count)
-    labels: dict[str, Labels] = {  # a target outside the catalogue, -1, is new
-        "history": np.array(["0", "1-4", "5-19", "20+"])[history][request],
-        "item_events": np.where(np.append(is_cold, True)[item_row], "0-4", "5+"),
-        "popularity": np.where(np.append(is_tail, True)[item_row], "tail", "head"),
+    length = np.searchsorted([1, 5, 20], history_length, side="right")
+    is_cold = np.append(event_count < COLD_EVENTS, True)[item_row]
+    is_tail = np.append(~find_head(event_count), True)[item_row]
+    labels: dict[str, Labels] = {
+        "history": np.array(["0", "1-4", "5-19", "20+"])[length][request],
+        "item_events": np.where(is_cold, "0-4", "5+"),
+        "popularity": np.where(is_tail, "tail", "head"),
     }
-    named = {
-        f"{name} (column)" if name in labels else name: column
-        for name, column in groups.items()
-    }
-    return labels | {
-        name: column[targets.user][request] for name, column in named.items()
-    }
+    for name, column in groups.items():
+        unique_name = f"{name} (column)" if name in SLICES else name
+        labels[unique_name] = column[targets.user][request]
+    return labels
 
 
 def find_head(event_count: Ints) -> Flags:
-    """Mark the most popular items that together have 80 % of the events, (N,); the others are the tail."""
+    """Mark the most popular items that together have 80 % of the events; the others are the tail.
+
+    Args:
+        event_count: (N,) training events of each item.
+
+    Returns:
+        (N,); of equally popular items the first come first.
+    """
     order = np.argsort(-event_count, kind="stable")
     before = np.cumsum(event_count[order]) - event_count[order]
     is_head = np.zeros(len(event_count), np.bool_)
@@ -311,14 +375,18 @@ def find_head(event_count: Ints) -> Flags:
 
 
 def label_column(column: pd.Series[Any]) -> Labels:
-    """Label each row by its value, or by quartile where there are many numbers; None or NaN where missing.
+    """Label each row by its value, or by quartile where there are many numbers.
 
-    Texts count as numbers where all are written so and there are many: a CSV column that no feature reads is text.
+    Texts count as numbers where all are written so and there are many: a CSV column that no
+    feature reads is text.
+
+    Returns:
+        A label per row; None or NaN where missing.
     """
     if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS:
         column = pd.Series([to_text(value) for value in column], dtype="str")
         is_many = column.nunique() > MAX_VALUES
-        if not (is_many and column.dropna().str.fullmatch(NUMBER).all()):
+        if not is_many or not column.dropna().str.fullmatch(NUMBER).all():
             return column.to_numpy(object)
         column = pd.to_numeric(column)
     if column.nunique() <= MAX_NUMBERS:
@@ -329,13 +397,13 @@ def label_column(column: pd.Series[Any]) -> Labels:
 def _label_quartiles(numbers: Doubles) -> Labels:
     is_finite = np.isfinite(numbers)
     edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
-    written = [f"{edge:.6g}" for edge in edges]
-    if len(set(written)) < len(written) or np.abs(edges).max() >= 1e6:
-        written = [f"{edge:.17g}" for edge in edges]  # in which no two look alike
-    names = np.array([f"{low} to {high}" for low, high in pairwise(written)], object)
-    labels: Labels = names[
-        np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)
-    ]
+    texts = [f"{edge:.6g}" for edge in edges]
+    if len(set(texts)) < len(texts) or np.abs(edges).max() >= 1e6:
+        texts = [f"{edge:.17g}" for edge in edges]  # no two of these look alike
+
+    names = np.array([f"{low} to {high}" for low, high in pairwise(texts)], object)
+    quartile = np.searchsorted(edges[1:-1], numbers, side="right")
+    labels: Labels = names[quartile.clip(max=len(names) - 1)]
     labels[~is_finite] = None
     return labels
 

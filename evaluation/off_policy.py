@@ -1,13 +1,15 @@
-"""Estimate what another version would have had on a log: python -m evaluation.off_policy --run DIR --bundle DIR.
+"""Estimate what another version would have had on a log: bascule judge --run DIR --bundle DIR.
 
-Each list that was drawn by exploration and followed the end of the bundle's data is asked again, at its moment and with
-what was known of its user then; the logged items are weighed by how likely the other version would have shown them,
-under the policy of the log. What a request brought along is not logged: requests count that give a user_id and no more.
+Each list that was drawn by exploration and followed the end of the bundle's data is asked again, at
+its moment and with what was known of its user then; the logged items are weighed by how likely the
+other version would have shown them, under the policy of the log. What a request brought along is
+not logged: requests count that give a user_id and no more.
 
-A row is a slot that was shown: its reward, the probability with which the log's policy put that item into that slot,
-and that of the version to judge. IPS and SNIPS weigh rewards by the ratio of the two (Swaminathan and Joachims, NeurIPS
-2015); DR adds a model of the reward and weighs what it misses (Dudik et al., ICML 2011). Slots count as independent
-given the request. Intervals are of users: of their sums, since what one user does is not independent.
+A row is a slot that was shown: its reward, the probability with which the log's policy put that
+item into that slot, and that of the version to judge. IPS and SNIPS weigh rewards by the ratio of
+the two (Swaminathan and Joachims, NeurIPS 2015); DR adds a model of the reward and weighs what it
+misses (Dudik et al., ICML 2011). Slots count as independent given the request. Intervals are of
+users: of their sums, since what one user does is not independent.
 """
 
 from __future__ import annotations
@@ -15,122 +17,118 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from evaluation.feedback import read_feedback
-from evaluation.online import DISMISSALS, Feedback, Z
-from serve.arrays import Doubles, Ints
+from evaluation.feedback import add_log_options, read_log_of
+from evaluation.online import DISMISSALS, Estimate, Feedback, estimate_mean
+from serve.arrays import Doubles, Floats, Ints
+from serve.cells import parse_id
 from serve.errors import SchemaError
 from serve.recommender import Recommender
-from serve.requests import History, Request, parse_id
+from serve.requests import History, Request
 from service.command_line import make_parser, run_command
 from service.experiment import Policy
 from service.exploration import find_candidates
 from service.known_users import fill_in, know_user
-from service.state import DISMISS, Recalled
+from service.log import DISMISS, Recalled
 
-DRAWS = (
-    32  # lists drawn for the mean of the reward model; parts of the users for its fit
-)
-FOLDS = 2
+DRAWS = 32  # lists drawn for the mean of the reward model
+FOLDS = 2  # parts of the users for its fit
 MIN_LISTS = 100
-MAX_WEIGHT = (
-    100.0  # of a row: what is above is cut, which biases the estimate towards the log
-)
+MAX_WEIGHT = 100.0  # of a row; cutting biases the estimate towards the log
 MIN_EFFECTIVE = 100.0  # effective rows below which there is no estimate
 _RIDGE = 1e-3  # of the reward model's coefficients, in rows
 
 
-def main(
-    argv: Sequence[str] | None = None, program: str = "python -m evaluation.off_policy"
-) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "bascule judge") -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, str(__doc__))
-    add = parser.add_argument
-    add(
-        "--run",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder of the run, or the registry, with the state",
-    )
-    add(
+    add_log_options(parser)
+    parser.add_argument(
         "--bundle",
         type=Path,
         required=True,
         metavar="DIR",
-        help="of the other version, its profiles beside it",
-    )
-    add(
-        "--targets",
-        nargs="+",
-        default=[],
-        metavar="EVENT",
-        help="events that count; default: all but dismissals",
-    )
-    add(
-        "--window-days",
-        type=float,
-        default=1.0,
-        metavar="DAYS",
-        help="in which an event follows a list (default: 1)",
+        help="bundle of the other version, with its profiles beside it",
     )
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, ask again, and print the estimates as JSON."""
-    feedback = read_feedback(arguments)
+    feedback = read_log_of(arguments)
     recommender = Recommender.load(arguments.bundle)
-    logged = ask_again(recommender, feedback)
-    found = estimate(logged)
-    was = {"value": float(logged.reward.mean()), "slots": len(logged.reward)}
-    content = {"version": recommender.version, "log": was, **asdict(found)}
+    log = ask_again(recommender, feedback)
+    content = {
+        "version": recommender.version,
+        "log": {"value": float(log.reward.mean()), "slots": len(log.reward)},
+        **asdict(estimate(log)),
+    }
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
+class _List(NamedTuple):
+    """A list of S slots that was asked again."""
+
+    rows: pd.DataFrame  # the logged slots
+    target: Doubles  # (S,), probabilities of the other version
+    score: Doubles  # (S,), NaN of an item that it would not draw
+    drawn: Floats  # (S, DRAWS), scores of what it would show
+
+
 def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
-    """Return the logged slots with the probabilities of the other version and a model of the reward."""
+    """Ask another version for the lists of a log.
+
+    Args:
+        recommender: the other version, with its profiles.
+        feedback: the log.
+
+    Returns:
+        The logged slots, with the probabilities of the other version and a model of the reward.
+
+    Raises:
+        SchemaError: too few lists were drawn for users after the data of the version.
+    """
     slots = _choose_slots(recommender, feedback)
-    asked = list(_ask_lists(recommender, feedback, slots))
-    if len(asked) < MIN_LISTS:
+    lists = list(_ask_lists(recommender, feedback, slots))
+    if len(lists) < MIN_LISTS:
         raise SchemaError(
-            f"{len(asked)} lists of the log were drawn for users after the bundle's data; needed: {MIN_LISTS}. Serve "
-            "with a policy of kind explore first"
+            f"{len(lists)} lists of the log were drawn for users after the bundle's "
+            f"data; needed: {MIN_LISTS}. Serve with a policy of kind explore first"
         )
-    rows = slots.loc[np.concatenate([one.index for one, *_ in asked])]
-    target, score = (np.concatenate([one[place] for one in asked]) for place in (1, 2))
+    rows = pd.concat([each.rows for each in lists])
+    score = np.concatenate([each.score for each in lists])
+    drawn = np.concatenate([each.drawn for each in lists])
     user = rows["user_id"].factorize()[0]
     reward = (rows["conversions"].to_numpy() > 0).astype(np.float64)
     position = rows["position"].to_numpy()
+
     predicted = np.zeros(len(rows))
     expected = np.zeros(len(rows))
-    drawn = np.concatenate([one[3] for one in asked])  # (R, DRAWS)
+    is_scored = np.isfinite(score)
     for fold in range(FOLDS):
         is_held = user % FOLDS == fold
-        shown = np.isfinite(score)
-        model = RewardModel(
-            *(values[~is_held & shown] for values in (score, position, reward))
-        )
-        predicted[is_held & shown] = model.predict(score, position)[is_held & shown]
-        expected[is_held] = model.predict(drawn[is_held], position[is_held, None]).mean(
-            axis=1
-        )
+        fit = ~is_held & is_scored
+        model = RewardModel(score[fit], position[fit], reward[fit])
+        held = is_held & is_scored
+        predicted[held] = model.predict(score, position)[held]
+        rewards = model.predict(drawn[is_held], position[is_held, None])
+        expected[is_held] = rewards.mean(axis=1)
     return Logged(
-        user,
-        reward,
-        rows["propensity"].to_numpy(np.float64),
-        target,
-        predicted,
-        expected,
+        user=user,
+        reward=reward,
+        propensity=rows["propensity"].to_numpy(np.float64),
+        target=np.concatenate([each.target for each in lists]),
+        predicted=predicted,
+        expected=expected,
     )
 
 
@@ -145,66 +143,58 @@ def _choose_slots(recommender: Recommender, feedback: Feedback) -> pd.DataFrame:
 
 def _ask_lists(
     recommender: Recommender, feedback: Feedback, slots: pd.DataFrame
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the slots of each list, the probabilities and scores of its items, and scores of what would be drawn."""
+) -> Iterator[_List]:
+    """Ask for each list again; leave out those for which the version has fewer items."""
     events = {str(user): rows for user, rows in feedback.events.groupby("user_id")}
     for _, rows in slots.groupby("list", sort=False):
-        first = rows.iloc[0]
-        request = _make_request(
-            recommender, str(first["user_id"]), int(first["datetime"]), events
-        )
-        policy = Policy.from_text(first["policy"])
-        (found,) = find_candidates(recommender, [request], len(rows), None, policy)
-        numbers = {
-            str(item_id): place for place, item_id in enumerate(found.item_id.tolist())
-        }
-        places = np.array([numbers.get(item_id, -1) for item_id in rows["item_id"]])
-        is_found = places >= 0
+        user_id = str(rows["user_id"].iloc[0])
+        moment = int(rows["datetime"].iloc[0])
+        request = _make_request(recommender, user_id, moment, events)
+        policy = Policy.from_text(rows["policy"].iloc[0])
+        (candidates,) = find_candidates(recommender, [request], len(rows), None, policy)
+
+        item_ids = map(str, candidates.item_id.tolist())
+        indices = pd.Index(item_ids).get_indexer(pd.Index(rows["item_id"]))
+        position = rows["position"].to_numpy()
+        is_listed = indices >= 0
+        listed = indices[is_listed]
         target = np.zeros(len(rows))
         score = np.full(len(rows), np.nan)
-        target[is_found] = found.propensities(
-            places[is_found], (rows["position"].to_numpy() - 1)[is_found]
-        )
-        score[is_found] = found.score[places[is_found]]
-        drawn = np.stack(
-            [found.score[found.draw(f"{number}")] for number in range(DRAWS)], axis=1
-        )
+        target[is_listed] = candidates.propensities(listed, position[is_listed] - 1)
+        score[is_listed] = candidates.score[listed]
+
+        draws = [candidates.draw(f"{number}") for number in range(DRAWS)]
+        drawn = candidates.score[np.stack(draws, axis=1)]
         if len(drawn) == len(rows):
-            yield rows, target, score, drawn
+            yield _List(rows, target, score, drawn)
 
 
 def _make_request(
-    recommender: Recommender, user_id: str, moment: int, events: dict[str, pd.DataFrame]
+    recommender: Recommender,
+    user_id: str,
+    moment: int,
+    events: Mapping[str, pd.DataFrame],
 ) -> Request:
     """Return the request of a user at a moment, with what they had done before it."""
-    schema = recommender.bundle.schema
-    request = Request(
-        parse_id(user_id, schema.user_id_type, "user_id"), datetime=moment
-    )
-    return fill_in(
-        request,
-        know_user(
-            user_id,
-            recommender.profiles,
-            lambda _: _recall(events.get(user_id), moment),
-        ),
-    )
+    id_type = recommender.bundle.schema.user_id_type
+    request = Request(parse_id(user_id, id_type, "user_id"), datetime=moment)
+    recalled = _recall(events.get(user_id), moment)
+    known = know_user(user_id, recommender.profiles, lambda _: recalled)
+    return fill_in(request, known)
 
 
 def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
     """Return what a user had done before a moment."""
     if events is None or not (events["datetime"] < moment).any():
         return Recalled()
-    events = events[events["datetime"] < moment].astype(
-        {"item_id": object, "event": object}
-    )
+    events = events[events["datetime"] < moment]
+    events = events.astype({"item_id": object, "event": object})
     is_dismissal = events["event"].isin(DISMISSALS)
     last = events[is_dismissal].drop_duplicates("item_id", keep="last")
     done = events[~is_dismissal]
-    columns = (
-        done[name].to_numpy() for name in ("item_id", "datetime", "event", "weight")
-    )
-    return Recalled(History(*columns), tuple(last["item_id"][last["event"] == DISMISS]))
+    columns = ("item_id", "datetime", "event", "weight")
+    history = History(*(done[name].to_numpy() for name in columns))
+    return Recalled(history, tuple(last["item_id"][last["event"] == DISMISS]))
 
 
 # ---- the estimates
@@ -217,18 +207,9 @@ class Logged:
     user: Ints  # (R,), any numbering
     reward: Doubles  # (R,)
     propensity: Doubles  # (R,), of the logging policy, above 0
-    target: Doubles  # (R,), of the policy to judge for the same item in the same slot
-    predicted: Doubles  # (R,), reward of the item that was shown, by a model that has not seen this user
-    expected: Doubles  # (R,), mean of that model's reward over what the policy to judge would show in this slot
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean reward of a slot, with an interval of 95 %."""
-
-    value: float
-    low: float
-    high: float
+    target: Doubles  # (R,), of the policy to judge for the same item and slot
+    predicted: Doubles  # (R,), reward by a model that has not seen this user
+    expected: Doubles  # (R,), its mean over what the policy to judge would show here
 
 
 @dataclass(frozen=True)
@@ -244,61 +225,59 @@ class Estimates:
 
 def estimate(log: Logged) -> Estimates:
     """Estimate the mean reward of a slot under the policy to judge."""
-    raw = log.target / log.propensity
-    weight = np.minimum(raw, MAX_WEIGHT)
-    clipped = int((raw > MAX_WEIGHT).sum())
+    ratio = log.target / log.propensity
+    weight = np.minimum(ratio, MAX_WEIGHT)
+    clipped = int((ratio > MAX_WEIGHT).sum())
     total = weight.sum()
     effective = float(total**2 / max((weight**2).sum(), 1e-300))
     if effective < MIN_EFFECTIVE:
         return Estimates(None, None, None, effective, clipped)
+
     ips = weight * log.reward
     value = float(ips.sum() / total)
     snips = value + weight * (log.reward - value) * (len(weight) / total)
     dr = log.expected + weight * (log.reward - log.predicted)
-    described = [_describe(rows, log.user) for rows in (ips, snips, dr)]
-    return Estimates(described[0], described[1], described[2], effective, clipped)
-
-
-def _describe(rows: Doubles, user: Ints) -> Estimate:
-    """Return the mean of rows, and its interval by the spread of the sums of users (of the influence function)."""
-    _, number = np.unique(user, return_inverse=True)
-    mean = float(rows.mean())
-    sums = np.bincount(number, rows - mean)
-    n_users = len(sums)
-    half = Z * np.sqrt((sums**2).sum() * n_users / max(n_users - 1, 1)) / len(rows)
-    return Estimate(mean, float(mean - half), float(mean + half))
+    return Estimates(
+        estimate_mean(ips, log.user),
+        estimate_mean(snips, log.user),
+        estimate_mean(dr, log.user),
+        effective,
+        clipped,
+    )
 
 
 class RewardModel:
-    """Logistic regression of a reward on the score of an item and the slot, the direct method of DR."""
+    """Logistic regression of a reward on score and slot, the direct method of DR."""
 
     def __init__(self, score: Doubles, position: Ints, reward: Doubles) -> None:
-        """Fit by maximum likelihood; rewards lie in 0 to 1, positions count from 1."""
+        """Fit by maximum likelihood.
+
+        Args:
+            score: (R,) scores of items.
+            position: (R,) slots from 1.
+            reward: (R,) from 0 to 1.
+        """
         self._centre = float(score.mean())
         self._scale = float(score.std()) or 1.0
         inputs = self._inputs(score, position)
 
         def loss(coefficients: Doubles) -> tuple[float, Doubles]:
             logits = inputs @ coefficients
-            value = (
-                np.logaddexp(0, logits).sum()
-                - reward @ logits
-                + _RIDGE * coefficients @ coefficients
-            )
-            return float(value), inputs.T @ (
-                expit(logits) - reward
-            ) + 2 * _RIDGE * coefficients
+            likelihood = np.logaddexp(0, logits).sum() - reward @ logits
+            value = likelihood + _RIDGE * coefficients @ coefficients
+            gradient = inputs.T @ (expit(logits) - reward) + 2 * _RIDGE * coefficients
+            return float(value), gradient
 
+        start = np.zeros(inputs.shape[1])
         self._coefficients: Doubles = minimize(
-            loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B"
+            loss, start, jac=True, method="L-BFGS-B"
         ).x
 
-    def predict(self, score: Doubles, position: Ints) -> Doubles:
+    def predict(self, score: Doubles | Floats, position: Ints) -> Doubles:
         """Return the expected reward, of the shape of the scores."""
-        rewards: Doubles = expit(self._inputs(score, position) @ self._coefficients)
-        return rewards
+        return expit(self._inputs(score, position) @ self._coefficients)
 
-    def _inputs(self, score: Doubles, position: Ints) -> Doubles:
+    def _inputs(self, score: Doubles | Floats, position: Ints) -> Doubles:
         scaled = (score - self._centre) / self._scale
         columns = np.broadcast_arrays(
             np.ones_like(scaled), scaled, scaled**2, np.log(position), 1 / position

@@ -1,4 +1,4 @@
-"""`report.html`: a page on a run whose users have no names: python -m evaluation.report --run DIR [--holdout FILE]."""
+"""`report.html`, a page on a run whose users have no names: bascule report --run DIR."""
 
 from __future__ import annotations
 
@@ -40,52 +40,41 @@ from serve.recommender import Recommender
 from serve.requests import History
 from service.command_line import make_parser, run_command
 
-MAX_REQUESTS = (
-    2048  # requests that lists are made for, drawn by the seed where there are more
-)
-N_EXAMPLES = 10  # examples, and events of each
-MAX_EVENTS = 8
+MAX_REQUESTS = 2048  # lists that are made; where there are more users, the seed draws
+N_EXAMPLES = 10
+MAX_EVENTS = 8  # of an example
 Requests = list[dict[str, Any]]
 STAGES = {
     "select": "first training, which validation stops",
     "final": "last training, on all but the test",
 }
+CURVES_SHOWN = {
+    "train_loss": "Training loss",
+    "val_ndcg": "NDCG on validation users",
+}
 INK = "#17212b"
 OURS = "#0b62a8"
 THEIRS = "#7d8894"
-COLOURS = (
-    INK,
-    OURS,
-    THEIRS,
-    "#b86e00",
-    "#00795c",
-)  # the style sheet knows them by their place
+COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")  # in the order of the style sheet
 NAMES = environment().get_template("words.jinja").module.models  # type: ignore[attr-defined]
 _STYLE: dict[Any, Any] = {
-    **{
-        "svg.fonttype": "none",
-        "svg.hashsalt": "bascule",
-        "font.size": 9,
-        "axes.grid": True,
-        "grid.alpha": 0.3,
-    },
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    **dict.fromkeys(
-        (
-            "text.color",
-            "axes.edgecolor",
-            "axes.labelcolor",
-            "xtick.color",
-            "ytick.color",
-        ),
-        INK,
-    ),
+    "svg.fonttype": "none",
+    "svg.hashsalt": "bascule",
+    "font.size": 9,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 
-def main(
-    argv: Sequence[str] | None = None, program: str = "python -m evaluation.report"
-) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "bascule report") -> int:
     """Run the command and return its exit status."""
     parser = make_parser(program, "Write the report of a finished run again.")
     parser.add_argument(
@@ -100,7 +89,15 @@ def main(
 
 
 def rewrite_report(run: Path, holdout: Path | None) -> None:
-    """Write the report of a finished run again, unless its figures are of another bundle than the one there."""
+    """Write the report of a finished run again.
+
+    Args:
+        run: folder of the run.
+        holdout: file of the test interactions, to mark what was right in the examples.
+
+    Raises:
+        SchemaError: the folder has no figures, or those of another bundle.
+    """
     path = run / METRICS
     try:
         content = json.loads(path.read_bytes())
@@ -110,17 +107,15 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
             f"{path} cannot be read: {say(error)}; give the folder of a finished run"
         ) from error
     recommender = Recommender.load(run / BUNDLE)
-    there = recommender.bundle.manifest.version
-    if measured != there:
+    bundle = recommender.bundle
+    version = bundle.manifest.version
+    if measured != version:
         raise SchemaError(
-            f"{path} is of version {measured}, the bundle beside it of {there}; give one run's folder"
+            f"{path} is of version {measured}, the bundle beside it of {version}; "
+            "give one run's folder"
         )
-    held_out = (
-        None
-        if holdout is None
-        else read_interactions(holdout, recommender.bundle.schema)
-    )
-    write_report(run, run, content, recommender, held_out)
+    test = None if holdout is None else read_interactions(holdout, bundle.schema)
+    write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
 
@@ -131,11 +126,19 @@ def write_report(
     recommender: Recommender,
     holdout: pd.DataFrame | None,
 ) -> None:
-    """Write `report.html` of a `run`, from `metrics.json`, its logs and the test, if any, that marks what was right."""
+    """Write `report.html`.
+
+    Args:
+        folder: where the report goes.
+        run: folder with the logs and the configuration of the run.
+        content: `metrics.json`.
+        recommender: the bundle of the run with its profiles.
+        holdout: the test interactions, to mark what was right in the examples.
+    """
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
-    requests, targets = ask(recommender, content, holdout, seed)
-    has_config = any((place / CONFIG).is_file() for place in (folder, run))
+    requests, targets = draw_requests(recommender, content, holdout, seed)
+    has_config = (folder / CONFIG).is_file() or (run / CONFIG).is_file()
     page = render(
         "report.html",
         content,
@@ -154,26 +157,35 @@ def write_report(
         draw_intervals=draw_intervals,
         find_limits=find_limits,
         draw_curves=draw_curves,
+        draw_shares=draw_shares,
     )
     write_file(folder / REPORT, page.encode())
 
 
 def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Markup:
-    """Return a drawing as SVG whose colours the style sheet decides; the label, read aloud, makes ids unique."""
+    """Draw a chart.
+
+    Args:
+        plot: draws on axes.
+        label: is read aloud; it also makes the ids of the drawing unique on the page.
+        height: inches.
+
+    Returns:
+        SVG whose colours the style sheet decides.
+    """
     with mpl.rc_context(_STYLE):
-        drawing = Figure(figsize=(4.4, height), layout="constrained")
+        figure = Figure(figsize=(4.4, height), layout="constrained")
+        plot(figure.subplots())
         text = io.StringIO()
-        plot(drawing.subplots())
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        drawing.savefig(text, format="svg", transparent=True, metadata=no_metadata)
-    svg = text.getvalue()[text.getvalue().index("<svg") + 5 :]
-    for mark in ('id="', "(#", '"#'):
-        svg = svg.replace(mark, mark + re.sub(r"\W+", "-", label))
+        figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+    svg = text.getvalue().partition("<svg ")[2]
+    prefix = re.sub(r"\W+", "-", label)
+    svg = re.sub(r'id="|\(#|"#', lambda mark: mark[0] + prefix, svg)
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
-    return Markup('<svg class="chart" role="img" aria-label="{}" ').format(
-        label
-    ) + Markup(svg)  # noqa: S704
+    head = Markup('<svg class="chart" role="img" aria-label="{}" ').format(label)
+    return head + Markup(svg)  # noqa: S704
 
 
 def draw_intervals(
@@ -182,25 +194,30 @@ def draw_intervals(
     label: str,
     limits: Sequence[float] = (),
 ) -> Markup:
-    """Draw a dot and its 95 % interval per row, ours in our colour; charts of the same limits have the same axis."""
+    """Draw a dot and its 95 % interval per row.
+
+    Args:
+        summaries: name of the row -> metric and `<metric>_ci95`.
+        metric: the figure to draw.
+        label: of the drawing.
+        limits: ends of the axis, the same for charts of groups, which are all ours.
+    """
     height = 0.7 + 0.22 * len(summaries)
 
     def plot(axes: Axes) -> None:
-        rows = range(len(summaries), 0, -1)
-        names = [NAMES.get(name, name) for name in summaries]
-        for row, (name, summary) in zip(rows, summaries.items(), strict=True):
+        names = []
+        for row, (name, summary) in enumerate(summaries.items()):
             colour = OURS if name == MODEL or limits else THEIRS
-            axes.plot(
-                summary[f"{metric}_ci95"], [row, row], color=colour, linewidth=1.8
-            )
+            ends = summary[f"{metric}_ci95"]
+            axes.plot(ends, [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
-        axes.set_yticks(
-            list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
-        )
-        axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6), xlim=limits or None)
-        cast(Figure, axes.figure).set_layout_engine(
-            "none"
-        )  # the axis is at one place, however long the names
+            name = NAMES.get(name, name)
+            names.append(name if len(name) <= 24 else f"{name[:23]}…")
+        axes.set_yticks(range(len(names)), names)
+        bottom = len(names) - 0.4  # the first row is on top
+        axes.set(xlabel=metric, ylim=(bottom, -0.6), xlim=limits or None)
+        # the axis is at one place, however long the names
+        cast(Figure, axes.figure).set_layout_engine("none")
         axes.set_position((0.36, 0.5 / height, 0.61, 1 - 0.6 / height))
 
     return draw(plot, label, height)
@@ -208,96 +225,88 @@ def draw_intervals(
 
 def find_limits(slices: Sequence[Content]) -> tuple[float, float]:
     """Return the ends of an axis that holds the intervals of all groups."""
-    ends = [
-        end
-        for one in slices
-        for group in one["charted"].values()
-        for end in group[f"{one['metric']}_ci95"]
-    ]
+    ends = []
+    for one in slices:
+        for group in one["charted"].values():
+            ends += group[f"{one['metric']}_ci95"]
     return max(0.0, min(ends) - 0.02), max(ends) + 0.02
 
 
 def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
-    """Return caption -> figures by epoch of each training that left a log; of an epoch run again the last ones."""
+    """Return caption -> figures by epoch of each training that left a log.
+
+    An epoch that ran twice has its last figures.
+    """
     charts = {}
     for stage, title in STAGES.items():
         path = run / LOGS / stage / CURVES
-        if path.is_file():
-            rows = pd.read_csv(path).groupby("epoch").last().dropna(axis=1, how="all")
-            for start, meaning in (
-                ("train_loss", "Training loss"),
-                ("val_ndcg", "NDCG on validation users"),
-            ):
-                curves = {
-                    str(name): rows[name].dropna()
-                    for name in rows
-                    if str(name).startswith(start)
-                }
-                if curves:
-                    charts[
-                        f"{meaning} of the {title}; the upright line is the chosen epoch"
-                    ] = curves
+        if not path.is_file():
+            continue
+        rows = pd.read_csv(path).groupby("epoch").last().dropna(axis=1, how="all")
+        for start, meaning in CURVES_SHOWN.items():
+            logged = rows.filter(regex=f"^{start}")
+            if len(logged.columns):
+                caption = (
+                    f"{meaning} of the {title}; the upright line is the chosen epoch"
+                )
+                charts[caption] = {str(name): logged[name].dropna() for name in logged}
     return charts
 
 
 def draw_curves(
-    curves: Mapping[str, Any],
-    label: str,
-    marked: float | None = None,
-    is_share: bool = False,
+    curves: Mapping[str, Any], label: str, chosen_epoch: float | None = None
 ) -> Markup:
-    """Draw figures over epochs, or over the share of a catalogue."""
+    """Draw figures over epochs."""
 
     def plot(axes: Axes) -> None:
-        for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
-            axes.plot(
-                curve.index,
-                curve.to_numpy(),
-                label=name,
-                color=colour,
-                marker="" if is_share else ".",
-            )
-        if marked is not None:
-            axes.axvline(marked, color=INK, linewidth=0.8, linestyle="--")
-        if is_share:
-            axes.set(xlabel="share of the catalogue, most popular first", xscale="log")
-        else:
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend()
+        _plot_curves(axes, curves)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if chosen_epoch is not None:
+            axes.axvline(chosen_epoch, color=INK, linewidth=0.8, linestyle="--")
 
     return draw(plot, label)
 
 
-def ask(
+def draw_shares(curves: Mapping[str, Any], label: str) -> Markup:
+    """Draw figures over the share of a catalogue."""
+
+    def plot(axes: Axes) -> None:
+        _plot_curves(axes, curves)
+        axes.set(xlabel="share of the catalogue, most popular first", xscale="log")
+
+    return draw(plot, label)
+
+
+def _plot_curves(axes: Axes, curves: Mapping[str, Any]) -> None:
+    for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
+        axes.plot(curve.index, curve, ".-", label=name, color=colour)
+    axes.legend()
+
+
+def draw_requests(
     recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int
 ) -> tuple[Requests, ItemSets | None]:
-    """Draw requests of users of the test with their targets, or of known users where nothing was held out."""
-    requests = [
-        {"user_id": user_id} for user_id in recommender.profiles.user_ids.tolist()
-    ]
+    """Draw requests of test users with their targets, or of known users without a test."""
+    user_ids = recommender.profiles.user_ids.tolist()
+    requests = [{"user_id": user_id} for user_id in user_ids]
     targets = None
     if holdout is not None and len(holdout):
         test_at = content["data"]["split"].get("test_at")
-        held_out = group_requests(
-            holdout, Ids.number(_item_ids(recommender), (holdout,))
-        )
-        requests = plain_requests(
-            held_out.rows, None if test_at is None else read_moment(test_at, None)
-        )
+        at = None if test_at is None else read_moment(test_at, None)
+        ids = Ids.number(_item_ids(recommender), (holdout,))
+        held_out = group_requests(holdout, ids)
+        requests = plain_requests(held_out.rows, at)
         targets = held_out.targets.items
-    drawn = np.sort(
-        np.random.default_rng(seed).permutation(len(requests))[:MAX_REQUESTS]
-    )
-    return [
-        requests[row] for row in drawn.tolist()
-    ], None if targets is None else targets.take(drawn)
+    order = np.random.default_rng(seed).permutation(len(requests))
+    rows = np.sort(order[:MAX_REQUESTS])
+    drawn = [requests[row] for row in rows.tolist()]
+    return drawn, None if targets is None else targets.take(rows)
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    return as_lists(
-        recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH
-    )
+    answers = recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed)
+    return as_lists(answers, DEPTH)
 
 
 def _item_ids(recommender: Recommender) -> Any:
@@ -307,100 +316,93 @@ def _item_ids(recommender: Recommender) -> Any:
 def measure_exposure(
     recommender: Recommender, requests: Requests
 ) -> dict[str, pd.Series[float]]:
-    """Return the shares of recommendations and of events on the most popular items, by share of the catalogue."""
-    n_items = recommender.bundle.items.num_rows
-    events = _item_ids(recommender).get_indexer(
-        pd.Index(recommender.profiles.history.item_id)
-    )
-    lists = _rank(recommender, requests, recommender.bundle.schema.repeats == "exclude")
-    rows = {"recommendations": lists, "events": events}
-    counts = pd.DataFrame(
-        {name: np.bincount(of[of >= 0], minlength=n_items) for name, of in rows.items()}
-    )
-    counts = counts.sort_values("events", ascending=False, kind="stable").set_axis(
-        np.arange(1, n_items + 1) / n_items
-    )
-    shown = np.unique(np.geomspace(1, n_items, 120).round().astype(int) - 1)
-    shares = (counts.cumsum() / counts.sum().clip(lower=1)).iloc[shown]
-    return {str(name): shares[name] for name in shares}
+    """Return how recommendations and events fall on popular items.
+
+    Returns:
+        `recommendations` and `events` -> their share on the most popular items, by the share of
+        the catalogue that these are.
+    """
+    bundle = recommender.bundle
+    n_items = bundle.items.num_rows
+    history = pd.Index(recommender.profiles.history.item_id)
+    events = _item_ids(recommender).get_indexer(history)
+    lists = _rank(recommender, requests, bundle.schema.repeats == "exclude")
+
+    n_events = np.bincount(events[events >= 0], minlength=n_items)
+    n_shown = np.bincount(lists[lists >= 0], minlength=n_items)
+    order = np.argsort(-n_events, kind="stable")
+    places = np.unique(np.geomspace(1, n_items, 120).round().astype(int))
+    shares = {}
+    for name, counts in (("recommendations", n_shown), ("events", n_events)):
+        totals = np.cumsum(counts[order])
+        values = totals[places - 1] / max(totals[-1], 1)
+        shares[name] = pd.Series(values, places / n_items)
+    return shares
 
 
 def describe_examples(
     recommender: Recommender, requests: Requests, targets: ItemSets | None, seed: int
 ) -> list[dict[str, Any]]:
-    """Return what users had, are recommended and chose: one of each of ten groups of rising history length."""
-    profiles = [recommender.profiles.get(request["user_id"]) for request in requests]
-    histories = [
-        History(np.empty(0, object)) if profile is None else profile.history
-        for profile in profiles
-    ]
-    groups = np.array_split(
-        np.argsort([len(history) for history in histories], kind="stable"), N_EXAMPLES
-    )
-    rng = np.random.default_rng(seed)
-    chosen = [int(rng.choice(group)) for group in groups if len(group)]
+    """Return what some users had, are recommended and chose, from short to long histories."""
+    histories = []
+    for request in requests:
+        profile = recommender.profiles.get(request["user_id"])
+        nothing = History(np.empty(0, object))
+        histories.append(nothing if profile is None else profile.history)
+    chosen = _choose_rows([len(history) for history in histories], seed)
+
     schema = recommender.bundle.schema
-    ids = _item_ids(recommender)
-    views = (
-        {"All items": False, "New items only": True}
-        if schema.repeats == "allow"
-        else {"Recommended": True}
-    )
-    asked = [requests[row] for row in chosen]
+    views = {"Recommended": True}
+    if schema.repeats == "allow":
+        views = {"All items": False, "New items only": True}
+    chosen_requests = [requests[row] for row in chosen]
     lists = {
-        title: _rank(recommender, asked, is_filtered)
-        for title, is_filtered in views.items()
+        title: _rank(recommender, chosen_requests, filter_viewed)
+        for title, filter_viewed in views.items()
     }
-    names = np.array(
-        [*name_all(recommender), "an item outside the catalogue"], object
-    )  # the last one answers -1
+    ids = _item_ids(recommender)
+    # the last name answers -1
+    names = np.array([*name_all(recommender), "an item outside the catalogue"], object)
     examples = []
     for place, row in enumerate(chosen):
         history = histories[row]
-        had = ids.get_indexer(pd.Index(history.item_id))
+        owned = ids.get_indexer(pd.Index(history.item_id))
         wanted: Any = [] if targets is None else targets.take(np.array([row])).item_row
-        places = {
-            title: [
-                (names[item], item in wanted, item in had)
-                for item in ranked[place]
-                if item >= 0
+        shown = {}
+        for title, ranked in lists.items():
+            items = ranked[place][ranked[place] >= 0]
+            shown[title] = [
+                (names[item], item in wanted, item in owned) for item in items
             ]
-            for title, ranked in lists.items()
-        }
-        events = _describe_events(history, names[had], schema.timezone)
-        wanted = [names[item] for item in wanted]
         examples.append(
             {
                 "n_events": len(history),
-                "events": events,
-                "lists": places,
-                "targets": wanted,
+                "events": _describe_events(history, names[owned], schema.timezone),
+                "lists": shown,
+                "targets": [names[item] for item in wanted],
             }
         )
     return examples
 
 
+def _choose_rows(lengths: Sequence[int], seed: int) -> list[int]:
+    """Draw one row of each of some groups of rising length."""
+    rng = np.random.default_rng(seed)
+    groups = np.array_split(np.argsort(lengths, kind="stable"), N_EXAMPLES)
+    return [int(rng.choice(group)) for group in groups if len(group)]
+
+
 def _describe_events(
     history: History, names: Any, timezone: str | None
 ) -> list[tuple[str, str]]:
-    events = pd.DataFrame(
-        {"name": names, "date": "", "event": history.event, "weight": history.weight}
-    )
+    """Return the date and the name of the last items, the latest first."""
+    names = names[-MAX_EVENTS:][::-1].tolist()
+    dates = [""] * len(names)
     if history.datetime is not None:
-        times = pd.to_datetime(pd.Series(history.datetime), unit="s", utc=True)
-        events["date"] = times.dt.tz_convert(timezone or "UTC").dt.date.astype(str)
-    described = []
-    for name, date, event, weight in events.tail(MAX_EVENTS)[::-1].itertuples(
-        index=False
-    ):
-        details = event if isinstance(event, str) else ""
-        details += (
-            f" x {weight:g}"
-            if weight is not None and np.isfinite(weight) and weight != 1
-            else ""
-        )
-        described.append((date, f"{name} [{details.strip()}]" if details else name))
-    return described
+        last = history.datetime[-MAX_EVENTS:][::-1]
+        times = pd.to_datetime(last, unit="s", utc=True).tz_convert(timezone or "UTC")
+        dates = [str(date) for date in times.date]
+    return [*zip(dates, names, strict=True)]
 
 
 def name_all(recommender: Recommender) -> list[str]:
@@ -408,11 +410,10 @@ def name_all(recommender: Recommender) -> list[str]:
     items = recommender.bundle.items
     names = name_items(items, recommender.bundle.schema.item_features)
     counts = Counter(names)
-    ids = map(str, _item_ids(recommender))
-    return [
-        name if counts[name] == 1 else f"{name} ({item_id})"
-        for name, item_id in zip(names, ids, strict=True)
-    ]
+    unique = []
+    for name, item_id in zip(names, _item_ids(recommender), strict=True):
+        unique.append(name if counts[name] == 1 else f"{name} ({item_id})")
+    return unique
 
 
 if __name__ == "__main__":

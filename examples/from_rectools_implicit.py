@@ -1,14 +1,14 @@
 """From the inputs of RecTools and implicit; neither needs to be installed.
 
 RecTools                                      Bascule
-Dataset.construct(interactions_df=...)        events: user_id, item_id, weight, datetime have the same names and meaning
-user_features_df, item_features_df            users, items: a column per feature instead of a row per value
+Dataset.construct(interactions_df=...)        events: user_id, item_id, weight, datetime
+user_features_df, item_features_df            users, items: a column per feature, no row per value
 Columns.Score, Columns.Rank                   score, rank of `to_pandas()`
 model.recommend(users, dataset, k, True)      recommend(users, k, repeats="exclude")
 model.recommend_to_items(items, dataset, k)   similar_items(items, k)
 
 implicit                                      Bascule
-csr_matrix (users, items), values             events: a row per stored value, which is its weight; no datetime: a set
+csr_matrix (users, items), values             events: a row per value; without datetime a set
 model.recommend(rows, matrix[rows], N)        recommend(rows, N): ids are the row and column numbers
 model.similar_items(column, N)                similar_items(column, N), without the item itself
 model.similar_users(row, N)                   similar_users(row, N), without the user themselves
@@ -43,7 +43,7 @@ def make_interactions() -> pd.DataFrame:
 
 
 def widen(features: pd.DataFrame) -> pd.DataFrame:
-    """Turn the features of RecTools, `id, feature, value`, into a column per feature; | joins several values."""
+    """Turn rows of `id, feature, value` into a column per feature; | joins several values."""
     joined = (
         features.astype({"value": str})
         .groupby(["id", "feature"])["value"]

@@ -1,4 +1,4 @@
-"""From the CSV files of a shop, with its own column names, a semicolon and sizes in words: one configuration file."""
+"""From the CSV files of a shop, with its own column names and a semicolon: one configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ import bascule
 
 CONFIG = """
 data:
-  interactions: {path: "orders-*.csv", delimiter: ";", columns: {user_id: customer, item_id: sku, datetime: ordered_at}}
+  interactions:
+    path: "orders-*.csv"
+    delimiter: ";"
+    columns: {user_id: customer, item_id: sku, datetime: ordered_at}
   users: {path: customers.csv, delimiter: ";", columns: {user_id: customer}, missing: ["-"]}
   items: {path: products.csv, delimiter: ";", columns: {item_id: sku}}
   features:

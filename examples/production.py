@@ -1,4 +1,4 @@
-"""Production in five steps: train, judge, publish, serve, retrain with what was seen. The steps are plain commands."""
+"""Production in five steps, which are plain commands: train, judge, publish, serve, retrain."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ evaluation: {baselines: [popularity]}
 
 
 def run(*words: str) -> None:
-    """Run a command of Bascule; it ends with status 2 where something is wrong, and so does this."""
+    """Run a command of Bascule; a fault ends it with status 2, and this script too."""
     print("$ bascule", *words)
     subprocess.run([sys.executable, "-m", "bascule", *words], check=True)
 
@@ -120,7 +120,7 @@ def main() -> None:
                 "/v1/events",
                 {"user_id": 7, "item_id": shown["answers"][0]["items"][0]["item_id"]},
             )
-            # Step 5: retrain on everything up to now, and let the service take it over without a pause
+            # Step 5: retrain on everything up to now; the service takes it over without a pause
             pd.concat([events, collect()]).to_csv("events.csv", index=False)
             train("second")
             if judge("second"):

@@ -1,7 +1,8 @@
 """The two towers in torch, their losses, training and export.
 
-Letters in shape comments: B requests (or windows), L history positions, T = L + 1 tokens, D dimensions of the taste
-part of a vector, A of its affinity part, P of its popularity part, W = D + A + P, N items of the catalogue, E owned
-items of all requests of a batch, M targets of a batch, C code columns, V value columns, S statistics, G user
-statistics, Q categories, H heads, K basis functions, F single-valued item features, U training users.
+Letters in shape comments: B requests (or windows), L history positions, T = L + 1 tokens, N items
+of the catalogue, M targets of a batch, E owned items of all its requests, W = D + A + P entries of
+a vector: taste, category affinity, popularity. C code columns, V value columns, S statistics of an
+owned item, G of a user, Q categories, H heads, K basis functions, F single-valued item features, U
+training users.
 """

@@ -1,4 +1,8 @@
-"""Attention over the events of a history, biased by order and by the gap in time between two events."""
+"""Attention over the events of a history, biased by order and by the time between two events.
+
+Letters: B rows, T = L + 1 tokens (the start token and L events), Q query tokens, D entries of a
+token, H heads, K basis functions.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,10 @@ DROPOUT_LEVELS = 256
 
 
 class Dropout(nn.Module):
-    """Dropout whose mask is made of random bytes: torch draws a float per entry, a sixth of a step on a CPU.
+    """Dropout by random bytes, of a probability rounded to 1 / 256.
 
-    The probability is rounded to 1 / 256.
+    torch's dropout draws a float per entry. With it, a step of `EventBlocks` on one core takes a
+    fifth to a third longer.
     """
 
     def __init__(self, p: float) -> None:
@@ -31,22 +36,23 @@ class Dropout(nn.Module):
         """Drop entries of a tensor of any shape (...) while training."""
         if not self.training or not self.n_dropped:
             return values
-        n_words = -(-values.numel() // 8)
+        n = values.numel()
+        highest = (1 << 63) - 1
         words = torch.randint(
-            -(1 << 63), (1 << 63) - 1, (n_words,), device=values.device
+            -highest - 1, highest, (-(-n // 8),), device=values.device
         )  # (words,)
-        bytes_ = words.view(torch.uint8)[: values.numel()].view(values.shape)  # (...)
-        kept = torch.ge(bytes_, self.n_dropped, out=torch.empty_like(values))  # (...)
-        return values * kept.mul_(
-            DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped)
-        )  # (...)
+        levels = words.view(torch.uint8)[:n].view(values.shape)  # (...)
+        mask = torch.ge(levels, self.n_dropped, out=torch.empty_like(values))  # (...)
+        scale = DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped)
+
+        return values * mask.mul_(scale)  # (...)
 
 
 class LogTimeBasis(nn.Module):
     """Map seconds to K hat functions of log(1 + seconds), evenly spaced from 0 s to 15 years.
 
-    Between two knots exactly two functions are non-zero and sum to 1, so that a linear layer on top is a piecewise
-    linear function of log time.
+    Between two knots exactly two functions are non-zero and sum to 1, so that a linear layer on top
+    is a piecewise linear function of log time.
     """
 
     knots: Tensor
@@ -55,68 +61,76 @@ class LogTimeBasis(nn.Module):
         super().__init__()
         self.n_functions = n_functions
         self.step = LONGEST_TIME / (n_functions - 1)
-        self.register_buffer(
-            "knots", torch.arange(n_functions) * self.step, persistent=False
-        )
+        knots = torch.arange(n_functions) * self.step  # (K,)
+        self.register_buffer("knots", knots, persistent=False)
 
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
-        distance = (
-            _log(seconds).unsqueeze(-1) - self.knots
-        ).abs() / self.step  # (..., K)
+        gaps = _log(seconds).unsqueeze(-1) - self.knots  # (..., K)
+        distance = gaps.abs() / self.step  # (..., K)
         return (1.0 - distance).clamp(min=0.0)  # (..., K)
 
     def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Find seconds (...) among the knots: piece i (int64) for a position (float) between i and i + 1."""
+        """Find seconds among the knots.
+
+        Args:
+            seconds: (...) int64.
+
+        Returns:
+            (...) piece i (int64) and (...) position (float), which lies between i and i + 1.
+        """
         positions = _log(seconds) / self.step  # (...)
-        return positions.long().clamp(
-            max=self.n_functions - 2
-        ), positions  # (...), (...)
+        pieces = positions.long().clamp(max=self.n_functions - 2)  # (...)
+        return pieces, positions  # (...), (...)
 
 
 def _log(seconds: Tensor) -> Tensor:
-    return torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(
-        max=LONGEST_TIME
-    )  # (...)
+    logs = torch.log1p(seconds.clamp(min=0).to(torch.float32))  # (...)
+    return logs.clamp(max=LONGEST_TIME)  # (...)
 
 
 class Relations(NamedTuple):
-    """Hold how Q query tokens stand to all T tokens."""
+    """How Q query tokens stand to all T tokens."""
 
-    pieces: Tensor  # (B, Q, T) int64: the piece of log time in which their gap lies; `NO_GAP` to the start token
+    pieces: Tensor  # (B, Q, T) int64: piece of log time of the gap; `NO_GAP` to the start token
     log_positions: Tensor  # (B, Q, T): the gap, counted in knots
-    distance: Tensor  # (B, Q, T) int64: `MASKED`, or 1 + groups in between; (1, Q, T) if alike in all rows
+    distance: Tensor  # (B or 1, Q, T) int64: `MASKED`, or 1 + groups in between
 
     def take(self, positions: Tensor) -> Relations:
         """Keep the query tokens at positions (B, Q)."""
         n_rows = positions.shape[0]
-        pieces, log_positions, distance = (
-            take_tokens(part.expand(n_rows, -1, -1), positions) for part in self
-        )
-        return Relations(pieces, log_positions, distance)
+        parts = []
+        for part in self:
+            parts.append(take_tokens(part.expand(n_rows, -1, -1), positions))
+        return Relations(*parts)
 
 
 class EventBlocks(nn.Module):
     """Pre-norm transformer blocks in which token i sees token j where group j <= group i.
 
-    The logit of a pair adds two learned functions to the product of query and key: one of the distance in groups, one
-    of log(1 + gap in seconds). Nothing depends on the target, so that every position is a state; nor on the order
-    within a group, so that a basket is a set.
+    The logit of a pair adds two learned functions to the product of query and key: one of the
+    distance in groups, one of log(1 + gap in seconds). Nothing depends on the target, so that every
+    position is a state; nor on the order within a group, so that a basket is a set.
     """
 
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.gap_basis = LogTimeBasis(N_GAP_KNOTS)
-        self.blocks = nn.ModuleList(
-            [EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)]
-        )
+        blocks = [EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)]
+        self.blocks = nn.ModuleList(blocks)
         self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
 
     def forward(self, tokens: Tensor, times: Tensor, groups: Tensor) -> Tensor:
-        """Encode tokens (B, T, D), the start token first, at times (B, T) in seconds; without blocks, return them.
+        """Encode tokens; without blocks, return them.
 
-        Groups (B, T), or (1, T) if alike in all rows, are 0 for the start token, rise by order, and are above all
-        others where padded.
+        Args:
+            tokens: (B, T, D), the start token first.
+            times: (B, T) seconds.
+            groups: (B, T), or (1, T) if alike in all rows: 0 of the start token, rising by order,
+                above all others where padded.
+
+        Returns:
+            (B, T, D) states.
         """
         if not len(self.blocks):
             return tokens  # (B, T, D)
@@ -128,7 +142,10 @@ class EventBlocks(nn.Module):
     def encode_at(
         self, tokens: Tensor, times: Tensor, groups: Tensor, positions: Tensor
     ) -> Tensor:
-        """Encode the token at one position (B,) of each row, without the others in the last block: (B, D)."""
+        """Encode the token at one position (B,) of each row, (B, D).
+
+        The last block leaves out the other tokens.
+        """
         positions = positions.unsqueeze(1)  # (B, 1)
         if len(self.blocks) > 1:
             relations = self.relate(times, groups, times, groups)
@@ -136,28 +153,24 @@ class EventBlocks(nn.Module):
                 tokens = block(tokens, relations)  # (B, T, D)
             relations = relations.take(positions)
         else:
-            query_groups = groups.expand(positions.shape[0], -1).gather(
-                1, positions
-            )  # (B, 1)
-            relations = self.relate(
-                times.gather(1, positions), query_groups, times, groups
-            )
+            groups_of_rows = groups.expand(positions.shape[0], -1)  # (B, T)
+            query_groups = groups_of_rows.gather(1, positions)  # (B, 1)
+            query_times = times.gather(1, positions)  # (B, 1)
+            relations = self.relate(query_times, query_groups, times, groups)
         last = self.blocks[-1](tokens, relations, positions)  # (B, 1, D)
         return self.norm(last).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
     def relate(
         self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor
     ) -> Relations:
-        """Relate query tokens (B, Q) to all tokens (B, T), of which the first is the start token."""
+        """Relate query tokens (B, Q) to all tokens (B, T); the first is the start token."""
         gaps = query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1)  # (B, Q, L)
-        pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L)
+        pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L) both
         pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
         distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
-        return Relations(
-            pieces,
-            functional.pad(log_positions, (1, 0)),
-            distance.clamp(MASKED - 1, FARTHEST) + 1,
-        )
+        log_positions = functional.pad(log_positions, (1, 0))  # (B, Q, T)
+        distance = distance.clamp(MASKED - 1, FARTHEST) + 1  # (B, Q, T)
+        return Relations(pieces, log_positions, distance)
 
 
 class EventBlock(nn.Module):
@@ -169,9 +182,7 @@ class EventBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
-        self.gap_bias = nn.Linear(
-            N_GAP_KNOTS, n_heads, bias=False
-        )  # the bias at each knot
+        self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # at each knot
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim),
@@ -185,51 +196,62 @@ class EventBlock(nn.Module):
     def forward(
         self, tokens: Tensor, relations: Relations, positions: Tensor | None = None
     ) -> Tensor:
-        """Let the tokens at `positions` (B, Q), all of them by default, read the tokens (B, T, D): (B, Q, D)."""
-        bias = self.distance_logits(relations.distance)  # (B, H, Q, T)
-        bias = bias + self.gap_logits(
-            relations.pieces, relations.log_positions
-        )  # (B, H, Q, T)
+        """Let query tokens read all tokens.
+
+        Args:
+            tokens: (B, T, D).
+            relations: how the query tokens stand to all tokens.
+            positions: (B, Q) positions of the query tokens; None for all tokens.
+
+        Returns:
+            (B, Q, D) the query tokens after the block.
+        """
+        bias = self.distance_logits(relations.distance)  # (B or 1, H, Q, T)
+        pieces = relations.pieces  # (B, Q, T)
+        of_gaps = self.gap_logits(pieces, relations.log_positions)  # (B, H, Q, T)
+        bias = bias + of_gaps  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
-        queries = (
-            tokens if positions is None else take_tokens(tokens, positions)
-        )  # (B, Q, D)
+        queries = tokens  # (B, T, D)
+        if positions is not None:
+            queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
-        return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
+        change = self.dropout(self.feed_forward(queries))  # (B, Q, D)
+        return queries + change  # type: ignore[no-any-return]  # (B, Q, D)
 
     def distance_logits(self, distance: Tensor) -> Tensor:
-        """Look up the bias of each distance (B, Q, T), -inf where a token is masked: (B, H, Q, T)."""
-        tables = functional.pad(
-            self.distance_bias.weight.T, (1, 0), value=float("-inf")
-        )  # (H, masked and distances)
+        """Look up the bias of each distance (B, Q, T), -inf of masked tokens: (B, H, Q, T)."""
+        weights = self.distance_bias.weight.T  # (H, distances)
+        tables = functional.pad(weights, (1, 0), value=-math.inf)  # (H, 1 + distances)
         return _look_up(tables, distance)  # (B, H, Q, T)
 
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
         """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""
         values = self.gap_bias.weight  # (H, K)
         slopes = values.diff(dim=1)  # (H, pieces)
-        starts = values[:, :-1] - slopes * torch.arange(
-            slopes.shape[1], device=slopes.device
-        )  # (H, pieces)
-        lines = functional.pad(
-            torch.cat([starts, slopes]), (0, 1)
-        )  # (2 H, K): no gap weighs nothing
+        first = values[:, :-1]  # (H, pieces)
+        knots = torch.arange(slopes.shape[1], device=slopes.device)  # (pieces,)
+        starts = first - slopes * knots  # (H, pieces)
+
+        # The piece that is appended has a bias of 0: `NO_GAP`.
+        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
+
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, positions: Tensor | None) -> Tensor:
-        """Mix the values of tokens (B, T, D) for those at `positions` (B, Q) by a bias (B, H, Q, T): (B, Q, D)."""
+        """Mix the values of tokens (B, T, D) for the queries, by a bias (B, H, Q, T): (B, Q, D)."""
         query, key, value = self.project_in(tokens).chunk(3, dim=-1)  # (B, T, D) each
         if positions is not None:
             query = take_tokens(query, positions)  # (B, Q, D)
-        query, key, value = map(
-            self.split_heads, (query, key, value)
-        )  # (B, H, Q, D / H), (B, H, T, D / H) both
-        query = query / math.sqrt(
-            query.shape[-1]
-        )  # before the product: of float16 it could be too large
+        query = self.split_heads(query)  # (B, H, Q, D / H)
+        key = self.split_heads(key)  # (B, H, T, D / H)
+        value = self.split_heads(value)  # (B, H, T, D / H)
+
+        # Before the product, which could be too large for float16.
+        query = query / math.sqrt(query.shape[-1])  # (B, H, Q, D / H)
         logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = logits.softmax(dim=-1) @ value  # (B, H, Q, D / H)
+
         return self.project_out(self.join_heads(mixed))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
@@ -237,24 +259,22 @@ class EventBlock(nn.Module):
         if self.n_heads == 1:
             return tokens.unsqueeze(1)  # (B, 1, T, D)
         n_batch, n_tokens, dim = tokens.shape
-        return tokens.reshape(
-            n_batch, n_tokens, self.n_heads, dim // self.n_heads
-        ).transpose(1, 2)  # (B, H, T, D / H)
+        shape = (n_batch, n_tokens, self.n_heads, dim // self.n_heads)
+        return tokens.reshape(shape).transpose(1, 2)  # (B, H, T, D / H)
 
     def join_heads(self, heads: Tensor) -> Tensor:
-        """Undo `split_heads`: (B, H, T, D / H) to (B, T, D); a reshape would not export with several heads."""
-        return (
-            heads.squeeze(1)
-            if self.n_heads == 1
-            else torch.cat(heads.unbind(1), dim=-1)
-        )  # (B, T, D)
+        """Undo `split_heads`: (B, H, T, D / H) to (B, T, D)."""
+        if self.n_heads == 1:
+            return heads.squeeze(1)  # (B, T, D)
+
+        # A reshape would not export with several heads.
+        return torch.cat(heads.unbind(1), dim=-1)  # (B, T, D)
 
 
 def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
     """Take the tokens (B, T, D) at positions (B, Q): (B, Q, D)."""
-    return tokens.gather(
-        1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
-    )  # (B, Q, D)
+    index = positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])  # (B, Q, D)
+    return tokens.gather(1, index)  # (B, Q, D)
 
 
 def _look_up(tables: Tensor, index: Tensor) -> Tensor:
@@ -263,9 +283,7 @@ def _look_up(tables: Tensor, index: Tensor) -> Tensor:
     By a gather: on a CPU, an embedding of one or two numbers takes thirty times as long.
     """
     n_batch, n_queries, _ = index.shape
-    spread = (
-        tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_queries, -1)
-    )  # (B, H, Q, K)
-    return spread.gather(
-        3, index.unsqueeze(1).expand(-1, len(tables), -1, -1)
-    )  # (B, H, Q, T)
+    rows = tables.unsqueeze(0).unsqueeze(2)  # (1, H, 1, K)
+    rows = rows.expand(n_batch, -1, n_queries, -1)  # (B, H, Q, K)
+    columns = index.unsqueeze(1).expand(-1, len(tables), -1, -1)  # (B, H, Q, T)
+    return rows.gather(3, columns)  # (B, H, Q, T)

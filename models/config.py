@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from serve.errors import SchemaError
 from serve.schema import Similarity
@@ -15,7 +14,13 @@ TEMPERATURE = 0.07  # first temperature under `cosine`; it is learned
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Size of the towers and how they are trained; a key that is left out is chosen from the data."""
+    """Size of the towers and how they are trained; a key that is left out is chosen from the data.
+
+    The parser of a configuration checks the types of values, this class their ranges.
+
+    Raises:
+        SchemaError: a value is out of its range.
+    """
 
     dim: int | None = None
     """Entries of the taste part of a vector."""
@@ -26,11 +31,11 @@ class ModelConfig:
     id_dropout: float | None = None
     """Share of items that lose their id embedding in a step, so that content alone places them."""
     similarity: Similarity | None = None
-    """`dot`: the length of a vector counts. `cosine`: only its direction, with a learned temperature."""
+    """`dot`: the length of a vector counts. `cosine`: its direction, with a learned temperature."""
     neighbours: int | None = None
-    """Largest number of item-item weights per item, fitted after training and weighed by the validation; 0: none."""
+    """Item-item weights per item, fitted after training, weighed by the validation; 0: none."""
     negatives: int | None = None
-    """Items drawn per step as negatives; 0: the softmax goes over the whole catalogue, as always with repeats."""
+    """Items drawn per step as negatives; 0, as always with repeats: softmax over the catalogue."""
     learning_rate: float | None = None
     """Peak of the schedule."""
     batch_size: int | None = None
@@ -42,32 +47,17 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("dim", "batch_size", "max_epochs", "patience"):
-            self._check(name, int, lambda value: value >= 1, "an integer from 1")
+            self._check(name, 1, math.inf, "an integer from 1")
         for name in ("n_blocks", "neighbours", "negatives"):
-            self._check(name, int, lambda value: value >= 0, "an integer from 0")
+            self._check(name, 0, math.inf, "an integer from 0")
         for name in ("dropout", "id_dropout"):
-            self._check(
-                name,
-                (int, float),
-                lambda value: 0 <= value < 1,
-                "a number from 0 to below 1",
-            )
-        self._check(
-            "learning_rate",
-            (int, float),
-            lambda value: 0 < value < math.inf,
-            "a finite number above 0",
-        )
-        self._check(
-            "similarity", str, lambda value: value in ("dot", "cosine"), "dot, cosine"
-        )
+            self._check(name, 0, 1, "a number from 0 to below 1")
+        least = sys.float_info.min
+        self._check("learning_rate", least, math.inf, "a finite number above 0")
 
-    def _check(
-        self, name: str, kinds: Any, is_allowed: Callable[[Any], bool], allowed: str
-    ) -> None:
+    def _check(self, name: str, low: float, below: float, allowed: str) -> None:
         value = getattr(self, name)
-        is_right = isinstance(value, kinds) and not isinstance(value, bool)
-        if value is not None and not (is_right and is_allowed(value)):
+        if value is not None and not low <= value < below:
             raise SchemaError(f"model.{name} is {value!r}; allowed: {allowed}")
 
 
@@ -97,6 +87,5 @@ class Recipe:
     def to_config(self) -> ModelConfig:
         """Return the public keys."""
         values = asdict(self)
-        return ModelConfig(
-            **{field.name: values[field.name] for field in fields(ModelConfig)}
-        )
+        names = [field.name for field in fields(ModelConfig)]
+        return ModelConfig(**{name: values[name] for name in names})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from datamodules.config import DataConfig
@@ -13,39 +13,53 @@ from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
 from serve.schema import Similarity
 
-LONG_HISTORY = 40  # mean events of a user above which two blocks and less dropout pay
-MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the mean: a robot says nothing of the others
-MANY_EVENTS = (
-    200_000  # events from which on less dropout is needed where they have an order
-)
+# Mean events of a user above which two blocks and less dropout pay.
+LONG_HISTORY = 40
+
+# Histories count up to this multiple of the median in the mean: a robot says nothing of the others.
+MAX_OF_MEDIAN = 100
+
+# Events from which on less dropout is needed where they have an order.
+MANY_EVENTS = 200_000
+
+# Items above which item-item weights, fitted on the most popular items, would say too little.
 MAX_WITH_NEIGHBOURS = 100_000
-"""Items above which item-item weights, fitted on the most popular items, would say too little."""
-MAX_WEIGHTS = (
-    2**23
-)  # item-item weights of all items, and of one, in sets and small catalogues
+
+# Item-item weights of all items, and of one, in sets and small catalogues.
+MAX_WEIGHTS = 2**23
 MAX_NEIGHBOURS = 1024
+
+# Items above which negatives are sampled: of ordered events, of many events in long histories, of
+# sets and baskets.
 MANY_ITEMS = 5_000
 MANY_ITEMS_OF_LONG = 3_000
 MANY_ITEMS_OF_REQUESTS = 20_000
-"""Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
+
+# Negatives of a step; long histories sample a share of the catalogue, up to a limit.
 NEGATIVES = 1024
 NEGATIVES_OF_REQUESTS = 4096
-SHARE_OF_LONG = 0.3  # long histories sample this share of the catalogue, up to a limit
+SHARE_OF_LONG = 0.3
 MAX_OF_LONG = 8192
+
+# Targets that a training shows over all epochs; two blocks need more.
 TARGETS_SHOWN = 2_400_000
 TARGETS_SHOWN_OF_LONG = 24_000_000
-"""Targets that a training shows over all epochs; two blocks need more."""
+
+# User timelines that a training with repeats shows over all epochs, and its fewest epochs.
 CUTOFFS_SHOWN = 16_000
 EPOCHS_OF_REPEATS = 8
-"""User timelines that a training with repeats shows over all epochs, and its fewest epochs."""
+
 EPOCHS_OF_SETS = 4
 MIN_EPOCHS = 12
 MAX_EPOCHS = 24
+
+# Fewest steps of an epoch, and examples of a step: little data makes small batches.
 MIN_STEPS = 16
 MIN_STEPS_OF_REPEATS = 8
 MIN_BATCH = 16
-"""Batches of an epoch: little data makes small batches rather than few."""
-WARMUP_SHARE = 0.25  # largest share of all steps in which the rate may rise
+
+# Largest share of all steps in which the rate may rise.
+WARMUP_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -113,11 +127,9 @@ class DataCounts:
     def shape(self) -> str:
         if self.is_repeated:
             return "items are consumed again"
-        return (
-            "events have no order"
-            if self.is_set
-            else f"{self.mean_history:.0f} events a user"
-        )
+        if self.is_set:
+            return "events have no order"
+        return f"{self.mean_history:.0f} events a user"
 
     @property
     def catalogue(self) -> str:
@@ -141,19 +153,24 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     if has_no_order:  # rows of one pair are one preference
         rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
+    n_examples = len(history)
+
+    if has_no_order:
+        n_examples = int(history.clip(upper=FOLDS).sum())
+    is_used = tables.items["item_id"].isin(rows["item_id"])
+    usual_history = history.clip(upper=MAX_OF_MEDIAN * history.median())
+    is_repeated = config.repeats == "allow"
+    has_order = config.ties == "ordered" and not has_no_order
+
     return DataCounts(
-        n_examples=int(history.clip(upper=FOLDS).sum())
-        if has_no_order
-        else len(history),
+        n_examples=n_examples,
         n_items=rows["item_id"].nunique(),
-        n_unused=int((~tables.items["item_id"].isin(rows["item_id"])).sum()),
+        n_unused=int((~is_used).sum()),
         n_events=len(rows),
-        mean_history=float(history.clip(upper=MAX_OF_MEDIAN * history.median()).mean()),
+        mean_history=float(usual_history.mean()),
         is_set=has_no_order,
-        is_repeated=config.repeats == "allow",
-        is_ordered=config.ties == "ordered"
-        and config.repeats == "exclude"
-        and not has_no_order,
+        is_repeated=is_repeated,
+        is_ordered=has_order and not is_repeated,
         has_content=bool(config.features.item),
         has_context=bool(config.features.context),
     )
@@ -162,60 +179,66 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 def choose_recipe(
     config: ModelConfig, counts: DataCounts
 ) -> tuple[Recipe, list[Choice]]:
-    """Return the recipe of a configuration, and the choices made for the keys that it leaves open."""
+    """Complete a configuration.
+
+    Args:
+        config: the `model` section; None leaves a key open.
+        counts: counts of the data.
+
+    Returns:
+        The recipe, and the choices made for open keys.
+
+    Raises:
+        SchemaError: the configuration asks for item-item weights of baskets.
+    """
     family = FAMILIES[counts.family]
     if config.neighbours and not family.neighbours:
         raise SchemaError(
-            f"model.neighbours is {config.neighbours}; allowed where data.ties is simultaneous: 0"
+            f"model.neighbours is {config.neighbours}; "
+            "allowed where data.ties is simultaneous: 0"
         )
-    values: dict[str, Any] = {
-        field.name: getattr(config, field.name) for field in fields(ModelConfig)
-    }
-    default = _default_values(counts, family)
-    choices = [
-        Choice(name, *default[name]) for name, value in values.items() if value is None
-    ]
-    values |= {choice.name: choice.value for choice in choices}
+    values = asdict(config)
+
+    choices = []
+    for name, (value, reason) in _default_values(counts, family).items():
+        if values[name] is None:
+            values[name] = value
+            choices.append(Choice(name, value, reason))
+
     n_heads = 2 if family.n_blocks == 2 and values["dim"] % 2 == 0 else 1
-    n_steps = values["max_epochs"] * math.ceil(counts.n_examples / values["batch_size"])
-    warmup_steps = min(family.warmup_steps, max(1, int(WARMUP_SHARE * n_steps)))
+    n_batches = math.ceil(counts.n_examples / values["batch_size"])
+    longest = int(WARMUP_SHARE * values["max_epochs"] * n_batches)
+    warmup_steps = min(family.warmup_steps, max(1, longest))
+
     return Recipe(**values, n_heads=n_heads, warmup_steps=warmup_steps), choices
 
 
 def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, str]]:
     """Return the value of each key, with its reason."""
     shape = counts.shape
-    events = f"{counts.n_events:,} events, {counts.shape}"
+    catalogue = counts.catalogue
+    events = f"{counts.n_events:,} events, {shape}"
+    examples = f"{counts.n_examples:,} examples"
     epochs = _epochs(counts)
-    dropout = (
-        family.dropout_of_many if counts.n_events >= MANY_EVENTS else family.dropout
-    )
-    neighbours = _neighbours(counts, family)
+    patience = max(epochs // 3, 3) if counts.is_repeated else family.patience
+    has_many = counts.n_events >= MANY_EVENTS
+    dropout = family.dropout_of_many if has_many else family.dropout
     id_dropout = family.id_dropout if counts.has_content else 0.0
+    placed = "items too" if id_dropout else "cold items alone"
+    weights = "weights of items that follow each other or go together"
+
     return {
         "dim": (family.dim, shape),
         "n_blocks": (family.n_blocks, shape),
         "dropout": (dropout, events),
-        "id_dropout": (
-            id_dropout,
-            f"{shape}: content places {'items too' if id_dropout else 'cold items alone'}",
-        ),
+        "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
-        "neighbours": (
-            neighbours,
-            f"{counts.catalogue}: weights of items that follow each other or go together",
-        ),
-        "negatives": (_negatives(counts), counts.catalogue),
+        "neighbours": (_neighbours(counts, family), f"{catalogue}: {weights}"),
+        "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
-        "batch_size": (
-            _batch_size(counts, family),
-            f"{counts.n_examples:,} examples, {shape}",
-        ),
-        "max_epochs": (epochs, f"{counts.n_examples:,} examples, {events}"),
-        "patience": (
-            max(epochs // 3, 3) if counts.is_repeated else family.patience,
-            shape,
-        ),
+        "batch_size": (_batch_size(counts, family), f"{examples}, {shape}"),
+        "max_epochs": (epochs, f"{examples}, {events}"),
+        "patience": (patience, shape),
     }
 
 
@@ -233,14 +256,11 @@ def _negatives(counts: DataCounts) -> int:
         return 0
     if not counts.is_ordered:
         return NEGATIVES_OF_REQUESTS if counts.n_listed > MANY_ITEMS_OF_REQUESTS else 0
-    many = (
-        MANY_ITEMS_OF_LONG
-        if counts.is_long and counts.n_events >= MANY_EVENTS
-        else MANY_ITEMS
-    )
-    if counts.n_listed <= many:
+    is_large = counts.is_long and counts.n_events >= MANY_EVENTS
+    if counts.n_listed <= (MANY_ITEMS_OF_LONG if is_large else MANY_ITEMS):
         return 0
     share = 2 ** round(math.log2(SHARE_OF_LONG * counts.n_listed))
+
     return min(share, MAX_OF_LONG) if counts.is_long else NEGATIVES
 
 
@@ -252,10 +272,8 @@ def _batch_size(counts: DataCounts, family: Family) -> int:
 
 def _epochs(counts: DataCounts) -> int:
     if counts.is_repeated:
-        return min(
-            max(round(CUTOFFS_SHOWN / max(counts.n_examples, 1)), EPOCHS_OF_REPEATS),
-            MAX_EPOCHS,
-        )
+        epochs = round(CUTOFFS_SHOWN / max(counts.n_examples, 1))
+        return min(max(epochs, EPOCHS_OF_REPEATS), MAX_EPOCHS)
     if counts.is_set:
         return EPOCHS_OF_SETS
     shown = TARGETS_SHOWN_OF_LONG if counts.is_long else TARGETS_SHOWN

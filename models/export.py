@@ -1,4 +1,8 @@
-"""Write trained towers as the files of a bundle, and refuse an export that computes anything else than torch."""
+"""Export trained towers as the files of a bundle; an export that computes other values is refused.
+
+Letters: B requests, L history positions, E owned items, N items, D entries of taste, W columns of a
+vector.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +41,6 @@ from serve.clock import DAY
 from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
 from serve.errors import BundleError
 from serve.events import (
-    DAY,
     Arrays,
     Events,
     history_arrays,
@@ -46,34 +49,38 @@ from serve.events import (
     summarise_owned,
 )
 from serve.files import write_file
-from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
+from serve.kinds import FIRST_CODE, PADDING, UNKNOWN, Feature
+from serve.schema import Schema
 from serve.tower import SPACE_ID, Tower
 from service.publish import Stage
 
-PARITY = 1e-5  # largest difference of a vector's entry between torch and ONNX on the exporting machine
+PARITY = 1e-5  # largest difference of an entry between torch and ONNX on one machine
 BATCHES = (1, 7, 256)  # rows of the compared inputs
 AXIS_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
+
+# input -> the letters of its dynamic axes, in the order in which torch flattens the inputs
 USER_AXES = {
-    **dict.fromkeys(
-        [
-            f"history_{name}"
-            for name in ("vectors", "events", "weights", "times", "groups")
-        ],
-        "BL",
-    ),
-    **dict.fromkeys(
-        ("history_lengths", "request_times", "user_codes", "user_values"), "B"
-    ),
-    **dict.fromkeys(("context_codes", "context_values"), "B"),
+    "history_vectors": "BL",
+    "history_events": "BL",
+    "history_weights": "BL",
+    "history_times": "BL",
+    "history_groups": "BL",
+    "history_lengths": "B",
+    "request_times": "B",
+    "user_codes": "B",
+    "user_values": "B",
+    "context_codes": "B",
+    "context_values": "B",
 }
 MEMORY_AXES = {
-    **dict.fromkeys(
-        [f"owned_{name}" for name in ("vectors", "users", "statistics", "preferences")],
-        "E",
-    ),
-    **dict.fromkeys(("user_statistics", "category_preferences"), "B"),
+    "owned_vectors": "E",
+    "owned_users": "E",
+    "owned_statistics": "E",
+    "owned_preferences": "E",
+    "user_statistics": "B",
+    "category_preferences": "B",
 }
-ITEM_AXES = dict.fromkeys(("item_codes", "item_values", "categories"), "N")
+ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N"}
 
 
 def export_bundle(
@@ -85,16 +92,29 @@ def export_bundle(
     stage: Stage,
     seed: int,
 ) -> None:
-    """Write towers, index, item-item weights, items and schema into a stage; refuse ONNX that differs from torch."""
+    """Write towers, index, item-item weights, items and schema into a stage.
+
+    Args:
+        towers: the trained towers.
+        cold_items: the part of the item tower that places items by content.
+        schema: how features are encoded.
+        items: N rows, `item_id` and the columns to show and filter by.
+        popularity: (N,) standardised popularity of the items.
+        stage: where the files go.
+        seed: decides the inputs by which ONNX and torch are compared.
+
+    Raises:
+        BundleError: an ONNX file computes other values than torch.
+    """
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
+    offsets, weights = towers.neighbours.to_bytes()
     write_file(stage.path / SCHEMA, schema_bytes)
-    for name, content in zip(
-        (NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True
-    ):
-        write_file(stage.path / name, content)
+    write_file(stage.path / NEIGHBOUR_OFFSETS, offsets)
+    write_file(stage.path / NEIGHBOURS, weights)
     write_index(stage.path / INDEX, vectors)
     write_items(items, stage.path / ITEMS)
+
     space_id = compute_space_id(vectors, schema_bytes)
     cases = Cases(
         schema,
@@ -104,23 +124,20 @@ def export_bundle(
         np.random.default_rng(seed),
     )
     user = user_graph(towers.user_tower)
+    path = stage.path / USER_TOWER
+    lengths = [2, min(5, schema.history_length), 3]
+    export_graph(user, cases.of_user(lengths), path, space_id)
+    check_parity(user, path, cases.of_users())
+
     item = item_graph(cold_items)
-    export_graph(
-        user,
-        cases.of_user([2, min(5, schema.history_length), 3]),
-        stage.path / USER_TOWER,
-        space_id,
-    )
-    check_parity(user, stage.path / USER_TOWER, cases.of_users())
-    export_graph(item, cases.of_item(3), stage.path / ITEM_TOWER, space_id)
-    check_parity(
-        item, stage.path / ITEM_TOWER, {f"{n} items": cases.of_item(n) for n in BATCHES}
-    )
+    path = stage.path / ITEM_TOWER
+    export_graph(item, cases.of_item(3), path, space_id)
+    check_parity(item, path, {f"{n} items": cases.of_item(n) for n in BATCHES})
 
 
 @torch.no_grad()
 def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
-    """Make the vectors of the catalogue, (N, W) float32."""
+    """Return the vectors (N, W) of the catalogue, whose popularity is (N,)."""
     vectors = towers.eval().item_vectors(torch.from_numpy(popularity))  # (N, W)
     result: Floats = np.ascontiguousarray(vectors.numpy())
     return result
@@ -139,36 +156,47 @@ class Exported(nn.Module):
 
 
 def run_user_tower(tower: UserTower, arrays: Tensors) -> Tensor | tuple[Tensor, Tensor]:
-    """Return the user vectors (B, W) and, with a memory, the scores (E,) of owned items beyond the product."""
+    """Return the user vectors (B, W) and, with a memory, its terms (E,) for owned items."""
     fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
     if tower.memory is None:
         return tower.finish(fused)  # (B, W)
-    return tower.remember(
-        fused, memory_inputs(arrays, arrays["owned_vectors"])
-    )  # (B, W), (E,)
+    inputs = memory_inputs(arrays, arrays["owned_vectors"])
+    return tower.remember(fused, inputs)  # (B, W), (E,)
+
+
+def run_cold_items(cold_items: ColdItems, arrays: Tensors) -> Tensor:
+    """Return the vectors (N, W) of items by their content."""
+    inputs = [arrays[name] for name in ITEM_AXES]
+    vectors: Tensor = cold_items(*inputs)  # (N, W)
+    return vectors
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A module to export, with the names of its inputs' dynamic axes and of its outputs."""
+    """A module to export.
+
+    Attributes:
+        module: takes a dictionary of arrays.
+        axes: input -> the letters of its dynamic axes.
+        outputs: names of its outputs.
+    """
 
     module: nn.Module
-    axes: dict[
-        str, str
-    ]  # input -> the letters of its dynamic axes, in the order in which torch flattens the inputs
+    axes: dict[str, str]
     outputs: tuple[str, ...]
+
+    def to_tensors(self, arrays: Arrays) -> Tensors:
+        """Return the inputs as tensors, in their order."""
+        return {name: torch.from_numpy(arrays[name]) for name in self.axes}
 
     def run(self, arrays: Arrays) -> Arrays:
         """Run the module on named arrays."""
         with torch.no_grad():
-            outputs = self.module.eval()(
-                {name: torch.from_numpy(arrays[name]) for name in self.axes}
-            )
-        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-        return {
-            name: output.numpy()
-            for name, output in zip(self.outputs, outputs, strict=True)
-        }
+            outputs = self.module.eval()(self.to_tensors(arrays))
+        if isinstance(outputs, Tensor):
+            outputs = (outputs,)
+        named = zip(self.outputs, outputs, strict=True)
+        return {name: output.numpy() for name, output in named}
 
 
 def user_graph(tower: UserTower) -> Graph:
@@ -179,32 +207,33 @@ def user_graph(tower: UserTower) -> Graph:
 
 
 def item_graph(cold_items: ColdItems) -> Graph:
-    run = Exported(
-        cold_items, lambda part, arrays: part(*(arrays[name] for name in ITEM_AXES))
-    )  # (N, W)
-    return Graph(run, ITEM_AXES, ("item_vectors",))
+    return Graph(Exported(cold_items, run_cold_items), ITEM_AXES, ("item_vectors",))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
-    """Write the graph as one ONNX file that names its space; no dynamic axis of the example has length 0 or 1.
+    """Write a graph as one ONNX file that names its space.
 
-    An exported forward asks a tensor for `shape[0]`: `len` makes it a constant in torch's first, faster way of tracing.
+    An exported forward asks a tensor for `shape[0]`: `len` makes it a constant in torch's first,
+    faster way of tracing.
+
+    Args:
+        graph: what to export.
+        example: inputs, none of whose dynamic axes has the length 0 or 1.
+        path: the file.
+        space_id: the space of the item vectors.
     """
-    shapes = {
-        name: {i: AXIS_NAMES[axis] for i, axis in enumerate(axes)}
-        for name, axes in graph.axes.items()
-    }
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(
-        logging.ERROR
-    )  # on torchvision
+    shapes = {}
+    for name, axes in graph.axes.items():
+        shapes[name] = {place: AXIS_NAMES[axis] for place, axis in enumerate(axes)}
+    # it would warn of torchvision
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registration.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             graph.module.eval(),
             (),
-            kwargs={
-                "arrays": {name: torch.from_numpy(example[name]) for name in graph.axes}
-            },
+            kwargs={"arrays": graph.to_tensors(example)},
             dynamo=True,
             dynamic_shapes={"arrays": shapes},
             input_names=list(graph.axes),
@@ -216,133 +245,137 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         raise BundleError(f"{path.name}: torch exported nothing")
     model = program.model_proto
     whole = model.graph
-    for part in (
-        *whole.node,
-        *whole.value_info,
-        *whole.initializer,
-        *whole.input,
-        *whole.output,
-    ):
-        part.ClearField(
-            "metadata_props"
-        )  # source lines: paths of this machine, and names that differ each time
+    parts = (whole.node, whole.value_info, whole.initializer, whole.input, whole.output)
+    for some in parts:
+        for part in some:
+            # source lines: paths of this machine, and names that differ each time
+            part.ClearField("metadata_props")
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
-    """Refuse a file whose outputs differ from torch by more than `PARITY`, times their largest entry if above 1."""
+    """Compare the outputs of a file with those of torch.
+
+    Args:
+        graph: what was exported.
+        path: the ONNX file.
+        cases: inputs by a name for messages.
+
+    Raises:
+        BundleError: an output differs by more than `PARITY`, times its largest entry if above 1.
+    """
     tower = Tower(path.name, path.read_bytes(), n_threads=1)
     for case, arrays in cases.items():
-        got = tower.run({name: arrays[name] for name in tower.inputs})
+        outputs = tower.run({name: arrays[name] for name in tower.inputs})
         for name, expected in graph.run(arrays).items():
-            difference = np.abs(got[name] - expected) / max(
-                1.0, float(np.abs(expected).max(initial=0))
-            )
+            scale = max(1.0, float(np.abs(expected).max(initial=0)))
+            difference = np.abs(outputs[name] - expected) / scale
             if difference.size and not difference.max() <= PARITY:
                 raise BundleError(
-                    f"{path.name}, {case}: output '{name}' differs from torch by {difference.max():.2e}; "
-                    f"allowed: {PARITY:.0e}. Nothing is published"
+                    f"{path.name}, {case}: output '{name}' differs from torch by "
+                    f"{difference.max():.2e}; allowed: {PARITY:.0e}. Nothing is published"
                 )
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Draws inputs of the towers, over the shapes that serving meets."""
+    """Draws inputs of the towers, over the shapes that serving meets.
+
+    Attributes:
+        vectors: (N, W) of the items.
+        dim: D, the part that histories are read by.
+        categories: (N, F) category rows of the items.
+    """
 
     schema: Schema
-    vectors: Floats  # (N, W) of the items
-    dim: int  # D, the part that histories are read by
-    categories: Ints  # (N, F) category rows of the items
+    vectors: Floats
+    dim: int
+    categories: Ints
     rng: np.random.Generator
 
     def of_users(self) -> dict[str, Arrays]:
-        """Make the user tower's inputs for each batch size, for histories of 0, 1, any and the most events."""
+        """Make inputs of the user tower for each batch size and length of histories."""
         longest = self.schema.history_length
         cases: dict[str, Arrays] = {}
         for batch in BATCHES:
             drawn = self.rng.integers(0, longest, batch).tolist()
-            lengths = {
+            lengths_by_name = {
                 "0": [0] * batch,
                 "1": [1] * batch,
                 "max": [longest] * batch,
                 "any": drawn,
             }
-            cases |= {
-                f"batch {batch}, history {name}": self.of_user(counts)
-                for name, counts in lengths.items()
-            }
+            for name, lengths in lengths_by_name.items():
+                cases[f"batch {batch}, history {name}"] = self.of_user(lengths)
         return cases
 
-    def of_user(self, counts: list[int]) -> Arrays:
-        """Make the user tower's inputs for histories of these lengths, with drawn features."""
+    def of_user(self, lengths: list[int]) -> Arrays:
+        """Make inputs of the user tower for histories of these lengths."""
         schema = self.schema
-        events = self.draw_events(counts)
-        moment = np.full(len(events), schema.data_until, dtype=np.int64)
+        events = self.draw_events(lengths)
+        n_requests = len(lengths)
+        moment = np.full(n_requests, schema.data_until, dtype=np.int64)
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
-        user, context = (
-            draw_features(schema.features(side), len(events), self.rng)
-            for side in ("user", "context")
-        )
+        user = draw_features(schema.features("user"), n_requests, self.rng)
+        context = draw_features(schema.features("context"), n_requests, self.rng)
         arrays |= request_arrays(moment, user, context, schema)
         if schema.repeats == "allow":
             rates = self.rng.normal(size=len(self.vectors)).astype(np.float32)
-            owned = summarise_owned(
-                events, moment, schema.decay_days, len(schema.event_types), rates
-            )
-            arrays |= owned_arrays(
-                owned, self.categories, count_categories(schema.item_features)
-            )
+            n_types = len(schema.event_types)
+            owned = summarise_owned(events, moment, schema.decay_days, n_types, rates)
+            n_categories = count_categories(schema.item_features)
+            arrays |= owned_arrays(owned, self.categories, n_categories)
             arrays["owned_vectors"] = self.vectors[owned.item_row]
         return arrays
 
-    def draw_events(self, counts: list[int]) -> Events:
+    def draw_events(self, lengths: list[int]) -> Events:
         """Draw histories of these lengths from few items, so that some occur again."""
         schema = self.schema
-        rng = self.rng
-        total = sum(counts)
-        segment = np.repeat(np.arange(len(counts)), counts)
-        times = schema.data_until - (rng.integers(0, 300, total) * DAY).astype(np.int64)
+        n_events = sum(lengths)
+        owners = np.repeat(np.arange(len(lengths)), lengths)
+        ages = (self.rng.integers(0, 300, n_events) * DAY).astype(np.int64)
+        times = schema.data_until - ages
+        times = times[np.lexsort((times, owners))]
+        n_items = max(1, len(self.vectors) // 3)
+        n_types = FIRST_CODE + len(schema.event_types)
         return Events(
-            item_row=rng.integers(0, max(1, len(self.vectors) // 3), total),
-            time=times[np.lexsort((times, segment))]
-            if schema.has_datetime
-            else np.zeros(total, dtype=np.int64),
-            event=rng.integers(1, FIRST_CODE + len(schema.event_types), total),
-            weight=rng.integers(1, 5, total).astype(np.float32),
-            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            item_row=self.rng.integers(0, n_items, n_events),
+            time=times if schema.has_datetime else np.zeros(n_events, dtype=np.int64),
+            event=self.rng.integers(1, n_types, n_events),
+            weight=self.rng.integers(1, 5, n_events).astype(np.float32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         )
 
     def of_item(self, n: int) -> Arrays:
-        """Make the item tower's inputs for n drawn items."""
+        """Make inputs of the item tower for n drawn items."""
         item_features = self.schema.item_features
         features = draw_features(item_features, n, self.rng)
         width = sum(feature.kind == "categorical" for feature in item_features)
-        categories = self.rng.integers(
-            0, max(1, count_categories(item_features)), (n, width)
-        )
+        n_categories = max(1, count_categories(item_features))
         return {
             "item_codes": features.codes,
             "item_values": features.values,
-            "categories": categories,
+            "categories": self.rng.integers(0, n_categories, (n, width)),
         }
 
 
 def draw_features(
     features: tuple[Feature, ...], n: int, rng: np.random.Generator
 ) -> EncodedFeatures:
-    """Draw codes (one at least, then padding) with unknown ones, and numbers and vectors with some missing."""
+    """Draw codes, unknown ones among them, and numbers and vectors, some of them missing."""
     codes = [np.zeros((n, 0), dtype=np.int64)]
     values = [np.zeros((n, 0))]
     for feature, _ in code_slices(features):
-        drawn = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
+        drawn_codes = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
         counts = rng.integers(1, feature.width + 1, (n, 1))
-        codes.append(np.where(np.arange(feature.width) < counts, drawn, PADDING))
+        is_code = np.arange(feature.width) < counts
+        codes.append(np.where(is_code, drawn_codes, PADDING))
     for feature, _ in value_slices(features):
         is_missing = rng.random((n, 1)) < 0.2
         drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
-        values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
-    return EncodedFeatures(
-        np.concatenate(codes, axis=1), np.concatenate(values, axis=1).astype(np.float32)
-    )
+        values.append(np.where(is_missing, 0.0, drawn))
+        values.append(is_missing.astype(np.float64))
+    matrix = np.concatenate(values, axis=1).astype(np.float32)
+    return EncodedFeatures(np.concatenate(codes, axis=1), matrix)

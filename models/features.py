@@ -1,4 +1,4 @@
-"""Embed encoded features: a table row per code, a linear map for numbers and vectors, all summed."""
+"""Embed encoded features: a table row per code, a linear map for numbers, all summed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,18 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from serve.encode import code_slices, value_slices
-from serve.schema import PADDING, UNKNOWN, Feature
+from serve.kinds import PADDING, UNKNOWN, Feature
 
 
 class FeatureEmbedding(nn.Module):
     """Embed the encoded features of users, items or requests.
 
-    The codes of a multi-valued feature, such as the n-grams of a text, are averaged; features are summed. Unknown codes
-    start at zero. Padding has no share in any mean.
+    The codes of a multi-valued feature, such as the n-grams of a text, are averaged; features are
+    summed. Unknown codes start at zero. Padding has no share in any mean.
+
+    Args:
+        features: the features, in the order of the encoded columns.
+        dim: D.
     """
 
     code_offsets: Tensor
@@ -28,36 +32,30 @@ class FeatureEmbedding(nn.Module):
     def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
         super().__init__()
         slices = code_slices(features)
-        offsets = 0
-        column_offsets = []
-        columns = []
+        n_codes = 0
+        offsets = []  # first table row of the feature of each column, (C,)
+        columns = []  # feature of each column, (C,)
+
         for position, (feature, span) in enumerate(slices):
-            column_offsets += [offsets] * (span.stop - span.start)
-            columns += [position] * (span.stop - span.start)
-            offsets += feature.n_codes
+            width = span.stop - span.start
+            offsets += [n_codes] * width
+            columns += [position] * width
+            n_codes += feature.n_codes
+
+        stops = [span.stop for _, span in value_slices(features)]
+        n_columns = len(columns)
         self.dim = dim
         self.has_features = len(features) > 0
-        self.has_single_codes = len(columns) == len(slices)
-        self.table = nn.Embedding(max(offsets, 1), dim)
-        stops = [span.stop for _, span in value_slices(features)]
-        self.number_table = nn.Parameter(
-            torch.empty(max(stops, default=0), dim)
-        )  # (V, D)
-        self.register_buffer(
-            "missing_columns",
-            torch.tensor(stops, dtype=torch.int64) - 1,
-            persistent=False,
-        )
-        self.register_buffer(
-            "code_offsets",
-            torch.tensor(column_offsets, dtype=torch.int64),
-            persistent=False,
-        )
-        membership = torch.zeros(len(columns), max(len(slices), 1))
-        membership[torch.arange(len(columns)), columns] = 1.0
-        self.register_buffer(
-            "feature_of_column", membership, persistent=False
-        )  # (C, features)
+        self.has_single_codes = n_columns == len(slices)
+        self.table = nn.Embedding(max(n_codes, 1), dim)
+        self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))
+        code_offsets = torch.tensor(offsets, dtype=torch.int64)  # (C,)
+        missing_columns = torch.tensor(stops, dtype=torch.int64) - 1
+        feature_of_column = torch.zeros(n_columns, max(len(slices), 1))  # (C, features)
+        feature_of_column[torch.arange(n_columns), columns] = 1.0
+        self.register_buffer("missing_columns", missing_columns, persistent=False)
+        self.register_buffer("code_offsets", code_offsets, persistent=False)
+        self.register_buffer("feature_of_column", feature_of_column, persistent=False)
         self._catalogue: tuple[Tensor, Tensor, Tensor] | None = None
         self.reset_parameters()
 
@@ -73,22 +71,30 @@ class FeatureEmbedding(nn.Module):
                 self.table.weight[offset + UNKNOWN] = 0.0
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
-        """Embed rows of codes (B, C) int64 and values (B, V) float32, (B, D)."""
+        """Embed rows of encoded features.
+
+        Args:
+            codes: (B, C) int64.
+            values: (B, V) float32.
+
+        Returns:
+            (B, D) embedded rows.
+        """
         if not self.has_features:
-            return torch.zeros(
-                codes.shape[0],
-                self.dim,
-                dtype=self.table.weight.dtype,
-                device=codes.device,
-            )  # (B, D)
+            weight = self.table.weight
+            return weight.new_zeros(codes.shape[0], self.dim)  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
         return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)
 
     def embed_catalogue(self, codes: Tensor, values: Tensor) -> Tensor:
-        """Embed all items (N, C), (N, V) by a product with a sparse matrix that is made once, (N, D).
+        """Embed all items (N, C), (N, V) by a product with a sparse matrix, which is made once.
 
-        The backward pass of `embedding_bag` would sort all codes anew in each step: twice the time on Frappe.
+        The backward pass of `embedding_bag` would sort all codes anew in each step: twice the time
+        on Frappe.
+
+        Returns:
+            (N, D) embedded items.
         """
         if not len(self.code_offsets):
             return self(codes, values)  # type: ignore[no-any-return]  # (N, D)
@@ -103,26 +109,28 @@ class FeatureEmbedding(nn.Module):
         return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)
 
     def _add_values(self, summed: Tensor, values: Tensor) -> Tensor:
-        return (
-            summed + values @ self.number_table if len(self.number_table) else summed
-        )  # (B, D)
+        if not len(self.number_table):
+            return summed  # (B, D)
+        return summed + values @ self.number_table  # (B, D)
 
     def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
-        ONNX would loop over an `embedding_bag`, so that an exported graph holds the (B, C, D) that it avoids.
+        ONNX would loop over an `embedding_bag`: an exported graph holds the (B, C, D) that it
+        avoids.
         """
-        rows = codes + self.code_offsets  # (B, C), (codes, D)
-        weight = self.table.weight
-        if (
-            torch.compiler.is_exporting() and self.has_single_codes
-        ):  # a code has all, or is padding, of zeros
+        rows = codes + self.code_offsets  # (B, C)
+        weight = self.table.weight  # (codes, D)
+        is_exporting = torch.compiler.is_exporting()
+
+        # A single code has the whole share of its feature, or is padding, whose row is zero.
+        if is_exporting and self.has_single_codes:
             return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
         share = self._share(codes, dtype)  # (B, C)
-        if torch.compiler.is_exporting():
-            return (functional.embedding(rows, weight) * share.unsqueeze(-1)).sum(
-                dim=1
-            )  # (B, D)
+
+        if is_exporting:
+            vectors = functional.embedding(rows, weight)  # (B, C, D)
+            return (vectors * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
         return functional.embedding_bag(
             rows, weight, mode="sum", per_sample_weights=share
         )  # (B, D)
@@ -131,28 +139,28 @@ class FeatureEmbedding(nn.Module):
         """Return the weight of each code (B, C) in the mean of its feature, (B, C)."""
         present = (codes != PADDING).to(dtype)  # (B, C)
         per_feature = present @ self.feature_of_column  # (B, features)
-        return present / (per_feature @ self.feature_of_column.T).clamp(
-            min=1.0
-        )  # (B, C)
+        n_present = per_feature @ self.feature_of_column.T  # (B, C)
+        return present / n_present.clamp(min=1.0)  # (B, C)
 
     def _share_matrices(
         self, codes: Tensor, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """Return the shares of all table rows in all items as sparse matrices, (N, codes) and (codes, N)."""
+        """Return the shares of table rows in items as sparse (N, codes), and the transpose."""
         is_code = codes != PADDING  # (N, C)
-        index = torch.stack(
-            [is_code.nonzero()[:, 0], (codes + self.code_offsets)[is_code]]
-        )  # (2, K)
+        items = is_code.nonzero()[:, 0]  # (K,)
+        rows = (codes + self.code_offsets)[is_code]  # (K,)
         share = self._share(codes, dtype)[is_code]  # (K,)
-        size = (len(codes), self.table.num_embeddings)
         shares = torch.sparse_coo_tensor(
-            index, share, size, check_invariants=False
-        ).coalesce()
+            torch.stack([items, rows]),
+            share,
+            (len(codes), self.table.num_embeddings),
+            check_invariants=False,
+        ).coalesce()  # (N, codes)
+        transposed = shares.t().coalesce()  # (codes, N)
+
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message=".*Sparse CSR tensor support is in beta.*"
-            )
-            return shares.to_sparse_csr(), shares.t().coalesce().to_sparse_csr()
+            warnings.filterwarnings("ignore", message=".*Sparse CSR.*is in beta.*")
+            return shares.to_sparse_csr(), transposed.to_sparse_csr()
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -161,9 +169,9 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
-        with torch.autocast(
-            table.device.type, enabled=False
-        ):  # there is no such product of halves
+
+        # There is no such product of halves.
+        with torch.autocast(table.device.type, enabled=False):
             return matrix @ table  # (N, D)
 
     @staticmethod

@@ -1,9 +1,7 @@
-"""Fit a TwoTower with Lightning: checkpoints, early stopping by recent validation, a log of each epoch."""
+"""Fit a TwoTower with Lightning: checkpoints, early stopping, a log and the pace of epochs."""
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import time
 import warnings
@@ -12,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import (
@@ -27,7 +26,7 @@ from rich import get_console
 from datamodules.batch import WindowBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
-from models.two_tower import NDCG, TwoTower
+from models.two_tower import NDCG, TRAIN_LOSS, TwoTower
 from serve.bundle import CURVES, LOGS
 from serve.errors import SchemaError, say
 from serve.files import write_file
@@ -35,11 +34,16 @@ from serve.files import write_file
 BEST = "best"
 LAST = "last"
 MONITOR = "val_ndcg_recent"
-N_RECENT = 3  # validations that are averaged: of few users, one epoch differs from the next by chance
-TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
+
+# Validations that are averaged: with few users, one epoch differs from the next by chance.
+N_RECENT = 3
+
+# 128 + SIGTERM: an orchestrator must not take an interrupted run for a trained model.
+TERMINATED = 143
+
+# Precisions of training; weights and what is exported are float32.
 PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
-"""Precisions of training; weights and what is exported are float32."""
-LOSS = "train_loss"
+
 QUIET = (
     ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
     ".*LeafSpec.*is deprecated.*",  # Lightning's own call
@@ -50,9 +54,13 @@ QUIET = (
 
 
 class EpochLog(Callback):
-    """Write loss and validation of each epoch to a CSV file, print them, and monitor the recent validation.
+    """Write loss and validation of each epoch to a CSV file, and monitor the recent validation.
 
     Checkpoints hold the rows, so that a resumed training has all of them; the first epoch is 1.
+
+    Args:
+        path: the CSV file.
+        prints: whether to print each epoch.
     """
 
     def __init__(self, path: Path, prints: bool) -> None:
@@ -72,49 +80,38 @@ class EpochLog(Callback):
     ) -> None:
         """Add the mean of the last validations as a metric of its own."""
         metrics = trainer.callback_metrics
-        values = [row[NDCG] for row in self.rows if NDCG in row] + [
-            float(metrics[NDCG])
-        ]
+        values = [row[NDCG] for row in self.rows if NDCG in row]
+        values.append(float(metrics[NDCG]))
         recent = values[-N_RECENT:]
         metrics[MONITOR] = metrics[NDCG].new_tensor(sum(recent) / len(recent))
-        self.validated = {
-            name: float(value)
-            for name, value in metrics.items()
-            if name.startswith("val_")
-        }
+        for name, value in metrics.items():
+            if name.startswith("val_"):
+                self.validated[name] = float(value)
 
     def on_train_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
         """Add the epoch; the checkpoint is written after this."""
-        loss = float(trainer.callback_metrics[LOSS])
-        row = {
-            "epoch": trainer.current_epoch + 1,
-            "step": trainer.global_step,
-            LOSS: loss,
-            **self.validated,
-        }
+        loss = float(trainer.callback_metrics[TRAIN_LOSS])
+        epoch = trainer.current_epoch + 1
+        row = {"epoch": epoch, "step": trainer.global_step, TRAIN_LOSS: loss}
+        row.update(self.validated)
         self.rows.append(row)
         self.validated = {}
-        names = list(dict.fromkeys(name for one in self.rows for name in one))
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
+        table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, text.getvalue().encode())
+        write_file(self.path, table.encode())
+
         if self.prints:
-            figures = ", ".join(
-                f"{name} {row[name]:.4f}" for name in (LOSS, NDCG) if name in row
-            )
-            get_console().print(
-                f"epoch {row['epoch']} of {trainer.max_epochs}: {figures}",
-                highlight=False,
-            )
+            figures = f"{TRAIN_LOSS} {loss:.4f}"
+            if NDCG in row:
+                figures += f", {NDCG} {row[NDCG]:.4f}"
+            line = f"epoch {epoch} of {trainer.max_epochs}: {figures}"
+            get_console().print(line, highlight=False)
 
 
 class Pace(Callback):
-    """Measure the targets a second of training, without validation, and the seconds until the best validation."""
+    """Measure the targets per second of training and the seconds until the best validation."""
 
     def __init__(self) -> None:
         self.n_targets = 0
@@ -142,11 +139,10 @@ class Pace(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        self.n_targets += (
-            int(batch.is_target.sum())
-            if isinstance(batch, WindowBatch)
-            else len(batch.target_rows)
-        )
+        if isinstance(batch, WindowBatch):
+            self.n_targets += int(batch.is_target.sum())
+        else:
+            self.n_targets += len(batch.target_rows)
         now = time.perf_counter()
         self.training += now - self.resumed
         self.resumed = now
@@ -162,14 +158,13 @@ class Pace(Callback):
 
 
 class ResumedStopping(EarlyStopping):
-    """Stop by the validation; a training that had stopped and is resumed does not begin another epoch."""
+    """Stop by the validation; a stopped training that is resumed does not begin another epoch."""
 
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
-        trainer.should_stop = (
-            self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
-        )
+        is_running = self.stopping_reason is EarlyStoppingReason.NOT_STOPPED
+        trainer.should_stop = not is_running
 
 
 def fit(
@@ -181,11 +176,23 @@ def fit(
     trainer_options: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> tuple[int, dict[str, float]]:
-    """Train, resuming from the last checkpoint, and leave the best weights in `model`; without validation, the last.
+    """Train, resuming from the last checkpoint if there is one.
 
-    Return the epochs of these weights and the summary of `Pace`. Files go to `checkpoints/<stage>` and `logs/<stage>`
-    below the run's folder; a checkpoint of another origin (JSON values) is refused. The schedule may be longer than
-    `max_epochs`.
+    Args:
+        model: the model; holds the best weights afterwards, without a validation the last.
+        data: training data and validation.
+        folder: the run's folder; files go to `checkpoints/<stage>` and `logs/<stage>` in it.
+        stage: name of the training.
+        max_epochs: epochs to train; the schedule may be longer.
+        trainer_options: arguments of Lightning's Trainer.
+        origin: JSON values that the run is made of; a checkpoint of others is refused.
+
+    Returns:
+        The epochs of these weights, and the summary of `Pace`.
+
+    Raises:
+        SchemaError: an option cannot be used here, or the checkpoint is of another run.
+        SystemExit: with `TERMINATED` on SIGTERM.
     """
     checkpoints = folder / CHECKPOINTS / stage
     pace = Pace()
@@ -197,25 +204,24 @@ def fit(
     bar = [RichProgressBar(leave=False)] if shows_bar else []
     callbacks = [log, pace, *bar, *_make_checkpoints(checkpoints, patience)]
     last = checkpoints / f"{LAST}.ckpt"
+    start = str(last) if last.exists() else None
+
+    if patience is None:
+        options.setdefault("limit_val_batches", 0)
     with _quiet_lightning():
-        trainer = _make_trainer(
-            callbacks, RunCheckpoints(origin), max_epochs, patience is None, options
-        )
-        trainer.fit(
-            model,
-            data,
-            ckpt_path=str(last) if last.exists() else None,
-            weights_only=True,
-        )
+        trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, options)
+        trainer.fit(model, data, ckpt_path=start, weights_only=True)
+
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
-    kept = last if patience is None else checkpoints / f"{BEST}.ckpt"
-    if not kept.exists():
+    best = last if patience is None else checkpoints / f"{BEST}.ckpt"
+    if not best.exists():
+        event = "an epoch did" if patience is None else "its first validation"
         raise SchemaError(
-            f"the training ended before {'an epoch did' if patience is None else 'its first validation'}: see "
-            "--trainer.max_time, max_steps, limit_train_batches and check_val_every_n_epoch"
+            f"the training ended before {event}: see --trainer.max_time, max_steps, "
+            "limit_train_batches and check_val_every_n_epoch"
         )
-    return _load_weights(model, kept), pace.summary()
+    return _load_weights(model, best), pace.summary()
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
@@ -224,9 +230,9 @@ def load_best(model: TwoTower, folder: Path, stage: str) -> None:
     model.train()  # Lightning leaves the mode as it is
 
 
-def list_callbacks(given: Callback | Sequence[Callback] | None) -> list[Callback]:
+def list_callbacks(callbacks: Callback | Sequence[Callback] | None) -> list[Callback]:
     """Return the Trainer's `callbacks`, which may be one, several or none, as a list."""
-    return [given] if isinstance(given, Callback) else list(given or ())
+    return [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
 
 
 def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
@@ -237,43 +243,38 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
     last = ModelCheckpoint(folder, LAST, **options)
     if patience is None:
         return [last]
-    stopping = ResumedStopping(
-        MONITOR, mode="max", patience=patience, strict=False
-    )  # `fit` reports a missing one
-    return [
-        stopping,
-        ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options),
-        last,
-    ]
+    best = ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options)
+
+    # Not strict: `fit` reports that there was no validation.
+    stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)
+
+    return [stopping, best, last]
 
 
 def _make_trainer(
     callbacks: list[Callback],
     plugin: RunCheckpoints,
     max_epochs: int,
-    is_unvalidated: bool,
     options: dict[str, Any],
 ) -> pl.Trainer:
     callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
+    has_bar = any(isinstance(callback, RichProgressBar) for callback in callbacks)
     if options.get("precision") not in PRECISIONS:
-        raise SchemaError(
-            f"trainer.precision is {options['precision']!r}; allowed: 32-true, 16-mixed, bf16-mixed"
-        )
+        precision = options["precision"]
+        allowed = "32-true, 16-mixed, bf16-mixed"
+        raise SchemaError(f"trainer.precision is {precision!r}; allowed: {allowed}")
     ours: dict[str, Any] = {
-        "enable_progress_bar": any(
-            isinstance(one, RichProgressBar) for one in callbacks
-        ),
+        "enable_progress_bar": has_bar,
         "max_epochs": max_epochs,
-        "accelerator": "cuda"
-        if torch.cuda.is_available()
-        else "cpu",  # others, as of a Mac, lack 64 bit numbers
+        # Others, as of a Mac, lack 64 bit numbers.
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
         "devices": 1,
-        "deterministic": "warn",  # threads would sum the gradients of gathered rows in any order
+        # Threads would sum the gradients of gathered rows in any order.
+        "deterministic": "warn",
         "logger": False,
         "plugins": [plugin],
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "limit_val_batches": 0 if is_unvalidated else None,
         "gradient_clip_val": 1.0,
     }
     try:
@@ -285,16 +286,16 @@ def _make_trainer(
         ModuleNotFoundError,
     ) as error:
         raise SchemaError(f"trainer: {say(error)}") from error
+
     if trainer.world_size > 1:
-        raise SchemaError(
-            f"trainer: {trainer.world_size} processes; allowed: one device of one node"
-        )
+        processes = f"{trainer.world_size} processes"
+        raise SchemaError(f"trainer: {processes}; allowed: one device of one node")
     return trainer
 
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's notes on hardware, products and loaders from the run's own output."""
+    """Hide Lightning's notes on hardware, products and loaders."""
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -311,6 +312,7 @@ def _load_weights(model: TwoTower, path: Path) -> int:
     checkpoint = read_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
     model.cpu().eval()
+
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise FloatingPointError(

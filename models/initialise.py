@@ -1,9 +1,12 @@
-"""Build the towers, and start their tables: from the data for sets and for repeats, or from an earlier run's weights.
+"""Build the towers, and start their tables from the data or from an earlier run's weights.
 
-Random item vectors over-fit where events are few. They start from the singular vectors of the interaction matrix,
-affinities from those of the users' category lifts. With the weights of an earlier run, whose vocabularies and catalogue
-may have grown since, a row of a table is found by what it stands for: an item, a value of a feature, a type of event.
-Rows that are new start as in any training, those of new items with content at zero: their content alone places them.
+Random item vectors over-fit where events are few. In sets, and where items are bought again, they
+start from the singular vectors of the interaction matrix, affinities from those of the users'
+category lifts. With the weights of an earlier run, whose vocabularies and catalogue may have grown
+since, a row of a table is found by its name: an item, a value of a feature, a type of event. New
+rows start as in any training, those of new items with content at zero: their content places them.
+
+Letters: U users, N items, D entries of taste, Q categories, A entries of affinity.
 """
 
 from __future__ import annotations
@@ -30,26 +33,23 @@ from serve.bundle import Bundle
 from serve.encode import category_features, value_slices
 from serve.errors import BundleError, SchemaError
 from serve.events import USER_STATISTICS, statistic_names
-from serve.schema import FIRST_CODE, Feature, Schema
+from serve.kinds import FIRST_CODE, Feature
+from serve.schema import Schema
 
 CONTENT_STEPS = 60
+# power of a user's number of items, by which their row is scaled: heavy buyers would decide
 REPEATED_USER_POWER = -0.25
-"""Of a user's items in the scale of their row: who buys much of everything would decide what goes with what."""
 MIN_SINGULAR = (
-    1e-3  # share of the largest singular value below which a direction is left out
+    1e-3  # share of the largest singular value below which a factor is left out
 )
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
-WEIGHTS = (
-    "final/last.ckpt",
-    "select/best.ckpt",
-    "select/last.ckpt",
-)  # the first that is there was exported
+# of these checkpoints, the first that exists was exported
+WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
 IDS = "towers.item_tower.id_table.weight"
 MEMORY = "towers.user_tower.memory"
-_BY_COLUMN = (
-    f"{MEMORY}.profile_weight.weight",
-    f"{MEMORY}.item_score.0.weight",
-)  # inputs are their columns
+# weights whose columns, not rows, stand for inputs
+_PROFILE_WEIGHT = f"{MEMORY}.profile_weight.weight"
+_ITEM_SCORE = f"{MEMORY}.item_score.0.weight"
 _SIDES = {
     "item_tower.content": "item",
     "user_tower.demographics": "user",
@@ -57,19 +57,25 @@ _SIDES = {
 }
 Rows = dict[
     str, list[Hashable]
-]  # weights -> what each of their rows, or of `_BY_COLUMN` columns, stands for
+]  # weights -> the name of each of their rows, or columns
 
 
 def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Towers:
-    """Build both towers, and start their tables from the training events for sets and where repeats are allowed."""
+    """Build both towers, and start their tables from the training events.
+
+    Tables start at random unless histories are sets or items may be repeated.
+
+    Args:
+        data: the training events.
+        recipe: sizes of the towers.
+        seed: decides the singular vectors.
+    """
     sample = sample_memory(data) if data.schema.repeats == "allow" else None
     towers = make_towers(data, recipe, sample)
     memory = towers.user_tower.memory
     if memory is not None and sample is not None:
-        start_taste(
-            towers,
-            item_factors(read_matrix(data), recipe.dim, seed, REPEATED_USER_POWER),
-        )
+        matrix = read_matrix(data)
+        start_taste(towers, item_factors(matrix, recipe.dim, seed, REPEATED_USER_POWER))
         if memory.affinity_dim:
             start_affinity(towers, memory, sample.category_preferences, seed)
     elif data.schema.is_set and not recipe.n_blocks:
@@ -89,16 +95,14 @@ def make_towers(
 ) -> Towers:
     """Make both towers of random weights, with a memory where there is a sample of its inputs."""
     item_tower = ItemTower(data.schema, recipe, len(data.catalogue))
-    memory = (
-        None
-        if sample is None
-        else Memory(data.schema, recipe, item_tower.affinity_dim, sample)
-    )
+    memory = None
+    if sample is not None:
+        memory = Memory(data.schema, recipe, item_tower.affinity_dim, sample)
     return Towers(item_tower, UserTower(data.schema, recipe, memory), data.catalogue)
 
 
 def read_matrix(data: InteractionsDataModule) -> sp.csr_array:
-    """Return the binary matrix (U, N) float32 of the events that factors may be taken from."""
+    """Return the binary interaction matrix (U, N) float32 of the events that factors may use."""
     users, item_rows = data.early_pairs()
     shape = (int(users.max(initial=0)) + 1, len(data.catalogue))
     matrix = sp.csr_array((np.ones(len(users), np.float32), (users, item_rows)), shape)
@@ -109,21 +113,26 @@ def read_matrix(data: InteractionsDataModule) -> sp.csr_array:
 def item_factors(
     matrix: sp.csr_array, dim: int, seed: int, user_power: float = 0.0
 ) -> Tensor:
-    """Factorise the interactions (U, N), scaled by (count + 1)^-.25 of items and ^user_power of users: (N, dim).
+    """Factorise the interaction matrix.
 
-    Rows are of unit length on average.
+    Columns are scaled by (count + 1) ** -.25, rows by (count + 1) ** user_power.
+
+    Args:
+        matrix: (U, N) binary interactions.
+        dim: number of factors.
+        seed: decides the start of the factorisation.
+        user_power: scale of the rows.
+
+    Returns:
+        (N, dim) factors, whose rows are of unit length on average.
     """
     item_scale = (matrix.sum(axis=0) + 1.0) ** -0.25  # (N,)
     user_scale = (matrix.sum(axis=1) + 1.0) ** user_power  # (U,)
-    scaled = sp.csr_array(
-        sp.diags_array(user_scale)
-        @ matrix.astype(np.float64)
-        @ sp.diags_array(item_scale)
-    )
+    rows = sp.diags_array(user_scale) @ matrix.astype(np.float64)  # (U, N)
+    scaled = sp.csr_array(rows @ sp.diags_array(item_scale))  # (U, N)
     vectors = _right_vectors(scaled, dim, seed)  # (N, dim)
-    return torch.from_numpy(
-        (vectors * np.sqrt(matrix.shape[1] / dim)).astype(np.float32)
-    )  # (N, dim)
+    factors = vectors * np.sqrt(matrix.shape[1] / dim)  # (N, dim)
+    return torch.from_numpy(factors.astype(np.float32))  # (N, dim)
 
 
 def start_taste(towers: Towers, factors: Tensor) -> None:
@@ -132,86 +141,81 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
     A cold item is then placed where the factors of items like it are.
     """
     tower = towers.item_tower
-    optimizer = torch.optim.Adam(tower.content.parameters(), lr=0.05)
+    content = tower.content
     codes = towers.item_codes
     values = towers.item_values
-    for _ in range(CONTENT_STEPS if towers.item_has_content.any() else 0):
-        optimizer.zero_grad()
-        error = (
-            (tower.content.embed_catalogue(codes, values) - factors)
-            .square()
-            .sum(dim=1)
-            .mean()
-        )  # scalar
-        penalty = 1e-4 * tower.content.table.weight.square().sum()  # scalar
-        torch.autograd.backward(error + penalty)
-        optimizer.step()
+    if towers.item_has_content.any():
+        optimizer = torch.optim.Adam(content.parameters(), lr=0.05)
+        for _ in range(CONTENT_STEPS):
+            optimizer.zero_grad()
+            rest = content.embed_catalogue(codes, values) - factors  # (N, D)
+            error = rest.square().sum(dim=1).mean()  # scalar
+            penalty = 1e-4 * content.table.weight.square().sum()  # scalar
+            torch.autograd.backward(error + penalty)
+            optimizer.step()
     with torch.no_grad():
-        tower.id_table.weight.copy_(
-            factors - tower.content.embed_catalogue(codes, values)
-        )
+        rest = factors - content.embed_catalogue(codes, values)  # (N, D)
+        tower.id_table.weight.copy_(rest)
 
 
 def start_affinity(
     towers: Towers, memory: Memory, preferences: Tensor, seed: int
 ) -> None:
-    """Start both affinity tables from the singular vectors of the category lifts of the users (U, Q)."""
+    """Start both affinity tables from the singular vectors of the users' category lifts (U, Q)."""
     with torch.no_grad():
         lift = memory.category_lift(preferences).numpy()  # (U, Q)
-        sizes = np.bincount(
-            towers.categories.numpy().ravel(), minlength=lift.shape[1]
-        )  # (Q,)
+        categories = towers.categories.numpy().ravel()
+        sizes = np.bincount(categories, minlength=lift.shape[1])  # (Q,)
         root = np.sqrt(sizes)  # (Q,)
         right = _right_vectors(lift * root, memory.affinity_dim, seed)  # (Q, A)
-        memory.affinity_table.copy_(
-            torch.from_numpy((right * root[:, None]).astype(np.float32))
-        )
+        of_users = (right * root[:, None]).astype(np.float32)  # (Q, A)
+        memory.affinity_table.copy_(torch.from_numpy(of_users))
         inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]  # (Q, 1)
-        towers.item_tower.affinity_table.weight.copy_(
-            torch.from_numpy((right * inverse).astype(np.float32))
-        )
+        of_items = (right * inverse).astype(np.float32)  # (Q, A)
+        towers.item_tower.affinity_table.weight.copy_(torch.from_numpy(of_items))
 
 
 def start_pooling(towers: Towers, matrix: sp.csr_array, unit: float, seed: int) -> None:
-    """Start a set: a user is the sum of their items' factors, and popularity counts as it is."""
+    """Start a set: a user is the sum of their items' factors, and popularity counts as it is.
+
+    Args:
+        towers: of a set, without attention.
+        matrix: (U, N) binary interactions.
+        unit: what one unit of popularity adds to a score.
+        seed: decides the factorisation.
+    """
     tower = towers.user_tower
     start_taste(towers, item_factors(matrix, tower.dim, seed))
     with torch.no_grad():
         tower.project_state.weight.mul_(FIRST_SCORE)
-        for layer in (
-            tower.event_table,
-            tower.project_weight,
-            tower.project_gap,
-        ):  # a gap of 0 s has a weight too
+        # a gap of 0 s has a weight, too
+        for layer in (tower.event_table, tower.project_weight, tower.project_gap):
             layer.weight.zero_()
         tower.start_token.zero_()
-    if (
-        tower.popularity_gate is not None
-    ):  # the standardised popularity was divided by the spread
-        nn.init.constant_(
-            tower.popularity_gate.bias, unit * float(np.log1p(matrix.sum(axis=0)).std())
-        )
+    if tower.popularity_gate is not None:
+        # undoes the division of the standardised popularity by its spread
+        spread = float(np.log1p(matrix.sum(axis=0)).std())
+        nn.init.constant_(tower.popularity_gate.bias, unit * spread)
 
 
 def _right_vectors(
     matrix: sp.csr_array | np.ndarray, dim: int, seed: int
 ) -> np.ndarray:
-    """Return the `dim` leading right singular vectors as columns, zeros where there are fewer."""
+    """Return the `dim` leading right singular vectors as columns, zeros where there are fewer.
+
+    Rounding errors, which no seed decides, change neither signs nor digits.
+    """
     vectors = np.zeros((matrix.shape[1], dim))
     rank = min(dim, min(matrix.shape) - 1)
     if rank < 1:  # a single user or item
         return vectors
     _, values, right = svds(matrix, k=rank, random_state=seed)
-    right[values <= MIN_SINGULAR * values.max()] = (
-        0  # directions of rounding errors, which no seed decides
-    )
-    largest = (
-        np.abs(right).round(5).argmax(axis=1)
-    )  # of two that differ by rounding errors the first
+    right[values <= MIN_SINGULAR * values.max()] = 0
+    # of entries that differ by rounding errors the first is the largest
+    largest = np.abs(right).round(5).argmax(axis=1)
     signs = np.sign(right[np.arange(rank), largest])
-    vectors[:, :rank] = (right * signs[:, None])[::-1].T.round(
-        5
-    ) + 0.0  # without last digits and -0.0
+    leading = (right * signs[:, None])[::-1].T
+    vectors[:, :rank] = leading.round(5) + 0.0  # without -0.0
     return vectors
 
 
@@ -220,147 +224,156 @@ def _right_vectors(
 
 @dataclass(frozen=True)
 class Start:
-    """What a training starts from."""
+    """The weights that a training starts from.
 
-    path: Path  # of the weights
-    model: ModelConfig  # by which they were trained
+    Attributes:
+        path: file of the weights.
+        model: the configuration by which they were trained.
+        weights: tensors by name.
+        rows: names of their rows.
+    """
+
+    path: Path
+    model: ModelConfig
     weights: dict[str, Tensor]
     rows: Rows
 
     @classmethod
     def read(cls, bundle: Bundle, run: Path) -> Start:
-        """Read the weights that a run left beside its bundle."""
-        path = next(
-            (path for name in WEIGHTS if (path := run / CHECKPOINTS / name).exists()),
-            None,
-        )
-        if path is None:
+        """Read the weights that a run left beside its bundle.
+
+        Raises:
+            SchemaError: the run left none.
+            BundleError: the bundle was not exported from them.
+        """
+        folder = run / CHECKPOINTS
+        paths = [folder / name for name in WEIGHTS if (folder / name).exists()]
+        if not paths:
             raise SchemaError(
-                f"{run / CHECKPOINTS} holds no weights to start from: leave --warm_start out"
+                f"{folder} holds no weights to start from: leave --warm_start out"
             )
-        weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
+        weights = dict[str, Tensor](read_checkpoint(paths[0])["state_dict"])
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())
         for name in rows.keys() & weights.keys():
             if len(rows[name]) != weights[name].shape[_axis(name)]:
                 raise BundleError(
-                    f"{path} is not what {bundle.path} was exported from: leave --warm_start out"
+                    f"{bundle.path} was not exported from {paths[0]}: leave --warm_start out"
                 )
-        return cls(
-            path, ModelConfig(**bundle.manifest.facts.config["model"]), weights, rows
-        )
+        model = ModelConfig(**bundle.manifest.facts.config["model"])
+        return cls(paths[0], model, weights, rows)
 
 
 def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
-    """Say what the rows of each table stand for of which the data decides the number."""
-    codes = range(FIRST_CODE)
+    """Map each table whose size depends on the data to the names of its rows."""
     rows: Rows = {
         IDS: list(item_ids),
-        "towers.user_tower.event_table.weight": [*codes, *schema.event_types],
+        "towers.user_tower.event_table.weight": [
+            *range(FIRST_CODE),
+            *schema.event_types,
+        ],
     }
     for name, side in _SIDES.items():
         features = schema.features(side)
-        coded = [
-            row
-            for feature in features
-            if not feature.has_values
-            for row in _name_codes(feature)
-        ]
-        spans = [
-            (feature.name, span.stop - span.start)
-            for feature, span in value_slices(features)
-        ]
-        rows[f"towers.{name}.table.weight"] = coded or [None]
-        rows[f"towers.{name}.number_table"] = [
-            (one, entry) for one, width in spans for entry in range(width)
-        ]
-    categories = [
-        row
-        for feature, _ in category_features(schema.item_features)
-        for row in _name_codes(feature)
-    ]
+        coded = [feature for feature in features if not feature.has_values]
+        numbers: list[Hashable] = []
+        for feature, span in value_slices(features):
+            width = span.stop - span.start
+            numbers += [(feature.name, entry) for entry in range(width)]
+        rows[f"towers.{name}.table.weight"] = _name_codes(coded) or [None]
+        rows[f"towers.{name}.number_table"] = numbers
+    categorical = [feature for feature, _ in category_features(schema.item_features)]
+    categories = _name_codes(categorical)
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
-    decays = range(
-        len(schema.decay_days)
-    )  # the days themselves change with the span of the data
-    numbered: list[Hashable] = [*statistic_names(decays, schema.event_types)]
-    rows |= dict.fromkeys(
-        (f"{MEMORY}.affinity_table", f"{MEMORY}.category_shares"), categories
-    )
-    rows |= dict.fromkeys(
-        (f"{MEMORY}.standardise.mean", f"{MEMORY}.standardise.scale", _BY_COLUMN[0]),
-        numbered,
-    )
-    return rows | {
-        _BY_COLUMN[1]: [*numbered, *range(len(USER_STATISTICS) + N_STATE_FEATURES + 1)]
-    }
+    rows[f"{MEMORY}.affinity_table"] = categories
+    rows[f"{MEMORY}.category_shares"] = categories
+    # decays are numbered, since their days change with the span of the data
+    decays = range(len(schema.decay_days))
+    statistics: list[Hashable] = [*statistic_names(decays, schema.event_types)]
+    rows[f"{MEMORY}.standardise.mean"] = statistics
+    rows[f"{MEMORY}.standardise.scale"] = statistics
+    rows[_PROFILE_WEIGHT] = statistics
+    n_others = len(USER_STATISTICS) + N_STATE_FEATURES + 1
+    rows[_ITEM_SCORE] = [*statistics, *range(n_others)]
+    return rows
 
 
-def _name_codes(feature: Feature) -> list[Hashable]:
-    values = [
-        *range(FIRST_CODE),
-        *feature.vocabulary,
-        *((feature.buckets, one) for one in range(feature.buckets)),
-    ]
-    return [(feature.name, value) for value in values]
+def _name_codes(features: Sequence[Feature]) -> list[Hashable]:
+    """Name the rows of a table that features share."""
+    names: list[Hashable] = []
+    for feature in features:
+        buckets = [(feature.buckets, bucket) for bucket in range(feature.buckets)]
+        values = [*range(FIRST_CODE), *feature.vocabulary, *buckets]
+        names += [(feature.name, value) for value in values]
+    return names
 
 
 def _axis(name: str) -> int:
     """Return the axis of weights that `name_rows` names."""
-    return 1 if name in _BY_COLUMN else 0
+    return 1 if name in (_PROFILE_WEIGHT, _ITEM_SCORE) else 0
 
 
 @torch.no_grad()
 def take_over(
     model: TwoTower, start: Start, item_ids: Sequence[Hashable], schema: Schema
 ) -> None:
-    """Give a new model the weights of an earlier one; the schema and the ids (N,) are those of the new one."""
+    """Give a new model the weights of an earlier one.
+
+    Args:
+        model: changed in place.
+        start: the earlier weights.
+        item_ids: (N,) ids of the new catalogue.
+        schema: of the new model.
+
+    Raises:
+        SchemaError: the two models differ by more than the rows of tables.
+    """
     state = model.state_dict()
-    rows = name_rows(schema, item_ids)
+    names_of_rows = name_rows(schema, item_ids)
     check_shapes(start, state, model.recipe.to_config())
-    for name, tensor in state.items():  # of the memory of the model itself
-        was = start.weights[name]
-        if name not in rows:
-            tensor.copy_(was)
+    for name, tensor in state.items():  # these share memory with the model
+        earlier = start.weights[name]
+        if name not in names_of_rows:
+            tensor.copy_(earlier)
             continue
-        place = {row: index for index, row in enumerate(start.rows[name])}
-        found = torch.tensor(
-            [place.get(row, -1) for row in rows[name]], dtype=torch.int64
-        )  # (rows,)
-        is_kept = found >= 0
+        earlier_rows = {row: index for index, row in enumerate(start.rows[name])}
+        indices = [earlier_rows.get(row, -1) for row in names_of_rows[name]]
+        sources = torch.tensor(indices, dtype=torch.int64)  # (rows,)
+        is_earlier = sources >= 0
         if name == IDS:
-            tensor[~is_kept & model.towers.item_has_content] = 0.0
+            tensor[~is_earlier & model.towers.item_has_content] = 0.0
         axis = _axis(name)
-        tensor.movedim(axis, 0)[is_kept] = was.movedim(axis, 0)[found[is_kept]]
+        taken = earlier.movedim(axis, 0)[sources[is_earlier]]
+        tensor.movedim(axis, 0)[is_earlier] = taken
 
 
 def check_shapes(start: Start, state: Mapping[str, Tensor], model: ModelConfig) -> None:
-    """Refuse weights of other names or of other shapes but for the rows of tables."""
-
-    def describe(weights: Mapping[str, Tensor], name: str) -> list[int] | None:
-        tabled = _axis(name) if name in start.rows else None
-        return (
-            [size for axis, size in enumerate(weights[name].shape) if axis != tabled]
-            if name in weights
-            else None
-        )
-
-    names = ("dim", "n_blocks", "similarity")
-    keys = {
-        f"model.{name}": (getattr(start.model, name), getattr(model, name))
-        for name in names
-    }
-    shapes = {
-        name: (describe(start.weights, name), describe(state, name))
-        for name in {**start.weights, **state}
-    }
-    both = (keys | shapes).items()
-    different = [
-        f"{name} is {there!r} there and {here!r} here"
-        for name, (there, here) in both
-        if there != here
-    ]
-    if different:
-        what = "; ".join(different[: len(keys)])
+    """Raise SchemaError if names or shapes differ, apart from the number of table rows."""
+    differences = []
+    for key in ("dim", "n_blocks", "similarity"):
+        there = getattr(start.model, key)
+        here = getattr(model, key)
+        if there != here:
+            differences.append(f"model.{key} is {there!r} there and {here!r} here")
+    for name in {**start.weights, **state}:
+        shape_there = _fixed_shape(start, start.weights, name)
+        shape_here = _fixed_shape(start, state, name)
+        if shape_there != shape_here:
+            differences.append(f"{name} is {shape_there} there and {shape_here} here")
+    if differences:
+        first = "; ".join(differences[:3])
         raise SchemaError(
-            f"{start.path} holds weights of another shape: {what}; give those, or leave --warm_start out"
+            f"{start.path} holds weights of another shape: {first}; "
+            "give those, or leave --warm_start out"
         )
+
+
+def _fixed_shape(
+    start: Start, weights: Mapping[str, Tensor], name: str
+) -> list[int] | None:
+    """Return the shape of weights without the axis that depends on the data, None without them."""
+    if name not in weights:
+        return None
+    shape = list(weights[name].shape)
+    if name in start.rows:
+        del shape[_axis(name)]
+    return shape

@@ -1,10 +1,28 @@
 """Estimate item-item weights: EASE, next-item regression and GF-CF behind one interface.
 
-Each estimator reads `Interactions` and returns a sparse matrix (N, N) with the top-k weights of each row: row j says
-how much an item j of a history adds to the score of every other item (`serve.index`). `models.refine` mixes them: a
-new estimator needs an entry in its `list_estimators` and an alpha in a `Plan`.
+An item-item matrix B says how much an item of a history adds to the score of every other item. The
+second term of the score (`models.towers`) is
 
-Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk.
+    sum over the items j of the history of w_j B[j, i]        B = sum over k of alpha_k B_k
+
+with a weight w_j per event (`models.refine`). The matrices B_k come from estimators with one
+interface: interactions in, the top-k weights of each row out, as a sparse matrix (N, N). With X the
+binary interaction matrix (U, N), I the identity and lambda the strength of the ridge:
+
+    EASE         B = I - P diag(P)^-1 with P = (X'X + lambda I)^-1: each item is predicted from all
+                 others of its user by ridge regression (Steck, WWW 2019)
+    next item    B = (H'H + lambda I)^-1 H'Y: each event, a row of Y, is predicted from the history
+                 before it, a row of H, in which older events fade (Choi et al., WWW 2021)
+    GF-CF        B = S'S + .3 D^-1/2 V V' D^1/2: S is X with rows and columns divided by the roots
+                 of their sums, V its leading right singular vectors, D the sums of the columns.
+                 S'S is a linear filter of the graph of users and items, V V' the ideal low-pass
+                 filter (Shen et al., CIKM 2021)
+
+`models.refine` chooses the alphas. A new estimator needs an entry in its `list_estimators` and an
+alpha in a `Plan`.
+
+Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk, K
+singular vectors, l pairs of events.
 """
 
 from __future__ import annotations
@@ -19,23 +37,25 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
-from evaluation.baselines import invert_regularised
+from evaluation.ease import ease_weights, invert_regularised
+from serve.arrays import Flags, Floats, Ints
 
-Ints = NDArray[np.integer]
-Floats = NDArray[np.floating]
+# Items of a matrix that is inverted, the most popular ones; the others get no weights from it.
+MAX_INVERTED = 16_000
 
-MAX_INVERTED = 16_000  # items of a matrix that is inverted, the most popular ones; the others get no weights from it
 CHUNK = 2**24  # entries of a matrix that are dense at once
-MAX_SPARSE = 0.02  # share of entries up to which a product with a sparse matrix is the faster one
+MAX_SPARSE = (
+    0.02  # share of entries up to which a product with a sparse matrix is faster
+)
 MIN_EVENT_WEIGHT = (
     0.02  # events of a history that weigh less are left out of the regression
 )
 FILTER_WEIGHT = (
     0.3  # of the ideal low-pass filter beside the linear one, as in the paper
 )
-MIN_EIGENVALUE = (
-    1e-5  # of the normalised interaction matrix, whose largest is 1; less is rounding
-)
+
+# Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
+MIN_EIGENVALUE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,206 +64,232 @@ class Interactions:
 
     user: Ints  # (E,) ascending
     item: Ints  # (E,) item rows
-    is_target: NDArray[
-        np.bool_
-    ]  # (E,) whether an event is predicted; the others only stand in histories
+    is_target: (
+        Flags  # (E,) whether an event is predicted; the others only stand in histories
+    )
     n_users: int
     n_items: int
 
     def matrix(self) -> sp.csr_array:
         """Return the binary interaction matrix, (U, N) float32."""
-        shape = (self.n_users, self.n_items)
-        matrix = sp.csr_array(
-            (np.ones(len(self.user), np.float32), (self.user, self.item)), shape
-        )  # sums duplicates
-        matrix.data[:] = 1
+        ones = np.ones(len(self.user), np.float32)
+        cells = (self.user, self.item)
+        matrix = sp.csr_array((ones, cells), (self.n_users, self.n_items))
+        matrix.data[:] = 1  # duplicates were summed
         return matrix
 
     def only_targets(self) -> Interactions:
         """Leave out the events that only stand in histories."""
-        kept = self.is_target
+        is_target = self.is_target
+        user = self.user[is_target]
+        item = self.item[is_target]
         return Interactions(
-            self.user[kept], self.item[kept], kept[kept], self.n_users, self.n_items
+            user, item, is_target[is_target], self.n_users, self.n_items
         )
 
-    def popular_items(self, most: int) -> Ints:
-        """Return the rows of at most so many items, those of the most users first, (n,); at least one."""
+    def popular_items(self, n: int) -> Ints:
+        """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
-        return np.argsort(-n_users, kind="stable")[
-            : max(1, min(np.count_nonzero(n_users), most))
-        ]
+        n_used = np.count_nonzero(n_users)
+        return np.argsort(-n_users, kind="stable")[: max(1, min(n_used, n))]
 
 
 def ease(
-    interactions: Interactions, top_k: int, ridge: float, most: int | None = None
+    interactions: Interactions, top_k: int, ridge: float, max_items: int = MAX_INVERTED
 ) -> sp.csr_array:
-    """Return the weights of EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019).
+    """Return the weights of EASE, B = I - P diag(P)^-1 with P = (X'X + ridge I)^-1.
 
-    With P = (X'X + ridge I)^-1 of the interaction matrix X of the `most` popular items, G_ij = -P_ij / P_jj.
+    Args:
+        interactions: E events of U users with N items.
+        top_k: weights that are kept per row.
+        ridge: lambda, the strength of the ridge.
+        max_items: the most popular items, which X is limited to.
+
+    Returns:
+        (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
+
+    Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019.
     """
-    items = interactions.popular_items(most or MAX_INVERTED)
+    items = interactions.popular_items(max_items)  # (n,)
     matrix = interactions.matrix()[:, items]  # (U, n)
-    precision = invert_regularised((matrix.T @ matrix).toarray(), ridge)  # (n, n)
-    precision /= -precision.diagonal()
-    return keep_largest(precision, items, interactions.n_items, top_k)
+    weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
+    return keep_largest(weights, items, interactions.n_items, top_k)
 
 
 def ease_of_targets(
     interactions: Interactions, top_k: int, ridge: float
 ) -> sp.csr_array:
-    """Return the weights of EASE from targets alone: what users viewed or rated low is no sign of what they like."""
+    """Return the weights of EASE from targets alone.
+
+    Items that users only viewed or rated low are no sign of what they like.
+    """
     return ease(interactions.only_targets(), top_k, ridge)
 
 
 def next_item(
     interactions: Interactions, top_k: int, ridge: float, decay: float
 ) -> sp.csr_array:
-    """Return the weights of next-item regression (Choi et al., "Session-aware Linear Item-Item Models", WWW 2021).
+    """Return the weights of next-item regression, B = (H'H + ridge I)^-1 H'Y.
 
-    With X (E, N) the histories before each event, in which one weighs exp(-decay * events after it), and Y (E, N) the
-    events themselves, G = (X'X + ridge I)^-1 X'Y.
+    Args:
+        interactions: E events of U users with N items.
+        top_k: weights that are kept per row.
+        ridge: lambda, the strength of the ridge.
+        decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
+
+    Returns:
+        (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
+
+    Source: Choi et al., "Session-aware Linear Item-Item Models for Session-based Recommendation",
+    WWW 2021.
     """
-    items = interactions.popular_items(MAX_INVERTED)
-    place = np.full(interactions.n_items, -1, np.int64)
-    place[items] = np.arange(len(items))
-    reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))
-    together, following = _count_pairs(
-        interactions, place[interactions.item], len(items), decay, reach
-    )  # (n, n) both
+    items = interactions.popular_items(MAX_INVERTED)  # (n,)
+    positions = np.full(interactions.n_items, -1, np.int64)  # (N,)
+    positions[items] = np.arange(len(items))
+    position = positions[interactions.item]  # (E,)
+    together, following = _count_pairs(interactions, position, len(items), decay)
     inverse = invert_regularised(together, ridge)  # (n, n)
     del together
-    factor: Any = (
-        following
-        if following.nnz < MAX_SPARSE * len(items) ** 2
-        else following.toarray()
-    )  # (n, n)
+    is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
+    factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
+
     return keep_largest(weights, items, interactions.n_items, top_k)
 
 
 def gf_cf(
     interactions: Interactions, top_k: int, n_factors: int, seed: int
 ) -> sp.csr_array:
-    """Return the positive weights of GF-CF (Shen et al., "How Powerful is Graph Convolution", CIKM 2021, equation 11).
+    """Return the positive weights of GF-CF, B = S'S + FILTER_WEIGHT D^-1/2 V V' D^1/2.
 
-    With X~ = diag(users)^-1/2 X diag(items)^-1/2, n the users of each item and V (N, K) the leading right singular
-    vectors of X~, a history x scores x (X~'X~ + FILTER_WEIGHT diag(n^-1/2) V V' diag(n^1/2)).
+    Args:
+        interactions: E events of U users with N items.
+        top_k: weights that are kept per row.
+        n_factors: singular vectors in V, the size of the ideal low-pass filter.
+        seed: of the start of the decomposition.
+
+    Returns:
+        (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
+
+    Source: Shen et al., "How Powerful is Graph Convolution for Recommendation?", CIKM 2021,
+    equation 11.
     """
-    matrix = interactions.matrix()
-    per_user, per_item = (
-        np.maximum(matrix.sum(axis=axis), 1.0).astype(np.float32) for axis in (1, 0)
-    )  # (U,), (N,)
-    scaled = (
-        sp.diags_array(per_user**-0.5) @ matrix @ sp.diags_array(per_item**-0.5)
-    ).tocsr()  # (U, N)
+    n_items = interactions.n_items
+    matrix = interactions.matrix()  # (U, N)
+    per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
+    per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
+    by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
+    scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
+    by_item = scaled.T.tocsr()  # (N, U)
     vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
     root = np.sqrt(per_item)[:, None]  # (N, 1)
-    rows = FILTER_WEIGHT * vectors / root  # (N, K), (K, N)
-    columns = np.ascontiguousarray((vectors * root).T)
-    users_of = scaled.T.tocsr()  # (N, U)
-    everything = np.arange(interactions.n_items)
+    rows = FILTER_WEIGHT * vectors / root  # (N, K)
+    columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
+
     parts = []
-    for chunk in _chunks(interactions.n_items):
-        weights = rows[chunk] @ columns + (users_of[chunk] @ scaled).toarray()  # (c, N)
-        weights[np.arange(len(weights)), everything[chunk]] = 0
+    for chunk in _chunks(n_items):
+        linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
+        weights = rows[chunk] @ columns + linear  # (c, N)
+        own = np.arange(len(weights))  # (c,)
+        weights[own, own + chunk.start] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
+
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     return stacked
 
 
 def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
-    """Return the leading right singular vectors of a matrix (U, N), (N, K), the strongest first.
+    """Return the leading right singular vectors of a matrix (U, N), the strongest first.
 
-    K is `n_factors`, or fewer where singular values beyond are none; a vector's largest entry is positive.
+    Returns:
+        (N, K) vectors: K is `n_factors` or the rank, whichever is lower. The largest entry of a
+        vector is positive.
     """
     rank = min(n_factors, min(matrix.shape) - 1)
     if rank < 1:
         return np.zeros((matrix.shape[1], 1), np.float32)
-    _, values, right = svds(matrix, k=rank, random_state=seed)
-    right = right[np.argsort(-values)][
-        : max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
-    ]  # (K, N)
-    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])  # (K,)
+    _, values, right = svds(matrix, k=rank, random_state=seed)  # (K,), (K, N)
+    n_kept = max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
+    right = right[np.argsort(-values)][:n_kept]  # (K, N)
+    largest = np.abs(right).argmax(axis=1)  # (K,)
+    signs = np.sign(right[np.arange(len(right)), largest])  # (K,)
+
     return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
 
 
 def keep_largest(
-    weights: Floats, items: Ints, n_items: int, top_k: int
+    weights: NDArray[Any], items: Ints, n_items: int, top_k: int
 ) -> sp.csr_array:
-    """Return the weights (n, n) of some items with the largest absolute values of each row, as (N, N).
+    """Return the weights (n, n) of some items with the largest absolute values of each row, (N, N).
 
     The diagonal is dropped, and overwritten.
     """
     np.fill_diagonal(weights, 0)
-    parts = sp.vstack(
-        [_largest_of_rows(weights[chunk], top_k) for chunk in _chunks(len(items))],
-        format="coo",
-    )
-    kept = sp.csr_array(
-        (parts.data, (items[parts.row], items[parts.col])), (n_items, n_items)
-    )
-    kept.sort_indices()
-    return kept
+    parts = [_largest_of_rows(weights[chunk], top_k) for chunk in _chunks(len(items))]
+    stacked = sp.vstack(parts, format="coo")  # (n, n)
+    cells = (items[stacked.row], items[stacked.col])
+    largest = sp.csr_array((stacked.data, cells), (n_items, n_items))
+    largest.sort_indices()
+    return largest
 
 
-def _largest_of_rows(weights: Floats, top_k: int) -> sp.csr_array:
+def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
     """Return the entries of each row (c, N) with the largest absolute values, without zeros."""
     n_rows, n_items = weights.shape
     k = max(1, min(top_k, n_items - 1))
     columns = np.argpartition(-np.abs(weights), k - 1, axis=1)[:, :k]  # (c, k)
-    kept = np.take_along_axis(weights, columns, 1).ravel()  # (c * k,)
-    part = sp.csr_array(
-        (kept, columns.ravel(), np.arange(n_rows + 1) * k), weights.shape
-    )
-    part.eliminate_zeros()
-    part.sort_indices()
-    return part
+    values = np.take_along_axis(weights, columns, 1).ravel()  # (c * k,)
+    bounds = np.arange(n_rows + 1) * k  # (c + 1,)
+    largest = sp.csr_array((values, columns.ravel(), bounds), weights.shape)
+    largest.eliminate_zeros()
+    largest.sort_indices()
+
+    return largest
 
 
 def _chunks(n_items: int) -> Iterator[slice]:
     width = max(1, CHUNK // max(n_items, 1))
-    return (
-        slice(start, min(start + width, n_items)) for start in range(0, n_items, width)
-    )
+    for start in range(0, n_items, width):
+        yield slice(start, min(start + width, n_items))
 
 
 def _count_pairs(
-    interactions: Interactions, place: Ints, n: int, decay: float, reach: int
-) -> tuple[Floats, sp.csr_array]:
-    """Return X'X and X'Y of `next_item` for the items at the places (E,) 0 to n - 1, (n, n) both.
+    interactions: Interactions, position: Ints, n: int, decay: float
+) -> tuple[NDArray[Any], sp.csr_array]:
+    """Return H'H and H'Y of `next_item`, (n, n) both.
 
-    Two events stand together in the histories of all that come after both, as far as histories reach: what these add is
-    the sum of a geometric series, so that every pair of events is visited once.
+    Two events stand together in the histories of all events that come after both, as far as
+    histories reach. What these add is the sum of a geometric series, so that every pair of events
+    is visited once. The position (E,) of an event's item among the n items is -1 elsewhere.
     """
     user = interactions.user
+    reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))
     shrink = math.exp(-2 * decay)
-    n_after = np.searchsorted(user, user, side="right") - np.arange(
-        1, len(user) + 1
-    )  # (E,)
+    end = np.searchsorted(user, user, side="right")  # (E,)
+    n_after = end - np.arange(1, len(user) + 1)  # (E,)
 
-    def histories(distance: int, later: Ints) -> Floats:
+    def sum_histories(distance: int, later: Ints) -> Any:
         n_histories = np.minimum(n_after[later], reach - distance)  # (l,)
-        weights: Floats = (
-            math.exp(-decay * distance) * (1 - shrink**n_histories) / (1 - shrink)
-        )
-        return weights
+        series = 1 - shrink**n_histories  # (l,)
+        return math.exp(-decay * distance) * series / (1 - shrink)  # (l,)
 
-    def sum_pairs(earlier: Ints, later: Ints, weights: Floats) -> sp.csr_array:
-        pairs = place[earlier], place[later]  # (l,) both
-        return sp.coo_array(
-            (weights.astype(np.float32), pairs), (n, n)
-        ).tocsr()  # sums what comes several times
+    def sum_pairs(earlier: Ints, later: Ints, weights: Any) -> sp.csr_array:
+        cells = (position[earlier], position[later])  # (l,) both
+        pairs = sp.coo_array((weights.astype(np.float32), cells), (n, n))
+        return pairs.tocsr()  # sums duplicates
 
-    inside = np.flatnonzero(place >= 0)  # (l,)
-    together = sum_pairs(inside, inside, histories(0, inside))
+    inside = np.flatnonzero(position >= 0)  # (l,)
+    together = sum_pairs(inside, inside, sum_histories(0, inside))  # (n, n)
     following: Any = sp.csr_array((n, n), dtype=np.float32)
+
     for distance in range(1, reach + 1):
         later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
-        later = later[(place[later] >= 0) & (place[later - distance] >= 0)]
-        both = sum_pairs(later - distance, later, histories(distance, later))
+        is_inside = (position[later] >= 0) & (position[later - distance] >= 0)  # (l,)
+        later = later[is_inside]  # (l,)
+        earlier = later - distance  # (l,)
+        both = sum_pairs(earlier, later, sum_histories(distance, later))  # (n, n)
         together = together + both + both.T
-        weights = (
-            math.exp(-decay * (distance - 1)) * interactions.is_target[later]
-        )  # (l,)
-        following = following + sum_pairs(later - distance, later, weights)
+        weight = math.exp(-decay * (distance - 1))
+        of_targets = weight * interactions.is_target[later]  # (l,)
+        following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
     return together.toarray(), following

@@ -1,7 +1,12 @@
-"""Remember owned items by a long-term profile, category affinity, popularity and a score per owned item.
+"""The memory m_u(i) of owned items, and the long-term parts of a user's vector.
 
-A product of rank D expresses "buys the same things again" badly, so that the score has a second, sparse part m_u(i)
-that is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
+A product of rank D expresses "buys the same things again" badly. So the score has a sparse part
+that is non-zero for owned items only: score(u, i) = u . v_i + m_u(i). Beside it the memory
+completes u by a profile of all owned items, by affinities to categories and by the weight of
+popularity.
+
+Letters: B users, E owned items of all of them, D + A + P = W entries of a vector, S statistics of
+an owned item, G of a user, Q categories, U users of the training.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a catego
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """Hold the named arrays of `serve.events` that only a tower with memory reads."""
+    """The arrays of `serve.events` that only a tower with memory reads."""
 
     owned_vectors: Tensor  # (E, W) vectors of the owned items
     owned_users: Tensor  # (E,) request of each owned item
@@ -40,7 +45,7 @@ class MemoryInputs:
 
 @dataclass(frozen=True)
 class MemorySample:
-    """Hold inputs of training users by which the memory is standardised."""
+    """Inputs of training users, by which the memory is standardised."""
 
     statistics: Tensor  # (any, S) of owned items
     user_statistics: Tensor  # (U, G)
@@ -55,11 +60,9 @@ class Standardise(nn.Module):
 
     def __init__(self, rows: Tensor) -> None:
         super().__init__()
-        scale = rows.std(dim=0, correction=0)
+        scale = rows.std(dim=0, correction=0)  # (S,)
         self.register_buffer("mean", rows.mean(dim=0))
-        self.register_buffer(
-            "scale", torch.where(scale > 1e-6, scale, torch.ones_like(scale))
-        )
+        self.register_buffer("scale", torch.where(scale > 1e-6, scale, 1.0))
 
     def forward(self, rows: Tensor) -> Tensor:
         return ((rows - self.mean) / self.scale).clamp(-5.0, 5.0)  # the shape of `rows`
@@ -68,7 +71,7 @@ class Standardise(nn.Module):
 class Memory(nn.Module):
     """Complete a user's vector and score the items that they own.
 
-    Starts as decayed personal frequency beside the taste of the profile; training moves it from there.
+    Before training this is decayed personal frequency beside the taste of the profile.
     """
 
     category_shares: Tensor
@@ -86,23 +89,17 @@ class Memory(nn.Module):
         self.standardise_user = Standardise(sample.user_statistics)
         n_statistics = sample.statistics.shape[1]
         n_user = sample.user_statistics.shape[1]
-        shares = sample.category_preferences.sum(dim=0)  # (Q,)
-        shares = (
-            shares
-            * len(category_features(schema.item_features))
-            / shares.sum().clamp(min=1e-12)
-        )  # (Q,)
+        n_features = len(category_features(schema.item_features))
+        sums = sample.category_preferences.sum(dim=0)  # (Q,)
+        shares = sums * n_features / sums.sum().clamp(min=1e-12)  # (Q,)
         self.register_buffer("category_shares", shares.clamp(min=1e-6))
         popularity_dim = len(schema.popularity_days)
-        first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY] + [
-            FIRST_POPULARITY
-        ] * popularity_dim
-        self.register_buffer(
-            "first_gates", torch.tensor(first_gates) * self.unit
-        )  # (2 + P,)
-        self.affinity_table = nn.Parameter(
-            torch.empty(len(shares), affinity_dim)
-        )  # (Q, A)
+        first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY]
+        first_gates += [FIRST_POPULARITY] * popularity_dim
+        gates = torch.tensor(first_gates) * self.unit  # (2 + P,)
+        self.register_buffer("first_gates", gates)
+        table = torch.empty(len(sums), affinity_dim)  # (Q, A)
+        self.affinity_table = nn.Parameter(table)
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(self.dim, N_STATE_FEATURES)
@@ -114,9 +111,9 @@ class Memory(nn.Module):
             nn.Linear(HIDDEN, 1),
         )
         self.skip = nn.Linear(self.n_decays, 1)
-        self.product_share = nn.Parameter(
-            torch.tensor(1.0)
-        )  # of u . v_i that the memory takes back
+
+        # Share of u . v_i that the memory takes back.
+        self.product_share = nn.Parameter(torch.tensor(1.0))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -124,6 +121,7 @@ class Memory(nn.Module):
         for layer in (self.profile_weight, self.gates):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
         with torch.no_grad():
             for module in self.item_score:
                 if isinstance(module, nn.Linear):
@@ -131,19 +129,20 @@ class Memory(nn.Module):
                     nn.init.zeros_(module.bias)
             nn.init.zeros_(self.item_score[-1].weight)  # type: ignore[arg-type]
             nn.init.constant_(self.skip.weight, 0.5)
-            nn.init.constant_(
-                self.skip.bias, 4.0
-            )  # owned items begin above most others
+            # Owned items begin above most others.
+            nn.init.constant_(self.skip.bias, 4.0)
             self.product_share.fill_(1.0)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
-        """Sum the taste vectors of each user's owned items by learned weights, to unit length, (B, D)."""
-        correction = self.profile_weight(
-            self.standardise(inputs.owned_statistics)
-        ).squeeze(-1)  # (E,)
-        weights = inputs.owned_preferences * torch.exp(
-            correction.clamp(-3.0, 3.0)
-        )  # (E,)
+        """Sum the taste vectors of each user's owned items by learned weights.
+
+        Returns:
+            (B, D) unit vectors; 0 of users without owned items.
+        """
+        statistics = self.standardise(inputs.owned_statistics)  # (E, S)
+        correction = self.profile_weight(statistics).squeeze(-1)  # (E,)
+        factors = torch.exp(correction.clamp(-3.0, 3.0))  # (E,)
+        weights = inputs.owned_preferences * factors  # (E,)
         vectors = inputs.owned_vectors[:, : self.dim] * weights.unsqueeze(-1)  # (E, D)
         summed = sum_by_user(vectors, inputs.owned_users, n_users)  # (B, D)
         return functional.normalize(summed, dim=-1, eps=1e-6)  # (B, D)
@@ -151,60 +150,72 @@ class Memory(nn.Module):
     def category_lift(self, preferences: Tensor) -> Tensor:
         """Compare each user's preference for a category with the overall share of it, (B, Q).
 
-        log(1 + preference / (prior x share)) is the log ratio of the user's smoothed share to the overall one, less
-        its value for an untouched category; that is the same for all categories of a user, so ranks do not change.
+        log(1 + preference / (prior x share)) is the log ratio of the user's smoothed share to the
+        overall one, less its value for an untouched category. That value is the same for all
+        categories of a user, so that ranks do not change.
         """
-        return torch.log1p(
-            preferences / (PRIOR_EVENTS * self.category_shares)
-        )  # (B, Q)
+        prior = PRIOR_EVENTS * self.category_shares  # (Q,)
+        return torch.log1p(preferences / prior)  # (B, Q)
 
     def complete_vector(self, taste: Tensor, inputs: MemoryInputs) -> Tensor:
-        """Add the profile to the taste (B, D) of recent events, and the affinity and popularity parts: (B, W)."""
+        """Complete a user's vector.
+
+        Args:
+            taste: (B, D) taste of recent events.
+            inputs: what the memory reads.
+
+        Returns:
+            (B, W) vectors: taste with the profile added, affinity, and the weight of popularity.
+        """
         change = self.gates(self.standardise_user(inputs.user_statistics))  # (B, 2 + P)
         gates = self.first_gates * torch.exp(change.clamp(-4.0, 4.0))  # (B, 2 + P)
         taste = taste + gates[:, :1] * self.profile(inputs, taste.shape[0])  # (B, D)
-        affinity = gates[:, 1:2] * (
-            self.category_lift(inputs.category_preferences) @ self.affinity_table
-        )  # (B, A)
+        gate = gates[:, 1:2]  # (B, 1)
+        lift = self.category_lift(inputs.category_preferences)  # (B, Q)
+        affinity = gate * (lift @ self.affinity_table)  # (B, A)
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
     def score_owned(
         self, state: Tensor, vectors: Tensor, inputs: MemoryInputs
     ) -> Tensor:
-        """Score owned items beyond u . v_i, (E,), for fused states (B, D) and complete user vectors (B, W)."""
+        """Score owned items beyond u . v_i.
+
+        Args:
+            state: (B, D) fused states.
+            vectors: (B, W) complete user vectors.
+            inputs: what the memory reads.
+
+        Returns:
+            (E,) m_u(i).
+        """
         statistics = self.standardise(inputs.owned_statistics)  # (E, S)
         of_user = torch.cat(
             [self.standardise_user(inputs.user_statistics), self.project_state(state)],
             dim=1,
-        )
-        product = (vectors[inputs.owned_users] * inputs.owned_vectors).sum(
-            dim=1, keepdim=True
-        )  # (E, 1)
+        )  # (B, G + state features)
+        products = vectors[inputs.owned_users] * inputs.owned_vectors  # (E, W)
+        product = products.sum(dim=1, keepdim=True)  # (E, 1)
         product = product / self.unit  # (E, 1) in units of logits
         columns = [statistics, of_user[inputs.owned_users], PRODUCT_SCALE * product]
         learned = self.item_score(torch.cat(columns, dim=1))  # (E, 1)
-        frequency = functional.softplus(
-            learned + self.skip(statistics[:, : self.n_decays])
-        )  # (E, 1)
-        return self.unit * (frequency - self.product_share * product).squeeze(
-            -1
-        )  # (E,)
+        decayed = self.skip(statistics[:, : self.n_decays])  # (E, 1)
+        frequency = functional.softplus(learned + decayed)  # (E, 1)
+        scores = frequency - self.product_share * product  # (E, 1)
+
+        return self.unit * scores.squeeze(-1)  # (E,)
 
 
 def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
     """Sum values (E, any) of the users (E,), (n_users, any).
 
-    An exported graph multiplies by an indicator matrix: ONNX Runtime's ScatterAdd takes 25 times as long, and
-    index_add loses rows where a session has several threads.
+    An exported graph multiplies by an indicator matrix: ONNX Runtime's ScatterAdd takes 25 times as
+    long, and index_add loses rows where a session has several threads.
     """
     if torch.compiler.is_exporting():
-        is_of_user = (
-            torch.arange(n_users, device=users.device).unsqueeze(1) == users
-        )  # (B, E)
-        return is_of_user.to(values.dtype) @ values  # (B, any)
-    return values.new_zeros(n_users, values.shape[1]).index_add(
-        0, users, values
-    )  # (B, any)
+        rows = torch.arange(n_users, device=users.device).unsqueeze(1)  # (B, 1)
+        return (rows == users).to(values.dtype) @ values  # (B, any)
+    zeros = values.new_zeros(n_users, values.shape[1])  # (B, any)
+    return zeros.index_add(0, users, values)  # (B, any)
 
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:

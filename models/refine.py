@@ -1,16 +1,24 @@
-"""Refine trained towers: item-item weights added to their scores, items shrunk towards their content.
+"""Refine trained towers: add item-item weights to scores, shrink items towards their content.
 
-    score(u, i) = u . v_i + sum over the items j of the history of w_j G_ji / sqrt(sum of w_j) + t_i
-    G = sum of alpha_k G_k
+    score(u, i) = u . v_i  +  sum over j in history of w_j B[j, i]  +  m_u(i)  +  t_i
 
-The estimators G_k are those of `models.item_item`, t says what has been popular lately, and w_j = exp(-decay * events
-after j), more where j happened in the context of the request. `choose` accepts or rejects shrinkage by four events on
-the validation, then how much a like context counts, then tries values of each alpha in turn, in the plan that the kind
-of data suggests and, where events have an order, in that of sets: the order may say nothing. `apply` refines any towers
-by what was chosen, for example after another training on more data.
+    B = sum over k of alpha_k B_k            the estimators B_k are those of `models.item_item`
+    B = sum over k of alpha_k B_k        the estimators B_k are those of `models.item_item`
+    w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
+                                         times that where j is in the context of the request
+    t = alpha_trend * recent popularity  only where items are consumed once, in an order
 
-Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E owned items, whose scores
-have a `bonus` where the towers have a memory (`models.memory`).
+The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
+vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
+content is worth s events (`models.cold_items`).
+
+`choose` makes three choices, each by NDCG@10 of the validation: whether items are shrunk, how much
+an event in the context of the request counts, and the alphas, one after the other. It starts from
+the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
+since the order may say nothing. `apply` refines any towers by these choices, for example after
+another training on more data.
+
+Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
 """
 
 from __future__ import annotations
@@ -21,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,97 +41,101 @@ from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
 from models.item_item import Interactions, ease, ease_of_targets, gf_cf, next_item
 from models.towers import Towers
-from models.validation import rank_views
+from models.validation import (
+    Figures,
+    Validation,
+    WeightsByName,
+    add_up,
+    is_better,
+    mean_of_views,
+)
 from serve.index import Neighbours
 
-# Candidates: standard deviation of the added scores in those of the towers' scores.
+# Candidates for an alpha. With alpha 1 the added scores vary as much as those of the towers.
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 25.6)
-STRENGTH = (
-    4.0  # events that content is worth where items are shrunk; 2 to 8 ranked alike
-)
-ROUNDS = 2
-CONTEXT_GAINS = (
-    1.0,
-    3.0,
-)  # an event in the context of the request counts 1 + so many times
-MAX_BATCHES = 16  # validation batches that are ranked; users whose scores show how much these vary
-MAX_DRAWN = 512
-LONG_HISTORY = 40  # mean events of a user, above which events long ago count
-RIDGE = 100.0
-RIDGE_BESIDE_MEMORY = 1000.0
-MAX_BESIDE_MEMORY = 4_000
+
+CONTEXT_GAINS = (1.0, 3.0)  # candidates: such an event counts 2 or 4 times
+STRENGTH = 4.0  # events that content is worth; 2 to 8 ranked alike
+MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
+ROUNDS = 2  # searches for each alpha
 PLAN_ERRORS = (
     1.0  # standard errors by which another plan than the usual one must be better
 )
-MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
+
+MAX_BATCHES = 16  # validation batches that are ranked
+MAX_DRAWN = 512  # users whose scores show how much these vary
+LONG_HISTORY = 40  # mean events of a user, above which events long ago count
+
+RIDGE = 100.0
+RIDGE_BESIDE_MEMORY = 1000.0
+MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 MIN_SPREAD = 1e-9
+
 TREND_SHARE = (
-    0.02  # events fade in this share of the time span, a week of a year; items kept
+    0.02  # of the time span, in which events fade for the trend: a week of a year
 )
-MAX_TRENDING = 512
-MIN_FACTORS = 8  # of GF-CF; the paper has 256: too many for few items
+MAX_TRENDING = 512  # items with a trend
+
+# Factors of GF-CF; the paper has 256, which is too many for few items.
+MIN_FACTORS = 8
 MAX_FACTORS = 256
 ITEMS_PER_FACTOR = 32
+
+Estimator = Callable[[Interactions], sp.csr_array]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Alphas from which a choice starts, near the best of docs/boards.md."""
+    """Values from which a search starts, near the best of docs/boards.md."""
 
     alphas: Mapping[str, float]
-    standard_errors: float  # another alpha replaces one only if its gain exceeds this many standard errors
-    decay: float = 0.0  # an event of a history counts by exp(-decay * events after it)
+
+    # Another alpha replaces one only if its gain exceeds so many standard errors.
+    standard_errors: float
+
+    decay: float = 0.0
 
 
 IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4}, 0.5)
-IN_CONTEXT = Plan(
-    {"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0
-)  # sets in which requests have one
+IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)
 IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
 BESIDE_MEMORY = Plan({"ease": 0.01}, 2.0)
-Estimator = Callable[[Interactions], sp.csr_array]
-Figures = dict[
-    str, np.ndarray
-]  # NDCG@10 of each user by view, as `models.validation.rank_views` returns it
 
 
 @dataclass(frozen=True)
 class Refinement:
-    """Hold what the validation chose, as plain numbers."""
+    """The choices, as plain numbers."""
 
-    alphas: Mapping[str, float] = field(default_factory=dict)  # of each estimator
-    decay: float = 0.0  # an event counts by exp(-decay * events after it)
-    context_gain: float = (
-        0.0  # and 1 + context_gain times that in the context of the request
-    )
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by estimator
+    decay: float = 0.0
+    context_gain: float = 0.0
     content_events: float = (
-        0.0  # that content is worth; 0: items stay where they were trained
+        0.0  # the s of the shrinkage; 0: items stay where they were trained
     )
-    ndcg: float | None = (
-        None  # NDCG@10 of the validation; None: nothing could be validated, the values are the usual
-    )
+    ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
 
     def describe(self) -> str:
-        """Say in one line what was chosen."""
+        """Describe the choices in one line."""
         parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
-        parts += (
-            [f"events in the same context {1 + self.context_gain:g} times"]
-            if self.context_gain
-            else []
-        )
-        parts += (
-            [f"content worth {self.content_events:g} events"]
-            if self.content_events
-            else []
-        )
-        gain = (
-            f"validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after"
-            if self.ndcg
-            else "the usual"
-        )
+        if self.context_gain:
+            parts.append(f"events in the same context {1 + self.context_gain:g} times")
+        if self.content_events:
+            parts.append(f"content worth {self.content_events:g} events")
+        gain = "the usual"
+        if self.ndcg:
+            before = f"validation NDCG@10 {self.ndcg_before:.4f} before"
+            gain = f"{before}, {self.ndcg:.4f} after"
+
         return f"refined by {', '.join(parts) or 'nothing'}: {gain}"
+
+
+class Candidate(NamedTuple):
+    """A refinement and how it ranks the validation."""
+
+    refinement: Refinement
+    figures: Figures
 
 
 def list_plans(data: InteractionsDataModule) -> list[Plan]:
@@ -134,53 +146,50 @@ def list_plans(data: InteractionsDataModule) -> list[Plan]:
         return [IN_CONTEXT if data.schema.context_features else IN_SETS]
     counts = data.sequences.events.counts  # (U,), 0 of users without events
     is_long = counts.sum() > LONG_HISTORY * np.count_nonzero(counts)
-    return [
-        IN_LONG_ORDER if is_long else IN_SHORT_ORDER,
-        IN_SETS,
-    ]  # the second: the order may say nothing
+    return [IN_LONG_ORDER if is_long else IN_SHORT_ORDER, IN_SETS]
 
 
 def list_estimators(
     data: InteractionsDataModule, top_k: int, seed: int
 ) -> dict[str, Estimator]:
-    """Return the estimators that the plans may name."""
+    """Return the estimators that plans may name, each with its arguments."""
     if not top_k:
         return {}
     if data.schema.repeats == "allow":
-        return {
-            "ease": partial(
-                ease, top_k=top_k, ridge=RIDGE_BESIDE_MEMORY, most=MAX_BESIDE_MEMORY
-            )
-        }
-    interactions = read_interactions(data)
-    n_factors = min(
-        MAX_FACTORS,
-        max(MIN_FACTORS, len(np.unique(interactions.item)) // ITEMS_PER_FACTOR),
-    )
-    found: dict[str, Estimator] = {
+        ridge = RIDGE_BESIDE_MEMORY
+        popular = partial(ease, top_k=top_k, ridge=ridge, max_items=MAX_BESIDE_MEMORY)
+        return {"ease": popular}
+    n_items = len(np.unique(data.sequences.events.item_row))
+    n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    estimators: dict[str, Estimator] = {
         "ease": partial(ease, top_k=top_k, ridge=RIDGE),
         "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
     }
+
     if not (data.sequences.target_weight > 0).all():
-        found["ease_of_targets"] = partial(ease_of_targets, top_k=top_k, ridge=RIDGE)
-    if data.trains_on_windows and data.schema.has_datetime:
-        found["trend"] = lambda _: find_trend(data)
+        estimators["ease_of_targets"] = partial(
+            ease_of_targets, top_k=top_k, ridge=RIDGE
+        )
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
-        found["next_item"] = partial(next_item, top_k=top_k, ridge=RIDGE, decay=decay)
-    return found
+        estimators["next_item"] = partial(
+            next_item, top_k=top_k, ridge=RIDGE, decay=decay
+        )
+        if data.schema.has_datetime:
+            estimators["trend"] = lambda _: find_trend(data)
+    return estimators
 
 
 def find_trend(data: InteractionsDataModule) -> sp.csr_array:
-    """Return by how much the items that have been popular lately stand out, the same for everybody, (1, N)."""
+    """Return by how much the items that have been popular lately stand out, (1, N)."""
     events = data.sequences.events
     n_items = len(data.catalogue)
-    age = (events.time.max() - events.time) / max(
-        TREND_SHARE * np.ptp(events.time), 1.0
-    )  # (E,)
+    fading = max(TREND_SHARE * np.ptp(events.time), 1.0)  # seconds
+    age = (events.time.max() - events.time) / fading  # (E,)
     recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
     least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
-    return sp.csr_array(np.maximum(recent - least, 0).astype(np.float32)[None])
+    trend = np.maximum(recent - least, 0)  # (N,)
+    return sp.csr_array(trend.astype(np.float32)[None])
 
 
 @torch.no_grad()
@@ -189,56 +198,67 @@ def choose(
 ) -> Refinement:
     """Choose the refinement: the usual values unless the validation ranks clearly better by others.
 
-    Takes towers in evaluation mode to which nothing was added. The towers are unchanged afterwards.
+    Args:
+        towers: trained towers in evaluation mode without item-item weights; unchanged afterwards.
+        data: training data with validation batches.
+        top_k: weights kept per item; 0: none.
+        seed: of the fits.
+
+    Returns:
+        The best refinement; the usual one, without NDCG, if no validation target is novel.
     """
     estimators = list_estimators(data, top_k, seed)
     plans = list_plans(data)
+
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
-    can_shrink = bool(data.schema.item_features) and data.schema.repeats == "exclude"
-    shrinkage = (
-        Shrinkage(towers, torch.from_numpy(data.count_targets()), seed)
-        if can_shrink
-        else None
-    )
-    batches = data.validation_batches[
-        :: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1
-    ]
+    shrinkage = None
+    if data.schema.item_features and data.schema.repeats == "exclude":
+        shrinkage = fit_shrinkage(towers, data, seed)
+    stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
+    batches = data.validation_batches[:: max(stride, 1)]
+
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
+
     validation = Validation(towers, batches)
     before = validation.ndcg
     strength = 0.0
     if shrinkage is not None:
         shrinkage.apply(STRENGTH)
         shrunk = Validation(towers, batches)
-        if shrunk.ndcg >= (1 + MIN_GAIN) * validation.ndcg:
+        if shrunk.ndcg >= (1 + MIN_GAIN) * before:
             validation = shrunk
             strength = STRENGTH
         else:
             shrinkage.apply(0.0)
-    weigh = partial(build_weights, interactions=read_interactions(data), towers=towers)
-    found = Refinement()
-    figures = validation.figures
+
+    interactions = read_interactions(data)
+    requests = list(data.drawn_requests(MAX_DRAWN))
+    best = Candidate(Refinement(), validation.figures)
+
     for plan in plans:
         start = _start(plan, estimators, strength)
-        named = {name: estimators[name] for name in start.alphas}
-        added = weigh(
-            named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay
-        )
-        usual = validation.rank(added, start, [start.alphas])[0]
+        planned = {name: estimators[name] for name in start.alphas}
+        weights = build_weights(planned, interactions, towers, requests, plan.decay)
+        usual = Candidate(start, _rank(validation, weights, start, [start.alphas])[0])
         if data.schema.context_features:
-            start, usual = _choose_gain(validation, added, start, usual)
-        if plan is not plans[0] and mean_of_views(usual) < mean_of_views(figures):
-            continue  # a search takes long
-        chosen, ranked = _choose_alphas(
-            validation, added, start, usual, plan.standard_errors
-        )
-        if plan is plans[0] or is_better(ranked, figures, PLAN_ERRORS):
-            found = chosen
-            figures = ranked
+            usual = _choose_gain(validation, weights, usual)
+        is_usual = plan is plans[0]
+        # A search takes long.
+        if is_usual or mean_of_views(usual.figures) >= mean_of_views(best.figures):
+            errors = plan.standard_errors
+            chosen = _choose_alphas(validation, weights, usual, errors)
+            if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
+                best = chosen
+
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    return replace(found, ndcg=mean_of_views(figures), ndcg_before=before)
+    ndcg = mean_of_views(best.figures)
+    return replace(best.refinement, ndcg=ndcg, ndcg_before=before)
+
+
+def fit_shrinkage(towers: Towers, data: InteractionsDataModule, seed: int) -> Shrinkage:
+    return Shrinkage(towers, torch.from_numpy(data.count_targets()), seed)
 
 
 def _start(
@@ -248,65 +268,56 @@ def _start(
     return Refinement(alphas, plan.decay, content_events=strength)
 
 
-def _choose_gain(
+def _rank(
     validation: Validation,
-    added: Mapping[str, sp.csr_array],
-    found: Refinement,
-    figures: Figures,
-) -> tuple[Refinement, Figures]:
-    """Choose how much more events in the context of the request count, if that ranks clearly better."""
+    weights: WeightsByName,
+    refinement: Refinement,
+    trials: Sequence[Mapping[str, float]],
+) -> list[Figures]:
+    decay = refinement.decay
+    return validation.rank(weights, trials, decay, refinement.context_gain)
+
+
+def _choose_gain(
+    validation: Validation, weights: WeightsByName, start: Candidate
+) -> Candidate:
+    """Let events in the context of the request count more if that ranks clearly better."""
+    best = start
     for gain in CONTEXT_GAINS:
-        tried = replace(found, context_gain=gain)
-        ranked = validation.rank(added, tried, [found.alphas])[0]
-        if is_better(ranked, figures, PLAN_ERRORS):
-            found = tried
-            figures = ranked
-    return found, figures
+        refinement = replace(best.refinement, context_gain=gain)
+        figures = _rank(validation, weights, refinement, [refinement.alphas])[0]
+        if is_better(figures, best.figures, PLAN_ERRORS):
+            best = Candidate(refinement, figures)
+    return best
 
 
 def _choose_alphas(
     validation: Validation,
-    added: Mapping[str, sp.csr_array],
-    found: Refinement,
-    figures: Figures,
+    weights: WeightsByName,
+    start: Candidate,
     errors: float,
-) -> tuple[Refinement, Figures]:
-    """Move each alpha in turn to the nearest candidate that none beats clearly; return them with their figures."""
-    tried_with: dict[
-        str, Mapping[str, float]
-    ] = {}  # the other alphas of the last search for each
-    for name in [*added] * ROUNDS:
-        trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
-        if tried_with.get(name) == trials[0]:  # nothing else has changed since
+) -> Candidate:
+    """Set each alpha in turn to the nearest value that no other one beats significantly."""
+    best = start
+
+    others_of_search: dict[str, Mapping[str, float]] = {}
+    for name in [*weights] * ROUNDS:
+        alphas = best.refinement.alphas
+        trials = [{**alphas, name: alpha} for alpha in ALPHAS]
+        if others_of_search.get(name) == trials[0]:  # no other alpha has changed
             continue
-        tried_with[name] = trials[0]
-        ranked = validation.rank(added, found, trials)
-        best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
-        if is_better(ranked[best], figures, errors):
-            now = bisect_left(ALPHAS, found.alphas[name])
-            near = sorted(range(len(trials)), key=lambda place: abs(place - now))
-            chosen = next(
-                place
-                for place in near
-                if not is_better(ranked[best], ranked[place], errors)
-            )
-            found = replace(found, alphas=trials[chosen])
-            figures = ranked[chosen]
-    return found, figures
-
-
-def is_better(figures: Figures, before: Figures, errors: float) -> bool:
-    """Tell whether the mean over users and views is higher by more than so many standard errors of the difference."""
-    gains = [figures[view] - before[view] for view in figures]  # (users,) each
-    error = fmean(
-        float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else math.inf
-        for gain in gains
-    )
-    return mean_of_views(figures) - mean_of_views(before) > errors * error
-
-
-def mean_of_views(figures: Figures) -> float:
-    return fmean(float(values.mean()) for values in figures.values())
+        others_of_search[name] = trials[0]
+        ranked = _rank(validation, weights, best.refinement, trials)
+        highest = max(ranked, key=mean_of_views)
+        if not is_better(highest, best.figures, errors):
+            continue
+        now = bisect_left(ALPHAS, alphas[name])
+        for trial in sorted(range(len(trials)), key=lambda trial: abs(trial - now)):
+            if not is_better(highest, ranked[trial], errors):
+                refinement = replace(best.refinement, alphas=trials[trial])
+                best = Candidate(refinement, ranked[trial])
+                break
+    return best
 
 
 @torch.no_grad()
@@ -317,50 +328,56 @@ def apply(
     top_k: int,
     seed: int,
 ) -> None:
-    """Refine trained towers, in evaluation mode, to which nothing was added yet."""
+    """Refine trained towers.
+
+    Args:
+        refinement: the choices of `choose`.
+        towers: towers in evaluation mode without item-item weights, which are set here.
+        data: the data of their training.
+        top_k: weights kept per item; 0: none.
+        seed: of the fits.
+    """
     if refinement.content_events:
-        Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(
-            refinement.content_events
-        )
+        fit_shrinkage(towers, data, seed).apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
-    named = {
-        name: estimators[name]
-        for name, alpha in refinement.alphas.items()
-        if alpha and name in estimators
-    }
+
+    chosen = {}
+    for name, alpha in refinement.alphas.items():
+        if alpha and name in estimators:
+            chosen[name] = estimators[name]
+
     requests = list(data.drawn_requests(MAX_DRAWN))
-    added = build_weights(
-        named, read_interactions(data), towers, requests, refinement.decay
-    )
-    terms = [
-        refinement.alphas[name] * weights for name, weights in added.items()
-    ]  # (N, N) each, (1, N) a trend
-    of_items = sum(
-        (one for one in terms if one.shape[0] > 1),
-        sp.csr_array((towers.n_items,) * 2, dtype=np.float32),
-    )
+    interactions = read_interactions(data)
+    weights = build_weights(chosen, interactions, towers, requests, refinement.decay)
+
+    n_items = towers.n_items
+    of_items: Any = sp.csr_array((n_items, n_items), dtype=np.float32)
+    trend: Any = sp.csr_array((1, n_items), dtype=np.float32)
+
+    for name, matrix in weights.items():
+        term = refinement.alphas[name] * matrix  # (N, N), or (1, N) of the trend
+        if name == "trend":
+            trend = term
+        else:
+            of_items = of_items + term
+
     of_items.sort_indices()
-    entries = [of_items, *(one for one in terms if one.shape[0] == 1)]
-    rows, weights = (
-        np.concatenate([getattr(one, part) for one in entries])
-        for part in ("indices", "data")
-    )
-    of_events = refinement.decay, refinement.context_gain
     towers.neighbours = Neighbours(
-        of_items.indptr.astype(np.int64), rows, weights.astype(np.float32), *of_events
+        of_items.indptr.astype(np.int64),
+        np.concatenate([of_items.indices, trend.indices]),
+        np.concatenate([of_items.data, trend.data]).astype(np.float32),
+        refinement.decay,
+        refinement.context_gain,
     )
 
 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
     events = data.sequences.events
-    is_target = data.sequences.target_weight > 0
+    is_target = data.sequences.target_weight > 0  # (E,)
+    n_users = len(data.sequences.user_ids)
     return Interactions(
-        events.segments,
-        events.item_row,
-        is_target,
-        len(data.sequences.user_ids),
-        len(data.catalogue),
+        events.segments, events.item_row, is_target, n_users, len(data.catalogue)
     )
 
 
@@ -370,106 +387,44 @@ def build_weights(
     towers: Towers,
     requests: Sequence[RequestBatch],
     decay: float,
-) -> dict[str, sp.csr_array]:
-    """Estimate item-item weights, scaled so that what they add to requests varies as much as the towers' scores."""
-    items = [towers.item_vectors(batch.popularity) for batch in requests]  # (N, W) each
-    pairs = zip(requests, items, strict=True)
-    scores = [
-        towers.request_vectors(batch, vectors)[0] @ vectors.T
-        for batch, vectors in pairs
-    ]  # (B, N) each
-    has_memory = towers.user_tower.memory is not None
-    is_compared = [
-        ~batch.mark_owned(towers.n_items) if has_memory else ... for batch in requests
-    ]
+) -> WeightsByName:
+    """Estimate item-item weights on one scale.
+
+    Args:
+        estimators: the estimators, by name.
+        interactions: events of U users with N items.
+        towers: trained towers in evaluation mode.
+        requests: requests whose scores are compared.
+        decay: see `add_up`.
+
+    Returns:
+        (N, N) weights by name, scaled so that what they add to the requests varies as much as the
+        scores of the towers.
+    """
+    scores = []
+
+    is_compared: list[Any] = []
+    for batch in requests:
+        items = towers.item_vectors(batch.popularity)  # (N, W)
+        users, _ = towers.request_vectors(batch, items)  # (B, W)
+        scores.append(users @ items.T)  # (B, N)
+        has_memory = towers.user_tower.memory is not None
+        is_compared.append(~batch.mark_owned(towers.n_items) if has_memory else ...)
+
+    spread_of_towers = _spread(scores, is_compared)
+
     weights = {}
     for name, estimate in estimators.items():
-        found = estimate(interactions)  # (N, N)
-        sums = [add_up(batch, found, decay) for batch in requests]  # (B, N) each
-        weights[name] = found * np.float32(
-            _spread(scores, is_compared) / max(_spread(sums, is_compared), MIN_SPREAD)
-        )
+        matrix = estimate(interactions)  # (N, N)
+        sums = [add_up(batch, matrix, decay) for batch in requests]  # (B, N) each
+        spread = max(_spread(sums, is_compared), MIN_SPREAD)
+        weights[name] = matrix * np.float32(spread_of_towers / spread)
     return weights
 
 
 def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
-    """Return the standard deviation of scores (B, N) within batches; with a memory of items that users do not own."""
-    variances = [
-        part[chosen].var(correction=0).item()
-        for part, chosen in zip(scores, is_compared, strict=True)
-    ]
+    """Return the standard deviation of the compared scores, of (B, N) each, within batches."""
+    variances = []
+    for part, chosen in zip(scores, is_compared, strict=True):
+        variances.append(part[chosen].var(correction=0).item())
     return math.sqrt(fmean(variances or [0.0]))
-
-
-def add_up(
-    batch: RequestBatch, weights: sp.csr_array, decay: float, context_gain: float = 0.0
-) -> Tensor:
-    """Sum the weights (N, N) of the items of each history as `serve.index` does, or take the trend (1, N): (B, N)."""
-    if weights.shape[0] == 1:
-        return torch.from_numpy(weights.toarray()).expand(
-            len(batch.history_rows), -1
-        )  # (B, N)
-    rows = batch.history_rows.numpy()  # (B, L), (B,)
-    lengths = batch.arrays["history_lengths"].numpy()
-    later = (
-        lengths[:, None] - 1 - np.arange(rows.shape[1])
-    )  # (B, L) events after each, below 0 of padding
-    counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)
-    counts *= 1 + context_gain * batch.arrays["history_matches"].numpy()
-    counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SPREAD))
-    requests, places = counts.nonzero()  # (E,) both
-    entries = (
-        counts[requests, places].astype(np.float32),
-        (requests, rows[requests, places]),
-    )
-    history = sp.csr_array(entries, (len(rows), weights.shape[0]))
-    return torch.from_numpy((history @ weights).toarray())  # (B, N)
-
-
-class Validation:
-    """Validation requests and the vectors that trained towers make for them."""
-
-    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
-        self.batches = batches
-        self.has_memory = towers.user_tower.memory is not None
-        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
-        self.users = [
-            towers.request_vectors(batch, self.items) for batch in batches
-        ]  # (B, W) and (E,) each
-        self.figures = self.rank({}, Refinement(), [{}])[0]
-        self.ndcg = mean_of_views(self.figures)
-
-    def rank(
-        self,
-        added: Mapping[str, sp.csr_array],
-        found: Refinement,
-        trials: Sequence[Mapping[str, float]],
-    ) -> list[Figures]:
-        """Rank the validation by the scores of the towers with weights added, each times its alpha in a trial."""
-        views: list[list[dict[str, np.ndarray]]] = [[] for _ in trials]
-        for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
-            scores = users @ self.items.T  # (B, N)
-            counted = found.decay, found.context_gain
-            sums = {
-                name: add_up(batch, weights, *counted)
-                for name, weights in added.items()
-            }  # (B, N) each
-            if self.has_memory:  # items that the memory scores get nothing
-                is_owned = batch.mark_owned(scores.shape[1])  # (B, N)
-                sums = {
-                    name: some.masked_fill(is_owned, 0.0) for name, some in sums.items()
-                }  # (B, N) each
-            for alphas, ranked in zip(trials, views, strict=True):
-                changed = scores.clone()  # (B, N)
-                for name, alpha in alphas.items():
-                    changed.add_(sums[name], alpha=alpha)
-                ranked.append(
-                    rank_views(changed, bonus if self.has_memory else None, batch)
-                )
-        return [
-            {
-                view: np.concatenate([part[view] for part in ranked])
-                for view in ranked[0]
-            }
-            for ranked in views
-        ]

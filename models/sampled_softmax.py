@@ -1,28 +1,34 @@
-"""Draw negatives shared by all targets of a step, and compute the losses of steps that see only these.
+"""Draw negatives that all targets of a step share, and the losses of steps that see only these.
 
-Letters beside those of the package: R rows of users, K negatives, n items that a step needs, P places of the pool.
-Users are divided by the temperature before any correction.
+Letters beside those of the package: R rows of users, K negatives, n items that a step needs, P
+entries of the pool. Users are divided by the temperature before any correction.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
 from datamodules.batch import RequestBatch, WindowBatch
-from models.losses import at_least_float32, pair_logits, target_logits
+from models.losses import (
+    at_least_float32,
+    chunks,
+    pair_logits,
+    target_logits,
+    to_powers,
+    to_shares,
+    with_gradients,
+)
 
 CHUNK_CELLS = 1 << 19  # logits held at once
 
 
 @dataclass(frozen=True)
 class Negatives:
-    """Hold items that all targets of a step are compared with."""
+    """Items that all targets of a step are compared with."""
 
     rows: Tensor  # (K,) item rows; one may occur more than once
     log_expected: Tensor  # (K,) log of how often that item is expected among the K
@@ -32,8 +38,9 @@ class Negatives:
 class NegativeSampler:
     """Draw negatives with replacement from a pool.
 
-    The pool holds each item once, unless most items are no target: then those that are fill about half of it. A table
-    of items may list twenty times as many as have events, and the others are soon told from any target.
+    The pool holds each item once. If most items are no target, targets are repeated until they fill
+    about half of it: a table of items may list twenty times as many as have events, and a model
+    soon tells the others from any target.
     """
 
     n_negatives: int
@@ -42,38 +49,43 @@ class NegativeSampler:
 
     @classmethod
     def make(cls, n_negatives: int, target_counts: Tensor) -> NegativeSampler | None:
-        """Make the sampler of K negatives from how often each item (N,) is a target; 0: none, for the full softmax."""
+        """Make a sampler.
+
+        Args:
+            n_negatives: K; 0 for the softmax over the whole catalogue.
+            target_counts: (N,) how often each item is a target.
+
+        Returns:
+            The sampler, or None for 0 negatives.
+        """
         if not n_negatives:
             return None
         is_target = target_counts > 0  # (N,)
         n_items = len(target_counts)
         n_targets = int(is_target.sum())
-        copies = torch.where(
-            is_target, max(1, round((n_items - n_targets) / max(n_targets, 1))), 1
-        )  # (N,)
+        n_copies = max(1, round((n_items - n_targets) / max(n_targets, 1)))
+        copies = torch.where(is_target, n_copies, 1)  # (N,)
         pool = torch.arange(n_items).repeat_interleave(copies)  # (P,)
-        return cls(
-            n_negatives, pool, (n_negatives * copies.double() / len(pool)).log().float()
-        )
+        expected = n_negatives * copies.double() / len(pool)  # (N,)
+
+        return cls(n_negatives, pool, expected.log().float())
 
     def to(self, device: torch.device) -> NegativeSampler:
         """Draw on a device."""
-        return replace(
-            self, pool=self.pool.to(device), log_expected=self.log_expected.to(device)
-        )
+        log_expected = self.log_expected.to(device)  # (N,)
+        return replace(self, pool=self.pool.to(device), log_expected=log_expected)
 
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""
-        places = torch.randint(
-            len(self.pool), (self.n_negatives,), device=self.pool.device
-        )  # (K,)
-        rows = self.pool[places]  # (K,)
+        n = len(self.pool)
+        drawn = torch.randint(n, (self.n_negatives,), device=self.pool.device)  # (K,)
+        rows = self.pool[drawn]  # (K,)
         return Negatives(rows, self.log_expected[rows])
 
 
 @dataclass(frozen=True)
 class Masked:
-    """Hold items that are no negatives of a row: those of its window or request."""
+    """The negatives that do not count for a row: items of its window or request."""
 
     is_own: Tensor  # (B, K) bool: of each window or request
     of_row: Tensor  # (R,) window or request of each row
@@ -82,44 +94,60 @@ class Masked:
 def sampled_window_loss(
     users: Tensor, items: Tensor, batch: WindowBatch, negatives: Negatives
 ) -> Tensor:
-    """Average the cross entropy of targets against the negatives of the step, for users (M, W) over the temperature.
+    """Average the cross entropy of the targets of windows against the negatives of the step.
 
-    Rows in `batch` and `negatives` are among the items (n, W) that the step needs.
+    Args:
+        users: (M, W) user vectors before each target, divided by the temperature.
+        items: (n, W) vectors of the items that the step needs.
+        batch: the windows; their item rows count among these n.
+        negatives: the negatives; their rows count among these n.
+
+    Returns:
+        The loss, a scalar.
     """
-    targets = batch.targets
-    positive = pair_logits(users, embedding(batch.history_rows[targets], items))  # (M,)
-    is_own = find_own(
-        batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items)
-    )  # (B, K)
-    rows = torch.arange(len(users), device=users.device)  # (M,) both
-    weights = batch.target_weights[targets]
+    windows = batch.targets[0]  # (M,)
+    histories = batch.history_rows  # (B, L)
+    weights = batch.target_weights[batch.targets]  # (M,)
+    targets = embedding(histories[batch.targets], items)  # (M, W)
+    logits = pair_logits(users, targets)  # (M,)
+    lengths = batch.arrays["history_lengths"]  # (B,)
+    is_own = find_own(histories, lengths, negatives.rows, len(items))  # (B, K)
+    masked = Masked(is_own, windows)
+    rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = embedding(negatives.rows, items)  # (K, W)
-    masked = Masked(is_own, targets[0])
+
     return sampled_softmax_loss(
-        users, vectors, negatives.log_expected, masked, positive, rows, weights
+        users, vectors, negatives.log_expected, masked, logits, rows, weights
     )
 
 
 def sampled_novel_loss(
     users: Tensor, items: Tensor, batch: RequestBatch, negatives: Negatives
 ) -> Tensor:
-    """Rank the targets that are not owned among the negatives that are neither owned nor targets, for users (B, W).
+    """Rank the novel targets of requests among the negatives that are neither owned nor targets.
 
-    Rows in `batch` and `negatives` are among the items (n, W) that the step needs; owned items that it does not need
-    have row n.
+    Args:
+        users: (B, W) user vectors, divided by the temperature.
+        items: (n, W) vectors of the items that the step needs.
+        batch: the requests; their item rows count among these n, and are n elsewhere.
+        negatives: the negatives; their rows count among these n.
+
+    Returns:
+        The loss, a scalar.
     """
     is_novel = batch.target_owned < 0  # (M,)
-    rows = batch.target_users[is_novel]  # (novel targets,) both
-    targets = batch.target_rows[is_novel]
+    rows = batch.target_users[is_novel]  # (novel targets,)
+    targets = batch.target_rows[is_novel]  # (novel targets,)
+    weights = batch.target_weights[is_novel]  # (novel targets,)
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
-    pairs = (
-        torch.cat([batch.owned_users, rows]),
-        torch.cat([batch.owned_rows, targets]),
-    )  # (E + novel targets,) both
-    is_own = mark_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
+    own_users = torch.cat([batch.owned_users, rows])  # (E + novel targets,)
+    own_items = torch.cat([batch.owned_rows, targets])  # (E + novel targets,)
+    is_own = mark_owned(
+        own_users, own_items, len(users), negatives.rows, len(items)
+    )  # (B, K)
     masked = Masked(is_own, torch.arange(len(users), device=users.device))
-    weights = batch.target_weights[is_novel]  # (novel targets,), (K, W)
-    vectors = embedding(negatives.rows, items)
+    vectors = embedding(negatives.rows, items)  # (K, W)
+
     return sampled_softmax_loss(
         users, vectors, negatives.log_expected, masked, logits, rows, weights
     )
@@ -134,137 +162,97 @@ def sampled_softmax_loss(
     target_rows: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Average the cross entropy of targets against a sample by weight; 0 where nothing has a weight.
+    """Average the cross entropy of targets against a sample by weight; 0 without any weight.
 
-    exp(s_pos) + sum_k exp(s_k) / expected_k is unbiased for the sum over all items where draws of the positive are
-    masked: it is there always, not by chance, and is not corrected (Khrylchenko et al. 2025, arXiv 2507.09331).
+    exp(s_pos) + sum_k exp(s_k) / expected_k is unbiased for the sum over all items if draws of the
+    positive are masked: the positive is always there, not by chance, and is not corrected.
 
-    Users are (R, W), negatives (K, W); targets have a row (M,), ascending, a constant weight (M,) and a logit (M,).
+    Args:
+        users: (R, W) user vectors, divided by the temperature.
+        negatives: (K, W) vectors of the negatives.
+        log_expected: (K,) log of how often each is expected among the K.
+        masked: negatives that do not count for a row.
+        logits: (M,) logits of the targets.
+        target_rows: (M,) row of each target, ascending.
+        weights: (M,) weight of each target, a constant.
+
+    Returns:
+        The loss, a scalar.
+
+    Source: Khrylchenko et al., 2025, arXiv 2507.09331.
     """
-    weights = weights.detach().to(logits.dtype)  # (M,)
-    shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
-    shifts = torch.where(masked.is_own, float("-inf"), -log_expected).to(
-        logits.dtype
-    )  # (B, K)
-    arguments = (
-        *map(at_least_float32, (users, negatives)),
-        shifts,
-        masked.of_row,
-        logits,
-        target_rows,
-        shares,
-    )
-    with torch.autocast(users.device.type, enabled=False):
-        log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
-    return log_sums - (shares * logits).sum()  # scalar
+    shares = to_shares(weights, logits)  # (M,)
+    shifts = torch.where(masked.is_own, -torch.inf, -log_expected)  # (B, K)
+    shifts = shifts.to(logits.dtype)  # (B, K)
+    users = at_least_float32(users)  # (R, W)
+    negatives = at_least_float32(negatives)  # (K, W)
+    total = logits.new_zeros(())  # scalar
+    by_users = torch.empty_like(users)  # (R, W)
+    by_negatives = torch.zeros_like(negatives)  # (K, W)
+    by_logits = torch.empty_like(logits)  # (M,)
+
+    with torch.no_grad(), torch.autocast(users.device.type, enabled=False):
+        for span, targets, room in chunks(
+            users, len(negatives), target_rows, CHUNK_CELLS
+        ):
+            others = torch.index_select(
+                shifts, 0, masked.of_row[span], out=room
+            )  # (chunk, K)
+            others.addmm_(users[span], negatives.T)  # (chunk, K)
+            highest, powers = to_powers(others)  # (chunk, 1), (chunk, K)
+            sums = powers.sum(dim=1)  # (chunk,)
+            row = target_rows[targets] - span.start  # (targets of the chunk,)
+            share = shares[targets]  # (targets of the chunk,)
+            own = logits[targets]  # (targets of the chunk,)
+            rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
+            log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
+            total += (share * log_sums).sum()  # scalar
+            of_own = share * (own - log_sums).exp()  # (targets of the chunk,)
+            by_logits[targets] = of_own
+            of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
+            weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
+            factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
+            factor = factor.unsqueeze(1)  # (chunk, 1)
+            torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
+            by_negatives += powers.T @ (users[span] * factor)  # (K, W)
+
+    gradients = (by_users, by_negatives, by_logits)
+    expected = with_gradients(total, gradients, (users, negatives, logits))  # scalar
+    return expected - (shares * logits).sum()  # scalar
 
 
 def find_own(
     history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int
 ) -> Tensor:
-    """Mark the negatives (K,) that occur in windows (B, L) of so many events (B,): they are owned, (B, K) bool."""
+    """Mark the negatives (K,) in windows (B, L) of so many events (B,): they are owned, (B, K)."""
     positions = torch.arange(history_rows.shape[1], device=history_rows.device)  # (L,)
-    rows = torch.where(
-        positions < lengths.unsqueeze(1), history_rows, n_items
-    )  # (B, L)
-    is_own = torch.zeros(
-        len(rows), n_items + 1, dtype=torch.bool, device=rows.device
-    )  # (B, N + 1)
-    return is_own.scatter_(1, rows, True).gather(
-        1, negative_rows.expand(len(rows), -1)
-    )  # (B, K)
+    is_event = positions < lengths.unsqueeze(1)  # (B, L)
+    rows = torch.where(is_event, history_rows, n_items)  # (B, L)
+    windows = torch.arange(len(rows), device=rows.device).unsqueeze(1)  # (B, 1)
+    return mark_owned(windows, rows, len(rows), negative_rows, n_items)  # (B, K)
 
 
 def mark_owned(
-    owned_users: Tensor,
-    owned_rows: Tensor,
-    n_users: int,
-    negative_rows: Tensor,
-    n_items: int,
+    users: Tensor, items: Tensor, n_users: int, negative_rows: Tensor, n_items: int
 ) -> Tensor:
-    """Do as `find_own` for pairs of a user and an item, (E,) both, row `n_items` being no item: (B, K)."""
-    is_own = torch.zeros(
-        n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device
-    )  # (B, N + 1)
-    is_own[owned_users, owned_rows] = True
-    return is_own.gather(1, negative_rows.expand(n_users, -1))  # (B, K)
+    """Mark the negatives (K,) that occur in pairs of a user and an item, (B, K).
+
+    Args:
+        users: (E,) rows of users.
+        items: (E,) rows of items; `n_items` is no item.
+        n_users: B.
+        negative_rows: (K,) rows of items.
+        n_items: n.
+    """
+    shape = (n_users, n_items + 1)
+    is_owned = torch.zeros(shape, dtype=torch.bool, device=items.device)  # (B, n + 1)
+    is_owned[users, items] = True
+    return is_owned.gather(1, negative_rows.expand(n_users, -1))  # (B, K)
 
 
 def find_positions(needed: Tensor, rows: Tensor) -> Tensor:
-    """Return where each of the rows (E,) stands among ascending ones (n,), n where it does not: (E,)."""
+    """Return where each of the rows (E,) stands among ascending ones (n,), n if nowhere: (E,)."""
+    n = len(needed)
     positions = torch.searchsorted(needed, rows)  # (E,)
-    is_there = needed[positions.clamp(max=len(needed) - 1)] == rows  # (E,)
-    return torch.where(is_there, positions, len(needed))  # (E,)
-
-
-class _WeightedLogSumExp(torch.autograd.Function):
-    """Sum weight * log of the sum over a target and the negatives of its row; gradients as in `models.losses`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        users: Tensor,
-        negatives: Tensor,
-        shifts: Tensor,
-        of_row: Tensor,
-        positive: Tensor,
-        target_rows: Tensor,
-        shares: Tensor,
-    ) -> Tensor:
-        total = positive.new_zeros(())  # scalar
-        grads = (
-            torch.empty_like(users),
-            torch.zeros_like(negatives),
-            torch.empty_like(positive),
-        )  # (R, W), (K, W), (M,)
-        grad_users, grad_negatives, grad_positive = grads
-        size = max(1, CHUNK_CELLS // max(len(negatives), 1))
-        starts = list(range(0, len(users), size))
-        room = users.new_empty(
-            min(size, len(users)), len(negatives)
-        )  # (chunk, K) of every chunk
-        bounds = torch.searchsorted(
-            target_rows, torch.tensor([*starts, len(users)], device=users.device)
-        ).tolist()
-        for i, start in enumerate(starts):
-            span = slice(start, start + size)
-            targets = slice(bounds[i], bounds[i + 1])
-            rows = of_row[span]  # (chunk,)
-            logits = torch.index_select(
-                shifts, 0, rows, out=room[: len(rows)]
-            )  # (chunk, K)
-            logits.addmm_(users[span], negatives.T)  # (chunk, K)
-            most = logits.amax(dim=1, keepdim=True).clamp(
-                min=torch.finfo(logits.dtype).min
-            )  # (chunk, 1)
-            powers = logits.sub_(most).exp_()  # (chunk, K)
-            sums = powers.sum(dim=1)  # (chunk,)
-            place = target_rows[targets] - start  # (targets of the chunk,)
-            rest = (sums.log() + most.squeeze(1))[place]  # (targets of the chunk,)
-            log_sums = torch.logaddexp(
-                positive[targets], rest
-            )  # (targets of the chunk,)
-            total += (shares[targets] * log_sums).sum()  # scalar
-            grad_positive[targets] = (
-                shares[targets] * (positive[targets] - log_sums).exp()
-            )  # (targets of the chunk,)
-            others = (
-                shares[targets] * (rest - log_sums).exp()
-            )  # (targets of the chunk,)
-            weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
-            factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(
-                1
-            )  # (chunk, 1)
-            torch.mm(powers, negatives, out=grad_users[span]).mul_(factor)  # (chunk, W)
-            grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
-        ctx.save_for_backward(*grads)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads  # scalar
-        of_users, of_negatives, of_positive = (
-            grad * part for part in ctx.saved_tensors
-        )  # (R, W), (K, W), (M,)
-        return of_users, of_negatives, None, None, of_positive, None, None
+    is_needed = needed[positions.clamp(max=n - 1)] == rows  # (E,)
+    return torch.where(is_needed, positions, n)  # (E,)

@@ -1,4 +1,33 @@
-"""Hold the two towers side by side, with the encoded catalogue that they share."""
+"""The two towers side by side, with the encoded catalogue that they share.
+
+A user u, in a context at a time, and an item i have the score
+
+    score(u, i) = u . v_i  +  sum over j in history of w_j B[j, i]  +  m_u(i)
+
+**u . v_i** is the product of the two towers, and all that is trained by gradients. The item tower
+(`models.item_tower`) maps an item to v_i: an id embedding plus embedded content, so that content
+places items that training never saw. The user tower (`models.user_tower`) maps a history to u. It
+reads the *vectors* of the items in it, with kind, weight and time of each event, through a few
+blocks of attention (`models.attention`) or, of a set, by a weighted sum. Last it joins
+demographics, request context and recency. No part of it belongs to a user, so that it serves people
+and histories that training never saw; an empty history is the state of a start token.
+
+**B** is a sparse matrix (N, N) of item-item weights in closed form (`models.item_item`): what a
+product of rank D cannot say of rare pairs of items. B is fitted after the towers, and the
+validation chooses how much it counts (`models.refine`). The weight w_j of an event falls with the
+number of events after it.
+
+**m_u(i)** is the memory (`models.memory`), where items are consumed again: a learned score of the
+items that the user owns, 0 for all others.
+
+Training minimises the cross entropy of the next item, or of the items of the next basket, against
+the whole catalogue (`models.losses`) or a sample of it (`models.sampled_softmax`). The same item
+vectors serve histories, targets and the search index.
+
+Letters: B requests (or windows), L history positions, T = L + 1 tokens, N items, n of them, M
+targets, E owned items of all requests, D + A + P = W entries of a vector (taste, category affinity,
+popularity), C code columns and V value columns of encoded features, F single-valued item features.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +44,18 @@ from serve.index import Neighbours, add_terms, join_terms
 
 
 class Towers(nn.Module):
-    """Hold item tower, user tower and the catalogue's encoded features (buffers that no checkpoint holds)."""
+    """Both towers and the catalogue's encoded features, which are in no checkpoint.
 
-    item_codes: Tensor
-    item_values: Tensor
-    categories: Tensor
-    item_has_content: Tensor
+    Args:
+        item_tower: maps items to vectors.
+        user_tower: maps requests to vectors.
+        catalogue: N items with encoded features.
+    """
+
+    item_codes: Tensor  # (N, C)
+    item_values: Tensor  # (N, V)
+    categories: Tensor  # (N, F) rows of the affinity table
+    item_has_content: Tensor  # (N,)
 
     def __init__(
         self, item_tower: ItemTower, user_tower: UserTower, catalogue: Catalogue
@@ -28,22 +63,17 @@ class Towers(nn.Module):
         super().__init__()
         self.item_tower = item_tower
         self.user_tower = user_tower
-        self.neighbours = Neighbours.none(
-            len(catalogue)
-        )  # `models.refine` sets them after training
-        encoded = catalogue.features
-        codes = torch.from_numpy(encoded.codes)
-        values = torch.from_numpy(encoded.values)
-        buffers = {
-            "item_codes": codes,  # (N, C)
-            "item_values": values,  # (N, V)
-            "categories": torch.from_numpy(
-                catalogue.categories
-            ),  # (N, F) rows of the affinity table
-            "item_has_content": item_tower.content.has_content(codes, values),  # (N,)
-        }
-        for name, buffer in buffers.items():
-            self.register_buffer(name, buffer, persistent=False)
+
+        # `models.refine` sets the item-item weights after training.
+        self.neighbours = Neighbours.none(len(catalogue))
+        codes = torch.from_numpy(catalogue.features.codes)  # (N, C)
+        values = torch.from_numpy(catalogue.features.values)  # (N, V)
+        categories = torch.from_numpy(catalogue.categories)  # (N, F)
+        has_content = item_tower.content.has_content(codes, values)  # (N,)
+        self.register_buffer("item_codes", codes, persistent=False)
+        self.register_buffer("item_values", values, persistent=False)
+        self.register_buffer("categories", categories, persistent=False)
+        self.register_buffer("item_has_content", has_content, persistent=False)
 
     @property
     def n_items(self) -> int:
@@ -51,15 +81,22 @@ class Towers(nn.Module):
 
     @property
     def no_popularity(self) -> Tensor:
-        """The popularity part of vectors that have none, (N, 0)."""
+        """The popularity part of vectors without one, (N, 0)."""
         return self.item_values.new_zeros(self.n_items, 0)  # (N, 0)
 
     def item_vectors(self, popularity: Tensor) -> Tensor:
-        """Make the vectors of the whole catalogue with popularity (N, P) as of a moment, (N, W)."""
-        rows = torch.arange(self.n_items, device=self.item_codes.device)  # (N,)
+        """Make the vectors of the whole catalogue.
+
+        Args:
+            popularity: (N, P) popularity as of a moment.
+
+        Returns:
+            (N, W) vectors.
+        """
         content = self.item_tower.content.embed_catalogue(
             self.item_codes, self.item_values
         )  # (N, D)
+        rows = torch.arange(self.n_items, device=self.item_codes.device)  # (N,)
         vectors: Tensor = self.item_tower(
             rows, content, self.categories, popularity, self.item_has_content
         )
@@ -67,67 +104,93 @@ class Towers(nn.Module):
 
     def some_item_vectors(self, rows: Tensor, popularity: Tensor) -> Tensor:
         """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
-        content = self.item_tower.content(
-            self.item_codes[rows], self.item_values[rows]
-        )  # (n, D)
+        codes = self.item_codes[rows]  # (n, C)
+        content = self.item_tower.content(codes, self.item_values[rows])  # (n, D)
+        categories = self.categories[rows]  # (n, F)
         has_content = self.item_has_content[rows]  # (n,)
         vectors: Tensor = self.item_tower(
-            rows, content, self.categories[rows], popularity[rows], has_content
+            rows, content, categories, popularity[rows], has_content
         )
         return vectors  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
-        """Make the user vector of every target of the windows, from the events before it, (M, W)."""
+        """Make the user vector of every target of the windows, from the events before it.
+
+        Args:
+            batch: B windows with M targets.
+            items: (N, W) item vectors.
+
+        Returns:
+            (M, W) vectors.
+        """
         tower = self.user_tower
         arrays = batch.arrays
-        windows, positions = targets = batch.targets  # (M,) both
+        targets = batch.targets  # (M,) both
+        windows, positions = targets  # (M,) both
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         states = tower.encode_events(history, arrays)  # (B, T, D)
+        n_tokens = states.shape[1]
         sees_history = batch.sees_history[targets]  # (M,)
-        before = windows * states.shape[1] + torch.where(
-            sees_history, positions, 0
-        )  # (M,)
+        tokens = torch.where(sees_history, positions, 0)  # (M,), 0 is the start token
+        state = states.flatten(0, 1).index_select(
+            0, windows * n_tokens + tokens
+        )  # (M, D)
+        user_values = arrays["user_values"]  # (B, V), or (B, L, V) if they change
+        rows = targets if user_values.dim() == 3 else windows
         fused = tower.fuse(
-            states.flatten(0, 1).index_select(0, before),
+            state,
             arrays["user_codes"][windows],
-            values[targets]
-            if (values := arrays["user_values"]).dim() == 3
-            else values[windows],
+            user_values[rows],
             batch.context_codes[targets],
             batch.context_values[targets],
             torch.where(sees_history, batch.recency[targets], 0),
         )  # (M, D)
+
         return tower.finish(fused)  # (M, W)
 
     def request_vectors(
         self, batch: RequestBatch, items: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""
+        """Make the user vectors of requests.
+
+        Args:
+            batch: B requests with E owned items.
+            items: (N, W) item vectors.
+
+        Returns:
+            (B, W) vectors and (E,) what the memory adds to the scores of owned items, 0 without
+            one.
+        """
         tower = self.user_tower
-        arrays = batch.arrays
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
-        fused = tower.request_state(history, arrays)  # (B, D)
+        fused = tower.request_state(history, batch.arrays)  # (B, D)
         if tower.memory is None:
-            return tower.finish(fused), items.new_zeros(
-                len(batch.owned_rows)
-            )  # (B, W), (E,)
-        return tower.remember(
-            fused, memory_inputs(arrays, embedding(batch.owned_rows, items))
-        )  # (B, W), (E,)
+            bonus = items.new_zeros(len(batch.owned_rows))  # (E,)
+            return tower.finish(fused), bonus  # (B, W), (E,)
+        owned_vectors = embedding(batch.owned_rows, items)  # (E, W)
+        return tower.remember(fused, memory_inputs(batch.arrays, owned_vectors))
 
     def score_items(self, users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
-        """Score the catalogue (N, W) for the users (B, W) of requests, item-item weights included: (B, N)."""
-        rows = batch.history_rows.numpy()  # (B, L), (B,)
-        lengths = batch.arrays["history_lengths"].numpy()
-        scores = users @ items.T  # (B, N)
-        owned = (
-            (batch.owned_users.numpy(), batch.owned_rows.numpy())
-            if self.user_tower.memory is not None
-            else None
-        )
+        """Score the catalogue for requests on the CPU, without the memory m_u(i).
+
+        Args:
+            users: (B, W) user vectors.
+            items: (N, W) item vectors.
+            batch: B requests; with a memory, item-item weights add nothing to owned items.
+
+        Returns:
+            (B, N) scores u . v_i + sum of w_j B[j, i].
+        """
+        rows = batch.history_rows.numpy()  # (B, L)
+        lengths = batch.arrays["history_lengths"].numpy()  # (B,)
         matches = batch.arrays["history_matches"].numpy()  # (B, L)
+        owned = None
+        if self.user_tower.memory is not None:
+            owned = (batch.owned_users.numpy(), batch.owned_rows.numpy())  # (E,) both
+        scores = users @ items.T  # (B, N)
         of_history = self.neighbours.of_histories(rows, lengths, owned, matches)
         terms = join_terms([of_history, self.neighbours.of_all(len(rows))])
+
         if terms is not None:
             add_terms(scores.numpy(), terms)
         return scores  # (B, N)

@@ -24,6 +24,7 @@ from models.towers import Towers
 from models.validation import request_ndcg
 
 NDCG = "val_ndcg"
+TRAIN_LOSS = "train_loss"
 MIN_TEMPERATURE = 0.01
 WEIGHT_DECAY = 0.01
 MEMORY_RATE = 1e-2  # peak rate of the few weights of the memory
@@ -34,19 +35,26 @@ STARTED_TABLES = (
     "item_tower.affinity_table.weight",
     "user_tower.memory.affinity_table",
 )
-STARTED_TABLE_RATE = 0.2  # share of the rate, with a memory, of tables that start from the data: more over-fits
+# Share of the rate, with a memory, of tables that start from the data: more over-fits.
+STARTED_TABLE_RATE = 0.2
 
 
 class TwoTower(pl.LightningModule):
     """Train the two towers.
 
     Under `cosine` logits are scores over a learned temperature; under `dot` the temperature is 1.
+
+    Args:
+        towers: the towers.
+        recipe: how they are trained.
+        sampler: draws negatives; without one, and with a memory, the softmax goes over the
+            catalogue.
+        seed: of dropout and negatives, with the epoch.
     """
 
     def __init__(
         self, towers: Towers, recipe: Recipe, sampler: NegativeSampler | None, seed: int
     ) -> None:
-        """Wrap the towers; without a sampler, and with a memory, the softmax goes over the whole catalogue."""
         super().__init__()
         self.towers = towers
         self.recipe = recipe
@@ -69,32 +77,31 @@ class TwoTower(pl.LightningModule):
     def on_train_batch_start(
         self, batch: WindowBatch | RequestBatch, batch_idx: int
     ) -> None:
-        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it."""
-        if (
-            batch_idx == 0
-        ):  # Lightning skips the start of a resumed epoch, and making the iterator draws a number
+        """Seed each epoch, so that a resumed run repeats it: a checkpoint stores no generator."""
+        # Lightning skips the start of a resumed epoch, and the iterator draws a number.
+        if batch_idx == 0:
             torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def training_step(
         self, batch: WindowBatch | RequestBatch, batch_idx: int
     ) -> Tensor:
-        loss = (
-            self.window_step(batch)
-            if isinstance(batch, WindowBatch)
-            else self.request_step(batch)
-        )
-        if not torch.isfinite(loss):  # before a step that would spoil every weight
+        """Return the loss of a batch.
+
+        Raises:
+            FloatingPointError: the loss is not finite; a step would spoil every weight.
+        """
+        if isinstance(batch, WindowBatch):
+            loss = self.window_step(batch)
+        else:
+            loss = self.request_step(batch)
+        if not torch.isfinite(loss):
+            step = f"epoch {self.current_epoch + 1}, step {self.global_step}"
             raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}: nothing is "
-                "published; lower --model.learning_rate, or look for extreme values in the features"
+                f"the loss is {loss.item()} in {step}: nothing is published; "
+                "lower --model.learning_rate, or look for extreme values in the features"
             )
         self.log(
-            "train_loss",
-            loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=True,
-            batch_size=1,
+            TRAIN_LOSS, loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1
         )
         return loss
 
@@ -110,21 +117,14 @@ class TwoTower(pl.LightningModule):
     ) -> Tensor:
         """Compute only the item vectors that histories and negatives need."""
         negatives = sampler.draw()
-        needed = torch.cat(
-            [batch.history_rows.flatten(), negatives.rows]
-        )  # (B * L + K,)
-        distinct, positions = torch.unique(
-            needed, return_inverse=True
-        )  # (n,), (B * L + K,)
-        n_history = batch.history_rows.numel()
-        local = batch._replace(
-            history_rows=positions[:n_history].view_as(batch.history_rows)
-        )
-        items = self.towers.some_item_vectors(
-            distinct, self.towers.no_popularity
-        )  # (n, W)
+        histories = batch.history_rows  # (B, L)
+        needed, history, rows = _number_distinct(histories.flatten(), negatives.rows)
+        local = batch._replace(history_rows=history.view_as(histories))
+        popularity = self.towers.no_popularity  # (N, 0)
+        items = self.towers.some_item_vectors(needed, popularity)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
-        negatives = replace(negatives, rows=positions[n_history:])
+        negatives = replace(negatives, rows=rows)
+
         return sampled_window_loss(users / self.temperature, items, local, negatives)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
@@ -142,27 +142,20 @@ class TwoTower(pl.LightningModule):
     ) -> Tensor:
         """Do as `sampled_window_step` with the targets of each request."""
         negatives = sampler.draw()
-        needed = (
-            batch.history_rows.flatten(),
-            batch.target_rows,
-            negatives.rows,
-        )  # (B * L,), (M,), (K,)
-        distinct, positions = torch.unique(
-            torch.cat(needed), return_inverse=True
-        )  # (n,), (B * L + M + K,)
-        history, targets, rows = torch.split(
-            positions, [len(part) for part in needed]
-        )  # (B * L,), (M,), (K,)
+        histories = batch.history_rows  # (B, L)
+        needed, history, targets, rows = _number_distinct(
+            histories.flatten(), batch.target_rows, negatives.rows
+        )
         local = batch._replace(
-            history_rows=history.view_as(batch.history_rows),
+            history_rows=history.view_as(histories),
             target_rows=targets,
-            owned_rows=find_positions(distinct, batch.owned_rows),
+            owned_rows=find_positions(needed, batch.owned_rows),
         )
-        items = self.towers.some_item_vectors(distinct, batch.popularity)  # (n, W)
+        items = self.towers.some_item_vectors(needed, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
-        return sampled_novel_loss(
-            users / self.temperature, items, local, replace(negatives, rows=rows)
-        )
+        negatives = replace(negatives, rows=rows)
+
+        return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_values = {}
@@ -178,18 +171,13 @@ class TwoTower(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        values = {
-            view: np.concatenate(parts)
-            for view, parts in self.validation_values.items()
-        }
-        means = {
-            view: float(measured.mean())
-            for view, measured in values.items()
-            if len(measured)
-        }
-        for view, value in means.items():
-            self.log(f"{NDCG}_{view}", value)
-        self.log(NDCG, float(np.mean(list(means.values()) or [0.0])), prog_bar=True)
+        means = []
+        for view, parts in self.validation_values.items():
+            values = np.concatenate(parts)
+            if len(values):
+                means.append(float(values.mean()))
+                self.log(f"{NDCG}_{view}", means[-1])
+        self.log(NDCG, float(np.mean(means or [0.0])), prog_bar=True)
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
@@ -201,33 +189,32 @@ class TwoTower(pl.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.towers.named_parameters():
             groups.setdefault(self.rate_of(name), []).append(parameter)
-        temperature = {
-            "params": [self.log_temperature],
-            "weight_decay": 0.0,
-        }  # decay would pull it towards 1
+
+        # Decay would pull the temperature towards 1.
+        options: list[dict[str, Any]] = [
+            {"params": [self.log_temperature], "weight_decay": 0.0}
+        ]
+        for rate, parameters in groups.items():
+            options.append({"params": parameters, "lr": rate})
+
         optimizer = torch.optim.AdamW(
-            [
-                temperature,
-                *(
-                    {"params": parameters, "lr": rate}
-                    for rate, parameters in groups.items()
-                ),
-            ],
+            options,
             lr=self.recipe.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=WEIGHT_DECAY,
-            fused=self.trainer.precision
-            != "16-mixed",  # there gradients are to be unscaled before they are clipped
+            # Under float16 gradients are to be unscaled before they are clipped.
+            fused=self.trainer.precision != "16-mixed",
         )
-        steps_per_epoch = self.trainer.estimated_stepping_batches / max(
-            self.trainer.max_epochs or 1, 1
-        )
-        n_steps = int(
-            self.recipe.max_epochs * steps_per_epoch
-        )  # the schedule's, also where training ends earlier
+        n_epochs = max(self.trainer.max_epochs or 1, 1)
+        steps_per_epoch = self.trainer.estimated_stepping_batches / n_epochs
+
+        # The schedule keeps its length where training ends earlier.
+        n_steps = int(self.recipe.max_epochs * steps_per_epoch)
+        warmup_steps = self.recipe.warmup_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, self.recipe.warmup_steps, n_steps)
+            optimizer, lambda step: warm_cosine(step, warmup_steps, n_steps)
         )
+
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
@@ -239,14 +226,19 @@ class TwoTower(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients; Lightning refuses to where the optimiser is fused, even without float16."""
-        clip = (
-            nn.utils.clip_grad_value_
-            if gradient_clip_algorithm == "value"
-            else nn.utils.clip_grad_norm_
-        )
-        if gradient_clip_val:
-            clip(self.parameters(), gradient_clip_val)
+        """Clip the gradients; Lightning refuses to if the optimiser is fused."""
+        if not gradient_clip_val:
+            return
+        if gradient_clip_algorithm == "value":
+            nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+
+def _number_distinct(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Return the distinct numbers of all parts, ascending, and for each part their positions."""
+    distinct, positions = torch.unique(torch.cat(parts), return_inverse=True)
+    return distinct, *torch.split(positions, [len(part) for part in parts])
 
 
 def warm_cosine(step: int, warmup_steps: int, n_steps: int) -> float:

@@ -1,4 +1,7 @@
-"""Map a history of item vectors, demographics and the request to the user's vector; no table of users or items."""
+"""Map a history of item vectors, demographics and the request to the user's vector.
+
+There is no table of users or items: what the tower reads of an item is its vector.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,23 @@ from models.attention import Dropout, EventBlocks, LogTimeBasis
 from models.config import Recipe
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
-from serve.schema import FIRST_CODE, Schema
+from serve.kinds import FIRST_CODE
+from serve.schema import Schema
 
 N_RECENCY_FUNCTIONS = 12
 PADDING_GROUP = 1 << 40  # above every group: no token sees padding
 
 
 class UserTower(nn.Module):
-    """Encode events, take the state before the request, and fuse it late with demographics and request context.
+    """Encode events, take the state before the request, fuse it with demographics and context.
 
-    Where vectors hold popularity, the user's says how much it counts for them. `memory` adds what repeated
-    consumption needs: a long-term profile, affinities, popularity and a score per owned item.
+    Where vectors hold popularity, the user's vector says how much it counts for them. `memory` adds
+    what repeated consumption needs: a long-term profile, affinities, popularity and a score per
+    owned item.
+
+    Arrays of a request or window, as `serve.encode` names them: history_times, history_events,
+    history_weights, history_groups (B, L); history_lengths, request_times (B,); user_codes,
+    user_values, context_codes, context_values (B, C or V).
     """
 
     def __init__(self, schema: Schema, recipe: Recipe, memory: Memory | None) -> None:
@@ -29,6 +38,7 @@ class UserTower(nn.Module):
         dim = recipe.dim
         dropout = recipe.dropout
         popularity_dim = len(schema.popularity_days)
+        has_blocks = recipe.n_blocks > 0
         self.dim = dim
         self.is_ordered = schema.ties == "ordered"  # each event is a group of its own
         self.is_set = schema.is_set  # all events are one group of one time
@@ -52,15 +62,12 @@ class UserTower(nn.Module):
             nn.Linear(2 * dim, dim),
         )
         self.project_state = nn.Linear(dim, dim)
-        has_blocks = recipe.n_blocks > 0
-        self.pool_power = nn.Parameter(
-            torch.tensor(1.0 if has_blocks else 0.5), requires_grad=not has_blocks
-        )
-        self.popularity_gate = (
-            nn.Linear(dim, popularity_dim)
-            if popularity_dim and memory is None
-            else None
-        )
+        power = torch.tensor(1.0 if has_blocks else 0.5)
+        self.pool_power = nn.Parameter(power, requires_grad=not has_blocks)
+        self.popularity_gate = None
+
+        if popularity_dim and memory is None:
+            self.popularity_gate = nn.Linear(dim, popularity_dim)
         self.memory = memory
         self.reset_parameters()
 
@@ -70,90 +77,92 @@ class UserTower(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+
         nn.init.normal_(self.start_token, std=0.02)
         nn.init.normal_(self.event_table.weight, std=0.02)
+
+        # A history starts near its items, in the space that it is searched in.
         nn.init.eye_(self.project_state.weight)
-        nn.init.eye_(
-            self.project_vector.weight
-        )  # a history starts near its items in the space that it is searched in
+        nn.init.eye_(self.project_vector.weight)
         if self.popularity_gate is not None:
             nn.init.zeros_(self.popularity_gate.weight)
             nn.init.ones_(self.popularity_gate.bias)
+
         if self.memory is not None:
             self.memory.reset_parameters()
-            nn.init.zeros_(
-                self.project_state.weight
-            )  # start from the long-term profile alone
+            # With a memory the start is the long-term profile alone.
+            nn.init.zeros_(self.project_state.weight)
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Encode the start token (state 0) and every event (B, L, D) from the events at or before it, (B, T, D)."""
+        """Encode the start token and every event from the events at or before it.
+
+        Args:
+            history_vectors: (B, L, D) taste parts of the item vectors.
+            arrays: see the class.
+
+        Returns:
+            (B, T, D) states; state 0 is the start token's.
+        """
         return self.blocks(*self.embed_events(history_vectors, arrays))  # type: ignore[no-any-return]  # (B, T, D)
 
     def embed_events(
         self, history_vectors: Tensor, arrays: Tensors
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times (B, T) and groups."""
+        """Return the tokens (B, T, D), times (B, T) and groups (1 or B, T) that the blocks read."""
         gaps, groups = self.order(arrays)  # (B, L, K), (1 or B, L)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
-        events = (
-            events + self.event_table(arrays["history_events"]) + self.project_gap(gaps)
-        )  # (B, L, D)
-        events = events + self.project_weight(
-            arrays["history_weights"].unsqueeze(-1)
-        )  # (B, L, D)
+        events = events + self.event_table(arrays["history_events"])  # (B, L, D)
+        events = events + self.project_gap(gaps)  # (B, L, D)
+        weights = arrays["history_weights"].unsqueeze(-1)  # (B, L, 1)
+        events = events + self.project_weight(weights)  # (B, L, D)
         start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
         times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
-        return (
-            tokens,
-            times,
-            functional.pad(groups, (1, 0)),
-        )  # (B, T, D), (B, T), (B, T)
+
+        groups = functional.pad(groups, (1, 0))  # (1 or B, T)
+        return tokens, times, groups
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the gap before each event, (B, L, K), and its group, (1 or B, L)."""
-        find = (
-            self.order_events
-            if self.is_ordered
-            else self.order_set
-            if self.is_set
-            else self.order_groups
-        )
-        before, groups = find(arrays)  # (B, L), (1 or B, L)
-        return self.time_basis(
-            arrays["history_times"] - before
-        ), groups  # (B, L, K), (1 or B, L)
+        if self.is_ordered:
+            before, groups = self.order_events(arrays)  # (B, L), (1, L)
+        elif self.is_set:
+            before, groups = self.order_set(arrays)  # (B, L) both
+        else:
+            before, groups = self.order_groups(arrays)  # (B, L) both
+        gaps = self.time_basis(arrays["history_times"] - before)  # (B, L, K)
+        return gaps, groups
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time of the event before each, of the first its own, (B, L), and its position, (1, L)."""
+        """Return the time before each event (B, L), of the first its own, and positions (1, L)."""
         times = arrays["history_times"]  # (B, L)
         positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
-        return torch.cat([times[:, :1], times[:, :-1]], dim=1), positions.unsqueeze(
-            0
-        )  # (B, L), (1, L)
+        before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
+        return before, positions.unsqueeze(0)  # (B, L), (1, L)
 
     def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Do as `order_groups` where all events are one group, without looking at pairs of them: sets may be long."""
-        times, groups, lengths = (
-            arrays[f"history_{name}"] for name in ("times", "groups", "lengths")
-        )
+        """Do as `order_groups` where all events are one group: pairs of long sets are too many."""
+        times = arrays["history_times"]  # (B, L)
         positions = torch.arange(times.shape[1], device=times.device)  # (L,)
         first = times[:, :1].expand_as(times)  # (B, L)
-        return first, torch.where(
-            positions >= lengths.unsqueeze(1), PADDING_GROUP, groups
-        )  # (B, L), (B, L)
+        is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
+        groups = arrays["history_groups"]  # (B, L)
+        return first, torch.where(is_padding, PADDING_GROUP, groups)  # (B, L) both
 
     def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time of the group before each event, in the first its own, and its group, (B, L) both."""
+        """Return the time of the group before each event, in the first its own, and its group.
+
+        Returns:
+            (B, L) both.
+        """
         times = arrays["history_times"]  # (B, L)
         _, groups = self.order_set(arrays)  # (B, L)
         is_earlier = groups.unsqueeze(1) < groups.unsqueeze(
             2
-        )  # (B, L, L) event, earlier event
+        )  # (B, L, L) of other events
         first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
-        return torch.where(is_earlier, times.unsqueeze(1), first).amax(
-            dim=2
-        ), groups  # (B, L), (B, L)
+        earlier = torch.where(is_earlier, times.unsqueeze(1), first)  # (B, L, L)
+        return earlier.amax(dim=2), groups  # (B, L) both
 
     def fuse(
         self,
@@ -164,55 +173,63 @@ class UserTower(nn.Module):
         context_values: Tensor,
         recency: Tensor,
     ) -> Tensor:
-        """Join states (B, D) with demographics, request context and the seconds (B,) since the last event: (B, D)."""
-        sides = (
-            (self.demographics, user_codes, user_values),
-            (self.context, context_codes, context_values),
-        )
-        known = [
-            embed(codes, values) for embed, codes, values in sides if embed.has_features
-        ]  # (B, D) each
+        """Join states with demographics, request context and recency.
+
+        Args:
+            states: (B, D).
+            user_codes: (B, C) encoded demographics.
+            user_values: (B, V) encoded demographics.
+            context_codes: (B, C) encoded context.
+            context_values: (B, V) encoded context.
+            recency: (B,) seconds since the last event.
+
+        Returns:
+            (B, D) fused states.
+        """
+        sides = []  # (B, D) each
+        if self.demographics.has_features:
+            sides.append(self.demographics(user_codes, user_values))
+        if self.context.has_features:
+            sides.append(self.context(context_codes, context_values))
         now = self.project_recency(self.time_basis(recency))  # (B, D)
-        change: Tensor = self.head(
-            torch.cat([states, sum(known, now)], dim=-1)
-        )  # (B, D)
-        return sum(known, states + change)  # (B, D)
+        joined = torch.cat([states, sum(sides, now)], dim=-1)  # (B, 2 D)
+        change: Tensor = self.head(joined)  # (B, D)
+
+        return sum(sides, states + change)  # (B, D)
 
     def finish(self, fused: Tensor) -> Tensor:
-        """Make the user's vector from the fused state (B, D): taste and, where items carry it, popularity (B, W)."""
-        taste = self.project_state(fused)  # (B, D)
+        """Make the user's vector (B, W) from the fused state (B, D): taste, popularity if any."""
+        taste: Tensor = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
             taste = functional.normalize(taste, dim=-1)  # (B, D)
         if self.popularity_gate is None:
-            return taste  # type: ignore[no-any-return]  # (B, D)
+            return taste  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
 
     def last_state(
         self, states: Tensor, history_groups: Tensor, history_lengths: Tensor
     ) -> Tensor:
-        """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D)."""
-        return (
-            self.last_weights(history_groups, history_lengths).unsqueeze(-1) * states
-        ).sum(dim=1)  # (B, D)
+        """Pool the states (B, T, D) of each row's last group, or the start token's: (B, D)."""
+        weights = self.last_weights(history_groups, history_lengths)  # (B, T)
+        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
 
-        With blocks, the n of the last group by 1 / n. Without, by 1 / n^p with a p that may be learned: a longer
-        history may say more than a short one.
+        With blocks, the n tokens of the last group weigh 1 / n. Without, they weigh 1 / n^p, and p
+        is
+        learned: a longer history may say more than a short one.
         """
-        positions = torch.arange(
-            history_groups.shape[1], device=history_groups.device
-        )  # (L,)
+        n_positions = history_groups.shape[1]
+        positions = torch.arange(n_positions, device=history_groups.device)  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
-        last_group = torch.where(is_event, history_groups, 0).amax(
-            dim=1, keepdim=True
-        )  # (B, 1)
+        groups = torch.where(is_event, history_groups, 0)  # (B, L)
+        last_group = groups.amax(dim=1, keepdim=True)  # (B, 1)
         is_last = is_event & (history_groups == last_group)  # (B, L)
         is_empty = (history_lengths == 0).unsqueeze(1)  # (B, 1)
-        weights = torch.cat([is_empty, is_last], dim=1).to(
-            self.start_token.dtype
-        )  # (B, T)
+        is_used = torch.cat([is_empty, is_last], dim=1)  # (B, T)
+        weights = is_used.to(self.start_token.dtype)  # (B, T)
+
         return weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
 
     def pool_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
@@ -221,62 +238,78 @@ class UserTower(nn.Module):
         Tokens are linear in their parts: these are summed first and projected once.
         """
         gaps, _ = self.order(arrays)  # (B, L, K)
-        weights = self.last_weights(
-            arrays["history_groups"], arrays["history_lengths"]
-        )  # (B, T)
+        groups = arrays["history_groups"]  # (B, L)
+        weights = self.last_weights(groups, arrays["history_lengths"])  # (B, T)
         of_events = weights[:, 1:].unsqueeze(1)  # (B, 1, L)
 
         def add_up(values: Tensor) -> Tensor:  # (B, L, any)
             return torch.bmm(of_events, values).squeeze(1)  # (B, any)
 
-        vectors = add_up(history_vectors) * self.vector_scale  # (B, D), (B, 1)
-        total = of_events.sum(dim=2)
-        state = (
-            functional.linear(vectors, self.project_vector.weight)
-            + total * self.project_vector.bias
-        )  # (B, D)
-        state = (
-            state
-            + add_up(self.event_table(arrays["history_events"]))
-            + self.project_gap(add_up(gaps))
-        )  # (B, D)
-        state = state + self.project_weight(
-            add_up(arrays["history_weights"].unsqueeze(-1))
-        )  # (B, D)
+        vectors = add_up(history_vectors) * self.vector_scale  # (B, D)
+        total = of_events.sum(dim=2)  # (B, 1)
+        project = self.project_vector
+        state = functional.linear(vectors, project.weight)  # (B, D)
+        state = state + total * project.bias  # (B, D)
+        state = state + add_up(self.event_table(arrays["history_events"]))  # (B, D)
+        state = state + self.project_gap(add_up(gaps))  # (B, D)
+        event_weights = arrays["history_weights"].unsqueeze(-1)  # (B, L, 1)
+        state = state + self.project_weight(add_up(event_weights))  # (B, D)
         state = state + weights[:, :1] * self.start_token  # (B, D)
+
         return self.input_dropout(state)  # type: ignore[no-any-return]  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Encode the histories (B, L, D) of requests and fuse them with their other inputs: (B, D)."""
-        times = arrays["history_times"]  # (B, L), (B,)
-        lengths = arrays["history_lengths"]
+        """Encode the histories of requests and fuse them with their other inputs.
+
+        Args:
+            history_vectors: (B, L, D) taste parts of the item vectors.
+            arrays: see the class.
+
+        Returns:
+            (B, D) fused states.
+        """
+        times = arrays["history_times"]  # (B, L)
+        lengths = arrays["history_lengths"]  # (B,)
         if not self.blocks.blocks:
             state = self.pool_events(history_vectors, arrays)  # (B, D)
         elif self.is_ordered:  # the last state is a single one
-            state = self.blocks.encode_at(
-                *self.embed_events(history_vectors, arrays), lengths
-            )  # (B, D)
+            tokens = self.embed_events(history_vectors, arrays)
+            state = self.blocks.encode_at(*tokens, lengths)  # (B, D)
         else:
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)
             state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
-        last = torch.gather(times, 1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(
-            1
-        )  # (B,)
-        recency = torch.where(lengths > 0, arrays["request_times"] - last, 0)  # (B,)
-        user = (arrays["user_codes"], arrays["user_values"])
-        context = (arrays["context_codes"], arrays["context_values"])
-        return self.fuse(state, *user, *context, recency)  # (B, D)
+        last = (lengths - 1).clamp(min=0).unsqueeze(1)  # (B, 1)
+        last_times = torch.gather(times, 1, last).squeeze(1)  # (B,)
+        has_events = lengths > 0  # (B,)
+        seconds = arrays["request_times"] - last_times  # (B,)
+
+        return self.fuse(
+            state,
+            arrays["user_codes"],
+            arrays["user_values"],
+            arrays["context_codes"],
+            arrays["context_values"],
+            torch.where(has_events, seconds, 0),
+        )  # (B, D)
 
     def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
-        """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""
+        """Use the memory, which the tower must have.
+
+        Args:
+            fused: (B, D) fused states.
+            inputs: what the memory reads of E owned items.
+
+        Returns:
+            (B, W) complete user vectors and (E,) scores of owned items beyond the product.
+        """
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
         taste = self.project_state(fused)  # (B, D)
         vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
         if self.similarity == "cosine":
-            taste = vectors[:, : self.dim]
-            rest = vectors[:, self.dim :]
-            vectors = torch.cat(
-                [functional.normalize(taste, dim=-1), rest], dim=1
-            )  # (B, W)
+            taste = vectors[:, : self.dim]  # (B, D)
+            rest = vectors[:, self.dim :]  # (B, A + P)
+            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            vectors = torch.cat([taste, rest], dim=1)  # (B, W)
+
         return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)

@@ -1,60 +1,189 @@
-"""NDCG@10 of validation requests: full ranking on torch vectors."""
+"""NDCG@10 of the validation by full ranking: of the towers alone, or with item-item weights.
+
+The views are `novel` (owned items excluded, novel targets only) and, where the towers have a
+memory, `all` (nothing excluded).
+"""
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from evaluation.metrics import ndcg
+from models.towers import Towers
+from serve.arrays import Doubles
 
 TOP = 10
+MIN_SUM = 1e-9
+
+# NDCG@10 of each request that has a target, by view.
+Figures = Mapping[str, Doubles]
+
+# Item-item weights (N, N), or a trend (1, N), by name.
+WeightsByName = Mapping[str, sp.csr_array]
 
 
 def request_ndcg(
     users: Tensor, bonus: Tensor | None, items: Tensor, batch: RequestBatch
-) -> dict[str, np.ndarray]:
+) -> Figures:
     """Rank the whole catalogue (N, W) for the users (B, W) of requests; see `rank_views`."""
-    with torch.autocast(
-        users.device.type, enabled=False
-    ):  # bfloat16 would tie many items
+    # bfloat16 would tie many items.
+    with torch.autocast(users.device.type, enabled=False):
         scores = users.float() @ items.float().T  # (B, N)
     return rank_views(scores, bonus, batch)
 
 
-def rank_views(
-    scores: Tensor, bonus: Tensor | None, batch: RequestBatch
-) -> dict[str, np.ndarray]:
-    """Return NDCG@10 of each request that has a target in a view, by scores (B, N), which are overwritten.
+def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Figures:
+    """Measure the rankings of requests in each view.
 
-    The views are `novel` (owned items excluded, novel targets only) and, with the scores `bonus` (E,) of owned items
-    beyond these, `all` (nothing excluded).
+    Args:
+        scores: (B, N) scores without the memory; overwritten.
+        bonus: (E,) scores that the memory adds to owned items; None without a memory.
+        batch: the requests, with owned items and targets.
+
+    Returns:
+        NDCG@10 of each request that has a target in the view, by view.
     """
-    views = {}
-    owned = batch.owned_users, batch.owned_rows  # (E,) both
+    figures = {}
+    owned = (batch.owned_users, batch.owned_rows)  # (E,) both
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
-        views["all"] = _ndcg(scores, batch.target_users, batch.target_rows)
+        figures["all"] = _ndcg(scores, batch.target_users, batch.target_rows)
     scores.index_put_(owned, scores.new_tensor(float("-inf")))
     is_novel = batch.target_owned < 0  # (M,)
-    return views | {
-        "novel": _ndcg(
-            scores, batch.target_users[is_novel], batch.target_rows[is_novel]
-        )
-    }
+    novel_users = batch.target_users[is_novel]  # (novel targets,)
+    novel_rows = batch.target_rows[is_novel]  # (novel targets,)
+    figures["novel"] = _ndcg(scores, novel_users, novel_rows)
+
+    return figures
 
 
-def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> np.ndarray:
+def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> Doubles:
     """Measure lists by scores (B, N) against distinct pairs of a user and a target, (M,) both."""
     n_users, n_items = scores.shape
     listed = scores.topk(min(TOP, n_items), dim=1).indices  # (B, K)
-    starts = n_items * torch.arange(n_users, device=scores.device).unsqueeze(
-        1
-    )  # (B, 1)
-    hits = (
-        torch.isin(starts + listed, n_items * target_users + target_rows).cpu().numpy()
-    )  # (B, K)
+    starts = n_items * torch.arange(n_users, device=scores.device)  # (B,)
+    cells = starts.unsqueeze(1) + listed  # (B, K)
+    target_cells = n_items * target_users + target_rows  # (M,)
+    hits = torch.isin(cells, target_cells).cpu().numpy()  # (B, K)
     n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
-    has_target = n_targets > 0
+    has_target = n_targets > 0  # (B,)
+
     return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))
+
+
+def mean_of_views(figures: Figures) -> float:
+    return fmean(float(values.mean()) for values in figures.values())
+
+
+def is_better(figures: Figures, before: Figures, errors: float) -> bool:
+    """Return whether the mean is higher by more than `errors` standard errors of the difference."""
+    standard_errors = []
+    for view, values in figures.items():
+        gain = values - before[view]  # (users,)
+        n_users = len(gain)
+        error = float(gain.std(ddof=1)) / n_users**0.5 if n_users > 1 else math.inf
+        standard_errors.append(error)
+    difference = mean_of_views(figures) - mean_of_views(before)
+    return difference > errors * fmean(standard_errors)
+
+
+class Validation:
+    """Validation requests and the vectors that trained towers make for them.
+
+    Args:
+        towers: trained towers in evaluation mode.
+        batches: the requests, all as of one moment.
+    """
+
+    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+        self.batches = batches
+        self.has_memory = towers.user_tower.memory is not None
+        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+
+        # (B, W) and (E,) of each batch
+        self.users = [towers.request_vectors(batch, self.items) for batch in batches]
+        self.figures = self.rank({}, [{}])[0]
+        self.ndcg = mean_of_views(self.figures)
+
+    def rank(
+        self,
+        weights: WeightsByName,
+        trials: Sequence[Mapping[str, float]],
+        decay: float = 0.0,
+        context_gain: float = 0.0,
+    ) -> list[Figures]:
+        """Rank the requests by the scores of the towers with item-item weights added.
+
+        Args:
+            weights: (N, N) weights, or (1, N) a trend, by name.
+            trials: the factor of each of the weights, by name.
+            decay: see `add_up`.
+            context_gain: see `add_up`.
+
+        Returns:
+            The figures of each trial.
+        """
+        parts: list[dict[str, list[Doubles]]] = [defaultdict(list) for _ in trials]
+        for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
+            scores = users @ self.items.T  # (B, N)
+            sums = {}
+            for name, matrix in weights.items():
+                added = add_up(batch, matrix, decay, context_gain)  # (B, N)
+                if self.has_memory:  # items that the memory scores get nothing
+                    added = added.masked_fill(batch.mark_owned(len(self.items)), 0.0)
+                sums[name] = added
+            for alphas, parts_by_view in zip(trials, parts, strict=True):
+                changed = scores.clone()  # (B, N)
+                for name, alpha in alphas.items():
+                    changed.add_(sums[name], alpha=alpha)
+                figures = rank_views(changed, bonus if self.has_memory else None, batch)
+                for view, values in figures.items():
+                    parts_by_view[view].append(values)
+        return [
+            {view: np.concatenate(values) for view, values in parts_by_view.items()}
+            for parts_by_view in parts
+        ]
+
+
+def add_up(
+    batch: RequestBatch, weights: sp.csr_array, decay: float, context_gain: float = 0.0
+) -> Tensor:
+    """Sum the item-item weights of each history, as `serve.index` does.
+
+    Args:
+        batch: B requests with histories of L positions.
+        weights: (N, N) weights B; or a trend, (1, N), which is the same for every request.
+        decay: an event counts c_j = exp(-decay * events after it).
+        context_gain: an event in the context of the request counts 1 + context_gain times that.
+
+    Returns:
+        (B, N) sum over j of w_j B[j, i] with w_j = c_j / sqrt(sum of c).
+    """
+    if weights.shape[0] == 1:
+        trend = torch.from_numpy(weights.toarray())  # (1, N)
+        return trend.expand(len(batch.history_rows), -1)  # (B, N)
+    rows = batch.history_rows.numpy()  # (B, L)
+    lengths = batch.arrays["history_lengths"].numpy()  # (B,)
+    n_later = (
+        lengths[:, None] - 1 - np.arange(rows.shape[1])
+    )  # (B, L), below 0 of padding
+    counts = np.where(
+        n_later >= 0, np.exp(-decay * np.maximum(n_later, 0)), 0.0
+    )  # (B, L)
+    counts *= 1 + context_gain * batch.arrays["history_matches"].numpy()
+    counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SUM))
+    requests, positions = counts.nonzero()  # (E,) both
+    values = counts[requests, positions].astype(np.float32)  # (E,)
+    cells = (requests, rows[requests, positions])  # (E,) both
+    history = sp.csr_array((values, cells), (len(rows), weights.shape[0]))  # (B, N)
+
+    return torch.from_numpy((history @ weights).toarray())  # (B, N)

@@ -1,12 +1,10 @@
-"""The configuration of a run: one object for Python, parsed from the command line and YAML files."""
+"""The configuration of a run: one object, parsed from the command line and YAML files."""
 
 from __future__ import annotations
 
 import argparse
-import glob
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from datamodules.config import DataConfig, say_missing
+from datamodules.config import DataConfig
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
@@ -29,10 +27,10 @@ TEMPLATE = HOME / "configs" / "template.yaml"
 SAMPLE = HOME / "datamodules" / "sample"
 DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 
-python train.py                                    the bundled grocery sample, into runs/grocery
-python train.py --config my.yaml                   your own tables; copy {TEMPLATE}
-python train.py --config F --tune.trials 30        search for better values of `model`, by validation alone
-python train.py --help                             every option; with --trainer behind it, Lightning's too
+bascule train                                the bundled grocery sample, into runs/grocery
+bascule train --config my.yaml               your own tables; copy {TEMPLATE}
+bascule train --config F --tune.trials 30    search for better values of `model`, by validation
+bascule train --help                         every option; with --trainer behind it, Lightning's too
 """
 SET_BY_RUN = {
     "plugins",
@@ -42,14 +40,30 @@ SET_BY_RUN = {
     "max_epochs",
 }
 """Arguments of the Trainer that the run sets, or that take away what it needs."""
-PYTHON_ONLY = {
-    "logger",
-    "callbacks",
-    "profiler",
-}  # arguments of the Trainer that only Python can give
+PYTHON_ONLY = {"logger", "callbacks", "profiler"}
+"""Arguments of the Trainer that only Python can give."""
 MAX_SEED = 2**32 - 1
 NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
 """Keys that the configuration left by a search does not have."""
+_TEXT_OPTIONS = {
+    "out": "default: runs/<name of the config file>",
+    "previous": "earlier bundle whose codes are kept",
+    "ckpt_path": "'last': resume the run in --out",
+}
+_FLAGS = {
+    "warm_start": "train on from the weights of --previous",
+    "overwrite": "replace a finished run in --out",
+}
+_SAME_KEYS = (
+    "data",
+    "model",
+    "seed",
+    "overwrite",
+    "warm_start",
+    "tune",
+    "evaluation",
+)
+_TYPES = {"data": DataConfig, "model": ModelConfig, "out": Path, "seed": int}
 
 
 @dataclass(frozen=True)
@@ -57,15 +71,12 @@ class TuneConfig:
     """A search for a better recipe, in place of a run."""
 
     trials: int | None = None
-    """Trainings to judge by validation, those of an interrupted search included. Default: a run, no search."""
+    """Trainings to judge by validation, those of an interrupted search included. Default: a run, no
+    search."""
 
     def __post_init__(self) -> None:
-        if self.trials is not None and not (
-            isinstance(self.trials, int) and self.trials >= 1
-        ):
-            raise SchemaError(
-                f"tune.trials is {self.trials!r}; allowed: an integer from 1"
-            )
+        if self.trials is not None and self.trials < 1:
+            raise SchemaError(f"tune.trials is {self.trials}; allowed: from 1")
 
 
 @dataclass(frozen=True)
@@ -73,12 +84,20 @@ class EvaluationConfig:
     """How the test is evaluated."""
 
     baselines: list[str] | None = None
-    """Baselines to fit and to compare with; []: none. Default: all. EASE takes minutes on a large catalogue."""
+    """Baselines to fit and to compare with; []: none. Default: all. EASE takes minutes on a large
+    catalogue."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """A whole run."""
+    """A whole run.
+
+    Example:
+        config = Config(data=DataConfig(...), model=ModelConfig(dim=64), out=Path("runs/my"))
+
+    Raises:
+        SchemaError: a value is not allowed.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -97,18 +116,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.warm_start and (self.previous is None or self.tune.trials is not None):
             raise SchemaError(
-                "warm_start belongs to a run with a `previous` bundle; give that one, or leave it out"
+                "warm_start belongs to a run with a `previous` bundle; give that one, "
+                "or leave it out"
             )
-        for name, kind in (
-            ("data", DataConfig),
-            ("model", ModelConfig),
-            ("out", Path),
-            ("seed", int),
-        ):
-            if not isinstance(getattr(self, name), kind):
-                raise SchemaError(
-                    f"{name} is {getattr(self, name)!r}; allowed: a {kind.__name__}"
-                )
+        for name, kind in _TYPES.items():
+            value = getattr(self, name)
+            if not isinstance(value, kind):
+                raise SchemaError(f"{name} is {value!r}; allowed: a {kind.__name__}")
         if not 0 <= self.seed <= MAX_SEED:
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {MAX_SEED}")
         for name in sorted(SET_BY_RUN & self.trainer.keys()):
@@ -116,9 +130,8 @@ class Config:
                 f"trainer.{name} is set by the run; the length of a training is model.max_epochs"
             )
         if self.evaluation.baselines is not None:
-            from evaluation.baselines import (
-                choose_baselines,
-            )  # of pandas and scipy: help needs neither
+            # This imports pandas and scipy, which help needs not.
+            from evaluation.baselines import choose_baselines
 
             try:
                 choose_baselines(self.data.repeats, self.evaluation.baselines)
@@ -126,11 +139,13 @@ class Config:
                 raise SchemaError(f"evaluation.baselines: {error}") from error
 
 
-def make_parser(program: str = "train.py") -> ArgumentParser:
-    """Make the parser of a run, but for `trainer`, which `add_trainer` or `mention_trainer` adds."""
-    set_parsing_settings(
-        docstring_parse_attribute_docstrings=True
-    )  # `--help` explains each key
+def make_parser(program: str = "bascule train") -> ArgumentParser:
+    """Make the parser of a run, without `trainer`.
+
+    `add_trainer` or `mention_trainer` adds that.
+    """
+    # `--help` explains each key by its docstring.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog=program,
         description=DESCRIPTION,
@@ -139,35 +154,13 @@ def make_parser(program: str = "train.py") -> ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", action="config", help="YAML file; what is given after it wins"
+        "--config", action="config", help="YAML file; later words override it"
     )
-    parser.add_argument(
-        "--out",
-        type=str | None,
-        default=None,
-        help="default: runs/<name of the config file>",
-    )
-    parser.add_argument(
-        "--previous",
-        type=str | None,
-        default=None,
-        help="earlier bundle whose codes are kept",
-    )
-    parser.add_argument(
-        "--warm_start",
-        action="store_true",
-        help="train on from the weights of --previous",
-    )
+    for name, about in _TEXT_OPTIONS.items():
+        parser.add_argument(f"--{name}", type=str | None, default=None, help=about)
+    for name, about in _FLAGS.items():
+        parser.add_argument(f"--{name}", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--ckpt_path",
-        type=str | None,
-        default=None,
-        help="'last': resume the run in --out",
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a finished run in --out"
-    )
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
     parser.add_argument(
@@ -178,7 +171,7 @@ def make_parser(program: str = "train.py") -> ArgumentParser:
 
 
 def add_trainer(parser: ArgumentParser) -> None:
-    """Let every argument of Lightning's Trainer be given; this imports torch, which takes seconds."""
+    """Add every argument of Lightning's Trainer; this imports torch, which takes seconds."""
     from pytorch_lightning import Trainer
 
     parser.add_class_arguments(
@@ -188,103 +181,88 @@ def add_trainer(parser: ArgumentParser) -> None:
 
 def mention_trainer(parser: ArgumentParser) -> None:
     """Stand in for `add_trainer` where no argument of the Trainer is given."""
-    about = "--trainer.NAME VALUE: any argument of Lightning's Trainer; `--help --trainer` lists them"
+    about = (
+        "--trainer.NAME VALUE: any argument of Lightning's Trainer; "
+        "`--help --trainer` lists them"
+    )
     parser.add_argument(
         "--trainer", type=dict | None, default={}, metavar="CONFIG", help=about
     )
 
 
 def gives_trainer(words: Sequence[str]) -> bool:
-    """Return whether a command line, or YAML that it names, has arguments of the Trainer."""
+    """Return whether a command line, or YAML that it names, may have arguments of the Trainer."""
     for word, after in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name.split(".")[0] == "--trainer":
+        option, _, value = word.partition("=")
+        if option.split(".")[0] == "--trainer":
             return True
-        if name == "--config":
-            value = value or after
-            with suppress(
-                OSError, ValueError, yaml.YAMLError
-            ):  # the parser says what is wrong with it
-                content = yaml.safe_load(
-                    Path(value).read_text(encoding="utf-8")
-                    if os.path.exists(value)
-                    else value
-                )
-                if isinstance(content, dict) and content.get("trainer"):
-                    return True
+        if option == "--config":
+            text = value or after  # a path, or YAML itself
+            content = Path(text).read_bytes() if os.path.isfile(text) else text.encode()
+            if b"trainer" in content:
+                return True
     return False
 
 
-def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
-    """Parse the command line into a configuration and its YAML for `config.yaml`."""
+def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, str]:
+    """Parse the command line.
+
+    Args:
+        argv: the words after the program; without `--config` the bundled sample is meant.
+        program: its name in messages.
+
+    Returns:
+        the configuration, and its YAML for `config.yaml`.
+
+    Raises:
+        SchemaError: an option or a value is not allowed.
+    """
     parser = make_parser(program)
-    is_sample = not any(word.split("=")[0] == "--config" for word in argv)
-    words = [*(sample_words() if is_sample else ()), *argv]
-    (add_trainer if gives_trainer(words) else mention_trainer)(parser)
+    words = list(argv)
+    if not any(word.split("=")[0] == "--config" for word in words):
+        words = [*sample_words(), *words]
+    if gives_trainer(words):
+        add_trainer(parser)
+    else:
+        mention_trainer(parser)
     try:
-        given = parser.parse_args(words)
-        made = parser.instantiate(given)
+        values = parser.parse_args(words)
+        made = parser.instantiate(values)
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(" ".join(str(error).split())) from error
-    if given.ckpt_path not in (None, "last"):
-        raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
-    if given.ckpt_path is not None and made.tune.trials is not None:
+    resume = values.ckpt_path
+    if resume not in (None, "last"):
+        raise SchemaError(f"--ckpt_path is '{resume}'; allowed: last")
+    if resume is not None and made.tune.trials is not None:
         raise SchemaError(
             "--ckpt_path belongs to a run; a search resumes by itself: leave it out"
         )
+
     defaults = parser.get_defaults().trainer or {}
-    named = [
-        str(path) for path in given.config if path is not None
-    ]  # None: YAML in place of a file
-    check_paths(made.data, given.previous)
+    trainer = dict(values.trainer or {})
+    for name, default in defaults.items():
+        if trainer.get(name) == default:
+            trainer.pop(name, None)
+    files = [path for path in values.config if path is not None]  # None: YAML itself
+    name = Path(str(files[-1])).stem if files else "run"
+    out = Path(values.out or f"runs/{name}")
+    previous = Path(values.previous) if values.previous else None
     config = Config(
-        data=made.data,
-        model=made.model,
-        trainer={
-            name: value
-            for name, value in (given.trainer or {}).items()
-            if value != defaults[name]
-        },
-        out=Path(given.out or f"runs/{Path(named[-1]).stem if named else 'run'}"),
-        seed=made.seed,
-        resume=given.ckpt_path == "last",
-        overwrite=made.overwrite,
-        previous=None if given.previous is None else Path(given.previous),
-        warm_start=made.warm_start,
-        tune=made.tune,
-        evaluation=made.evaluation,
+        **{key: made[key] for key in _SAME_KEYS},
+        trainer=trainer,
+        out=out,
+        resume=resume is not None,
+        previous=previous,
     )
-    return config, parser.dump(given)
+    return config, parser.dump(values)
 
 
 def sample_words() -> list[str]:
-    """Return the words that stand for the bundled sample, which is found from any working directory."""
-    tables = ("interactions", "users", "items")
-    return [
-        f"--config={DEFAULT_CONFIG}",
-        *(f"--data.{name}.path={SAMPLE / name}.parquet" for name in tables),
-    ]
-
-
-def check_paths(data: DataConfig, previous: str | None) -> None:
-    """Name a path that leads nowhere before anything slow is imported; patterns and addresses are read later."""
-    paths = {
-        f"data.{name}.path": getattr(table, "path", None)
-        for name, table in vars(data).items()
-    }
-    paths |= {
-        "data.split.validation": data.split.validation,
-        "data.split.test": data.split.test,
-    }
-    paths["data.feedback"] = data.feedback
-    for setting, path in {**paths, "--previous": previous}.items():
-        if (
-            path
-            and not os.path.exists(path)
-            and not glob.has_magic(path)
-            and "://" not in path
-        ):
-            raise SchemaError(say_missing(path, setting))
+    """Return the words for the bundled sample, which is found from any working directory."""
+    words = [f"--config={DEFAULT_CONFIG}"]
+    for name in ("interactions", "users", "items"):
+        words.append(f"--data.{name}.path={SAMPLE / name}.parquet")
+    return words
 
 
 def complete_text(text: str, config: Config) -> str:
@@ -295,19 +273,16 @@ def complete_text(text: str, config: Config) -> str:
 
 
 def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
-    """Return the YAML of a configuration with other values of `model`, without what is left at its default."""
+    """Return the YAML of a configuration with other values of `model`, without its defaults."""
     parser = make_parser()
     add_trainer(parser)
-    content = (
-        yaml.safe_load(parser.dump(parser.parse_string(text), skip_default=True)) or {}
-    )
-    kept = {name: value for name, value in content.items() if name not in NOT_OF_TUNED}
-    return str(
-        yaml.safe_dump(
-            {**kept, "out": str(out), "model": {**kept.get("model", {}), **model}},
-            sort_keys=False,
-        )
-    )
+    short = parser.dump(parser.parse_string(text), skip_default=True)
+    content = yaml.safe_load(short) or {}
+    for name in NOT_OF_TUNED:
+        content.pop(name, None)
+    content["out"] = str(out)
+    content["model"] = {**content.get("model", {}), **model}
+    return str(yaml.safe_dump(content, sort_keys=False))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):

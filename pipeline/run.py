@@ -13,15 +13,16 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from datamodules.clean import only_evidence, only_targets
+from datamodules.data_report import print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
-from datamodules.report import print_report, report_data
-from datamodules.splits import check_files, check_targets
+from datamodules.splits import check_targets
 from evaluation.console import print_summary
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
 from evaluation.report import write_report
 from pipeline.config import Config, complete_text
+from pipeline.pack import stage_bundle
 from pipeline.run_folder import (
     Work,
     declare_finished,
@@ -31,12 +32,11 @@ from pipeline.run_folder import (
 )
 from pipeline.stages import (
     Frames,
+    Trained,
     console,
     fit_first,
     prepare,
     print_choices,
-    print_previous,
-    stage_bundle,
     train,
 )
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
@@ -48,7 +48,10 @@ from service.command_line import undisturbed
 from service.forget import erase_forgotten
 from service.publish import Stage, publish
 
-LITTLE_MEMORY = "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
+LITTLE_MEMORY = (
+    "the memory does not suffice: nothing is published; "
+    "lower --model.batch_size, --model.dim or --model.negatives"
+)
 
 
 @dataclass(frozen=True)
@@ -67,44 +70,55 @@ class Product:
     facts: Facts
     recommender: Recommender
     metrics: dict[str, Any]
-    report: dict[str, Any]  # what `metrics.json` holds beside the metrics
+    report: dict[str, Any]  # the rest of `metrics.json`
     test: pd.DataFrame
 
 
 def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
-    """Run everything: tables -> towers -> bundle -> metrics; keep `text` as `config.yaml`.
+    """Run everything: tables -> towers -> bundle -> metrics.
 
-    `tables` stand for the files that `config.data` names; their users and items may be None. SchemaError, BundleError
-    and FloatingPointError (the training diverged) publish nothing.
+    An error publishes nothing.
+
+    Args:
+        config: what to run.
+        tables: interactions, users and items in place of the files that `config.data` names; the
+            last two may be None.
+        text: the YAML of `config`, kept as `config.yaml`.
+
+    Returns:
+        the published bundle, its metrics, and the tables with their split.
+
+    Raises:
+        SchemaError: the tables or the configuration do not fit.
+        BundleError: an earlier bundle cannot be read.
+        FloatingPointError: the training diverged.
     """
     if config.tune.trials is not None:
         raise SchemaError(
-            f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`"
+            f"tune.trials is {config.tune.trials} and this is a run; leave it out, "
+            "or call `search`"
         )
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage.beside)
         if is_finished(work.config, work.rows):
-            console.print(
-                f"{config.out} holds this run, finished: nothing is left to do",
-                markup=False,
-            )
-            return Run(
-                stage.target, json.loads((config.out / METRICS).read_bytes()), work
-            )
+            done = f"{config.out} holds this run, finished: nothing is left to do"
+            console.print(done, markup=False)
+            metrics = json.loads((config.out / METRICS).read_bytes())
+            return Run(stage.target, metrics, work)
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
 
 
 def search(config: Config, text: str) -> None:
-    """Search for a better recipe in place of a run; the test is set apart and not looked at."""
+    """Search for a better recipe in place of a run; the test is not looked at."""
     from pipeline.tuning import tune  # optuna is optional
 
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage.beside)
         print_choices(work.choices)
-        tune(config, work, text, lambda tried: fit_first(tried).epochs)
+        tune(config, work, text, fit_first)
 
 
 def run_or_search(config: Config, text: str) -> Run | None:
@@ -115,148 +129,140 @@ def run_or_search(config: Config, text: str) -> Run | None:
         search(config, text)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
-    except (
-        MemoryError,
-        RuntimeError,
-    ) as error:  # on a CPU torch raises a plain RuntimeError
-        if not isinstance(
-            error, (MemoryError, torch.OutOfMemoryError)
-        ) and "can't allocate memory" not in str(error):
-            raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
     return None
 
 
 def produce(work: Work, stage: Stage) -> Product:
-    """Check the split, look for leaks, train, export into the stage and evaluate."""
+    """Check the data, train, export into the stage and evaluate."""
     started = time.monotonic()
-    config = work.config
-    tables = work.tables
-    split = work.split
-    check_targets(split, config.data.repeats)
-    check_files(split, config.data.split, tables.items)
-    leaks = find_leaks(tables, split, config.data)
-    rejects = work.report["rejects"]
-    cleaning = work.report["cleaning"]
-    data = report_data(tables, rejects, cleaning, split, config.data, leaks)
-    print_report(data, console)
+    data = examine(work)
     print_choices(work.choices)
-    print_previous(config.previous, config.warm_start)
-    if config.data.leaks == "stop":
-        stop_on_leaks(leaks)
     trained, seconds = train(work)
     facts, recommender = stage_bundle(work, trained, stage)
+
     begun = time.monotonic()
-    metrics, durations = measure(recommender, work)
-    seconds |= durations | {
-        "evaluation": time.monotonic() - begun,
-        "total": time.monotonic() - started,
+    metrics, baseline_seconds = measure(recommender, work)
+    seconds |= baseline_seconds
+    seconds["evaluation"] = time.monotonic() - begun
+    seconds["total"] = time.monotonic() - started
+
+    card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
+    write_file(stage.path / MODEL_CARD, card.encode())
+    timing = {name: round(value, 2) for name, value in seconds.items()}
+    report = {
+        "data": data,
+        "timing": timing | trained.pace,
+        "training": describe_training(work, trained),
+        SNAPSHOT: take_snapshot(recommender),
     }
-    training = {
+    segments = recommender.bundle.segments
+    if segments is not None:
+        stability = segments.stability
+        report["segments"] = {"stability": stability, "found": segments.describe()}
+    return Product(facts, recommender, metrics, report, only_targets(work.split.test))
+
+
+def examine(work: Work) -> dict[str, Any]:
+    """Check the split, look for leaks, and print and return the data report."""
+    data = work.config.data
+    check_targets(work.split, data.repeats)
+    leaks = find_leaks(work.tables, work.split, data)
+    rejects = work.report["rejects"]
+    cleaning = work.report["cleaning"]
+    report = report_data(work.tables, rejects, cleaning, work.split, data, leaks)
+    print_report(report, console)
+    if data.leaks == "stop":
+        stop_on_leaks(leaks)
+    return report
+
+
+def describe_training(work: Work, trained: Trained) -> dict[str, Any]:
+    """Return what `metrics.json` says of the training."""
+    chosen = {}
+    for choice in work.choices:
+        chosen[choice.name] = {"value": choice.value, "reason": choice.reason}
+    previous = work.previous and work.previous.bundle.manifest.version
+    refinement = trained.refinement and asdict(trained.refinement)
+    return {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
-        "chosen": {
-            choice.name: {"value": choice.value, "reason": choice.reason}
-            for choice in work.choices
-        },
-        "warm_start": None
-        if work.previous is None
-        else work.previous.bundle.manifest.version,
-        "refinement": None
-        if trained.refinement is None
-        else asdict(trained.refinement),
+        "chosen": chosen,
+        "warm_start": previous,
+        "refinement": refinement,
     }
-    timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
-    card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
-    write_file(stage.path / MODEL_CARD, card.encode())
-    report = {
-        "data": data,
-        "timing": timing,
-        "training": training,
-        SNAPSHOT: take_snapshot(recommender),
-    }
-    if (segments := recommender.bundle.segments) is not None:
-        report["segments"] = {
-            "stability": segments.stability,
-            "found": segments.describe(),
-        }
-    return Product(facts, recommender, metrics, report, only_targets(split.test))
 
 
 def measure(
     recommender: Recommender, work: Work
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
+    """Evaluate the staged bundle.
+
+    Returns:
+        the metrics, which are the same for the same seed, and the seconds of the baselines.
+    """
     config = work.config
     parts = set_apart(work)
     if not len(parts.test):
-        return {
-            "protocol": {
-                "split": work.split.kind,
-                "note": "everything trains: nothing is left to test on",
-            }
-        }, {}
+        note = "everything trains: nothing is left to test on"
+        return {"protocol": {"split": work.split.kind, "note": note}}, {}
     console.rule("evaluation of the bundle")
-    metrics = evaluate(
-        recommender, parts, config.seed, config.evaluation.baselines, console.log
-    )
-    durations = {
-        name: record.pop("seconds")
-        for name, record in metrics["baselines"].items()
-        if "seconds" in record
-    }
-    return metrics, {
-        f"baseline_{name}": duration for name, duration in durations.items()
-    }
+    baselines = config.evaluation.baselines
+    metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+    seconds = {}
+    for name, record in metrics["baselines"].items():
+        if "seconds" in record:
+            seconds[f"baseline_{name}"] = record.pop("seconds")
+    return metrics, seconds
 
 
 def set_apart(work: Work) -> Parts:
-    """Return what a run is tested on; groups are single-valued features of users and what is declared for audits."""
+    """Return what a run is tested on; audited columns and features of users make the groups."""
     split = work.split
     data = work.config.data
-    features = data.features.of("user").values()
-    groups = [
-        str(feature.column)
-        for feature in features
-        if feature.kind in ("categorical", "numeric")
-    ]
+    groups = []
+    for feature in data.features.of("user").values():
+        if feature.kind in ("categorical", "numeric"):
+            groups.append(str(feature.column))
+    groups += data.audit_only
+    test = only_targets(split.test)
+    validation = only_targets(split.validation)
     return Parts(
-        test=only_targets(split.test),
-        train=split.train,
-        validation=only_targets(split.validation),
-        users=work.tables.users,
-        group_columns=[*groups, *data.audit_only],
+        test,
+        split.train,
+        validation,
+        work.tables.users,
+        group_columns=groups,
         at=split.test_at,
         evidence=only_evidence(split.validation),
     )
 
 
 def release(work: Work, stage: Stage, product: Product) -> Run:
-    """Publish the bundle together with its profiles, its metrics and what else lies beside it in the stage."""
+    """Publish the bundle with its profiles, its metrics and the files beside it."""
     config = work.config
+    out = config.out
     metrics = product.metrics
     profiles = product.recommender.profiles
-    published = {
-        name: value for name, value in metrics.items() if name != "slices"
-    }  # groups may be a few people
+    published = dict(metrics)
+    published.pop("slices", None)  # groups may be a few people
     ready = stage.prepare(product.facts, published)
-    product.report["timing"][LATENCY] = time_answers(
-        Recommender(Bundle.load(stage.path), profiles)
-    )  # in one thread
+
+    single_threaded = Recommender(Bundle.load(stage.path), profiles)
+    product.report["timing"][LATENCY] = time_answers(single_threaded)
     content = {"version": ready.version, **metrics, **product.report}
-    write_file(
-        stage.beside / METRICS,
-        (json.dumps(content, indent=1, allow_nan=False) + "\n").encode(),
-    )
-    write_report(stage.beside, config.out, content, product.recommender, product.test)
-    stage_profiles(config.out / PROFILES, profiles, ready.version)
-    erase_forgotten(config.out, profiles)
-    note_published(config.out, declare_finished(config, work.rows), ready.version)
-    with undisturbed():  # a signal ends the run before this, with nothing published, or after it, finished
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_file(stage.beside / METRICS, f"{text}\n".encode())
+    write_report(stage.beside, out, content, product.recommender, product.test)
+    stage_profiles(out / PROFILES, profiles, ready.version)
+    erase_forgotten(out, profiles)
+    note_published(out, declare_finished(config, work.rows), ready.version)
+    # A signal ends the run before this, with nothing published, or after it, finished.
+    with undisturbed():
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()
-        print_summary(
-            console, config.out, metrics, headline_metric(config.data.repeats), item_id
-        )
+        headline = headline_metric(config.data.repeats)
+        print_summary(console, out, metrics, headline, item_id)
     return Run(bundle.path, metrics, work)

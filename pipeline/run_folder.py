@@ -1,6 +1,6 @@
 """The folder of a run: empty, a run to resume, or a finished one.
 
-DIR/checkpoints/published.json   version of the bundle that came of the checkpoints, written just before it is published
+DIR/checkpoints/published.json   version of the bundle that the checkpoints led to
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from service.publish import read_version
 
 NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 """Arguments of the Trainer that change what is shown, not what is trained."""
-STAGES = (
-    "select",
-    "final",
-)  # trainings of a run, each with a folder of checkpoints and one of logs
+STAGES = ("select", "final")
+"""Trainings of a run, each with a folder of checkpoints and one of logs."""
 PUBLISHED = f"{CHECKPOINTS}/published.json"
 
 
@@ -59,98 +57,99 @@ class Work:
 
 
 def declare(config: Config) -> dict[str, Any]:
-    """Return what identifies a run with a complete configuration, but for its data, as JSON values."""
-    trainer = {
-        name: value
-        if value is None or isinstance(value, (bool, int, float, str))
-        else type(value).__name__
-        for name, value in config.trainer.items()
-        if name not in NOT_TRAINED
-    }
-    model = asdict(config.model)
+    """Return what identifies a run, but for its data, as JSON values."""
+    trainer = {}
+    for name, value in config.trainer.items():
+        if name not in NOT_TRAINED:
+            is_plain = value is None or isinstance(value, (bool, int, float, str))
+            trainer[name] = value if is_plain else type(value).__name__
     return {
         "data": config.data.declared(),
-        "model": model,
+        "model": asdict(config.model),
         "trainer": trainer,
         "seed": config.seed,
     }
 
 
 def declare_finished(config: Config, rows: str) -> dict[str, Any]:
-    """Return the same with the fingerprint of the tables, since a finished run reads no checkpoint."""
-    warm = {"warm_start": True} if config.warm_start else {}
-    return {**declare(config), "previous": str(config.previous), "rows": rows, **warm}
+    """Return the same with the fingerprint of the tables: a finished run reads no checkpoint."""
+    run = declare(config)
+    run["previous"] = str(config.previous)
+    run["rows"] = rows
+    if config.warm_start:
+        run["warm_start"] = True
+    return run
 
 
 def refuse_replacing(config: Config) -> None:
-    """Refuse to replace a bundle, or files named as a run's that no run left, without `overwrite`."""
-    for place in (config.out, *config.out.parents):
-        if place.exists() and not place.is_dir():
-            raise SchemaError(
-                f"--out is {config.out}, but {place} is a file; give a folder"
-            )
-    version, _ = read_published(config.out)
+    """Check that a run may write into its folder.
+
+    Raises:
+        SchemaError: a bundle would be replaced without `overwrite`, or files named as a run's that
+            no run left.
+    """
+    out = config.out
+    version, _ = read_published(out)
     if config.overwrite:
         return
-    traces = (BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES))
-    is_of_run = version is not None or any(
-        (config.out / name).exists() for name in traces
-    )
-    foreign = [
-        name for name in (CONFIG, METRICS, REPORT) if (config.out / name).exists()
-    ]
-    if foreign and not is_of_run:
+    traces = [BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES)]
+    is_of_run = version is not None or any((out / name).exists() for name in traces)
+    for name in (CONFIG, METRICS, REPORT):
+        if not is_of_run and (out / name).exists():
+            raise SchemaError(
+                f"{out} holds no run, but '{name}', which a run would replace: "
+                "choose another --out, or add --overwrite"
+            )
+    is_resumed = config.resume and _is_done(out, version)
+    if (out / BUNDLE).exists() and not is_resumed:
         raise SchemaError(
-            f"{config.out} holds no run, but '{foreign[0]}', which a run would replace: choose another --out, or add "
-            "--overwrite"
+            f"{out} holds a finished run: choose another --out, or add --overwrite"
         )
-    if (config.out / BUNDLE).exists() and not (
-        config.resume and _is_done(config.out, version)
-    ):
+    is_interrupted = version is None and any((out / CHECKPOINTS).glob("*/*.ckpt"))
+    if is_interrupted and not config.resume:
         raise SchemaError(
-            f"{config.out} holds a finished run: choose another --out, or add --overwrite"
-        )
-    if (
-        version is None
-        and not config.resume
-        and any((config.out / CHECKPOINTS).glob("*/*.ckpt"))
-    ):
-        raise SchemaError(
-            f"{config.out} holds an interrupted run: --ckpt_path last (in Python: resume=True) continues "
-            "it, --overwrite begins anew"
+            f"{out} holds an interrupted run: --ckpt_path last (in Python: resume=True) "
+            "continues it, --overwrite begins anew"
         )
 
 
 def is_finished(config: Config, rows: str) -> bool:
     """Return whether the run of these tables is finished; clear what is not to be resumed.
 
-    Under `resume` a finished run is left as it is, and where there is no checkpoint the run begins: a restart after an
-    interruption may always say `resume`.
+    Under `resume` a finished run stays as it is, and where there is no checkpoint the run begins:
+    a restart after an interruption may always say `resume`.
+
+    Args:
+        config: complete.
+        rows: fingerprint of the tables.
+
+    Raises:
+        SchemaError: the folder holds another run, finished.
     """
-    version, run = read_published(config.out)
-    if (config.out / BUNDLE).exists() and not config.overwrite:
+    out = config.out
+    version, run = read_published(out)
+    if (out / BUNDLE).exists() and not config.overwrite:
         refuse_replacing(config)
         for difference in compare(run, declare_finished(config, rows)):
             raise SchemaError(
-                f"{config.out} holds another run, finished: {difference}; choose another --out, or add --overwrite"
+                f"{out} holds another run, finished: {difference}; "
+                "choose another --out, or add --overwrite"
             )
         return True
-    if _is_done(config.out, version) or not config.resume:
-        _clear(config.out)
+    if _is_done(out, version) or not config.resume:
+        _clear(out)
     return False
 
 
 def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
     """Record which bundle the checkpoints of a run led to, before it is published."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    write_file(
-        folder / PUBLISHED,
-        json.dumps({"version": version, "run": run}, indent=1).encode(),
-    )
+    text = json.dumps({"version": version, "run": run}, indent=1)
+    write_file(folder / PUBLISHED, text.encode())
 
 
 def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read the version and the run that `note_published` wrote; None and nothing where it did not."""
+    """Read the version and the run that `note_published` wrote; None and nothing without."""
     path = folder / PUBLISHED
     try:
         content = json.loads(path.read_bytes())
@@ -164,34 +163,36 @@ def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def find_previous(config: Config, split: Split) -> Previous:
-    """Find the run of a warm start; refuse one whose weights have seen what is to be tested."""
+    """Find the run of a warm start.
+
+    Raises:
+        SchemaError: its weights are not beside its bundle, or have seen events of the test.
+    """
     previous = Path(config.previous or "").resolve()
     run = previous.parent
     bundle = Bundle.load(previous)
     remedy = "or leave --warm_start out"
-    metrics = run / METRICS
-    content = json.loads(metrics.read_bytes()) if metrics.exists() else {}
-    if {bundle.manifest.version} != {content.get("version"), read_published(run)[0]}:
+    content = {}
+    if (run / METRICS).exists():
+        content = json.loads((run / METRICS).read_bytes())
+    versions = {content.get("version"), read_published(run)[0]}
+    if versions != {bundle.manifest.version}:
         raise SchemaError(
-            f"{run} holds other metrics or checkpoints than its bundle's: give a run's folder, {remedy}"
+            f"{run} holds other metrics or checkpoints than its bundle's: "
+            f"give a run's folder, {remedy}"
         )
-    if run == config.out.resolve():
+    is_drawn = split.kind == "leave_one_out" and is_set(split.train)
+    if config.data.split.strict or split.kind == "pairs" or is_drawn:
         raise SchemaError(
-            f"--out is {config.out}, whose weights are to be started from: give another folder, {remedy}"
-        )
-    if (
-        config.data.split.strict
-        or split.kind == "pairs"
-        or (split.kind == "leave_one_out" and is_set(split.train))
-    ):
-        raise SchemaError(
-            f"a strict or drawn split holds out what {run} was trained on: choose another, {remedy}"
+            f"a strict or drawn split holds out what {run} was trained on: "
+            f"choose another, {remedy}"
         )
     until = bundle.schema.data_until
     if split.test_at is not None and split.test_at < until:
         end = f"{np.datetime64(until, 's')}Z"
         raise SchemaError(
-            f"{run} was trained on events up to {end}: set data.split.at to that or later, {remedy}"
+            f"{run} was trained on events up to {end}: "
+            f"set data.split.at to that or later, {remedy}"
         )
     return Previous(run, bundle, content["training"]["refinement"] or {})
 
@@ -205,6 +206,7 @@ def _clear(folder: Path) -> None:
     for name in (CHECKPOINTS, LOGS):
         for stage in STAGES:
             shutil.rmtree(folder / name / stage, ignore_errors=True)
+    # Only now: checkpoints without a note are those of an interrupted run.
     (folder / PUBLISHED).unlink(missing_ok=True)
     for name in (CHECKPOINTS, LOGS):
         with suppress(OSError):  # it may be missing, or hold something else

@@ -1,6 +1,7 @@
-"""Serve a bundle: numpy, onnxruntime, faiss and pyarrow, nothing of training.
+"""Answer from a bundle: numpy, onnxruntime, faiss and pyarrow, nothing of training.
 
-The names below are imported when they are first asked for, so that `python -m serve --help` is quick.
+A name below is imported when it is first used, so that `import serve` is quick. Those of `service`
+stand here for code that was written before `service` was a package of its own.
 """
 
 from __future__ import annotations
@@ -17,19 +18,23 @@ if TYPE_CHECKING:
     from serve.requests import ask_now as ask_now
 
 _HOME = __name__.removesuffix("serve")  # `bascule.` in the wheel
-_MODULES = {
-    "serve.errors": ("BundleError", "SchemaError"),
-    "service.live_items": ("LiveItems",),
-    "serve.recommendations": ("Recommendations",),
-    "serve.recommender": ("Recommender",),
-    "serve.requests": ("Request", "ask_now"),
-    "service.known_users": ("complete",),
-    "service.state": ("StateStore",),
+_MODULE_OF_NAME = {
+    "BundleError": "serve.errors",
+    "LiveItems": "service.live_items",
+    "Profiles": "serve.profiles",
+    "Recommendations": "serve.recommendations",
+    "Recommender": "serve.recommender",
+    "Request": "serve.requests",
+    "SchemaError": "serve.errors",
+    "StateStore": "service.state",
+    "ask_now": "serve.requests",
+    "complete": "service.known_users",
+    "forget_users": "service.forget",
+    "read_erasure_list": "serve.files",
 }
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            return getattr(import_module(f"{_HOME}{module}"), name)
-    raise AttributeError(f"module 'serve' has no attribute '{name}'")
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module 'serve' has no attribute '{name}'")
+    return getattr(import_module(f"{_HOME}{_MODULE_OF_NAME[name]}"), name)

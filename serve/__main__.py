@@ -1,4 +1,4 @@
-"""Keep `python -m serve COMMAND` working: the commands are those of `bascule`."""
+"""`python -m serve COMMAND`: another door to the command `bascule`; `http` is its `serve`."""
 
 from __future__ import annotations
 

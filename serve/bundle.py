@@ -1,17 +1,15 @@
-"""A bundle: one immutable folder, verified by hash before anything in it is used, and its golden requests.
+"""A bundle: one immutable folder, verified by hash before anything in it is used.
 
-Each file is opened once, without following links, and mapped: what is hashed is what is used. The manifest holds no
-time, duration, host or path: the same seed gives the same version.
+Each file is opened once, without following links, and mapped: the bytes that are hashed are the
+bytes that are used. The manifest holds no time, duration, host or path: the same seed gives the
+same version.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import mmap
 import os
-import re
-import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -22,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.arrays import Floats
-from serve.clock import find_zone
-from serve.errors import BundleError, SchemaError
-from serve.files import name_file, sync_folder, write_file
+from serve.arrays import Floats, IdType
+from serve.clock import check_seconds, find_zone
+from serve.errors import BundleError
+from serve.files import check_signature, map_file, name_file, write_file
 from serve.index import Content, ItemIndex, Neighbours
-from serve.requests import check_seconds
-from serve.schema import IdType, Schema, Similarity, check_record
-from serve.segments import Segments
+from serve.recommendations import Segments
+from serve.schema import Schema, Similarity, check_record
 from serve.tower import Tower
 
 T = TypeVar("T")
@@ -68,22 +65,11 @@ SEGMENTS = "segments.json"
 ANSWERING = frozenset(
     {SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS}
 )
-PUBLISHED = ANSWERING | {
-    GOLDEN,
-    MODEL_CARD,
-}  # files of a published bundle beside its manifest
-ALLOWED = PUBLISHED | {SEGMENTS}  # any other is refused
-FORMAT = (
-    4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside the index
-)
-MAX_BYTES = 1 << 20  # of a manifest
+PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # needed beside the manifest
+ALLOWED = PUBLISHED | {SEGMENTS}  # any other file is refused
+FORMAT = 4  # up to 3, `item_vectors.npy` held the vectors again
+MAX_BYTES = 1 << 20  # of a manifest, and of a signature
 
-_SIGNATURE = re.compile(
-    rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n"
-)  # the key's id and the signature
-_PUBLIC_KEY = re.compile(
-    rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
-)
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
 
 
@@ -92,12 +78,12 @@ class Facts:
     """Facts that only the run that made a bundle knows."""
 
     similarity: Similarity
-    popularity_dims: int  # last columns of the item vectors that are popularity
-    index_recall: float  # share of the exact best items that the index finds
+    popularity_dims: int  # last columns of the item vectors that hold popularity
+    index_recall: float  # always 1: the index is exact
     counts: Mapping[str, int]
     libraries: Mapping[str, str]  # name -> version
     data_until: int  # UTC seconds just after the last training event
-    config: Mapping[str, Any]  # the run's configuration, without paths of the machine
+    config: Mapping[str, Any]  # the run's, without paths of the machine
     neighbour_decay: float
     neighbour_context_gain: float = 0.0  # earlier bundles have none
 
@@ -110,7 +96,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of `manifest.json`; its facts stand there beside the other keys."""
+    """The content of `manifest.json`, where the facts stand beside the other keys."""
 
     facts: Facts
     space_id: str  # towers, index and schema of one bundle share it
@@ -133,8 +119,8 @@ class Manifest:
         metrics: Mapping[str, Any],
     ) -> Manifest:
         """Put a manifest together and hash it."""
-        bare = cls(facts, space_id, files, dim, metrics, sha256="")
-        return replace(bare, sha256=_hash(bare._to_json()))
+        unhashed = cls(facts, space_id, files, dim, metrics, sha256="")
+        return replace(unhashed, sha256=_hash(unhashed._to_json()))
 
     def _to_json(self) -> dict[str, Any]:
         content = asdict(self)
@@ -149,37 +135,19 @@ class Manifest:
     def from_bytes(cls, text: bytes) -> Manifest:
         """Read the text that `to_bytes` wrote, and nothing else."""
         try:
-            raw = json.loads(text) if len(text) <= MAX_BYTES else None
-            if not isinstance(raw, dict) or "files" not in raw:
+            content = json.loads(text) if len(text) <= MAX_BYTES else None
+            if not isinstance(content, dict) or "files" not in content:
+                raise BundleError(f"{MANIFEST} names no files: it is not of a bundle")
+            format_ = content.get("format")
+            if format_ != FORMAT:
                 raise BundleError(
-                    f"{MANIFEST} is not that of a bundle: it names no files"
+                    f"{MANIFEST}: format is {format_!r}; expected {FORMAT}: train again"
                 )
-            if raw.get("format") != FORMAT:
-                raise BundleError(
-                    f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again"
-                )
-            if _render(raw) != text or _hash(raw) != raw["sha256"]:
+            if _render(content) != text or _hash(content) != content["sha256"]:
                 raise BundleError(
                     f"{MANIFEST} was altered after it was written: its hash differs; export again"
                 )
-            del raw["format"]
-            facts = Facts(
-                **{
-                    field.name: raw.pop(field.name)
-                    for field in fields(Facts)
-                    if field.name in raw
-                }
-            )
-            files = {
-                name: FileEntry(**entry) for name, entry in raw.pop("files").items()
-            }
-            if not files.keys() <= ALLOWED:
-                raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
-            manifest = cls(facts=facts, files=files, **raw)
-            check_record(facts)
-            check_record(manifest)
-            check_seconds(facts.data_until, "data_until")
-            return manifest
+            return cls._from_json(content)
         except BundleError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -187,71 +155,94 @@ class Manifest:
                 f"{MANIFEST} is no manifest of format {FORMAT}: {error}"
             ) from error
 
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> Manifest:
+        del content["format"]
+        names = [field.name for field in fields(Facts) if field.name in content]
+        facts = Facts(**{name: content.pop(name) for name in names})
+        entries = content.pop("files").items()
+        files = {name: FileEntry(**entry) for name, entry in entries}
+        if not files.keys() <= ALLOWED:
+            raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
+        manifest = cls(facts=facts, files=files, **content)
+        check_record(facts)
+        check_record(manifest)
+        check_seconds(facts.data_until, "data_until")
+        return manifest
+
 
 def _hash(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(
-        _render({name: value for name, value in content.items() if name != "sha256"})
-    ).hexdigest()
+    hashed = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(_render(hashed)).hexdigest()
 
 
 def _render(content: Mapping[str, Any]) -> bytes:
-    return (
-        json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
-    ).encode()
-
-
-# ---- the folder
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def read_folder(
     path: Path, required: Iterable[str], trusted: Path | None = None
 ) -> tuple[Manifest, dict[str, Content]]:
-    """Map and verify all files of a bundle, the `required` among them, and that a `trusted` key signed its manifest."""
+    """Map and verify all files of a bundle.
+
+    Args:
+        path: its folder.
+        required: names of files that must be there.
+        trusted: file of public keys, one of which must have signed the manifest.
+
+    Returns:
+        The manifest, and the bytes of each file, of the signature too.
+
+    Raises:
+        BundleError: a file is missing, unlisted, altered or a link, or the signature is not valid.
+    """
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        names = set(os.listdir(folder))
     except OSError as error:
         raise BundleError(
             f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}"
         ) from error
     try:
+        names = set(os.listdir(folder))
         if MANIFEST not in names:
             nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""
             raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
-        manifest = Manifest.from_bytes(
-            _map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes()
-        )
-        for name in sorted(names - manifest.files.keys() - {MANIFEST, SIGNATURE}):
-            raise BundleError(
-                f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
-            )
-        for name in sorted((manifest.files.keys() | set(required)) - names):
-            raise BundleError(f"{name} is missing from the bundle: copy it again")
-        contents = {name: _map_file(folder, name) for name in sorted(manifest.files)}
-        signature = (
-            {SIGNATURE: _map_file(folder, SIGNATURE)} if SIGNATURE in names else {}
-        )
+        manifest_text = map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes()
+        manifest = Manifest.from_bytes(manifest_text)
+        _check_names(names, manifest, required)
+        mapped = sorted(names - {MANIFEST})
+        contents = {name: map_file(folder, name) for name in mapped}
     finally:
         os.close(folder)
+
     if trusted is not None:
-        _check_signature(
-            manifest,
-            b"".join(one[:MAX_BYTES].tobytes() for one in signature.values()),
-            trusted,
-        )
-    for name, content in contents.items():
-        if (
-            FileEntry(hashlib.sha256(content.data).hexdigest(), content.size)
-            != manifest.files[name]
-        ):
+        if SIGNATURE not in contents:
+            raise BundleError(f"{SIGNATURE} is missing, and {trusted} is given")
+        signature = contents[SIGNATURE][:MAX_BYTES].tobytes()
+        check_signature(manifest.to_bytes(), signature, trusted)
+    for name, entry in manifest.files.items():
+        content = contents[name]
+        digest = hashlib.sha256(content.data).hexdigest()
+        if FileEntry(digest, content.size) != entry:
             raise BundleError(
                 f"{name}: other content than {MANIFEST} says; altered, or of another bundle"
             )
-    return manifest, contents | signature
+    return manifest, contents
+
+
+def _check_names(names: set[str], manifest: Manifest, required: Iterable[str]) -> None:
+    listed = set(manifest.files)
+    for name in sorted(names - listed - {MANIFEST, SIGNATURE}):
+        raise BundleError(
+            f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
+        )
+    for name in sorted(listed.union(required) - names):
+        raise BundleError(f"{name} is missing from the bundle: copy it again")
 
 
 def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
-    """Read a folder; again where a publisher put a new one in its place meanwhile and removed the old one."""
+    """Read a folder; again if a publisher meanwhile put a new one in its place."""
     while True:
         folder = identify_folder(path)
         try:
@@ -262,7 +253,7 @@ def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
 
 
 def identify_folder(path: Path) -> tuple[int, int, int] | None:
-    """Return device, inode and time of the last change of the folder at a path, None if there is none."""
+    """Return device, inode and time of the last change of a folder, None if there is none."""
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -276,107 +267,6 @@ def hash_file(path: Path) -> FileEntry:
         return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
 
-def _map_file(folder: int, name: str) -> Content:
-    """Map a regular file that has no other name, so that nobody changes it from elsewhere."""
-    try:
-        descriptor = os.open(
-            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder
-        )
-    except OSError as error:
-        raise BundleError(
-            f"{name} cannot be read: {error.strerror}; links are refused"
-        ) from error
-    try:
-        status = os.fstat(descriptor)
-        if (
-            not stat.S_ISREG(status.st_mode)
-            or status.st_nlink != 1
-            or not status.st_size
-        ):
-            raise BundleError(
-                f"{name} is empty or no plain file with one name: copy the bundle without links"
-            )
-        return np.frombuffer(
-            mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), dtype=np.uint8
-        )
-    finally:
-        os.close(descriptor)
-
-
-# ---- signatures: Ed25519 over the text of the manifest, which holds the hashes of all other files
-
-
-def sign(path: Path, key_file: Path) -> str:
-    """Sign the bundle in a folder with a private key in PEM, in place of a signature before; return the key's id."""
-    manifest, _ = read_folder(path, PUBLISHED)
-    key_id, key = _read_key(key_file.read_bytes(), key_file, is_private=True)
-    signature = key.sign(manifest.to_bytes()).hex()
-    aside = path.absolute().with_name(
-        f".{path.absolute().name}-{SIGNATURE}"
-    )  # a reader finds no other file in it
-    write_file(aside, f"ed25519 {key_id} {signature}\n".encode())
-    os.replace(aside, path / SIGNATURE)
-    sync_folder(path)
-    return key_id
-
-
-def _check_signature(manifest: Manifest, signature: bytes, trusted: Path) -> None:
-    keys = dict(
-        _read_key(pem, trusted) for pem in _PUBLIC_KEY.findall(trusted.read_bytes())
-    )
-    found = _SIGNATURE.fullmatch(signature)
-    if found is None or found[1].decode() not in keys:
-        by = (
-            "missing or damaged" if found is None else f"of the key {found[1].decode()}"
-        )
-        raise BundleError(
-            f"{SIGNATURE} is {by}; {trusted} has {', '.join(keys) or 'no public key in PEM'}"
-        )
-    from cryptography.exceptions import InvalidSignature
-
-    try:
-        keys[found[1].decode()].verify(
-            bytes.fromhex(found[2].decode()), manifest.to_bytes()
-        )
-    except InvalidSignature as error:
-        raise BundleError(
-            f"{SIGNATURE} is not of this {MANIFEST}: it was changed after it was signed"
-        ) from error
-
-
-def _read_key(pem: bytes, where: Path, is_private: bool = False) -> tuple[str, Any]:
-    """Read an Ed25519 key; return its id, the beginning of the hash of the public one, and the key."""
-    try:
-        from cryptography.exceptions import UnsupportedAlgorithm
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import (
-            Ed25519PrivateKey,
-            Ed25519PublicKey,
-        )
-        from cryptography.hazmat.primitives.serialization import (
-            load_pem_private_key,
-            load_pem_public_key,
-        )
-    except ModuleNotFoundError as error:
-        raise BundleError(
-            "signatures need cryptography: pip install cryptography"
-        ) from error
-    try:
-        key = (
-            load_pem_private_key(pem, None) if is_private else load_pem_public_key(pem)
-        )
-        if not isinstance(key, (Ed25519PrivateKey, Ed25519PublicKey)):
-            raise TypeError("it is of another kind")
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise BundleError(
-            f"{where} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}"
-        ) from error
-    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
-    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16], key
-
-
-# ---- the bundle in memory
-
-
 @dataclass(frozen=True, eq=False)
 class Bundle:
     """The parts that answer requests. All were loaded together and never change."""
@@ -388,7 +278,7 @@ class Bundle:
     item_tower: Tower
     index: ItemIndex  # holds the one copy of the item vectors
     neighbours: Neighbours  # item-item weights; often none
-    items: pa.Table  # n rows: `item_id` and the columns to show and filter by
+    items: pa.Table  # N rows: `item_id` and the columns to show and filter by
     golden: bytes  # empty in a stage that has none yet
     segments: Segments | None = None  # of users; None where there are too few
 
@@ -401,7 +291,16 @@ class Bundle:
     def load(
         cls, path: Path, n_threads: int = 1, trusted: Path | None = None
     ) -> Bundle:
-        """Load a published bundle, signed by a key of `trusted` if that is given; towers run in `n_threads`."""
+        """Load a published bundle.
+
+        Args:
+            path: its folder.
+            n_threads: threads of a tower.
+            trusted: file of public keys, one of which must have signed the bundle.
+
+        Raises:
+            BundleError: anything in the folder is missing, altered or does not fit the rest.
+        """
         return read_steadily(
             path, lambda folder: _load(folder, PUBLISHED, n_threads, trusted)
         )
@@ -417,27 +316,28 @@ def _load(
 ) -> Bundle:
     faiss.omp_set_num_threads(n_threads)
     manifest, contents = read_folder(path, required, trusted)
-    schema = _read(
-        SCHEMA, lambda: Schema.from_json(contents[SCHEMA].tobytes().decode())
-    )
+    schema_text = contents[SCHEMA].tobytes()
+    schema = _read(SCHEMA, lambda: Schema.from_json(schema_text.decode()))
     _read(SCHEMA, lambda: find_zone(schema.timezone))
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
-    if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
-        raise BundleError(
-            f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says"
+    _check_space(manifest, schema, index, schema_text)
+
+    neighbours = _read(
+        NEIGHBOURS,
+        lambda: Neighbours.from_bytes(
+            contents[NEIGHBOUR_OFFSETS],
+            contents[NEIGHBOURS],
+            len(index),
+            manifest.facts.neighbour_decay,
+            manifest.facts.neighbour_context_gain,
+        ),
+    )
+    segments = None
+    if SEGMENTS in contents:
+        segments_text = contents[SEGMENTS].tobytes()
+        segments = _read(
+            SEGMENTS, lambda: Segments.from_bytes(segments_text, manifest.dim)
         )
-    width = index.vectors.shape[1]
-    facts = manifest.facts
-    if (manifest.dim, facts.data_until) != (
-        width,
-        schema.data_until,
-    ) or facts.popularity_dims > width:
-        raise BundleError(
-            f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}"
-        )
-    weights = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS])
-    segments = contents.get(SEGMENTS)
-    of_events = facts.neighbour_decay, facts.neighbour_context_gain
     return Bundle(
         path=path,
         manifest=manifest,
@@ -445,21 +345,37 @@ def _load(
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         index=index,
-        neighbours=_read(
-            NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)
-        ),
+        neighbours=neighbours,
         items=read_items(contents[ITEMS], len(index), schema.item_id_type),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
-        segments=_read(SEGMENTS, lambda: Segments.from_bytes(segments.tobytes(), width))
-        if segments is not None
-        else None,
+        segments=segments,
     )
+
+
+def _check_space(
+    manifest: Manifest, schema: Schema, index: ItemIndex, schema_text: bytes
+) -> None:
+    """Raise if manifest, schema and index are not of one export."""
+    if compute_space_id(index.vectors, schema_text) != manifest.space_id:
+        raise BundleError(
+            f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says"
+        )
+    width = index.vectors.shape[1]
+    facts = manifest.facts
+    if (
+        manifest.dim != width
+        or facts.data_until != schema.data_until
+        or facts.popularity_dims > width
+    ):
+        raise BundleError(
+            f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}"
+        )
 
 
 def _read(name: str, read: Callable[[], T]) -> T:
     try:
         return read()
-    except (SchemaError, ValueError) as error:
+    except ValueError as error:  # SchemaError, too
         raise BundleError(f"{name} cannot be read: {error}") from error
 
 
@@ -491,6 +407,14 @@ def read_space(folder: Path) -> tuple[str, int]:
     return compute_space_id(vectors, (folder / SCHEMA).read_bytes()), vectors.shape[1]
 
 
+def write_index(path: Path, vectors: Floats) -> None:
+    """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    # the writer of FAISS would not name an error of the disk
+    write_file(path, faiss.serialize_index(index).data)
+
+
 def write_items(items: pa.Table, path: Path) -> None:
     """Write the catalogue, a row per vector."""
     with name_file(path):
@@ -498,42 +422,23 @@ def write_items(items: pa.Table, path: Path) -> None:
 
 
 def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
-    """Read the catalogue from the bytes of its file: a row per vector, each with an id of its own."""
+    """Read the catalogue from the bytes of its file: a row per vector, each with its own id."""
     try:
-        items = pq.ParquetFile(pa.py_buffer(content)).read(
-            use_threads=False
-        )  # read_table would import pandas
+        # read_table would import pandas
+        items = pq.ParquetFile(pa.py_buffer(content)).read(use_threads=False)
         items.validate(full=True)  # texts may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         raise BundleError(f"{ITEMS} is no Parquet file: {error}") from error
     names = items.column_names
-    if (
-        items.num_rows != n_items
-        or "item_id" not in names
-        or len(set(names)) < len(names)
-    ):
+    has_id = "item_id" in names and len(set(names)) == len(names)
+    if items.num_rows != n_items or not has_id:
         raise BundleError(
             f"{ITEMS} has {items.num_rows} rows of {names}; expected {n_items}, with one 'item_id'"
         )
     ids = items.column("item_id")
-    if (
-        ids.type not in _ID_TYPES[id_type]
-        or ids.null_count
-        or len(ids.unique()) != n_items
-    ):
+    is_distinct = not ids.null_count and len(ids.unique()) == n_items
+    if ids.type not in _ID_TYPES[id_type] or not is_distinct:
         raise BundleError(
             f"{ITEMS}: item_id has missing or equal values, or is {ids.type} in place of {id_type}"
         )
     return items
-
-
-# ---- golden requests: synthetic ones, with the answers that they had when the bundle was exported
-
-
-def write_index(path: Path, vectors: Floats) -> None:
-    """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    write_file(
-        path, faiss.serialize_index(index).data
-    )  # the writer of FAISS names no error of the disk

@@ -1,32 +1,85 @@
-"""The items that a recommender ranks: columns to show and filter by, and facts for the memory."""
+"""The items that a recommender ranks: ids by row, columns to show and filter by, memory facts."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from serve.arrays import Flags, Floats, Ints, to_arrow, to_numpy
+from serve.arrays import Flags, Floats, Id, IdType, Ints, to_arrow, to_numpy
+from serve.cells import parse_id, to_text
 from serve.encode import (
     category_features,
     category_rows,
     count_categories,
     encode_features,
-    to_text,
+    split_cell,
 )
-from serve.errors import BundleError
-from serve.index import UNKNOWN_ROW, ItemIds, ItemIndex
-from serve.requests import Id
-from serve.schema import Feature, Schema
+from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest, show
+from serve.index import UNKNOWN_ROW, ItemIndex
+from serve.kinds import Feature
+from serve.schema import SEVERAL, Schema
 
-IN_STOCK = "in_stock"  # column that every catalogue has: true unless a bundle or a live item says otherwise
-REPEAT_RATE = (
-    "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
-)
+# Every catalogue has this column: true unless a bundle or a live item says otherwise.
+IN_STOCK = "in_stock"
+
+# Reserved column of `items.parquet` where repeats are allowed.
+REPEAT_RATE = "repeat_rate"
+
+ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+Value = str | bool | int | float
+
 _TITLES = ("title", "name", "product_name", "description")
+
+
+class ItemIds:
+    """The ids of N items by item row, and the way back."""
+
+    def __init__(self, ids: NDArray[np.generic]) -> None:
+        """Prepare the look-up of distinct ids (N,): int64, or object with texts."""
+        self.ids = ids.view()
+        self.ids.flags.writeable = False  # answers hold it
+        self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
+        rows = range(len(ids))
+        self._rows: dict[Id, int] = dict(zip(ids.tolist(), rows, strict=True))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def extended(self, more: Sequence[Id]) -> ItemIds:
+        """Return these ids followed by others that are not among them."""
+        added = np.array(more, dtype=self.ids.dtype)
+        return ItemIds(np.concatenate([self.ids, added]))
+
+    def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
+        """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
+        row_of = self._rows.get
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        rows = [row_of(item_id, UNKNOWN_ROW) for item_id in listed]
+        return np.array(rows, dtype=np.int64)
+
+    def require(self, ids: Sequence[Any]) -> Ints:
+        """Return the row of each id as a caller wrote it.
+
+        Raises:
+            SchemaError: if an id is unknown or has another type.
+        """
+        checked = [parse_id(item_id, self.id_type, "item_id") for item_id in ids]
+        rows = self.find(checked)
+        for item_id, row in zip(checked, rows, strict=True):
+            if row == UNKNOWN_ROW:
+                raise SchemaError(
+                    f"item_id {show(item_id)} is unknown; "
+                    f"allowed: the {len(self)} ids of the catalogue"
+                )
+        return rows
 
 
 @dataclass(frozen=True)
@@ -41,46 +94,52 @@ class ItemFacts:
 def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     """Read the facts of the catalogue; a `BundleError` names a column that is missing."""
     features = tuple(feature for feature, _ in category_features(schema.item_features))
-    for name in (REPEAT_RATE, *(feature.column for feature in features)):
+    names = [feature.column for feature in features]
+    for name in (REPEAT_RATE, *names):
         if name not in items.column_names:
             raise BundleError(
-                f"the catalogue has no column '{name}', which the memory reads: export the bundle again"
+                f"the catalogue has no column '{name}', which the memory reads: "
+                "export the bundle again"
             )
-    columns = {
-        feature.column: items.column(feature.column).to_pylist() for feature in features
-    }
-    codes = encode_features(features, columns, len(items)).codes
     rates = to_numpy(items.column(REPEAT_RATE))
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
         raise BundleError(
-            f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: export again"
+            f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: "
+            "export again"
         )
+    columns = items.select(names).to_pydict()
+    codes = encode_features(features, columns, len(items)).codes
     return ItemFacts(
-        rates.astype(np.float32),
-        category_rows(features, codes),
-        count_categories(features),
+        repeat_rate=rates.astype(np.float32),
+        categories=category_rows(features, codes),
+        n_categories=count_categories(features),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """N items by item row: the bundle's in its order, then live ones. An item keeps its row when it is removed."""
+    """N items by row: those of the bundle in its order, then live ones.
+
+    An item keeps its row when it is removed.
+
+    Attributes:
+        item_ids: the ids of the items.
+        index: their vectors (N, W), and the search among those that are not removed.
+        table: N rows with `item_id` and the columns to show and filter by.
+        facts: what the memory reads; None if there is no memory.
+    """
 
     item_ids: ItemIds
-    index: ItemIndex  # their vectors, (N, W), and the search among those that are not removed
-    table: pa.Table  # n rows: `item_id` and the columns to show and filter by
-    facts: ItemFacts | None  # None if there is no memory
+    index: ItemIndex
+    table: pa.Table
+    facts: ItemFacts | None
 
     @classmethod
     def of_items(cls, items: pa.Table, index: ItemIndex, schema: Schema) -> Catalogue:
         """Take the items of a bundle as they are."""
         facts = read_item_facts(items, schema) if schema.repeats == "allow" else None
-        return cls(
-            ItemIds(to_numpy(items.column("item_id"))),
-            index,
-            _open_columns(items, schema),
-            facts,
-        )
+        item_ids = ItemIds(to_numpy(items.column("item_id")))
+        return cls(item_ids, index, _open_columns(items, schema), facts)
 
     @property
     def is_removed(self) -> Flags | None:
@@ -89,90 +148,290 @@ class Catalogue:
 
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
-        row = self.item_ids.find([item_id])[0]
-        return bool(
-            row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row])
-        )
+        row = int(self.item_ids.find([item_id])[0])
+        if self.is_removed is None or row == UNKNOWN_ROW:
+            return row != UNKNOWN_ROW
+        return not self.is_removed[row]
 
     @property
     def n_listed(self) -> int:
         """Count the items that are not removed."""
-        return len(self) - (
-            0 if self.is_removed is None else int(np.count_nonzero(self.is_removed))
-        )
+        if self.is_removed is None:
+            return len(self)
+        return len(self) - int(np.count_nonzero(self.is_removed))
 
     @cached_property
     def texts(self) -> list[str]:
-        """What is searched of each item: its id and all that is text, in small letters."""
-        names = [
-            one.name
-            for one in self.table.schema
-            if one.type in (pa.string(), pa.large_string())
-        ]
-        columns = (
-            self.table.column(name).to_pylist()
-            for name in dict.fromkeys(("item_id", *names))
-        )
-        return [
-            " ".join(map(str, filter(None, cells))).casefold()
-            for cells in zip(*columns, strict=True)
-        ]
+        """The text to search in for each item, (N,): its id and texts, in small letters."""
+        names = ["item_id"]
+        for field in self.table.schema:
+            if is_text(field.type) and field.name != "item_id":
+                names.append(field.name)
+        columns = [self.table.column(name).to_pylist() for name in names]
+        texts = []
+        for cells in zip(*columns, strict=True):
+            texts.append(" ".join(str(cell) for cell in cells if cell).casefold())
+        return texts
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
 
+def is_text(kind: pa.DataType) -> bool:
+    return kind in (pa.string(), pa.large_string())
+
+
 def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
-    """Return columns of types that hold values of live items, and that of the stock."""
+    """Return columns whose types can hold the values of live items, and that of the stock."""
     if IN_STOCK not in items.column_names:
-        items = items.append_column(
-            IN_STOCK, to_arrow(np.ones(len(items), dtype=np.bool_))
-        )
+        in_stock = np.ones(len(items), dtype=np.bool_)
+        items = items.append_column(IN_STOCK, to_arrow(in_stock))
     numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
-    return items.cast(
-        pa.schema(
-            [
-                pa.field(field.name, _widen(field, field.name in numeric))
-                for field in items.schema
-            ]
-        )
-    )
+    fields = []
+    for field in items.schema:
+        fields.append(field.with_type(_widen(field.type, field.name in numeric)))
+    return items.cast(pa.schema(fields))
 
 
-def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
-    """Return the type of a column: the next price may have a fraction, and a column without values may get some."""
-    if pa.types.is_null(field.type):
+def _widen(kind: pa.DataType, is_numeric: bool) -> pa.DataType:
+    """Return the type of a column: the next price may have a fraction, the next text a value."""
+    if pa.types.is_null(kind):
         return pa.float64() if is_numeric else pa.string()
-    if pa.types.is_integer(field.type) and not pa.types.is_uint64(field.type):
+    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
         return pa.float64() if is_numeric else pa.int64()
-    return field.type
+    return kind
+
+
+# ---- names for people
 
 
 def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
-    """Choose the columns that name an item to people: a title, else a text, else the last three categories."""
-    of_kind = {
-        kind: [one.column for one in features if one.kind == kind]
-        for kind in ("text", "categorical", "vector")
+    """Choose the columns that name an item to people.
+
+    They are a title, else a text feature, else the last three categories.
+    """
+    columns: dict[str, list[str]] = {}
+    for feature in features:
+        columns.setdefault(feature.kind, []).append(feature.column)
+    vectors = columns.get("vector", [])
+    by_lower_name = {
+        name.lower(): name for name in items.column_names if name not in vectors
     }
-    by_name = {
-        name.lower(): name
-        for name in items.column_names
-        if name not in of_kind["vector"]
-    }
-    titles = [by_name[title] for title in _TITLES if title in by_name]
-    chosen = [*titles, *of_kind["text"]][:1] or of_kind["categorical"][-3:]
+    titles = [by_lower_name[title] for title in _TITLES if title in by_lower_name]
+    texts = columns.get("text", [])
+    chosen = [*titles, *texts][:1] or columns.get("categorical", [])[-3:]
     return [name for name in chosen if name in items.column_names]
 
 
 def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
-    """Return names for people of the items of a table, which need not be distinct; an item without one has its id."""
-    columns = [
-        map(to_text, items.column(name).to_pylist())
-        for name in name_columns(items, features)
-    ]
-    cells = zip(*columns, strict=True) if columns else [()] * len(items)
-    names = [
-        " ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in cells
-    ]
-    ids = items.column("item_id").to_pylist()
-    return [name or f"item {item_id}" for name, item_id in zip(names, ids, strict=True)]
+    """Return a name for people of each item of a table.
+
+    Args:
+        items: n rows with `item_id` and the columns of the features.
+        features: the item features of the schema.
+
+    Returns:
+        n names, which need not be distinct; an item without one is named by its id.
+    """
+    columns = ["item_id", *name_columns(items, features)]
+    cells_by_column = [items.column(name).to_pylist() for name in columns]
+    names = []
+    for item_id, *cells in zip(*cells_by_column, strict=True):
+        texts = [to_text(cell) for cell in cells]
+        distinct = dict.fromkeys(text for text in texts if text)
+        name = " ".join(" · ".join(distinct).split())
+        names.append(name or f"item {item_id}")
+    return names
+
+
+# ---- columns to filter by
+
+
+@dataclass(frozen=True)
+class Column:
+    """N items by the distinct values of one column.
+
+    Distinct cells stand between items and values: item i has the cell `cell[i]`, and cell c has the
+    values at `codes[offsets[c]:offsets[c + 1]]`: none where it is missing, perhaps several.
+    """
+
+    name: str
+    values: NDArray[Any]  # (V,) int64, float32, float64, bool, or object with texts
+    cell: Ints  # (N,)
+    codes: Ints  # positions in `values`
+    offsets: Ints
+
+    @property
+    def kind(self) -> str:
+        """Name what the column holds: `texts`, `numbers`, or `true or false`."""
+        kinds = {"O": "texts", "b": "true or false"}
+        return kinds.get(self.values.dtype.kind, "numbers")
+
+    def are_true(self) -> Flags:
+        """Tell which items are true, (N,)."""
+        if self.values.dtype != np.bool_:
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}: "
+                "compare it with a value"
+            )
+        return self.have(self.values)
+
+    def compare(self, sign: str, values: Sequence[Value]) -> Flags:
+        """Tell which items meet a comparison, (N,); = and != compare with any of the values."""
+        wanted = [self._check(value) for value in values]
+        if sign not in ORDER:
+            is_met = self.have(self._are_among(wanted))
+            if sign != "!=":
+                return is_met
+            return ~is_met & self.have(np.ones(len(self.values), np.bool_))
+        if self.kind != "numbers":
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}, which have no order; "
+                "use = or in"
+            )
+        # 1e300 beside a float32 is infinite, and so larger than all.
+        with np.errstate(over="ignore"):
+            return self.have(ORDER[sign](self.values, wanted[0]))
+
+    def have(self, is_wanted: Flags) -> Flags:
+        """Tell which items have a value that is wanted, given as (V,), (N,)."""
+        cells = self._cell_of_code[is_wanted[self.codes]]
+        n_wanted = np.bincount(cells, minlength=len(self.offsets) - 1)
+        return np.asarray((n_wanted > 0)[self.cell])
+
+    @cached_property
+    def _cell_of_code(self) -> Ints:
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))
+
+    def codes_of(self, row: int) -> Ints:
+        """Return the values of an item as positions in `values`."""
+        cell = self.cell[row]
+        return self.codes[self.offsets[cell] : self.offsets[cell + 1]]
+
+    def _check(self, value: Value) -> Any:
+        """Return a value as the column has them; a whole number compares exactly as an integer."""
+        kind = "numbers"
+        if isinstance(value, (str, bool)):
+            kind = "texts" if isinstance(value, str) else "true or false"
+        if kind != self.kind:
+            raise SchemaError(
+                f"where: column '{self.name}' holds {self.kind}; got {show(value)}"
+            )
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return to_text(value) if isinstance(value, str) else value
+
+    def _are_among(self, wanted: Sequence[Any]) -> Flags:
+        """Tell which distinct values are among those wanted, (V,), as Python compares numbers."""
+        among = set(wanted)
+        if self.values.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                rounded = np.array(wanted, np.float64).astype(np.float32)
+            among = set(rounded.tolist())
+        is_among = [value in among for value in self.values.tolist()]
+        return np.array(is_among, np.bool_)
+
+
+class Columns:
+    """The columns of N items, each read when a filter first names it; they never change."""
+
+    def __init__(
+        self,
+        items: pa.Table,
+        features: tuple[Feature, ...],
+        of_bundle: Columns | None = None,
+    ) -> None:
+        """Take N items.
+
+        Args:
+            items: the table of a catalogue.
+            features: the item features of the schema.
+            of_bundle: the columns before some items changed; flags stay flags, texts texts.
+        """
+        self._items = items
+        self._features = features
+        self._of_bundle = of_bundle
+        self._several: dict[str, Feature] = {}
+        for feature in features:
+            if feature.kind in SEVERAL:
+                self._several[feature.column] = feature
+        self._columns: dict[str, Column] = {}
+        self.masks: dict[str, Flags] = {}  # condition -> items that meet it
+
+    def __len__(self) -> int:
+        return int(self._items.num_rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The columns that a caller may name."""
+        return [name for name in self._items.column_names if name != REPEAT_RATE]
+
+    def changed(self, items: pa.Table) -> Columns:
+        """Return the columns of the same catalogue after some items changed."""
+        return Columns(items, self._features, self._of_bundle or self)
+
+    def read(self, name: str) -> Column:
+        """Return a column; a `SchemaError` says that there is none of this name."""
+        if name not in self._columns:
+            if name not in self.names:
+                shown = name[:MAX_SHOWN]
+                raise SchemaError(
+                    f"filters: unknown column {shown!r}; "
+                    f"{name_nearest(shown, self.names)}"
+                )
+            self._columns[name] = self._read(name, self._items.column(name))
+        return self._columns[name]
+
+    def _read(self, name: str, column: pa.ChunkedArray) -> Column:
+        dtype = _find_type(name, column.type)
+        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
+        cells = encoded.dictionary.to_pylist()
+        if name in self._several and is_text(column.type):
+            values_by_cell = [split_cell(self._several[name], cell) for cell in cells]
+        else:
+            if is_text(column.type):
+                cells = [to_text(cell) for cell in cells]
+                if self._holds_flags(name, cells):
+                    dtype = np.bool_
+                    cells = [cell and cell.lower() == "true" for cell in cells]
+            values_by_cell = [[] if _is_missing(cell) else [cell] for cell in cells]
+
+        distinct = [*dict.fromkeys(chain(*values_by_cell))]
+        code_of = {value: code for code, value in enumerate(distinct)}
+        codes = [code_of[value] for value in chain(*values_by_cell)]
+        return Column(
+            name=name,
+            values=np.array(distinct, dtype),
+            cell=to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64),
+            codes=np.array(codes, np.int64),
+            offsets=np.cumsum([0, *map(len, values_by_cell)]),
+        )
+
+    def _holds_flags(self, name: str, texts: Sequence[str | None]) -> bool:
+        """Tell whether all texts of a column are true or false, as text files hold flags."""
+        if self._of_bundle is not None:
+            return self._of_bundle.read(name).kind == "true or false"
+        distinct = {text.lower() for text in texts if text is not None}
+        return len(distinct) > 0 and distinct <= {"true", "false"}
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or cell != cell
+
+
+def _find_type(name: str, kind: pa.DataType) -> Any:
+    """Return the numpy type in which the values of a column are compared."""
+    if is_text(kind):
+        return np.object_
+    if pa.types.is_boolean(kind):
+        return np.bool_
+    if kind == pa.float32():
+        return np.float32
+    if pa.types.is_floating(kind) or pa.types.is_uint64(kind):
+        return np.float64
+    if pa.types.is_integer(kind):
+        return np.int64
+    raise SchemaError(
+        f"filters: column '{name}' holds {kind}; "
+        "allowed are numbers, texts, and true or false"
+    )

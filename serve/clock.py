@@ -1,4 +1,4 @@
-"""Read times as UTC seconds (int64), naive ones in a time zone, and look at calendars, in training and serving."""
+"""Read times as UTC seconds (int64), naive ones in a time zone, and look at calendars."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import numpy as np
 
-from serve.arrays import Flags, Ints
-from serve.errors import SchemaError, name_nearest
+from serve.arrays import Doubles, Flags, Ints
+from serve.errors import SchemaError, name_nearest, show
 
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
 HOUR = 3600
 DAY = 86_400
 # Bounds of the times that are read: the years 1 to 9999.
-FIRST_SECOND, LAST_SECOND = (
-    (datetime(*day) - EPOCH) // SECOND for day in ((1, 1, 2), (9999, 12, 30))
-)
+FIRST_SECOND = (datetime(1, 1, 2) - EPOCH) // SECOND
+LAST_SECOND = (datetime(9999, 12, 30) - EPOCH) // SECOND
 TICKS_PER_SECOND = {
     "seconds": 10**0,
     "milliseconds": 10**3,
@@ -29,38 +28,118 @@ TICKS_PER_SECOND = {
 }
 MIN_CLEAR = 10**8
 MAX_CLEAR = 10**10
-"""A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do not meet.
-A number nearer to 0 than all windows takes the unit of its column."""
+"""A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two
+units do not meet. A number nearer to 0 than all windows takes the unit of its column."""
 
 _QUARTER = 900  # seconds; offsets of time zones change at its ends
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+# Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read.
 _ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?",
+    r"(\d{4}-\d\d-\d\d)"
+    r"(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?",
     re.ASCII,
-)  # groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read.
+)
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+
+
+# ---- columns of times
 
 
 def to_seconds(
     values: Sequence[Any] | np.ndarray, timezone: str | None
 ) -> tuple[Ints, Flags]:
-    """Read a column of times as UTC seconds (n,), rounded down, 0 where invalid, and is_valid (n,).
+    """Read a column of times as UTC seconds, rounded down.
 
-    A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), naive ones in the given
-    time zone, or epoch numbers (also as text) of one unit; the minority is invalid.
+    Args:
+        values: (n,) either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), or
+            epoch numbers of one unit (also as texts); of a mixture, the minority is invalid.
+        timezone: IANA name of the zone of naive times; None is UTC.
+
+    Returns:
+        Seconds (n,), 0 where invalid, and is_valid (n,).
+
+    Raises:
+        SchemaError: the zone is unknown, or the unit of the numbers is unclear.
     """
     zone = find_zone(timezone)
-    kind = values.dtype.kind if isinstance(values, np.ndarray) else "O"
-    if kind == "M":
+    dtype = values.dtype if isinstance(values, np.ndarray) else np.dtype(object)
+    if np.issubdtype(dtype, np.datetime64):
         seconds, is_valid = _read_moments(np.asarray(values), zone)
-    elif kind in "iuf":
+    elif np.issubdtype(dtype, np.number):
         seconds, is_valid = _read_numbers(np.asarray(values))
     else:
         seconds, is_valid = _read_alike(values, zone) or _read_cells(values, zone)
+
     is_valid = is_valid & (seconds >= FIRST_SECOND) & (seconds <= LAST_SECOND)
     return np.where(is_valid, seconds, 0), is_valid
+
+
+def parse_times(
+    values: list[Any], timezone: str | None, name_of: Callable[[int], str]
+) -> list[int]:
+    """Return UTC seconds of times that must all be valid; they are read in one unit.
+
+    Args:
+        values: times as `to_seconds` reads them.
+        timezone: zone of naive times.
+        name_of: index of a value -> where it stands, for the message.
+
+    Raises:
+        SchemaError: a value is no time.
+    """
+    try:
+        seconds, is_valid = to_seconds(values, timezone)
+    except SchemaError as error:
+        raise SchemaError(f"{name_of(0)}: {error}") from error
+    if not is_valid.all():
+        index = int(np.argmin(is_valid))
+        shown = show(values[index])
+        raise SchemaError(
+            f"{name_of(index)} is {shown}; expected an ISO time, or seconds since 1970"
+        )
+    return list(seconds.tolist())
+
+
+def read_days(texts: list[str | None], timezone: str | None, where: str) -> Doubles:
+    """Read dates as days since 1970.
+
+    Args:
+        texts: (n,) ISO dates or times, or epoch numbers; None where missing.
+        timezone: zone of naive times.
+        where: begins a message.
+
+    Returns:
+        float64 (n,), NaN where missing.
+
+    Raises:
+        SchemaError: a text is no date.
+    """
+    seconds, is_valid = to_seconds(texts, timezone)
+    is_wrong = ~is_valid & np.array([text is not None for text in texts], bool)
+    if is_wrong.any():
+        shown = show(texts[int(np.argmax(is_wrong))])
+        raise SchemaError(f"{where}: {shown} is no date; give one as 2024-05-31")
+    return np.where(is_valid, seconds / DAY, np.nan)
+
+
+def check_seconds(value: Any, where: str) -> None:
+    """Refuse anything but whole UTC seconds of the years 1 to 9999: today's milliseconds too."""
+    is_whole = type(value) is int or isinstance(value, np.integer)
+    if not is_whole or not FIRST_SECOND <= value <= LAST_SECOND:
+        raise SchemaError(
+            f"{where} is {show(value)}; "
+            "expected whole UTC seconds since 1970, of the years 1 to 9999"
+        )
+
+
+def to_iso(seconds: int) -> str:
+    """Write UTC seconds as an ISO time, as in 2024-05-31T00:00:00Z."""
+    return f"{np.datetime64(seconds, 's')}Z"
+
+
+# ---- calendars
 
 
 def hour_of_day(seconds: Ints, timezone: str | None) -> Ints:
@@ -70,114 +149,120 @@ def hour_of_day(seconds: Ints, timezone: str | None) -> Ints:
 
 def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     """Return the day of the week in a zone, Monday = 0, (n,)."""
-    return (to_local(seconds, find_zone(timezone)) // DAY + _WEEKDAY_OF_EPOCH) % 7
+    days = to_local(seconds, find_zone(timezone)) // DAY
+    return (days + _WEEKDAY_OF_EPOCH) % 7
+
+
+# ---- moments and numbers
 
 
 def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
-    is_valid = (local >= FIRST_SECOND) & (
-        local <= LAST_SECOND
-    )  # NaT is the least number
+    # NaT is the least number.
+    is_valid = (local >= FIRST_SECOND) & (local <= LAST_SECOND)
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 
 
 def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Flags]:
     is_valid = np.isfinite(ticks)
     finite = np.where(is_valid, ticks, 0)
-    return np.floor_divide(finite, _find_unit(finite[is_valid])).astype(
-        np.int64
-    ), is_valid
+    seconds = np.floor_divide(finite, _find_unit(finite[is_valid]))
+    return seconds.astype(np.int64), is_valid
 
 
 def _find_unit(ticks: np.ndarray) -> int:
     """Return the ticks per second of the one unit that all numbers are in."""
     sizes = np.abs(ticks.astype(np.float64))
-    clear = {
-        unit: (sizes >= MIN_CLEAR * per) & (sizes < MAX_CLEAR * per)
-        for unit, per in TICKS_PER_SECOND.items()
-    }
-    found = {unit: ticks[is_in][0] for unit, is_in in clear.items() if is_in.any()}
-    if len(found) > 1:
-        seen = ", ".join(f"'{value}' ({unit})" for unit, value in found.items())
+    example_by_unit = {}
+    is_clear = np.zeros(len(ticks), dtype=bool)
+    for unit, per_second in TICKS_PER_SECOND.items():
+        is_within = (sizes >= MIN_CLEAR * per_second) & (sizes < MAX_CLEAR * per_second)
+        is_clear |= is_within
+        if is_within.any():
+            example_by_unit[unit] = ticks[is_within][0]
+
+    if len(example_by_unit) > 1:
+        examples = [f"'{tick}' ({unit})" for unit, tick in example_by_unit.items()]
         raise SchemaError(
-            f"times are in mixed units: {seen}; give all in one unit, or as ISO times"
+            f"times are in mixed units: {', '.join(examples)}; "
+            "give all in one unit, or as ISO times"
         )
-    is_clear = np.logical_or.reduce(
-        [(sizes < MIN_CLEAR) & bool(found), *clear.values()]
-    )
+
+    if example_by_unit:
+        is_clear |= sizes < MIN_CLEAR
     if not is_clear.all():
         raise SchemaError(
-            f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; allowed: epoch {', '.join(TICKS_PER_SECOND)} of "
-            "the years 1973 to 2286; give ISO times, or use 'position' if the number is only an order"
+            f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; "
+            f"allowed: epoch {', '.join(TICKS_PER_SECOND)} of the years 1973 to 2286; "
+            "give ISO times, or use 'position' if the number is only an order"
         )
-    return TICKS_PER_SECOND[next(iter(found), "seconds")]
+
+    return TICKS_PER_SECOND[next(iter(example_by_unit), "seconds")]
+
+
+# ---- texts and other cells
 
 
 def _read_alike(
     values: Sequence[Any] | np.ndarray, zone: tzinfo
 ) -> tuple[Ints, Flags] | None:
-    """Read integers, or ISO times of one form as programs write them, at once; None where they are something else."""
-    kinds = set(map(type, values))
-    try:
-        if kinds == {int}:
-            return _read_numbers(np.array(values, np.int64))
-        if (
-            kinds != {str}
-            or not _PLAIN_ISO.fullmatch(values[0])
-            or len(set(map(len, values))) > 1
-        ):
-            return None
-        form = values[0].encode().translate(_TO_ZEROS)
-        if "".join(values).encode().translate(_TO_ZEROS) != form * len(values):
-            return None
-        moments = np.array([text.removesuffix("Z") for text in values], "datetime64[s]")
-    except (ValueError, OverflowError):  # a month 13 among them: find it cell by cell
+    """Read ISO times of one form at once; None if they are something else."""
+    types = {type(value) for value in values}
+    if types != {str} or not _PLAIN_ISO.fullmatch(values[0]):
         return None
-    return _read_moments(moments, UTC if values[0].endswith("Z") else zone)
+
+    texts = list(values)
+    form = texts[0].encode().translate(_TO_ZEROS)
+    try:
+        if any(text.encode().translate(_TO_ZEROS) != form for text in texts):
+            return None
+        moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
+    except ValueError:  # a month 13 among them: find it cell by cell
+        return None
+    return _read_moments(moments, UTC if texts[0].endswith("Z") else zone)
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
-    cells = dict(enumerate(map(_read_cell, values)))
-    numbers = {
-        row: cell for row, cell in cells.items() if isinstance(cell, int | float)
-    }
-    moments = {row: cell for row, cell in cells.items() if isinstance(cell, datetime)}
+    ticks: dict[int, float] = {}
+    moments: dict[int, int] = {}
+    epoch = EPOCH.replace(tzinfo=UTC)
+
+    for row, value in enumerate(values):
+        cell = _read_cell(value)
+        if isinstance(cell, datetime):
+            moment = cell if cell.tzinfo else cell.replace(tzinfo=zone)
+            moments[row] = (moment - epoch) // SECOND
+        elif cell is not None:
+            ticks[row] = cell
+
     seconds = np.zeros(len(values), np.int64)
     is_valid = np.zeros(len(values), bool)
-    if len(numbers) > len(moments):
-        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(
-            np.array(list(numbers.values()))
-        )
-        return seconds, is_valid
-    for is_naive in (True, False):
-        some = {
-            row: cell
-            for row, cell in moments.items()
-            if (cell.utcoffset() is None) == is_naive
-        }
-        epoch = EPOCH if is_naive else EPOCH.replace(tzinfo=UTC)
-        shown = [(cell - epoch) // SECOND for cell in some.values()]
-        seconds[list(some)] = to_utc(
-            np.array(shown, np.int64), zone if is_naive else UTC
-        )
-    is_valid[list(moments)] = True
+    rows = list(moments)
+    if len(ticks) > len(moments):
+        rows = list(ticks)
+        numbers = np.array(list(ticks.values()))
+        seconds[rows], is_valid[rows] = _read_numbers(numbers)
+    else:
+        seconds[rows] = list(moments.values())
+        is_valid[rows] = True
+
     return seconds, is_valid
 
 
 def _read_cell(value: Any) -> float | datetime | None:
-    if isinstance(value, date | np.datetime64):
-        value = (
-            value.isoformat()
-            if isinstance(value, date)
-            else str(value.astype("datetime64[us]"))
-        )
+    if isinstance(value, np.datetime64):
+        value = str(value.astype("datetime64[us]"))
+    elif isinstance(value, date):
+        value = value.isoformat()
+    elif isinstance(value, np.integer | np.floating):
+        # A time span is an integer to numpy.
+        value = None if isinstance(value, np.timedelta64) else value.item()
+
     if isinstance(value, str):
         return _read_text(value.strip())
-    if isinstance(value, bool | np.timedelta64) or not isinstance(
-        value, int | float | np.integer | np.floating
-    ):
-        return None  # a time span is an integer to NumPy
-    return _within_int64(value.item() if isinstance(value, np.generic) else value)
+    if type(value) in (int, float):
+        return _within_int64(value)
+    return None
 
 
 def _read_text(text: str) -> float | datetime | None:
@@ -187,19 +272,26 @@ def _read_text(text: str) -> float | datetime | None:
             return datetime.fromisoformat(day + time + zone.replace("UTC", "Z"))
         except ValueError:
             return None
-    if _NUMBER.fullmatch(text):
-        return _within_int64(int(text) if text.lstrip("+-").isdigit() else float(text))
-    return None
+    if not _NUMBER.fullmatch(text):
+        return None
+    is_whole = text.lstrip("+-").isdigit()
+    return _within_int64(int(text) if is_whole else float(text))
 
 
 def _within_int64(number: float) -> float | None:
-    return (
-        number if abs(number) < 2**63 else None
-    )  # false of NaN; an integer may be too large for a float
+    # False of NaN; an integer may be too large for a float.
+    return number if abs(number) < 2**63 else None
+
+
+# ---- zones
 
 
 def find_zone(timezone: str | None) -> tzinfo:
-    """Find a time zone by its IANA name; None is UTC."""
+    """Find a time zone by its IANA name; None is UTC.
+
+    Raises:
+        SchemaError: there is no zone of this name.
+    """
     if timezone is None:
         return UTC
     try:
@@ -213,14 +305,14 @@ def to_local(seconds: Ints, zone: tzinfo) -> Ints:
     """Turn UTC seconds into seconds on the clocks of the zone."""
     if zone is UTC:
         return seconds
-    aware = EPOCH.replace(tzinfo=UTC)
+    epoch = EPOCH.replace(tzinfo=UTC)
     return seconds + _offsets(
-        seconds, lambda moment: (aware + moment * SECOND).astimezone(zone)
+        seconds, lambda moment: (epoch + moment * SECOND).astimezone(zone)
     )
 
 
 def to_utc(local: Ints, zone: tzinfo) -> Ints:
-    """Turn seconds on the clocks of the zone into UTC seconds; a repeated hour is read as its first pass."""
+    """Turn seconds on the clocks of the zone into UTC; a repeated hour is its first pass."""
     if zone is UTC:
         return local
     return local - _offsets(
@@ -229,10 +321,12 @@ def to_utc(local: Ints, zone: tzinfo) -> Ints:
 
 
 def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
-    """Return the UTC offset in seconds at each moment, asked once per distinct quarter of an hour."""
-    quarters, place = np.unique(seconds // _QUARTER, return_inverse=True)
-    offsets = [
-        (clock(quarter * _QUARTER).utcoffset() or 0 * SECOND) // SECOND
-        for quarter in quarters.tolist()
-    ]
-    return np.array(offsets, np.int64)[place]
+    """Return the UTC offset in seconds at each moment: one look-up per quarter of an hour."""
+    quarters, inverse = np.unique(seconds // _QUARTER, return_inverse=True)
+    offsets = []
+
+    for quarter in quarters.tolist():
+        offset = clock(quarter * _QUARTER).utcoffset() or timedelta(0)
+        offsets.append(offset // SECOND)
+
+    return np.array(offsets, np.int64)[inverse]

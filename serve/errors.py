@@ -7,36 +7,59 @@ BundleError: a bundle folder is incomplete, altered or put together from two.
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 MAX_NAMES = 20  # listed in a message
+MAX_SHOWN = 40  # characters of a value in a message: requests come from strangers
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = MAX_SHOWN
+_SHORT.maxother = MAX_SHOWN
 
 
 class SchemaError(ValueError):
-    """Data does not fit the declaration; the message says what was got, what is allowed and what to do."""
+    """Data does not fit the declaration; the message says what was got and what to do."""
 
 
 class BundleError(ValueError):
     """A bundle cannot be trusted or read; the message names the file."""
 
 
-def name_nearest(got: str, allowed: Iterable[str]) -> str:
-    """Say which allowed name is meant, or list them all: the tail of an error about an unknown name."""
+def name_nearest(name: str, allowed: Iterable[str]) -> str:
+    """End a message about an unknown name: propose the nearest name, or list those allowed.
+
+    Args:
+        name: the name that nobody knows.
+        allowed: all names that would do.
+
+    Example:
+        >>> name_nearest("prise", ["price", "brand"])
+        "did you mean 'price'?"
+    """
     names = sorted(allowed)
-    near = difflib.get_close_matches(got, names, n=1)
-    shown = [*names[:MAX_NAMES], *(["and others"] if len(names) > MAX_NAMES else [])]
-    return (
-        f"did you mean '{near[0]}'?"
-        if near
-        else f"allowed: {', '.join(shown) or 'none'}"
-    )
+    nearest = difflib.get_close_matches(name, names, n=1)
+    if nearest:
+        return f"did you mean '{nearest[0]}'?"
+
+    shown = names[:MAX_NAMES]
+    if len(names) > MAX_NAMES:
+        shown.append("and others")
+    return f"allowed: {', '.join(shown) or 'none'}"
+
+
+def show(value: object) -> str:
+    """Describe a value for a message, with its type: escaped, and cut to `MAX_SHOWN` characters."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        return "an integer of more than 64 bits"
+    shown = _SHORT.repr(value)[: MAX_SHOWN + 2]
+    return f"{shown} ({type(value).__name__})"
 
 
 def say(error: Exception) -> str:
-    """Put an error into one line; a fault of the system is named by its file and reason, without its number."""
+    """Put an error into one line; an error of the system becomes its file and reason."""
+    message = str(error)
     if isinstance(error, OSError) and error.strerror:
-        paths = [
-            str(path) for path in (error.filename, error.filename2) if path is not None
-        ]
-        return " ".join(": ".join([*paths, error.strerror]).split())
-    return " ".join(str(error).split())
+        names = [str(error.filename)] if error.filename is not None else []
+        message = ": ".join([*names, error.strerror])
+    return " ".join(message.split())

@@ -1,30 +1,43 @@
-"""Files that survive a crash: writes, locks, folders exchanged in one step, SQLite databases, the erasure list."""
+"""Files that survive a crash, locks, folders placed in one step, signatures, the erasure list."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
+import hashlib
 import hmac
 import json
+import mmap
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.errors import BundleError
 
 FORGOTTEN = "forgotten.json"  # file of a run with the erasure list
 ERASURE_FORMAT = 1
-_HERE = -100  # AT_FDCWD: paths are relative to the working directory
-_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 PATIENCE = 10.0  # seconds to wait for another process
-PRIVATE = 0o600  # modes of files, of which the umask may take more away
+PRIVATE = 0o600  # mode of a file; the umask may take more away
 _PUBLIC = 0o666
+_WORKING_DIRECTORY = -100  # AT_FDCWD: paths are relative to it
+_EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_SIGNATURE = re.compile(
+    rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n"
+)  # key id, signature
+_PUBLIC_KEY = re.compile(
+    rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
+)
 
 
 def make_private(folder: Path) -> None:
@@ -34,22 +47,25 @@ def make_private(folder: Path) -> None:
 
 
 def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> None:
-    """Write a file and wait until it is on disk; an existing one is replaced in one step."""
+    """Write a file and wait until it is on disk; an existing one is replaced in one step.
+
+    Raises:
+        OSError: the disk is full, for example; the error names the path.
+    """
     with replacing(path, mode) as file:
         file.write(content)
 
 
 @contextmanager
 def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
-    """Yield a file to write that is named by the path when it is on disk, and not after an error."""
+    """Yield a file that gets the name `path` once it is on disk; after an error it is removed."""
     partial = path.with_name(f"{path.name}.part")
+
+    def open_file(name: str, flags: int) -> int:
+        return os.open(name, flags, mode)
+
     try:
-        with (
-            name_file(path),
-            open(
-                partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)
-            ) as file,
-        ):
+        with name_file(path), open(partial, "wb", opener=open_file) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -60,7 +76,7 @@ def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
 
 @contextmanager
 def name_file(path: Path) -> Iterator[None]:
-    """Name the file in an error of the disk: one of `write` does not, unlike one of `open`."""
+    """Name the file in an error of the disk: `write` does not do it, unlike `open`."""
     try:
         yield
     except OSError as error:
@@ -71,7 +87,19 @@ def name_file(path: Path) -> Iterator[None]:
 
 
 def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
-    """Return an exclusive lock: a file, made if need be, that holds it until it is closed or the process dies."""
+    """Take an exclusive lock.
+
+    Args:
+        path: file of the lock, which is made if there is none.
+        wait: whether to wait for whoever holds it.
+        mode: mode of a new file.
+
+    Returns:
+        A file that holds the lock until it is closed or the process dies.
+
+    Raises:
+        BlockingIOError: somebody holds it, and `wait` is false.
+    """
     lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, mode), "wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,8 +111,9 @@ def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
 
 def sync_files(folder: Path) -> None:
     """Wait until the content of every file of a folder, and the folder itself, is on disk."""
-    for path in (*sorted(folder.iterdir()), folder):
+    for path in sorted(folder.iterdir()):
         sync_folder(path)
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -97,11 +126,36 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def map_file(folder: int, name: str) -> NDArray[np.uint8]:
+    """Map a regular file of an open folder that has no other name, so that nobody changes it."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(name, flags, dir_fd=folder)
+    except OSError as error:
+        raise BundleError(
+            f"{name} cannot be read: {error.strerror}; links are refused"
+        ) from error
+    try:
+        status = os.fstat(descriptor)
+        is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        if not is_single or status.st_size == 0:
+            raise BundleError(
+                f"{name} is empty or no plain file with one name: copy the bundle without links"
+            )
+        content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(content, dtype=np.uint8)
+    finally:
+        os.close(descriptor)
+
+
 def place_folder(new: Path, target: Path) -> Path | None:
     """Put the folder `new` in the place of the folder `target`, both in one directory.
 
-    Where the file system can exchange two names, a reader finds the old or the new folder at every instant. Elsewhere
-    there is an instant between two renames with neither. Return where the old folder is now, None if there was none.
+    Where the file system can exchange two names, a reader finds the old or the new folder at every
+    instant. Elsewhere there is an instant between two renames with neither.
+
+    Returns:
+        Where the old folder is now; None if there was none.
     """
     if not target.exists():
         os.rename(new, target)
@@ -119,11 +173,12 @@ def place_folder(new: Path, target: Path) -> Path | None:
 
 
 def exchange(left: Path, right: Path) -> bool:
-    """Exchange two names in one step; return False, with nothing done, where the system cannot."""
+    """Exchange two names in one step; return False, with nothing done, where that cannot be."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
+    if rename is None:  # not Linux
         return False
-    if rename(_HERE, os.fsencode(left), _HERE, os.fsencode(right), _EXCHANGE) == 0:
+    here = _WORKING_DIRECTORY
+    if rename(here, os.fsencode(left), here, os.fsencode(right), _EXCHANGE) == 0:
         return True
     code = ctypes.get_errno()
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
@@ -131,9 +186,81 @@ def exchange(left: Path, right: Path) -> bool:
     raise OSError(code, os.strerror(code), str(left))
 
 
+def sign_text(text: bytes, key_file: Path) -> tuple[str, bytes]:
+    """Sign a text by Ed25519.
+
+    Args:
+        text: what to sign.
+        key_file: file of the private key in PEM.
+
+    Returns:
+        The id of the key, and the content of a file that `check_signature` reads.
+    """
+    key_id, key = _read_key(key_file.read_bytes(), key_file, is_private=True)
+    return key_id, f"ed25519 {key_id} {key.sign(text).hex()}\n".encode()
+
+
+def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
+    """Check that one of the trusted keys has signed a text.
+
+    Args:
+        text: the manifest of a bundle, which holds the hashes of all other files.
+        signature: the content of `manifest.sig`.
+        trusted: file of public keys in PEM.
+
+    Raises:
+        BundleError: the signature is damaged, of another key or of another text.
+    """
+    pems = _PUBLIC_KEY.findall(trusted.read_bytes())
+    keys = dict(_read_key(pem, trusted) for pem in pems)
+    parts = _SIGNATURE.fullmatch(signature)
+    key_id = "" if parts is None else parts[1].decode()
+    if parts is None or key_id not in keys:
+        by = f"of the key {key_id}" if key_id else "damaged"
+        trusted_ids = ", ".join(keys) or "no public key in PEM"
+        raise BundleError(f"manifest.sig is {by}; {trusted} has {trusted_ids}")
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        keys[key_id].verify(bytes.fromhex(parts[2].decode()), text)
+    except InvalidSignature as error:
+        raise BundleError(
+            "manifest.sig is not of this manifest: it was changed after it was signed"
+        ) from error
+
+
+def _read_key(pem: bytes, path: Path, is_private: bool = False) -> tuple[str, Any]:
+    """Return an Ed25519 key and its id, the beginning of the hash of the public key."""
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives import serialization
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ModuleNotFoundError as error:
+        raise BundleError(
+            "signatures need cryptography: pip install cryptography"
+        ) from error
+    try:
+        key: Any
+        if is_private:
+            key = serialization.load_pem_private_key(pem, None)
+            public = key.public_key()
+        else:
+            key = public = serialization.load_pem_public_key(pem)
+        if not isinstance(public, ed25519.Ed25519PublicKey):
+            raise TypeError("it is of another kind")
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BundleError(
+            f"{path} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}"
+        ) from error
+    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16], key
+
+
 @dataclass(frozen=True)
 class ErasureList:
-    """Keyed hashes of forgotten users, by salt; several salts where one run took over the list of another."""
+    """Keyed hashes of forgotten users, by salt.
+
+    There are several salts where one run took over the list of another.
+    """
 
     sets: tuple[tuple[bytes, frozenset[bytes]], ...] = ()
 
@@ -149,26 +276,29 @@ NOBODY = ErasureList()
 
 
 def hash_id(salt: bytes, user_id: str | int) -> bytes:
-    return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
+    text = str(user_id).encode(errors="surrogatepass")
+    return hmac.digest(salt, text, "sha256")
 
 
 def read_erasure_list(run: Path) -> ErasureList:
-    """Read the erasure list of a run's folder; empty if there is no file."""
+    """Read the erasure list of a run's folder; empty if there is no file.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
     path = run / FORGOTTEN
     try:
         content = json.loads(path.read_bytes())
-        lists = (content["users"], *(one["hashes"] for one in content["users"]))
-        if content["format"] != ERASURE_FORMAT or not all(
-            isinstance(one, list) for one in lists
-        ):
+        users = content["users"]
+        lists = [users, *(entry["hashes"] for entry in users)]
+        is_sound = all(isinstance(value, list) for value in lists)
+        if not is_sound or content["format"] != ERASURE_FORMAT:
             raise ValueError(f"expected format {ERASURE_FORMAT}")
-        sets = ((one["salt"], one["hashes"]) for one in content["users"])
-        return ErasureList(
-            tuple(
-                (bytes.fromhex(salt), frozenset(map(bytes.fromhex, some)))
-                for salt, some in sets
-            )
-        )
+        sets = []
+        for entry in users:
+            hashes = frozenset(map(bytes.fromhex, entry["hashes"]))
+            sets.append((bytes.fromhex(entry["salt"]), hashes))
+        return ErasureList(tuple(sets))
     except FileNotFoundError:
         return NOBODY
     except (ValueError, KeyError, TypeError) as error:
@@ -177,7 +307,9 @@ def read_erasure_list(run: Path) -> ErasureList:
         ) from error
 
 
-_read_changed = lru_cache(maxsize=16)(lambda run, *_mark: read_erasure_list(run))
+@lru_cache(maxsize=16)
+def _read_unless_changed(run: Path, inode: int, changed_at: int) -> ErasureList:
+    return read_erasure_list(run)
 
 
 def current_erasure_list(run: Path) -> ErasureList:
@@ -186,7 +318,7 @@ def current_erasure_list(run: Path) -> ErasureList:
         status = os.stat(run / FORGOTTEN)
     except FileNotFoundError:
         return NOBODY
-    return _read_changed(run, status.st_ino, status.st_mtime_ns)
+    return _read_unless_changed(run, status.st_ino, status.st_mtime_ns)
 
 
 def is_forgotten(run: Path, user_id: str | int) -> bool:

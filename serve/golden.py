@@ -4,189 +4,176 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.bundle import GOLDEN, MANIFEST, Bundle
-from serve.clock import DAY
+from serve.arrays import Id
+from serve.clock import DAY, to_iso
 from serve.errors import BundleError
 from serve.files import write_file
-from serve.schema import DERIVED, Feature, Schema
+from serve.kinds import Feature
+from serve.schema import Schema
 
-TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
+# Of a score on another machine, per unit of the k-th score where that is above 1.
+TOLERANCE = 2e-4
 
-
+_FILE = "golden.json"
 _MAX_EVENTS = 20
-_WORDS = 5
+_MAX_DAYS = 90
 _MAX_GOLDEN = 1000
 
-
-# (raw requests, k) -> item ids and falling scores of each request
-GoldenAnswer = Callable[
-    [list[dict[str, Any]], int], list[tuple[Sequence[str | int], Sequence[float]]]
-]
-
-
-def verify(
-    path: Path,
-    answer_with: Callable[[Bundle], GoldenAnswer],
-    trusted: Path | None = None,
-) -> list[str]:
-    """Load a bundle, replay its golden requests and return lines to print."""
-    bundle = Bundle.load(path, trusted=trusted)
-    manifest = bundle.manifest
-    sizes = [entry.size for entry in bundle.manifest.files.values()]
-    return [
-        f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
-        f"space_id: {manifest.space_id} in towers, index and schema",
-        f"golden: {replay(bundle.golden, answer_with(bundle))} requests answered as when exported",
-        f"version: {manifest.version}",
-        *([] if trusted is None else [f"signature: by a key of {trusted}"]),
-    ]
+# Item ids and their falling scores.
+GoldenList = tuple[Sequence[Id], Sequence[float]]
+# (raw requests, k) -> the list of each request.
+GoldenAnswer = Callable[[list[dict[str, Any]], int], list[GoldenList]]
 
 
 def write_golden(
     path: Path, requests: list[dict[str, Any]], answer: GoldenAnswer, k: int
 ) -> None:
-    """Write requests with lists of 2 k items, so that an item which is as good as the k-th has its score in it."""
-    entries = [
-        {
-            "request": request,
-            "k": k,
-            "item_ids": list(item_ids),
-            "scores": [float(score) for score in scores],
-        }
-        for request, (item_ids, scores) in zip(
-            requests, answer(requests, 2 * k), strict=True
-        )
-    ]
-    write_file(path, (json.dumps(entries, indent=1, allow_nan=False) + "\n").encode())
+    """Write requests with lists of 2 k items, so that all items as good as the k-th have scores.
+
+    Args:
+        path: the file to write.
+        requests: raw requests, as of `draw_requests`.
+        answer: answers them with the bundle that is exported.
+        k: length of the lists that are compared.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    entries = []
+    for request, answered in zip(requests, answer(requests, 2 * k), strict=True):
+        item_ids, scores = answered
+        entry = {"request": request, "k": k, "item_ids": list(item_ids)}
+        entry["scores"] = [float(score) for score in scores]
+        entries.append(entry)
+
+    text = json.dumps(entries, indent=1, allow_nan=False)
+    write_file(path, f"{text}\n".encode())
 
 
 def replay(content: bytes, answer: GoldenAnswer) -> int:
-    """Answer golden requests again and count them: each item must score as it did and have been as good as the k-th."""
+    """Answer golden requests again: an item must score as it did and be as good as the k-th was.
+
+    Args:
+        content: the file that `write_golden` wrote.
+        answer: answers the requests with the bundle as it was loaded.
+
+    Returns:
+        The number of requests.
+
+    Raises:
+        BundleError: the file cannot be read, or a list differs.
+    """
     try:
         entries = json.loads(content or b"[]")
         if not 0 < len(entries) <= _MAX_GOLDEN:
             raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
-        answers = zip(
-            entries,
-            answer([one["request"] for one in entries], entries[0]["k"]),
-            strict=True,
-        )
-        differences = [
-            _find_difference(entry, list(item_ids), list(scores))
-            for entry, (item_ids, scores) in answers
-        ]
+        requests = [entry["request"] for entry in entries]
+        answers = answer(requests, entries[0]["k"])
+        differences = []
+        for entry, (item_ids, scores) in zip(entries, answers, strict=True):
+            differences.append(_find_difference(entry, list(item_ids), list(scores)))
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(
-            f"{GOLDEN} cannot be answered: {error}; export again"
+            f"{_FILE} cannot be answered: {error}; export again"
         ) from error
+
     for number, difference in enumerate(differences):
         if difference:
             raise BundleError(
-                f"{GOLDEN}, request {number}: {difference}; it answers differently here"
+                f"{_FILE}, request {number}: {difference}; it answers differently here"
             )
     return len(entries)
 
 
 def _find_difference(
-    entry: dict[str, Any], item_ids: list[str | int], scores: list[float]
+    entry: Mapping[str, Any], item_ids: list[Id], scores: list[float]
 ) -> str:
     """Say how a list differs from its reference, "" if it does not."""
     reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
     length = min(entry["k"], len(reference))
-    if len(item_ids) != length or len(set(item_ids)) != length:
-        return f"{len(set(item_ids))} different items of {len(item_ids)}; expected {length}"
+    n_distinct = len(set(item_ids))
+    if len(item_ids) != length or n_distinct != length:
+        return f"{n_distinct} different items of {len(item_ids)}; expected {length}"
+
     kth = entry["scores"][length - 1] if length else 0.0
     tolerance = TOLERANCE * max(1.0, abs(kth))
     for item_id, score in zip(item_ids, scores, strict=True):
         expected = reference.get(item_id, -math.inf)
-        if (
-            expected < kth - tolerance
-            or not abs(score - expected) <= tolerance < math.inf
-        ):
-            return f"item {item_id!r} scores {score:.6g}; expected {expected:.6g}, and {kth:.6g} or more"
+        is_as_good = expected >= kth - tolerance
+        if not is_as_good or not abs(score - expected) <= tolerance:
+            return (
+                f"item {item_id!r} scores {score:.6g}; "
+                f"expected {expected:.6g}, and {kth:.6g} or more"
+            )
     return ""
+
+
+# ---- synthetic requests
 
 
 def draw_requests(
     schema: Schema,
-    item_ids: Sequence[str | int],
+    item_ids: Sequence[Id],
     n_requests: int,
     rng: np.random.Generator,
 ) -> list[dict[str, Any]]:
-    """Draw raw requests that no person made: of 0 events and more, with and without features, context and a time."""
+    """Draw raw requests that no person made, with and without features, context and a time.
+
+    Args:
+        schema: the schema of the bundle: features, event types, end of the data.
+        item_ids: all items that a history may hold.
+        n_requests: number of requests; the r-th has r modulo 21 events.
+        rng: the source of all chance.
+    """
+    context = [feature for feature in schema.context_features if not feature.is_derived]
     requests = []
-    context_features = [
-        feature for feature in schema.context_features if feature.kind not in DERIVED
-    ]
+
     for number in range(n_requests):
-        times = np.sort(
-            schema.data_until
-            - rng.integers(1, 90 * DAY, size=number % (_MAX_EVENTS + 1))
-        )
-        few = rng.integers(
-            len(item_ids), size=max(1, len(times) // 2)
-        ).tolist()  # so that some items come again
-        drawn = [(item_ids[int(rng.choice(few))], time) for time in times.tolist()]
-        request: dict[str, Any] = {
-            "history": [
-                _draw_event(schema, item_id, time, rng) for item_id, time in drawn
-            ]
-        }
+        n_events = number % (_MAX_EVENTS + 1)
+        history = _draw_history(schema, item_ids, n_events, rng)
+        request: dict[str, Any] = {"history": history}
+
         if number % 3 < 2:
-            request["features"] = {
-                feature.name: _draw_value(feature, rng)
-                for feature in schema.user_features
-            }
+            request["features"] = _draw_values(schema.user_features, rng)
         if number % 3 > 0:
-            request["context"] = {
-                feature.name: _draw_value(feature, rng) for feature in context_features
-            }
-            request |= (
-                {"datetime": _to_iso(schema.data_until)} if schema.has_datetime else {}
-            )
+            request["context"] = _draw_values(context, rng)
+            if schema.has_datetime:
+                request["datetime"] = to_iso(schema.data_until)
         requests.append(request)
+
     return requests
 
 
-def _draw_event(
-    schema: Schema, item_id: str | int, time: int, rng: np.random.Generator
+def _draw_history(
+    schema: Schema, item_ids: Sequence[Id], n_events: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    ages = rng.integers(1, _MAX_DAYS * DAY, size=n_events)
+    times = np.sort(schema.data_until - ages).tolist()
+    # From few items, so that some come again.
+    rows = rng.integers(len(item_ids), size=max(1, n_events // 2)).tolist()
+    drawn = [int(rng.choice(rows)) for _ in times]
+
+    events = []
+    for row, time in zip(drawn, times, strict=True):
+        event: dict[str, Any] = {"item_id": item_ids[row]}
+        if schema.has_datetime:
+            event["datetime"] = to_iso(time)
+        if schema.event_types:
+            event["event"] = str(rng.choice(schema.event_types))
+        if schema.has_weight:
+            event["weight"] = float(rng.integers(1, 4))
+        events.append(event)
+
+    return events
+
+
+def _draw_values(
+    features: Sequence[Feature], rng: np.random.Generator
 ) -> dict[str, Any]:
-    event = {"item_id": item_id} | (
-        {"datetime": _to_iso(time)} if schema.has_datetime else {}
-    )
-    event |= (
-        {"event": str(rng.choice(schema.event_types))} if schema.event_types else {}
-    )
-    return event | ({"weight": float(rng.integers(1, 4))} if schema.has_weight else {})
-
-
-def _draw_value(
-    feature: Feature, rng: np.random.Generator
-) -> str | float | list[float] | None:
-    if feature.is_numeric:
-        return float(feature.mean + feature.scale * rng.standard_normal())
-    if feature.kind == "date":  # the mean is that of the age less the end of the data
-        return _to_iso(
-            int(DAY * (-feature.mean + feature.scale * rng.standard_normal()))
-        )
-    if feature.kind == "vector":
-        return [
-            float(f"{entry:.4g}")
-            for entry in feature.scale * rng.standard_normal(feature.width)
-        ]
-    if feature.kind == "text":
-        return " ".join(
-            f"word{number}" for number in rng.integers(feature.buckets, size=_WORDS)
-        )
-    return str(rng.choice(feature.vocabulary)) if feature.vocabulary else None
-
-
-def _to_iso(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {feature.name: feature.draw(rng) for feature in features}

@@ -1,62 +1,69 @@
-"""Items by row: ids, vectors, item-item weights, and the exact search among them.
+"""Items by row: their vectors, their item-item weights, and the exact search.
 
-    score(u, i) = u . v_i + sum over the items j of the history of w_j weights_ji / sqrt(sum of w_j) + m_u(i)
+    score(u, i) = u . v_i
+                + sum over the items j of the history of w_j weights_ji / sqrt(sum of w_j)
+                + m_u(i)
 
-The products are BLAS's and the lists FAISS's heaps, since its flat search can neither add to a score nor leave out
-items of one request. Letters: B requests, N items, W columns of a vector, L history positions, C terms of a sum.
+BLAS computes the products u . v_i, and the heaps of FAISS keep the best of them: the flat search of
+FAISS can neither add to a score nor leave out items of one request. The other two terms are sparse,
+so they arrive as `Terms` and are added block by block.
+
+Letters: B requests, N items, W columns of a vector, L history positions, E known events, C terms.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from copy import copy
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Flags, Floats, Ints
-from serve.errors import SchemaError
-from serve.events import spans
-from serve.requests import Id, parse_id, show
-from serve.schema import IdType
+from serve.arrays import Doubles, Flags, Floats, Ints, spans, to_unit
 
 Content = NDArray[np.uint8]
-Pairs = tuple[
-    Ints, Ints
-]  # (requests, rows): pairs of a request and an item row, in any order
-Terms = tuple[
-    Ints, Ints, Floats
-]  # (requests, rows, values): values added to scores; pairs may come several times
 
-UNKNOWN_ROW = -1  # never an array index: numpy and ONNX would read it as the last row
+# (requests, rows): pairs of a request and an item row, in any order
+Pairs = tuple[Ints, Ints]
+
+# (requests, rows, values): values that are added to scores; a pair may come several times
+Terms = tuple[Ints, Ints, Floats]
+
+# Never an array index: numpy and ONNX would read it as the last row.
+UNKNOWN_ROW = -1
+
 ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
-_MAX_WEIGHT = 1e15  # of an item-item weight: no sum of terms is infinite
+_MAX_WEIGHT = 1e15  # of an item-item weight, so that no sum of terms is infinite
 _BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
 _MIN_BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The item-item weights of a catalogue of N items, row by row, and what some items have for everybody."""
+    """The item-item weights of a catalogue of N items, row by row.
 
-    offsets: Ints  # (N + 1,): item j has the entries from offsets[j] to offsets[j + 1]; those after them are for all
+    Item j has the entries from `offsets[j]` to `offsets[j + 1]`. The entries after those of the
+    last item are added to the scores of every request.
+
+    An event j of a history has the weight w_j = exp(-decay * events after j), times
+    1 + `context_gain` if it happened in the context of the request.
+    """
+
+    offsets: Ints  # (N + 1,)
     rows: NDArray[np.integer]
     weights: Floats
-    decay: float = 0.0  # w_j is exp(-decay * events after j), so 1 in sets
-    context_gain: float = 0.0  # and 1 + context_gain times that where j happened in the context of the request
+    decay: float = 0.0  # 0 in unordered histories
+    context_gain: float = 0.0
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
         """Return the weights of a catalogue whose items add nothing."""
-        return cls(
-            np.zeros(n_items + 1, np.int64),
-            np.empty(0, np.int64),
-            np.empty(0, np.float32),
-        )
+        nothing = np.zeros(n_items + 1, np.int64)
+        return cls(nothing, nothing[:0], np.empty(0, np.float32))
 
     @classmethod
     def from_bytes(
@@ -67,23 +74,25 @@ class Neighbours:
         decay: float,
         context_gain: float = 0.0,
     ) -> Neighbours:
-        """Read the arrays that `to_bytes` wrote; a `ValueError` says that they are not of these items."""
+        """Read the two arrays that `to_bytes` wrote.
+
+        Raises:
+            ValueError: if the arrays do not belong to a catalogue of `n_items` items.
+        """
         starts = _read_array(offsets, np.dtype("<i8"))
         pairs = _read_array(entries, ENTRY)
-        is_sound = (
-            len(starts) == n_items + 1 and starts[0] == 0 and starts[-1] <= len(pairs)
-        )
-        if not is_sound or (np.diff(starts) < 0).any():
+        has_bounds = len(starts) == n_items + 1 and starts[0] == 0
+        if not has_bounds or starts[-1] > len(pairs) or (np.diff(starts) < 0).any():
             raise ValueError(
-                f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items"
+                f"{len(starts)} offsets do not divide {len(pairs)} entries "
+                f"among {n_items} items"
             )
+
         rows = pairs["neighbour"]
         weights = pairs["weight"]
-        if len(rows) and not (
-            rows.min() >= 0
-            and rows.max() < n_items
-            and (np.abs(weights) < _MAX_WEIGHT).all()
-        ):
+        is_row = (rows >= 0) & (rows < n_items)
+        is_weight = np.abs(weights) < _MAX_WEIGHT
+        if not (is_row & is_weight).all():
             raise ValueError(
                 f"a row is outside 0 to {n_items - 1}, or a weight is not finite"
             )
@@ -94,10 +103,7 @@ class Neighbours:
         entries = np.empty(len(self.rows), ENTRY)
         entries["neighbour"] = self.rows
         entries["weight"] = self.weights
-        files = io.BytesIO(), io.BytesIO()
-        np.save(files[0], self.offsets.astype("<i8"))
-        np.save(files[1], entries)
-        return files[0].getvalue(), files[1].getvalue()
+        return _write_array(self.offsets.astype("<i8")), _write_array(entries)
 
     def of_histories(
         self,
@@ -106,45 +112,54 @@ class Neighbours:
         remembered: Pairs | None = None,
         matches: Any = 0.0,
     ) -> Terms | None:
-        """Return the terms that histories (B, L) of lengths (B,) add to scores, none to `remembered` items.
+        """Return the terms that histories add to scores.
 
-        `matches` (B, L) is 1 where an event happened in the context of the request. Items that came after the bundle
-        have no weights.
+        Args:
+            history_rows: (B, L) item rows, oldest first; items that came after the bundle have no
+                weights.
+            lengths: (B,) events of each history.
+            remembered: pairs that get no terms, since the memory scores them.
+            matches: (B, L), 1 where an event happened in the context of the request.
+
+        Returns:
+            C terms, or None if the catalogue has no weights.
         """
         if not len(self.rows):
             return None
-        later = (
-            lengths[:, None] - 1 - np.arange(history_rows.shape[1])
-        )  # (B, L) events after each; below 0: padding
-        decayed = np.exp(
-            -self.decay * np.arange(history_rows.shape[1])
-        )  # (L,) the last event first
-        counts = np.where(later >= 0, decayed[np.maximum(later, 0)], 0.0)  # (B, L)
-        counts *= 1 + self.context_gain * matches
-        sums = np.cumsum(counts[:, ::-1], axis=1)[
-            :, -1
-        ]  # (B,) one by one, the last event first: padding adds nothing
-        shares = counts / np.sqrt(np.where(lengths, sums, 1.0))[:, None]  # (B, L)
         n_items = len(self.offsets) - 1
-        requests, places = (
-            (later >= 0) & (history_rows < n_items)
-        ).nonzero()  # (E,) known events
-        items = history_rows[requests, places]
+        shares = self._share_history(lengths, history_rows.shape[1], matches)  # (B, L)
+        is_known = history_rows < n_items
+        is_known &= np.arange(history_rows.shape[1]) < lengths[:, None]
+        requests, positions = is_known.nonzero()  # (E,)
+
+        items = history_rows[requests, positions]
         start = self.offsets[items]
         stop = self.offsets[items + 1]
-        counts = stop - start  # (E,), (C,)
-        entries = spans(start, stop)
-        values = self.weights[entries] * np.repeat(
-            shares[requests, places], counts
-        ).astype(np.float32)
-        requests = np.repeat(requests, counts)
+        n_terms = stop - start  # (E,)
+        entries = spans(start, stop)  # (C,)
+        event_shares = np.repeat(shares[requests, positions], n_terms)
+        values = self.weights[entries] * event_shares.astype(np.float32)
+        requests = np.repeat(requests, n_terms)
         rows = self.rows[entries].astype(np.int64)
         if remembered is None:
             return requests, rows, values
+
         is_new = ~np.isin(
             requests * n_items + rows, remembered[0] * n_items + remembered[1]
         )
         return requests[is_new], rows[is_new], values[is_new]
+
+    def _share_history(self, lengths: Ints, width: int, matches: Any) -> Doubles:
+        """Return w_j / sqrt(sum of w_j) of each event, (B, L), 0 in the padding."""
+        positions = np.arange(width)
+        n_later = lengths[:, None] - 1 - positions  # (B, L), below 0: padding
+        decayed = np.exp(-self.decay * positions)  # (L,), of the last event first
+        weights = np.where(n_later >= 0, decayed[np.maximum(n_later, 0)], 0.0)
+        weights *= 1 + self.context_gain * matches
+        # Added one by one from the last event on, so that padding changes no bit of a sum.
+        sums = np.cumsum(weights[:, ::-1], axis=1)[:, -1]  # (B,)
+        roots = np.sqrt(np.where(lengths, sums, 1.0))
+        return np.asarray(weights / roots[:, None])
 
     def of_all(self, n_requests: int) -> Terms | None:
         """Return the terms that are added to the scores of every request."""
@@ -152,143 +167,160 @@ class Neighbours:
         weights = self.weights[self.offsets[-1] :]
         if not len(rows):
             return None
-        return (
-            np.repeat(np.arange(n_requests), len(rows)),
-            np.tile(rows, n_requests),
-            np.tile(weights, n_requests),
-        )
+        requests = np.repeat(np.arange(n_requests), len(rows))
+        return requests, np.tile(rows, n_requests), np.tile(weights, n_requests)
+
+
+def _write_array(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
 
 
 def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Read an array (n,) that `np.save` wrote; nothing in it is evaluated, and its size is that of the content."""
-    start = 10 + int.from_bytes(content[8:10].tobytes(), "little")
-    head = io.BytesIO()
-    n = max(0, content.size - start) // kind.itemsize
-    described = {
-        "descr": np.lib.format.dtype_to_descr(kind),
-        "fortran_order": False,
-        "shape": (n,),
-    }
-    np.lib.format.write_array_header_1_0(head, described)
-    expected = head.getvalue()
-    found = content[:start].tobytes()
-    if found[:8] != expected[:8] or found[10:].rstrip() != expected[10:].rstrip():
-        raise ValueError(
-            f"it holds something else than {n} entries {kind}, as its size says"
-        )
-    return np.frombuffer(content, kind, n, start).copy()
+    """Read an array (n,) of a type that `np.save` wrote."""
+    file = io.BytesIO(content.data)
+    try:
+        values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except (MemoryError, TokenError) as error:
+        raise ValueError(f"its header is none of an array: {error!r}") from error
+    if values.dtype != kind or values.ndim != 1:
+        raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
+    return values
 
 
 def join_terms(parts: Sequence[Terms | None]) -> Terms | None:
-    """Put terms together; None stands for none."""
-    given = [part for part in parts if part is not None]
-    return tuple(map(np.concatenate, zip(*given, strict=True))) if given else None  # type: ignore[return-value]
+    """Put terms together; None stands for no terms."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        return None
+    requests, rows, values = map(np.concatenate, zip(*some, strict=True))
+    return requests, rows, values
+
+
+def add_terms(scores: Floats, terms: Terms) -> None:
+    """Add terms to scores (B, n) in C order, whose columns the rows of the terms are."""
+    requests, columns, values = terms
+    np.add.at(scores.reshape(-1), requests * scores.shape[1] + columns, values)
+
+
+# ---- the search
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """A search for B requests."""
+    """A search for B requests.
 
-    users: Floats  # (B, W)
+    Attributes:
+        users: (B, W) user vectors.
+        left_out: pairs that are not listed.
+        added: terms that are added to the scores.
+        only: if given, no other pairs are listed.
+    """
+
+    users: Floats
     left_out: Pairs | None = None
     added: Terms | None = None
-    only: Pairs | None = None  # if given, no other items are listed
+    only: Pairs | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, requests: Ints) -> Query:
         """Return the query of some of the requests, in ascending order."""
-        place = np.full(len(self), -1)
-        place[requests] = np.arange(len(requests))
+        number = np.full(len(self), -1)
+        number[requests] = np.arange(len(requests))
 
         def pick(part: Any) -> Any:
             if part is None:
                 return None
-            is_kept = place[part[0]] >= 0
-            return (place[part[0][is_kept]], *(column[is_kept] for column in part[1:]))
+            numbers = number[part[0]]
+            columns = (numbers, *part[1:])
+            return tuple(column[numbers >= 0] for column in columns)
 
-        return Query(
-            self.users[requests], pick(self.left_out), pick(self.added), pick(self.only)
-        )
+        users = self.users[requests]
+        return Query(users, pick(self.left_out), pick(self.added), pick(self.only))
 
 
 class ItemIndex:
     """Item vectors (N, W) and the search for the best of them."""
 
     def __init__(self, vectors: Floats, is_hidden: Flags | None = None) -> None:
-        """Index vectors (N, W), float32 in C order, which are not copied; hidden items (N,) are never listed."""
-        if (
-            vectors.ndim != 2
-            or vectors.dtype != np.float32
-            or not vectors.size
-            or not vectors.flags.c_contiguous
-        ):
-            raise ValueError(
-                f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, W) in C order"
-            )
+        """Index item vectors, which are not copied.
+
+        Args:
+            vectors: (N, W) float32 in C order.
+            is_hidden: (N,) items that are never listed; they count in `len`.
+
+        Raises:
+            ValueError: if a vector is not finite.
+        """
         if not np.isfinite(vectors).all():
             raise ValueError("an item vector is not finite")
         self.vectors = vectors
-        self.is_hidden = (
-            is_hidden if is_hidden is not None and is_hidden.any() else None
-        )  # they count in `len`
-        self._lengths: dict[int, Floats] = {}
+        has_hidden = is_hidden is not None and is_hidden.any()
+        self.is_hidden = is_hidden if has_hidden else None
+        self._directions: dict[int, ItemIndex] = {}  # by their number of columns
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @classmethod
     def from_bytes(cls, content: Content) -> ItemIndex:
-        """Read the content of the file that `write_index` wrote; a `ValueError` says that it is another one."""
+        """Read the content of the file that `write_index` wrote.
+
+        Raises:
+            ValueError: if it is no flat FAISS index of inner products.
+        """
         try:
             reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.size)  # type: ignore[attr-defined]
-            stored = faiss.read_index(
-                reader, faiss.IO_FLAG_MMAP_IFC
-            )  # a view of the content
+            # The stored index is a view of the content.
+            stored = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise ValueError(f"no FAISS index: {error}") from error
-        if type(stored) is not faiss.IndexFlatIP or not stored.ntotal:
+        n_items = stored.ntotal
+        if type(stored) is not faiss.IndexFlatIP or not n_items:
             raise ValueError(
-                f"{stored.ntotal} vectors in a {type(stored).__name__}; expected some in an IndexFlatIP"
+                f"{n_items} vectors in a {type(stored).__name__}; "
+                "expected some in an IndexFlatIP"
             )
-        # Copied, since the file puts vectors at an odd address, where BLAS takes eight times as long.
-        vectors: Floats = faiss.rev_swig_ptr(
-            stored.get_xb(), stored.ntotal * stored.d
-        ).copy()
+        entries: Floats = faiss.rev_swig_ptr(stored.get_xb(), n_items * stored.d)
+        # The file puts vectors at an odd address, where BLAS takes eight times as long.
+        vectors = entries.copy()
         vectors.flags.writeable = False
-        return cls(vectors.reshape(stored.ntotal, stored.d))
+        return cls(vectors.reshape(n_items, stored.d))
 
     def search(
         self, query: Query, k: int, barred: Flags | None = None
     ) -> tuple[Floats, Ints]:
-        """Find the k items with the largest score among those that are not barred (N,) and may be listed.
+        """Find the k items with the largest score for each request.
 
-        Returns scores (B, min(k, N)), falling, equal ones by row, and rows; -inf and -1 fill the end of short lists.
+        Args:
+            query: B requests.
+            k: length of the lists, at least 1; they are not longer than the catalogue.
+            barred: (N,) items that are listed for no request.
+
+        Returns:
+            Scores (B, k), falling, equal ones by row, and item rows (B, k). Scores of -inf and
+            rows of -1 fill the end of a list that is shorter.
         """
-        if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
-            raise ValueError(
-                f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})"
-            )
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
         best = _TopItems(len(query), min(k, len(self)))
         block = max(_MIN_BLOCK, _BLOCK_SCORES // max(1, len(query)))
-        added, left_out, only = (
-            _split(part, block, len(self))
-            for part in (query.added, query.left_out, query.only)
-        )
+        added = _split(query.added, block, len(self))
+        left_out = _split(query.left_out, block, len(self))
+        only = _split(query.only, block, len(self))
+
         for start in range(0, len(self), block):
-            scores: Floats = (
-                query.users @ self.vectors[start : start + block].T
-            )  # (B, block)
+            scores: Floats = query.users @ self.vectors[start : start + block].T
             if query.added is not None:
                 add_terms(scores, next(added))
             if query.only is not None:
-                kept = next(only)
-                listed = scores[kept]
+                pairs = next(only)
+                scores_of_pairs = scores[pairs]
                 scores.fill(-np.inf)
-                scores[kept] = listed
+                scores[pairs] = scores_of_pairs
             if query.left_out is not None:
                 scores[next(left_out)] = -np.inf
             if barred is not None:
@@ -296,35 +328,25 @@ class ItemIndex:
             best.add(scores, start)
         return best.lists()
 
-    def score(self, query: Query, rows: Ints) -> NDArray[np.float64]:
-        """Return the scores of some items, (B, K), by distinct rows in ascending order: exact, to be subtracted."""
+    def score(self, query: Query, rows: Ints) -> Doubles:
+        """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
         scores = query.users.astype(np.float64) @ self.vectors[rows].T  # (B, K)
         if query.added is not None and len(rows):
-            requests, of_terms, values = query.added
-            columns = rows.searchsorted(of_terms).clip(max=len(rows) - 1)
-            is_here = rows[columns] == of_terms
+            requests, rows_of_terms, values = query.added
+            columns = rows.searchsorted(rows_of_terms).clip(max=len(rows) - 1)
+            is_here = rows[columns] == rows_of_terms
             np.add.at(scores, (requests[is_here], columns[is_here]), values[is_here])
         return scores
 
-    def similar(self, row: int, k: int, n_dims: int) -> tuple[Floats, Ints]:
-        """Return falling cosines over the first `n_dims` columns, and rows, of the items nearest to an item.
+    def directions(self, n_dims: int) -> ItemIndex:
+        """Return an index of the directions of the first `n_dims` columns: its scores are cosines.
 
-        An item whose columns are all 0 has cosine 0 to every other.
+        An item whose columns are all 0 has the cosine 0 to every other.
         """
-        part = self.vectors[:, :n_dims]
-        if n_dims not in self._lengths:
-            found = np.linalg.norm(part, axis=1)
-            self._lengths[n_dims] = np.where(found == 0, 1, found)
-        lengths = self._lengths[n_dims]
-        cosines: Floats = (part @ (part[row] / lengths[row]) / lengths)[None]  # (1, N)
-        cosines[0, row] = -np.inf
-        if self.is_hidden is not None:
-            cosines[0, self.is_hidden] = -np.inf
-        best = _TopItems(1, min(k, len(self)))
-        best.add(cosines, 0)
-        scores, rows = best.lists()
-        is_found = rows[0] >= 0
-        return scores[0, is_found], rows[0, is_found]
+        if n_dims not in self._directions:
+            directions = to_unit(self.vectors[:, :n_dims])
+            self._directions[n_dims] = ItemIndex(directions, self.is_hidden)
+        return self._directions[n_dims]
 
 
 class _TopItems:
@@ -354,78 +376,24 @@ class _TopItems:
         scores[rows < 0] = -np.inf
         if (scores[:, 1:] == scores[:, :-1]).any():
             order = np.lexsort((rows, -scores), axis=1)
-            return np.take_along_axis(scores, order, axis=1), np.take_along_axis(
-                rows, order, axis=1
-            )
+            scores = np.take_along_axis(scores, order, axis=1)
+            rows = np.take_along_axis(rows, order, axis=1)
         return scores, rows
-
-
-def add_terms(scores: Floats, terms: Terms) -> None:
-    """Add terms to scores (B, n) in C order, whose columns the rows of the terms are."""
-    requests, columns, values = terms
-    np.add.at(scores.reshape(-1), requests * scores.shape[1] + columns, values)
 
 
 def _split(
     part: tuple[Any, ...] | None, block: int, n_items: int
 ) -> Iterator[tuple[Any, ...]]:
-    """Yield the pairs or terms of each block of items, with columns of the block in place of rows."""
+    """Yield the pairs or terms of each block of items, with columns of the block as rows."""
     if part is None or block >= n_items:
         yield part or ()
         return
     requests, rows, *values = part
     blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
     order = blocks.argsort(kind="stable")
-    bounds = blocks[order].searchsorted(np.arange(-(-n_items // block) + 1))
-    for number in range(len(bounds) - 1):
+    n_blocks = -(-n_items // block)
+    bounds = blocks[order].searchsorted(np.arange(n_blocks + 1))
+    for number in range(n_blocks):
         here = order[bounds[number] : bounds[number + 1]]
-        yield (
-            requests[here],
-            rows[here] - number * block,
-            *(value[here] for value in values),
-        )
-
-
-class ItemIds:
-    """The ids of N items by item row, and the way back."""
-
-    def __init__(self, ids: NDArray[np.generic]) -> None:
-        """Prepare the look-up of distinct ids (N,): int64, or object with texts."""
-        self.ids = ids.view()
-        self.ids.flags.writeable = False  # answers hold it
-        self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
-        self._rows: dict[Id, int] = {
-            item_id: row for row, item_id in enumerate(ids.tolist())
-        }
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def extended(self, more: Sequence[Id]) -> ItemIds:
-        """Return these ids and, behind them, others that are not among them."""
-        extended = copy(self)
-        extended.ids = np.concatenate([self.ids, np.array(more, dtype=self.ids.dtype)])
-        extended.ids.flags.writeable = False
-        extended._rows = self._rows | dict(
-            zip(more, range(len(self), len(extended.ids)), strict=True)
-        )
-        return extended
-
-    def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
-        """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
-        row_of = self._rows.get
-        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        return np.array(
-            [row_of(item_id, UNKNOWN_ROW) for item_id in listed], dtype=np.int64
-        )
-
-    def require(self, ids: Sequence[Any]) -> Ints:
-        """Return the row of each id as a caller wrote it; a `SchemaError` names one that is not known."""
-        checked = [parse_id(item_id, self.id_type, "item_id") for item_id in ids]
-        rows = self.find(checked)
-        if (rows == UNKNOWN_ROW).any():
-            unknown = show(checked[int((rows == UNKNOWN_ROW).argmax())])
-            raise SchemaError(
-                f"item_id {unknown} is unknown; allowed: the {len(self)} ids of the catalogue"
-            )
-        return rows
+        columns = rows[here] - number * block
+        yield (requests[here], columns, *(value[here] for value in values))

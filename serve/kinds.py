@@ -1,102 +1,440 @@
-"""Hashed texts, vectors, and Arrow columns of numpy arrays and back, without pandas, which Arrow's own ways import."""
+"""Kinds of feature columns: all that tells one kind from another stands in one entry of `KINDS`.
+
+Codes: 0 = padding, 1 = unknown or missing, 2.. = the vocabulary in its order, or hashed n-grams.
+A new kind is a name in `Kind`, an entry here, and its fitting in `datamodules/schema_fitting.py`.
+"""
 
 from __future__ import annotations
 
-import re
-import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, islice, pairwise
-from typing import Any
+from functools import cached_property, partial
+from itertools import accumulate
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
+from numpy.typing import NDArray
 
-from serve.arrays import Floats
+from serve.arrays import Doubles, Floats, Ints, holds_numbers
+from serve.cells import (
+    LISTS,
+    Vector,
+    hash_texts,
+    join_text,
+    list_spellings,
+    parse_label,
+    parse_number,
+    read_numbers,
+    read_vector,
+    read_vectors,
+    to_plain,
+    to_text,
+)
+from serve.clock import DAY, day_of_week, hour_of_day, parse_times, read_days, to_iso
 
-HASHES = 2**32
-MAX_TEXT = 4096  # letters read of a text, and of a word for its n-grams: they bound the cost of a request
-MAX_WORD = 64
+# Names that stand in `cells` now.
+__all__ = ("Vector", "hash_texts", "read_vector")
 
-_GRAM_SIZES = (4, 3, 5)  # letters
-_WORD = re.compile(
-    r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+"
-)  # not \w, which cuts at vowel signs
-_CACHED_WORDS = 65_536
+_Words = Literal["categorical", "multi_categorical", "hierarchical", "text"]
+_Times = Literal["hour_of_day", "day_of_week"]
+Kind = Literal[_Words, _Times, "numeric", "date", "vector"]
+Calendar = Callable[[Ints, str | None], Ints]  # UTC seconds (n,), zone -> numbers (n,)
+Role = Literal["category", "number", "date", "vector", "value"]
 
+PADDING = 0
+UNKNOWN = 1
+FIRST_CODE = 2
+LIMIT = 10.0  # standardised values are clipped to +- this many times the scale
 
-@dataclass(frozen=True, slots=True)
-class Vector:
-    """A float32 vector as a cell of a table: small, and comparable like a text."""
-
-    packed: bytes
-
-    def entries(self) -> Floats:
-        return np.frombuffer(self.packed, dtype=np.float32)
-
-
-def read_vector(cell: Any) -> Floats | None:
-    """Read a vector (W,) from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]"; None if it is empty."""
-    if isinstance(cell, Vector):
-        return cell.entries()
-    if isinstance(cell, str):
-        cell = cell.strip("[]() \t\n").replace(",", " ").split()
-    try:
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            entries = np.asarray(cell).astype(np.float32)
-        if entries.ndim != 1:
-            raise ValueError
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("no list of numbers") from error
-    if not np.isfinite(entries).all():
-        raise ValueError("an entry is not finite")
-    return entries if len(entries) else None
+_DRAWN_WORDS = 5
 
 
-# ---- words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)
+@dataclass(frozen=True)
+class Feature:
+    """One declared feature and what was fitted for it.
+
+    Attributes:
+        column: column of the table; `datetime` for the kinds derived from the time of the event.
+        vocabulary: the value at index i has code i + 2; empty for kinds of values and `text`.
+        width: most values of a cell with several, most n-grams of a `text`, entries of a `vector`.
+        mean: of numbers; of a `date`: mean age in days, less `data_until` in days since 1970.
+        scale: never 0: deviation of numbers or ages, root mean square length of vectors.
+        buckets: hashes of a `text`: a power of two.
+    """
+
+    name: str
+    kind: Kind
+    column: str
+    vocabulary: tuple[str, ...] = ()
+    separator: str = "|"
+    width: int = 1
+    mean: float = 0.0
+    scale: float = 1.0
+    buckets: int = 0
+
+    @property
+    def traits(self) -> Traits:
+        """The entry of the feature's kind in `KINDS`."""
+        return KINDS[self.kind]
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.kind == "numeric"
+
+    @property
+    def is_date(self) -> bool:
+        return self.kind == "date"
+
+    @property
+    def is_vector(self) -> bool:
+        return self.kind == "vector"
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind == "text"
+
+    @property
+    def is_categorical(self) -> bool:
+        """Whether a cell holds one value of a vocabulary."""
+        return self.kind == "categorical"
+
+    @property
+    def is_derived(self) -> bool:
+        """Whether the feature is taken from the time of the event or request: nobody gives it."""
+        return self.traits.period > 0
+
+    @property
+    def has_values(self) -> bool:
+        """Whether the feature is encoded as numbers, else as codes."""
+        return self.traits.has_values
+
+    @property
+    def has_several(self) -> bool:
+        """Whether a cell holds several values of a vocabulary."""
+        return self.traits.has_several
+
+    @property
+    def has_vocabulary(self) -> bool:
+        """Whether codes stand for values that training has seen."""
+        return self.is_categorical or self.has_several
+
+    @property
+    def n_codes(self) -> int:
+        """Rows of an embedding table: padding, unknown, then the vocabulary or the buckets."""
+        return FIRST_CODE + len(self.vocabulary) + self.buckets
+
+    @cached_property
+    def keys(self) -> Ints:
+        """Code -> a hash of its value, the same in every schema; 0 for padding and unknown."""
+        hashes = [crc32(f"{self.name}={value}".encode()) for value in self.vocabulary]
+        return np.array([0] * FIRST_CODE + hashes + [0] * self.buckets, dtype=np.int64)
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """Known value -> code, in each of its spellings."""
+        codes = {value: row for row, value in enumerate(self.vocabulary, FIRST_CODE)}
+        spellings = list_spellings(self.vocabulary)
+        return {text: codes[value] for text, value in spellings.items()} | codes
+
+    def encode(self, column: Any, timezone: str | None = None) -> NDArray[Any]:
+        """Encode a column of n raw cells: the same code in training and in serving.
+
+        Args:
+            column: (n,) cells; UTC seconds for the derived kinds.
+            timezone: zone of naive dates, and of hours and weekdays.
+
+        Returns:
+            int64 codes (n, width) within [0, n_codes); if the feature `has_values`, float32
+            (n, width + 1): the standardised numbers, then 1.0 where they are missing.
+
+        Raises:
+            SchemaError: a cell is of another kind.
+        """
+        return self.traits.encode(self, column, timezone)
+
+    def parse(self, value: Any, where: str) -> Any:
+        """Check the value of a request: of its kind, finite, of its width; None is missing."""
+        value = to_plain(value)
+        return None if value is None else self.traits.parse(self, value, where)
+
+    def read(self, column: Any) -> NDArray[Any]:
+        """Read a column as profiles hold it: numbers (n,), vectors (n, W), else texts (n,)."""
+        return self.traits.read(self, column)
+
+    def texts(self, cell: Any) -> list[str]:
+        """Return the distinct values of a cell as texts; of a hierarchy the paths to each level."""
+        return list(dict.fromkeys(self.traits.split(self, cell)))
+
+    def write(self, cell: Any) -> str | None:
+        """Write a cell as a text that is read as the cell was."""
+        return self.traits.write(self, cell)
+
+    def draw(self, rng: np.random.Generator) -> Any:
+        """Draw a value for a synthetic request; None if the vocabulary is empty."""
+        return self.traits.draw(self, rng)
 
 
-def hash_texts(
-    texts: Iterable[str | None], most: int, n_buckets: int = HASHES
-) -> Iterator[list[int]]:
-    """Yield at most `most` distinct buckets of each text's tokens; a pair of words does not cross lines."""
-    grams_of = lru_cache(_CACHED_WORDS)(
-        _split_grams
-    )  # most texts share words with others
-    for text in texts:
-        lines = (
-            []
-            if text is None
-            else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
-        )
-        words = list(chain.from_iterable(lines))
-        pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
-        by_size = zip(
-            *map(grams_of, words), strict=True
-        )  # size by size, so that every word has its first
-        tokens = chain(words, pairs, chain.from_iterable(chain.from_iterable(by_size)))
-        hashes = (
-            crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1)
-            for token in tokens
-        )
-        yield list(islice(dict.fromkeys(hashes), most))
+# ---- columns of codes
 
 
-def split_words(line: str) -> list[str]:
-    """Return the words of a line, each letter in one spelling and without case."""
-    if not line.isascii():
-        line = unicodedata.normalize("NFKC", line)
-    return _WORD.findall(line.casefold())
+def _encode_category(feature: Feature, cells: Any, timezone: str | None) -> Ints:
+    if holds_numbers(cells):  # through their distinct values, which are few
+        distinct, inverse = np.unique(cells, return_inverse=True)
+        return _encode_category(feature, list(distinct), timezone)[inverse]
+    codes = feature.codes
+    found = [codes.get(to_text(cell) or "", UNKNOWN) for cell in cells]
+    return np.array(found, dtype=np.int64)[:, None]
 
 
-def _split_grams(word: str) -> list[list[str]]:
-    """Return the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
-    framed = f"<{word[:MAX_WORD]}>"
-    return [
-        [f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)]
-        for size in _GRAM_SIZES
-    ]
+def _encode_several(feature: Feature, cells: Any, timezone: str | None) -> Ints:
+    """Return the codes of cells with several values, each once a row, then PADDING."""
+    encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
+    for row, cell in zip(encoded, cells, strict=True):
+        codes = [feature.codes.get(text, UNKNOWN) for text in feature.texts(cell)]
+        distinct = list(dict.fromkeys(codes))[: feature.width] or [UNKNOWN]
+        row[: len(distinct)] = distinct
+    return encoded
 
 
-# ---- columns of Arrow
+def _encode_texts(feature: Feature, cells: Any, timezone: str | None) -> Ints:
+    """Return the buckets of each text, then PADDING; UNKNOWN where there is no token."""
+    encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
+    hashed = hash_texts(map(join_text, cells), feature.width, feature.buckets)
+    for row, buckets in zip(encoded, hashed, strict=True):
+        codes = [FIRST_CODE + bucket for bucket in buckets] or [UNKNOWN]
+        row[: len(codes)] = codes
+    return encoded
+
+
+def _encode_times(
+    feature: Feature, cells: Any, timezone: str | None, calendar: Calendar
+) -> Ints:
+    """Return the codes of hours or weekdays, which are those of their numbers."""
+    numbers = to_numbers(feature, cells)
+    is_known = ~np.isnan(numbers)
+    seconds = np.where(is_known, numbers, 0).astype(np.int64)
+    codes = FIRST_CODE + calendar(seconds, timezone)
+    return np.where(is_known, codes, UNKNOWN)[:, None]
+
+
+# ---- columns of values
+
+
+def _encode_numbers(feature: Feature, cells: Any, timezone: str | None) -> Floats:
+    return _standardise(feature, to_numbers(feature, cells)[:, None])
+
+
+def _encode_dates(feature: Feature, cells: Any, timezone: str | None) -> Floats:
+    """Return ages at the end of the data, which is a part of the mean."""
+    return _standardise(feature, -to_days(feature, cells, timezone)[:, None])
+
+
+def _encode_vectors(feature: Feature, cells: Any, timezone: str | None) -> Floats:
+    return _standardise(feature, to_vectors(feature, cells))
+
+
+def _standardise(feature: Feature, entries: NDArray[Any]) -> Floats:
+    """Return (n, width + 1): standardised entries, and where they are missing."""
+    is_missing = np.isnan(entries).all(axis=1)
+    mean = entries.dtype.type(feature.mean)
+    scale = entries.dtype.type(feature.scale)
+    # The ends of the range overflow to what is clipped anyway.
+    with np.errstate(over="ignore"):
+        standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
+    standard[is_missing] = 0.0
+    return np.column_stack([standard, is_missing]).astype(np.float32)
+
+
+def to_numbers(feature: Feature, cells: Any) -> Doubles:
+    """Read a numeric column, (n,), NaN where missing."""
+    return read_numbers(cells, f"feature '{feature.name}'")
+
+
+def to_vectors(feature: Feature, cells: Any) -> Floats:
+    """Read a vector column, cells or a matrix, as (n, W), NaN where missing."""
+    return read_vectors(cells, feature.width, f"feature '{feature.name}'")
+
+
+def to_days(feature: Feature, cells: Any, timezone: str | None) -> Doubles:
+    """Read a column of dates as days since 1970, (n,), NaN where missing."""
+    texts = [to_text(cell) for cell in cells]
+    return read_days(texts, timezone, f"feature '{feature.name}'")
+
+
+# ---- values of requests
+
+
+def _parse_number(feature: Feature, value: Any, where: str) -> float:
+    return parse_number(value, where)
+
+
+def _parse_date(feature: Feature, value: Any, where: str) -> str:
+    """Return an ISO text: a number as a text would take the unit of its column."""
+    (seconds,) = parse_times([value], None, lambda _: where)
+    is_iso = isinstance(value, str) and "-" in value
+    return value if is_iso else to_iso(seconds)
+
+
+def _parse_vector(feature: Feature, value: Any, where: str) -> Vector | None:
+    (vector,) = to_vectors(feature, [value])
+    return None if np.isnan(vector).all() else Vector(vector.tobytes())
+
+
+def _parse_label(feature: Feature, value: Any, where: str) -> Any:
+    return parse_label(value, where)
+
+
+def _parse_labels(feature: Feature, value: Any, where: str) -> Any:
+    if not isinstance(value, LISTS):
+        return parse_label(value, where)
+    return [parse_label(part, f"{where}[{i}]") for i, part in enumerate(value)]
+
+
+# ---- texts of cells
+
+
+def _keep_whole(feature: Feature, cell: Any) -> list[str]:
+    text = join_text(cell)
+    return [] if text is None else [text]
+
+
+def _split_values(feature: Feature, cell: Any) -> list[str]:
+    """Return the values of a cell, a text with separators or a list of such texts."""
+    values = []
+    for part in cell if isinstance(cell, LISTS) else (cell,):
+        pieces = (to_text(part) or "").split(feature.separator)
+        values += [piece.strip() for piece in pieces if piece.strip()]
+    return values
+
+
+def _split_path(feature: Feature, cell: Any) -> list[str]:
+    """Return the paths to each level of the one path in a cell."""
+    link = f" {feature.separator.strip()} "
+    levels = _split_values(feature, cell)
+    return list(accumulate(levels, lambda path, level: f"{path}{link}{level}"))
+
+
+def _write_whole(feature: Feature, cell: Any) -> str | None:
+    return join_text(cell)
+
+
+def _write_values(feature: Feature, cell: Any) -> str | None:
+    return to_text(feature.separator.join(feature.texts(cell)))
+
+
+def _write_path(feature: Feature, cell: Any) -> str | None:
+    paths = feature.texts(cell)
+    return to_text(paths[-1]) if paths else None
+
+
+def _read_texts(feature: Feature, cells: Any) -> NDArray[Any]:
+    texts = np.empty(len(cells), dtype=np.object_)
+    texts[:] = [feature.write(cell) for cell in cells]
+    return texts
+
+
+# ---- synthetic values
+
+
+def _draw_word(feature: Feature, rng: np.random.Generator) -> str | None:
+    return str(rng.choice(feature.vocabulary)) if feature.vocabulary else None
+
+
+def _draw_text(feature: Feature, rng: np.random.Generator) -> str:
+    numbers = rng.integers(feature.buckets, size=_DRAWN_WORDS)
+    return " ".join(f"word{number}" for number in numbers)
+
+
+def _draw_number(feature: Feature, rng: np.random.Generator) -> float:
+    return float(feature.mean + feature.scale * rng.standard_normal())
+
+
+def _draw_date(feature: Feature, rng: np.random.Generator) -> str:
+    # The mean is that of the age less the end of the data.
+    days = -feature.mean + feature.scale * rng.standard_normal()
+    return to_iso(int(DAY * days))
+
+
+def _draw_vector(feature: Feature, rng: np.random.Generator) -> list[float]:
+    entries = feature.scale * rng.standard_normal(feature.width)
+    return [float(f"{entry:.4g}") for entry in entries]
+
+
+# ---- the table
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What all features of one kind have in common; the functions serve the methods of `Feature`.
+
+    Attributes:
+        role: how a reader of tables types the column.
+        separator: the default between the values of a cell.
+        period: the number of hours or weekdays, of a kind that is derived from the time.
+    """
+
+    encode: Callable[[Feature, Any, str | None], NDArray[Any]]
+    draw: Callable[[Feature, np.random.Generator], Any] = _draw_word
+    parse: Callable[[Feature, Any, str], Any] = _parse_label
+    read: Callable[[Feature, Any], NDArray[Any]] = _read_texts
+    split: Callable[[Feature, Any], list[str]] = _keep_whole
+    write: Callable[[Feature, Any], str | None] = _write_whole
+    role: Role = "value"
+    separator: str | None = None
+    has_values: bool = False
+    has_several: bool = False
+    period: int = 0
+
+
+KINDS: dict[Kind, Traits] = {
+    "categorical": Traits(encode=_encode_category, role="category"),
+    "multi_categorical": Traits(
+        encode=_encode_several,
+        parse=_parse_labels,
+        split=_split_values,
+        write=_write_values,
+        separator="|",
+        has_several=True,
+    ),
+    "hierarchical": Traits(
+        encode=_encode_several,
+        parse=_parse_labels,
+        split=_split_path,
+        write=_write_path,
+        separator=">",
+        has_several=True,
+    ),
+    "text": Traits(encode=_encode_texts, draw=_draw_text, parse=_parse_labels),
+    "hour_of_day": Traits(
+        encode=partial(_encode_times, calendar=hour_of_day),
+        period=24,
+    ),
+    "day_of_week": Traits(
+        encode=partial(_encode_times, calendar=day_of_week),
+        period=7,
+    ),
+    "numeric": Traits(
+        encode=_encode_numbers,
+        draw=_draw_number,
+        parse=_parse_number,
+        read=to_numbers,
+        role="number",
+        has_values=True,
+    ),
+    "date": Traits(
+        encode=_encode_dates,
+        draw=_draw_date,
+        parse=_parse_date,
+        role="date",
+        has_values=True,
+    ),
+    "vector": Traits(
+        encode=_encode_vectors,
+        draw=_draw_vector,
+        parse=_parse_vector,
+        read=to_vectors,
+        role="vector",
+        has_values=True,
+    ),
+}

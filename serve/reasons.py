@@ -1,7 +1,17 @@
-"""Reasons for listed items by occlusion: how far a score falls when one thing alone is left out of the request.
+"""Say why items are listed, and what is due again.
 
-One thing is an item of the history with all of its events, a feature of the user or a field of the context. The user,
-the moment and all else stay. The reduced requests run as one batch, with item-item weights and memory.
+**Reasons** are found by occlusion: how far a score falls when one thing alone is left out of the
+request. One thing is an item of the history with all of its events, a feature of the user or a
+field of the context. The user, the moment and all else stay. The reduced requests run as one batch,
+with item-item weights and memory.
+
+**An item is due** if it has a rhythm: it was taken on two days or more (UTC). Its gaps are those
+between the last events of these days. The typical gap is their median, drawn towards the median of
+all gaps of the user: less if there are many or if they are regular. Lists are in the order of
+`rank_owned`, memory included: how often and how lately an item was taken says more of the next days
+than when it would be due (docs/decisions.md).
+
+Letters: B requests, K items of a list.
 """
 
 from __future__ import annotations
@@ -13,25 +23,22 @@ from typing import Any, Literal
 
 import numpy as np
 
-from serve.arrays import to_arrow
-from serve.catalogue import name_columns, name_items
+from serve.arrays import Id, Ints, to_arrow
+from serve.catalogue import name_items
+from serve.cells import Vector, to_text
 from serve.clock import DAY
-from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
-from serve.kinds import Vector
-from serve.recommendations import Reason
+from serve.recommendations import Answer, DueItem, DueList, Reason, Segment
 from serve.recommender import RawRequest, Recommender
-from serve.requests import History, Id, Request
-from serve.schema import Feature
-from serve.segments import Segment
+from serve.requests import History, Request
 
-MAX_VARIED = 50  # items of a history that are left out in turn: those of the list, then the latest
+MAX_VARIED = 50  # items of a history that are left out in turn
 MAX_SAID = 5  # reasons for an item
-MIN_SHARE = (
-    0.02  # of the largest effect of a request: what has less does not carry a score
-)
+MIN_SHARE = 0.02  # of the largest effect of a request: a reason has at least this
 MAX_NAME = 80  # characters of a name in a sentence
-_VERBS = (  # what an event is called, then the past and the present; the first that fits
+
+# Pattern of an event's name, past and present; the first that fits.
+_VERBS = (
     ("remove|cancel|return|refund|dislike", "took {}", "take {}"),
     ("purchase|buy|bought|order|transaction|sale|checkout", "bought {}", "buy {}"),
     ("cart|basket", "put {} in the cart", "put {} in the cart"),
@@ -42,53 +49,28 @@ _VERBS = (  # what an event is called, then the past and the present; the first 
     ("", "took {}", "take {}"),
 )
 
-
-def explain(
-    recommender: Recommender,
-    requests: Iterable[RawRequest],
-    items: Sequence[Sequence[Id]],
-) -> list[list[list[Reason]]]:
-    """Return the reasons for items, given by request: per request and item those that carry its score most first.
-
-    A request without a datetime is explained at its moment.
-    """
-    asked = recommender.check(requests)
-    return [
-        _explain(recommender, one, ids) for one, ids in zip(asked, items, strict=True)
-    ]
+# What is overdue is expected after this share of the mean days per day with an event.
+WAIT = 0.35
 
 
 def complete_request(recommender: Recommender, request: Request) -> Request:
-    """Return a request that names no user but has their history and features, and its moment."""
+    """Return a request that names no user, but has their history, features and moment.
+
+    The moment of a request without a datetime is its last event, else the end of the data.
+    """
+    completed = replace(recommender.profiles.complete(request), user_id=None)
     schema = recommender.bundle.schema
-    profile = (
-        None if request.user_id is None else recommender.profiles.get(request.user_id)
-    )
-    history = (
-        profile.history
-        if profile is not None and request.history is None
-        else request.history
-    )
-    features = (
-        profile.features
-        if profile is not None and request.features is None
-        else request.features
-    )
-    moment = request.datetime
-    if moment is None and schema.has_datetime:
-        times = (
-            []
-            if history is None or history.datetime is None
-            else history.datetime[-1:].tolist()
-        )
-        moment = times[0] if times else schema.data_until
-    return replace(
-        request, user_id=None, history=history, features=features, datetime=moment
-    )
+    if request.datetime is not None or not schema.has_datetime:
+        return completed
+    moment = schema.data_until
+    history = completed.history
+    if history is not None and history.datetime is not None and len(history):
+        moment = int(history.datetime[-1])
+    return replace(completed, datetime=moment)
 
 
 def find_segment(recommender: Recommender, request: Request) -> Segment | None:
-    """Return the segment of a request's user as of their last event, which no clock changes; None: there are none."""
+    """Return the segment of a request's user as of their last event, which no clock changes."""
     segments = recommender.bundle.segments
     if segments is None:
         return None
@@ -96,132 +78,281 @@ def find_segment(recommender: Recommender, request: Request) -> Segment | None:
     return segments.segments[int(segments.of(vectors)[0])]
 
 
-def _explain(
-    recommender: Recommender, request: Request, item_ids: Sequence[Id]
-) -> list[list[Reason]]:
-    schema = recommender.bundle.schema
-    asked = complete_request(recommender, request)
-    parts = [
-        *_leave_out_items(recommender, asked, set(item_ids)),
-        *_leave_out_values(asked, "features", schema.user_features),
-        *_leave_out_values(asked, "context", schema.context_features),
-    ]
-    scores = recommender.score(
-        [asked, *(without for without, _ in parts)], item_ids
-    )  # (1 + parts, K)
-    effects = scores[0] - scores[1:]
-    least = MIN_SHARE * np.abs(effects).max(initial=0.0)
-    has_memory = recommender.catalogue.facts is not None
+def _name_rows(recommender: Recommender, rows: Ints) -> list[str]:
+    table = recommender.catalogue.table.take(to_arrow(rows))
+    return name_items(table, recommender.bundle.schema.item_features)
+
+
+# ---- reasons
+
+
+def explain(
+    recommender: Recommender,
+    requests: Iterable[RawRequest],
+    items: Sequence[Sequence[Id]],
+) -> list[list[list[Reason]]]:
+    """Return the reasons for items.
+
+    Args:
+        recommender: the bundle that ranked the items.
+        requests: B requests; one without a datetime is explained at its moment.
+        items: ids for each request.
+
+    Returns:
+        By request and item, at most `MAX_SAID` reasons: those that carry its score most come first.
+    """
+    checked = recommender.check(requests)
     explained = []
-    for item_id, falls in zip(item_ids, effects.T.tolist(), strict=True):
-        carrying = [
-            replace(said, effect=fall)
-            for (_, said), fall in zip(parts, falls, strict=True)
-            if fall > least
-        ]
-        strongest = sorted(carrying, key=lambda reason: -reason.effect)[:MAX_SAID]
-        said = [
-            say_habit(one) if has_memory and one.item_id == item_id else one
-            for one in strongest
-        ]
-        explained.append(said or [Reason("popular", 0.0, "popular now")])
+    for request, item_ids in zip(checked, items, strict=True):
+        completed = complete_request(recommender, request)
+        explained.append(_explain_items(recommender, completed, item_ids))
     return explained
 
 
-# ---- what is left out: reduced requests, and what is said of each, as if its effect were 0
+def _explain_items(
+    recommender: Recommender, request: Request, item_ids: Sequence[Id]
+) -> list[list[Reason]]:
+    parts = [*_leave_out_items(recommender, request, set(item_ids))]
+    for features, reason in _leave_out_values("features", request.features):
+        parts.append((replace(request, features=features), reason))
+    for context, reason in _leave_out_values("context", request.context):
+        parts.append((replace(request, context=context), reason))
+    reduced = [without for without, _ in parts]
+    scores = recommender.score([request, *reduced], item_ids)  # (1 + parts, K)
+    effects = scores[0] - scores[1:]
+    least = MIN_SHARE * np.abs(effects).max(initial=0.0)
+    has_memory = recommender.catalogue.facts is not None
+
+    explained = []
+    for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
+        reasons = []
+        for place in np.argsort(-effects_on_item, kind="stable")[:MAX_SAID].tolist():
+            effect = float(effects_on_item[place])
+            reason = replace(parts[place][1], effect=effect)
+            if has_memory and reason.item_id == item_id:
+                habit = say_habit(reason.event, reason.days_ago, reason.every_days)
+                reason = replace(reason, kind="memory", text=habit)
+            if effect > least:
+                reasons.append(reason)
+        explained.append(reasons or [Reason("popular", 0.0, "popular now")])
+    return explained
 
 
 def _leave_out_items(
-    recommender: Recommender, asked: Request, listed: set[Id]
+    recommender: Recommender, request: Request, listed: set[Id]
 ) -> Iterator[tuple[Request, Reason]]:
-    if not (history := asked.history):
+    """Yield the request without each item of its history, and what is said of that item.
+
+    Items that are listed themselves come first, then the latest.
+    """
+    history = request.history
+    if history is None:
         return
-    catalogue = recommender.catalogue
-    features = recommender.bundle.schema.item_features
     latest = [*dict.fromkeys(history.item_id[::-1].tolist())]
-    rows = dict(zip(latest, catalogue.item_ids.find(latest).tolist(), strict=True))
-    known = [item_id for item_id in latest if rows[item_id] != UNKNOWN_ROW]
-    varied = sorted(known, key=lambda item_id: item_id not in listed)[:MAX_VARIED]
-    table = catalogue.table.select(
-        ["item_id", *name_columns(catalogue.table, features)]
-    )
-    names = name_items(
-        table.take(to_arrow(np.array([rows[one] for one in varied], np.int64))),
-        features,
-    )
-    for item_id, name in zip(varied, names, strict=True):
-        is_its = history.item_id == item_id
-        said = _describe(history.take(is_its), item_id, name[:MAX_NAME], asked.datetime)
-        yield replace(asked, history=history.take(~is_its)), said
+    latest.sort(key=lambda item_id: item_id not in listed)
+    rows = recommender.catalogue.item_ids.find(latest)
+    places = np.flatnonzero(rows != UNKNOWN_ROW)[:MAX_VARIED]
+    names = _name_rows(recommender, rows[places])
+    for place, name in zip(places.tolist(), names, strict=True):
+        item_id = latest[place]
+        is_of_item = history.item_id == item_id
+        events = history.take(is_of_item)
+        reason = _describe(events, item_id, name[:MAX_NAME], request.datetime)
+        yield replace(request, history=history.take(~is_of_item)), reason
 
 
 def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Reason:
+    """Say what happened to an item of the history, when and how often."""
     event = None if events.event is None else events.event[-1]
-    times = np.empty(0, np.int64) if events.datetime is None else events.datetime
-    days_ago = (
-        None
-        if moment is None or not len(times)
-        else max(0, (moment - int(times[-1])) // DAY)
-    )
-    n_days = len(np.unique(times // DAY))
-    every = (
-        round(int(times[-1] - times[0]) / DAY / (n_days - 1), 1) if n_days > 1 else None
-    )
-    text = f"because you {_verb(event)[0].format(name)}{_ago(days_ago)}"
-    return Reason("history", 0.0, text, item_id, event, days_ago, every, name)
-
-
-def say_habit(said: Reason) -> Reason:
-    """Say of an item of the history that it is listed itself."""
-    past, present = (verb.format("this") for verb in _verb(said.event))
-    text = f"you {past}{_ago(said.days_ago)}"
-    if said.every_days is not None:
-        days = round(said.every_days)
-        often = f"about every {days} days" if days > 1 else "nearly every day"
-        text = f"you {present} {often}, last{_ago(said.days_ago)}"
-    return replace(said, kind="memory", text=text)
-
-
-def _verb(event: str | None) -> tuple[str, str]:
-    return next(
-        (past, present)
-        for called, past, present in _VERBS
-        if re.search(called, (event or "").lower())
-    )
-
-
-def _ago(days: int | None) -> str:
-    return (
-        ""
-        if days is None
-        else {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
-    )
+    days_ago = None
+    every_days = None
+    times = events.datetime
+    if moment is not None and times is not None:
+        days_ago = max(0, (moment - int(times[-1])) // DAY)
+        n_days = len(np.unique(times // DAY))
+        if n_days > 1:
+            every_days = round(int(times[-1] - times[0]) / DAY / (n_days - 1), 1)
+    past, _ = _find_verb(event)
+    text = f"because you {past.format(name)}{_say_ago(days_ago)}"
+    return Reason("history", 0.0, text, item_id, event, days_ago, every_days, name)
 
 
 def _leave_out_values(
-    asked: Request, kind: Literal["features", "context"], known: Sequence[Feature]
-) -> Iterator[tuple[Request, Reason]]:
-    given: Mapping[str, Any] = getattr(asked, kind) or {}
-    for feature in known:
-        if (value := given.get(feature.name)) is not None:
-            others = {name: one for name, one in given.items() if name != feature.name}
-            shown = _show(value)
-            label = f"{'your ' if kind == 'features' else ''}{feature.name.replace('_', ' ')}"
-            text = f"because of {label}{'' if shown is None else f': {shown}'}"
-            without = (
-                replace(asked, features=others)
-                if kind == "features"
-                else replace(asked, context=others)
-            )
-            yield without, Reason(kind, 0.0, text, name=feature.name, value=shown)
+    kind: Literal["features", "context"], values: Mapping[str, Any] | None
+) -> Iterator[tuple[dict[str, Any], Reason]]:
+    """Yield the features or the context without each value, and what is said of that value."""
+    values = values or {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        others = dict(values)
+        del others[name]
+        shown = _show(value)
+        label = f"your {name}" if kind == "features" else name
+        text = f"because of {label.replace('_', ' ')}"
+        if shown is not None:
+            text = f"{text}: {shown}"
+        yield others, Reason(kind, 0.0, text, name=name, value=shown)
+
+
+# ---- sentences
+
+
+def say_habit(event: str | None, days_ago: int | None, every_days: float | None) -> str:
+    """Say what a user does with an item of their history, which is listed itself."""
+    past, present = _find_verb(event)
+    ago = _say_ago(days_ago)
+    if every_days is None:
+        return f"you {past.format('this')}{ago}"
+    days = round(every_days)
+    often = f"about every {days} days" if days > 1 else "nearly every day"
+    return f"you {present.format('this')} {often}, last{ago}"
+
+
+def _find_verb(event: str | None) -> list[str]:
+    name = (event or "").lower()
+    return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))
+
+
+def _say_ago(days: int | None) -> str:
+    if days is None:
+        return ""
+    return {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
 
 
 def _show(value: Any) -> str | None:
     """Write a value for people; a vector says nothing to them."""
     if isinstance(value, (Vector, np.ndarray)):
         return None
-    texts = [
-        f"{one:g}" if isinstance(one, float) else to_text(one)
-        for one in (value if isinstance(value, list) else [value])
-    ]
-    return ", ".join(filter(None, texts))[:MAX_NAME]
+    texts = []
+    for part in value if isinstance(value, list) else [value]:
+        text = f"{part:g}" if isinstance(part, float) else to_text(part)
+        texts.append(text or "")
+    return ", ".join(texts)[:MAX_NAME]
+
+
+# ---- what is due
+
+
+def find_due(
+    recommender: Recommender, requests: Iterable[RawRequest], k: int = 10
+) -> list[DueList]:
+    """List what the user of each request takes again.
+
+    Where training had targets of some types of events, only these count. Events later than the
+    request's moment count as happening at it. Filters and exclusions hold.
+
+    Args:
+        recommender: a bundle whose data has times and repeats; otherwise the lists are empty.
+        requests: B requests.
+        k: length of the lists.
+
+    Returns:
+        A list for each request, the item that is likeliest next first. A list with fewer than k
+        items has a reason.
+    """
+    if k < 1:
+        raise ValueError(f"k is {k}; allowed: 1 or more")
+    checked = recommender.check(requests)
+    schema = recommender.bundle.schema
+    if schema.repeats != "allow" or not schema.has_datetime:
+        reason = "the bundle's data has no times, or no items that are taken again"
+        return [DueList(request.user_id, (), reason) for request in checked]
+    completed = [complete_request(recommender, request) for request in checked]
+    lengths = [len(request.history or ()) for request in completed]
+    ranked = recommender.rank_owned(completed, max([1, *lengths]))
+    lists = []
+    for request, history, answer in zip(checked, completed, ranked, strict=True):
+        items = _list_due(recommender, history, answer, k)
+        few = f"{len(items)} of the items that may be listed were taken on two days or more"
+        lists.append(DueList(request.user_id, items, few if len(items) < k else None))
+    return lists
+
+
+def _list_due(
+    recommender: Recommender, request: Request, answer: Answer, k: int
+) -> tuple[DueItem, ...]:
+    history = _keep_targets(recommender, request.history)
+    moment = request.datetime
+    if history is None or history.datetime is None or moment is None:
+        return ()
+    find_rows = recommender.catalogue.item_ids.find
+    times_by_row = _group_times(
+        find_rows(history.item_id), np.minimum(history.datetime, moment)
+    )
+    usual = 1.0
+    if times_by_row:
+        usual = np.median(np.concatenate([*map(np.diff, times_by_row.values())]))
+    last_event: dict[Id, str | None] = {}
+    if history.event is not None:
+        pairs = zip(history.item_id.tolist(), history.event.tolist(), strict=True)
+        last_event.update(pairs)
+
+    rows = find_rows(answer.item_id)
+    places = [place for place, row in enumerate(rows.tolist()) if row in times_by_row]
+    names = _name_rows(recommender, rows[places[:k]])
+    items = []
+    for place, name in zip(places[:k], names, strict=True):
+        item_id = answer.item_id[place : place + 1].tolist()[0]
+        rhythm = _measure_rhythm(times_by_row[rows[place]], usual, moment)
+        days_ago = (moment - rhythm["last"]) // DAY
+        event = last_event.get(item_id)
+        text = say_habit(event, days_ago, rhythm["every_days"])
+        score = float(answer.score[place])
+        items.append(DueItem(item_id, name, **rhythm, score=score, text=text))
+    return tuple(items)
+
+
+def _keep_targets(recommender: Recommender, history: History | None) -> History | None:
+    """Leave out events of types that were no targets of the training."""
+    data = recommender.bundle.manifest.facts.config.get("data", {})
+    targets = data.get("targets", {}).get("events")
+    if history is None or history.event is None or targets is None:
+        return history
+    return history.take(np.isin(history.event.astype(str), targets))
+
+
+def _group_times(rows: Ints, times: Ints) -> dict[int, Ints]:
+    """Return, by item row, the time of the last event of each day, for items of several days."""
+    times_by_row = {}
+    for row in np.unique(rows[rows != UNKNOWN_ROW]).tolist():
+        of_item = np.sort(times[rows == row])
+        days = of_item // DAY
+        is_last = np.append(days[1:] != days[:-1], True)
+        if is_last.sum() > 1:
+            times_by_row[row] = of_item[is_last]
+    return times_by_row
+
+
+def _measure_rhythm(times: Ints, usual: float, moment: int) -> dict[str, Any]:
+    """Measure the rhythm of an item.
+
+    Args:
+        times: of its last event on each of two days or more, ascending.
+        usual: the median gap of the user.
+        moment: of the request, in UTC seconds.
+
+    Returns:
+        Values of `DueItem` by their names.
+    """
+    first = int(times[0])
+    last = int(times[-1])
+    n_days = len(times)
+    gaps = np.diff(times)
+    deviation = ((gaps / gaps.mean() - 1) ** 2).sum()
+    # As if one more gap deviated by the mean.
+    irregularity = min(1.0, np.sqrt((1 + deviation) / n_days))
+    share_of_user = irregularity / (n_days - 1 + irregularity)
+    typical = np.rint(np.median(gaps) ** (1 - share_of_user) * usual**share_of_user)
+    due = last + typical
+    is_overdue = bool(due < moment)
+    if is_overdue:
+        due = moment + WAIT * irregularity * (moment - first) / n_days
+    return {
+        "due": int(due),
+        "is_overdue": is_overdue,
+        "last": last,
+        "n_days": n_days,
+        "every_days": round(float(typical) / DAY, 2),
+        "regularity": round(1 - float(irregularity), 2),
+    }

@@ -1,18 +1,34 @@
-"""Answers: the ranked items of many requests as flat arrays, and the reasons for them."""
+"""The records of answers: ranked items, reasons, what is due, and segments of users.
+
+The ranked items of many requests stand in flat arrays. Letters: B requests, R listed items,
+N items of the catalogue, K items of a padded list, S segments, W columns of a vector.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import ids_to_arrow, to_arrow
-from serve.requests import Id
-from serve.schema import IdType
+from serve.arrays import (
+    Doubles,
+    Floats,
+    Id,
+    IdType,
+    Ints,
+    Objects,
+    ids_to_arrow,
+    to_arrow,
+    to_unit,
+)
+from serve.schema import check_record
+
+FORMAT = 1  # of `segments.json`
 
 
 @dataclass(frozen=True)
@@ -21,68 +37,66 @@ class Answer:
 
     user_id: Id | None
     item_id: NDArray[np.generic]
-    score: NDArray[np.float32]
-    rank: NDArray[np.int64]
+    score: Floats
+    rank: Ints
     unknown_items: int  # items of the history that the bundle does not know
     reason: str | None = None  # why fewer than k items came; None where k came
-    propensity: NDArray[np.float64] | None = (
-        None  # of each item at its rank; None where nothing was drawn
-    )
-
-
-@dataclass(frozen=True)
-class DueItem:
-    """An item that a user takes again; times are UTC seconds."""
-
-    item_id: Id
-    name: str
-    due: int  # when it is expected next; never before the moment
-    is_overdue: bool  # the typical gap after the last event has passed
-    last: int
-    n_days: int  # on which it was taken
-    every_days: float  # the typical gap
-    regularity: float  # 0: gaps vary as if by chance; .29: a single gap; towards 1: many of one length
-    score: float
-    text: str
-
-
-@dataclass(frozen=True)
-class DueList:
-    """The items of one request, the likeliest first; `reason` says why there are fewer than k."""
-
-    user_id: Id | None
-    items: tuple[DueItem, ...]
-    reason: str | None
+    propensity: Doubles | None = None  # of each item at its rank; None: nothing drawn
 
 
 @dataclass(frozen=True)
 class Recommendations:
-    """The answers of B requests, R items in all; request b has the entries `offsets[b]:offsets[b + 1]`."""
+    """The answers of B requests.
 
-    user_id: NDArray[np.object_]  # (B,), None where a request is anonymous
+    Attributes:
+        user_id: (B,), None where a request is anonymous.
+        user_id_type: that of the bundle, whoever asks.
+        item_row: (R,) positions in `item_ids`.
+        item_ids: (N,) the catalogue, int64, or object with texts.
+        score: (R,) falling within a request.
+        rank: (R,) from 1.
+        offsets: (B + 1,); request b has the entries `offsets[b]:offsets[b + 1]`.
+        unknown_items: (B,) items of the history that the bundle does not know.
+        reason: (B,) why fewer than k items came; None where k came.
+    """
+
+    user_id: Objects
     user_id_type: IdType
-    item_row: NDArray[np.int64]  # (R,), positions in `item_ids`
-    item_ids: NDArray[np.generic]  # (N,), the catalogue: int64, or object with texts
-    score: NDArray[np.float32]
-    rank: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    unknown_items: NDArray[np.int64]
-    reason: NDArray[np.object_]
+    item_row: Ints
+    item_ids: NDArray[np.generic]
+    score: Floats
+    rank: Ints
+    offsets: Ints
+    unknown_items: Ints
+    reason: Objects
 
     @classmethod
     def from_lists(
         cls,
         user_ids: Sequence[Id | None],
-        rows: NDArray[np.int64],
-        scores: NDArray[np.float32],
+        rows: Ints,
+        scores: Floats,
         *,
         item_ids: NDArray[np.generic],
-        unknown_items: NDArray[np.int64],
+        unknown_items: Ints,
         user_id_type: IdType,
         reasons: Mapping[int, str] | None = None,
     ) -> Recommendations:
-        """Build from padded lists: (B, K) item rows, best first, -1 where there is no item, and their scores."""
+        """Build from padded lists.
+
+        Args:
+            user_ids: of B requests.
+            rows: (B, K) item rows, best first, -1 where there is no item.
+            scores: (B, K).
+            item_ids: (N,) the catalogue.
+            unknown_items: (B,).
+            user_id_type: that of the bundle.
+            reasons: request -> why its list is short.
+        """
         requests, places = (rows >= 0).nonzero()
+        reason = np.full(len(rows), None, np.object_)
+        for request, text in (reasons or {}).items():
+            reason[request] = text
         return cls(
             user_id=np.array(user_ids, dtype=np.object_),
             user_id_type=user_id_type,
@@ -92,10 +106,7 @@ class Recommendations:
             rank=places + 1,
             offsets=requests.searchsorted(np.arange(len(rows) + 1)),
             unknown_items=unknown_items,
-            reason=np.array(
-                [(reasons or {}).get(request) for request in range(len(rows))],
-                dtype=np.object_,
-            ),
+            reason=reason,
         )
 
     @property
@@ -113,30 +124,35 @@ class Recommendations:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
-        item_id = self.item_ids[self.item_row[entries]]
-        n_unknown = int(self.unknown_items[index])
-        listed = item_id, self.score[entries], self.rank[entries]
-        return Answer(self.user_id[index], *listed, n_unknown, self.reason[index])
+        return Answer(
+            user_id=self.user_id[index],
+            item_id=self.item_ids[self.item_row[entries]],
+            score=self.score[entries],
+            rank=self.rank[entries],
+            unknown_items=int(self.unknown_items[index]),
+            reason=self.reason[index],
+        )
 
     def to_table(self) -> pa.Table:
-        """Return `user_id, item_id, score, rank`, a row per ranked item; a null user is anonymous."""
+        """Return `user_id, item_id, score, rank`, a row per ranked item; null: anonymous."""
         request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        listed, index = np.unique(self.item_row, return_inverse=True)
+        user_ids = ids_to_arrow(self.user_id, self.user_id_type)
+        listed, place = np.unique(self.item_row, return_inverse=True)
+        item_ids = to_arrow(self.item_ids[listed])
         columns = {
-            "user_id": ids_to_arrow(self.user_id, self.user_id_type).take(
-                to_arrow(request)
-            ),
-            "item_id": to_arrow(self.item_ids[listed]).take(to_arrow(index)),
+            "user_id": user_ids.take(to_arrow(request)),
+            "item_id": item_ids.take(to_arrow(place)),
             "score": to_arrow(self.score),
             "rank": to_arrow(self.rank),
         }
-        return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+        return pa.table(columns)
 
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason for a listed item; what does not apply is None. `memory`: the user has had the item itself before."""
+    """A reason for a listed item; what does not apply is None."""
 
+    # `memory`: the user has had the item itself before.
     kind: Literal["history", "memory", "features", "context", "popular"]
     effect: float  # fall of the score when this alone is left out of the request
     text: str
@@ -150,3 +166,146 @@ class Reason:
     def to_json(self) -> dict[str, Any]:
         """Return what applies as JSON values."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class DueItem:
+    """An item that a user takes again; times are UTC seconds."""
+
+    item_id: Id
+    name: str
+    due: int  # when it is expected next; never before the moment
+    is_overdue: bool  # the typical gap after the last event has passed
+    last: int
+    n_days: int  # on which it was taken
+    every_days: float  # the typical gap
+    # 0: gaps vary as if by chance; .29: a single gap; towards 1: many of one length
+    regularity: float
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class DueList:
+    """The items of one request, the likeliest first; `reason` says why there are fewer than k."""
+
+    user_id: Id | None
+    items: tuple[DueItem, ...]
+    reason: str | None
+
+
+# ---- segments of users
+
+
+Kind = Literal["category", "item", "user"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A value that the people of a segment have more than all people do."""
+
+    kind: Kind
+    trait: str  # name of the feature, `item` for items
+    value: str
+    people: int  # of the segment who have it
+    share: float  # of the people of the segment; of a category, of their events
+    lift: float  # that share over the share among all
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A group of users who want similar items."""
+
+    id: int  # from 1, the largest first
+    size: int
+    share: float  # of the users that were clustered
+    text: str
+    marks: tuple[Mark, ...]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The segments of a bundle, which `models.segments` finds.
+
+    `segments.json` holds them: centroids, words and sizes, but no user.
+
+    Attributes:
+        users: number of users that were clustered.
+        stability: number of segments -> mean adjusted Rand index between halves of the users.
+        centre: (W,) mean of the user vectors.
+        centroids: (S, W), of their directions from the centre.
+        segments: S segments.
+    """
+
+    users: int
+    stability: Mapping[str, float]
+    centre: tuple[float, ...]
+    centroids: tuple[tuple[float, ...], ...]
+    segments: tuple[Segment, ...]
+
+    def of(self, user_vectors: Floats) -> Ints:
+        """Return the place in `segments` of each user vector, (B,)."""
+        directions = to_directions(user_vectors, np.array(self.centre))
+        return find_nearest(directions, np.array(self.centroids, np.float32))
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the segments as JSON values, the largest first."""
+        described = []
+        for segment in self.segments:
+            marks = [vars(mark) for mark in segment.marks]
+            described.append(vars(segment) | {"marks": marks})
+        return described
+
+    def to_bytes(self) -> bytes:
+        """Write canonical JSON."""
+        content = {"format": FORMAT, **asdict(self)}
+        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+        return f"{text}\n".encode()
+
+    @classmethod
+    def from_bytes(cls, content: bytes, width: int) -> Segments:
+        """Read what `to_bytes` wrote.
+
+        Args:
+            content: of the file.
+            width: of the user vectors.
+
+        Raises:
+            ValueError: if it holds something else, or segments of other vectors.
+        """
+        try:
+            raw = json.loads(content)
+            if raw.pop("format") != FORMAT:
+                raise ValueError(f"expected format {FORMAT}")
+            marks: list[Mark] = []
+            segments = []
+            for segment in raw["segments"]:
+                own = tuple(Mark(**mark) for mark in segment["marks"])
+                segments.append(Segment(**segment | {"marks": own}))
+                marks.extend(own)
+            raw["segments"] = tuple(segments)
+            raw["centre"] = tuple(raw["centre"])
+            raw["centroids"] = tuple(tuple(row) for row in raw["centroids"])
+            bundled = cls(**raw)
+            for record in (bundled, *segments, *marks):
+                check_record(record)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"it holds no segments: {error!r}") from error
+        widths = {len(row) for row in (bundled.centre, *bundled.centroids)}
+        n_centroids = len(bundled.centroids)
+        if widths != {width} or not n_centroids or n_centroids != len(segments):
+            raise ValueError(
+                f"its centroids are not one a segment, or not of width {width}"
+            )
+        return bundled
+
+
+def to_directions(vectors: Floats, centre: NDArray[Any]) -> Floats:
+    """Return the directions of vectors (n, W) as seen from the centre (W,)."""
+    return to_unit((vectors - centre).astype(np.float32))
+
+
+def find_nearest(directions: Floats, centroids: Floats) -> Ints:
+    """Return the nearest centroid (S, W) of each direction (n, W), (n,)."""
+    nearness = directions @ centroids.T - (centroids**2).sum(axis=1) / 2
+    return np.asarray(nearness.argmax(axis=1))

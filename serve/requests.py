@@ -1,241 +1,210 @@
-"""Requests and the one place where they and their values are checked: here, and not again after it.
+"""Requests and the one place where they are checked: here, and not again after it.
 
-    {user_id?, features?: {name: value}, history?: [{item_id, datetime?, event?, weight?, context?}] (oldest first),
-     context?: {name: value}, datetime?, exclude?: [item_id],
+    {user_id?, features?: {name: value}, context?: {name: value}, datetime?, exclude?: [item_id],
+     history?: [{item_id, datetime?, event?, weight?, context?}] (oldest first),
      filters?: {where?: text, only?: [item_id], at_most?: {column: n}}}
 
-None counts as not given. Messages show at most 40 characters of a value, since requests come from strangers.
+None counts as not given. Single values are checked in `cells`, those of features by their `kinds`.
 """
 
 from __future__ import annotations
 
-import re
-import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from decimal import Decimal
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.clock import DAY, FIRST_SECOND, LAST_SECOND, to_seconds
-from serve.encode import (
-    TIME,
-    context_keys,
-    encode_rows,
-    keyed_by_name,
+from serve.arrays import Doubles, Id, IdType, Ints, Objects
+from serve.cells import (
+    INTEGER,
+    check_id,
+    check_list,
+    check_number,
+    is_writable,
+    parse_distinct_ids,
+    parse_id,
+    parse_ids,
+    parse_label,
+    parse_number,
+    parse_weight,
+    to_plain,
     to_text,
-    to_vectors,
 )
-from serve.errors import SchemaError, name_nearest
-from serve.kinds import Vector
-from serve.schema import DERIVED, SEVERAL, Feature, IdType, Schema
+from serve.clock import DAY, check_seconds, parse_times
+from serve.encode import TIME, context_keys, encode_rows, keyed_by_name
+from serve.errors import MAX_SHOWN, SchemaError, name_nearest, show
+from serve.kinds import Feature
+from serve.schema import Schema
 
-Id = str | int
+# Names that stand in `arrays`, `cells`, `clock` and `errors` now.
+__all__ = (
+    "INTEGER",
+    "MAX_SHOWN",
+    "Id",
+    "check_id",
+    "check_number",
+    "check_seconds",
+    "is_writable",
+    "parse_id",
+    "parse_ids",
+    "parse_label",
+    "parse_number",
+    "parse_times",
+    "parse_weight",
+    "show",
+    "to_plain",
+)
 
-MAX_SHOWN = 40  # characters of a value in a message
 MINUTE = 60  # within which a request is answered alike
-MAX_PAUSE = (
-    30 * DAY
-)  # in which nobody's events arrive: after a longer one popularity and memory would have faded
-INTEGER = re.compile(
-    r"0|-?[1-9][0-9]{0,18}"
-)  # how an id that is a whole number is written: "007" is a text
+# Without events for longer, popularity and memory would have faded.
+MAX_PAUSE = 30 * DAY
 
-_REQUEST_FIELDS = (
-    "user_id",
-    "features",
-    "history",
-    "context",
-    "datetime",
-    "exclude",
-    "filters",
-)
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = MAX_SHOWN
+
+def parse_value(value: Any, feature: Feature, where: str) -> Any:
+    """Check the value of a feature."""
+    return feature.parse(value, where)
 
 
 @dataclass(frozen=True, eq=False)
 class History:
-    """Events of a user or of several, oldest first, as columns of one length; None for what the data does not have."""
+    """Events of a user or of several, oldest first; None for what the data does not have.
 
-    item_id: NDArray[np.generic]  # int64, or object with texts
-    datetime: NDArray[np.int64] | None = None  # UTC seconds
-    event: NDArray[np.object_] | None = None  # texts, None where there is none
-    weight: NDArray[np.float64] | None = None  # NaN where there is none
-    context: NDArray[np.int64] | None = (
-        None  # keys as of `serve.encode.context_keys`, 0 where there is none
-    )
+    Attributes:
+        item_id: (n,) int64, or object with texts.
+        datetime: (n,) UTC seconds.
+        event: (n,) texts, None where there is none.
+        weight: (n,) NaN where there is none.
+        context: (n,) keys as of `serve.encode.context_keys`, 0 where there is none.
+    """
+
+    item_id: NDArray[np.generic]
+    datetime: Ints | None = None
+    event: Objects | None = None
+    weight: Doubles | None = None
+    context: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.item_id)
 
     def take(self, index: slice | NDArray[np.generic]) -> History:
         """Return some of the events: a view for a slice."""
-        return History(
-            **{name: values[index] for name, values in self.columns().items()}
-        )
+        columns = self.columns()
+        return History(**{name: values[index] for name, values in columns.items()})
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that there are, by name."""
-        return {
-            name: values for name, values in vars(self).items() if values is not None
-        }
+        columns = vars(self)
+        return {name: array for name, array in columns.items() if array is not None}
 
 
 @dataclass(frozen=True)
 class Filters:
-    """Which items may be listed. It is checked against the columns of the catalogue when it is applied."""
+    """Which items may be listed; checked against the columns of the catalogue when applied.
 
-    where: str | None = None  # an expression on item columns
+    Attributes:
+        where: an expression on item columns.
+        only: the ids that may be listed.
+        at_most: (column, how many items of one list may share a value of it).
+    """
+
+    where: str | None = None
     only: tuple[Id, ...] | None = None
-    at_most: tuple[
-        tuple[str, int], ...
-    ] = ()  # by column: how many items of one list may share a value of it
+    at_most: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Request:
-    """A checked request; a field that is None was not given."""
+    """A checked request; a field that is None was not given.
+
+    Attributes:
+        features: name -> value of user features, None where it is said to be missing.
+        context: name -> value of context features.
+        datetime: UTC seconds.
+        user_known: whether there is anything about the user; None where nobody looked.
+    """
 
     user_id: Id | None = None
-    features: Mapping[str, Any] | None = (
-        None  # feature name -> raw value, None where it is said to be missing
-    )
+    features: Mapping[str, Any] | None = None
     history: History | None = None
     context: Mapping[str, Any] | None = None
-    datetime: int | None = None  # UTC seconds
+    datetime: int | None = None
     exclude: tuple[Id, ...] = ()
     filters: Filters | None = None
-    user_known: bool | None = (
-        None  # whether there is anything about the user; None where nobody looked
-    )
+    user_known: bool | None = None
 
 
 _EVENT_FIELDS = frozenset(field.name for field in fields(History))
+_FILTER_FIELDS = frozenset(field.name for field in fields(Filters))
 
 
 def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
-    """Check a request against the schema of a bundle; a `SchemaError` names the first fault."""
-    given = check_fields(raw, _REQUEST_FIELDS, "request")
-    user_id, time, exclude, filters = map(
-        given.get, ("user_id", "datetime", "exclude", "filters")
-    )
-    return Request(
-        user_id=None
-        if user_id is None
-        else parse_id(user_id, schema.user_id_type, "user_id"),
-        features=_parse_features(given.get("features"), "features", schema),
-        history=_parse_history(given.get("history"), schema),
-        context=_parse_features(given.get("context"), "context", schema),
-        datetime=None
-        if time is None
-        else parse_times([time], schema.timezone, lambda _: "datetime")[0],
-        exclude=parse_distinct_ids(
-            () if exclude is None else exclude, schema.item_id_type, "exclude"
-        ),
-        filters=None
-        if filters is None
-        else parse_filters(filters, schema.item_id_type),
-    )
+    """Check a request against the schema of a bundle.
+
+    Args:
+        raw: the request as it came, of the form that the module shows.
+        schema: the schema of the bundle that is to answer.
+
+    Raises:
+        SchemaError: names the first field that is wrong.
+    """
+    parsed = {}
+    for name, value in check_fields(raw, _PARSERS, "request").items():
+        if value is not None:
+            parsed[name] = _PARSERS[name](value, schema)
+    return Request(**parsed)
 
 
 def fit_request(request: Request, schema: Schema) -> Request:
-    """Check the ids and the time of a request that was made by hand; 7 and "7" are the same id."""
+    """Check the ids and the time of a request that was made by hand."""
+    item_type = schema.item_id_type
     user_id = request.user_id
+    if user_id is not None:
+        user_id = parse_id(user_id, schema.user_id_type, "user_id")
     filters = request.filters
     if filters is not None and filters.only is not None:
-        filters = replace(
-            filters,
-            only=parse_distinct_ids(filters.only, schema.item_id_type, "filters.only"),
-        )
+        only = parse_distinct_ids(filters.only, item_type, "filters.only")
+        filters = replace(filters, only=only)
     if request.datetime is not None:
         check_seconds(request.datetime, "datetime")
-    user_id = (
-        None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id")
-    )
-    exclude = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
+    exclude = parse_distinct_ids(request.exclude, item_type, "exclude")
     return replace(request, user_id=user_id, exclude=exclude, filters=filters)
 
 
 def ask_now(request: Request, data_until: int | None, now: int) -> Request:
-    """Return a request that is asked now: at the beginning of this minute, or at the latest event if that came later.
+    """Return a request that is asked now, or at the end of data that ended long ago.
 
-    If the end of the data is given, the first pause of more than `MAX_PAUSE` after it is left out: data that ended long
-    ago is asked at its end, and later events follow it, as far from one another and from now as they are.
+    The moment is the beginning of this minute, or the latest event if that came later. If the end
+    of the data is given, the first pause of more than `MAX_PAUSE` after it is left out: the moment
+    and the events after the pause move back by it.
+
+    Args:
+        request: a request without a datetime.
+        data_until: UTC seconds just after the last training event; None: no pause is left out.
+        now: UTC seconds.
     """
-    moment = now - now % MINUTE
     history = request.history
-    times = (
-        np.empty(0, np.int64)
-        if history is None or history.datetime is None
-        else history.datetime
-    )
+    times = np.empty(0, np.int64)
+    if history is not None and history.datetime is not None:
+        times = history.datetime
     past = times[times <= now]
-    moment = max([moment, *past[-1:].tolist()])
-    if data_until is None or moment - data_until <= MAX_PAUSE:
+    moment = max([now - now % MINUTE, *past[-1:].tolist()])
+    if data_until is None:
         return replace(request, datetime=moment)
-    known = [data_until, *past[past > data_until].tolist(), moment]
-    last, first = next(
-        (pair for pair in pairwise(known) if pair[1] - pair[0] > MAX_PAUSE), (0, 0)
-    )
+
+    moments = np.array([data_until, *past[past > data_until], moment])
+    pauses = np.diff(moments)
+    long_pauses = np.flatnonzero(pauses > MAX_PAUSE)
+    if not len(long_pauses):
+        return replace(request, datetime=moment)
+
+    first = long_pauses[0]
+    pause = int(pauses[first])
     if history is not None and len(times):
-        history = replace(
-            history, datetime=np.where(times < first, times, times - (first - last))
-        )
-    return replace(request, history=history, datetime=moment - (first - last))
-
-
-def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
-    """Check the shape of filters; None if they filter nothing."""
-    given = check_fields(raw, [field.name for field in fields(Filters)], "filters")
-    where = given.get("where")
-    only = given.get("only")
-    limits = given.get("at_most") or {}
-    if not isinstance(where, str | None):
-        raise SchemaError(
-            f"filters.where is {show(where)}; expected a text, as in \"price <= 20 and brand = 'x'\""
-        )
-    if not isinstance(limits, Mapping):
-        raise SchemaError(
-            f"filters.at_most is {show(limits)}; expected a mapping of columns to numbers"
-        )
-    if only is not None:
-        only = parse_distinct_ids(only, item_id_type, "filters.only")
-    at_most = sorted(
-        (name, parse_limit(name, most))
-        for name, most in limits.items()
-        if most is not None
-    )
-    filters = Filters(where, only, tuple(at_most))
-    return None if filters == Filters() else filters
-
-
-def parse_limit(column: Any, most: Any) -> int:
-    """Return how many items of one list may share a value of a column: at least 1."""
-    if not isinstance(column, str) or type(most) is not int or most < 1:
-        raise SchemaError(
-            f"filters.at_most of {show(column)} is {show(most)}; expected a whole number, 1 or more"
-        )
-    return most
-
-
-def join_filters(one: Filters, other: Filters) -> Filters:
-    """Return the filters that admit what both admit."""
-    where = (
-        f"({one.where}) and ({other.where})"
-        if one.where and other.where
-        else one.where or other.where
-    )
-    only = one.only if other.only is None else other.only
-    if one.only is not None and other.only is not None:
-        only = tuple(item_id for item_id in one.only if item_id in set(other.only))
-    limits = sorted(
-        (*one.at_most, *other.at_most), reverse=True
-    )  # of one column, the least comes last
-    return Filters(where, only, tuple(sorted(dict(limits).items())))
+        moved = np.where(times < moments[first + 1], times, times - pause)
+        history = replace(history, datetime=moved)
+    return replace(request, history=history, datetime=moment - pause)
 
 
 def check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
@@ -246,258 +215,197 @@ def check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any,
         )
     for name in raw:
         if name not in allowed:
-            raise SchemaError(
-                f"{where}: unknown name {show(name)}; {name_nearest(str(name)[:MAX_SHOWN], allowed)}"
-            )
+            nearest = name_nearest(str(name)[:MAX_SHOWN], allowed)
+            raise SchemaError(f"{where}: unknown name {show(name)}; {nearest}")
     return raw
 
 
-def _parse_features(raw: Any, where: str, schema: Schema) -> dict[str, Any] | None:
-    if raw is None:
-        return None
-    side = "user" if where == "features" else where
-    allowed = {
-        one.name: one for one in schema.features(side) if one.kind not in DERIVED
-    }
-    given = check_fields(raw, allowed, where)
-    return {
-        name: parse_value(given[name], allowed[name], f"{where}.{name}")
-        for name in given
-    }
+# ---- filters
+
+
+def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
+    """Check the shape of filters; None if they filter nothing.
+
+    Raises:
+        SchemaError: a part of the filters is of another type.
+    """
+    parts = check_fields(raw, _FILTER_FIELDS, "filters")
+    where = parts.get("where")
+    if not isinstance(where, str | None):
+        raise SchemaError(
+            f"filters.where is {show(where)}; "
+            "expected a text, as in \"price <= 20 and brand = 'x'\""
+        )
+    limits = parts.get("at_most") or {}
+    if not isinstance(limits, Mapping):
+        raise SchemaError(
+            f"filters.at_most is {show(limits)}; expected a mapping of columns to numbers"
+        )
+    only = parts.get("only")
+    if only is not None:
+        only = parse_distinct_ids(only, item_id_type, "filters.only")
+
+    at_most = []
+    for column, limit in limits.items():
+        if limit is not None:
+            at_most.append((column, parse_limit(column, limit)))
+    filters = Filters(where, only, tuple(sorted(at_most)))
+    return None if filters == Filters() else filters
+
+
+def parse_limit(column: Any, limit: Any) -> int:
+    """Return how many items of one list may share a value of a column: at least 1."""
+    if not isinstance(column, str) or type(limit) is not int or limit < 1:
+        raise SchemaError(
+            f"filters.at_most of {show(column)} is {show(limit)}; "
+            "expected a whole number, 1 or more"
+        )
+    return limit
+
+
+def join_filters(first: Filters, second: Filters) -> Filters:
+    """Return the filters that admit what both admit."""
+    where = first.where or second.where
+    if first.where and second.where:
+        where = f"({first.where}) and ({second.where})"
+
+    only = first.only if second.only is None else second.only
+    if first.only is not None and second.only is not None:
+        admitted = set(second.only)
+        only = tuple(item_id for item_id in first.only if item_id in admitted)
+    # Of one column, the least limit comes last and stays.
+    limits = dict(sorted((*first.at_most, *second.at_most), reverse=True))
+    return Filters(where, only, tuple(sorted(limits.items())))
+
+
+# ---- fields of a request
+
+
+def _parse_user_id(raw: Any, schema: Schema) -> Id:
+    return parse_id(raw, schema.user_id_type, "user_id")
+
+
+def _parse_user_features(raw: Any, schema: Schema) -> dict[str, Any]:
+    return _parse_values(raw, schema.user_features, "features")
+
+
+def _parse_context(raw: Any, schema: Schema) -> dict[str, Any]:
+    return _parse_values(raw, schema.context_features, "context")
+
+
+def _parse_values(raw: Any, side: Sequence[Feature], where: str) -> dict[str, Any]:
+    features = {feature.name: feature for feature in side if not feature.is_derived}
+    values = {}
+    for name, value in check_fields(raw, features, where).items():
+        values[name] = features[name].parse(value, f"{where}.{name}")
+    return values
+
+
+def _parse_datetime(raw: Any, schema: Schema) -> int:
+    (seconds,) = parse_times([raw], schema.timezone, lambda _: "datetime")
+    return seconds
+
+
+def _parse_exclude(raw: Any, schema: Schema) -> tuple[Id, ...]:
+    return parse_distinct_ids(raw, schema.item_id_type, "exclude")
+
+
+def _parse_filters(raw: Any, schema: Schema) -> Filters | None:
+    return parse_filters(raw, schema.item_id_type)
 
 
 # ---- histories
 
 
-def _parse_history(raw: Any, schema: Schema) -> History | None:
+def _parse_history(raw: Any, schema: Schema) -> History:
     """Check events column by column."""
-    if raw is None:
-        return None
     entries = check_list(raw, "history")
-    if not all(type(one) is dict and one.keys() <= _EVENT_FIELDS for one in entries):
-        for i, entry in enumerate(entries):
+    for i, entry in enumerate(entries):
+        if type(entry) is not dict or not entry.keys() <= _EVENT_FIELDS:
             check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
-    ids = parse_ids(
-        [one.get("item_id") for one in entries],
-        schema.item_id_type,
-        lambda i: f"history[{i}].item_id",
-    )
-    columns = (
-        [entry.get(name) for entry in entries]
-        for name in ("datetime", "event", "weight")
-    )
-    times, events, weights = (
-        None if values.count(None) == len(values) else values for values in columns
-    )
-    if events is not None:
-        events = [
-            to_text(parse_label(value, f"history[{i}].event"))
-            for i, value in enumerate(events)
-        ]
-    if weights is not None:
-        weights = [
-            parse_weight(value, f"history[{i}].weight")
-            for i, value in enumerate(weights)
-        ]
-    seconds = None if times is None else _parse_history_times(times, schema.timezone)
+    raw_ids = [entry.get("item_id") for entry in entries]
+    id_type = schema.item_id_type
+    ids = parse_ids(raw_ids, id_type, lambda i: f"history[{i}].item_id")
+    times = _parse_history_times(entries, schema.timezone)
     return History(
-        np.array(
-            ids, dtype=np.int64 if schema.item_id_type == "integer" else np.object_
-        ),
-        seconds,
-        None if events is None else np.array(events, dtype=np.object_),
-        None
-        if weights is None
-        else np.array(weights, dtype=np.float64),  # None becomes NaN
-        _key_contexts(entries, seconds, schema) if schema.context_features else None,
+        item_id=np.array(ids, np.int64 if id_type == "integer" else np.object_),
+        datetime=times,
+        event=_parse_events(entries),
+        weight=_parse_weights(entries),
+        context=_key_contexts(entries, times, schema),
     )
 
 
-def _key_contexts(
-    events: Sequence[Any], seconds: NDArray[np.int64] | None, schema: Schema
-) -> NDArray[np.int64] | None:
-    times = [None] * len(events) if seconds is None else seconds.tolist()
-    given = [
-        _parse_features(one.get("context"), "context", schema) or {} for one in events
-    ]
-    rows = [{**one, TIME: time} for one, time in zip(given, times, strict=True)]
-    features = keyed_by_name(schema.context_features)
-    keys = context_keys(features, encode_rows(features, rows, schema.timezone).codes)
-    return keys if keys.any() else None
+def _list_values(entries: Sequence[Any], name: str) -> list[Any] | None:
+    """Return the values of a field of all events; None if no event has it."""
+    values = [entry.get(name) for entry in entries]
+    return None if values.count(None) == len(values) else values
 
 
-def _parse_history_times(values: list[Any], timezone: str | None) -> NDArray[np.int64]:
+def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints | None:
+    values = _list_values(entries, "datetime")
+    if values is None:
+        return None
     if None in values:
         raise SchemaError(
             "history: some events have a datetime and some have none; give all or none"
         )
-    times = np.array(
-        parse_times(values, timezone, lambda index: f"history[{index}].datetime")
-    )
-    if len(earlier := np.flatnonzero(np.diff(times) < 0)):
+    seconds = parse_times(values, timezone, lambda i: f"history[{i}].datetime")
+    times = np.array(seconds)
+    earlier = np.flatnonzero(np.diff(times) < 0)
+    if len(earlier):
         raise SchemaError(
-            f"history[{earlier[0] + 1}] is earlier than the event before it; give the oldest first"
+            f"history[{earlier[0] + 1}] is earlier than the event before it; "
+            "give the oldest first"
         )
     return times
 
 
-# ---- single values
-
-
-def parse_id(value: Any, id_type: IdType, where: str) -> Id:
-    """Check an id and return it in the type of the bundle: 7 and "7" are the same id."""
-    value = to_plain(value)
-    if id_type == "integer" and isinstance(value, str) and INTEGER.fullmatch(value):
-        value = int(value)
-    if type(value) is int and -(2**63) <= value < (
-        2**63 if id_type == "integer" else 2**64
-    ):
-        return value if id_type == "integer" else str(value)
-    if (
-        id_type == "string"
-        and isinstance(value, str)
-        and value.strip()
-        and is_writable(value)
-    ):
-        return value
-    kind = (
-        "a whole number of 64 bits"
-        if id_type == "integer"
-        else "a text that is not empty"
-    )
-    raise SchemaError(
-        f"{where} is {show(value)}; expected {kind}, as in the training data"
-    )
-
-
-def parse_ids(
-    values: list[Any], id_type: IdType, name_of: Callable[[int], str]
-) -> list[Id]:
-    """Check ids as `parse_id` does; `name_of` says where the value at an index stands."""
-    return [
-        parse_id(value, id_type, name_of(index)) for index, value in enumerate(values)
-    ]
-
-
-def parse_distinct_ids(raw: Any, id_type: IdType, where: str) -> tuple[Id, ...]:
-    """Check a list of ids and return each once."""
-    return tuple(
-        dict.fromkeys(
-            parse_ids(
-                [*check_list(raw, where)], id_type, lambda index: f"{where}[{index}]"
-            )
-        )
-    )
-
-
-def check_list(raw: Any, where: str) -> Sequence[Any]:
-    if not isinstance(raw, (list, tuple, np.ndarray)):
-        raise SchemaError(f"{where} is {show(raw)}; expected a list")
-    return raw.tolist() if isinstance(raw, np.ndarray) else raw
-
-
-def parse_value(value: Any, feature: Feature, where: str) -> Any:
-    """Check the value of a feature: of its kind, finite, a vector of its width; None is missing."""
-    value = to_plain(value)
-    if value is None:
+def _parse_events(entries: Sequence[Any]) -> Objects | None:
+    values = _list_values(entries, "event")
+    if values is None:
         return None
-    if feature.kind == "numeric":
-        return parse_number(value, where)
-    if feature.kind == "vector":
-        (vector,) = to_vectors(feature, [value])
-        return None if np.isnan(vector).all() else Vector(vector.tobytes())
-    if (
-        feature.kind == "date"
-    ):  # a number as a text: its unit would be that of its column
-        (seconds,) = parse_times([value], None, lambda _: where)
-        return (
-            value
-            if isinstance(value, str) and "-" in value
-            else f"{np.datetime64(seconds, 's')}Z"
-        )
-    if feature.kind in (*SEVERAL, "text") and isinstance(
-        value, (list, tuple, np.ndarray)
-    ):
-        return [
-            parse_label(part, f"{where}[{index}]") for index, part in enumerate(value)
-        ]
-    return parse_label(value, where)
+    events = np.empty(len(values), dtype=np.object_)
+    for i, value in enumerate(values):
+        events[i] = to_text(parse_label(value, f"history[{i}].event"))
+    return events
 
 
-def parse_number(value: Any, where: str) -> float:
-    value = to_plain(value)
-    if type(value) in (int, float, Decimal) and abs(value) < 2**1023:
-        return float(value)
-    raise SchemaError(f"{where} is {show(value)}; expected a number, finite or null")
+def _parse_weights(entries: Sequence[Any]) -> Doubles | None:
+    values = _list_values(entries, "weight")
+    if values is None:
+        return None
+    weights = np.full(len(values), np.nan)
+    for i, value in enumerate(values):
+        if value is not None:
+            weights[i] = parse_weight(value, f"history[{i}].weight")
+    return weights
 
 
-def check_number(
-    value: Any, where: str, low: float, high: float, kind: type = float
-) -> float:
-    """Return a number within its bounds, a whole one if `kind` is int."""
-    if type(value := to_plain(value)) not in (int, kind) or not low <= value <= high:
-        raise SchemaError(
-            f"{where} is {show(value)}; expected a number from {low:g} to {high:g}"
-        )
-    return float(value)
+def _key_contexts(
+    entries: Sequence[Any], times: Ints | None, schema: Schema
+) -> Ints | None:
+    if not schema.context_features:
+        return None
+    seconds = [None] * len(entries) if times is None else times.tolist()
+    rows: list[dict[str, Any]] = []
+    for entry, time in zip(entries, seconds, strict=True):
+        context = entry.get("context")
+        values = {} if context is None else _parse_context(context, schema)
+        rows.append({**values, TIME: time})
+    features = keyed_by_name(schema.context_features)
+    encoded = encode_rows(features, rows, schema.timezone)
+    keys = context_keys(features, encoded.codes)
+    return keys if keys.any() else None
 
 
-def parse_weight(value: Any, where: str) -> float | None:
-    weight = None if value is None else parse_number(value, where)
-    if weight is not None and weight < 0:
-        raise SchemaError(f"{where} is {weight}; expected 0 or more")
-    return weight
-
-
-def parse_label(value: Any, where: str) -> Any:
-    """Return a text, number or bool as it is: `to_text` makes them equal to the vocabulary's."""
-    value = to_plain(value)
-    if value is not None and not isinstance(value, (str, bool)):
-        parse_number(value, where)
-    return value
-
-
-def parse_times(
-    values: list[Any], timezone: str | None, name_of: Callable[[int], str]
-) -> list[int]:
-    """Return UTC seconds; all values are read in one unit. `name_of` says where the value at an index stands."""
-    try:
-        seconds, is_valid = to_seconds(values, timezone)
-    except SchemaError as error:
-        raise SchemaError(f"{name_of(0)}: {error}") from error
-    if not is_valid.all():
-        index = int(np.argmin(is_valid))
-        raise SchemaError(
-            f"{name_of(index)} is {show(values[index])}; expected an ISO time, or seconds since 1970"
-        )
-    return list(seconds.tolist())
-
-
-def check_id(value: Id, where: str) -> None:
-    """Refuse what is no id of any bundle, of texts or of integers."""
-    parse_id(value, "string" if isinstance(value, str) else "integer", where)
-
-
-def check_seconds(value: Any, where: str) -> None:
-    """Refuse what is no whole UTC seconds of the years 1 to 9999: milliseconds of today are not among these."""
-    if type(to_plain(value)) is not int or not FIRST_SECOND <= value <= LAST_SECOND:
-        raise SchemaError(
-            f"{where} is {show(value)}; expected whole UTC seconds since 1970, of the years 1 to 9999"
-        )
-
-
-def show(value: Any) -> str:
-    """Describe a value for a message, with its type: escaped, and cut so that nothing long is echoed."""
-    if isinstance(value, int) and abs(value) >= 2**63:
-        return "an integer of more than 64 bits"
-    return f"{_SHORT.repr(value)[: MAX_SHOWN + 2]} ({type(value).__name__})"
-
-
-def to_plain(value: Any) -> Any:
-    """Return the Python value of a numpy scalar."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def is_writable(text: str) -> bool:
-    """Tell a text from one with half a surrogate pair, which no file or answer can hold."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+# Field of a request -> how it is checked.
+_PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
+    "user_id": _parse_user_id,
+    "features": _parse_user_features,
+    "history": _parse_history,
+    "context": _parse_context,
+    "datetime": _parse_datetime,
+    "exclude": _parse_exclude,
+    "filters": _parse_filters,
+}

@@ -15,9 +15,7 @@ from serve.errors import SchemaError, say
 
 FAULT = 2  # exit status after a fault of the options, the configuration or the data
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-ENDED = frozenset(
-    128 + number for number in _STOPPING
-)  # exit statuses of a process that was told to stop
+ENDED = frozenset(128 + number for number in _STOPPING)  # exit statuses after a signal
 
 
 class _Parser(argparse.ArgumentParser):
@@ -29,25 +27,27 @@ class _Parser(argparse.ArgumentParser):
 
 def make_parser(program: str, description: str) -> argparse.ArgumentParser:
     """Make a parser that raises SchemaError; the lines of its description stay as they are."""
-    raw = argparse.RawDescriptionHelpFormatter
     return _Parser(
-        prog=program, description=description, formatter_class=raw, allow_abbrev=False
+        prog=program,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
 
 
 def run_command(work: Callable[[], None]) -> int:
-    """Do the work of a command and return its status: 0, or 2 after one line about the fault.
+    """Do the work of a command.
 
-    SIGTERM ends the process with status 143, Ctrl-C with 130.
+    Returns:
+        The exit status: 0, or 2 after one line on stderr about a fault of options, files or data.
+
+    Raises:
+        SystemExit: 143 on SIGTERM, 130 on Ctrl-C.
     """
     try:
         with ending_on_signals():
             work()
-    except (
-        ValueError,
-        OSError,
-        ModuleNotFoundError,
-    ) as error:  # SchemaError and BundleError are ValueErrors
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
         return FAULT
     return 0
@@ -55,7 +55,7 @@ def run_command(work: Callable[[], None]) -> int:
 
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM and Ctrl-C raise SystemExit within; a second one ends the process at once."""
+    """Let SIGTERM and Ctrl-C raise SystemExit; a second one ends the process at once."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in _STOPPING:
@@ -68,24 +68,22 @@ def ending_on_signals() -> Iterator[None]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Ignore SIGTERM and Ctrl-C within: for changes that must happen together and take an instant."""
+    """Ignore SIGTERM and Ctrl-C: for quick changes that must happen together."""
     with handling(signal.SIG_IGN):
         yield
 
 
 @contextmanager
 def handling(handler: Any) -> Iterator[None]:
-    """Let a handler have SIGTERM and Ctrl-C within."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-    ):  # signals are the main thread's alone
+    """Install a handler for SIGTERM and Ctrl-C; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in _STOPPING}
+    previous = {number: signal.signal(number, handler) for number in _STOPPING}
     try:
         yield
     finally:
-        for number, former in before.items():
+        for number, former in previous.items():
             signal.signal(number, former)
 
 
@@ -95,10 +93,13 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
-def tabulate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def tabulate(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of records that have the same names."""
-    cells = [
-        [f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()]
-        for row in rows
-    ]
-    return align([list(rows[0]), *cells])
+    rows = [list(records[0])]
+    for record in records:
+        rows.append(list(map(_format_cell, record.values())))
+    return align(rows)
+
+
+def _format_cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -14,64 +14,44 @@ from pathlib import Path
 from serve.errors import BundleError
 from serve.files import PATIENCE, PRIVATE, make_private
 
-_PRIMARY = 0xFF  # of an extended error code of SQLite
+_PRIMARY = 0xFF  # mask of the primary code in an extended error code of SQLite
+_SETTINGS = (
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "secure_delete = ON",
+    "temp_store = MEMORY",
+)
 
 
 def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection:
-    """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
+    """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted erased.
 
-    `mark` tells the file, by its `application_id`, from other databases and formats. `tables` is run in a new file.
+    Args:
+        path: the file, which is made if there is none.
+        mark: its `application_id`, which tells it from other databases and formats.
+        tables: SQL statements that are run in a new file.
+
+    Returns:
+        A connection that may be used from any thread.
+
+    Raises:
+        BundleError: the file is no database, or one of another kind.
+        OSError: the disk fails, or another process keeps the file for too long.
     """
     make_private(path.parent)
-    with suppress(
-        FileExistsError
-    ):  # before SQLite would: its log and index get the same mode
-        os.close(
-            os.open(path, os.O_CREAT | os.O_EXCL, PRIVATE)
-        )  # else closing it would end the locks of this process
+    # made before SQLite makes it, so that its log and index get the same mode; an existing file is
+    # not opened, since closing it would end the locks of this process
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, PRIVATE))
     with name_fault(path):
         connection = sqlite3.connect(
             path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            (n_tables,) = connection.execute(
-                "SELECT count(*) FROM sqlite_schema"
-            ).fetchone()
-            (found,) = connection.execute(
-                "PRAGMA application_id"
-            ).fetchone()  # after it: another process may make both
-            if found != mark and (found or n_tables):
-                raise BundleError(
-                    f"{path} is of another kind or format: move it away to begin a new one"
-                )
-            for setting in (
-                "journal_mode = WAL",
-                "synchronous = FULL",
-                "secure_delete = ON",
-                "temp_store = MEMORY",
-            ):
-                connection.execute(f"PRAGMA {setting}")
-            connection.create_function(
-                "new_number", 0, lambda: secrets.randbits(62) | 1 << 62
-            )
-            if tables and found != mark:
-                connection.execute("BEGIN IMMEDIATE")
-                (found,) = connection.execute(
-                    "PRAGMA application_id"
-                ).fetchone()  # another process may have come first
-                made = (
-                    ()
-                    if found == mark
-                    else (*tables.split(";"), f"PRAGMA application_id = {mark}")
-                )
-                for each in (*made, "COMMIT"):
-                    connection.execute(each)
+            _prepare(connection, path, mark, tables)
         except (sqlite3.Error, BundleError) as error:
             connection.close()
-            if (
-                getattr(error, "sqlite_errorcode", 0) & _PRIMARY
-                == sqlite3.SQLITE_NOTADB
-            ):
+            if _find_code(error) == sqlite3.SQLITE_NOTADB:
                 raise BundleError(
                     f"{path} is no database: move it away to begin a new one"
                 ) from error
@@ -79,25 +59,62 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
     return connection
 
 
+def _prepare(
+    connection: sqlite3.Connection, path: Path, mark: int, tables: str
+) -> None:
+    count = "SELECT count(*) FROM sqlite_schema"
+    (n_tables,) = connection.execute(count).fetchone()
+    # read after the tables are counted: another process may make both
+    found_mark = _read_mark(connection)
+    if found_mark != mark and (found_mark or n_tables):
+        raise BundleError(
+            f"{path} is of another kind or format: move it away to begin a new one"
+        )
+    for setting in _SETTINGS:
+        connection.execute(f"PRAGMA {setting}")
+    connection.create_function("new_number", 0, _draw_number)
+    if not tables or found_mark == mark:
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    if _read_mark(connection) != mark:  # no other process came first
+        for statement in tables.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {mark}")
+    connection.execute("COMMIT")
+
+
+def _read_mark(connection: sqlite3.Connection) -> int:
+    (mark,) = connection.execute("PRAGMA application_id").fetchone()
+    return int(mark)
+
+
+def _draw_number() -> int:
+    return secrets.randbits(62) | 1 << 62
+
+
+def _find_code(error: Exception) -> int:
+    """Return the primary error code of SQLite, 0 if there is none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
+
+
 @contextmanager
 def name_fault(path: Path) -> Iterator[None]:
-    """Turn SQLite's errors of the disk or the file into an OSError that names it; EBUSY if another process keeps it."""
+    """Turn SQLite's errors of the disk or the file into an OSError that names the file.
+
+    Raises:
+        OSError: its `errno` is EBUSY if another process keeps the file, else EIO.
+    """
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if type(error) not in (
-            sqlite3.OperationalError,
-            sqlite3.DatabaseError,
-        ):  # a fault of ours
+        # subclasses other than these are mistakes in our SQL
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
             raise
-        is_busy = (
-            getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
-        )
-        raise OSError(
-            errno.EBUSY if is_busy else errno.EIO, str(error), str(path)
-        ) from error
+        is_busy = _find_code(error) == sqlite3.SQLITE_BUSY
+        code = errno.EBUSY if is_busy else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
 
 
 def user_key(salt: bytes, user_id: str) -> bytes:
-    """Return the key by which a database finds a user: without the salt nobody can make it."""
+    """Return the key by which a database finds a user; without the salt nobody can make it."""
     return hashlib.blake2b(user_id.encode(), key=salt, digest_size=16).digest()

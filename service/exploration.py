@@ -1,9 +1,10 @@
-"""Exploration: the last slots of a list are drawn at random, better items more often, with exact propensities.
+"""Exploration: the last slots of a list are drawn at random, with exact propensities.
 
-Items are drawn one after the other in proportion to exp(score / temperature), which is the order of these logits plus
-Gumbel noise (Plackett and Luce; Kool et al., ICML 2019). Seen as exponential clocks, the item of rate w is the j-th to
-ring with the probability of the integral over t of w exp(-w t) times that of j - 1 others having rung by t: one smooth
-integral over log t for each item that is shown, not a sum over all orders.
+Items are drawn one after the other in proportion to exp(score / temperature), which is the order of
+these logits plus Gumbel noise (Plackett and Luce; Kool et al., ICML 2019). Seen as exponential
+clocks, the item of rate w is the j-th to ring with the probability of the integral over t of w
+exp(-w t) times that of j - 1 others having rung by t: one smooth integral over log t for each item
+that is shown, not a sum over all orders.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from serve.rerank import POOL, find_new, recommend_only
 from service.experiment import Policy
 
 _EARLIEST = (
-    1e-11  # of clocks, in shares of their mean time: outside lies less than 1e-10
+    1e-11  # of clocks, in shares of their mean time: less than 1e-10 lies outside
 )
 _LATEST = 30.0
 _STEP = 0.1  # of log time: the sum is exact to 1e-9
-_LOWEST = 20.0  # logits are at most so much below the highest: what is rarer is drawn as often as that
+_LOWEST = 20.0  # logits are at most so much below the highest, so that all are drawn
 
 
 def explore(
@@ -38,16 +39,27 @@ def explore(
     policy: Policy,
     seeds: Sequence[str],
 ) -> list[Answer]:
-    """Answer requests as the policy says, each with the propensities of its items; the same seed draws the same.
+    """Answer requests as a policy says.
 
-    The last slots are drawn from the best items of the request that are not listed above them, and from new items
-    where the policy adds to their scores. Items keep the filters of their request.
+    The last slots are drawn from the best items of the request that are not listed above them, and
+    from new items where the policy adds to their scores. Items keep the filters of their request.
+
+    Args:
+        recommender: the version that answers.
+        requests: R requests.
+        k: length of a list.
+        filter_viewed: leave out what users have; None leaves it to the bundle.
+        policy: which slots are drawn, and how.
+        seeds: (R,) the same seed draws the same.
+
+    Returns:
+        (R,) answers with the propensities of their items.
     """
-    found = find_candidates(recommender, requests, k, filter_viewed, policy)
+    lists = find_candidates(recommender, requests, k, filter_viewed, policy)
     answers = []
-    for candidates, seed in zip(found, seeds, strict=True):
+    for candidates, seed in zip(lists, seeds, strict=True):
         chosen = candidates.draw(seed)
-        listed = replace(
+        answer = replace(
             candidates.pool,
             item_id=candidates.item_id[chosen],
             score=candidates.score[chosen],
@@ -55,7 +67,7 @@ def explore(
             reason=candidates.pool.reason if len(chosen) < k else None,
             propensity=candidates.propensities(chosen, np.arange(len(chosen))),
         )
-        answers.append(listed)
+        answers.append(answer)
     return answers
 
 
@@ -66,31 +78,31 @@ def find_candidates(
     filter_viewed: bool | None,
     policy: Policy,
 ) -> Iterator[Candidates]:
-    """Find what the lists of requests may hold."""
+    """Yield what the list of each request may hold; the arguments are those of `explore`."""
     pools = recommender.recommend(requests, max(k, POOL), filter_viewed)
     is_new = find_new(recommender)
-    fresh = None
+    new_items = None
     if policy.new_items and is_new.any():
-        fresh = recommend_only(
+        new_items = recommend_only(
             recommender, requests, policy.slots, filter_viewed, is_new
         )
-    for place, pool in enumerate(pools):
+    for index, pool in enumerate(pools):
         ids = pool.item_id
         scores = pool.score
-        if fresh is not None:
-            more = fresh.of(place)
+        if new_items is not None:
+            more = new_items.of(index)
             is_more = ~np.isin(more.item_id, ids)
             ids = np.append(ids, more.item_id[is_more])
             scores = np.append(scores, more.score[is_more])
-        bonus: Doubles = policy.new_items * is_new[
-            recommender.catalogue.item_ids.find(ids)
-        ].astype(np.float64)
-        yield Candidates(pool, ids, scores, bonus, min(k, len(pool.item_id)), policy)
+        rows = recommender.catalogue.item_ids.find(ids)
+        bonus: Doubles = policy.new_items * is_new[rows].astype(np.float64)
+        n_listed = min(k, len(pool.item_id))
+        yield Candidates(pool, ids, scores, bonus, n_listed, policy)
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The items of which one list is drawn: M of them, those of the pool first, by falling score."""
+    """The M items of which a list is drawn: those of the pool, by falling score, then new ones."""
 
     pool: Answer
     item_id: NDArray[np.generic]  # (M,)
@@ -100,28 +112,34 @@ class Candidates:
     policy: Policy
 
     def draw(self, seed: str) -> Ints:
-        """Return the places of the items to list, (K,)."""
+        """Return the indices of the items to list, (K,)."""
         chosen = np.arange(self.n_listed)
-        if self._n_fixed < self.n_listed and is_explored(seed, self.policy.share):
-            chosen[self._n_fixed :] = self._n_fixed + draw(
-                seed, self._logits, self.n_listed - self._n_fixed
-            )
+        n_drawn = self.n_listed - self._n_fixed
+        if n_drawn > 0 and is_explored(seed, self.policy.share):
+            drawn = draw(seed, self._logits, n_drawn)
+            chosen[self._n_fixed :] = self._n_fixed + drawn
         return chosen
 
-    def propensities(self, places: Ints, slots: Ints) -> Doubles:
-        """Return the probabilities of items, as places, in slots from 0, (R,) both."""
-        found: Doubles = (places == slots).astype(np.float64)
-        is_drawn = slots >= self._n_fixed
-        found[is_drawn] *= 1 - self.policy.share
-        which = is_drawn & (places >= self._n_fixed)
-        if which.any():
-            drawn = probabilities(
-                self._logits,
-                places[which] - self._n_fixed,
-                slots[which] - self._n_fixed,
-            )
-            found[which] += self.policy.share * drawn
-        return found
+    def propensities(self, items: Ints, slots: Ints) -> Doubles:
+        """Return the probabilities of items in slots.
+
+        Args:
+            items: (R,) indices of items.
+            slots: (R,) slots from 0.
+
+        Returns:
+            (R,) probabilities under the policy, given the request.
+        """
+        result: Doubles = (items == slots).astype(np.float64)
+        is_explored_slot = slots >= self._n_fixed
+        result[is_explored_slot] *= 1 - self.policy.share
+        is_drawn = is_explored_slot & (items >= self._n_fixed)
+        if is_drawn.any():
+            items = items[is_drawn] - self._n_fixed
+            slots = slots[is_drawn] - self._n_fixed
+            drawn = probabilities(self._logits, items, slots)
+            result[is_drawn] += self.policy.share * drawn
+        return result
 
     @property
     def _n_fixed(self) -> int:
@@ -129,23 +147,18 @@ class Candidates:
 
     @property
     def _logits(self) -> Doubles:
-        """Return what the items that may be drawn are drawn by: scores in standard deviations of the pool."""
+        """Return the logits of draws: scores in standard deviations of the pool, by temperature."""
         scale = float(self.pool.score.std()) or 1.0
-        logits: Doubles = (
-            self.score.astype(np.float64) / scale + self.bonus
-        ) / self.policy.temperature
-        drawn_by: Doubles = logits[self._n_fixed :]
-        return drawn_by
+        scores = self.score.astype(np.float64) / scale + self.bonus
+        return (scores / self.policy.temperature)[self._n_fixed :]
 
 
 def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:
-    """Draw places of items for slots, in order; the same seed draws the same."""
+    """Draw indices of items for slots, in order; the same seed draws the same."""
     digest = hashlib.sha256(seed.encode()).digest()
-    noise = np.random.default_rng(int.from_bytes(digest[:16], "big")).gumbel(
-        size=len(logits)
-    )
-    order: Ints = np.argsort(-(_bound(logits) + noise), kind="stable")[:n_slots]
-    return order
+    rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
+    perturbed = _bound(logits) + rng.gumbel(size=len(logits))
+    return np.argsort(-perturbed, kind="stable")[:n_slots]
 
 
 def is_explored(seed: str, share: float) -> bool:
@@ -155,35 +168,39 @@ def is_explored(seed: str, share: float) -> bool:
 
 
 def probabilities(logits: Doubles, items: Ints, slots: Ints) -> Doubles:
-    """Return the probabilities with which `draw` puts items, as places in `logits` (M,), into slots from 0, (R,) both.
+    """Return the probabilities with which `draw` puts items into slots.
 
-    The others that have rung by a time are counted by their Poisson-binomial distribution.
+    The other items that have rung by a time are counted by their Poisson-binomial distribution.
+
+    Args:
+        logits: (M,) of the items that may be drawn.
+        items: (R,) indices of items.
+        slots: (R,) slots from 0.
+
+    Returns:
+        (R,) probabilities, exact to 1e-9.
     """
     rates = np.exp(_bound(logits))  # (M,)
     n_slots = int(slots.max()) + 1
-    slow = np.sort(rates)[::-1][
-        min(n_slots, len(rates)) - 1
-    ]  # among the fastest, the slot's last has rung by its time
+    # Of the fastest items, as many as there are slots, the slowest rings last.
+    slowest = np.sort(rates)[::-1][min(n_slots, len(rates)) - 1]
     start = np.log(_EARLIEST / rates.sum())
-    stop = np.log(_LATEST / min(slow, rates[items].min()))
-    log_time = np.arange(start, stop, _STEP)
-    time = np.exp(log_time)  # (T,)
-    rung = -np.expm1(-np.outer(rates, time))  # (M, T), the probability of having rung
-    counts = np.zeros(
-        (len(items), n_slots, len(time))
-    )  # (R, S, T), of others that have rung
+    stop = np.log(_LATEST / min(slowest, rates[items].min()))
+    time = np.exp(np.arange(start, stop, _STEP))  # (T,)
+    has_rung = -np.expm1(-np.outer(rates, time))  # (M, T), probabilities
+
+    counts = np.zeros((len(items), n_slots, len(time)))  # (R, S, T), of others
     counts[:, 0] = 1
     for other in range(len(rates)):
-        share = np.where(
-            (items == other)[:, None, None], 0.0, rung[other]
-        )  # an item is not another than itself
+        is_itself = (items == other)[:, None, None]
+        share = np.where(is_itself, 0.0, has_rung[other])
         moved = counts[:, :-1] * share
         counts *= 1 - share
         counts[:, 1:] += moved
-    densities = (
-        rates[items, None] * np.exp(-np.outer(rates[items], time)) * time
-    )  # (R, T), of log time
-    chosen = counts[np.arange(len(items)), slots]
+
+    survival = np.exp(-np.outer(rates[items], time))  # (R, T)
+    densities = rates[items, None] * survival * time  # of log time
+    chosen = counts[np.arange(len(items)), slots]  # (R, T)
     result: Doubles = (densities * chosen).sum(axis=1) * _STEP
     return result
 

@@ -1,4 +1,15 @@
-"""Answers and vectors in files."""
+"""Write answers and vectors to files, and erase users from exports.
+
+An export of vectors is a folder of Parquet shards, and goes on where it was killed:
+
+    _plan.json             what the shards are made from; another plan is refused
+    part-00000.parquet     a shard, there as a whole or not at all
+    _SUCCESS               written last: without it the export is not complete
+
+The product of a user vector and an item vector is the item's score, but for what no vector holds:
+the memory of an owned item, where repeats are allowed, and what items add to the scores of
+others.
+"""
 
 from __future__ import annotations
 
@@ -8,173 +19,91 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
-from serve.arrays import ids_to_arrow, to_arrow
-from serve.errors import SchemaError, name_nearest
-from serve.files import sync_folder, take_lock, write_file
+from datamodules.read import SAME_NAMES, Row
+from serve.arrays import Floats, ids_to_arrow, to_arrow
+from serve.cells import parse_ids
+from serve.errors import BundleError, SchemaError
+from serve.files import replacing, sync_folder, take_lock, write_file
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from serve.requests import (
-    Filters,
-    Request,
-    join_filters,
-    parse_filters,
-    parse_ids,
-    parse_request,
-    show,
-)
-from serve.schema import DERIVED, IdType, Schema
-from serve.tables import (
-    AS_OURS,
-    ITEM_ID,
-    TEXTS,
-    Row,
-    kind_of,
-    open_table,
-    read_rows,
-    write_table,
-)
+from serve.requests import Request
+from service.request_files import ITEM_ID, read_items, read_requests
 
 PLAN = "_plan.json"
-
-
 SUCCESS = "_SUCCESS"
-
-
 ROWS_PER_SHARD = 65_536
-
-
 _LOCK = ".lock"
-
-
 _SHARDS = "part-*.parquet"
-
-
 _OURS = re.compile(
     rf"({PLAN}|{SUCCESS}|part-\d{{5,}}\.parquet)(\.part)?|{re.escape(_LOCK)}"
 )
 
-
-_NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE
-)
-
-
 Side = Literal["user", "item"]
-
-
 Encoded = tuple[
-    Sequence[Any] | np.ndarray, np.ndarray
-]  # ids of rows, None for an anonymous request, and vectors
+    Sequence[Any], Floats
+]  # ids, None for an anonymous request, and vectors
 
 
-def read_requests(
-    path: Path,
-    schema: Schema,
-    columns: Mapping[str, str] = AS_OURS,
-    check: Callable[[Request], None] | None = None,
-) -> Iterator[Request]:
-    """Read and check the requests of a file one by one; `check` may refuse one that cannot be answered."""
-    rows = read_rows(path, columns)  # a file that cannot be read is refused at once
-    is_flat = kind_of(path) in TEXTS
-
-    def parse() -> Iterator[Request]:
-        for place, raw in rows:
-            try:
-                request = parse_request(
-                    nest_cells(raw, schema) if is_flat else raw, schema
-                )
-                if check is not None:
-                    check(request)
-            except SchemaError as error:
-                raise SchemaError(f"{path.name}, {place}: {error}") from error
-            yield request
-
-    return parse()
+# ---- tables to files
 
 
-def nest_cells(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
-    """Put the cells of a CSV row into the fields of a request."""
-    raw: dict[str, Any] = {}
-    sides = (("features", schema.user_features), ("context", schema.context_features))
-    for name, cell in cells.items():
-        found = [
-            (side, one)
-            for side, some in sides
-            for one in some
-            if one.name == name and one.kind not in DERIVED
-        ]
-        if len(found) != 1 and name not in ("user_id", "datetime"):
-            allowed = "user_id, datetime, single features of users and context; else give JSON Lines"
-            raise SchemaError(
-                f"column {show(name)} cannot be read; allowed in a table: {allowed}"
-            )
-        if cell.strip():
-            fields = raw.setdefault(found[0][0], {}) if found else raw
-            is_number = (
-                bool(found)
-                and found[0][1].is_numeric
-                and _NUMBER.fullmatch(cell.strip())
-            )
-            fields[name] = (
-                float(cell) if is_number else cell
-            )  # any other text is refused later
-    return raw
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write tables of one schema below each other as CSV or Parquet, by suffix, in one step."""
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".parquet"):
+        raise SchemaError(
+            f"{path.name}: cannot write '{path.suffix}'; allowed: .csv, .parquet"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as sink, _open_writer(suffix, sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
-def read_items(
-    path: Path, schema: Schema, columns: Mapping[str, str] = AS_OURS
-) -> Iterator[Row]:
-    """Read the items of a file, each with `item_id` and the columns that features read."""
-    wanted = {feature.column for feature in schema.item_features} | {ITEM_ID}
-    for name in columns:
-        if name not in wanted:
-            raise SchemaError(
-                f"columns: no feature of items reads '{name}'; {name_nearest(name, wanted)}"
-            )
-    is_first = True
-    for place, raw in read_rows(path, columns):
-        if not isinstance(raw, dict) or ITEM_ID not in raw:
-            raise SchemaError(
-                f"{path.name}, {place}: no '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN"
-            )
-        if is_first and len(wanted) > 1 and len(wanted & raw.keys()) < 2:
-            raise SchemaError(
-                f"{path.name}, {place}: no column is a feature of items; allowed: {sorted(wanted - {ITEM_ID})}"
-            )
-        is_first = False
-        yield f"{path.name}, {place}", {name: raw[name] for name in wanted & raw.keys()}
+def _open_writer(suffix: str, sink: BinaryIO, schema: pa.Schema) -> Any:
+    if suffix == ".parquet":
+        return pq.ParquetWriter(sink, schema, compression="zstd")
+    options = pa_csv.WriteOptions(quoting_header="none")
+    return pa_csv.CSVWriter(sink, schema, write_options=options)
 
 
-def read_filters(
-    where: str | None, only: Path | None, at_most: Sequence[str], id_type: IdType
-) -> Filters | None:
-    """Read the filters of a command: an expression, a file with `item_id`, and `COLUMN=N` each."""
-    limits: dict[str, int] = {}
-    for option in at_most:
-        column, _, number = option.rpartition("=")
-        if not (column and number.strip().isdecimal()) or column in limits:
-            raise SchemaError(
-                f"--at-most is '{option[:40]}'; expected COLUMN=N, each column once, as in category=2"
-            )
-        limits[column] = int(number.strip()[:18])
-    ids = None if only is None else [raw.get(ITEM_ID) for _, raw in read_rows(only)]
-    return parse_filters({"where": where, "only": ids, "at_most": limits}, id_type)
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file; vectors do not compress."""
+    others = [name for name in table.column_names if name != "vector"]
+    compression = dict.fromkeys(table.column_names, "none")
+    compression |= dict.fromkeys(others, "zstd")
+    with replacing(path) as sink:
+        pq.write_table(
+            table,
+            sink,
+            use_dictionary=others,
+            write_statistics=others,
+            compression=compression,
+        )
 
 
-def add_filters(requests: Iterable[Request], filters: Filters) -> Iterator[Request]:
-    """Give each request filters beside its own, as it is needed."""
-    return (
-        replace(one, filters=join_filters(filters, one.filters or Filters()))
-        for one in requests
-    )
+@contextmanager
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of ours, and name it where it is none."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise BundleError(
+            f"{path} is damaged: {error}; remove it, then do this again"
+        ) from error
+
+
+# ---- vectors to shards
 
 
 def export_items(
@@ -182,57 +111,56 @@ def export_items(
     rows: Path | None,
     folder: Path,
     overwrite: bool,
-    columns: Mapping[str, str] = AS_OURS,
+    columns: Mapping[str, str] = SAME_NAMES,
 ) -> list[str]:
-    """Export the vectors of a file of items, None: of the catalogue, as shards in a folder; return lines to say."""
-    schema = recommender.bundle.schema
-    vectors = recommender.bundle.vectors
-    ids = recommender.bundle.items.column(ITEM_ID)
+    """Export item vectors as shards in a folder.
 
-    def encode(some: list[Row]) -> Encoded:
-        places = [place for place, _ in some]
-        parsed = parse_ids(
-            [raw[ITEM_ID] for _, raw in some],
-            schema.item_id_type,
-            lambda i: f"{places[i]}: {ITEM_ID}",
-        )
-        features = [
-            {name: value for name, value in raw.items() if name != ITEM_ID}
-            for _, raw in some
-        ]
-        try:
-            return parsed, recommender.encode_items(features)
-        except SchemaError as error:
-            if len(some) == 1:
-                raise SchemaError(f"{places[0]}: {error}") from error
-            for one in some:  # find the row that fails
-                encode([one])
-            raise
+    Args:
+        recommender: encodes items by their features.
+        rows: a file of items; None: the catalogue.
+        folder: new, or left by a killed export of the same plan.
+        overwrite: remove an export that is there.
+        columns: our name -> name in the file of rows, where they differ.
 
+    Returns:
+        Lines to print.
+
+    Raises:
+        SchemaError: a row cannot be read, or the folder holds something else.
+    """
+    bundle = recommender.bundle
     if rows is not None:
+        items = read_items(rows, bundle.schema, columns)
+        id_type = bundle.schema.item_id_type
         source = _identify(rows, columns)
-        return _export(
-            recommender,
-            "item",
-            source,
-            read_items(rows, schema, columns),
-            encode,
-            folder,
-            overwrite,
-        )
 
-    def take(some: list[int]) -> Encoded:
-        return ids.slice(some[0], len(some)).to_pylist(), vectors[some]
+        def encode(some: list[Row]) -> Encoded:
+            ids = [raw.pop(ITEM_ID) for _, raw in some]
+            parsed = parse_ids(ids, id_type, lambda row: f"{some[row][0]}: {ITEM_ID}")
+            return parsed, _encode_items(recommender, some)
 
-    return _export(
-        recommender,
-        "item",
-        {"kind": "catalogue"},
-        range(len(ids)),
-        take,
-        folder,
-        overwrite,
-    )
+        return _export(recommender, "item", source, items, encode, folder, overwrite)
+
+    catalogue = bundle.items.column(ITEM_ID)
+
+    def take(rows: list[int]) -> Encoded:
+        return catalogue.slice(rows[0], len(rows)).to_pylist(), bundle.vectors[rows]
+
+    source = {"kind": "catalogue"}
+    every_row = range(len(catalogue))
+    return _export(recommender, "item", source, every_row, take, folder, overwrite)
+
+
+def _encode_items(recommender: Recommender, rows: Sequence[Row]) -> Floats:
+    """Encode the features of items, and name the row that fails."""
+    try:
+        return recommender.encode_items([features for _, features in rows])
+    except SchemaError as error:
+        if len(rows) == 1:
+            raise SchemaError(f"{rows[0][0]}: {error}") from error
+        for row in rows:
+            _encode_items(recommender, [row])
+        raise
 
 
 def export_users(
@@ -240,21 +168,23 @@ def export_users(
     rows: Path | None,
     folder: Path,
     overwrite: bool,
-    columns: Mapping[str, str] = AS_OURS,
+    columns: Mapping[str, str] = SAME_NAMES,
 ) -> list[str]:
-    """Export user vectors, as `export_items` does; `rows` is a file of requests, None: all users with a profile."""
+    """Export user vectors as `export_items` does.
+
+    `rows` is a file of requests; None: all users with a profile.
+    """
     profiles = recommender.profiles
     source: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
-    requests: Iterator[Request] = (
-        Request(user_id=one) for one in profiles.user_ids.tolist()
-    )
     if rows is not None:
-        source = source | _identify(rows, columns)
+        source |= _identify(rows, columns)
         requests = read_requests(rows, recommender.bundle.schema, columns)
     elif not len(profiles):
         raise SchemaError(
             "there are no profiles: give their folder with --profiles, or requests with --rows"
         )
+    else:
+        requests = (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
 
     def encode(some: list[Request]) -> Encoded:
         return [request.user_id for request in some], recommender.encode_users(some)
@@ -298,12 +228,11 @@ def _export(
     folder: Path,
     overwrite: bool,
 ) -> list[str]:
-    """Write rows shard by shard; those of a shard that is there already are read, but not encoded."""
-    manifest = recommender.bundle.manifest
+    """Write rows shard by shard; the rows of a shard that is there are read, but not encoded."""
     schema = recommender.bundle.schema
     id_type = schema.user_id_type if side == "user" else schema.item_id_type
     plan = {
-        "version": manifest.version,
+        "version": recommender.bundle.manifest.version,
         "side": side,
         "source": source,
         "rows_per_shard": ROWS_PER_SHARD,
@@ -316,18 +245,12 @@ def _export(
             path = folder / f"part-{n_shards:05d}.parquet"
             if not path.exists():
                 ids, vectors = encode(some)
-                lists = pa.FixedSizeListArray.from_arrays(
-                    to_arrow(vectors.ravel()), manifest.dim
-                )
-                names = [f"{side}_id", "vector"]
-                write_table(
-                    path,
-                    pa.Table.from_arrays(
-                        [ids_to_arrow(ids, id_type), lists], names=names
-                    ),
-                )
-            n_rows = n_rows + _count_rows(path)
-            n_shards = n_shards + 1
+                entries = to_arrow(vectors.ravel())
+                lists = pa.FixedSizeListArray.from_arrays(entries, vectors.shape[1])
+                columns = {f"{side}_id": ids_to_arrow(ids, id_type), "vector": lists}
+                write_table(path, pa.table(columns))
+            n_rows += _count_rows(path)
+            n_shards += 1
         _finish(folder, n_shards, n_rows)
     return [f"{n_rows} {side} vectors: {folder}"]
 
@@ -356,7 +279,7 @@ def _lock(folder: Path) -> BinaryIO:
 def _open_folder(
     folder: Path, plan: Mapping[str, Any], overwrite: bool
 ) -> Iterator[None]:
-    """Take a folder that is new or left by a killed export of the same plan; `overwrite` removes an export there."""
+    """Take a folder that is new, is left by a killed export of the plan, or may be overwritten."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in sorted(os.listdir(folder)):
         if not _OURS.fullmatch(name):
@@ -372,9 +295,8 @@ def _open_folder(
             raise SchemaError(
                 f"{folder} holds a finished export: choose another --out, or add --overwrite"
             )
-        if any(folder.glob(_SHARDS)) and read_plan(folder) != json.loads(
-            _to_json(plan)
-        ):
+        has_shards = any(folder.glob(_SHARDS))
+        if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
             raise SchemaError(
                 f"{folder} holds part of another export: choose another --out, or add --overwrite"
             )
@@ -396,30 +318,40 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
+# ---- erasing
+
+
 def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
-    """Rewrite a Parquet file without the rows of users, given as texts, if it has any; return how many went."""
+    """Rewrite a Parquet file without the rows of users, if it has any.
+
+    Args:
+        path: the file.
+        user_ids: the users, as texts.
+
+    Returns:
+        The number of rows that went.
+    """
     with open_table(path) as file:
         if "user_id" not in file.schema_arrow.names:
             return 0
         table = file.read()
     ids = table.column("user_id").to_pylist()
-    kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
-    if len(kept) < len(ids):
-        write_table(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
+    is_kept = np.array([str(user_id) not in user_ids for user_id in ids], bool)
+    if not is_kept.all():
+        write_table(path, table.take(to_arrow(np.flatnonzero(is_kept))))
         sync_folder(path.parent)
-    return len(ids) - len(kept)
+    return len(ids) - int(is_kept.sum())
 
 
 def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
-    """Rewrite the shards that hold any of the users, given as texts, one by one; return how many rows went."""
+    """Rewrite the shards that hold any of the users, given as texts; return how many rows went."""
     with _lock(folder):
         for partial in folder.glob(f"{_SHARDS}.part"):
             partial.unlink()  # of a kill
         paths = sorted(folder.glob(_SHARDS))
-        n_gone = sum(erase_from_table(path, user_ids) for path in paths)
-        if (
-            folder / SUCCESS
-        ).exists():  # also where nothing went: a kill may have come before this
+        n_erased = sum(erase_from_table(path, user_ids) for path in paths)
+        if (folder / SUCCESS).exists():
+            # also where no row went: a kill may have come before this
             _finish(folder, len(paths), sum(map(_count_rows, paths)))
         sync_folder(folder)
-    return n_gone
+    return n_erased

@@ -1,148 +1,146 @@
-"""What is known of a user: profile and live events, joined in one history."""
+"""Complete requests by what is known of their users: profiles, then live events and dismissals.
+
+`Profiles.complete` adds what the training knew. Here the events that came since are joined with the
+history of the profile, dismissed items are excluded, and forgotten users are strangers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from serve import profiles as profile_files
+from serve.arrays import Id
+from serve.cells import INTEGER
 from serve.profiles import Profiles
-from serve.requests import (
-    INTEGER,
-    History,
-    Id,
-    Request,
-)
-from service.state import Recalled, StateStore
+from serve.requests import History, Request
+from service.log import Recalled
+from service.state import State
+
+# The columns that tell two events of a user apart.
+_TELLING = ("item_id", "datetime", "event")
 
 
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
-    """Return the request with the user's live events and dismissals in it.
+def complete(request: Request, profiles: Profiles, state: State) -> Request:
+    """Return the request with its user's live events and dismissals in it.
 
-    A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
-    excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
+    A history of its own stays. Otherwise the history becomes that of the profile and the live
+    events, by time. Dismissed items are excluded anyway.
     """
-    return (
-        request
-        if request.user_id is None
-        else fill_in(request, know_user(request.user_id, profiles, state.recall))
-    )
+    if request.user_id is None:
+        return request
+    return fill_in(request, know_user(request.user_id, profiles, state.recall))
 
 
 def know_user(
     user_id: Id, profiles: Profiles, recall: Callable[[Id], Recalled]
 ) -> Request:
-    """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
-    ids = profiles.history.item_id
-    user_id = _fit(user_id, profiles.user_ids)
+    """Return what is to be filled into the requests of a user.
+
+    Args:
+        user_id: the user, in the type that their events were sent with.
+        profiles: those that the process has loaded. That of a forgotten user is not read.
+        recall: returns the live state of a user.
+
+    Returns:
+        A request without a history where the profile is all that there is.
+    """
+    fitted = _fit(user_id, profiles.user_ids)
+    user_id = user_id if fitted is None else fitted
     recalled = recall(user_id)
+    ids = profiles.history.item_id
     if recalled.is_forgotten:
         return Request(user_id, history=History(ids[:0]), features={}, user_known=False)
-    kind = str if ids.dtype == np.object_ else int
-    dismissed = tuple(
-        one
-        for one in (_fit(each, ids) for each in recalled.dismissed)
-        if isinstance(one, kind)
-    )
-    fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
-    kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
+
+    live = _fit_history(recalled.history, ids)
+    dismissed = [_fit(item_id, ids) for item_id in recalled.dismissed]
+    excluded = tuple(item_id for item_id in dismissed if item_id is not None)
+    is_live = len(recalled.history) > 0 or len(excluded) > 0
     known = Request(
-        user_id,
-        exclude=dismissed,
-        user_known=bool(user_id in profiles.positions or fitted or dismissed),
+        user_id, exclude=excluded, user_known=is_live or user_id in profiles.positions
     )
-    if not kept:
+    if not len(live):
         return known
-    item_ids = np.array([fitted[place] for place in kept], ids.dtype)
-    live = replace(recalled.history.take(np.array(kept)), item_id=item_ids)
     profile = profiles.get(user_id)
-    return replace(
-        known, history=live if profile is None else _join(profile.history, live)
-    )
+    history = live if profile is None else _join(profile.history, live)
+    return replace(known, history=history)
 
 
 def fill_in(request: Request, known: Request) -> Request:
-    """Return a request with what `know_user` knows of its user, where it does not say that itself."""
-    given: dict[str, Any] = {"user_id": known.user_id, "user_known": known.user_known}
-    given |= {
-        name: getattr(known, name)
-        for name in ("history", "features")
-        if getattr(request, name) is None
-    }
-    if known.exclude:
-        given["exclude"] = tuple(dict.fromkeys((*request.exclude, *known.exclude)))
-    return (
-        replace(request, **given)
-        if any(given[name] != getattr(request, name) for name in given)
-        else request
+    """Return a request with what `know_user` returned, where it does not say that itself."""
+    exclude = dict.fromkeys((*request.exclude, *known.exclude))
+    return replace(
+        profile_files.fill_in(request, known),
+        user_id=known.user_id,
+        user_known=known.user_known,
+        exclude=tuple(exclude),
     )
 
 
-def _fit(one: Id, ids: np.ndarray) -> Id:
-    """Return an id in the type of others if it can be one: a text for 7, an integer for "7"."""
-    text = str(one)
+def _fit(value: Id, ids: NDArray[Any]) -> Id | None:
+    """Return an id in the type of others: a text for 7, an integer for "7", None for "x"."""
+    text = str(value)
+    if ids.dtype == np.object_:
+        return text
     is_whole = INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63
-    return int(text) if is_whole and ids.dtype != np.object_ else text
+    return int(text) if is_whole else None
+
+
+def _fit_history(live: History, ids: NDArray[Any]) -> History:
+    """Return the events whose items have ids that can be of the type of others."""
+    fitted = [_fit(item_id, ids) for item_id in live.item_id.tolist()]
+    places = [place for place, one in enumerate(fitted) if one is not None]
+    item_ids = np.array([fitted[place] for place in places], ids.dtype)
+    return replace(live.take(np.array(places, np.int64)), item_id=item_ids)
+
+
+# ---- a profile's events and live ones
 
 
 def _join(known: History, live: History) -> History:
-    """Put a profile's events and live ones in the order of time; at one time the profile's come first.
+    """Put live events behind a profile's, in the order of time; at one time, the profile's lead.
 
-    Live events that the profile has too do not count again: data may have been trained on since they came.
+    Live events that the profile has too do not count again: the data may have been trained on since
+    they came. Without times, these are the longest run that ends the profile and begins the events.
     """
     if not len(known):
         return live
-    if (
-        known.datetime is None
-    ):  # nothing tells when they happened, but that it was before
-        return _append(known, live.take(slice(_count_known(known, live), None)))
-    joined = _append(known, live)
-    columns = (
-        joined.item_id,
-        joined.datetime,
-        None if known.event is None else joined.event,
-    )
-    keys = list(zip(*(one.tolist() for one in columns if one is not None), strict=True))
-    seen = set(keys[: len(known)])
-    kept = [
-        place for place, key in enumerate(keys) if place < len(known) or key not in seen
-    ]
-    return joined.take(np.array(sorted(kept, key=lambda place: keys[place][1])))
+    names = [name for name in _TELLING if name in known.columns()]
+    keys = _key_events(known, names)
+    live_keys = _key_events(live, names)
+    if known.datetime is None:
+        n_again = min(len(keys), len(live_keys))
+        while keys[len(keys) - n_again :] != live_keys[:n_again]:
+            n_again -= 1
+        return _append(known, live.take(slice(n_again, None)))
+
+    known_keys = set(keys)
+    is_new = np.array([key not in known_keys for key in live_keys])
+    joined = _append(known, live.take(is_new))
+    order = np.argsort(joined.columns()["datetime"], kind="stable")
+    return joined.take(order)
 
 
-def _count_known(known: History, live: History) -> int:
-    """Return how many of the first live events are the profile's last ones, in their order: the longest such run."""
-    names = known.columns().keys() & live.columns().keys()
-    ours = [
-        *zip(
-            *(getattr(known, name).tolist()[-len(live) :] for name in names),
-            strict=True,
-        )
-    ]
-    theirs = [*zip(*(getattr(live, name).tolist() for name in names), strict=True)]
-    ours, theirs = (
-        [tuple(None if one != one else one for one in row) for row in rows]
-        for rows in (ours, theirs)
-    )
-    return next((n for n in range(len(ours), 0, -1) if ours[-n:] == theirs[:n]), 0)
+def _key_events(events: History, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    columns = events.columns()
+    return [*zip(*(columns[name].tolist() for name in names), strict=True)]
 
 
 def _append(known: History, live: History) -> History:
-    """Put live events behind a profile's; None and NaN fill a column that the profile lacks.
+    """Put live events behind a profile's, with the columns of the profile, `event` and `weight`.
 
-    Live events have no context: they match none.
+    None and NaN fill what the profile lacks. Live events have no context: they match none.
     """
-    blank = {
+    columns = {
         "event": np.full(len(known), None, dtype=np.object_),
         "weight": np.full(len(known), np.nan),
+        **known.columns(),
     }
-    columns = blank | known.columns()
-    later = {"context": np.zeros(len(live), np.int64)} | live.columns()
-    return History(
-        **{
-            name: np.concatenate([values, later[name]])
-            for name, values in columns.items()
-        }
-    )
+    later = {"context": np.zeros(len(live), np.int64), **live.columns()}
+    for name, values in columns.items():
+        columns[name] = np.concatenate([values, later[name]])
+    return History(**columns)

@@ -1,4 +1,17 @@
-"""Bundles published in one step into the folder of a run."""
+"""Bundles published in one step into the folder of a run: a kill leaves the old bundle or the new.
+
+with Stage.open(DIR) as stage:
+    ...                              # write files into stage.path
+    publish(stage.prepare(facts, metrics))
+
+DIR/.lock              held from the opening of a stage to its end: one stage at a time
+DIR/.bundle-<uuid>/    the stage
+DIR/.beside-<uuid>/    files that come into DIR with the bundle, such as its metrics
+DIR/bundle/            what readers see; placing this folder is the one step that counts
+
+Profiles are staged before that step. The files beside follow it; until they have their place they
+are named by the version, so that the next stage moves them after a kill in between.
+"""
 
 from __future__ import annotations
 
@@ -18,53 +31,65 @@ from serve.bundle import (
     MANIFEST,
     PROFILES,
     PUBLISHED,
+    SIGNATURE,
     Bundle,
     Facts,
     Manifest,
     hash_file,
+    read_folder,
     read_space,
 )
 from serve.errors import BundleError
-from serve.files import place_folder, sync_files, sync_folder, take_lock, write_file
+from serve.files import (
+    place_folder,
+    sign_text,
+    sync_files,
+    sync_folder,
+    take_lock,
+    write_file,
+)
 from serve.profiles import settle_profiles
 
 LOCK = ".lock"
-
-
 _STAGED = f".{BUNDLE}-"
-
-
 _ASIDE = f".{BUNDLE}-old-"
-
-
 _BESIDE = ".beside-"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A bundle in the making."""
+    """A bundle in the making.
 
-    path: Path  # folder of its files
-    beside: Path  # folder of the files that come into the directory with the bundle
-    target: Path  # where the bundle will be
+    Attributes:
+        path: folder of its files.
+        beside: folder of the files that come into the directory with the bundle.
+        target: where the bundle will be.
+    """
+
+    path: Path
+    beside: Path
+    target: Path
 
     @classmethod
     @contextmanager
     def open(cls, directory: Path) -> Iterator[Stage]:
-        """Begin a stage in a run's directory, after what a killed run left there is completed or cleared.
+        """Begin a stage in a run's directory, and complete or clear what a killed run left there.
 
-        The directory is locked to the end of the `with`; there the stage goes, unless it was published.
+        The directory is locked to the end of the `with`, where an unpublished stage is removed.
+
+        Raises:
+            BundleError: another run has the lock.
         """
         directory.mkdir(parents=True, exist_ok=True)
         try:
             lock = take_lock(directory / LOCK, wait=False)
-            name = uuid.uuid4().hex
         except BlockingIOError as error:
             raise BundleError(
                 f"another run writes into {directory}: wait for it, or choose another"
             ) from error
         with lock:
             _settle(directory)
+            name = uuid.uuid4().hex
             stage = cls(
                 directory / f"{_STAGED}{name}",
                 directory / f"{_BESIDE}{name}",
@@ -75,7 +100,7 @@ class Stage:
             try:
                 yield stage
             finally:
-                with suppress(OSError):  # what stays goes when the next stage is opened
+                with suppress(OSError):  # the next stage removes what stays
                     _settle(directory)
 
     def seal(
@@ -84,7 +109,11 @@ class Stage:
         metrics: Mapping[str, Any],
         required: frozenset[str] = ANSWERING,
     ) -> Manifest:
-        """Hash the files and write the manifest over them; again whenever a file was added."""
+        """Hash the files and write the manifest over them; again whenever a file was added.
+
+        Raises:
+            BundleError: a required file is missing, or another is no file of a bundle.
+        """
         names = {entry.name for entry in self.path.iterdir()} - {MANIFEST}
         for name in sorted(required - names):
             raise BundleError(
@@ -95,7 +124,8 @@ class Stage:
                 f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(ALLOWED))}"
             )
         files = {name: hash_file(self.path / name) for name in sorted(names)}
-        manifest = Manifest.create(facts, *read_space(self.path), files, metrics)
+        space_id, dim = read_space(self.path)
+        manifest = Manifest.create(facts, space_id, dim, files, metrics)
         write_file(self.path / MANIFEST, manifest.to_bytes())
         return manifest
 
@@ -117,7 +147,19 @@ class Ready:
 
 
 def publish(ready: Ready, overwrite: bool = False) -> Bundle:
-    """Make the stage the bundle of its directory; if it cannot be read there, readers see what they saw before."""
+    """Make the stage the bundle of its directory.
+
+    Args:
+        ready: a stage that was prepared.
+        overwrite: replace the bundle that is there.
+
+    Returns:
+        The bundle, loaded from its place.
+
+    Raises:
+        BundleError: there is a bundle, or the new one cannot be read there; then readers see what
+            they saw before.
+    """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
         raise BundleError(
@@ -132,16 +174,22 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         sync_folder(directory)
         bundle = Bundle.load(stage.target)
     except (BundleError, OSError):
-        if old == stage.path:  # the two were exchanged
-            place_folder(old, stage.target)
-        else:  # after a kill in between, the old one is the only one to be put back
-            os.rename(stage.target, stage.path)
-            if old is not None:
-                os.rename(old, stage.target)
+        _put_back(stage, old)
         sync_folder(directory)
         raise
     _settle(directory)
     return bundle
+
+
+def _put_back(stage: Stage, old: Path | None) -> None:
+    """Place the old bundle, if there was one, again."""
+    if old == stage.path:  # the two were exchanged
+        place_folder(old, stage.target)
+        return
+    # after a kill in between, the old bundle is the only one that `_settle` finds
+    os.rename(stage.target, stage.path)
+    if old is not None:
+        os.rename(old, stage.target)
 
 
 def read_version(bundle: Path) -> str | None:
@@ -150,6 +198,27 @@ def read_version(bundle: Path) -> str | None:
         return Manifest.from_bytes((bundle / MANIFEST).read_bytes()).version
     except (BundleError, OSError):
         return None
+
+
+def sign(path: Path, key_file: Path) -> str:
+    """Sign a bundle, in place of an earlier signature; its version stays.
+
+    Args:
+        path: folder of the bundle.
+        key_file: file of an Ed25519 private key in PEM.
+
+    Returns:
+        The id of the key.
+    """
+    manifest, _ = read_folder(path, PUBLISHED)
+    key_id, signature = sign_text(manifest.to_bytes(), key_file)
+    folder = path.absolute()
+    # it comes into the folder complete: a reader refuses any other file there
+    aside = folder.with_name(f".{folder.name}-{SIGNATURE}")
+    write_file(aside, signature)
+    os.replace(aside, path / SIGNATURE)
+    sync_folder(path)
+    return key_id
 
 
 def _settle(directory: Path) -> None:
@@ -164,9 +233,11 @@ def _settle(directory: Path) -> None:
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         sync_folder(directory)
-    remove_all(directory, _STAGED, _BESIDE)
+    remove_all(directory, _STAGED)
+    remove_all(directory, _BESIDE)
 
 
-def remove_all(directory: Path, *prefixes: str) -> None:
-    for path in [path for prefix in prefixes for path in directory.glob(f"{prefix}*")]:
-        shutil.rmtree(path, ignore_errors=True)  # what stays goes next time
+def remove_all(directory: Path, prefix: str) -> None:
+    """Remove the folders whose names begin with a prefix; what cannot be removed stays."""
+    for path in list(directory.glob(f"{prefix}*")):
+        shutil.rmtree(path, ignore_errors=True)

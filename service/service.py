@@ -1,10 +1,8 @@
-"""The service behind the HTTP routes: it answers requests, takes in events and items, and exchanges versions."""
+"""The service behind the routes: it answers, keeps events and items, and exchanges versions."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import math
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,54 +11,45 @@ from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from shutil import disk_usage
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from serve.arrays import Ints, to_arrow
+from serve.arrays import Id
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
-from serve.catalogue import REPEAT_RATE
+from serve.cells import parse_id
 from serve.clock import DAY
-from serve.due import find_due
-from serve.encode import split_cell, to_text
 from serve.errors import BundleError, SchemaError
 from serve.files import is_forgotten
-from serve.reasons import explain as explain_items
-from serve.reasons import find_segment
+from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
-from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
-from serve.schema import SEVERAL, WORDED, Feature, Schema
-from service.experiment import Arms, Experiment, Policy
+from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
+from serve.schema import Schema
+from service.answers import show_due, show_similar
+from service.experiment import Experiment, Policy
 from service.forget import Erasures
+from service.impressions import ImpressionLog
 from service.known_users import fill_in, know_user
-from service.live_items import LiveItems
-from service.registry import LOADING_ERRORS, Source, explain_fault
-from service.state import (
-    ImpressionLog,
-    Impressions,
-    Recalled,
-    StateStore,
-    parse_observations,
-)
+from service.live_items import Arms, LiveItems
+from service.log import Impressions, parse_observations
+from service.missing_state import MissingState
+from service.registry import LOADING_ERRORS
+from service.sources import Source, explain_fault
+from service.state import State, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
-DECIMALS = 6  # of scores and cosines
-_FOLLOW_SECONDS = (
-    0.1  # between looks at what other processes did, and at a state that failed
-)
-_RETRY_SECONDS = 5.0
-OUT_OF_SERVICE = "erasure"
+_FOLLOW_SECONDS = 0.1  # between looks at what other processes did
+_RETRY_SECONDS = 5.0  # between attempts to open live items and state
+OUT_OF_SERVICE = "erasure"  # the fault with which requests of users are refused
 FAULTS = {
-    "disk": "events and what was shown cannot be kept: the disk is full or fails",
-    "impressions": "what is shown is no longer logged; start the service again",
+    "disk": "events and impressions are not saved: the disk is full or fails",
+    "impressions": "impressions are no longer logged; start the service again",
     "reload": "the last version was refused, an earlier one answers; the status says why",
-    OUT_OF_SERVICE: "the list of forgotten users cannot be read: who is named in a request is not answered",
+    OUT_OF_SERVICE: "the erasure list cannot be read: requests that name a user are refused",
 }
-Clock = Literal[
-    "data", "now"
-]  # when a request without datetime is asked: data that ended long ago, at its end
+Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
+_FAILED_HERE = "another process loaded version %s, this one failed: %s"
 _LOG = logging.getLogger("service.http")
 
 
@@ -77,42 +66,54 @@ class Service:
         clock: Clock = "data",
         experiment: Experiment | None = None,
     ) -> None:
-        """Load the versions to serve and open the live state; it and the profiles lie in `home` unless named."""
+        """Load the versions to serve and open the live state.
+
+        Args:
+            source: where versions come from.
+            home: folder of profiles and state, unless they are named.
+            profiles: folder called 'profiles'.
+            state: folder called 'state'.
+            retention_days: age at which events and impressions are removed.
+            clock: default time of a request; 'data' holds only if the data ended long ago.
+            experiment: arms of users, if there are any.
+
+        Raises:
+            BundleError: no version can be loaded.
+            ValueError: a folder or the retention is not allowed.
+        """
         folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
         for name, folder in folders.items():
             if folder.absolute().name != name:
                 raise ValueError(
-                    f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks"
+                    f"--{name} is {folder}; expected a folder called '{name}', in which "
+                    "forgetting looks"
                 )
-        runs = [
-            *{
-                folder.absolute().parent: folder.parent for folder in folders.values()
-            }.values()
-        ]
+        runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
+        self._runs = list(runs.values())
         self._folder = folders[STATE]
         self._retention_days = retention_days
         self._clock = clock
-        self.beside = (
-            self._folder.absolute().parent
-        )  # of the state: where figures are that others measured
         self._source = source
-        self._runs = runs
-        self._erasures = Erasures(runs)
+        # Where figures of use and drift lie.
+        self.beside = self._folder.absolute().parent
+        self._erasures = Erasures(self._runs)
         self._reloading = threading.Lock()
+
         recommender, reason = source.start()
-        self._open(recommender)
-        items = self._folder / ITEMS_FILE
-        self.arms = (
-            None if experiment is None else Arms(experiment, items, source.load_version)
-        )
-        self.last_reload: dict[str, Any] | None = (
-            None if reason is None else self._note_reload(reason)
-        )
-        self._load, version = (
-            self.items.follow()
-        )  # the last load of any process of this state
+        self._is_open = self._open(recommender)
+        self.arms: Arms | None = None
+        if experiment is not None:
+            items = self._folder / ITEMS_FILE
+            self.arms = Arms(experiment, items, source.load_version)
+
+        self.last_reload: dict[str, Any] | None = None
+        if reason is not None:
+            self._note_reload(reason)
+        # The last version that any process of this state has loaded.
+        self._load, version = self.items.follow()
         if reason is None and version != self.version:
-            self._note_load()
+            self._announce()
+
         self.impressions = ImpressionLog(self._state)
         self._is_closing = threading.Event()
         self._following = threading.Thread(
@@ -122,7 +123,7 @@ class Service:
 
     @property
     def current(self) -> Recommender:
-        """What answers now, with all live items. A request takes it once: no answer is of two versions."""
+        """The recommender that answers now, with all live items; a request takes it once."""
         return self.items.recommender
 
     @property
@@ -130,41 +131,51 @@ class Service:
         """The version of the bundle that answers."""
         return self.current.version
 
+    # ---- answers
+
     def read(
         self, raw: Sequence[Mapping[str, Any]], current: Recommender
     ) -> Iterator[Request]:
-        """Read the requests of one caller and complete them by what is known of their users, each looked up once.
+        """Read the requests of one caller, with what is known of their users.
 
-        A request without a datetime is asked now, as `ask_now` says: by the clock of the data, unless it is to be ours.
+        Args:
+            raw: requests as JSON has them.
+            current: the version that will answer.
+
+        Yields:
+            Requests with a datetime: without one they are asked at the end of the data or now.
+
+        Raises:
+            SchemaError: names the request, if there are several, and what does not fit.
         """
         now = int(time.time())
-        know = cache(
-            partial(know_user, profiles=current.profiles, recall=self._state.recall)
-        )
         end = self._end(current)
-        for place, one in enumerate(raw):
+        recall = self._state.recall
+        know = cache(partial(know_user, profiles=current.profiles, recall=recall))
+        is_batch = len(raw) > 1
+        for index, content in enumerate(raw):
             try:
-                request = parse_request(one, current.bundle.schema)
+                request = parse_request(content, current.bundle.schema)
                 if request.user_id is not None:
                     request = fill_in(request, know(request.user_id))
-                if len(raw) > 1:
+                if is_batch:
                     current.admission.check(request.filters)
             except SchemaError as error:
-                raise SchemaError(
-                    f"requests[{place}]: {error}" if len(raw) > 1 else str(error)
-                ) from error
+                where = f"requests[{index}]: " if is_batch else ""
+                raise SchemaError(f"{where}{error}") from error
             yield ask_now(request, end, now) if request.datetime is None else request
 
     def clock(self, current: Recommender) -> Clock:
-        """Tell by which clock requests without a datetime are asked: that of the data only if it ended long ago."""
+        """Return the clock of requests without a datetime, 'data' only if it ended long ago."""
         end = self._end(current)
         return "now" if end is None or time.time() - end <= MAX_PAUSE else "data"
 
     def _end(self, current: Recommender) -> int | None:
-        """Return the end of the data, which profiles may have later than the bundle; None where our clock is asked."""
+        """Return the end of the data, profiles included; None if requests are asked now."""
         schema = current.bundle.schema
-        is_ours = self._clock == "now" or not schema.has_datetime
-        return None if is_ours else max(schema.data_until, current.profiles.until)
+        if self._clock == "now" or not schema.has_datetime:
+            return None
+        return max(schema.data_until, current.profiles.until)
 
     def log_shown(
         self,
@@ -174,133 +185,125 @@ class Service:
         policy: str = POLICY,
         arm: str | None = None,
     ) -> None:
-        """Log the answers to one caller as shown."""
+        """Log the answers to one caller as shown.
+
+        Args:
+            current: the version that answered.
+            answers: one for each request of the caller.
+            request_id: of the call.
+            policy: text of the policy that ordered the lists.
+            arm: of the experiment.
+        """
         now = int(time.time())
-        shown = []
-        for one in answers:
-            drawn = (
-                np.ones(len(one.item_id)) if one.propensity is None else one.propensity
+        impressions = []
+        for answer in answers:
+            propensities = answer.propensity
+            if propensities is None:
+                propensities = np.ones(len(answer.item_id))
+            impression = Impressions(
+                request_id=request_id,
+                user_id=answer.user_id,
+                datetime=now,
+                bundle_version=current.version,
+                policy=policy,
+                item_ids=answer.item_id.tolist(),
+                scores=answer.score.tolist(),
+                propensities=propensities.tolist(),
+                arm=arm,
             )
-            lists = one.item_id.tolist(), one.score.tolist(), drawn.tolist()
-            shown.append(
-                Impressions(
-                    request_id, one.user_id, now, current.version, policy, *lists, arm
-                )
-            )
-        self.impressions.add(shown)
+            impressions.append(impression)
+        self.impressions.add(impressions)
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
-        """Tell whether a list of a user may be drawn: not if they had as many today as the policy allows."""
+        """Tell whether a list of a user may be drawn: only so many a day, as the policy says."""
         if policy.kind != "explore" or user_id is None:
             return policy.kind == "explore"
-        return (
-            self._state.count_answers(
-                user_id, int(time.time()) // DAY * DAY, policy.kind
-            )
-            < policy.lists_per_day
-        )
+        today = int(time.time()) // DAY * DAY
+        n_today = self._state.count_answers(user_id, today, policy.kind)
+        return n_today < policy.lists_per_day
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
-        """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
+        """Find the items nearest to a known one; return the version and the answer."""
         recommender = self.current
-        known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
-        ids, cosines = recommender.similar_items(known, k)
-        pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
-        items: list[dict[str, Any]] = [
-            {"item_id": near, "cosine": round(cosine, DECIMALS)}
-            for near, cosine in pairs
-        ]
-        if explain:
-            columns = show_items(
-                recommender.catalogue.table,
-                recommender.catalogue.item_ids.require(ids.tolist()),
-            )
-            items = [
-                item | {"columns": one}
-                for item, one in zip(items, columns, strict=True)
-            ]
-        reason = (
-            {}
-            if len(ids) == k
-            else {"reason": f"the catalogue has {len(ids)} other items"}
-        )
-        return recommender.version, {"items": items, **reason}
+        return recommender.version, show_similar(recommender, item_id, k, explain)
 
     def due(self, raw: Mapping[str, Any], k: int) -> tuple[str, dict[str, Any]]:
-        """List what a user takes again; return the version that answers, and the answer as JSON values."""
+        """List what a user takes again; return the version and the answer."""
         recommender = self.current
-        (asked,) = self.read([raw], recommender)
-        (found,) = find_due(recommender, [asked], k)
-        items = [
-            vars(one) | {"score": round(one.score, DECIMALS)} for one in found.items
-        ]
-        known = {"user_known": asked.user_known, "reason": found.reason}
-        given = {name: value for name, value in known.items() if value is not None}
-        return recommender.version, {"items": items, "moment": asked.datetime, **given}
+        (request,) = self.read([raw], recommender)
+        (due,) = find_due(recommender, [request], k)
+        return recommender.version, show_due(request, due)
+
+    # ---- events and users
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""
+        """Keep events, all or none, but old ones and those of forgotten users; return how many."""
         now = int(time.time())
-        observed = parse_observations(events, self._schema, now)
-        return self._state.observe_many(
-            [one for one in observed if self._state.is_recent(one.datetime, now)]
+        observations = parse_observations(events, self._schema, now)
+        state = self._state
+        return state.observe_many(
+            one for one in observations if state.is_recent(one.datetime, now)
         )
 
     def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
-        """Let a user be erased; the result is a receipt for each folder that has profiles or state."""
-        return self._erasures.add(
-            parse_id(user_id, self._schema.user_id_type, "user_id")
-        )
+        """Let a user be erased; the result is a receipt for each folder with profiles or state."""
+        user_id = parse_id(user_id, self._schema.user_id_type, "user_id")
+        return self._erasures.add(user_id)
 
     def knows(self, user_id: Id) -> bool:
-        """Tell whether there is anything about a user, who is not forgotten."""
-        return bool(
-            know_user(user_id, self.current.profiles, self._state.recall).user_known
-        )
+        """Tell whether there is a profile or an event of a user, who is not forgotten."""
+        known = know_user(user_id, self.current.profiles, self._state.recall)
+        return bool(known.user_known)
+
+    def _open(self, recommender: Recommender) -> bool:
+        """Open live items and state, or go on without; tell whether they are open."""
+        try:
+            with ExitStack() as on_error:
+                items = LiveItems(self._folder / ITEMS_FILE, recommender)
+                on_error.callback(items.close)
+                path = self._folder / STATE_FILE
+                self._state: State = StateStore(path, self._runs, self._retention_days)
+                on_error.pop_all()
+        except OSError as error:
+            _LOG.error("live items and state cannot be opened: %s", error)
+            missing: Any = MissingState(recommender, self._runs, error)
+            self.items: LiveItems = missing
+            self._state = missing
+            return False
+        self.items = items
+        return True
+
+    # ---- versions, here and in other processes
 
     def reload(self) -> str | None:
-        """Load what the source has now, and let other processes do so; return why not: the version answers on."""
+        """Load what the source has now, and let other processes do so.
+
+        Returns:
+            None, or why it was refused: the version before still answers.
+        """
         with self._reloading:
             return self._take_up("")
 
-    def _open(self, recommender: Recommender) -> None:
-        """Open live items and state, or go on without."""
-        try:
-            with ExitStack() as undone:
-                items = LiveItems(self._folder / ITEMS_FILE, recommender)
-                undone.callback(items.close)
-                self._state: StateStore = StateStore(
-                    self._folder / STATE_FILE, self._runs, self._retention_days
-                )
-                undone.pop_all()
-            self.items: LiveItems = items
-        except OSError as error:
-            _LOG.error("live items and state cannot be opened: %s", error)
-            self.items = self._state = MissingState(recommender, self._runs, error)  # type: ignore[assignment]
-
-    def _take_up(self, told: str) -> str | None:
-        """Load what the source has now; tell other processes, unless it is the version that they told of."""
-        before = self.version if told else ""
+    def _take_up(self, announced: str) -> str | None:
+        """Load what the source has now; announce it, unless that was done elsewhere."""
+        before = self.version if announced else ""
         reason = None
         try:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
             reason = explain_fault(error)
-        self.last_reload = self._note_reload(reason)
-        if reason is None and self.version not in (before, told):
-            self._note_load()
-        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
-            trim(0)  # return what the former version took to the system
+        self._note_reload(reason)
+        if reason is None and self.version not in (before, announced):
+            self._announce()
         return reason
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
-        while isinstance(self._state, MissingState) and not self._is_closing.wait(
-            _RETRY_SECONDS
-        ):
+        while not self._is_open and not self._is_closing.wait(_RETRY_SECONDS):
             with self._reloading:
-                self._open(self.current)
+                self._is_open = self._open(self.current)
             self.impressions.store = self._state
+
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
                 load, version = self.items.follow()
@@ -309,18 +312,16 @@ class Service:
                 with self._reloading:
                     if load > self._load:
                         self._load = load
-                        if (reason := self._take_up(version)) is not None:
-                            _LOG.error(
-                                "version %s is loaded elsewhere, but not here: %s",
-                                version,
-                                reason,
-                            )
+                        reason = self._take_up(version)
+                        if reason is not None:
+                            _LOG.error(_FAILED_HERE, version, reason)
             except LOADING_ERRORS as error:
                 _LOG.error(
                     "other processes cannot be followed: %s", explain_fault(error)
                 )
 
-    def _note_load(self) -> None:
+    def _announce(self) -> None:
+        """Let other processes load the version that answers here."""
         try:
             self._load = self.items.note_load(self.version)
         except OSError as error:
@@ -330,26 +331,35 @@ class Service:
                 error.strerror,
             )
 
+    def _note_reload(self, reason: str | None) -> None:
+        self.last_reload = {
+            "is_loaded": reason is None,
+            "version": self.version,
+            "reason": reason,
+            "time": time.time(),
+        }
+
+    # ---- status
+
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
-        features = (
-            feature.name
-            for side in ("user", "item", "context")
-            for feature in self._schema.features(side)
-        )
-        return frozenset((*features, *self.current.catalogue.table.column_names))
+        names = set(self.current.catalogue.table.column_names)
+        for side in ("user", "item", "context"):
+            names |= {feature.name for feature in self._schema.features(side)}
+        return frozenset(names)
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
         current = self.current
         schema = self._schema
+        now = int(time.time())
         return {
             "version": current.version,
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
             "data_until": schema.data_until if schema.has_datetime else None,
             "clock": self.clock(current),
-            "moment": ask_now(Request(), self._end(current), int(time.time())).datetime,
+            "moment": ask_now(Request(), self._end(current), now).datetime,
             "items": current.catalogue.n_listed,
             "users": len(current.profiles),
             "repeats": schema.repeats,
@@ -362,48 +372,49 @@ class Service:
         """Say that the data ended long ago, and when requests are asked then."""
         current = self.current
         schema = self._schema
-        days = int(time.time() - max(schema.data_until, current.profiles.until)) // DAY
+        until = max(schema.data_until, current.profiles.until)
+        days = int(time.time() - until) // DAY
         if not schema.has_datetime or days * DAY <= MAX_PAUSE:
             return []
+
+        ended = f"the data ended {days} days ago: "
         if self.clock(current) == "data":
             return [
-                f"the data ended {days} days ago: a request without datetime is asked at its end (--clock data)"
+                f"{ended}a request without datetime is asked at its end (--clock data)"
             ]
-        fades = schema.repeats == "allow" or bool(schema.popularity_days)
-        faded = f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"
-        return [faded] if fades else []
+        if schema.repeats != "allow" and not schema.popularity_days:
+            return []
+        return [
+            f"{ended}popularity and memory have faded for a request without datetime"
+        ]
 
     def find_faults(self) -> dict[str, str]:
-        """Name what fails at present, of `FAULTS`; answers go on without it, but with the last one only to nobody."""
+        """Name what fails, of `FAULTS`. The service still answers, except for `OUT_OF_SERVICE`."""
         is_refused = self.last_reload is not None and not self.last_reload["is_loaded"]
+        is_damaged = False
         try:
-            is_damaged = any(
-                is_forgotten(run, "") for run in self._runs
-            )  # reads the list, if it was changed
+            for run in self._runs:
+                is_forgotten(run, "")  # reads the erasure list, if it was changed
         except (BundleError, OSError):
             is_damaged = True
-        failing = (
-            self._state.fault is not None,
-            bool(self.impressions.notes),
-            is_refused,
-            is_damaged,
-        )
-        return {
-            name: text
-            for (name, text), fails in zip(FAULTS.items(), failing, strict=True)
-            if fails
+        fails = {
+            "disk": self._state.fault is not None,
+            "impressions": bool(self.impressions.notes),
+            "reload": is_refused,
+            OUT_OF_SERVICE: is_damaged,
         }
+        return {name: text for name, text in FAULTS.items() if fails[name]}
 
     def measure(self) -> dict[str, Any]:
         """Return the figures of the metrics that are the same for all workers."""
+        folders = (self._folder, *self._folder.parents)
+        present = next(folder for folder in folders if folder.is_dir())
         return {
             "version": self.version,
             "items": self.current.catalogue.n_listed,
             "live_items": self.items.n_changed,
             "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
-            "state_free_bytes": disk_usage(
-                next(filter(Path.is_dir, (self._folder, *self._folder.parents)))
-            ).free,
+            "state_free_bytes": disk_usage(present).free,
         }
 
     def close(self) -> None:
@@ -421,139 +432,9 @@ class Service:
     def _schema(self) -> Schema:
         return self.current.bundle.schema
 
-    def _note_reload(self, reason: str | None) -> dict[str, Any]:
-        return {
-            "is_loaded": reason is None,
-            "version": self.version,
-            "reason": reason,
-            "time": time.time(),
-        }
-
-
-class MissingState:
-    """Stands for live items and state that cannot be opened: it holds nothing, and refuses what is to be kept."""
-
-    def __init__(
-        self, recommender: Recommender, runs: Sequence[Path], fault: OSError
-    ) -> None:
-        self.recommender = recommender
-        self._runs = runs
-        self.fault = fault
-        self.n_changed = 0
-        self.notes = ["live items and state cannot be opened: what is sent is not kept"]
-
-    def recall(self, user_id: Id) -> Recalled:
-        return Recalled(
-            is_forgotten=any(is_forgotten(run, user_id) for run in self._runs)
-        )
-
-    def follow(self) -> tuple[int, str]:
-        return 0, ""
-
-    def rebase(self, recommender: Recommender) -> None:
-        self.recommender = recommender
-
-    def refuse(self, *_: Any) -> NoReturn:
-        raise OSError(self.fault.errno, self.fault.strerror, self.fault.filename)
-
-    def count_answers(self, *_: Any) -> int:
-        return 0
-
-    def close(self) -> None: ...
-
-    put = put_many = remove = note_load = is_recent = observe_many = log_impressions = (
-        expire_slices
-    ) = refuse
-
 
 def _measure(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:  # SQLite removes its logs when it likes
         return 0
-
-
-def find_unknown(schema: Schema, request: Request) -> list[str]:
-    """Name the features of a user or a moment of which a request gives a value that training has not seen."""
-    sides = {"context": schema.context_features, "features": schema.user_features}
-    asked = (
-        (kind, one, (getattr(request, kind) or {}).get(one.name))
-        for kind in sides
-        for one in sides[kind]
-    )
-    return [
-        f"{kind}.{one.name}" for kind, one, value in asked if _is_unknown(one, value)
-    ]
-
-
-def _is_unknown(feature: Feature, value: Any) -> bool:
-    if value is None or feature.kind not in WORDED:
-        return False
-    texts = split_cell(feature, value) if feature.kind in SEVERAL else [to_text(value)]
-    return any(text and text not in feature.codes for text in texts)
-
-
-def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
-    """Return column -> value of some items of a catalogue, without ids and vectors."""
-    names = []
-    for field in table.schema:
-        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
-        is_vector = pa.types.is_fixed_size_list(field.type) or (
-            is_list and pa.types.is_floating(field.type.value_type)
-        )
-        if field.name not in ("item_id", REPEAT_RATE) and not is_vector:
-            names.append(field.name)
-    shown = (
-        table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
-    )
-    return [{name: _plain(value) for name, value in one.items()} for one in shown]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return (
-        value
-        if value is None or isinstance(value, (str, int, float, list))
-        else str(value)
-    )
-
-
-def show_answer(
-    recommender: Recommender, request: Request, answer: Answer, explain: bool
-) -> dict[str, Any]:
-    """Return an answer as JSON values."""
-    columns = zip(
-        answer.item_id.tolist(),
-        answer.score.tolist(),
-        answer.rank.tolist(),
-        strict=True,
-    )
-    items = [
-        {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
-        for item_id, score, rank in columns
-    ]
-    if explain:
-        (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
-        shown = show_items(
-            recommender.catalogue.table,
-            recommender.catalogue.item_ids.find(answer.item_id),
-        )
-        for item, values, found in zip(items, shown, reasons, strict=True):
-            item |= {"columns": values, "reasons": [one.to_json() for one in found]}
-    content: dict[str, Any] = {
-        "items": items,
-        "unknown_items": answer.unknown_items,
-        "moment": request.datetime,
-    }
-    if request.user_known is not None:
-        content["user_known"] = request.user_known
-    if explain and (segment := find_segment(recommender, request)):
-        content["segment"] = {
-            "id": segment.id,
-            "size": segment.size,
-            "text": segment.text,
-        }
-    if unknown := find_unknown(recommender.bundle.schema, request):
-        content["unknown_values"] = unknown
-    return content if answer.reason is None else content | {"reason": answer.reason}

@@ -15,8 +15,9 @@ from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_ite
 from serve.events import statistic_names
 from serve.golden import draw_requests, write_golden
 from serve.index import Neighbours
+from serve.kinds import Feature
 from serve.recommender import Recommender, golden_answer
-from serve.schema import Feature, Schema
+from serve.schema import Schema
 from service.publish import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from serve.profiles import History, Profiles, settle_profiles, stage_profiles
+from serve.profiles import Profiles, settle_profiles, stage_profiles
+from serve.requests import History
 from serve.schema import Schema
 from tests.linear_bundle import DAY, UNTIL, item_ids
 

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import yaml
-from serve.__main__ import main
+from bascule.commands import main
 from serve.bundle import Bundle
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP
@@ -91,7 +91,7 @@ def test_the_compose_file_fits_the_image(tmp_path):
     (port,) = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
     assert f"http://bascule:{port}/" in (COMPOSE / "nginx.conf").read_text()
     command = [word.replace(folder, str(tmp_path)) for word in bascule["command"]]
-    assert main(["http", *command]) == 2  # its options are known; there is no bundle
+    assert main(["serve", *command]) == 2  # its options are known; there is no bundle
 
 
 @pytest.mark.service

@@ -22,8 +22,8 @@ PACKAGES = (
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
-    "service": {"service", "serve"},
-    "evaluation": {"evaluation", "serve", "service"},
+    "service": {"service", "datamodules", "serve"},
+    "evaluation": {"evaluation", "datamodules", "serve", "service"},
     "models": {"models", "serve", "service", "datamodules", "evaluation"},
     "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve", "service"},
     "bascule": {
@@ -39,7 +39,7 @@ MAY_IMPORT = {
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 120, 40_000, 25, 14, 60
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 122, 40_000, 25, 14, 60
 
 
 def name_module(path):
@@ -93,11 +93,14 @@ def test_no_module_of_ours_imports_the_other_lightning():
         assert not any(module.split(".")[0] == "lightning" for module in modules), name
 
 
-def test_no_module_of_serve_loads_training_libraries():
+def test_what_serves_and_exports_loads_no_training_library():
     modules = [
-        name for name in SOURCES if name.startswith("serve.") and not name.endswith("__main__")
+        name
+        for name in SOURCES
+        if name.startswith(("serve.", "service.")) and not name.endswith("__main__")
     ]
-    assert len(modules) > 20
+    modules.append("datamodules.read")
+    assert len(modules) > 40
     code = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
         f"print([name for name in {HEAVY!r} if name in sys.modules])"

@@ -10,7 +10,7 @@ import pyarrow as pa
 from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
 from serve.golden import GoldenAnswer, write_golden
 from serve.index import Neighbours, Query
-from serve.schema import Feature
+from serve.kinds import Feature
 from service.publish import Stage, publish
 from tests.linear_bundle import SHOP
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value

@@ -1,4 +1,4 @@
-"""Access: keys with roles and rates, the hosts that are answered, the admin port, and services that only read."""
+"""Access: keys with roles and rates, allowed hosts, the admin port, and read-only services."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FORM = "NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"
 _LINE = re.compile(
     r"(\S+)\s+(ask|write|admin)\s+([0-9a-f]{64})(?:\s+(\d+(?:\.\d+)?)(?:\s+([1-9]\d*))?)?"
 )
-_OF_NOTHING = hashlib.sha256(b"").digest()  # of a variable that was not set
+_EMPTY_KEY = hashlib.sha256(b"").hexdigest()  # of a variable that was not set
 _CHANGES = ("/v1/events", "/v1/users/forget")
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _BEARER = {"www-authenticate": "Bearer"}
@@ -37,7 +37,7 @@ _LOG = logging.getLogger(LOGGER)
 
 @dataclass
 class Key:
-    """A key, by its SHA-256 digest, and the moment from which its next request is due at its rate."""
+    """A key, by its SHA-256 digest; `due` is when its next request is due at its rate."""
 
     name: str
     role: Role
@@ -47,15 +47,24 @@ class Key:
     due: float = 0.0
 
     def take(self, now: float) -> float:
-        """Count a request, or return the seconds until it may come again (the generic cell rate algorithm)."""
+        """Count a request by the generic cell rate algorithm.
+
+        Args:
+            now: seconds of a monotonic clock.
+
+        Returns:
+            0, or the seconds until the request may come again.
+        """
         due = max(self.due, now)
-        wait = max(due - now - (self.burst - 1) / self.per_second, 0.0)
-        self.due = due if wait else due + 1 / self.per_second
-        return wait
+        wait = due - now - (self.burst - 1) / self.per_second
+        if wait > 0:
+            return wait
+        self.due = due + 1 / self.per_second
+        return 0.0
 
 
 class KeyFile:
-    """The keys of a file, which is read again when it has changed; of a damaged one the keys before it stay."""
+    """The keys of a file, read again when it changes; a damaged file changes nothing."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -72,62 +81,70 @@ class KeyFile:
                 self._read()
             except (OSError, ValueError) as error:
                 _LOG.error("the keys stay as they were: %s", say(error))
-        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
-        return found[-1] if found else None
+        matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return matches[-1] if matches else None
 
     def _read(self) -> None:
-        now = self._path.stat()
-        if (stamp := (now.st_mtime_ns, now.st_size, now.st_ino)) != self._stamp:
-            self._stamp = stamp
-            before = self._keys
-            self._keys = read_keys(self._path)
-            if before:
-                _LOG.info("%d keys are admitted from now on", len(self._keys))
+        file = self._path.stat()
+        stamp = (file.st_mtime_ns, file.st_size, file.st_ino)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        is_first = not self._keys
+        self._keys = read_keys(self._path)
+        if not is_first:
+            _LOG.info("%d keys are admitted from now on", len(self._keys))
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """Read the keys of a file, one a line; `#` begins a comment."""
-    lines = [
-        line.partition("#")[0].strip()
-        for line in path.read_text(encoding="utf-8-sig").splitlines()
-    ]
-    keys = tuple(
-        _read_key(f"{path}, line {number}", line)
-        for number, line in enumerate(lines, 1)
-        if line
-    )
+    """Read the keys of a file.
+
+    Args:
+        path: a text of one key a line; `#` begins a comment.
+
+    Raises:
+        SchemaError: a line has another form, or the file holds no keys.
+    """
+    keys = []
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    for number, line in enumerate(lines, 1):
+        if text := line.partition("#")[0].strip():
+            keys.append(_read_key(f"{path}, line {number}", text))
     if not keys:
         raise SchemaError(f"{path} holds no keys; expected lines of {_FORM}")
-    return keys
+    return tuple(keys)
 
 
 def _read_key(where: str, line: str) -> Key:
     """Read a line; an error does not repeat it, for it may hold a key in place of its hash."""
-    found = _LINE.fullmatch(line)
-    if (
-        found is None
-        or bytes.fromhex(found[3]) == _OF_NOTHING
-        or float(found[4] or 1) == 0
-    ):
+    match = _LINE.fullmatch(line)
+    if match is None or match[3] == _EMPTY_KEY or float(match[4] or 1) == 0:
         raise SchemaError(
-            f"{where} is no line of a key; expected {_FORM}, and the hash of a key that is not empty"
+            f"{where} is no line of a key; expected {_FORM}, "
+            "and the hash of a key that is not empty"
         )
-    per_second = float(found[4] or math.inf)
-    burst = float(found[5] or (max(per_second, 1) if found[4] else 1))
-    return Key(
-        found[1], Role[found[2].upper()], bytes.fromhex(found[3]), per_second, burst
-    )
+    key = Key(match[1], Role[match[2].upper()], bytes.fromhex(match[3]))
+    if match[4]:
+        key.per_second = float(match[4])
+        key.burst = float(match[5] or max(key.per_second, 1))
+    return key
 
 
 @dataclass(frozen=True)
 class Access:
-    """The requests that a server admits."""
+    """The requests that a server admits.
+
+    Attributes:
+        keys: the keys; without them everybody is admitted.
+        token: admits a reload from the same machine.
+        hosts: names that are answered beside loopback and the address that was called.
+        admin_port: the only port of the admin routes, if there is one.
+        read_only: whether events, items and erasures are refused.
+    """
 
     keys: KeyFile | None = None
-    token: str | None = None  # admits a reload
-    hosts: frozenset[str] = (
-        frozenset()
-    )  # beside loopback and the address that was asked
+    token: str | None = None
+    hosts: frozenset[str] = frozenset()
     admin_port: int | None = None
     read_only: bool = False
 
@@ -135,72 +152,67 @@ class Access:
         """Raise HTTPException for a request that is not admitted, by its head alone."""
         headers = dict(scope["headers"])
         path = scope["path"]
-        role = ROLES.get(scope["path"], Role.ADMIN)
-        if (
-            b"content-length" in headers and b"transfer-encoding" in headers
-        ):  # proxies read one of them, or the other
-            raise HTTPException(
-                400,
-                "the body has a content-length and a transfer-encoding",
-                {"connection": "close"},
-            )
-        self._check_host(
-            headers.get(b"host", b"localhost"), scope["server"][0]
-        )  # probes in HTTP/1.0 may send none
+        role = ROLES.get(path, Role.ADMIN)
+        _check_framing(headers)
+        self._check_host(headers, scope["server"][0])
         if role is Role.ADMIN and self.admin_port not in (None, scope["server"][1]):
             raise HTTPException(404, "Not Found")
         if self.read_only and (path in _CHANGES or path.startswith("/v1/items/")):
             raise HTTPException(
                 403, "this service only reads: it takes no events, items or erasures"
             )
-        given = headers.get(b"authorization", b"")
-        if (
-            path == "/v1/reload"
-            and self.token is not None
-            and self._is_token(given, scope["client"])
-        ):
+        credentials = headers.get(b"authorization", b"")
+        if path == "/v1/reload" and self._is_token(credentials, scope["client"]):
             scope["state"]["key"] = "reload-token"
-            return
-        if self.keys is not None and role is not Role.OPEN:
-            key = _find_key(self.keys, given)
+        elif self.keys is not None and role is not Role.OPEN:
+            key = _find_key(self.keys, credentials)
             scope["state"].update(key=key.name, role=key.role)
             if key.role < role:
-                raise HTTPException(
-                    403,
-                    f"the key's role is {key.role.name.lower()}; needed: {role.name.lower()}",
-                )
+                own, needed = key.role.name.lower(), role.name.lower()
+                raise HTTPException(403, f"the key's role is {own}; needed: {needed}")
 
-    def _check_host(self, given: bytes, here: str) -> None:
-        """Refuse a name that somebody else gave to this machine, such as a web page (DNS rebinding)."""
-        host = given.decode("latin-1").lower()
-        name = (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]")
-        if (
-            name not in _LOOPBACK
-            and name not in self.hosts
-            and name != here.removeprefix("::ffff:")
-        ):
+    def _check_host(self, headers: dict[bytes, bytes], address: str) -> None:
+        """Refuse a name that a web page or somebody else gave this machine (DNS rebinding)."""
+        host = headers.get(b"host", b"localhost").decode("latin-1").lower()
+        has_port = not host.endswith("]")
+        name = (host.rsplit(":", 1)[0] if has_port else host).strip("[]")
+        own = address.removeprefix("::ffff:")
+        if name != own and name not in _LOOPBACK and name not in self.hosts:
             raise HTTPException(
                 421,
                 "the service does not answer to this host; --allowed-host admits a name",
             )
 
-    def _is_token(self, given: bytes, client: tuple[str, int] | None) -> bool:
-        """Tell whether the token admits a reload; raise where no key could."""
-        is_here = client is not None and ip_address(client[0]).is_loopback
-        if is_here and hmac.compare_digest(given, f"Bearer {self.token}".encode()):
+    def _is_token(self, credentials: bytes, client: tuple[str, int] | None) -> bool:
+        """Tell whether the token admits a reload; raise if no key could."""
+        if self.token is None:
+            return False
+        is_local = client is not None and ip_address(client[0]).is_loopback
+        expected = f"Bearer {self.token}".encode()
+        if is_local and hmac.compare_digest(credentials, expected):
             return True
-        if self.keys is None and not is_here:
+        if self.keys is not None:
+            return False
+        if not is_local:
             raise HTTPException(
                 403, "only a process on the same machine may ask for a reload"
             )
-        if self.keys is None:
-            raise HTTPException(401, "the token is missing or wrong", _BEARER)
-        return False
+        raise HTTPException(401, "the token is missing or wrong", _BEARER)
 
 
-def _find_key(keys: KeyFile, given: bytes) -> Key:
-    """Return the key that a request brought, or raise HTTPException: there is none, or it comes too often."""
-    scheme, _, secret = given.partition(b" ")
+def _check_framing(headers: dict[bytes, bytes]) -> None:
+    """Refuse a body with two lengths, of which a proxy may read the other one."""
+    if b"content-length" in headers and b"transfer-encoding" in headers:
+        raise HTTPException(
+            400,
+            "the body has a content-length and a transfer-encoding",
+            {"connection": "close"},
+        )
+
+
+def _find_key(keys: KeyFile, credentials: bytes) -> Key:
+    """Return the key that a request brought, or raise HTTPException."""
+    scheme, _, secret = credentials.partition(b" ")
     now = time.monotonic()
     key = keys.find(hashlib.sha256(secret.strip()).digest(), now)
     if key is None or scheme.lower() != b"bearer":
@@ -227,12 +239,10 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it."""
+        app = self._app
         try:
             if scope["type"] == "http":
                 self._access.admit(scope)
         except HTTPException as error:
-            await (await HANDLERS[HTTPException](Request(scope), error))(
-                scope, receive, send
-            )
-        else:
-            await self._app(scope, receive, send)
+            app = await HANDLERS[HTTPException](Request(scope), error)
+        await app(scope, receive, send)

@@ -30,6 +30,7 @@ _CODES = {
     500: "internal",
     503: "unavailable",
 }
+# the values in messages of `serve`, which are not always quoted
 _VALUE = re.compile(
     r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)",
     re.DOTALL,
@@ -52,11 +53,19 @@ def answer_error(
     field: str = "",
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """Write an error: a code, a sentence that names no value that was sent, and the field."""
+    """Write an error.
+
+    Args:
+        request: the request that failed.
+        status: the HTTP status, which decides the code.
+        message: a sentence that names no value that was sent.
+        field: the place in the body, as in `history[0].item_id`.
+        headers: further headers.
+    """
     code = _CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
-    error = {"code": code, "message": message[:MAX_MESSAGE]} | (
-        {"field": field} if field else {}
-    )
+    error = {"code": code, "message": message[:MAX_MESSAGE]}
+    if field:
+        error["field"] = field
     body = json.dumps({"error": error, "request_id": request.state.request_id})
     return Response(body, status, headers=headers, media_type="application/json")
 
@@ -68,40 +77,38 @@ def answer_overload(request: Request) -> Response:
 
 
 async def _answer_http(request: Request, error: Any) -> Response:
-    hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
-    has_two = error.status_code == 405 and request.url.path.startswith(
-        "/v1/items/"
-    )  # the router names but one of them
-    headers = {"allow": "DELETE, PUT"} if has_two else error.headers
-    return answer_error(
-        request, error.status_code, f"{error.detail}{hint}", headers=headers
-    )
+    message = error.detail
+    headers = error.headers
+    if error.status_code == 404:
+        message += "; the paths are in /openapi.json"
+    if error.status_code == 405 and request.url.path.startswith("/v1/items/"):
+        headers = {"allow": "DELETE, PUT"}  # the router names but one of them
+    return answer_error(request, error.status_code, message, headers=headers)
 
 
 async def _answer_invalid(request: Request, error: Any) -> Response:
-    """Answer a body that has another form: the first fault of it, and where."""
-    first = error.errors()[0]
+    """Name the first fault of a body of another form; pydantic's messages hold no input."""
+    first, *others = error.errors()[:_MAX_KINDS]
     if first["type"] == "json_invalid":
-        return answer_error(
-            request, 400, f"the body is no JSON: {first['ctx']['error']}"
-        )
+        message = f"the body is no JSON: {first['ctx']['error']}"
+        return answer_error(request, 400, message)
     field = _name_field(first["loc"])
-    messages = [
-        one["msg"]
-        for one in error.errors()[:_MAX_KINDS]
-        if _name_field(one["loc"]) == field
-    ]
-    return answer_error(
-        request, 422, "; or ".join(dict.fromkeys(messages)), field=field
-    )
+    messages = [first["msg"]]
+    for other in others:
+        if _name_field(other["loc"]) == field and other["msg"] not in messages:
+            messages.append(other["msg"])
+    return answer_error(request, 422, "; or ".join(messages), field)
 
 
-def _name_field(place: tuple[Any, ...]) -> str:
+def _name_field(location: tuple[Any, ...]) -> str:
     """Name a field by our names alone, not by those that a caller made up."""
-    ours = [part for part in place if isinstance(part, int) or part in FIELDS]
-    return "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in ours
-    ).lstrip(".")
+    field = ""
+    for part in location:
+        if isinstance(part, int):
+            field += f"[{part}]"
+        elif part in FIELDS:
+            field += f".{part}"
+    return field.lstrip(".")
 
 
 async def _answer_schema_error(request: Request, error: Exception) -> Response:
@@ -110,46 +117,48 @@ async def _answer_schema_error(request: Request, error: Exception) -> Response:
 
 
 def hide_values(message: str, names: frozenset[str]) -> str:
-    """Take the values that were sent out of the message of a SchemaError: what is quoted and no known name."""
+    """Take the sent values out of the message of a SchemaError: what is quoted and no name."""
 
-    def hide(found: re.Match[str]) -> str:
-        return (
-            found[0] if next(filter(None, found.groups()), None) in names else _HIDDEN
-        )
+    def hide_value(match: re.Match[str]) -> str:
+        return ": " if match[0].endswith("; ") else _HIDDEN
 
-    return _QUOTED.sub(
-        hide,
-        _VALUE.sub(lambda found: ": " if found[0].endswith("; ") else _HIDDEN, message),
-    )
+    def hide_quoted(match: re.Match[str]) -> str:
+        text = next(filter(None, match.groups()), None)
+        return match[0] if text in names else _HIDDEN
+
+    return _QUOTED.sub(hide_quoted, _VALUE.sub(hide_value, message))
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
-    """Answer a fault of the service: too much to do, a disk that fails, a damaged file, an error of ours."""
-    if isinstance(error, OverloadError):
-        request.app.state.shared.metrics.shed.inc()
-        return answer_overload(request)
-    if isinstance(error, OSError):
-        _LOG.error("the disk failed: %s", error.strerror)
-        is_busy = error.errno == errno.EBUSY
-        why = (
-            "another process keeps the file, for a while"
-            if is_busy
-            else "the disk is full or fails"
-        )
-        return answer_error(
-            request, 503, f"it could not be kept: {why}", headers=RETRY_AFTER
-        )
-    if isinstance(error, BundleError):  # such as the list of forgotten users
-        _LOG.error("nothing can be answered: %s", error)
-        return answer_error(
-            request, 503, "a file of the service is damaged; its log says which"
-        )
     return answer_error(request, 500, "the service failed; its log says where")
+
+
+async def _answer_overload(request: Request, error: Exception) -> Response:
+    request.app.state.shared.metrics.counters["shed"].inc()
+    return answer_overload(request)
+
+
+async def _answer_disk(request: Request, error: Any) -> Response:
+    _LOG.error("the disk failed: %s", error.strerror)
+    reason = "the disk is full or fails"
+    if error.errno == errno.EBUSY:
+        reason = "the file is locked by another process"
+    return answer_error(request, 503, f"not saved: {reason}", headers=RETRY_AFTER)
+
+
+async def _answer_damage(request: Request, error: Exception) -> Response:
+    """Answer while a file is damaged, such as the list of forgotten users."""
+    _LOG.error("nothing can be answered: %s", error)
+    message = "a file of the service is damaged; its log says which"
+    return answer_error(request, 503, message)
 
 
 HANDLERS: dict[int | type[Exception], Any] = {
     HTTPException: _answer_http,
     RequestValidationError: _answer_invalid,
     SchemaError: _answer_schema_error,
-    **dict.fromkeys((OverloadError, OSError, BundleError, Exception), _answer_fault),
+    OverloadError: _answer_overload,
+    OSError: _answer_disk,
+    BundleError: _answer_damage,
+    Exception: _answer_fault,
 }

@@ -1,12 +1,9 @@
-"""Counts and times of a service for Prometheus, of all its workers together, and what other commands measured of it."""
+"""Counts and times of a service for Prometheus, of all its workers together."""
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,55 +20,46 @@ from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, 
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from serve.bundle import DRIFT, FEEDBACK, FIGURES
+from service.figures import read_figures
 
-_ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
-    **{
-        f"/v1/{name}": name
-        for name in (
-            "recommend",
-            "similar",
-            "due",
-            "events",
-            "reload",
-            "status",
-            "items",
-            "page",
-        )
-    },
-    **{f"/{name}": name for name in ("health", "ready", "metrics")},
-    "/v1/users/forget": "forget",
-    "/openapi.json": "openapi",
+_SHARED = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which workers count together
+_ROUTES = (
+    *("/v1/recommend", "/v1/similar", "/v1/due", "/v1/events", "/v1/users/forget"),
+    *("/v1/reload", "/v1/status", "/v1/items", "/v1/page"),
+    *("/health", "/ready", "/metrics"),
+)
+_ROUTE_LABELS = {  # path -> label, so that labels are few; a path that is not here is `other`
+    **{path: path.rpartition("/")[2] for path in _ROUTES},
     **dict.fromkeys(("/", "/docs", "/page.css", "/page.js"), "page"),
+    "/openapi.json": "openapi",
 }
 _SECONDS = (
-    0.001,
-    0.002,
-    0.003,
-    0.005,
-    0.0075,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    30.0,
-    60.0,
+    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1),
+    *(0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
 )
-_SHARED = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which the workers of one service count together
+_COUNTERS = {
+    "shed": "Requests refused by overload (503).",
+    "dropped_connections": "Idle connections closed to make room.",
+    "recommendations": "Lists asked for.",
+    "short_lists": "Lists with fewer items than asked for.",
+    "unknown_history_items": "Items of histories that the bundle does not know.",
+    "unknown_values": "Features and context with values new to the bundle.",
+    "unknown_users": "Lists for a user about whom nothing is known.",
+    "events": "Events saved.",
+    "impressions_lost": "Impressions that could not be written.",
+}
+_SUMS = {  # gauges that workers add up
+    "in_flight": "Requests that are being answered.",
+    "waiting": "Calls that wait for a computing thread, or run in it.",
+    "impressions_waiting": "Impressions that are yet to be written.",
+}
 _MEASURED = {
     "items": "Items of the catalogue.",
     "live_items": "Items that were added, changed or removed live.",
     "state_bytes": "Size of the files of the state.",
     "state_free_bytes": "Bytes that are free on the disk of the state.",
 }
-STATUSES = ("ok", "watch", "red")  # of drift; what cannot be told has no index
-GAUGES = {  # what they are, and their labels; `value` is empty for all
+_FIGURES = {  # help text and labels; `value` is empty for all
     "use": (
         "Figures of use, of all lists and by arm, version and segment.",
         ("figure", "group", "value"),
@@ -83,13 +71,6 @@ GAUGES = {  # what they are, and their labels; `value` is empty for all
         ("file",),
     ),
 }
-_GROUPS = (
-    "arm",
-    "version",
-    "segment",
-)  # that are gauges, and values of each: those of most lists
-_MAX_VALUES = 20
-Samples = dict[tuple[str, ...], float]  # values of labels -> number
 
 
 class Metrics:
@@ -101,81 +82,33 @@ class Metrics:
         beside: Path,
         faults: Collection[str],
     ) -> None:
-        """Count for a service that can be measured, with files of figures beside its state; it may have faults."""
+        """Set up the metrics.
+
+        Args:
+            measure: returns the figures that are the same for all workers.
+            beside: folder with the files of figures that other commands measured.
+            faults: names of the faults that the service may have.
+        """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter
         shared = os.environ.get(_SHARED)
         self._faults = faults
         self._n_lost = 0
         self.registry = CollectorRegistry()
-        ours: Any = {
+        self._options: Any = {
             "namespace": "bascule",
             "registry": None if shared else self.registry,
         }
-        times = ours | {"buckets": _SECONDS}
-        queue = ours | {"multiprocess_mode": "livesum"}
-        self.requests = Counter(
-            "requests",
-            "Answers given, by route and status.",
-            ("route", "status"),
-            **ours,
-        )
-        self.seconds = Histogram(
-            "request_seconds",
-            "From the headers of a request to its answer.",
-            ("route",),
-            **times,
-        )
-        self.compute = Histogram(
-            "answer_seconds",
-            "From the beginning of an answer until it was written.",
-            **times,
-        )
-        self.in_flight = Gauge(
-            "in_flight", "Requests that are being answered.", **queue
-        )
-        self.waiting = Gauge("waiting", "Calls of the thread that answers.", **queue)
-        self.impressions_waiting = Gauge(
-            "impressions_waiting", "Impressions that are yet to be written.", **queue
-        )
-        self.shed = Counter("shed", "Requests told to come back.", **ours)
-        self.dropped = Counter(
-            "dropped_connections", "Slow connections ended to make room.", **ours
-        )
-        self.asked = Counter("recommendations", "Lists asked for.", **ours)
-        self.short = Counter(
-            "short_lists", "Lists with fewer items than asked for.", **ours
-        )
-        self.unknown_items = Counter(
-            "unknown_history_items", "Items of histories that no bundle knows.", **ours
-        )
-        self.unknown_values = Counter(
-            "unknown_values",
-            "Features and context with values new to the bundle.",
-            **ours,
-        )
-        self.unknown_users = Counter(
-            "unknown_users", "Lists for a user about whom there is nothing.", **ours
-        )
-        self.reloads = Counter("reloads", "Reloads, by outcome.", ("outcome",), **ours)
-        self.events = Counter("events", "Events taken in.", **ours)
-        self.impressions_lost = Counter(
-            "impressions_lost", "Impressions that could not be written.", **ours
-        )
-        highest, lowest = (
-            ours | {"multiprocess_mode": mode} for mode in ("livemax", "livemin")
-        )
-        self.degraded = Gauge(
-            "degraded", "1 for each fault that /ready names now.", ("fault",), **highest
-        )
-        self.reloaded_at = Gauge(
-            "last_reload_timestamp_seconds",
-            "Time of the last reload, or the start.",
-            **highest,
-        )
-        self.is_loaded = Gauge(
-            "last_reload_success", "1 if it was loaded, 0 if it was refused.", **lowest
-        )
-        self.is_loaded.set(1)  # of a worker that is about to start, too
+        self.counters = {
+            name: Counter(name, text, **self._options)
+            for name, text in _COUNTERS.items()
+        }
+        self.gauges = {
+            name: self._make_gauge(name, text, "livesum")
+            for name, text in _SUMS.items()
+        }
+        self._count_http()
+        self._describe_state()
+
         self.registry.register(_ServiceCollector(measure, beside))
         if shared:
             MultiProcessCollector(self.registry, shared)  # type: ignore[no-untyped-call]
@@ -183,33 +116,83 @@ class Metrics:
         else:
             ProcessCollector(registry=self.registry)
 
+    def _count_http(self) -> None:
+        self.requests = Counter(
+            "requests",
+            "Answers given, by route and status.",
+            ("route", "status"),
+            **self._options,
+        )
+        self.seconds = Histogram(
+            "request_seconds",
+            "From the headers of a request to its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            **self._options,
+        )
+        self.compute = Histogram(
+            "answer_seconds",
+            "From the beginning of an answer until it was written.",
+            buckets=_SECONDS,
+            **self._options,
+        )
+
+    def _describe_state(self) -> None:
+        self.reloads = Counter(
+            "reloads", "Reloads, by outcome.", ("outcome",), **self._options
+        )
+        self._degraded = self._make_gauge(
+            "degraded", "1 for each fault that /ready names now.", "livemax", ("fault",)
+        )
+        self._reloaded_at = self._make_gauge(
+            "last_reload_timestamp_seconds",
+            "Time of the last reload, or the start.",
+            "livemax",
+        )
+        self._is_loaded = self._make_gauge(
+            "last_reload_success", "1 if it was loaded, 0 if it was refused.", "livemin"
+        )
+        self._is_loaded.set(1)  # of a worker that is about to start, too
+
+    def _make_gauge(
+        self, name: str, text: str, mode: Any, labels: Sequence[str] = ()
+    ) -> Gauge:
+        return Gauge(name, text, labels, multiprocess_mode=mode, **self._options)
+
     def refresh(
         self,
-        waiting: int,
-        shown: int,
-        lost: int,
+        n_waiting: int,
+        n_impressions: int,
+        n_lost: int,
         reload: Mapping[str, Any],
         faults: Collection[str],
     ) -> None:
-        """Take over what the service counts itself; each worker does so every second, for whoever is asked."""
-        self.waiting.set(waiting)
-        self.impressions_waiting.set(shown)
-        self.impressions_lost.inc(lost - self._n_lost)
-        self._n_lost = lost
-        self.reloaded_at.set(reload["time"])
-        self.is_loaded.set(reload["is_loaded"])
+        """Take over the service's own counts; each worker does so every second.
+
+        Args:
+            n_waiting: calls of the computing threads.
+            n_impressions: impressions that are yet to be written.
+            n_lost: impressions that could not be written, since the start.
+            reload: time and outcome of the last reload.
+            faults: names of the present faults.
+        """
+        self.gauges["waiting"].set(n_waiting)
+        self.gauges["impressions_waiting"].set(n_impressions)
+        self.counters["impressions_lost"].inc(n_lost - self._n_lost)
+        self._n_lost = n_lost
+        self._reloaded_at.set(reload["time"])
+        self._is_loaded.set(reload["is_loaded"])
         for fault in self._faults:
-            self.degraded.labels(fault).set(fault in faults)
+            self._degraded.labels(fault).set(fault in faults)
 
     def write(self) -> bytes:
         """Write everything in the text format of Prometheus."""
         return generate_latest(self.registry)
 
     def count(self, path: str, status: int, seconds: float) -> str:
-        """Count one answer of HTTP; return the name of its route."""
-        route = _ROUTE_LABELS.get(path) or (
-            "items" if path.startswith("/v1/items/") else "other"
-        )
+        """Count one answer of HTTP; return the label of its route."""
+        default = "items" if path.startswith("/v1/items/") else "other"
+        route = _ROUTE_LABELS.get(path, default)
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
         return route
@@ -217,15 +200,15 @@ class Metrics:
     def count_lists(
         self, answers: Sequence[Mapping[str, Any]], k: int, seconds: float
     ) -> None:
-        """Count the lists of one answer."""
+        """Count the lists of one answer, which took some seconds."""
         self.compute.observe(seconds)
-        self.asked.inc(len(answers))
-        self.short.inc(sum(len(one["items"]) < k for one in answers))
-        self.unknown_users.inc(sum(one.get("user_known") is False for one in answers))
-        self.unknown_items.inc(sum(one["unknown_items"] for one in answers))
-        self.unknown_values.inc(
-            sum(len(one.get("unknown_values", ())) for one in answers)
-        )
+        counters = self.counters
+        counters["recommendations"].inc(len(answers))
+        for answer in answers:
+            counters["short_lists"].inc(len(answer["items"]) < k)
+            counters["unknown_users"].inc(answer.get("user_known") is False)
+            counters["unknown_history_items"].inc(answer["unknown_items"])
+            counters["unknown_values"].inc(len(answer.get("unknown_values", ())))
 
 
 class _ServiceCollector(Collector):
@@ -237,19 +220,15 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         measured = self._measure()
-        yield from (
-            GaugeMetricFamily(f"bascule_{name}", about, measured[name])
-            for name, about in _MEASURED.items()
-        )
-        yield InfoMetricFamily(
-            "bascule_bundle",
-            "The bundle that answers.",
-            {"version": measured["version"]},
-        )
-        for name, samples in read_figures(self._beside).items():
-            about, labels = GAUGES[name]
-            family = GaugeMetricFamily(f"bascule_{name}", about, labels=labels)
-            for values, number in samples.items():
+        for name, text in _MEASURED.items():
+            yield GaugeMetricFamily(f"bascule_{name}", text, measured[name])
+        version = {"version": measured["version"]}
+        yield InfoMetricFamily("bascule_bundle", "The bundle that answers.", version)
+
+        figures = read_figures(self._beside)
+        for name, (text, labels) in _FIGURES.items():
+            family = GaugeMetricFamily(f"bascule_{name}", text, labels=labels)
+            for values, number in figures[name].items():
                 family.add_metric(values, number)
             yield family
 
@@ -261,93 +240,13 @@ class _WorkersCollector(Collector):
         self._folder = folder
 
     def collect(self) -> Iterable[Metric]:
-        found: dict[str, Metric] = {}
+        metrics: dict[str, Metric] = {}
         for path in self._folder.glob("gauge_livesum_*.db"):
             pid = path.stem.rpartition("_")[2]
             for metric in ProcessCollector(pid=pid.__str__, registry=None).collect():
-                samples = [
-                    sample._replace(labels={"pid": pid}) for sample in metric.samples
-                ]
-                metric.samples = [
-                    *(found[metric.name].samples if metric.name in found else ()),
-                    *samples,
-                ]
-                found[metric.name] = metric
-        return found.values()
-
-
-def read_figures(folder: Path) -> dict[str, Samples]:
-    """Read the samples of each gauge from small files, once; what is damaged or of another form is left out."""
-    found: dict[str, Samples] = {name: {} for name in GAUGES}
-    for name, path in (("use", folder / FEEDBACK / FIGURES), ("drift", folder / DRIFT)):
-        with suppress(OSError):
-            file = path.stat()
-            if samples := _read(name, path, file.st_mtime_ns):
-                found |= samples
-                found["figures_timestamp_seconds"][(name,)] = file.st_mtime
-    return found
-
-
-def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
-    """Return when use and drift were measured, the figures of all, and what has moved; None if they were not."""
-    use, _, levels, times = read_figures(folder).values()
-    of_all = {
-        figure: number for (figure, group, _), number in use.items() if group == "all"
-    }
-    moved = {name: STATUSES[int(level)] for (name,), level in levels.items() if level}
-    told: dict[str, dict[str, Any]] = {
-        "use": {"figures": of_all},
-        "drift": {"moved": moved},
-    }
-    return {
-        name: {"time": times[name,], **one} if (name,) in times else None
-        for name, one in told.items()
-    }
-
-
-@lru_cache(maxsize=16)
-def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        json.dumps(
-            content, ensure_ascii=False, allow_nan=False
-        ).encode()  # refuses what no answer can hold
-        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ):
-        return None
-
-
-def _parse_use(content: Any) -> dict[str, Samples]:
-    groups = [(("all", ""), content["all"])]
-    samples = Samples()
-    for name in _GROUPS:
-        values = sorted(
-            content["groups"].get(name, {}).items(),
-            key=lambda value: -value[1]["lists"],
-        )
-        groups += [((name, value), figures) for value, figures in values[:_MAX_VALUES]]
-    for group, figures in groups:
-        told = {(name, *group): one for name, one in figures.items() if one is not None}
-        samples |= {
-            name: 1.0 * (one["value"] if isinstance(one, dict) else one)
-            for name, one in told.items()
-        }
-    return {"use": samples}
-
-
-def _parse_drift(rows: Any) -> dict[str, Samples]:
-    told: dict[tuple[str, ...], Any] = {
-        (str(row["name"]),): row for row in rows if row["index"] is not None
-    }
-    levels = {name: 1.0 * STATUSES.index(row["status"]) for name, row in told.items()}
-    return {
-        "drift_index": {name: 1.0 * row["index"] for name, row in told.items()},
-        "drift_status": levels,
-    }
+                total = metrics.setdefault(
+                    metric.name, Metric(metric.name, metric.documentation, metric.type)
+                )
+                for sample in metric.samples:
+                    total.samples.append(sample._replace(labels={"pid": pid}))
+        return metrics.values()

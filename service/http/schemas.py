@@ -1,7 +1,8 @@
 """The bodies and answers of the interface: strict types, no unknown names, every length bounded.
 
-Typed dictionaries rather than models: what is checked here is the raw request that `serve.requests` reads, and
-the raw event that `service.state` reads: a new field of an event also goes into its `Observation` and tables.
+Bodies are typed dictionaries rather than models: `serve.requests` and `service.state` read the
+same raw dictionaries from Python callers. A new field of an event also goes into the
+`Observation` and the tables of `service.state`.
 """
 
 from __future__ import annotations
@@ -15,16 +16,15 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from serve.recommendations import DueItem, Reason
-from serve.segments import Segment
+from serve.recommendations import DueItem, Reason, Segment
 
-MAX_REQUESTS = 256  # of a body (events too), of a history, of excluded items
-MAX_EVENTS = 500
-MAX_IDS = 10_000
-MAX_ITEMS = 1000  # of a list (k), of all lists of an answer
-MAX_LISTED = 32_000
-MAX_TEXT = 4096  # characters of a text, features or columns
-MAX_NAMES = 64
+MAX_REQUESTS = 256  # requests or events of a body
+MAX_EVENTS = 500  # of a history
+MAX_IDS = 10_000  # excluded items
+MAX_ITEMS = 1000  # k, the items of a list
+MAX_LISTED = 32_000  # items of all lists of an answer
+MAX_TEXT = 4096  # characters of a text, and cells of a list
+MAX_NAMES = 64  # features or columns
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -43,14 +43,14 @@ Length = Annotated[
     Field(
         ge=1,
         le=MAX_ITEMS,
-        description=f"Items of a list; of all in a body {MAX_LISTED:,} at most.",
+        description=f"Items of a list; all lists of a body hold {MAX_LISTED:,} at most.",
     ),
 ]
 Repeats = Literal["allow", "exclude"] | None
 Explain = Annotated[
     bool,
     Field(
-        description="Give each item's columns and the reasons for it, and the user's segment."
+        description="Also give each item's columns and reasons, and the user's segment."
     ),
 ]
 Dial = Annotated[float, Field(ge=0, le=1)]
@@ -62,15 +62,13 @@ class PastEvent(TypedDict, total=False):
     item_id: Annotated[
         ItemId,
         Field(
-            description="As in the data; an item that the bundle does not know is skipped."
+            description="As in the data; items that the bundle does not know are skipped."
         ),
     ]
     datetime: Text | Number | None
     event: Text | None
     weight: Number | None
-    context: Annotated[
-        Values | None, Field(description="As of a request: of the event.")
-    ]
+    context: Annotated[Values | None, Field(description="The context of the event.")]
 
 
 @_strict
@@ -83,9 +81,7 @@ class FilterBody(TypedDict, total=False):
     only: Annotated[Ids | None, Field(description="Only these items.")]
     at_most: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=MAX_ITEMS)]] | None,
-        Field(
-            max_length=MAX_NAMES, description="Column -> how many items of one value."
-        ),
+        Field(max_length=MAX_NAMES, description="Column -> most items of one value."),
     ]
 
 
@@ -95,7 +91,7 @@ class RequestBody(TypedDict, total=False):
 
     user_id: ItemId | None
     features: Annotated[
-        Values | None, Field(description="Of the user, by name; null is missing.")
+        Values | None, Field(description="Features of the user; null is missing.")
     ]
     history: (
         Annotated[
@@ -108,13 +104,11 @@ class RequestBody(TypedDict, total=False):
     datetime: Annotated[
         Text | Number | None,
         Field(
-            description="By default the beginning of this minute, the latest event if that came later, or the end "
-            "of data that ended long ago, with what happened since then after it."
+            description="By default the beginning of this minute, the latest event if that came "
+            "later, or the end of data that ended long ago, with what happened since then after it."
         ),
     ]
-    exclude: Annotated[
-        Ids | None, Field(description="Items that are not to be listed.")
-    ]
+    exclude: Annotated[Ids | None, Field(description="Items that must not be listed.")]
     filters: FilterBody | None
 
 
@@ -134,14 +128,14 @@ class DialsBody(TypedDict, total=False):
 
 
 @_strict
-class AskOne(RequestBody, DialsBody, total=False):
+class RecommendBody(RequestBody, DialsBody, total=False):
     k: Length
     repeats: Repeats
     explain: Explain
 
 
 @_strict
-class AskMany(DialsBody):
+class RecommendManyBody(DialsBody):
     """Many requests with one length of lists."""
 
     requests: Annotated[
@@ -152,20 +146,20 @@ class AskMany(DialsBody):
 
 
 @_strict
-class AskSimilar(TypedDict):
+class SimilarBody(TypedDict):
     item_id: ItemId
     k: NotRequired[Length]
     explain: NotRequired[Explain]
 
 
 @_strict
-class AskDue(RequestBody, total=False):
+class DueBody(RequestBody, total=False):
     k: Length
 
 
 @_strict
 class EventBody(TypedDict):
-    """An event of a user; `dismiss` keeps the item away from them from now on, until `undismiss`."""
+    """An event of a user; `dismiss` keeps the item away from them until `undismiss`."""
 
     user_id: ItemId
     item_id: ItemId
@@ -176,7 +170,7 @@ class EventBody(TypedDict):
     weight: NotRequired[Number | None]
     request_id: NotRequired[
         Annotated[
-            Text | None, Field(description="Of the answer that the event follows.")
+            Text | None, Field(description="Id of the answer that the event follows.")
         ]
     ]
 
@@ -195,7 +189,7 @@ class ItemBody(TypedDict):
     columns: Annotated[
         Values,
         Field(
-            description="Column -> value; one that is not given stays, null is missing."
+            description="Column -> value; a column that is not named stays, null is missing."
         ),
     ]
 
@@ -205,20 +199,16 @@ class ForgetBody(TypedDict):
     user_id: ItemId
 
 
-_BODIES = (
-    PastEvent,
-    FilterBody,
-    AskOne,
-    AskMany,
-    AskSimilar,
-    EventBody,
-    EventsBody,
-    ItemBody,
-)
+# names that an error may repeat: ours, not a caller's
 FIELDS = frozenset({"search"}).union(
-    RequestBody.__annotations__, *(body.__annotations__ for body in _BODIES)
+    PastEvent.__annotations__,
+    FilterBody.__annotations__,
+    RecommendBody.__annotations__,
+    RecommendManyBody.__annotations__,
+    EventBody.__annotations__,
+    EventsBody.__annotations__,
+    ItemBody.__annotations__,
 )
-"""Names that an error may repeat: ours, not a caller's."""
 
 
 class ReloadAnswer(TypedDict):
@@ -245,10 +235,12 @@ class ShortSegment(TypedDict):
 
 
 class ItemList(TypedDict):
-    """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle.
+    """The list of one request.
 
-    `moment` is when it was asked, in UTC seconds; `user_known` is false of a `user_id` about whom there is nothing. In
-    an experiment, `arm` is that of the user, and `version` the one that gave this list.
+    `reason` says why there are fewer than k items; `unknown_values` names features with a value
+    that is new to the bundle; `moment` is the time of the request in UTC seconds; `user_known` is
+    false if nothing is known of a `user_id`. In an experiment, `arm` is that of the user, and
+    `version` the one that gave this list.
     """
 
     items: list[ListedItem]
@@ -263,7 +255,7 @@ class ItemList(TypedDict):
 
 
 class ListsAnswer(PutAnswer):
-    """`clock` is `data` where requests without a datetime are asked at the end of data that ended long ago."""
+    """`clock` is `data` if requests without a datetime are asked at the end of old data."""
 
     clock: Literal["data", "now"]
     answers: list[ItemList]
@@ -289,7 +281,7 @@ class SimilarAnswer(PutAnswer):
 
 
 class DueAnswer(PutAnswer):
-    """The likeliest first: items taken on two days or more; `reason` says why there are fewer than k."""
+    """Items taken on two days or more, the likeliest first; `reason` is why there are few."""
 
     items: list[DueItem]
     moment: int
@@ -298,13 +290,13 @@ class DueAnswer(PutAnswer):
 
 
 class FoundAnswer(PutAnswer):
-    """Listed items with their ids and columns, what is popular first."""
+    """Listed items with their ids and columns, the popular first."""
 
     items: list[dict[str, Any]]
 
 
 class Fault(TypedDict):
-    """A fault: its code, a sentence and the field; no value that was sent is in it."""
+    """A code, a sentence and the field; no value that was sent."""
 
     code: str
     message: str
@@ -317,7 +309,7 @@ class FaultAnswer(TypedDict):
 
 
 class EventsAnswer(PutAnswer):
-    """The number of events that were kept: not those of forgotten users, nor those that are too old."""
+    """The number of events that were kept; those of forgotten users and old ones are not."""
 
     kept: int
 
@@ -327,7 +319,7 @@ class DeleteAnswer(PutAnswer):
 
 
 class ForgetAnswer(PutAnswer):
-    """A receipt for each folder that has profiles or state: what was erased, and what is out of reach."""
+    """A receipt for each folder of profiles or state: what was erased, what is out of reach."""
 
     receipts: list[dict[str, Any]]
     user_known: bool
@@ -338,18 +330,18 @@ class ForgetAnswer(PutAnswer):
 _KEYED = (400, 401, 403, 404, 421, 429, 500, 503)
 ASKING = (405, 408, 413, 415, 422)
 _FAULTS = {
-    400: "The body is no JSON, or its length is given twice.",
+    400: "The body is not JSON, or its length is given twice.",
     401: "The key is missing or unknown.",
     403: "The role of the key does not admit this call, or the service only reads.",
     404: "There is no such path, or not at this port.",
     405: "The path has other methods.",
     408: "The body arrived too slowly.",
-    409: "What is current cannot be loaded: the version before answers on.",
+    409: "The current version cannot be loaded; the one before still answers.",
     413: "The body is too long.",
     415: "The content-type is not application/json.",
-    422: "A value does not fit; `field` says where it stands.",
     421: "The host is not one of this service.",
-    429: "The key has asked too often; come back after the seconds of `retry-after`.",
+    422: "A value does not fit; `field` says where it stands.",
+    429: "The key is used too often; come back after the seconds of `retry-after`.",
     500: "The service failed; its log says where.",
     503: "Too many requests wait, or the disk fails; come back after the seconds of `retry-after`.",
 }
@@ -361,22 +353,14 @@ class Role(IntEnum):
     OPEN, ASK, WRITE, ADMIN = range(4)
 
 
+_OPEN = ("/", "/docs", "/page.css", "/page.js", "/health", "/ready")
+_ASK = (
+    *("/v1/recommend", "/v1/similar", "/v1/due", "/v1/segments"),
+    *("/v1/page", "/v1/items", "/openapi.json"),
+)
 ROLES = {  # every other path is for admins
-    **dict.fromkeys(
-        ("/", "/docs", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN
-    ),
-    **dict.fromkeys(
-        (
-            "/v1/recommend",
-            "/v1/similar",
-            "/v1/due",
-            "/v1/segments",
-            "/v1/page",
-            "/v1/items",
-            "/openapi.json",
-        ),
-        Role.ASK,
-    ),
+    **dict.fromkeys(_OPEN, Role.OPEN),
+    **dict.fromkeys(_ASK, Role.ASK),
     "/v1/events": Role.WRITE,
 }
 _KEY = {
@@ -397,29 +381,35 @@ def describe_errors(*more: int) -> dict[int | str, dict[str, Any]]:
 def describe(
     write: Callable[[], dict[str, Any]], list_ids: Callable[[], NDArray[np.generic]]
 ) -> dict[str, Any]:
-    """Complete the document of the routes, which `write` gives: the roles of keys, and examples with ids of items."""
+    """Complete the OpenAPI document by the roles of keys and by examples.
+
+    Args:
+        write: returns the document of the routes.
+        list_ids: returns the ids of the catalogue, (N,).
+    """
     document = write()
     ids = list_ids()
+    examples = _write_examples(*ids[[0, -1]].tolist())
     document["components"]["securitySchemes"] = {"key": _KEY}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             role = ROLES.get(path, Role.ADMIN)
             operation["security"] = [{"key": [role.name.lower()]}] if role else []
-            if found := _write_examples(*ids[[0, -1]].tolist()).get((method, path)):
-                (content,) = operation["requestBody"]["content"].values()
-                content["examples"] = {
-                    name: {"summary": name, "value": value}
-                    for name, value in found.items()
-                }
             if method == "put":
                 operation["parameters"][0]["example"] = str(ids[0])
+            if (method, path) in examples:
+                (content,) = operation["requestBody"]["content"].values()
+                content["examples"] = {
+                    summary: {"summary": summary, "value": value}
+                    for summary, value in examples[method, path].items()
+                }
     return document
 
 
 def _write_examples(
     first: str | int, last: str | int
 ) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return bodies by method and path, each with a summary, of a catalogue with these two items."""
+    """Return summary -> body by method and path, for a catalogue with these two items."""
     event = {"user_id": "7", "item_id": first}
     return {
         ("post", "/v1/recommend"): {

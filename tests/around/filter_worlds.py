@@ -7,9 +7,9 @@ from dataclasses import replace
 import pyarrow as pa
 from hypothesis import strategies as st
 from serve.bundle import Bundle
-from serve.catalogue import Catalogue
+from serve.catalogue import Catalogue, Columns
+from serve.kinds import Feature
 from serve.recommender import Recommender
-from serve.schema import Feature
 from tests.linear_bundle import SEED, WORLDS, N, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
@@ -48,7 +48,8 @@ def make_recommender(folder, world: str) -> Recommender:
     wider = replace(bundle, items=table, schema=replace(bundle.schema, item_features=features))
     recommender = Recommender(bundle, make_profiles(WORLDS[world], known_users(WORLDS[world])))
     recommender.bundle = wider  # with a feature that the item tower does not read
-    recommender._set_catalogue(Catalogue.of_items(table, bundle.index, wider.schema), None)
+    catalogue = Catalogue.of_items(table, bundle.index, wider.schema)
+    recommender._set_catalogue(catalogue, Columns(catalogue.table, features))
     return recommender
 
 

@@ -9,7 +9,8 @@ import random
 import sys
 from pathlib import Path
 
-from service.state import Observation, StateStore
+from service.log import Observation
+from service.state import StateStore
 
 N_EVENTS, N_USERS = 1000, 7
 FIRST = 1_700_000_000

@@ -16,7 +16,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from service.registry import Registry, RegistrySource, publish_version
+from service.registry import Registry, publish_version
+from service.sources import RegistrySource
 from tests.around.killed_publisher import FAILED, FINISHED, KILLED, Steps, fail, kill
 from tests.linear_bundle import SHOP, publish_linear
 

@@ -18,7 +18,7 @@ import pytest
 from bascule.commands import main
 from serve.arrays import to_arrow
 from serve.errors import BundleError
-from serve.files import read_erasure_list
+from serve.files import is_forgotten, read_erasure_list
 from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
@@ -31,7 +31,8 @@ from service.forget import (
 )
 from service.known_users import complete
 from service.live_items import LiveItems
-from service.state import Impressions, Observation, StateStore, is_forgotten
+from service.log import Impressions, Observation
+from service.state import StateStore
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
@@ -97,7 +98,7 @@ def template(tmp_path_factory):
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "ROWS_PER_SHARD", 4)
-        patch.setattr("serve.tables.ROWS_AT_ONCE", 2)
+        patch.setattr("datamodules.read.ROWS_AT_ONCE", 2)
         assert main([str(word) for word in words]) == 0
         words[4:] = ["item", "--out", folder / "items"]
         assert main([str(word) for word in words]) == 0

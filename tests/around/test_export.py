@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from bascule.commands import main
 from serve import files as durable
-from serve import tables
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.files import replacing, take_lock
@@ -28,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch):
     monkeypatch.setattr(export, "ROWS_PER_SHARD", 6)
-    monkeypatch.setattr("serve.tables.ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("datamodules.read.ROWS_AT_ONCE", 3)
 
 
 def run(bundle, side, out, *more):
@@ -143,7 +142,7 @@ def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(
             with replacing(path, *mode) as file:
                 yield file
 
-        for module in (tables, durable):
+        for module in (export, durable):
             monkeypatch.setattr(module, "replacing", write)
         with pytest.raises(OSError, match="disk full"):
             export.export_items(recommender, path, out, True)

@@ -1,6 +1,5 @@
 """What a user did just now counts in the next answer, as if it had stood in their profile."""
 
-import math
 from contextlib import closing
 from dataclasses import replace
 
@@ -9,7 +8,8 @@ import pytest
 from serve.profiles import Profiles
 from serve.requests import History, Request, parse_request
 from service.known_users import complete
-from service.state import Observation, StateStore
+from service.log import Observation
+from service.state import StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
 from tests.linear_profiles import known_users
 from tests.linear_reference import naive_list, naive_scores
@@ -71,10 +71,12 @@ def test_answers_are_those_of_a_profile_that_has_the_events(
     schema, recommender = WORLDS[world], recommenders[world]
     known, events = known_users(schema), draw_events(schema, seed)
     row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    n_compared = 0
     for n_seen, one in enumerate(events, start=1):
         store.observe(one.user_id, one.item_id, one.event, one.datetime, one.weight)
         if n_seen not in (1, 9, len(events)):
             continue
+        n_compared += 1
         grown = grow(known, events[:n_seen])
         raw = [{"user_id": user_id} for user_id in grown] + [
             {"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}
@@ -92,6 +94,7 @@ def test_answers_are_those_of_a_profile_that_has_the_events(
             np.testing.assert_allclose(
                 answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4
             )
+    assert n_compared == 3
 
 
 def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_store_has_nothing(
@@ -165,48 +168,34 @@ def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
         )
 
 
-def draw_without_times(rng, columns):
-    """Draw up to 9 events of few kinds, so that many are alike: tuples of item, event and weight."""
+def draw_without_times(rng, has_events):
+    """Draw up to 9 events of few kinds, so that many are alike: pairs of an item and an event."""
+    events = [None, "view"] if has_events else [None]
     return [
-        (
-            int(rng.integers(2)),
-            [None, "view"][int(rng.integers(2))] if "event" in columns else None,
-            [math.nan, 2.5][int(rng.integers(2))] if "weight" in columns else None,
-        )
+        (int(rng.integers(2)), events[int(rng.integers(len(events)))])
         for _ in range(rng.integers(1, 10))
     ]
 
 
-@pytest.mark.parametrize("columns", [(), ("event",), ("weight",), ("event", "weight")])
-def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(store, columns):
+@pytest.mark.parametrize("has_events", [False, True])
+def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(store, has_events):
     rng = np.random.default_rng(8)
     for user_id in range(40):
-        profile, newer = (
-            draw_without_times(rng, columns),
-            draw_without_times(rng, columns),
-        )
+        profile = draw_without_times(rng, has_events)
+        newer = draw_without_times(rng, has_events)
         live = [*profile[int(rng.integers(len(profile) + 1)) :], *newer]
         store.observe_many(
-            Observation(  # what the profile does not have is another each time
-                user_id,
-                item_id,
-                event if "event" in columns else f"said {place}",
-                place,
-                weight if "weight" in columns else float(place),
-            )
-            for place, (item_id, event, weight) in enumerate(live)
+            Observation(user_id, item_id, event if has_events else f"said {place}", place, 2.0)
+            for place, (item_id, event) in enumerate(live)
         )
-        items, events, weights = zip(*profile, strict=True)
-        given = {"event": np.array(events, dtype=object), "weight": np.array(weights)}
-        history = History(np.array(items), **{name: given[name] for name in columns})
+        items, events = zip(*profile, strict=True)
+        history = History(np.array(items), event=np.array(events, object) if has_events else None)
         profiles = Profiles(np.array([user_id]), {}, history, np.array([0, len(profile)]))
         completed = complete(Request(user_id), profiles, store).history
-        most = min(len(profile), len(live))
         n_same = max(
-            n for n in range(most + 1) if str(profile[len(profile) - n :]) == str(live[:n])
-        )  # NaN is nan there
-        assert completed.item_id.tolist() == [
-            *items,
-            *(item_id for item_id, _, _ in live[n_same:]),
-        ]
+            n
+            for n in range(min(len(profile), len(live)) + 1)
+            if profile[len(profile) - n :] == live[:n]
+        )
+        assert completed.item_id.tolist() == [*items, *(item_id for item_id, _ in live[n_same:])]
         assert completed.datetime is None

@@ -7,15 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serve.errors import BundleError
-from serve.profiles import (
-    History,
-    Profiles,
-    erase_users,
-    feature_values,
-    settle_profiles,
-    stage_profiles,
-)
-from serve.schema import Feature
+from serve.kinds import Feature
+from serve.profiles import Profiles, erase_users, feature_values, settle_profiles, stage_profiles
+from serve.requests import History
 from tests.around.lost_power import Disk
 from tests.linear_profiles import write_profiles
 

@@ -67,6 +67,7 @@ def reduce(request, known):
 
 
 def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(recommender, schema):
+    n_said = 0
     for request in draw_requests(schema, 200):
         items = next(iter(recommender.recommend([request], 4))).item_id.tolist()
         full, reduced = (
@@ -85,6 +86,7 @@ def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(r
                 reverse=True,
             )[:MAX_SAID]
             said = [one for one in reasons if one.kind != "popular"]
+            n_said += len(said)
             np.testing.assert_allclose([one.effect for one in said], expected, atol=1e-6 * scale)
             assert (len(said) == 0) == (reasons[0].kind == "popular")
             for one in said:
@@ -95,6 +97,7 @@ def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(r
                 )
                 assert one.effect == pytest.approx(falls[part][place], abs=1e-6 * scale)
                 assert (one.kind == "memory") == (one.item_id == item and schema.repeats == "allow")
+    assert n_said > 200
 
 
 def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_request(
@@ -103,7 +106,9 @@ def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_reques
     bundle = recommender.bundle  # its profiles know of no event in what context it happened
     bundle = replace(bundle, neighbours=replace(bundle.neighbours, context_gain=0.0))
     recommender = Recommender(bundle, recommender.profiles)
-    for user, known in known_users(schema).items():
+    users = known_users(schema)
+    assert len(users) == 5
+    for user, known in users.items():
         moment = known["history"][-1]["datetime"] if known["history"] else UNTIL
         items = item_ids(schema)[:7]
         asked = [{"user_id": user}, known | {"datetime": moment}]

@@ -11,8 +11,8 @@ from models.segments import MIN_PEOPLE, adjusted_rand, find_segments, find_trait
 from serve.bundle import SEGMENTS, Bundle
 from serve.errors import BundleError
 from serve.profiles import Profiles
+from serve.recommendations import Segments
 from serve.requests import History
-from serve.segments import Segments
 from service.publish import Stage, publish
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, write_linear
 
@@ -85,6 +85,28 @@ def test_no_groups_or_few_users_have_no_segments():
     noise = np.random.default_rng(0).standard_normal((400, W)).astype(np.float32)
     assert find_segments(noise, [], 0) is None
     assert find_segments(plant()[np.r_[:26, 130:156, 190:216]], [], 0) is None
+
+
+def test_groups_on_which_halves_of_the_users_do_not_agree_are_no_segments(monkeypatch):
+    blurred = plant(spread=5)
+    assert find_segments(blurred, [], 0) is None
+    monkeypatch.setattr("models.segments.STABLE", 0.65)
+    assert find_segments(blurred, [], 0).stability["2"] == pytest.approx(0.7, abs=0.05)
+
+
+def test_stability_is_a_mean_over_divisions(monkeypatch):
+    blurred = plant(spread=5)
+    monkeypatch.setattr("models.segments.STABLE", 0.0)
+    whole = find_segments(blurred, [], 0).stability["2"]
+    single = set()
+    draw = np.random.default_rng
+    for split in range(5):
+        monkeypatch.setattr("models.segments.N_SPLITS", 1)
+        monkeypatch.setattr(np.random, "default_rng", lambda key, s=split: draw((key[0], s)))
+        single.add(find_segments(blurred, [], 0).stability["2"])
+        monkeypatch.setattr(np.random, "default_rng", draw)
+    assert len(single) == 5
+    assert whole == pytest.approx(np.mean([*single]), abs=1e-3)
 
 
 def test_marks_are_what_a_segment_has_more_than_all(found):

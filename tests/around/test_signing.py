@@ -6,9 +6,11 @@ import sys
 
 import pytest
 from bascule.commands import _SIGN_HELP, main
-from serve.bundle import Bundle, sign
+from serve.bundle import Bundle
 from serve.errors import BundleError
-from service.registry import BundleSource, Registry, RegistrySource
+from service.publish import sign
+from service.registry import Registry
+from service.sources import BundleSource, RegistrySource
 from tests.core.test_hostile_bundle import hash_again
 from tests.linear_bundle import SHOP, publish_linear
 from tests.served import ROOT
@@ -17,7 +19,7 @@ pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl makes the keys, as documented"
 )
-(MAKE,) = [line for line in _SIGN_HELP.splitlines() if "openssl" in line]
+MAKE = "\n".join(line for line in _SIGN_HELP.splitlines() if "  openssl" in line)
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def bundle(tmp_path):
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """Make the keys of three people by the documented line: `old` and `new` are trusted in turn, `strange` never."""
+    """Make the keys of three people as documented: `old` and `new` are trusted in turn, `strange` never."""
     folder = tmp_path_factory.mktemp("keys")
     for name in ("old", "new", "strange"):
         (folder / name).mkdir()
@@ -164,7 +166,11 @@ def test_an_unsigned_bundle_is_not_served_where_keys_are_trusted(bundle, keys):
 
 
 def test_without_the_extra_only_signatures_are_refused(bundle, keys):
-    code = "import sys; sys.modules['cryptography'] = None; from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+    sign(bundle, keys / "old" / "signing.pem")
+    code = (
+        "import sys; sys.modules['cryptography'] = None\n"
+        "from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+    )
     command = [sys.executable, "-c", code, "verify", "--bundle", str(bundle)]
     assert subprocess.run(command, check=False).returncode == 0
     done = subprocess.run(

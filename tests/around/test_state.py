@@ -16,13 +16,9 @@ import numpy as np
 import pytest
 from serve.errors import BundleError, SchemaError
 from service.forget import add_to_erasure_list
-from service.state import (
-    ImpressionLog,
-    Impressions,
-    Observation,
-    StateStore,
-    parse_observations,
-)
+from service.impressions import ImpressionLog
+from service.log import Impressions, Observation, parse_observations
+from service.state import StateStore
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP
 

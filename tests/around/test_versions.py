@@ -15,14 +15,8 @@ from pathlib import Path
 import pytest
 from serve.errors import BundleError
 from service.publish import Stage, publish
-from service.registry import (
-    Registry,
-    RegistrySource,
-    activate,
-    describe_registry,
-    publish_version,
-    rollback,
-)
+from service.registry import Registry, activate, describe_registry, publish_version, rollback
+from service.sources import RegistrySource
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
 
@@ -54,7 +48,7 @@ def test_a_version_is_a_whole_copy_that_is_not_current_before_it_is_activated(
     assert contents(registry.path / versions[1]) == contents(published[1])
     with pytest.raises(
         BundleError,
-        match=r"no version is current in .*CURRENT is missing; choose one with `activate`",
+        match=r"no version is current in .*CURRENT is missing; choose one with `bascule activate`",
     ):
         registry.current()
     activate(registry, versions[1])
@@ -73,7 +67,7 @@ def test_rollback_goes_back_step_by_step_and_to_nothing_that_was_left_before(
     activate(registry, versions[1])
     assert registry.past() == [versions[3], versions[2]]
     assert [rollback(registry).version for _ in range(2)] == [versions[3], versions[2]]
-    with pytest.raises(BundleError, match=r"no version to go back to.*use `activate`"):
+    with pytest.raises(BundleError, match=r"no version to go back to.*use `bascule activate`"):
         rollback(registry)
     assert registry.current() == versions[2]
 
@@ -250,7 +244,7 @@ def test_a_first_start_without_a_valid_current_version_takes_the_one_before_and_
     damage_current(registry, versions[2], how)
     recommender, reason = RegistrySource(registry).start()
     assert recommender.version == versions[1]
-    assert reason.endswith(f"; {versions[1]} answers, which was current before")
+    assert reason.endswith(f"; the earlier version {versions[1]} answers")
 
 
 def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
-from bascule.__main__ import main
-from bascule.commands import main as main_of_serve
+from bascule.commands import COMMANDS, TRAINING, main
 from tests.served import ROOT
 
 import bascule
 
-COMMANDS = (
-    "train",
-    "evaluate",
-    "recommend",
-    "similar",
-    "export",
-    "verify",
-    "sign",
-    "serve",
-    "forget",
-    "publish",
-)
-VERSIONS = ("activate", "rollback", "list")
 
-
-@pytest.mark.parametrize("command", [*COMMANDS, *VERSIONS])
+@pytest.mark.parametrize("command", ["train", "evaluate", *COMMANDS])
 def test_every_command_explains_itself_without_a_library_of_training(command):
     code = (
-        f"import sys; from bascule.__main__ import main\ntry: main([{command!r}, '--help'])\n"
+        f"import sys; from bascule.commands import main\ntry: main([{command!r}, '--help'])\n"
         "except SystemExit as end: assert not end.code\n"
         "assert not {'torch', 'pandas', 'scipy', 'onnxruntime'} & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"usage: bascule {command} ")
+    assert "python -m serve" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -82,7 +69,7 @@ def test_every_command_explains_itself_without_a_library_of_training(command):
 )
 def test_a_mistake_is_one_line_before_anything_slow_is_imported(words, named):
     code = (
-        f"import sys; from bascule.__main__ import main\nstatus = main({words!r})\n"
+        f"import sys; from bascule.commands import main\nstatus = main({words!r})\n"
         "assert not {'torch', 'pandas', 'scipy'} & set(sys.modules)\nsys.exit(status)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
@@ -91,20 +78,27 @@ def test_a_mistake_is_one_line_before_anything_slow_is_imported(words, named):
     assert named in line
 
 
-def test_a_command_does_what_its_other_form_does(bundle_paths, capsys):
-    words = [
-        "similar",
-        "--bundle",
-        str(bundle_paths["shop"]),
-        "--item",
-        "i107",
-        "--k",
-        "3",
-    ]
-    assert main(words) == main_of_serve(words) == 0
-    printed = capsys.readouterr().out.splitlines()
-    assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
-    assert len(printed) == 2 * 5
+def run_module(*words):
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_the_help_lists_every_command():
+    done = run_module("bascule", "--help")
+    listed = set(re.findall(r"^    (\w+)", done.stdout, re.MULTILINE))
+    assert listed == {*COMMANDS, *TRAINING}
+    assert {"serve", "recommend", "gate"} <= listed
+
+
+def test_python_m_serve_is_another_door_to_the_same_commands(bundle_paths):
+    bundle = str(bundle_paths["shop"])
+    words = ["similar", "--bundle", bundle, "--item", "i107", "--k", "3"]
+    by_door = run_module("serve", *words)
+    assert by_door.stdout == run_module("bascule", *words).stdout
+    assert len(by_door.stdout.splitlines()) == 1 + 1 + 3
+    help_by_door = run_module("serve", "http", "--help").stdout
+    assert help_by_door == run_module("bascule", "serve", "--help").stdout
+    assert help_by_door.startswith("usage: bascule serve ")
 
 
 def test_an_install_that_only_answers_says_so(monkeypatch, capsys):

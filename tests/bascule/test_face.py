@@ -12,10 +12,12 @@ import bascule.recommender
 import numpy as np
 import pandas as pd
 import pytest
-from serve.due import find_due
+import serve
 from serve.errors import BundleError, SchemaError
+from serve.reasons import find_due
+from serve.recommendations import Segment, Segments
 from serve.requests import Request
-from serve.segments import Segment, Segments
+from service.state import StateStore
 from tests.linear_bundle import N
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import ORDERED, make_tables
@@ -282,6 +284,16 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, argum
         bascule.fit(**{"events": events, "quiet": True, **arguments})
     assert len(str(error.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_serving_in_process_needs_has_one_door_and_an_older_one():
+    for name in ("LiveItems", "StateStore", "complete", "ask_now", "Request", "SchemaError"):
+        assert getattr(bascule, name) is getattr(serve, name)
+    assert bascule.StateStore is StateStore
+    assert {name for name in bascule.__all__ if not hasattr(bascule, name)} == set()
+    for module in (bascule, serve):
+        with pytest.raises(AttributeError, match="Recommenders"):
+            module.Recommenders  # noqa: B018
 
 
 def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):

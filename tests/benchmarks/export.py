@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from serve.recommender import Recommender  # noqa: E402
-from serve.tables import ITEM_ID  # noqa: E402
-from service.export import export_items, read_items  # noqa: E402
+from service.export import export_items  # noqa: E402
+from service.request_files import ITEM_ID, read_items  # noqa: E402
 
 N_ITEMS, HISTORY, DIM, N_TIMED = 12_000, 50, 64, 65_536
 

@@ -31,7 +31,7 @@ from datamodules.config import (  # noqa: E402
     TableConfig,
     TargetsConfig,
 )
-from serve.events import DAY  # noqa: E402
+from serve.clock import DAY
 
 BEGIN = 1_700_006_400
 """A midnight."""

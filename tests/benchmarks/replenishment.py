@@ -27,7 +27,7 @@ from evaluation.metrics import SEED, summarise
 from pipeline.config import parse
 from pipeline.stages import prepare
 from serve.clock import DAY
-from serve.due import find_due
+from serve.reasons import find_due
 from serve.recommender import Recommender
 
 WINDOWS = (7, 28)  # days

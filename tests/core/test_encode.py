@@ -1,23 +1,23 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import get_args
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serve.cells import to_text
 from serve.encode import (
     age_values,
     code_slices,
     context_keys,
     encode_features,
-    to_text,
     value_slices,
-    write_cell,
 )
 from serve.errors import SchemaError
-from serve.schema import Feature
+from serve.kinds import KINDS, Feature, Kind
 
 COLOUR = Feature("colour", "categorical", "farbe", ("red", "7", "true"))
 TAGS = Feature("tags", "multi_categorical", "tags", ("a", "b", "c", "d"), width=3)
@@ -290,7 +290,7 @@ def test_a_hierarchy_is_the_paths_to_its_levels_however_it_is_written():
         [1, 0, 0],
     ]
     assert encode_features((shelf,), {"shelf": cells}, 7).codes.tolist() == expected
-    written = [write_cell(shelf, cell) for cell in cells]
+    written = [shelf.write(cell) for cell in cells]
     assert written == ["a > b > c", "a > b", "a > b > c", "a > x > c", "b", None, None]
     assert encode_features((shelf,), {"shelf": written}, 7).codes.tolist() == expected
 
@@ -321,5 +321,27 @@ def test_a_date_is_an_age_in_days_that_moves_with_the_moment():
         assert found[:, 3].tolist() == [0, 0, 1, 0, 0, 1]
         assert found[[2, 5], 2].tolist() == [0, 0]
         assert (found[:, :2] == [1.0, 0.0]).all()
-    with pytest.raises(SchemaError, match="'joined': 'soon' is no date"):
+    with pytest.raises(SchemaError, match=r"'joined': 'soon' \(str\) is no date"):
         encode_features((joined,), {"joined": ["soon"]}, 1)
+
+
+JOINED = Feature("joined", "date", "joined", mean=-19_000.0, scale=100.0)
+SHELF = Feature("shelf", "hierarchical", "shelf", ("a", "a > b"), separator=">", width=2)
+
+
+@pytest.mark.parametrize(
+    "feature", [PRICE, COLOUR, TAGS, TITLE, IMAGE, JOINED, SHELF], ids=lambda f: f.kind
+)
+def test_a_drawn_value_is_one_of_its_kind_and_is_read_back_from_its_text(feature):
+    value = feature.parse(feature.draw(np.random.default_rng(3)), "features.x")
+    encoded = feature.encode([value, None])
+    assert encoded.shape == (2, feature.width + feature.has_values)
+    assert not feature.has_values or encoded[:, -1].tolist() == [0, 1]
+    assert feature.has_values or encoded[1, 0] == 1 < encoded[0, 0]
+    if feature.kind != "vector":
+        assert feature.encode([feature.write(value), ""]).tolist() == encoded.tolist()
+
+
+def test_every_kind_has_its_entry_in_the_table():
+    assert set(get_args(Kind)) == set(KINDS)
+    assert {feature.kind for feature in (*ALL_KINDS, JOINED, SHELF)} == set(KINDS)

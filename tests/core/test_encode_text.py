@@ -5,9 +5,8 @@ from zlib import crc32
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.encode import encode_texts
-from serve.kinds import hash_texts, split_words
-from serve.schema import Feature
+from serve.cells import hash_texts, split_words
+from serve.kinds import Feature
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +55,7 @@ plain = st.lists(lines, max_size=3).map("\n".join)
 @settings(max_examples=60, deadline=None)
 def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
     found = list(hash_texts(texts, most, 2**bits))
+    assert len(found) == len(texts)
     for text, row in zip(texts, found, strict=True):
         expected = [crc32(token.encode()) % 2**bits for token in tokens(text or "")]
         assert row == list(dict.fromkeys(expected))[:most]
@@ -63,7 +63,7 @@ def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
 
 def test_codes_are_the_same_in_every_process():
     assert next(iter(hash_texts(["Été 猫"], 64)))[0] == 1154575572
-    codes = encode_texts(Feature("t", "text", "t", width=7, buckets=8), ["ab", None, "ab", "?"])
+    codes = Feature("t", "text", "t", width=7, buckets=8).encode(["ab", None, "ab", "?"])
     row = list(
         dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>"))
     )
@@ -73,7 +73,7 @@ def test_codes_are_the_same_in_every_process():
         row + [0] * (7 - len(row)),
         [1] + [0] * 6,
     ]
-    assert encode_texts(Feature("t", "text", "t", width=3, buckets=8), []).shape == (
+    assert Feature("t", "text", "t", width=3, buckets=8).encode([]).shape == (
         0,
         3,
     )
@@ -85,7 +85,9 @@ def test_codes_are_the_same_in_every_process():
 )
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_codes_within_bounds_each_once(texts, width):
-    for codes in encode_texts(Feature("t", "text", "t", width=width, buckets=16), texts):
+    encoded = Feature("t", "text", "t", width=width, buckets=16).encode(texts)
+    assert encoded.shape == (len(texts), width)
+    for codes in encoded:
         present = codes[codes > 0]
         assert len(present) == len(set(present.tolist())) >= 1
         assert present.max() < 2 + 16

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.events import Events, as_sets, history_arrays
@@ -107,3 +109,15 @@ def test_a_history_reads_distinct_items_though_one_stands_in_many_rows():
     arrays, rows = history_arrays(make_events([many]), SET)
     assert arrays["history_lengths"].tolist() == [3]
     assert sorted(rows[0].tolist()) == [2, 4, 7]
+
+
+@pytest.mark.parametrize(
+    ("weight", "expected"), [(0.0, -10), (math.e - 1, 0), (1e30, 10), (-3.0, -10)]
+)
+def test_the_weight_of_an_event_is_standardised_and_clipped_in_a_history(weight, expected):
+    schema = replace(SET, has_weight=True, weight_mean=1.0, weight_scale=0.01)
+    arrays, _ = history_arrays(make_events([[(7, 1, weight)]]), schema)
+    assert arrays["history_weights"][0, 0] == pytest.approx(expected, abs=1e-4)
+    unweighted = replace(schema, has_weight=False)
+    arrays, _ = history_arrays(make_events([[(7, 1, weight)]]), unweighted)
+    assert arrays["history_weights"].tolist() == [[0.0]]

@@ -3,7 +3,8 @@ from dataclasses import replace
 
 import pytest
 from serve.errors import SchemaError
-from serve.schema import Feature, Schema
+from serve.kinds import Feature
+from serve.schema import Schema
 from tests.linear_bundle import SHOP
 
 GENRES = Feature(

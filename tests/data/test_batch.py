@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from datamodules.batch import EpochSampler, make_loader
+from datamodules.batch import EpochSampler, FeatureDropout, make_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -59,6 +59,11 @@ def train(loader, validation) -> Recorder:
     )
     trainer.fit(recorder, loader, validation)
     return recorder
+
+
+def test_the_shares_of_feature_dropout_are_those_that_were_measured():
+    chosen = FeatureDropout(history=0.05, user=0.1, context=0.15, time=0.15)
+    assert FeatureDropout() == chosen
 
 
 def test_a_sampler_yields_the_plans_of_its_epoch():

@@ -4,7 +4,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.clean import (
-    TARGET_WEIGHT,
     CleaningReport,
     check_joins,
     clean,
@@ -14,7 +13,7 @@ from datamodules.clean import (
     weigh_targets,
 )
 from datamodules.config import DataConfig, TargetsConfig
-from datamodules.tables import Tables, tables_from_frames
+from datamodules.tables import TARGET_WEIGHT, Tables, tables_from_frames
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.errors import SchemaError
@@ -205,6 +204,7 @@ def test_without_a_declaration_every_event_is_a_target():
             ["event"],
             "event 'by' is declared.*did you mean 'buy'",
         ),
+        (DataConfig(targets=TargetsConfig([])), ["event"], "no event is a target"),
         (DataConfig(events={"buy": 2.0}), ["weight"], "reads 'event', which is absent"),
         (
             DataConfig(targets=TargetsConfig(min_weight=4)),

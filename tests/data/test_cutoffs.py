@@ -37,42 +37,45 @@ def targets_of(batch, request: int) -> list[int]:
     return batch.target_rows[batch.target_users == request].tolist()
 
 
-def test_history_ends_where_targets_begin(case):
+def plans_of(data, epoch: int = 0) -> list:
+    """Return the plans of an epoch, which are several."""
+    plans = data.examples.plan(7, epoch)
+    assert len(plans) > 2
+    return plans
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_history_ends_where_targets_begin(case, epoch):
     world, horizon = case
     data = make_data(world, horizon=horizon)
     table, contexts = table_of(data), data.sequences.context.codes
-    for epoch in range(3):
-        for plan in data.examples.plan(7, epoch):
-            batch = data.examples[plan]
-            for b, (user, time) in enumerate(zip(plan.users, plan.times, strict=True)):
-                mine = table[table["user"] == user]
-                if world.schema.ties == "ordered":
-                    place = plan.stops[b]
-                    before, after = mine[mine.index < place], mine[mine.index == place]
-                    assert after["time"].item() == time
-                else:
-                    before, after = (
-                        mine[mine["time"] < time],
-                        mine[mine["time"] >= time],
-                    )
-                    last = after["time"].min() + 1 if horizon is None else time + horizon
-                    after = after[after["time"] < last]
-                assert targets_of(batch, b) == sorted(set(after["item"])) != []
-                length = int(batch.arrays["history_lengths"][b])
-                recent = before["item"].tolist()[-world.schema.history_length :]
-                assert batch.history_rows[b, :length].tolist() == recent
-                owned = batch.owned_rows[batch.owned_users == b].tolist()
-                assert owned == sorted(set(before["item"]))
-                assert batch.arrays["request_times"][b] == time
-                assert (
-                    batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
-                )
-                known = [number for number, at in enumerate(data.trends.moments) if at <= time]
-                assert plan.trend == max(known, default=0)
-            is_owned = [
-                row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)
-            ]
-            assert (batch.target_owned >= 0).tolist() == is_owned
+    for plan in plans_of(data, epoch):
+        batch = data.examples[plan]
+        cutoffs = plan.cutoffs
+        for b, (user, time) in enumerate(zip(cutoffs.users, cutoffs.times, strict=True)):
+            mine = table[table["user"] == user]
+            if world.schema.ties == "ordered":
+                stop = cutoffs.stops[b]
+                before, after = mine[mine.index < stop], mine[mine.index == stop]
+                assert after["time"].item() == time
+            else:
+                before, after = mine[mine["time"] < time], mine[mine["time"] >= time]
+                last = after["time"].min() + 1 if horizon is None else time + horizon
+                after = after[after["time"] < last]
+            assert targets_of(batch, b) == sorted(set(after["item"])) != []
+            length = int(batch.arrays["history_lengths"][b])
+            recent = before["item"].tolist()[-world.schema.history_length :]
+            assert batch.history_rows[b, :length].tolist() == recent
+            owned = batch.owned_rows[batch.owned_users == b].tolist()
+            assert owned == sorted(set(before["item"]))
+            assert batch.arrays["request_times"][b] == time
+            assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
+            past = [number for number, at in enumerate(data.trends.moments) if at <= time]
+            assert plan.trend == max(past, default=0)
+        is_owned = [
+            row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)
+        ]
+        assert (batch.target_owned >= 0).tolist() == is_owned
 
 
 def pairs(batch) -> list[tuple[int, int]]:
@@ -94,9 +97,9 @@ def with_changed_future(world: World, user_id: int, time: int) -> World:
 def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
     world = make_world(BASKETS)
     data = make_data(world, horizon=horizon)
-    for plan in data.examples.plan(7, 0)[:6]:
-        first = int(plan.times.min())
-        kept = plan.times == first
+    for plan in plans_of(data)[:6]:
+        first = int(plan.cutoffs.times.min())
+        kept = plan.cutoffs.times == first
         batch = data.examples[plan]
         later = make_data(with_changed_future(world, 0, first), horizon=horizon)
         again = later.examples[plan]
@@ -122,7 +125,9 @@ def test_a_plan_is_a_function_of_seed_and_epoch(case):
 
     def key(seed: int, epoch: int) -> str:
         plans = examples.plan(seed, epoch)
-        return str([(p.users.tolist(), p.stops.tolist(), p.trend, p.ends.tolist()) for p in plans])
+        return str(
+            [(plan.trend, [a.tolist() for a in vars(plan.cutoffs).values()]) for plan in plans]
+        )
 
     keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
     assert keys == {place: key(*place) for place in reversed(keys)}
@@ -134,12 +139,15 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     world, horizon = case
     data = make_data(world, horizon=horizon, batch_size=batch_size)
     epochs = [data.examples.plan(3, epoch) for epoch in range(9)]
-    asked = [sorted(user for plan in plans for user in plan.users.tolist()) for plans in epochs]
+    users_of_epochs = [
+        sorted(user for plan in plans for user in plan.cutoffs.users.tolist()) for plans in epochs
+    ]
+    users = users_of_epochs[0]
     assert len({len(plans) for plans in epochs}) == 1
-    assert all(users == asked[0] for users in asked)
-    assert len(set(asked[0])) == len(asked[0]) > 5
-    assert all(len(plan.users) > 0 for plans in epochs for plan in plans)
-    assert len(epochs[0]) * batch_size >= len(asked[0])
+    assert users_of_epochs == [users] * 9
+    assert len(set(users)) == len(users) > 5
+    assert all(len(plan.cutoffs.users) > 0 for plans in epochs for plan in plans)
+    assert len(epochs[0]) * batch_size >= len(users)
 
 
 def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declared(case):
@@ -151,28 +159,24 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
         horizon=horizon,
     )
     events, weight = data.sequences.events, data.sequences.target_weight
-    for plan in data.examples.plan(7, 0):
+    for plan in plans_of(data):
         batch = data.examples[plan]
-        for b in range(len(plan.users)):
+        cutoffs = plan.cutoffs
+        for b, user in enumerate(cutoffs.users):
             declared: dict[int, list[float]] = {}
-            for place in range(plan.stops[b], plan.ends[b]):
-                if weight[place]:
-                    declared.setdefault(int(events.item_row[place]), []).append(
-                        float(weight[place])
-                    )
+            for position in range(cutoffs.stops[b], cutoffs.ends[b]):
+                if weight[position]:
+                    row = int(events.item_row[position])
+                    declared.setdefault(row, []).append(float(weight[position]))
             weights = {
                 row: sum(each) / len(each) * (1 + math.log(len(each)))
                 for row, each in declared.items()
             }
             root = math.sqrt(sum(weights.values()))
             is_mine = batch.target_users == b
-            found = dict(
-                zip(
-                    batch.target_rows[is_mine].tolist(),
-                    batch.target_weights[is_mine].tolist(),
-                    strict=True,
-                )
-            )
-            assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
-            known = events.item_row[plan.starts[b] : plan.stops[b]].tolist()
-            assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))
+            rows = batch.target_rows[is_mine].tolist()
+            found = dict(zip(rows, batch.target_weights[is_mine].tolist(), strict=True))
+            expected = {row: weight / root for row, weight in weights.items()}
+            assert found == pytest.approx(expected) != {}
+            past = events.item_row[events.offsets[user] : cutoffs.stops[b]].tolist()
+            assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(past))

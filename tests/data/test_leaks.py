@@ -203,7 +203,7 @@ def test_few_rows_say_nothing_and_stopping_names_all_leaks_in_one_line():
     assert look(events.head(150), features=features) == ()
     leaks = look(events, features=features)
     stop_on_leaks(())
-    with pytest.raises(SchemaError, match=r"2 found: \(1\) .*sku.*\(2\) .*receipt") as error:
+    with pytest.raises(SchemaError, match=r"2 found: .*sku.*receipt") as error:
         stop_on_leaks(leaks)
     assert "\n" not in str(error.value)
 

@@ -9,12 +9,12 @@ from datamodules.sequences import build_sequences
 from evaluation.holdout import profiles_from_frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serve.catalogue import ItemIds
 from serve.encode import context_keys
 from serve.events import history_arrays
-from serve.index import ItemIds
-from serve.recommender import RequestEncoder
+from serve.inputs import RequestEncoder
+from serve.kinds import Feature
 from serve.requests import Request
-from serve.schema import Feature
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(

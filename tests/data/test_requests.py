@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datamodules.cutoffs import CutoffPlan
+from datamodules.cutoffs import Cutoffs
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -46,11 +46,12 @@ def test_targets_are_found_among_the_owned_items(owned, wanted):
     assert find_owned(Owned(users, rows, empty, empty, empty), targets).tolist() == expected
 
 
-def all_cutoffs(data) -> CutoffPlan:
+def all_cutoffs(data) -> Cutoffs:
     offsets = data.sequences.events.offsets
     users = np.arange(len(offsets) - 1)
     stops = (offsets[:-1] + offsets[1:] + 1) // 2
-    return CutoffPlan(users, offsets[:-1], stops, stops, np.full(len(users), FIRST + 10**7), 3, ())
+    times = np.full(len(users), FIRST + 10**7)
+    return Cutoffs(users, stops, stops, times, np.full(len(users), 3))
 
 
 NO_TARGETS = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
@@ -64,12 +65,11 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     maker = RequestMaker(WORLD.catalogue, data.trends, schema)
     context = data.sequences.context.take(cutoffs.users)
     events = data.sequences.events
-    known = events.between(cutoffs.starts, cutoffs.stops)
-    batch = maker.make(
-        known, cutoffs.times, cutoffs.trend, NO_TARGETS, data.sequences.user, context
-    )
+    starts = events.offsets[:-1]
+    known = events.between(starts, cutoffs.stops)
+    batch = maker.make(known, cutoffs.times, 3, NO_TARGETS, data.sequences.user, context)
     expected_pairs = []
-    for user, (start, stop) in enumerate(zip(cutoffs.starts, cutoffs.stops, strict=True)):
+    for user, (start, stop) in enumerate(zip(starts, cutoffs.stops, strict=True)):
         past = events.item_row[start:stop][-memory_length:].tolist()
         expected_pairs += [(user, row) for row in sorted(set(past))]
         recent = past[-schema.history_length :]
@@ -79,7 +79,7 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     found = list(zip(batch.owned_users.tolist(), batch.owned_rows.tolist(), strict=True))
     assert found == expected_pairs
     assert torch.equal(batch.popularity, torch.from_numpy(data.trends.popularity[3]))
-    past = events.between(cutoffs.starts, cutoffs.stops).last(memory_length)
+    past = known.last(memory_length)
     rates = data.trends.repeat_rate[3]
     owned = summarise_owned(past, cutoffs.times, schema.decay_days, len(schema.event_types), rates)
     assert np.array_equal(batch.arrays["owned_statistics"], owned.statistics)

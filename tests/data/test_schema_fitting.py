@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from datamodules import schema_fitting
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
@@ -14,6 +15,7 @@ from datamodules.tables import Tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.errors import SchemaError
+from serve.kinds import KINDS
 from serve.schema import Schema
 
 DAY = 86400
@@ -370,3 +372,7 @@ def test_ages_are_fitted_at_the_events_of_users_and_for_items_at_the_end_of_the_
     )
     with pytest.raises(SchemaError, match="no datetime"):
         fit_schema(tables, events.drop(columns="datetime").assign(position=0), config)
+
+
+def test_every_kind_is_fitted():
+    assert set(schema_fitting._FITS) == set(KINDS)

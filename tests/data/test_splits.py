@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from datamodules.clean import only_targets, weigh_targets
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
-from datamodules.splits import Split, check_files, check_targets, split_interactions
+from datamodules.splits import check_targets, split_interactions
 from datamodules.tables import PART, TARGET_WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -232,19 +232,3 @@ def test_a_training_without_a_target_is_refused():
     with pytest.raises(SchemaError, match=r"none of the 3 events of the training is a target"):
         check_targets(split_of(once, PURCHASES), "exclude")
     check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
-
-
-def test_a_file_with_one_listed_item_is_enough():
-    rows = weigh_targets(
-        make(visit("u", "view of a"), visit("v", "view of x", "view of y")),
-        DataConfig(),
-    )
-    split = Split(rows[:1], rows[:0], rows[1:], "files")
-    declared = SplitConfig("files", test="test.csv")
-    check_files(split, declared, pd.DataFrame({"item_id": ["y"]}))
-    with pytest.raises(
-        SchemaError,
-        match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here",
-    ):
-        check_files(split, declared, pd.DataFrame({"item_id": ["z"]}))
-    check_files(split, SplitConfig(), pd.DataFrame({"item_id": ["z"]}))  # cut from the interactions

@@ -171,25 +171,6 @@ def test_one_table_with_texts_makes_all_ids_of_its_side_texts(tmp_path):
     assert tables.interactions["user_id"].tolist() == [1, 2]
 
 
-def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_out(
-    tmp_path,
-):
-    rows = "".join(f"{number},{number}\n" for number in range(200))
-    tables, rejects = read(tmp_path, "user_id,item_id\n" + rows + "total,200\n")
-    assert tables.interactions["user_id"].tolist()[-1] == "total"
-    (hint,) = rejects.hints
-    assert "interactions.user_id" in hint
-    assert "line 202" in hint
-    assert "total" not in hint  # it may be a person
-    assert (
-        read(tmp_path, "user_id,item_id\n" + rows + "a,b\n" * 9 + "c,d\ne,f\ng,h\n")[1].hints == ()
-    )
-    path = tmp_path / "u.data"
-    path.write_text("user,item_id\n" + rows)
-    config = DataConfig(TableConfig(str(path), {"user_id": "user"}, names=["user", "item_id"]))
-    assert "looks like a header" in read_tables(config)[1].hints[0]
-
-
 @pytest.mark.parametrize(
     ("values", "kind", "expected"),
     [

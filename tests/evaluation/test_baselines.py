@@ -5,25 +5,25 @@ from collections import Counter
 from dataclasses import replace
 
 import evaluation.baselines
+import evaluation.ease
 import numpy as np
 import pytest
 from evaluation.baselines import (
-    DAY,
     NEAR_NOTHING,
     SHRINK,
     as_binary,
     as_counts,
     as_logs,
     fit_decayed_personal,
-    fit_ease,
     fit_itemknn,
     fit_personal,
     fit_popularity,
     fit_used,
-    invert_regularised,
 )
+from evaluation.ease import fit_ease, invert_regularised
 from evaluation.holdout import Events
 from evaluation.ranking import tiles, top_k
+from serve.clock import DAY
 
 U, N, E = 5, 11, 60
 
@@ -129,7 +129,7 @@ def score_ease_naively(events: Events, regularisation: float) -> np.ndarray:
 @pytest.mark.parametrize(("n_users", "n_items"), [(7, 11), (13, 6)], ids=["dual", "primal"])
 def test_both_forms_of_ease_solve_the_regressions(n_users, n_items, monkeypatch):
     monkeypatch.setattr(
-        evaluation.baselines,
+        evaluation.ease,
         "tiles",
         lambda rows, columns: tiles(rows, columns, 3 * columns),
     )
@@ -166,11 +166,9 @@ def test_items_without_events_change_no_score(fit, of_others, n_users):
     listed = make(n_users, len(used) + 2, seed=3)
     listed = replace(listed, item_row=used[listed.item_row], n_items=23)
     users = np.arange(n_users)
-    for score, of_all in zip(
-        fit_used(fit_logs, of_others, listed, (3, 20)),
-        fit_logs(listed, (3, 20)),
-        strict=True,
-    ):
+    scorers = list(fit_used(fit_logs, of_others, listed, (3, 20)))
+    assert len(scorers) == 2
+    for score, of_all in zip(scorers, fit_logs(listed, (3, 20)), strict=True):
         strangers = np.diff(listed.owned().offsets) == 0
         assert score(users) == pytest.approx(of_all(users), abs=2e-6)
         assert (np.delete(score(users)[~strangers], used, axis=1) == of_others).all()
@@ -179,7 +177,7 @@ def test_items_without_events_change_no_score(fit, of_others, n_users):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("n", "small"), [(7, 5), (11, 4096)])
 def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
-    monkeypatch.setattr(evaluation.baselines, "SMALL", small)
+    monkeypatch.setattr(evaluation.ease, "SMALL", small)
     factors = np.random.default_rng(n).standard_normal((n, 3)).astype(dtype)
     inverse = invert_regularised(factors @ factors.T, 0.5)
     assert inverse.dtype == dtype

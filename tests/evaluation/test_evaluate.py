@@ -11,7 +11,7 @@ import pytest
 from evaluation.evaluate import Parts, evaluate
 from evaluation.holdout import contextual_requests
 from serve.errors import SchemaError
-from serve.schema import Feature
+from serve.kinds import Feature
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.evaluation.naive import measure_naively
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation.feedback import EVENTS, PAGE, SHOWN, main
-from evaluation.online import WINDOW, join, measure, measure_rates
+from evaluation.online import WINDOW, estimate_mean, join, measure, measure_rates
 from serve.bundle import (
     DRIFT,
     FEEDBACK,
@@ -24,11 +24,12 @@ from serve.bundle import (
     write_items,
 )
 from serve.clock import DAY
-from serve.segments import Segment, Segments
+from serve.recommendations import Segment, Segments
 from service.forget import forget_users
+from service.log import Impressions, Observation
 from service.publish import Stage, publish
 from service.registry import Registry, publish_version
-from service.state import Impressions, Observation, StateStore
+from service.state import StateStore
 from tests.http.services import asking
 from tests.linear_bundle import SHOP, N, W, item_ids, write_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
@@ -149,6 +150,13 @@ def test_users_who_came_back_are_counted_where_enough_time_has_passed():
         old = [each for each in days.values() if min(each) + n_days <= last]
         back = [any(min(each) < day <= min(each) + n_days for day in each) for each in old]
         assert figures[f"back_within_{n_days}"]["value"] == pytest.approx(np.mean(back))
+
+
+def test_the_interval_of_independent_rows_is_that_of_the_standard_error():
+    values = np.random.default_rng(4).random(7)
+    found = estimate_mean(values, np.arange(7))
+    half = 1.959964 * values.std(ddof=1) / np.sqrt(7)
+    assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half])
 
 
 def test_an_interval_over_users_holds_the_truth_as_often_as_it_says():

@@ -1,4 +1,4 @@
-"""`python -m evaluation`: figures of a bundle and a holdout, or one line about what is wrong."""
+"""`bascule evaluate`: figures of a bundle and a holdout, or one line about what is wrong."""
 
 import json
 from dataclasses import replace

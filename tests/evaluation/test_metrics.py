@@ -8,6 +8,7 @@ from evaluation.metrics import (
     SEED,
     Targets,
     describe_lists,
+    find_head,
     hit_matrix,
     measure_requests,
     measure_users,
@@ -76,6 +77,13 @@ def test_figures_of_lists_equal_a_plain_count():
         ),
         "gini@3": pytest.approx(differences / (2 * N * sum(exposure))),
     }
+
+
+def test_the_head_has_four_fifths_of_the_events_and_the_first_of_equals():
+    assert find_head(np.array([8, 71, 1, 8, 12])).tolist() == [False, True, False, False, True]
+    assert find_head(np.array([1, 1, 1, 1, 1])).tolist() == [True] * 4 + [False]
+    assert find_head(np.array([79, 1, 20])).tolist() == [True, False, True]
+    assert find_head(np.array([80, 1, 19])).tolist() == [True, False, False]
 
 
 def test_bootstrap_samples_are_means_of_drawn_rows(monkeypatch):

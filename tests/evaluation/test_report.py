@@ -322,7 +322,7 @@ def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(
     assert main(["--run", str(films.folder), "--holdout", str(tmp_path / "test.parquet")]) == 0
     assert str(films.folder / "report.html") in capsys.readouterr().out
     text = (films.folder / "report.html").read_text(encoding="utf-8")
-    assert f"python train.py --config {films.folder}/config.yaml" in text
+    assert f"bascule train --config {films.folder}/config.yaml" in text
     figures, *_ = text.split('id="examples"')  # the titles below are those of the bundle on disk
     assert pages[id(films)].startswith(figures)
     assert main(["--run", str(tmp_path)]) == 2

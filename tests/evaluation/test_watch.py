@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation.gate import AUDIT, compare_versions, main
-from evaluation.online import DAY
 from serve.bundle import STATE, STATE_FILE
+from serve.clock import DAY
+from service.log import Impressions, Observation
 from service.registry import Registry, publish_version
-from service.state import Impressions, Observation, StateStore
+from service.state import StateStore
 
 START, TOLERANCE = 1_700_000_000, 0.05
 

@@ -8,8 +8,8 @@ from typing import Any
 from serve.schema import Schema
 from service.http.access import Access
 from service.http.app import make_app
-from service.registry import BundleSource
 from service.service import Service
+from service.sources import BundleSource
 from tests.linear_bundle import UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.served import ask

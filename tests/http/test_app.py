@@ -7,11 +7,10 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from serve.due import find_due
-from serve.reasons import explain
+from serve.reasons import explain, find_due
+from serve.recommendations import Mark, Segment, Segments
 from serve.recommender import Recommender
 from serve.rerank import Dials, recommend
-from serve.segments import Mark, Segment, Segments
 from service.publish import Stage, publish
 from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
 from tests.linear_bundle import (

@@ -11,8 +11,9 @@ from serve.errors import SchemaError
 from serve.recommender import Recommender
 from service.experiment import Experiment
 from service.http.app import make_app
-from service.registry import BundleSource, Registry, RegistrySource, publish_version
+from service.registry import Registry, publish_version
 from service.service import Service
+from service.sources import BundleSource, RegistrySource
 from tests.http.services import EVER, NOW, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
 from tests.served import ask

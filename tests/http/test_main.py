@@ -1,4 +1,4 @@
-"""`python -m serve`: files in, files out; a fault is one line, status 2, and leaves the file as it was."""
+"""`bascule`: files in, files out; a fault is one line, status 2, and leaves the file as it was."""
 
 import csv
 import json
@@ -21,6 +21,7 @@ from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import make_profiles, write_profiles
 from tests.served import ROOT
 
+from bascule import answering
 from bascule import commands as cli
 
 IDS = item_ids(SHOP)
@@ -105,7 +106,7 @@ def test_a_file_of_requests_is_answered(
 
 
 def test_all_users_are_answered_in_batches_and_in_their_order(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "_REQUESTS_AT_ONCE", 2)
+    monkeypatch.setattr(answering, "_BATCH", 2)
     out = tmp_path / "recs.parquet"
     assert run("recommend", "--bundle", bundle, "--all-users", "--k", 3, "--out", out) == 0
     table = pq.read_table(out)
@@ -182,7 +183,9 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
     ]
     answers = Recommender.load(bundle).recommend(filtered, 5)
     assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
-    assert "2 of 2 requests got fewer than 5 items; the first since only" in capsys.readouterr().err
+    assert (
+        "2 of 2 requests got fewer than 5 items; the first because only" in capsys.readouterr().err
+    )
 
 
 def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file, tmp_path, capsys):
@@ -217,7 +220,7 @@ def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file,
             "--out",
             out,
         ),
-        "is a file that is read": ("--requests", out, "--out", out),
+        "would replace a file": ("--requests", out, "--out", out),
         "required: --out": ("--all-users",),
         "give either --requests or --all-users": ("--out", out),
         "no profiles": ("--all-users", "--profiles", tmp_path, "--out", out),

@@ -156,6 +156,20 @@ def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
     asyncio.run(main())
 
 
+def test_a_batch_that_is_refused_holds_up_nobody_after_it(gate):
+    async def main():
+        with closing(Worker(max_waiting=1, deadline=30)) as worker:
+            gathering = Gathering(worker)
+            tasks = await fill(worker, gate, 1)
+            with pytest.raises(OverloadError):
+                await gathering.answer("key", 1, list, is_brief=False)
+            gate.set()
+            await asyncio.gather(*tasks)
+            return await gathering.answer("key", 2, list, is_brief=False)
+
+    assert asyncio.run(main()) == 2
+
+
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
     monkeypatch.setattr(
         "service.forget.forget_known",

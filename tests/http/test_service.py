@@ -10,15 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from serve.recommender import Recommender
+from service.answers import show_items
 from service.forget import add_to_erasure_list
-from service.registry import (
-    BundleSource,
-    Registry,
-    RegistrySource,
-    activate,
-    publish_version,
-)
-from service.service import Service, show_items
+from service.registry import Registry, activate, publish_version
+from service.service import Service
+from service.sources import BundleSource, RegistrySource
 from service.state import StateStore
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear

@@ -70,7 +70,7 @@ def test_a_bundle_that_cannot_be_served_renews_nobody(bundle):
         before = workers_of(server)
         (bundle / "items.faiss").rename(bundle / "gone.faiss")
         server.process.send_signal(signal.SIGHUP)
-        while "go on" not in (line := server.process.stderr.readline()):
+        while "keeping the old ones" not in (line := server.process.stderr.readline()):
             assert line
         assert before[0] in workers_of(server)
         assert server.ask("POST", "/v1/recommend", {}).status == 200

@@ -128,7 +128,9 @@ def test_an_item_stands_between_its_own_place_and_that_of_its_content(side, stre
     places = fit_places(towers, before, known_rows(), generator(), MANY)
     placed = place_all(places, towers.item_codes, towers.item_values)
     Shrinkage(towers, N_EVENTS, SEED).apply(strength)
-    for row, found in enumerate(vectors_of(towers, nothing)[:, :D]):
+    moved = vectors_of(towers, nothing)[:, :D]
+    assert len(moved) == N
+    for row, found in enumerate(moved):
         n, own = int(N_EVENTS[row]), before[row, :D]
         wanted = (n * own + strength * placed[row]) / (n + strength) if row in known_rows() else own
         if towers.item_tower.similarity == "cosine":
@@ -232,6 +234,7 @@ def test_new_items_take_the_share_of_slots_that_their_number_deserves(side, monk
 def test_an_owned_item_takes_no_slot(side, monkeypatch):
     contests, _, _ = hold_contests(side, 3, monkeypatch)
     batches = list(side[0].drawn_requests(9))
+    assert batches
     for contest, batch in zip(contests, batches, strict=True):
         is_owned = batch.mark_owned(N)[:, STAND_INS]
         assert torch.equal(contest.scores == -math.inf, is_owned)

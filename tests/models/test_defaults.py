@@ -5,6 +5,7 @@ from dataclasses import asdict, fields, replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models.cold_items import NEIGHBOUR_SHARE
 from models.config import ModelConfig, Recipe
 from models.defaults import (
     LONG_HISTORY,
@@ -84,6 +85,10 @@ def test_each_kind_of_data_gets_the_recipe_that_was_measured(name):
     assert choose(counts) == expected
 
 
+def test_new_items_stand_near_items_like_them_as_was_measured():
+    assert NEIGHBOUR_SHARE == 0.6
+
+
 @given(counts=counts_of_data, names=st.sets(st.sampled_from(KEYS)))
 @settings(max_examples=80, deadline=None)
 def test_given_keys_stay_and_the_others_are_chosen_with_a_reason(counts, names):
@@ -147,8 +152,7 @@ def test_baskets_have_no_neighbours_and_large_catalogues_neither():
         {"dropout": 1.0},
         {"dropout": float("nan")},
         {"learning_rate": float("inf")},
-        {"similarity": "dott"},
-        {"negatives": 2.5},
+        {"learning_rate": 0.0},
         {"patience": 0},
     ],
 )

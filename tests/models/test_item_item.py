@@ -95,7 +95,7 @@ def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted(monkeypat
     monkeypatch.setattr(item_item, "MAX_INVERTED", 8)
     users = draw()
     core = np.argsort(-count_users(users), kind="stable")[:8].tolist()
-    assert_alike(ease(lay_out(users), N, RIDGE), solve_ease(users, core))
+    assert_alike(ease(lay_out(users), N, RIDGE, 8), solve_ease(users, core))
     assert_alike(next_item(lay_out(users), N, RIDGE, 0.3), solve_next(users, core, range(N), 0.3))
 
 

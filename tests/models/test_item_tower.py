@@ -13,7 +13,7 @@ from models.losses import (
     target_logits,
     window_loss,
 )
-from serve.schema import PADDING, UNKNOWN, Feature
+from serve.kinds import PADDING, UNKNOWN, Feature
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
 

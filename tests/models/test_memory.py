@@ -176,6 +176,7 @@ def test_memory_set_to_it_ranks_as_decayed_personal_frequency(decay):
             for row, happened in lists_by_item(events, user).items()
         }
         found = dict(zip(rows[mine].tolist(), total[mine].tolist(), strict=True))
+        assert len(naive) > 1
         for one in naive:
             for other in naive:
                 if math.log(naive[one] + 0.01) > math.log(naive[other] + 0.01) + 1e-3:

@@ -14,14 +14,13 @@ from datamodules.config import FeaturesConfig
 from models.refine import (
     STRENGTH,
     Refinement,
-    add_up,
     apply,
     build_weights,
     choose,
     list_estimators,
     list_plans,
-    mean_of_views,
 )
+from models.validation import Validation, add_up, mean_of_views
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import (
@@ -72,7 +71,9 @@ def draw_weights(seed: int = 0) -> sp.csr_array:
 def test_histories_add_what_serving_adds(side, decay, gain):
     towers, data = side
     weights = draw_weights()
-    for batch in (*data.drawn_requests(9), *data.validation_batches):
+    batches = [*data.drawn_requests(9), *data.validation_batches]
+    assert len(batches) > 1
+    for batch in batches:
         found = add_up(batch, weights, decay, gain)
         if towers.user_tower.memory is not None:  # items that the memory scores get nothing
             found = found.masked_fill(batch.mark_owned(N), 0.0)
@@ -119,6 +120,12 @@ def test_what_is_chosen_ranks_the_validation_best_and_changes_no_tower(side):
     assert Refinement(**json.loads(json.dumps(asdict(found)))) == found
 
 
+def test_shrinkage_that_ranks_no_better_is_not_chosen(side, monkeypatch):
+    towers, data = side
+    monkeypatch.setattr(refine.Shrinkage, "apply", lambda self, strength: None)
+    assert choose(towers, data, TOP_K, SEED).content_events == 0.0
+
+
 def test_applied_towers_rank_the_validation_as_was_said(side):
     towers, data = side
     found = choose(towers, data, TOP_K, SEED)
@@ -126,8 +133,8 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = refine.Validation(towers, data.validation_batches).rank(
-            {"all": matrix}, found, [{"all": 1.0}]
+        ranked = Validation(towers, data.validation_batches).rank(
+            {"all": matrix}, [{"all": 1.0}], found.decay, found.context_gain
         )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
@@ -173,12 +180,11 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
             target_weights=torch.ones(len(scores)),
             target_owned=torch.full((len(scores),), -1),
         )
-    validation = refine.Validation(towers, data.validation_batches)
-    usual = validation.rank({"all": 1e4 * weights}, Refinement(), [{"all": 1.0}])[0]
-    found, _ = refine._choose_gain(
-        validation, {"all": 1e4 * weights}, Refinement({"all": 1.0}), usual
-    )
-    assert (found.context_gain > 0) == tells
+    validation = Validation(towers, data.validation_batches)
+    figures = validation.rank({"all": 1e4 * weights}, [{"all": 1.0}])[0]
+    start = refine.Candidate(Refinement({"all": 1.0}), figures)
+    found = refine._choose_gain(validation, {"all": 1e4 * weights}, start)
+    assert (found.refinement.context_gain > 0) == tells
 
 
 def test_items_that_go_together_in_no_order_are_found_where_events_have_one(

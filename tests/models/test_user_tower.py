@@ -53,6 +53,7 @@ def test_nothing_at_or_after_a_target_changes_its_vector(ordered):
     batch = max(batches(ordered.data), key=lambda batch: batch.history_rows.shape[1])
     before = window_vectors(ordered, batch)
     length = batch.history_rows.shape[1]
+    assert length > 1
     for position in range(length):
         rows = batch.history_rows.clone()
         rows[:, position:] = (rows[:, position:] + 7) % N

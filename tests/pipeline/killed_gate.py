@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 from models.two_tower import TwoTower
-from service.registry import Registry, RegistrySource, publish_version
+from service.registry import Registry, publish_version
+from service.sources import RegistrySource
 from tests.pipeline.shop import open_shop
 from tests.pipeline.small_runs import BASKETS
 

@@ -175,7 +175,6 @@ def digests(folder: Path) -> dict[str, str]:
         found["best"] = (
             (folder / "tuning" / "best.yaml").read_bytes().replace(str(folder).encode(), b"")
         )
-        found["picture"] = b"there" if (folder / "tuning" / "study.png").exists() else b"missing"
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 

@@ -11,7 +11,8 @@ import train
 import yaml
 from datamodules.config import DataConfig
 from serve.bundle import STATE, STATE_FILE
-from service.state import Observation, StateStore
+from service.log import Observation
+from service.state import StateStore
 from tests.pipeline.small_runs import DAY, QUIET, make_tables
 
 MODEL = {"dim": 8, "max_epochs": 3, "batch_size": 16, "learning_rate": 0.01}

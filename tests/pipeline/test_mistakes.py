@@ -5,8 +5,6 @@ The line names the file, the line where there is one, the column, and the remedy
 
 from __future__ import annotations
 
-import io
-import zipfile
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -50,28 +48,19 @@ def rewrite_dates(form: str) -> dict[str, str]:
     }
 
 
-def zip_up(text: str) -> bytes:
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("events.csv", text)
-    return packed.getvalue()
-
-
 def interactions(**keys) -> dict:
     return {"interactions": keys}
 
 
 MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
-    ("another separator is declared", events(",", ";"), interactions(delimiter="|"), ("events.csv", "line 1", "';'")),
+    ("another separator is declared", events(",", ";"), interactions(delimiter="|"), ("events.csv", "line 1", ";", "delimiter")),
     ("a column has another name", events("item_id", "item", 1), {}, ("events.csv", "'item_id'", "'item'", "columns")),
     ("decimal commas", {"events.csv": EVENTS.replace(",", ";").replace("1.5", "1,5")}, {},
      ("events.csv", "line 2", "'weight'", 'decimal: ","', "data.interactions")),
     ("decimal points under a declared comma", {}, {"items": {"decimal": ","}},
      ("items.csv", "line 2", "'price'", 'decimal: "."', "data.items")),
     ("days before months", rewrite_dates("%d.%m.%Y %H:%M"), {},
-     ("events.csv", "line 2", "'datetime'", '["%d.%m.%Y %H:%M"]', "data.interactions")),
-    ("months before days", rewrite_dates("%m/%d/%Y"), {}, ("line 2", "'datetime'", '["%m/%d/%Y"]')),
-    ("afternoons in English", rewrite_dates("%d/%m/%y %I:%M %p"), {}, ("line 2", '["%d/%m/%y %I:%M %p"]')),
+     ("events.csv", "line 2", "'datetime'", "'14.03.2024 01:00'", '["%d.%m.%Y %H:%M"]', "data.interactions")),
     ("dates without signs", rewrite_dates("%Y%m%d"), {}, ("events.csv", "'datetime'", '["%Y%m%d"]')),
     ("a format without a year", {}, interactions(time_formats=["%d.%m."]), ("time_formats", "%d.%m.", "%Y")),
     ("seconds and milliseconds", {"events.csv": "\n".join(
@@ -87,9 +76,8 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
      ("items.csv", "line 2", "'brand'", "encoding: latin-1", "data.items")),
     ("an open quote", events(",buy\n2,1", ',"buy\n2,1', 1), {}, ("events.csv", "line 6", "quote", "not closed")),
     ("no header", {"events.csv": "\n".join(ROWS)}, {}, ("events.csv", "line 1", "names: [user_id, item_id")),
-    ("tabs under a declared comma", events(",", "\t"), interactions(delimiter=","), ("line 1", r"'\t'", "delimiter")),
+    ("tabs under a declared comma", events(",", "\t"), interactions(delimiter=","), ("line 1", r"\t", "delimiter")),
     ("an empty file", {"events.csv": ""}, {}, ("events.csv", "empty", "at least one record")),
-    ("a zip archive", {"events.csv": zip_up(EVENTS)}, {}, ("events.csv", "zip", "unpack")),
     ("a spreadsheet", {}, interactions(path="events.xlsx"), ("events.xlsx", "matches no file", "events.csv")),
     ("a kind that is none", {}, {"features": {"item": {"price": "number"}}}, ("price", "numeric")),
     ("a text where a vector is due", {}, {"features": {"item": {"brand": "vector"}}},
@@ -158,7 +146,7 @@ LOST = [
      ("events.csv", 4, None, f"1,3,,{EARLY},1.5,buy", "record")),
     ("a total below the rows", {"events.csv": EVENTS + "\n,,,60,"}, ("events.csv", 42, "user_id", None, "record")),
     ("a vector cut short", items(*ITEMS[1:], *(f"{n},1,1 2 3,b0" for n in range(6, 16)), "16,1,1 2,b0"),
-     ("items.csv", 17, "image", "[1. 2.]", "cell")),
+     ("items.csv", 17, "image", "1 2", "cell")),
 ]  # fmt: skip
 
 

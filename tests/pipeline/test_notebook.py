@@ -15,8 +15,13 @@ def test_the_walk_through_runs_to_its_map(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "walkthrough" / "map.svg").stat().st_size > 10_000
-    answers = re.findall(r"^\d\. (.*)$", done.stdout, flags=re.MULTILINE)
-    assert [len(answer.split(" | ")) for answer in answers] == [5, 5, 5, 5]
-    assert answers[0] != answers[1]  # with and without what the household has
-    assert answers[2] != answers[3]  # without and with a basket
-    assert "SOFT DRINKS" in done.stdout.rsplit("cosine", 1)[1]
+    tables = [
+        [line.split() for line in table.splitlines() if line[:1].isdigit()]
+        for table in re.split(r"^request .*$", done.stdout, flags=re.MULTILINE)[1:]
+    ]
+    assert [len(rows) for rows in tables] == [5, 5, 5, 10, 5]
+    household, novel, _, newcomer, launch = tables
+    assert household != novel  # with and without what the household has
+    items = [row[-2] for row in newcomer]
+    assert items[:5] != items[5:]  # without and with a basket
+    assert "DRINKS" in {word for row in launch for word in row}

@@ -17,7 +17,6 @@ from pipeline.run_folder import (
     read_published,
     refuse_replacing,
 )
-from pipeline.stages import print_previous
 from serve.errors import BundleError, SchemaError
 
 from pipeline import run_folder
@@ -151,14 +150,3 @@ def test_an_interrupted_run_is_continued_or_begun_anew_only_as_it_is_told(tmp_pa
     refuse_replacing(config_of(tmp_path, overwrite=True))
     note_published(tmp_path, {}, "of a bundle that was removed")
     refuse_replacing(config_of(tmp_path))
-
-
-def test_a_run_says_what_it_takes_from_an_earlier_one(capsys):
-    print_previous(None, False)
-    assert capsys.readouterr().out == ""
-    said = [
-        print_previous(Path("runs/old/bundle"), is_warm) or capsys.readouterr().out
-        for is_warm in (False, True)
-    ]
-    assert all("runs/old/bundle" in one for one in said)
-    assert said[0] != said[1]

@@ -11,14 +11,13 @@ import pandas as pd
 import pytest
 import torch
 import train
+from bascule.answering import verify_bundle
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
 from serve import Recommender
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.golden import verify
 from serve.index import Neighbours
-from serve.recommender import golden_answer
 from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
@@ -92,7 +91,7 @@ def test_a_run_leaves_what_it_promises(finished):
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
     assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
-    lines = verify(finished.bundle, lambda bundle: golden_answer(Recommender(bundle)))
+    lines = verify_bundle(finished.bundle)
     assert any("golden: 32 requests" in line for line in lines)
 
 
@@ -276,11 +275,6 @@ def test_a_finished_run_is_not_written_over_nor_repeated(runs, tmp_path, capsys,
 def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     events, users, items = make_tables(ORDERED)
     config = config_of(tmp_path / "run", ORDERED)
-    with pytest.raises(
-        SchemaError,
-        match="tables is a DataFrame; allowed: a tuple of interactions, users and items",
-    ):
-        train.run(config, events)
     with pytest.raises(SchemaError, match="empty"):
         train.run(config, (events.iloc[:0], users, items))
     with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
@@ -296,10 +290,7 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     [
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (MemoryError("no room"), "lower --model.batch_size"),
-        (
-            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-            "lower --model.batch_size",
-        ),
+        (torch.OutOfMemoryError("no room"), "lower --model.batch_size"),
         (
             OSError(28, "No space left on device", "metrics.json"),
             "metrics.json: No space left on device",

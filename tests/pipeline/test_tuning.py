@@ -76,7 +76,6 @@ def test_a_search_leaves_a_configuration_to_train_with(tmp_path, capsys):
     assert {path.name for path in folder.iterdir()} == {
         "study.jsonl",
         "best.yaml",
-        "study.png",
     }
     best = yaml.safe_load((folder / "best.yaml").read_text())
     assert best["out"] == str(tmp_path / "run")
@@ -84,7 +83,7 @@ def test_a_search_leaves_a_configuration_to_train_with(tmp_path, capsys):
     assert best["model"]["dim"] == 8  # as it was given
     printed = capsys.readouterr().out
     assert printed.count("of 3: validation NDCG@10") == 3
-    assert "train it: python train.py --config" in printed
+    assert "train it: bascule train --config" in printed
 
 
 def test_only_open_keys_that_mean_something_are_searched():

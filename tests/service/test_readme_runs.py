@@ -138,9 +138,8 @@ def serve(clone, command, port):
         *(["--port", str(port)] if port != 8080 else []),
     ]
     with (clone / "service.log").open("a") as log:
-        process = subprocess.Popen(
-            words, cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, stderr=log
-        )
+        variables = {"PYTHONPATH": str(clone), "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}"}
+        process = subprocess.Popen(words, cwd=clone, env=os.environ | variables, stderr=log)
     until = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < until:
         with socket.socket() as one:

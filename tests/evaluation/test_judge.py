@@ -12,7 +12,8 @@ from serve.requests import Request
 from service.experiment import Policy
 from service.exploration import explore
 from service.known_users import complete
-from service.state import Impressions, Observation, StateStore
+from service.log import Impressions, Observation
+from service.state import StateStore
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles, write_profiles

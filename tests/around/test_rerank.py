@@ -112,6 +112,7 @@ def test_a_list_is_chosen_one_by_one_from_its_pool(recommender, schema, dials):
         recommender.recommend(requests, N, filter_viewed=False),
         recommend(recommender, requests, 6, "allow", dials),
     )
+    assert len(lists) == len(requests) > 0
     for request, pool, given in zip(requests, pools, lists, strict=True):
         scores = {
             rows[item]: float(score)
@@ -139,7 +140,9 @@ def test_filters_limits_and_exclusions_hold_whatever_the_dials(recommender, sche
         one | {"filters": filters, "exclude": item_ids(schema)[3:5]} for one in requests_of(schema)
     ]
     rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
-    for given in recommend(recommender, requests, 5, "allow", Dials(0.9, 0.9, 0.6)):
+    lists = recommend(recommender, requests, 5, "allow", Dials(0.9, 0.9, 0.6))
+    assert len(lists) == len(requests) > 0
+    for given in lists:
         listed = [item_values(rows[item]) for item in given.item_id.tolist()]
         assert not {3, 4} & {rows[item] for item in given.item_id.tolist()}
         assert all(one["price"] >= 1 for one in listed)
@@ -153,24 +156,16 @@ def test_of_the_first_places_a_share_is_of_new_items_even_far_below_the_pool(
 ):
     monkeypatch.setattr("serve.rerank.MAX_POOL", 1)
     rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
-    for given in recommend(
-        recommender,
-        [{}, {"filters": {"where": "price > 1"}}],
-        8,
-        "allow",
-        Dials(new_share=0.25),
-    ):
+    requests = [{}, {"filters": {"where": "price > 1"}}]
+    lists = recommend(recommender, requests, 8, "allow", Dials(new_share=0.25))
+    assert len(lists) == 2
+    for given in lists:
         is_new = [rows[item] in NEW for item in given.item_id.tolist()]
         assert all(sum(is_new[:place]) >= place // 4 for place in range(1, 9))
-    for given in recommend(
-        recommender,
-        [{"filters": {"only": item_ids(schema)[:3]}}],
-        8,
-        "allow",
-        Dials(new_share=1.0),
-    ):
-        assert sorted(rows[item] for item in given.item_id.tolist()) == [0, 1, 2]
-        assert given.reason is not None
+    few = [{"filters": {"only": item_ids(schema)[:3]}}]
+    (given,) = recommend(recommender, few, 8, "allow", Dials(new_share=1.0))
+    assert sorted(rows[item] for item in given.item_id.tolist()) == [0, 1, 2]
+    assert given.reason is not None
 
 
 def test_items_put_live_are_new(recommender, tmp_path):

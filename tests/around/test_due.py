@@ -9,7 +9,7 @@ from statistics import mean, median
 
 import numpy as np
 import pytest
-from serve.due import WAIT, find_due
+from serve.reasons import WAIT, find_due
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles

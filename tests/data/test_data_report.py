@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.data_report import print_report, report_data
 from datamodules.leaks import Leak
-from datamodules.report import print_report, report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 from rich.console import Console

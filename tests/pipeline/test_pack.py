@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import numpy as np
-from pipeline.stages import find_new_items, write_segments
+from pipeline.pack import find_new_items, write_segments
 from serve.bundle import SEGMENTS
 from serve.events import Events
 from serve.reasons import find_segment
@@ -35,7 +35,7 @@ def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp
 
 
 def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.stages.MAX_USERS", 200)
+    monkeypatch.setattr("pipeline.pack.MAX_USERS", 200)
     monkeypatch.setattr("models.segments.MAX_SEGMENTS", 5)
     known = {
         f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()

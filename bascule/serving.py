@@ -1,0 +1,181 @@
+"""The commands around a service: serve, forget, publish, activate, rollback and list.
+
+The parent of several workers needs none of what answers requests, so `serve` imports that late.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.errors import SchemaError
+
+if TYPE_CHECKING:
+    from socket import socket
+
+    from service.registry import Registry
+
+_TOKEN = "BASCULE_RELOAD_TOKEN"  # an environment variable  # noqa: S105
+_MIN_TOKEN = 16  # characters
+
+
+def serve(options: Namespace) -> None:
+    """Serve a bundle or a registry over HTTP until a signal comes."""
+    if (options.bundle is None) is (options.registry is None):
+        raise SchemaError("give either --bundle or --registry")
+    folder = options.bundle or options.registry
+    if not folder.is_dir():
+        raise SchemaError(
+            f"{folder} is no folder in {Path.cwd()}: give the folder of a bundle or of a registry"
+        )
+    if options.admin_port == options.port != 0:
+        raise SchemaError(
+            f"--admin-port is {options.port}, as --port; expected another one"
+        )
+    if options.workers is not None and options.workers < 1:
+        raise SchemaError(f"--workers is {options.workers}; allowed: 1 or more")
+    token = _read_token(options)
+
+    # numpy reads this when it is imported; threads cost a single request more than they save
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    from service.http.logs import set_up_logs
+    from service.http.workers import bind, is_worker, supervise
+
+    set_up_logs(options.log_format)
+    ports = [options.port]
+    if options.admin_port is not None:
+        ports.append(options.admin_port)
+    with bind(options.host, *ports) as listeners:
+        if options.workers is not None and not is_worker():
+            raise SystemExit(supervise(options.workers, listeners))
+        _serve_here(options, token, listeners)
+
+
+def _read_token(options: Namespace) -> str | None:
+    """Return the token that permits a reload, None without one."""
+    token = os.environ.get(_TOKEN)
+    if options.reload_token_file is not None:
+        token = options.reload_token_file.read_text().strip()
+    if token is not None and len(token) < _MIN_TOKEN:
+        raise SchemaError(
+            f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more"
+        )
+    return token
+
+
+def _serve_here(
+    options: Namespace, token: str | None, listeners: Sequence[socket]
+) -> None:
+    """Serve in this process."""
+    from service.experiment import Experiment
+    from service.http.access import Access, KeyFile
+    from service.http.app import make_app
+    from service.http.server import serve as run_server
+    from service.registry import Registry
+    from service.service import Service
+    from service.sources import BundleSource, RegistrySource, Source
+
+    source: Source
+    if options.registry is None:
+        home = options.bundle.absolute().parent
+        source = BundleSource(options.bundle, options.profiles, options.trusted_keys)
+    else:
+        home = options.registry
+        registry = Registry(options.registry, options.trusted_keys)
+        source = RegistrySource(registry, options.profiles)
+
+    hosts = frozenset(name.lower() for name in (options.host, *options.allowed_host))
+    keys = None if options.keys is None else KeyFile(options.keys)
+    admin_port = None
+    if options.admin_port is not None:
+        admin_port = listeners[1].getsockname()[1]
+    access = Access(keys, token, hosts, admin_port, options.read_only)
+
+    experiment = None
+    if options.experiment is not None:
+        experiment = Experiment.read(options.experiment)
+    service = Service(
+        source,
+        home,
+        options.profiles,
+        options.state,
+        options.retention_days,
+        options.clock,
+        experiment,
+    )
+    run_server(make_app(service, access), listeners)
+
+
+def forget(options: Namespace) -> None:
+    """Erase users from a run, and print the receipt."""
+    from service.forget import forget_users
+
+    receipt = forget_users(options.run_folder, options.user, options.exports)
+    print(json.dumps(receipt, indent=1))
+    unknown = [
+        user
+        for user, user_hash in zip(options.user, receipt["forgotten"], strict=True)
+        if user_hash in receipt["unknown"]
+    ]
+    if unknown:
+        names = ", ".join(unknown)
+        print(f"note: {names} had neither a profile nor live state", file=sys.stderr)
+
+
+def publish(options: Namespace) -> None:
+    """Copy a bundle into a registry."""
+    from serve.bundle import PROFILES, STATE
+    from service.registry import publish_version
+
+    published = publish_version(
+        _open_registry(options), options.bundle, options.keep, options.activate
+    )
+    verb = "published" if published.is_new else "was published already"
+    print(f"version {published.version} {verb}")
+    if options.activate:
+        print(f"current: {published.version}")
+    for version in published.removed:
+        print(f"removed: {version}")
+    run = options.bundle.parent
+    if (run / PROFILES).is_dir():
+        words = ["--profiles", str(run / PROFILES), "--state", str(run / STATE)]
+        print(
+            f"profiles stay where they are: serve the registry with {shlex.join(words)}"
+        )
+
+
+def activate(options: Namespace) -> None:
+    """Serve another version from now on."""
+    from service.registry import activate as activate_version
+
+    activate_version(_open_registry(options), options.version)
+    print(f"current: {options.version}")
+
+
+def rollback(options: Namespace) -> None:
+    """Serve the previous version again."""
+    from service.registry import rollback as roll_back
+
+    done = roll_back(_open_registry(options))
+    print(f"current: {done.version}, in place of {done.left or 'an unreadable one'}")
+    for fault in done.skipped:
+        print(f"skipped: {fault}", file=sys.stderr)
+
+
+def list_versions(options: Namespace) -> None:
+    """Print the versions of a registry."""
+    from service.registry import Registry, describe_registry
+
+    print("\n".join(describe_registry(Registry(options.registry))))
+
+
+def _open_registry(options: Namespace) -> Registry:
+    from service.registry import Registry
+
+    return Registry(options.registry, options.trusted_keys)

@@ -1,0 +1,259 @@
+"""Find the records of a table in files, by a query or in a data frame: raw rows and rejects."""
+
+from __future__ import annotations
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from datamodules.config import Column, TableConfig, say_missing
+from datamodules.read import (
+    JSON_LINES,
+    KINDS,
+    PARQUET,
+    TEXTS,
+    FileRecords,
+    kind_of,
+    read_json_lines,
+    read_parquet,
+    read_text,
+)
+from datamodules.rejects import MAX_VALUE, make_rejects
+from serve.arrays import Ints
+from serve.errors import SchemaError, name_nearest
+
+_PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
+_ATTACHED = {
+    "postgres": "POSTGRES",
+    "postgresql": "POSTGRES",
+    "mysql": "MYSQL",
+}  # scheme of a path -> TYPE of DuckDB's ATTACH
+_SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one file or data frame: rows of raw cells, and those that are no rows."""
+
+    file: str
+    columns: tuple[Column, ...]  # the requested columns that are there
+    frame: pd.DataFrame  # by our names; cells of a text file are texts still
+    lines: Ints  # (n,) line or record number of each row
+    rejects: pd.DataFrame
+    dropped: tuple[str, ...]  # columns that are not declared
+    is_text: bool = False  # each cell is a text, so canonical integers mean integers
+    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
+    n_erased: int = 0  # records of erased users that were taken out
+
+    @property
+    def n_records(self) -> int:
+        return len(self.frame) + len(self.rejects)
+
+
+def read_files(
+    setting: str, table: TableConfig, columns: tuple[Column, ...]
+) -> list[Records]:
+    """Read the files of a table, or its query.
+
+    Args:
+        setting: the key of the configuration that has the path, for messages.
+        table: path or pattern, and layout.
+        columns: the columns to read; one without a `reason` may be absent.
+
+    Returns:
+        The records of each file, in the order of their names.
+
+    Raises:
+        SchemaError: no file, no record, or a declared column is absent.
+    """
+    if table.query is not None:
+        name = setting.removesuffix(".path")
+        return [_read_query(name, table.query, table, columns)]
+    paths = _find_files(setting, table.path)
+    files = [read_file(path, table, columns) for path in paths]
+    if not any(file.n_records for file in files):
+        raise SchemaError(f"{table.path} is empty: expected at least one record")
+    return files
+
+
+def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> Records:
+    """Take a data frame instead of a file; rows are numbered from 1."""
+    if not isinstance(frame, pd.DataFrame) or not len(frame):
+        raise SchemaError(
+            f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with "
+            "records"
+        )
+    names = list(map(str, frame.columns))
+    cells = {
+        name: column for name, (_, column) in zip(names, frame.items(), strict=True)
+    }
+    lines = np.arange(1, len(frame) + 1)
+    return _take(name, FileRecords(names, cells, lines, []), columns)
+
+
+def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+    """Read one file by its suffix; it may hold no record."""
+    kind = kind_of(path)
+    layout = (table.names, table.delimiter, table.encoding)
+    is_typed = kind in (PARQUET, *JSON_LINES)
+    if is_typed and layout != _PLAIN:
+        raise SchemaError(
+            f"{path}: names, delimiter and encoding are those of a text file; take them out for "
+            f"{kind}"
+        )
+    if kind == PARQUET:
+        records = read_parquet(path, {column.source for column in columns})
+    elif kind in JSON_LINES:
+        records = read_json_lines(path)
+    elif kind in TEXTS or table.names is not None:
+        records = read_text(path, *layout)
+        _check_header(path, records.names, columns)
+    else:
+        raise SchemaError(
+            f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
+        )
+    return _take(str(path), records, columns)
+
+
+def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Records:
+    """Take the requested columns that are there, by our names."""
+    present = columns
+    if records.names:  # a file of JSON Lines without records has none
+        present = _find_columns(file, columns, records.names)
+    cells = {
+        column.name: _to_series(records.columns.get(column.source, []))
+        for column in present
+    }
+    requested = {column.source for column in columns}
+    rejects = make_rejects(
+        file,
+        [bad.line for bad in records.bad],
+        None,
+        [bad.text for bad in records.bad],
+        [bad.reason for bad in records.bad],
+    )
+    return Records(
+        file,
+        present,
+        pd.DataFrame(cells),
+        records.lines,
+        rejects,
+        tuple(name for name in records.names if name not in requested),
+        records.is_text,
+        records.is_broken,
+    )
+
+
+def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
+    """Return a column of a data frame.
+
+    A column of integers with a gap would become floats, and an id above 2**53 another one.
+    """
+    if isinstance(cells, pd.Series):
+        return cells.reset_index(drop=True)
+    if isinstance(cells, list):
+        return pd.Series(cells, dtype=object)
+    return pd.Series(cells.to_pandas(integer_object_nulls=True))
+
+
+def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> None:
+    """Refuse a first line that is cut in the wrong places, or that is no header."""
+    required = [column.source for column in columns if column.reason]
+    if not {*names} & {*required}:
+        listed = ", ".join(required)
+        raise SchemaError(
+            f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare "
+            "columns or delimiter, "
+            f"or, if that is no header, names: [{listed}, ...], all in the order of the file"
+        )
+
+
+def _find_columns(
+    file: str, columns: tuple[Column, ...], names: list[str]
+) -> tuple[Column, ...]:
+    """Return the requested columns that are there."""
+    for column in columns:
+        count = names.count(column.source)
+        if count > 1:
+            raise SchemaError(
+                f"{file}: {count} columns are called '{column.source}'; rename all but one"
+            )
+        if column.reason and not count:
+            nearest = name_nearest(column.source, names)
+            raise SchemaError(
+                f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
+            )
+    return tuple(column for column in columns if column.source in names)
+
+
+def _read_query(
+    setting: str, query: str, table: TableConfig, columns: tuple[Column, ...]
+) -> Records:
+    """Run a query in DuckDB, which installs nothing that the query does not ask for."""
+    import duckdb  # takes a while, and few queries are declared
+
+    if (table.names, table.delimiter, table.encoding) != _PLAIN:
+        raise SchemaError(
+            f"{setting} has a query beside names, delimiter or encoding; take them out"
+        )
+    name = f"{setting}.query"
+    try:
+        with duckdb.connect(
+            config={"autoinstall_known_extensions": "false"}
+        ) as database:
+            if table.path is not None:
+                database.execute(_attach(table.path))
+            result = database.sql(query)
+            rows = pa.table({}) if result is None else result.to_arrow_table()
+    except (duckdb.Error, RuntimeError) as error:
+        reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
+        raise SchemaError(
+            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
+            "needs INSTALL once"
+        ) from error
+    if not len(rows):
+        raise SchemaError(
+            f"{name} gives no row: expected a SELECT at its end, of at least one record"
+        )
+    cells = dict(zip(rows.column_names, rows.columns, strict=True))
+    lines = np.arange(1, len(rows) + 1)
+    return _take(name, FileRecords(rows.column_names, cells, lines, []), columns)
+
+
+def _attach(path: str) -> str:
+    """Return the statement that makes a database the source of a query."""
+    kind = _ATTACHED.get(path.partition(":")[0])
+    options = f"TYPE {kind}, READ_ONLY" if kind else "READ_ONLY"
+    quoted = path.replace("'", "''")
+    return f"ATTACH '{quoted}' AS source ({options}); USE source"
+
+
+def _find_files(setting: str, pattern: str | None) -> list[Path]:
+    """Return the files that a path or pattern names, in the order of their names."""
+    path = Path(pattern or "")
+    if pattern is None or path.is_dir():
+        got = "not set" if pattern is None else f"the folder {path}"
+        raise SchemaError(
+            f"{setting} is {got}; allowed: a file of {KINDS}, or a pattern such as "
+            "'events/*.parquet'"
+        )
+    scheme, is_remote, _ = pattern.partition("://")
+    if is_remote:
+        raise SchemaError(
+            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine, or by DuckDB a "
+            "query: beside the path of a "
+            "database, or one that begins with INSTALL httpfs; LOAD httpfs"
+        )
+    if path.is_file():
+        return [path]
+    matches = sorted(set(glob.glob(pattern, recursive=True)))
+    files = [Path(match) for match in matches if Path(match).is_file()]
+    if not files:
+        raise SchemaError(say_missing(str(path), setting))
+    return files

@@ -1,0 +1,185 @@
+"""Checks of a candidate: what it may lose beside the current version, on the same requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from evaluation.evaluate import Examination, Parts, Requests, as_lists, label_users
+from evaluation.holdout import Ids, group_requests, plain_requests
+from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
+from evaluation.metrics import (
+    Targets,
+    describe_lists,
+    measure_users,
+    slice_targets,
+    summarise,
+)
+from serve.arrays import Doubles, Ints
+from serve.recommender import Recommender
+
+K = 10
+METRIC = f"NDCG@{K}"
+LEVEL = 0.05  # probability that any slice of equal versions is stopped
+
+
+class Limits(NamedTuple):
+    """The losses that are allowed, as shares of the current figures."""
+
+    loss: float = 0.05  # of the mean over users, by its lower bound
+    slice_loss: float = 0.2
+    coverage_loss: float = 0.2
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure of the candidate, and the least that it may be."""
+
+    name: str
+    value: float
+    limit: float
+    is_passed: bool
+    users: int | None = None
+    note: str = ""
+
+
+class Change(NamedTuple):
+    """The metric of users, and how much more the candidate's lists have, (U,) each."""
+
+    before: Doubles
+    gain: Doubles
+
+    @property
+    def note(self) -> str:
+        return f"{self.before.mean():.4f} to {(self.before + self.gain).mean():.4f}"
+
+    def share(self, gain: float) -> float:
+        """Return a gain as a share of the mean before."""
+        return _share(gain, self.before.mean())
+
+
+def compare(
+    versions: Sequence[Recommender], parts: Parts, limits: Limits
+) -> list[Check]:
+    """Let two versions answer the same requests, and check what the second one loses.
+
+    Args:
+        versions: the current version and the candidate, each with profiles.
+        parts: what they are asked, should find, and know before.
+        limits: what may be lost.
+
+    Returns:
+        Checks of quality, of coverage, and of each slice of enough users.
+    """
+    ids = _number_items(versions, parts)
+    held_out = group_requests(parts.test, ids)
+    repeats = versions[0].bundle.schema.repeats
+    examination = Examination.prepare(held_out, ids.events(parts.train), repeats)
+    requests = plain_requests(examination.held_out.rows, parts.at)
+
+    views = {**examination.views}
+    views.pop("repeat", None)
+    lists = {}
+    for view in views:
+        is_novel = view == "novel"
+        lists[view] = [_ask(each, requests, ids, is_novel) for each in versions]
+    everything = next(iter(views))
+    targets = views[everything]
+
+    groups = examination.label(targets, label_users(parts, ids))
+    slices = {}
+    for name, targets_by_value in slice_targets(targets, groups).items():
+        for value, targets_of_slice in targets_by_value.items():
+            slices[f"{name} {value}"] = _measure(lists[everything], targets_of_slice)
+    if len(views) > 1:  # a memory of owned items alone may do well among all
+        slices["view novel"] = _measure(lists["novel"], views["novel"])
+
+    n_events = examination.past.count_items()
+    before, after = (
+        describe_lists(each, targets, n_events, K)[f"coverage@{K}"]
+        for each in lists[everything]
+    )
+    return [
+        check_quality(_measure(lists[everything], targets), limits.loss),
+        check_coverage(before, after, limits.coverage_loss),
+        *check_slices(slices, limits.slice_loss),
+    ]
+
+
+def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:
+    """Number the items of both catalogues and of the tables."""
+    tables = (parts.train, parts.test)
+    item_ids = [each.catalogue.item_ids.ids.tolist() for each in versions]
+    item_ids += [table["item_id"].tolist() for table in tables]
+    return Ids.number(dict.fromkeys(chain(*item_ids)), tables)
+
+
+def _ask(
+    recommender: Recommender, requests: Requests, ids: Ids, filter_viewed: bool
+) -> Ints:
+    """Return lists of rows among `ids`, (B, K): the rows of two catalogues are not the same."""
+    catalogue_ids = pd.Index(recommender.catalogue.item_ids.ids)
+    rows = ids.items.get_indexer(catalogue_ids)
+    rows = np.append(rows, -1)  # for -1, the missing item
+    lists = as_lists(recommender.recommend(requests, K, filter_viewed), K)
+    return np.asarray(rows[lists], np.int64)
+
+
+def _measure(lists: Sequence[Ints], targets: Targets) -> Change:
+    before, after = (measure_users(each, targets, (K,))[METRIC] for each in lists)
+    return Change(before, after - before)
+
+
+def _share(gain: float, base: float) -> float:
+    return float(gain / base) if base else 0.0  # nothing falls below 0
+
+
+def check_quality(change: Change, loss: float) -> Check:
+    """Check the lower bound of the paired difference, as a share of the current mean."""
+    low = summarise({METRIC: change.gain})[f"{METRIC}_ci95"][0]  # type: ignore[index]
+    value = change.share(low)
+    n_users = len(change.before)
+    is_known = n_users >= MIN_USERS and bool(change.before.any())
+    is_passed = is_known and value >= -loss
+    return Check(
+        f"{METRIC}, lower bound", value, -loss, is_passed, n_users, change.note
+    )
+
+
+def check_coverage(before: float, after: float, loss: float) -> Check:
+    """Check how much of the catalogue the lists reach."""
+    value = _share(after - before, before)
+    return Check(f"coverage@{K}", value, -loss, value >= -loss)
+
+
+def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
+    """Check that no slice of enough users has fallen by more than the loss.
+
+    Args:
+        slices: name -> change of its users.
+        loss: the share of the current mean that may be lost.
+
+    Returns:
+        A check of each slice; one that fell passes if that may be chance, at a level that is
+        divided by their number (Bonferroni).
+    """
+    large = {
+        name: change
+        for name, change in slices.items()
+        if len(change.before) >= MIN_USERS
+    }
+    bound = norm.ppf(1 - LEVEL / max(len(large), 1))
+    checks = []
+    for name, change in large.items():
+        gain = change.gain
+        value = change.share(gain.mean())
+        high = gain.mean() + bound * gain.std(ddof=1) / np.sqrt(len(gain))
+        is_passed = bool(value >= -loss or high >= 0)
+        checks.append(Check(name, value, -loss, is_passed, len(gain), change.note))
+    return checks

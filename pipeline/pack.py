@@ -1,0 +1,153 @@
+"""The export: pack trained towers into a bundle, and open it as serving does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from importlib.metadata import version
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from datamodules.datamodule import InteractionsDataModule
+from evaluation.holdout import profiles_from_frame
+from models.cold_items import fit_cold_items
+from models.export import export_bundle
+from models.segments import MAX_USERS, find_segments, find_traits
+from models.towers import Towers
+from pipeline.config import Config
+from pipeline.run_folder import Work
+from pipeline.stages import Trained, console
+from serve.arrays import Flags
+from serve.bundle import GOLDEN, SEGMENTS, Bundle, Facts
+from serve.catalogue import name_items
+from serve.clock import DAY
+from serve.events import Events
+from serve.files import write_file
+from serve.golden import draw_requests, write_golden
+from serve.recommender import Recommender, golden_answer
+from serve.rerank import IS_NEW, NEW_DAYS
+from serve.tower import count_cores
+from service.publish import Stage
+
+LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
+N_GOLDEN = 32
+MAX_COLD_USERS = 512  # users to whom cold items are made visible
+
+
+def stage_bundle(
+    work: Work, trained: Trained, stage: Stage
+) -> tuple[Facts, Recommender]:
+    """Write the bundle's files out of sight and open them as serving does.
+
+    Returns:
+        the facts of the manifest, and a recommender with the profiles of all before the test.
+    """
+    console.rule("export")
+    seed = work.config.seed
+    data = trained.data
+    write_towers(trained.towers.eval(), data, stage, seed)
+    facts = make_facts(work.config, trained)
+    stage.seal(facts, {})
+    bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
+    profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
+    recommender = Recommender(bundle, profiles)
+
+    item_ids = bundle.items.column("item_id").to_pylist()
+    golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
+    write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
+    return facts, write_segments(recommender, stage, seed)
+
+
+def write_towers(
+    towers: Towers, data: InteractionsDataModule, stage: Stage, seed: int
+) -> None:
+    """Place cold items, and write towers, index, items and schema into a stage."""
+    popularity = data.trends.popularity[-1]  # (N, P)
+    is_taken = torch.from_numpy(data.count_targets() > 0)  # (N,)
+    requests = data.drawn_requests(MAX_COLD_USERS)
+    cold_items = fit_cold_items(
+        towers, torch.from_numpy(popularity), is_taken, requests, seed
+    )
+    items = list_items(data)
+    export_bundle(towers, cold_items, data.schema, items, popularity, stage, seed)
+
+
+def list_items(data: InteractionsDataModule) -> pa.Table:
+    """Return the items as they are served, with their repeat rates and whether they are new."""
+    schema = data.schema
+    items = data.catalogue.to_arrow()
+    if schema.repeats == "allow":
+        rates = data.trends.repeat_rate[-1]  # (N,)
+        items = items.append_column("repeat_rate", pa.array(rates))
+    if schema.has_datetime and IS_NEW not in items.column_names:
+        is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
+        items = items.append_column(IS_NEW, pa.array(is_new))
+    return items
+
+
+def make_facts(config: Config, trained: Trained) -> Facts:
+    """Return the facts that only the run knows."""
+    schema = trained.data.schema
+    similarity = trained.towers.item_tower.similarity
+    neighbours = trained.towers.neighbours
+    counts = {
+        "items": len(trained.data.catalogue),
+        "users": len(trained.data.sequences.user_ids),
+        "epochs": trained.epochs,
+    }
+    declared = {
+        "data": config.data.declared(),
+        "model": asdict(config.model),
+        "seed": config.seed,
+    }
+    libraries = {name: version(name) for name in LIBRARIES}
+    popularity_dims = len(schema.popularity_days)
+    return Facts(
+        similarity=similarity,
+        popularity_dims=popularity_dims,
+        index_recall=1.0,
+        counts=counts,
+        libraries=libraries,
+        data_until=schema.data_until,
+        config=declared,
+        neighbour_decay=neighbours.decay,
+        neighbour_context_gain=neighbours.context_gain,
+    )
+
+
+def find_new_items(events: Events, n_items: int, until: int) -> Flags:
+    """Mark the items that were first seen in the last days of the data, (N,)."""
+    first = np.full(n_items, until)
+    np.minimum.at(first, events.item_row, events.time)
+    return np.asarray((first < until) & (first >= until - NEW_DAYS * DAY))
+
+
+def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recommender:
+    """Write the segments of the users if they are stable; each user as of their last event.
+
+    Returns:
+        a recommender that knows the segments.
+    """
+    schema = recommender.bundle.schema
+    catalogue = recommender.catalogue
+    profiles = recommender.profiles
+    others = np.random.default_rng(seed).permutation(len(profiles))[MAX_USERS:]
+    profiles = profiles.without(profiles.user_ids[others].tolist())
+    requests = [{"user_id": user_id} for user_id in profiles.user_ids.tolist()]
+    vectors = recommender.encode_users(requests)  # (U, W)
+
+    table = catalogue.table
+    columns = {}
+    for feature in schema.item_features:
+        if feature.vocabulary:
+            columns[feature.column] = table.column(feature.column).to_pylist()
+    rows = catalogue.item_ids.find(profiles.history.item_id)  # (E,)
+    names = name_items(table, schema.item_features)
+    traits = find_traits(profiles, rows, names, columns, schema)
+    segments = find_segments(vectors, list(traits), seed)
+    if segments is None:
+        return recommender
+    write_file(stage.path / SEGMENTS, segments.to_bytes())
+    bundle = replace(recommender.bundle, segments=segments)
+    return Recommender(bundle, recommender.profiles)

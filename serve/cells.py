@@ -1,0 +1,359 @@
+"""Single values, of tables and of requests: ids, labels, numbers, texts, vectors, and hashed words.
+
+A `parse_...` returns a value that is right; a `SchemaError` says where the wrong one stands.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from serve.arrays import Doubles, Floats, Id, IdType, holds_numbers, is_missing_row
+from serve.errors import MAX_SHOWN, SchemaError, show
+
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # a whole id: "007" is a text
+LISTS = (list, tuple, np.ndarray)
+
+HASHES = 2**32
+MAX_TEXT = 4096  # letters read of a text: they bound the cost of a request
+MAX_WORD = 64  # letters of a word that n-grams are made of
+
+_FRACTIONS = (float, np.floating, Decimal)
+_MISSING_OF_PANDAS = ("NAType", "NaTType")  # by name: pandas is not imported here
+_ID_FORMS = {
+    "integer": "a whole number of 64 bits",
+    "string": "a text that is not empty",
+}
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
+_GRAM_SIZES = (4, 3, 5)  # letters
+# Not \w, which cuts at vowel signs.
+_WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")
+_CACHED_WORDS = 65_536
+
+
+# ---- ids
+
+
+def parse_id(value: Any, id_type: IdType, where: str) -> Id:
+    """Check an id and return it in the type of the bundle: 7 and "7" are the same id.
+
+    Raises:
+        SchemaError: the value is no id of this type.
+    """
+    value = to_plain(value)
+    parse = _parse_whole_id if id_type == "integer" else _parse_text_id
+    parsed = parse(value)
+    if parsed is None:
+        raise SchemaError(
+            f"{where} is {show(value)}; expected {_ID_FORMS[id_type]}, as in the training data"
+        )
+    return parsed
+
+
+def _parse_whole_id(value: Any) -> int | None:
+    if isinstance(value, str) and INTEGER.fullmatch(value):
+        value = int(value)
+    is_id = type(value) is int and -(2**63) <= value < 2**63
+    return value if is_id else None
+
+
+def _parse_text_id(value: Any) -> str | None:
+    if type(value) is int and -(2**63) <= value < 2**64:
+        return str(value)
+    is_id = isinstance(value, str) and value.strip() and is_writable(value)
+    return value if is_id else None
+
+
+def parse_ids(
+    values: list[Any], id_type: IdType, name_of: Callable[[int], str]
+) -> list[Id]:
+    """Check ids as `parse_id` does; `name_of` says where the value at an index stands."""
+    return [
+        parse_id(value, id_type, name_of(index)) for index, value in enumerate(values)
+    ]
+
+
+def parse_distinct_ids(raw: Any, id_type: IdType, where: str) -> tuple[Id, ...]:
+    """Check a list of ids and return each once."""
+    values = list(check_list(raw, where))
+    ids = parse_ids(values, id_type, lambda index: f"{where}[{index}]")
+    return tuple(dict.fromkeys(ids))
+
+
+def check_id(value: Id, where: str) -> None:
+    """Refuse what is no id of any bundle, of texts or of integers."""
+    parse_id(value, "string" if isinstance(value, str) else "integer", where)
+
+
+# ---- numbers, labels and lists
+
+
+def parse_number(value: Any, where: str) -> float:
+    """Return a finite number; a text is none."""
+    value = to_plain(value)
+    if type(value) in (int, float, Decimal) and abs(value) < 2**1023:
+        return float(value)
+    raise SchemaError(f"{where} is {show(value)}; expected a number, finite or null")
+
+
+def check_number(
+    value: Any, where: str, low: float, high: float, kind: type = float
+) -> float:
+    """Return a number within its bounds, a whole one if `kind` is int."""
+    value = to_plain(value)
+    if type(value) not in (int, kind) or not low <= value <= high:
+        raise SchemaError(
+            f"{where} is {show(value)}; expected a number from {low:g} to {high:g}"
+        )
+    return float(value)
+
+
+def parse_weight(value: Any, where: str) -> float | None:
+    """Return the weight of an event, None where there is none."""
+    weight = None if value is None else parse_number(value, where)
+    if weight is not None and weight < 0:
+        raise SchemaError(f"{where} is {weight}; expected 0 or more")
+    return weight
+
+
+def parse_label(value: Any, where: str) -> Any:
+    """Return a text, number or bool as it is: `to_text` makes them equal to the vocabulary's."""
+    value = to_plain(value)
+    if value is not None and not isinstance(value, (str, bool)):
+        parse_number(value, where)
+    return value
+
+
+def check_list(raw: Any, where: str) -> Sequence[Any]:
+    """Return the entries of a list, tuple or array."""
+    if not isinstance(raw, LISTS):
+        raise SchemaError(f"{where} is {show(raw)}; expected a list")
+    return raw.tolist() if isinstance(raw, np.ndarray) else raw
+
+
+def to_plain(value: Any) -> Any:
+    """Return the Python value of a numpy scalar."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def is_writable(text: str) -> bool:
+    """Tell a text from one with half a surrogate pair, which no file or answer can hold."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+# ---- cells as texts
+
+
+def to_text(value: Any) -> str | None:
+    """Write a value the one way vocabularies know it: None, NaN and "" are None.
+
+    Example:
+        >>> to_text(7.0), to_text(" 7 "), to_text(True), to_text(" ")
+        ('7', '7', 'true', None)
+    """
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None or type(value).__name__ in _MISSING_OF_PANDAS:
+        return None
+    if isinstance(value, (*_FRACTIONS, np.datetime64)) and value != value:
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, _FRACTIONS) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value).strip() or None
+
+
+def join_text(cell: Any) -> str | None:
+    """Return the text of a cell that holds a text or a list of texts: a line each."""
+    if not isinstance(cell, LISTS):
+        return to_text(cell)
+    texts = [to_text(part) for part in cell]
+    return "\n".join(text for text in texts if text is not None) or None
+
+
+def list_spellings(values: Sequence[str]) -> dict[str, str]:
+    """Return spelling -> value: of true and false in any case, of 7.0 also 7, if all are such."""
+    spellings: dict[str, str] = {}
+    if all(map(_FRACTION.fullmatch, values)):
+        for value in values:
+            spellings[value.removesuffix(".0")] = value
+    elif {value.lower() for value in values} <= {"true", "false"}:
+        for value in values:
+            spellings |= dict.fromkeys((value.lower(), value.title()), value)
+            spellings[value.upper()] = value
+    return spellings
+
+
+# ---- vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A float32 vector as a cell of a table: small, and comparable like a text."""
+
+    packed: bytes
+
+    def entries(self) -> Floats:
+        """Return the numbers, (W,)."""
+        return np.frombuffer(self.packed, dtype=np.float32)
+
+
+def read_vector(cell: Any) -> Floats | None:
+    """Read a vector from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]".
+
+    Returns:
+        The numbers (W,), None if the cell is missing or empty.
+
+    Raises:
+        ValueError: the cell holds something else, or an entry that is not finite.
+    """
+    if isinstance(cell, Vector):
+        return cell.entries()
+    if not isinstance(cell, LISTS) and to_text(cell) is None:
+        return None
+    if isinstance(cell, str):
+        cell = cell.strip("[]() \t\n").replace(",", " ").split()
+    try:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            entries = np.asarray(cell).astype(np.float32)
+        if entries.ndim != 1:
+            raise ValueError
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("no list of numbers") from error
+    if not np.isfinite(entries).all():
+        raise ValueError("an entry is not finite")
+    return entries if len(entries) else None
+
+
+# ---- columns of numbers and vectors
+
+
+def read_numbers(cells: Any, where: str) -> Doubles:
+    """Read a column of numbers, or of texts of numbers.
+
+    Args:
+        cells: (n,) an array or a list.
+        where: begins a message.
+
+    Returns:
+        float64 (n,), NaN where missing.
+
+    Raises:
+        SchemaError: a value is no number, or infinite.
+    """
+    if holds_numbers(cells):
+        numbers = cells.astype(np.float64)
+    else:
+        numbers = np.array([_to_number(cell, where) for cell in cells], np.float64)
+    if np.isinf(numbers).any():
+        raise SchemaError(f"{where}: a value is infinite; give a finite number or none")
+    return np.asarray(numbers)
+
+
+def _to_number(cell: Any, where: str) -> float:
+    if to_text(cell) is None:
+        return np.nan
+    try:
+        return float(cell)
+    except (TypeError, ValueError, OverflowError) as error:
+        shown = str(cell)[:MAX_SHOWN]
+        raise SchemaError(f"{where}: '{shown}' is no number") from error
+
+
+def read_vectors(cells: Any, width: int, where: str) -> Floats:
+    """Read a column of vectors.
+
+    Args:
+        cells: n cells as of `read_vector`, or a matrix (n, W), a row of NaN where there is none.
+        width: W of every vector.
+        where: begins a message.
+
+    Returns:
+        float32 (n, W), NaN where missing.
+
+    Raises:
+        SchemaError: a cell is no vector of this width.
+    """
+    matrix = np.full((len(cells), width), np.nan, dtype=np.float32)
+    if isinstance(cells, np.ndarray) and cells.ndim == 2:
+        is_missing = is_missing_row(cells)
+    else:
+        is_missing = np.zeros(len(cells), dtype=bool)
+
+    for row in np.flatnonzero(~is_missing).tolist():
+        try:
+            vector = read_vector(cells[row])
+        except ValueError as error:
+            shown = show(cells[row])
+            raise SchemaError(f"{where}: {error}: {shown}") from error
+        if vector is not None and len(vector) != width:
+            raise SchemaError(
+                f"{where}: a vector of {len(vector)} numbers; expected {width}"
+            )
+        if vector is not None:
+            matrix[row] = vector
+    return matrix
+
+
+# ---- words, pairs of neighbouring words, then n-grams of letters
+
+
+def hash_texts(
+    texts: Iterable[str | None], most: int, n_buckets: int = HASHES
+) -> Iterator[list[int]]:
+    """Hash words, pairs of words and n-grams of letters (Bojanowski et al., TACL 2017).
+
+    Args:
+        texts: lines of words; a pair does not cross lines.
+        most: buckets kept of a text: those of its words, its pairs, then its n-grams, size by size.
+        n_buckets: a power of two.
+
+    Returns:
+        An iterator over the distinct buckets of each text.
+    """
+    # Most texts share words with others.
+    grams_of = lru_cache(_CACHED_WORDS)(_split_grams)
+    for text in texts:
+        lines = [split_words(line) for line in (text or "")[:MAX_TEXT].splitlines()]
+        words = [word for line in lines for word in line]
+        tokens = list(words)
+        for line in lines:
+            tokens += [f"{left} {right}" for left, right in pairwise(line)]
+        # Size by size, so that every word has its first.
+        for grams_by_word in zip(*map(grams_of, words), strict=True):
+            for grams in grams_by_word:
+                tokens += grams
+
+        buckets: dict[int, None] = {}
+        for token in tokens:
+            content = token.encode("utf-8", "surrogatepass")
+            buckets[crc32(content) & (n_buckets - 1)] = None
+        yield list(buckets)[:most]
+
+
+def split_words(line: str) -> list[str]:
+    """Return the words of a line, each letter in one spelling and without case."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFKC", line)
+    return _WORD.findall(line.casefold())
+
+
+def _split_grams(word: str) -> list[list[str]]:
+    """Return the n-grams of `<word>` for each size; the mark `~` keeps them apart from words."""
+    framed = f"<{word[:MAX_WORD]}>"
+    grams_by_size = []
+    for size in _GRAM_SIZES:
+        starts = range(len(framed) - size + 1)
+        grams_by_size.append([f"~{framed[start : start + size]}" for start in starts])
+    return grams_by_size

@@ -1,0 +1,190 @@
+"""Answers as JSON values: lists of items, their columns and reasons, and what was unknown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serve.arrays import Id, Ints, to_arrow
+from serve.catalogue import REPEAT_RATE
+from serve.cells import parse_id, to_text
+from serve.encode import split_cell
+from serve.kinds import Feature
+from serve.reasons import explain as explain_items
+from serve.reasons import find_segment
+from serve.recommendations import Answer, DueList
+from serve.recommender import Recommender
+from serve.requests import Request
+from serve.schema import SEVERAL, WORDED, Schema
+
+DECIMALS = 6  # of scores and cosines
+
+
+def show_answer(
+    recommender: Recommender, request: Request, answer: Answer, explain: bool
+) -> dict[str, Any]:
+    """Return an answer as JSON values.
+
+    Args:
+        recommender: the version that answered.
+        request: the request, with what is known of its user.
+        answer: its list.
+        explain: add columns and reasons of each item, and the segment of the user.
+    """
+    columns = (answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist())
+    items = [
+        {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
+        for item_id, score, rank in zip(*columns, strict=True)
+    ]
+    content: dict[str, Any] = {
+        "items": items,
+        "unknown_items": answer.unknown_items,
+        "moment": request.datetime,
+    }
+    if request.user_known is not None:
+        content["user_known"] = request.user_known
+
+    if explain:
+        _explain(recommender, request, answer, items)
+        segment = find_segment(recommender, request)
+        if segment is not None:
+            content["segment"] = {
+                name: getattr(segment, name) for name in ("id", "size", "text")
+            }
+
+    unknown = find_unknown(recommender.bundle.schema, request)
+    if unknown:
+        content["unknown_values"] = unknown
+    if answer.reason is not None:
+        content["reason"] = answer.reason
+    return content
+
+
+def _explain(
+    recommender: Recommender,
+    request: Request,
+    answer: Answer,
+    items: list[dict[str, Any]],
+) -> None:
+    """Add to each item its columns and the reasons why it is listed."""
+    catalogue = recommender.catalogue
+    rows = catalogue.item_ids.find(answer.item_id)
+    columns = show_items(catalogue.table, rows)
+    (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
+    for item, columns_of_item, reasons_of_item in zip(
+        items, columns, reasons, strict=True
+    ):
+        item["columns"] = columns_of_item
+        item["reasons"] = [reason.to_json() for reason in reasons_of_item]
+
+
+def show_similar(
+    recommender: Recommender, item_id: Id, k: int, explain: bool
+) -> dict[str, Any]:
+    """Return the items nearest to a known item as JSON values.
+
+    Args:
+        recommender: the version that answers.
+        item_id: the known item.
+        k: how many there are to be.
+        explain: add the columns of each item.
+
+    Raises:
+        SchemaError: the bundle does not know the item.
+    """
+    id_type = recommender.bundle.schema.item_id_type
+    known_id = parse_id(item_id, id_type, "item_id")
+    ids, cosines = recommender.similar_items(known_id, k)
+    items: list[dict[str, Any]] = [
+        {"item_id": near, "cosine": round(cosine, DECIMALS)}
+        for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
+    ]
+    if explain:
+        catalogue = recommender.catalogue
+        rows = catalogue.item_ids.require(ids.tolist())
+        columns = show_items(catalogue.table, rows)
+        for item, columns_of_item in zip(items, columns, strict=True):
+            item["columns"] = columns_of_item
+
+    content: dict[str, Any] = {"items": items}
+    if len(ids) < k:
+        content["reason"] = f"the catalogue has {len(ids)} other items"
+    return content
+
+
+def show_due(request: Request, due: DueList) -> dict[str, Any]:
+    """Return what a user takes again as JSON values.
+
+    Args:
+        request: the request, with what is known of its user.
+        due: its list.
+    """
+    items = [vars(item) | {"score": round(item.score, DECIMALS)} for item in due.items]
+    content: dict[str, Any] = {"items": items, "moment": request.datetime}
+    if request.user_known is not None:
+        content["user_known"] = request.user_known
+    if due.reason is not None:
+        content["reason"] = due.reason
+    return content
+
+
+def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
+    """Return the columns of items as JSON values, without ids and vectors.
+
+    Args:
+        table: the items of a catalogue.
+        rows: (n,) rows in the table.
+
+    Returns:
+        (n,) column -> value.
+    """
+    names = []
+    for field in table.schema:
+        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        is_vector = pa.types.is_fixed_size_list(field.type) or (
+            is_list and pa.types.is_floating(field.type.value_type)
+        )
+        if field.name not in ("item_id", REPEAT_RATE) and not is_vector:
+            names.append(field.name)
+    chosen = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64)))
+    return [
+        {name: _to_json(value) for name, value in item.items()}
+        for item in chosen.to_pylist()
+    ]
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    is_json = isinstance(value, str | int | float | list | None)
+    return value if is_json else str(value)
+
+
+def find_unknown(schema: Schema, request: Request) -> list[str]:
+    """Name the values that training has not seen.
+
+    Args:
+        schema: of the bundle.
+        request: with features of the user and context.
+
+    Returns:
+        Names as `features.country` and `context.device`.
+    """
+    sides = {"context": schema.context_features, "features": schema.user_features}
+    names = []
+    for side, features in sides.items():
+        values = getattr(request, side) or {}
+        for feature in features:
+            if _is_unknown(feature, values.get(feature.name)):
+                names.append(f"{side}.{feature.name}")
+    return names
+
+
+def _is_unknown(feature: Feature, value: Any) -> bool:
+    if value is None or feature.kind not in WORDED:
+        return False
+    texts = split_cell(feature, value) if feature.kind in SEVERAL else [to_text(value)]
+    return any(text and text not in feature.codes for text in texts)

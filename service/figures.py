@@ -1,0 +1,138 @@
+"""Figures of use and drift that other commands measured, in small files beside the state."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from serve.bundle import DRIFT, FEEDBACK, FIGURES
+
+STATUSES = ("ok", "watch", "red")  # of drift; what cannot be told has no index
+USE = "use"
+DRIFT_INDEX = "drift_index"
+DRIFT_STATUS = "drift_status"
+TIMES = "figures_timestamp_seconds"
+_GROUPS = ("arm", "version", "segment")  # whose figures are gauges
+_MAX_VALUES = 20  # of a group: those with the most lists
+_MALFORMED = (
+    ValueError,
+    TypeError,
+    KeyError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+Samples = dict[tuple[str, ...], float]  # values of labels -> number
+
+
+def read_figures(folder: Path) -> dict[str, Samples]:
+    """Read the samples of each gauge from small files, each once until it changes.
+
+    Args:
+        folder: where `feedback/` and `drift.json` lie.
+
+    Returns:
+        Samples of `USE`, `DRIFT_INDEX`, `DRIFT_STATUS` and `TIMES`, empty where a file is missing
+        or malformed.
+    """
+    gauges: dict[str, Samples] = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
+    paths = {"use": folder / FEEDBACK / FIGURES, "drift": folder / DRIFT}
+    for name, path in paths.items():
+        with suppress(OSError):
+            changed = path.stat()
+            samples = _read(name, path, changed.st_mtime_ns)
+            if samples:
+                gauges |= samples
+                gauges[TIMES][(name,)] = changed.st_mtime
+    return gauges
+
+
+def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
+    """Return the gist of use and drift, for a status.
+
+    Args:
+        folder: as in `read_figures`.
+
+    Returns:
+        `use` -> its time and the figures of all, `drift` -> its time and what has moved; None where
+        it was not measured.
+    """
+    gauges = read_figures(folder)
+    figures = {}
+    for (figure, group, _), number in gauges[USE].items():
+        if group == "all":
+            figures[figure] = number
+    moved = {}
+    for (name,), level in gauges[DRIFT_STATUS].items():
+        if level:
+            moved[name] = STATUSES[int(level)]
+
+    contents: dict[str, dict[str, Any]] = {
+        "use": {"figures": figures},
+        "drift": {"moved": moved},
+    }
+    times = gauges[TIMES]
+    return {
+        name: {"time": times[name,], **content} if (name,) in times else None
+        for name, content in contents.items()
+    }
+
+
+def read_drift(folder: Path) -> dict[str, Any] | None:
+    """Return drift as it was measured.
+
+    Args:
+        folder: as in `read_figures`.
+
+    Returns:
+        The content of `drift.json`, and its time `at`; None if there is none.
+    """
+    at = read_figures(folder)[TIMES].get(("drift",))
+    if at is None:
+        return None
+    return {
+        "at": datetime.fromtimestamp(at, UTC),
+        **json.loads((folder / DRIFT).read_bytes()),
+    }
+
+
+@lru_cache(maxsize=16)
+def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        # An answer can hold neither NaN nor halves of surrogate pairs.
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
+    except _MALFORMED:
+        return None
+
+
+def _parse_use(content: Any) -> dict[str, Samples]:
+    groups = [(("all", ""), content["all"])]
+    for name in _GROUPS:
+        values = list(content["groups"].get(name, {}).items())
+        values.sort(key=lambda value: -value[1]["lists"])
+        groups += [((name, value), figures) for value, figures in values[:_MAX_VALUES]]
+
+    samples = Samples()
+    for group, figures in groups:
+        for name, figure in figures.items():
+            if figure is not None:
+                value = figure["value"] if isinstance(figure, dict) else figure
+                samples[(name, *group)] = 1.0 * value
+    return {USE: samples}
+
+
+def _parse_drift(rows: Any) -> dict[str, Samples]:
+    indices = Samples()
+    levels = Samples()
+    for row in rows:
+        if row["index"] is not None:
+            name = (str(row["name"]),)
+            indices[name] = 1.0 * row["index"]
+            levels[name] = 1.0 * STATUSES.index(row["status"])
+    return {DRIFT_INDEX: indices, DRIFT_STATUS: levels}

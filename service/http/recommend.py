@@ -1,0 +1,412 @@
+"""The routes that only read: lists of items, and what the page at `/` asks for.
+
+The state and the form of answers that all routes share come first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Body, Query, Request, Response
+from pydantic import Discriminator, Tag
+
+from serve import rerank
+from serve.errors import SchemaError
+from serve.recommendations import Answer
+from serve.recommender import Recommender
+from serve.requests import Request as ParsedRequest
+from serve.rerank import Dials
+from serve.schema import Repeats
+from service.answers import show_answer, show_items
+from service.experiment import Arm
+from service.exploration import explore
+from service.http import page, schemas
+from service.http.access import Access
+from service.http.metrics import Metrics
+from service.http.middleware import Gathering, Worker, finish
+from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
+from service.live_items import Arms
+from service.service import POLICY, Service
+
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+DEFAULT_K = 10  # items of a list
+_DIALS = tuple(field.name for field in fields(Dials))
+_NO_DIALS = Dials()
+_SHARED = frozenset({"k", "repeats", "explain", *_DIALS})  # of all requests of a body
+_SLOW = frozenset({"requests", "filters", "explain", *_DIALS})  # not in the event loop
+_MAX_SHORT = 16  # requests of a body that is answered among short calls
+_STEP = 4  # requests answered in one go; fewer would round products otherwise
+_MAX_BRIEF = 200_000  # items among which one request is answered in the event loop
+_MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
+
+
+@dataclass(frozen=True)
+class AppState:
+    """The state that the routes of one server share."""
+
+    service: Service
+    metrics: Metrics
+    answers: Worker
+    gathering: Gathering
+    access: Access
+
+    async def refresh(self) -> None:
+        """Take the service's own counts into the metrics; the server does so every second."""
+        service = self.service
+        impressions = service.impressions
+        reload = service.last_reload or {
+            "time": service.current.loaded_at,
+            "is_loaded": True,
+        }
+        self.metrics.refresh(
+            self.answers.n_waiting,
+            impressions.n_waiting,
+            impressions.n_lost,
+            reload,
+            service.find_faults(),
+        )
+
+    def close(self) -> None:
+        """Finish the calls that wait, and release threads and files."""
+        self.answers.close()
+        self.service.close()
+
+
+def get_state(request: Request) -> AppState:
+    """Return the state of the server that got a request."""
+    return request.app.state.shared  # type: ignore[no-any-return]
+
+
+def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
+    """Write an answer behind its head: request id, version and latency."""
+    text = write_json(request, version, content)
+    return Response(text, media_type="application/json")
+
+
+def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
+    """Return the text of an answer."""
+    seconds = time.perf_counter() - request.state.started
+    head = {
+        "request_id": request.state.request_id,
+        "version": version,
+        "latency_ms": round(seconds * 1000, 3),
+    }
+    return ENCODER.encode(head | content)
+
+
+def find_tag(body: Any, name: str) -> str:
+    """Tell a body of many requests or events by the name of their list."""
+    return "many" if isinstance(body, dict) and name in body else "one"
+
+
+router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
+RecommendBodies = Annotated[
+    Annotated[RecommendBody, Tag("one")] | Annotated[RecommendManyBody, Tag("many")],
+    Discriminator(lambda body: find_tag(body, "requests")),
+]
+SearchText = Annotated[
+    str, Query(min_length=1, max_length=256, description="Words, or parts of some.")
+]
+SearchLength = Annotated[int, Query(ge=1, le=100)]
+
+
+@router.post(
+    "/v1/recommend",
+    response_model=schemas.ListsAnswer,
+    summary="The best items for one request or many",
+)
+async def recommend(
+    request: Request, body: Annotated[RecommendBodies, Body()]
+) -> Response:
+    content = cast(Mapping[str, Any], body)
+    call = _Call.read(request, content)
+    if not content.keys() & _SLOW:
+        return await _recommend_one(call, _drop_shared(content))
+    raw = content.get("requests") or [_drop_shared(content)]
+    _check_cost(raw, call.k, len(call.current.catalogue))
+    worker = get_state(request).answers
+    steps = _recommend_in_steps(call, raw)
+    if len(raw) > _MAX_SHORT:
+        return await worker.run_steps(steps, request.is_disconnected)
+    return await worker.run(lambda: finish(steps, lambda: False))
+
+
+@router.post(
+    "/v1/similar",
+    response_model=schemas.SimilarAnswer,
+    summary="The items nearest to an item",
+)
+async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Response:
+    state = get_state(request)
+    k = body.get("k", DEFAULT_K)
+    explain = body.get("explain", False)
+
+    def answer() -> Response:
+        version, content = state.service.similar(body["item_id"], k, explain)
+        return write_answer(request, version, content)
+
+    return await state.answers.run(answer)
+
+
+@router.post(
+    "/v1/due",
+    response_model=schemas.DueAnswer,
+    summary="What a user takes again, and when it is due",
+)
+async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
+    state = get_state(request)
+    raw = _drop_shared(cast(Mapping[str, Any], body))
+
+    def answer() -> Response:
+        version, content = state.service.due(raw, body.get("k", DEFAULT_K))
+        return write_answer(request, version, content)
+
+    return await state.answers.run(answer)
+
+
+@router.get(
+    "/v1/items",
+    response_model=schemas.FoundAnswer,
+    summary="Items by a part of their name",
+)
+async def items(
+    request: Request, search: SearchText, k: SearchLength = DEFAULT_K
+) -> Response:
+    state = get_state(request)
+    current = state.service.current
+
+    def answer() -> Response:
+        ids = page.search_items(current, search, k)
+        rows = current.catalogue.item_ids.require(ids)
+        columns = show_items(current.catalogue.table, rows)
+        items = [
+            {"item_id": item_id, "columns": values}
+            for item_id, values in zip(ids, columns, strict=True)
+        ]
+        return write_answer(request, current.version, {"items": items})
+
+    return await state.answers.run(answer)
+
+
+@router.get(
+    "/v1/segments",
+    response_model=schemas.SegmentsAnswer,
+    summary="Kinds of users, and what marks them",
+)
+async def segments(request: Request) -> Response:
+    current = get_state(request).service.current
+    segments = current.bundle.segments
+    described = [] if segments is None else segments.describe()
+    return write_answer(request, current.version, {"segments": described})
+
+
+@router.get(
+    "/v1/page", response_model=dict[str, Any], summary="What the page at / offers"
+)
+async def form(request: Request) -> Response:
+    state = get_state(request)
+    service = state.service
+    current = service.current
+    role = getattr(request.state, "role", schemas.Role.ADMIN)
+
+    def answer() -> Response:
+        content = page.describe_form(current) | {
+            "users": [],
+            "may_change": role >= schemas.Role.WRITE and not state.access.read_only,
+            "clock": service.clock(current),
+        }
+        if role is schemas.Role.ADMIN:  # people are not for all to see
+            content["users"] = [
+                user
+                for user in page.choose_users(current)
+                if service.knows(user["user_id"])
+            ]
+        return write_answer(request, current.version, content)
+
+    return await asyncio.to_thread(answer)  # the first time it takes long
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What the requests of one body share."""
+
+    request: Request
+    service: Service
+    current: Recommender
+    k: int
+    repeats: Repeats | None
+    dials: Dials
+    is_explained: bool
+    started: float
+
+    @classmethod
+    def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
+        service = get_state(request).service
+        chosen = {name: body[name] for name in _DIALS if name in body}
+        return cls(
+            request=request,
+            service=service,
+            current=service.current,
+            k=body.get("k", DEFAULT_K),
+            repeats=body.get("repeats"),
+            dials=Dials(**chosen) if chosen else _NO_DIALS,
+            is_explained=body.get("explain", False),
+            started=time.perf_counter(),
+        )
+
+    @property
+    def filter_viewed(self) -> bool | None:
+        return None if self.repeats is None else self.repeats == "exclude"
+
+    def assign(self, user_id: Any, position: int) -> tuple[Arm, str]:
+        """Return the arm of a request, and the seed of its draws."""
+        seed = f"{self.request.state.request_id} {position}"
+        experiment = cast(Arms, self.service.arms).experiment
+        return experiment.assign(seed if user_id is None else user_id), seed
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Requests that one recommender answered under one policy."""
+
+    recommender: Recommender
+    requests: Sequence[ParsedRequest]
+    answers: Sequence[Answer]
+    policy: str
+    arm: str | None = None
+
+    def show(self, is_explained: bool) -> list[dict[str, Any]]:
+        lists = []
+        for parsed, answer in zip(self.requests, self.answers, strict=True):
+            shown = show_answer(self.recommender, parsed, answer, is_explained)
+            if self.arm is not None:
+                shown |= {"arm": self.arm, "version": self.recommender.version}
+            lists.append(shown)
+        return lists
+
+
+def _recommend_in_steps(
+    call: _Call, raw: Sequence[Mapping[str, Any]]
+) -> Generator[None, None, Response]:
+    """Answer the requests of a body by one version; it may be stopped at each `yield`."""
+    requests = []
+    for parsed in call.service.read(raw, call.current):
+        requests.append(parsed)
+        yield
+    batches = []
+    lists: list[dict[str, Any]] = []
+    texts = []
+    for batch in _answer_in_batches(call, requests):
+        yield
+        shown = batch.show(call.is_explained)
+        batches.append(batch)
+        lists += shown
+        texts.append(ENCODER.encode(shown)[1:-1])
+        yield
+    return _write_lists(call, batches, lists, texts)
+
+
+def _answer_in_batches(
+    call: _Call, requests: Sequence[ParsedRequest]
+) -> Iterator[_Batch]:
+    if call.service.arms is not None:
+        for position, parsed in enumerate(requests):
+            yield _answer_in_arm(call, parsed, position)
+        return
+    starts = range(0, max(1, len(requests) - _STEP + 1), _STEP)
+    for start in starts:
+        end = None if start == starts[-1] else start + _STEP
+        yield _rerank(call, call.current, requests[start:end])
+
+
+def _rerank(
+    call: _Call,
+    recommender: Recommender,
+    requests: Sequence[ParsedRequest],
+    arm: str | None = None,
+) -> _Batch:
+    answers = rerank.recommend(recommender, requests, call.k, call.repeats, call.dials)
+    return _Batch(recommender, requests, [*answers], call.dials.policy, arm)
+
+
+def _answer_in_arm(call: _Call, parsed: ParsedRequest, position: int) -> _Batch:
+    """Answer a request as the arm of its user says."""
+    arm, seed = call.assign(parsed.user_id, position)
+    recommender = cast(Arms, call.service.arms).recommender(arm, call.current)
+    if call.dials != _NO_DIALS or not call.service.explores(parsed.user_id, arm.policy):
+        return _rerank(call, recommender, [parsed], arm.name)
+    answers = explore(
+        recommender, [parsed], call.k, call.filter_viewed, arm.policy, [seed]
+    )
+    return _Batch(recommender, [parsed], [*answers], str(arm.policy), arm.name)
+
+
+async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
+    """Answer one request in a batch with others that came at the same time."""
+    state = get_state(call.request)
+    (parsed,) = call.service.read([raw], call.current)
+    recommender = call.current
+    arm_name = None
+    if call.service.arms is not None:
+        arm, _ = call.assign(parsed.user_id, 0)
+        if arm.policy.kind != "greedy":
+            steps = _recommend_in_steps(call, [raw])
+            return await state.answers.run(lambda: finish(steps, lambda: False))
+        recommender = call.service.arms.recommender(arm, recommender)
+        arm_name = arm.name
+
+    rank = partial(recommender.recommend, k=call.k, filter_viewed=call.filter_viewed)
+    key = recommender, call.k, call.filter_viewed
+    is_brief = len(recommender.catalogue) <= _MAX_BRIEF
+    answer = await state.gathering.answer(key, parsed, rank, is_brief)
+    batch = _Batch(recommender, [parsed], [answer], POLICY, arm_name)
+    lists = batch.show(is_explained=False)
+    return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])
+
+
+def _write_lists(
+    call: _Call,
+    batches: Sequence[_Batch],
+    lists: Sequence[Mapping[str, Any]],
+    texts: Sequence[str],
+) -> Response:
+    """Log lists as shown, count them, and write their JSON texts behind the head."""
+    request_id = call.request.state.request_id
+    for batch in batches:
+        call.service.log_shown(
+            batch.recommender, batch.answers, request_id, batch.policy, batch.arm
+        )
+    metrics = get_state(call.request).metrics
+    metrics.count_lists(lists, call.k, time.perf_counter() - call.started)
+
+    content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
+    head = write_json(call.request, call.current.version, content)
+    text = f"{head[:-2]}{','.join(texts)}]}}"
+    return Response(text, media_type="application/json")
+
+
+def _drop_shared(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: body[name] for name in body if name not in _SHARED}
+
+
+def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
+    """Refuse a body that would take more than a few seconds."""
+    if len(raw) * k > schemas.MAX_LISTED:
+        raise SchemaError(
+            f"requests: k times their number is above {schemas.MAX_LISTED:,}; "
+            "ask for shorter lists, or in several bodies"
+        )
+    conditions = {(body.get("filters") or {}).get("where") or "" for body in raw}
+    n_characters = sum(map(len, conditions))
+    allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
+    if n_characters > allowed:
+        raise SchemaError(
+            f"requests: their different filters have {n_characters:,} characters; allowed with "
+            f"{n_items:,} items: {allowed:,}; use fewer, or ask in several bodies"
+        )

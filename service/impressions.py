@@ -1,0 +1,92 @@
+"""The log of impressions: a thread writes what was shown, behind the answers."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+from serve.errors import BundleError
+from service.log import Impressions
+from service.state import State
+
+_LOG = logging.getLogger("service.http")
+_MAX_LISTS = 20_000  # in the queue: answers wait for a disk that does not keep up
+_MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
+_PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
+_HOUR = 3600.0
+_WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
+
+
+class ImpressionLog:
+    """A thread that writes impressions, and removes once an hour what is too old."""
+
+    def __init__(self, store: State) -> None:
+        self.store = store
+        self.n_lost = 0  # impressions that could not be written
+        self._waiting: deque[Impressions] = deque()
+        self._is_closing = threading.Event()
+        self._expire_at = 0.0
+        self._expiring: Iterator[int] = iter(())
+        self._thread = threading.Thread(
+            target=self._work, name="bascule-impressions", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def notes(self) -> list[str]:
+        """Say that nothing is logged any more, if that is so."""
+        if self._thread.is_alive():
+            return []
+        return ["what is shown is no longer logged; start the service again"]
+
+    def add(self, impressions: Sequence[Impressions]) -> None:
+        """Let impressions be written soon."""
+        while len(self._waiting) >= _MAX_LISTS and self._thread.is_alive():
+            time.sleep(_PAUSE)
+        if self._thread.is_alive():
+            self._waiting.extend(impressions)
+        else:
+            self.n_lost += len(impressions)
+
+    def close(self) -> None:
+        """Write what waits, then end."""
+        self._is_closing.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while not self._is_closing.wait(_PAUSE):
+            self._write()
+            self._expire()
+        self._write()
+
+    def _expire(self) -> None:
+        """Remove a slice of what is too old; begin anew once an hour."""
+        try:
+            if time.monotonic() >= self._expire_at:
+                self._expire_at = time.monotonic() + _HOUR
+                self._expiring = self.store.expire_slices(int(time.time()))
+            next(self._expiring, None)
+        except _WRITE_ERRORS as error:
+            _LOG.error("old events could not be removed: %s", type(error).__name__)
+
+    def _write(self) -> None:
+        while self._waiting:
+            n_lists = min(_MAX_AT_ONCE, len(self._waiting))
+            impressions = [self._waiting.popleft() for _ in range(n_lists)]
+            try:
+                self.store.log_impressions(impressions)
+            except _WRITE_ERRORS as error:
+                self.n_lost += n_lists
+                _LOG.error(
+                    "%d impressions could not be written: %s",
+                    n_lists,
+                    type(error).__name__,
+                )

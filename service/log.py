@@ -1,0 +1,262 @@
+"""The log of a service: its records, its tables, and how they are read as a whole.
+
+An event has one record on its way from the body of a request over the log to the table that
+training reads. A new field goes into `Observation` and `_parse`, into `TABLES` and `_EVENTS`, into
+the statement that `service/state.py` writes it by, and into the body in `service/http/schemas.py`.
+The tables of `DIR/state/state.db` are:
+
+events     a view: what users did, dismissals included
+answers    a view: one row per answer: request, user, time, version of the bundle, policy, arm
+shown      the items of each answer: position from 1, score, probability of being shown there
+feedback   a view: each item that was shown, with the events of the user on it that followed: an
+           event that names its request follows that answer, another one every earlier answer
+
+An id of an item is kept as it came, that of a user as it came first; 7 and "7" are the same.
+
+SQLite zeroes what is deleted, but leaves copies of rows that moved to other pages. So all rows bear
+a random number in place of the user. `users` says whose it is, and its rows never move: they are
+appended, and overwritten in their place by as many bytes. What stays of other rows then bears a
+number that nobody can link.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from serve.arrays import Id
+from serve.cells import check_id, parse_id, parse_label, parse_weight, to_text
+from serve.clock import DAY, check_seconds, parse_times
+from serve.errors import SchemaError, show
+from serve.requests import History
+from serve.schema import Schema
+from service.database import name_fault
+
+DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a history
+UNDISMISS = "undismiss"
+_CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+MARK = 0x42530003  # "BS" and the format
+TABLES = """
+CREATE TABLE salt (value BLOB NOT NULL);
+INSERT INTO salt VALUES (randomblob(32));
+CREATE TABLE users (place INTEGER PRIMARY KEY, id NOT NULL, is_integer INTEGER NOT NULL,
+    number INTEGER NOT NULL);
+CREATE TABLE user_keys (key BLOB PRIMARY KEY, place INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE event_rows (number INTEGER PRIMARY KEY, user INTEGER NOT NULL, item_id NOT NULL,
+    event TEXT, datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
+CREATE TABLE answer_rows (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user INTEGER,
+    datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL, arm TEXT);
+CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
+    propensity REAL, PRIMARY KEY (answer, position)) WITHOUT ROWID;
+CREATE INDEX free_places ON users (length(id)) WHERE typeof(id) = 'blob';
+CREATE INDEX event_rows_of_user ON event_rows (user, datetime);
+CREATE INDEX event_rows_in_time ON event_rows (datetime);
+CREATE INDEX answer_rows_of_user ON answer_rows (user);
+CREATE INDEX answer_rows_in_time ON answer_rows (datetime);
+CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'text'
+    AND NOT EXISTS (SELECT 1 FROM event_rows e WHERE e.user = u.number)
+    AND NOT EXISTS (SELECT 1 FROM answer_rows a WHERE a.user = u.number);
+CREATE VIEW named AS
+    SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
+CREATE VIEW events AS
+    SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
+    FROM event_rows e JOIN named u ON u.user = e.user;
+CREATE VIEW named_answers AS
+    SELECT a.*, u.user_id FROM named u JOIN answer_rows a ON a.user = u.user
+    UNION ALL SELECT a.*, NULL FROM answer_rows a WHERE a.user IS NULL;
+CREATE VIEW answers AS
+    SELECT number, request_id, user_id, datetime, bundle_version, policy, arm FROM named_answers;
+CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
+    s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime,
+    a.arm, s.propensity
+    FROM named_answers a CROSS JOIN shown s ON s.answer = a.number -- a user has few answers
+    LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
+    AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
+"""
+_LISTS = """SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id,
+    datetime, bundle_version AS version, policy, arm FROM answers ORDER BY number"""
+_SLOTS = """SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score,
+    propensity FROM shown ORDER BY 1, 2"""
+_EVENTS = """SELECT CAST(user_id AS TEXT) AS user_id, CAST(item_id AS TEXT) AS item_id,
+    event, datetime, weight, request_id FROM events ORDER BY datetime, number"""
+_TYPES = {
+    **dict.fromkeys(("list", "position", "datetime"), pa.int64()),
+    **dict.fromkeys(("score", "propensity", "weight"), pa.float64()),
+}  # other columns are texts
+_BATCH_ROWS = 100_000
+
+
+# ---- records
+
+
+@dataclass(frozen=True)
+class Observation:
+    """An event of a user. The bundle need not know the item: a later one may.
+
+    Raises:
+        SchemaError: the state could not read the event again, such as a time in milliseconds.
+    """
+
+    user_id: Id
+    item_id: Id
+    event: str | None  # type, such as `purchase` or `DISMISS`
+    datetime: int  # UTC seconds
+    weight: float | None = None  # NaN is None, too
+    request_id: str | None = None  # the answer that the user reacted to
+
+    def __post_init__(self) -> None:
+        check_id(self.user_id, "user_id")
+        check_id(self.item_id, "item_id")
+        check_seconds(self.datetime, "datetime")
+
+        is_nan = self.weight != self.weight
+        if not is_nan:
+            parse_weight(self.weight, "weight")
+
+        if not isinstance(self.event, str | None):
+            raise SchemaError(f"event is {show(self.event)}; expected a text, or None")
+
+
+@dataclass(frozen=True)
+class Impressions:
+    """The items of one answer, best first: the item at index i was shown at position i + 1."""
+
+    request_id: str  # a request for many users has many answers
+    user_id: Id | None
+    datetime: int  # UTC seconds
+    bundle_version: str
+    policy: str  # how the order came about, such as `greedy`: by falling score
+    item_ids: Sequence[Id]
+    scores: Sequence[float]
+    propensities: Sequence[float]  # P(item at its position | request), 1 if not drawn
+    arm: str | None = None
+
+    def __post_init__(self) -> None:
+        check_seconds(self.datetime, "datetime")
+        if self.user_id is not None:
+            check_id(self.user_id, "user_id")
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """The live events of a user, oldest first, and their dismissed items."""
+
+    history: History = field(
+        default_factory=lambda: History(np.empty(0, dtype=np.object_))
+    )
+    dismissed: tuple[Id, ...] = ()
+    is_forgotten: bool = False
+
+
+def parse_observations(
+    raw: Sequence[Mapping[str, Any]], schema: Schema, now: int
+) -> list[Observation]:
+    """Read events as a caller sends them, with ids of the types of the bundle.
+
+    Args:
+        raw: mappings with user_id, item_id and, optionally, event, datetime, weight, request_id.
+        schema: the schema of the bundle that answers.
+        now: UTC seconds, the time of events without one.
+
+    Raises:
+        SchemaError: names the first event and field that cannot be read, as `events[3].weight`.
+    """
+    return [
+        _parse(event, f"events[{index}]", schema, now)
+        for index, event in enumerate(raw)
+    ]
+
+
+def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Observation:
+    moment = raw.get("datetime")
+    seconds = now
+    if moment is not None:
+        times = parse_times([moment], schema.timezone, lambda _: f"{where}.datetime")
+        seconds = times[0]
+    if seconds > now + _CLOCK_TOLERANCE:
+        raise SchemaError(
+            f"{where}.datetime is {show(moment)}; expected the time when it happened, "
+            "not one to come"
+        )
+
+    request_id = raw.get("request_id")
+    is_text = isinstance(request_id, str)
+    if request_id is not None and not (is_text and _REQUEST_ID.fullmatch(request_id)):
+        raise SchemaError(
+            f"{where}.request_id is {show(request_id)}; expected the request_id of an "
+            "answer"
+        )
+
+    return Observation(
+        user_id=parse_id(raw.get("user_id"), schema.user_id_type, f"{where}.user_id"),
+        item_id=parse_id(raw.get("item_id"), schema.item_id_type, f"{where}.item_id"),
+        event=to_text(parse_label(raw.get("event"), f"{where}.event")),
+        datetime=seconds,
+        weight=parse_weight(raw.get("weight"), f"{where}.weight"),
+        request_id=request_id,
+    )
+
+
+# ---- the log as a whole
+
+
+class Log(NamedTuple):
+    """The log of a service at one moment. Ids are texts, times UTC seconds."""
+
+    lists: pa.Table  # list, request_id, user_id, datetime, version, policy, arm
+    slots: pa.Table  # list, position, item_id, score, propensity
+    events: pa.Table  # user_id, item_id, event, datetime, weight, request_id
+
+
+def read_log(path: Path) -> Log:
+    """Read the whole log from a state, which a service may be writing meanwhile.
+
+    Args:
+        path: the file of the state.
+
+    Returns:
+        Lists and slots in the order of answers, events in the order of time.
+
+    Raises:
+        SchemaError: the file is no state of this version.
+        OSError: the file cannot be read.
+    """
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with (
+        name_fault(path),
+        closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
+    ):
+        connection.execute("BEGIN")  # all tables of one moment
+        if connection.execute("PRAGMA application_id").fetchone() != (MARK,):
+            raise SchemaError(
+                f"{path} is of another kind or format: give the state of a service of "
+                "this version"
+            )
+        tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
+        return Log(*tables)
+
+
+def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
+    """Read the rows of a query into Arrow columns."""
+    cursor = connection.execute(query)
+    names = [column[0] for column in cursor.description]
+    types = [_TYPES.get(name, pa.large_string()) for name in names]
+    schema = pa.schema(list(zip(names, types, strict=True)))
+
+    tables = [schema.empty_table()]
+    while rows := cursor.fetchmany(_BATCH_ROWS):
+        columns = zip(*rows, strict=True)
+        arrays = [
+            pa.array(column, kind) for column, kind in zip(columns, types, strict=True)
+        ]
+        tables.append(pa.table(arrays, schema=schema))
+    return pa.concat_tables(tables)
