@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.evaluate import Parts
 from evaluation.checks import Change, Limits, check_slices, compare
+from evaluation.evaluate import Parts
 from evaluation.gate import AUDIT, main
 from serve.bundle import Bundle
 from serve.recommender import Recommender
