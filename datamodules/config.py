@@ -214,7 +214,7 @@ class SplitConfig:
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
-    """For `leave_one_out`: never train on any user's second-last event."""
+    """For `leave_one_out`: never train on a user's second-last event; else the last run does."""
     share: float | None = None
     """For `pairs`: share of each user's items that is the test. Default: 0.2."""
     validation: str | None = None
