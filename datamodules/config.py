@@ -215,7 +215,7 @@ class SplitConfig:
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
-    """For `leave_one_out`: never train on any user's second-last event."""
+    """For `leave_one_out`: never train on a user's second-last event; else the last run does."""
     share: float | None = None
     """For `pairs`: share of each user's items that is the test. Default: 0.2."""
     validation: str | None = None
@@ -348,8 +348,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         SchemaError: a column cannot be read as it is declared.
     """
     side = {"users": "user", "items": "item"}.get(table, "context")
-    declared = {"user": config.users, "item": config.items}
-    layout = declared.get(side, config.interactions) or TableConfig()
+    layout: TableConfig = getattr(config, table) or TableConfig()
     roles = EVENT_ROLES
     if side != "context":
         roles = {f"{side}_id": "id"}
@@ -360,8 +359,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
             )
     readers = _list_readers(side, config, roles, layout.columns.get("user_id"))
     required = {"user_id", "item_id", *layout.columns, *readers}
-    if config.split.kind == "time":
-        required.add("datetime")
+    required |= {"datetime"} if config.split.kind == "time" else set()
     columns = []
     for name in dict.fromkeys((*roles, *readers)):
         features = readers.get(name, [])
@@ -378,16 +376,17 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         if role == "time":
             lows = [layout.min_datetime]
             highs = [layout.max_datetime]
-        column = Column(
-            name,
-            source,
-            role,
-            reason=reason if name in required else "",
-            may_be_empty=name == "event" or name not in roles,
-            low=max(_read_limits(lows, config.timezone), default=None),
-            high=min(_read_limits(highs, config.timezone), default=None),
+        columns.append(
+            Column(
+                name,
+                source,
+                role,
+                reason=reason if name in required else "",
+                may_be_empty=name == "event" or name not in roles,
+                low=max(_read_limits(lows, config.timezone), default=None),
+                high=min(_read_limits(highs, config.timezone), default=None),
+            )
         )
-        columns.append(column)
     audited = config.audit_only if side == "user" else []
     reserved = {*audited, REPEAT_RATE} if config.repeats == "allow" else {*audited}
     if any(column.name in reserved for column in columns):

@@ -27,7 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from serve.arrays import Flags, Ints
+from serve.arrays import Flags, Ints, to_arrow
 from serve.errors import SchemaError, name_nearest, say
 
 PARQUET = ".parquet"
@@ -154,7 +154,8 @@ def _read_text_rows(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     for bad in records.bad:
         _refuse(path, bad)
     line = iter(records.lines.tolist())
-    for batch in pa.table(records.columns).to_batches(ROWS_AT_ONCE):
+    table = pa.Table.from_arrays(list(records.columns.values()), records.names)
+    for batch in table.to_batches(ROWS_AT_ONCE):
         for cells in batch.to_pylist():
             yield f"line {next(line)}", cells
 
@@ -306,7 +307,7 @@ def read_text(
     is_row = _find_filled(table)
     if names is None:
         is_row[0] = False
-    table = table.filter(pa.array(is_row))
+    table = table.filter(to_arrow(is_row))
     return FileRecords(
         columns,
         dict(zip(columns, table.columns, strict=True)),
@@ -390,7 +391,8 @@ def _count_breaks(
     breaks = np.zeros(len(is_bad), np.int64)
     breaks[is_bad] = [row.text.strip("\r\n").count("\n") for row in bad]
     for column in table.columns:
-        breaks[~is_bad] += pc.count_substring(column, "\n").fill_null(0).to_numpy()
+        counts = pc.count_substring(column, "\n").to_numpy()  # NaN for an empty cell
+        breaks[~is_bad] += np.nan_to_num(counts).astype(np.int64)
     return breaks, is_bad
 
 

@@ -247,8 +247,9 @@ def _export(
                 ids, vectors = encode(some)
                 entries = to_arrow(vectors.ravel())
                 lists = pa.FixedSizeListArray.from_arrays(entries, vectors.shape[1])
-                columns = {f"{side}_id": ids_to_arrow(ids, id_type), "vector": lists}
-                write_table(path, pa.table(columns))
+                columns = [ids_to_arrow(ids, id_type), lists]
+                names = [f"{side}_id", "vector"]
+                write_table(path, pa.Table.from_arrays(columns, names))
             n_rows += _count_rows(path)
             n_shards += 1
         _finish(folder, n_shards, n_rows)
