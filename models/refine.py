@@ -220,12 +220,12 @@ def choose(
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
 
-    validation = Validation(towers, batches)
+    validation = encode_validation(towers, batches)
     before = validation.ndcg
     strength = 0.0
     if shrinkage is not None:
         shrinkage.apply(STRENGTH)
-        shrunk = Validation(towers, batches)
+        shrunk = encode_validation(towers, batches)
         if shrunk.ndcg >= (1 + MIN_GAIN) * before:
             validation = shrunk
             strength = STRENGTH
@@ -255,6 +255,16 @@ def choose(
         shrinkage.apply(0.0)
     ndcg = mean_of_views(best.figures)
     return replace(best.refinement, ndcg=ndcg, ndcg_before=before)
+
+
+def encode_validation(towers: Towers, batches: Sequence[RequestBatch]) -> Validation:
+    """Make the vectors of validation requests, all as of one moment."""
+    items = towers.item_vectors(batches[0].popularity)  # (N, W)
+    users = [
+        towers.request_vectors(batch, items) for batch in batches
+    ]  # (B, W), (E,) each
+    has_memory = towers.user_tower.memory is not None
+    return Validation(batches, items, users, has_memory)
 
 
 def fit_shrinkage(towers: Towers, data: InteractionsDataModule, seed: int) -> Shrinkage:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from evaluation.metrics import ndcg
-from models.towers import Towers
 from serve.arrays import Doubles
 
 TOP = 10
@@ -100,17 +99,23 @@ class Validation:
     """Validation requests and the vectors that trained towers make for them.
 
     Args:
-        towers: trained towers in evaluation mode.
         batches: the requests, all as of one moment.
+        items: (N, W) item vectors as of that moment.
+        users: (B, W) user vectors and (E,) scores of owned items of each batch.
+        has_memory: whether the towers have a memory.
     """
 
-    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+    def __init__(
+        self,
+        batches: Sequence[RequestBatch],
+        items: Tensor,
+        users: Sequence[tuple[Tensor, Tensor]],
+        has_memory: bool,
+    ) -> None:
         self.batches = batches
-        self.has_memory = towers.user_tower.memory is not None
-        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
-
-        # (B, W) and (E,) of each batch
-        self.users = [towers.request_vectors(batch, self.items) for batch in batches]
+        self.items = items
+        self.users = users
+        self.has_memory = has_memory
         self.figures = self.rank({}, [{}])[0]
         self.ndcg = mean_of_views(self.figures)
 

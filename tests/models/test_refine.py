@@ -20,7 +20,7 @@ from models.refine import (
     list_estimators,
     list_plans,
 )
-from models.validation import Validation, add_up, mean_of_views
+from models.validation import add_up, mean_of_views
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import (
@@ -133,7 +133,7 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = Validation(towers, data.validation_batches).rank(
+        ranked = refine.encode_validation(towers, data.validation_batches).rank(
             {"all": matrix}, [{"all": 1.0}], found.decay, found.context_gain
         )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
@@ -180,7 +180,7 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
             target_weights=torch.ones(len(scores)),
             target_owned=torch.full((len(scores),), -1),
         )
-    validation = Validation(towers, data.validation_batches)
+    validation = refine.encode_validation(towers, data.validation_batches)
     figures = validation.rank({"all": 1e4 * weights}, [{"all": 1.0}])[0]
     start = refine.Candidate(Refinement({"all": 1.0}), figures)
     found = refine._choose_gain(validation, {"all": 1e4 * weights}, start)
