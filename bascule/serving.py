@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from service.registry import Registry
 
-_TOKEN = "BASCULE_RELOAD_TOKEN"  # an environment variable  # noqa: S105
+_TOKEN = "BASCULE_RELOAD_TOKEN"  # an environment variable
 _MIN_TOKEN = 16  # characters
 
 

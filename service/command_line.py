@@ -48,7 +48,7 @@ def run_command(work: Callable[[], None]) -> int:
         with ending_on_signals():
             work()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
+        print(f"error: {say(error)}", file=sys.stderr)
         return FAULT
     return 0
 

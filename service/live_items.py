@@ -39,7 +39,7 @@ _LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM items"
 _WRITE = f"""INSERT INTO items (item_id, columns, is_added, is_removed, number)
     VALUES (?, ?, ?, ?, ({_LAST_CHANGE}) + 1) ON CONFLICT (item_id) DO UPDATE SET
     columns = excluded.columns, is_added = excluded.is_added,
-    is_removed = excluded.is_removed, number = excluded.number"""  # noqa: S608
+    is_removed = excluded.is_removed, number = excluded.number"""
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
 _ADD_LOAD = "INSERT INTO loads (version) VALUES (?)"
 

@@ -74,9 +74,9 @@ _INSERT_SHOWN = "INSERT INTO shown VALUES (?, ?, ?, ?, ?)"
 _NUMBER_OF_USER = """(SELECT u.number FROM user_keys k JOIN users u
     ON u.place = k.place WHERE k.key = ? AND u.id = ?)"""
 _RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
-    WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
+    WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
-    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
+    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""
 
 
 class State(Protocol):
@@ -425,8 +425,8 @@ def _delete_some(
     n_deleted = Counter[str]()
     end = time.monotonic() + _SLICE_SECONDS
     for table in ("event_rows", "answer_rows"):
-        query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"  # noqa: S608
-        delete = f"DELETE FROM {table} WHERE number = ?"  # noqa: S608
+        query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"
+        delete = f"DELETE FROM {table} WHERE number = ?"
         for number in connection.execute(query, (value,)).fetchall():
             if table == "answer_rows":
                 slots = connection.execute("DELETE FROM shown WHERE answer = ?", number)

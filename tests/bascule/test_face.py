@@ -293,7 +293,7 @@ def test_what_serving_in_process_needs_has_one_door_and_an_older_one():
     assert {name for name in bascule.__all__ if not hasattr(bascule, name)} == set()
     for module in (bascule, serve):
         with pytest.raises(AttributeError, match="Recommenders"):
-            module.Recommenders  # noqa: B018
+            module.Recommenders
 
 
 def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):

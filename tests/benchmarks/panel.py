@@ -31,7 +31,7 @@ from datamodules.config import (  # noqa: E402
     TableConfig,
     TargetsConfig,
 )
-from serve.clock import DAY
+from serve.clock import DAY  # noqa: E402
 
 BEGIN = 1_700_006_400
 """A midnight."""
