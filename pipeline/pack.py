@@ -56,6 +56,7 @@ def stage_bundle(
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
+
     return facts, write_segments(recommender, stage, seed)
 
 
@@ -83,6 +84,7 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
     if schema.has_datetime and IS_NEW not in items.column_names:
         is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
         items = items.append_column(IS_NEW, pa.array(is_new))
+
     return items
 
 
@@ -103,6 +105,7 @@ def make_facts(config: Config, trained: Trained) -> Facts:
     }
     libraries = {name: version(name) for name in LIBRARIES}
     popularity_dims = len(schema.popularity_days)
+
     return Facts(
         similarity=similarity,
         popularity_dims=popularity_dims,
@@ -142,6 +145,7 @@ def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recomme
     for feature in schema.item_features:
         if feature.vocabulary:
             columns[feature.column] = table.column(feature.column).to_pylist()
+
     rows = catalogue.item_ids.find(profiles.history.item_id)  # (E,)
     names = name_items(table, schema.item_features)
     traits = find_traits(profiles, rows, names, columns, schema)
