@@ -17,7 +17,6 @@ from models.segments import MAX_USERS, find_segments, find_traits
 from models.towers import Towers
 from pipeline.config import Config
 from pipeline.run_folder import Work
-from pipeline.stages import Trained, console
 from serve.arrays import Flags
 from serve.bundle import GOLDEN, SEGMENTS, Bundle, Facts
 from serve.catalogue import name_items
@@ -36,18 +35,23 @@ MAX_COLD_USERS = 512  # users to whom cold items are made visible
 
 
 def stage_bundle(
-    work: Work, trained: Trained, stage: Stage
+    work: Work, towers: Towers, data: InteractionsDataModule, epochs: int, stage: Stage
 ) -> tuple[Facts, Recommender]:
     """Write the bundle's files out of sight and open them as serving does.
+
+    Args:
+        work: gives the configuration and the tables of the profiles.
+        towers: trained and refined.
+        data: what they were trained on.
+        epochs: of the training.
+        stage: the folder to write into.
 
     Returns:
         the facts of the manifest, and a recommender with the profiles of all before the test.
     """
-    console.rule("export")
     seed = work.config.seed
-    data = trained.data
-    write_towers(trained.towers.eval(), data, stage, seed)
-    facts = make_facts(work.config, trained)
+    write_towers(towers.eval(), data, stage, seed)
+    facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
     profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
@@ -88,15 +92,17 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
     return items
 
 
-def make_facts(config: Config, trained: Trained) -> Facts:
+def make_facts(
+    config: Config, towers: Towers, data: InteractionsDataModule, epochs: int
+) -> Facts:
     """Return the facts that only the run knows."""
-    schema = trained.data.schema
-    similarity = trained.towers.item_tower.similarity
-    neighbours = trained.towers.neighbours
+    schema = data.schema
+    similarity = towers.item_tower.similarity
+    neighbours = towers.neighbours
     counts = {
-        "items": len(trained.data.catalogue),
-        "users": len(trained.data.sequences.user_ids),
-        "epochs": trained.epochs,
+        "items": len(data.catalogue),
+        "users": len(data.sequences.user_ids),
+        "epochs": epochs,
     }
     declared = {
         "data": config.data.declared(),

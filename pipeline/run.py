@@ -140,7 +140,10 @@ def produce(work: Work, stage: Stage) -> Product:
     data = examine(work)
     print_choices(work.choices)
     trained, seconds = train(work)
-    facts, recommender = stage_bundle(work, trained, stage)
+    console.rule("export")
+    facts, recommender = stage_bundle(
+        work, trained.towers, trained.data, trained.epochs, stage
+    )
 
     begun = time.monotonic()
     metrics, baseline_seconds = measure(recommender, work)
