@@ -1,4 +1,4 @@
-"""Train, export, evaluate and publish a two-tower recommender: the command. `pipeline/run.py` is the run itself.
+"""Train, export, evaluate and publish a two-tower recommender; the run is `pipeline/run.py`.
 
 Options are read before torch is imported, so that help and a mistake answer at once.
 """

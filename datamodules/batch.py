@@ -62,6 +62,7 @@ class RequestBatch(NamedTuple):
         device = self.owned_rows.device
         is_owned = torch.zeros(shape, dtype=torch.bool, device=device)  # (B, N)
         is_owned[self.owned_users, self.owned_rows] = True
+
         return is_owned
 
 
@@ -100,6 +101,7 @@ class PartlyHidden:
         shown = self.encoded.take(rows)
         codes = np.where(is_hidden, self.missing.codes, shown.codes)  # (..., C)
         values = np.where(is_hidden, self.missing.values, shown.values)  # (..., V)
+
         return EncodedFeatures(codes, values)
 
 

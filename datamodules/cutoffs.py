@@ -71,6 +71,7 @@ class HorizonTimeline:
         chances = np.where(self.has_target, lot, -1.0)  # (U, G)
         users = np.flatnonzero(self.has_target.any(axis=1))  # (D,)
         trend = chances.argmax(axis=1)[users]  # (D,)
+
         return Cutoffs(
             users,
             self.stops[users, trend],
@@ -130,6 +131,7 @@ def positions_at(events: Events, moments: Ints) -> Ints:
     keys = events.segments * stride + (events.time - first)  # (E,) ascending
     users = np.arange(len(events))[:, None]  # (U, 1)
     wanted = users * stride + (moments - first)  # (U, G)
+
     return np.asarray(np.searchsorted(keys, wanted), np.int64)
 
 
@@ -181,6 +183,7 @@ class CutoffExamples:
             cutoffs = drawn.take(batches[number])
             trend = int(cutoffs.trend[0])
             plans.append(CutoffPlan(cutoffs, trend, (seed, epoch, number)))
+
         return plans
 
     def __getitem__(self, plan: CutoffPlan) -> RequestBatch:
@@ -204,6 +207,7 @@ class CutoffExamples:
         following = np.minimum(stops, len(events.time) - 1)  # (B,)
         context = self.context.take(following, rng)
         weighed = scale_by_user(targets, n)
+
         return self.maker.make(past, times, plan.trend, weighed, user, context)
 
 

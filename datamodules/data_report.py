@@ -68,15 +68,16 @@ def report_data(
     counts |= {name: len(part) for name, part in parts.items()}
     hints = [*rejects.hints, *_find_hints(events, cold, config)]
     time = _time_range(events)
-    report = {
+    described = _describe_split(split, config.split.strict)
+    report: dict[str, Any] = {
         "counts": counts,
-        "split": _describe_split(split, config.split.strict),
+        "split": described,
         "targets": targets,
         "ties": config.ties,
         "repeats": config.repeats,
         "time": time,
-        "missing": _measure_missing(tables),
     }
+    report["missing"] = _measure_missing(tables)
     report["unlisted"] = measure_unlisted(tables, rejects.records)
     report |= _describe_rejects(rejects)
     report |= {
@@ -88,6 +89,7 @@ def report_data(
         "history_length": _quantiles(user_counts),
     }
     report["leaks"] = [_describe_leak(leak) for leak in leaks]
+
     return report
 
 
@@ -179,6 +181,7 @@ def _measure_cold(tables: Tables, split: Split) -> dict[str, float | None]:
     catalogue = pd.concat([tables.items["item_id"], before["item_id"]])
     outside = _share(~pair_items.isin(catalogue))
     owned = _share(mark_owned(test, before))
+
     return {
         "test_users_unseen": _share_unseen(test["user_id"], before["user_id"]),
         "test_items_unseen": _share_unseen(test["item_id"], before["item_id"]),
@@ -208,6 +211,7 @@ def _long_tail(counts: Ints) -> dict[str, float]:
     for share in HEAD_SHARES:
         n_head = max(round(share * n), 1)
         tail[f"top_{share:.0%}"] = float(counts[:n_head].sum() / total)
+
     weighted = (np.arange(n, 0, -1) * counts).sum()
     tail["gini"] = float(2 * weighted / (n * total) - (n + 1) / n)
     return tail
@@ -229,6 +233,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
         if name not in ("hints", "leaks"):
             phrases = ", ".join(_phrases(value)) or "none"
             table.add_row(name.replace("_", " "), phrases)
+
     for hint in report["hints"]:
         table.add_row("looks odd", hint)
     for leak in report["leaks"]:

@@ -121,6 +121,7 @@ class InteractionsDataModule(pl.LightningDataModule):
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
             moments = _cutoff_moments(first, end, self.horizon)
+
         days = self.schema.popularity_days
         return measure_trends(events, moments, days, len(self.catalogue))
 
@@ -216,6 +217,7 @@ class InteractionsDataModule(pl.LightningDataModule):
             )
             batches.append(batch)
             order.append(rows)
+
         return batches, user_ids[np.concatenate(order)]
 
     def _final_batch(
@@ -278,6 +280,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
         is_plain = value.dtype.kind in "biuf"
         yield value.tobytes() if is_plain else repr(value.tolist()).encode()
         return
+
     yield type(value).__name__.encode()
     if isinstance(value, Mapping):
         value = [part for item in value.items() for part in item]
@@ -286,6 +289,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
     if not isinstance(value, (list, tuple)):
         yield repr(value).encode()
         return
+
     yield str(len(value)).encode()
     for member in value:
         yield from _pieces(member)

@@ -64,6 +64,7 @@ def append_log(
         "interactions_of_dismissed_pairs": ~is_logged & is_dismissed,
     }
     kept = rows[is_kept].reset_index(drop=True)
+
     return kept, {name: int(marked.sum()) for name, marked in counts.items()}
 
 

@@ -84,12 +84,15 @@ def code_cells(cells: pd.Series[Any]) -> Ints:
         cells = cells.map(
             lambda cell: tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell
         )
+
     codes, values = pd.factorize(cells)
     has_value = np.ones(len(values) + 1, bool)
     has_value[MISSING] = False
+
     for code, value in enumerate(values):
         if isinstance(value, (str, tuple)):
             has_value[code] = join_text(value) is not None
+
     return np.where(has_value[codes], codes, MISSING).astype(np.int64)
 
 
@@ -183,6 +186,7 @@ def _draw_sample(rows: pd.DataFrame) -> _Sample:
     if "datetime" in rows:
         together = np.zeros(len(rows), np.int64)
         neighbours.append(_pair_up(np.lexsort(keys), item, together))
+
     is_learnt = rng.permutation(len(users)) < len(users) // 2  # (users,)
     return _Sample(rows, item, is_learnt[user], neighbours)
 
@@ -194,6 +198,7 @@ def _pair_up(order: Ints, item: Ints, group: Ints) -> tuple[Ints, Ints]:
     is_pair = (group[left] == group[right]) & (item[left] != item[right])
     left = left[is_pair]
     right = right[is_pair]
+
     return np.concatenate([left, right]), np.concatenate([right, left])
 
 
@@ -236,6 +241,7 @@ def _guess_items(sample: _Sample, codes: Ints) -> float:
     guess = best[codes[is_measured]]
     guess = np.where(guess == MISSING, popular, guess)
     item = sample.item[is_measured]
+
     return _gain(float((guess == item).mean()), float((popular == item).mean()))
 
 
@@ -263,6 +269,7 @@ def _measure_fact(sample: _Sample, codes: Ints) -> float:
         if n_changes < 2 * MIN_ROWS or not n_chance:  # a row is in two pairs
             return 0.0
         powers.append(1 - np.count_nonzero(own != guessed) / n_chance)
+
     return min(powers)
 
 
@@ -273,6 +280,7 @@ def _most_frequent(keys: Ints, values: Ints, n_keys: int) -> Ints:
     pairs = pairs[np.lexsort((-pairs, counts))]  # the last write is the most frequent
     best = np.full(n_keys, MISSING)
     best[pairs // width] = pairs % width
+
     return best
 
 
@@ -289,6 +297,7 @@ def _find_item_leaks(
     items = tables.items.set_index("item_id")
     features = config.features.of("item").values()
     columns = [str(each.column) for each in features if each.kind == "numeric"]
+
     for column in dict.fromkeys(columns):
         numbers = items[column].astype(np.float64).reindex(tested.index).dropna()
         if len(numbers) < MIN_ITEMS or numbers.nunique() == 1:

@@ -69,11 +69,13 @@ def popularity_at(
     is_before = events.time < moment  # (E,)
     past = np.sort(events.time[is_before])
     popularity = np.zeros((n_items, len(days)), np.float32)  # (N, P)
+
     for column, length in enumerate(days):
         start = _window_start(past, moment, length)
         rows = events.item_row[is_before & (events.time >= start)]
         log = np.log1p(np.bincount(rows, minlength=n_items))  # (N,)
         popularity[:, column] = (log - log.mean()) / max(log.std(), 1e-6)
+
     return popularity
 
 
@@ -98,6 +100,7 @@ def _repeat_rate_at(events: Events, first: Ints, moment: int, n_items: int) -> F
     n_buyers = np.bincount(first_bought, minlength=n_items)  # (N,)
     overall = max(n_bought.sum(), 1) / max(n_buyers.sum(), 1)
     rates = (n_bought + PRIOR_BUYERS * overall) / (n_buyers + PRIOR_BUYERS)  # (N,)
+
     return np.asarray(np.log(rates), np.float32)
 
 
@@ -115,6 +118,7 @@ class Targets:
         stops = np.searchsorted(self.users, requests, side="right")
         users = np.repeat(np.arange(len(requests)), stops - starts)
         chosen = spans(starts, stops)
+
         return Targets(users, self.rows[chosen], self.weights[chosen])
 
 
@@ -137,6 +141,7 @@ def distinct_targets(events: Events, weight: Floats) -> Targets:
     weights = means * (1 + np.log(counts))  # (M,)
     users = events.segments[is_target][first]
     rows = events.item_row[is_target][first]
+
     return Targets(users, rows, weights.astype(np.float32))
 
 
@@ -218,6 +223,7 @@ class RequestMaker:
             popularity,  # (N, P)
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
         return RequestBatch(tensors, *map(torch.from_numpy, others))
 
 
@@ -231,4 +237,5 @@ def find_owned(owned: Owned, targets: Targets) -> Ints:
     wanted = targets.users * stride + targets.rows  # (M,)
     position = np.searchsorted(keys, wanted)
     position = np.minimum(position, len(keys) - 1)  # (M,)
+
     return np.where(keys[position] == wanted, position, -1)

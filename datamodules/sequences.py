@@ -56,6 +56,7 @@ class Catalogue:
         for name in map(str, plain.columns[plain.dtypes == "object"]):
             written = _write_cells(plain[name], readers.get(name))
             plain = plain.assign(**{name: written})
+
         items = pa.Table.from_pandas(plain, preserve_index=False)
         items = items.replace_schema_metadata(None)
         for name, matrix in vectors.items():
@@ -90,6 +91,7 @@ def build_catalogue(
     table = find_rows(items, "item_id", ids).rename_axis("item_id").reset_index()
     columns = columns_of(table, schema.item_features)
     features = encode_features(schema.item_features, columns, len(ids), schema.timezone)
+
     return Catalogue(
         ids,
         features,
@@ -166,6 +168,7 @@ def build_sequences(
         schema.user_features, user_columns, len(user_ids), schema.timezone
     )
     target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
+
     return Sequences(events, context, target_weights, user, user_ids)
 
 

@@ -96,6 +96,7 @@ class SetExamples:
             dropout_seed = (seed, epoch, number)
             plan = SetPlan(users[rows], folds[rows], fold_of_event, dropout_seed)
             plans.append(plan)
+
         return plans
 
     def draw_folds(self, rng: np.random.Generator) -> Ints:
@@ -105,6 +106,7 @@ class SetExamples:
         rank = count_within(self.n_targets)  # (T,) within the user
         fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
         fold[self.target_pairs[order]] = rank % self.n_folds[users]
+
         return fold
 
     def __getitem__(self, plan: SetPlan) -> RequestBatch:
@@ -131,6 +133,7 @@ class SetExamples:
         context = self.context.take(chosen, rng)
         past = _pick(events, positions[is_seen], example[is_seen], n)
         times = np.zeros(n, dtype=np.int64)  # (B,)
+
         return self.maker.make(past, times, 0, targets, user, context)
 
     def _choose_event(
@@ -149,6 +152,7 @@ class SetExamples:
         targets = scale_by_user(distinct_targets(followed, weight), n)
         share = self.n_folds[plan.users] ** -0.5  # (B,)
         weights = targets.weights * share[targets.users]  # (M,)
+
         return replace(targets, weights=weights.astype(np.float32))
 
 

@@ -81,6 +81,7 @@ class WindowExamples:
             dropout_seed = (seed, epoch, number)
             plan = WindowPlan(users[rows], starts[rows], stops[rows], dropout_seed)
             plans.append(plan)
+
         return plans
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:
@@ -119,6 +120,7 @@ class WindowExamples:
             recency,
         )
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+
         return WindowBatch(tensors, *map(torch.from_numpy, others))
 
     def history(self, positions: Ints, is_event: Flags) -> Arrays:
@@ -146,6 +148,7 @@ class WindowExamples:
         moments[:, 1:] = times[:, :-1] + recency[:, 1:]
         days = (moments - self.schema.data_until) / DAY  # (B, L)
         repeated = np.repeat(values[:, None], times.shape[1], axis=1)  # (B, L, V)
+
         return age_values(features, repeated, days)
 
     def _weigh_targets(
@@ -173,6 +176,7 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     n_later = np.maximum(counts[counts > length] - 2, 0).sum()
     mean_windows = has_events.sum() + n_later / stride  # over the random offsets
     n_batches = int(np.ceil(mean_windows / batch_size))
+
     return max(1, min(n_batches, min_windows))
 
 
@@ -212,4 +216,5 @@ def cut_windows(
     last = ends[users] + number * stride  # (windows,)
     stops = np.minimum(last, counts[users])  # (windows,)
     starts = np.where(number > 0, last - stride - 1, 0)  # (windows,)
+
     return users, offsets[users] + starts, offsets[users] + stops

@@ -159,6 +159,7 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     is_head = is_start & is_target[group]
 
     place = np.argsort(order)
+
     return _Timeline(user[place], n_later[place], max_later[place], is_head[place])
 
 
@@ -211,6 +212,7 @@ def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split
         raise SchemaError(
             f"data.split.share is {share:g}, but no user has enough items to hold one out: raise it"
         )
+
     return _take_parts(interactions, is_validation, is_test, "pairs")
 
 
@@ -228,6 +230,7 @@ def _draw_items(
     sizes = np.bincount(owner)  # (users,)
     n_drawn = np.minimum(np.floor(sizes * share + 0.5), sizes - 1)  # (users,)
     is_drawn = count_within(sizes) < n_drawn[owner]  # (pairs,)
+
     return np.isin(pair, pairs[order][is_drawn]) & is_left
 
 
@@ -249,6 +252,7 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
         raise SchemaError(
             f"data.split.at is '{at}'; allowed: an ISO date or time such as 2017-12-01"
         )
+
     times = interactions["datetime"].to_numpy()
     first = int(times.min())
     last = int(times.max())
@@ -260,6 +264,7 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
             f"data.split.at is '{at}', the events lie between {dates} UTC: a test and a validation "
             "as long leave nothing to train on or to test; choose another moment"
         )
+
     is_test = times >= test_at
     is_validation = (times >= validation_at) & ~is_test
     parts = _take_parts(interactions, is_validation, is_test, "time")
@@ -301,6 +306,7 @@ def check_targets(split: Split, repeats: Repeats) -> None:
                 f"none of the {len(part):,} events of the {name} is a target; "
                 "change data.targets or data.split"
             )
+
     is_owned = mark_owned(only_targets(split.test), split.refit)
     if not len(is_owned):
         is_owned = mark_owned(only_targets(split.validation), split.train)

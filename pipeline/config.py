@@ -119,16 +119,19 @@ class Config:
                 "warm_start belongs to a run with a `previous` bundle; give that one, "
                 "or leave it out"
             )
+
         for name, kind in _TYPES.items():
             value = getattr(self, name)
             if not isinstance(value, kind):
                 raise SchemaError(f"{name} is {value!r}; allowed: a {kind.__name__}")
+
         if not 0 <= self.seed <= MAX_SEED:
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {MAX_SEED}")
         for name in sorted(SET_BY_RUN & self.trainer.keys()):
             raise SchemaError(
                 f"trainer.{name} is set by the run; the length of a training is model.max_epochs"
             )
+
         if self.evaluation.baselines is not None:
             # This imports pandas and scipy, which help needs not.
             from evaluation.baselines import choose_baselines
@@ -156,6 +159,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     parser.add_argument(
         "--config", action="config", help="YAML file; later words override it"
     )
+
     for name, about in _TEXT_OPTIONS.items():
         parser.add_argument(f"--{name}", type=str | None, default=None, help=about)
     for name, about in _FLAGS.items():
@@ -167,6 +171,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
         "--evaluation", type=EvaluationConfig, default=EvaluationConfig()
     )
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
+
     return parser
 
 
@@ -225,11 +230,13 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         add_trainer(parser)
     else:
         mention_trainer(parser)
+
     try:
         values = parser.parse_args(words)
         made = parser.instantiate(values)
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(" ".join(str(error).split())) from error
+
     resume = values.ckpt_path
     if resume not in (None, "last"):
         raise SchemaError(f"--ckpt_path is '{resume}'; allowed: last")
@@ -243,6 +250,7 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     for name, default in defaults.items():
         if trainer.get(name) == default:
             trainer.pop(name, None)
+
     files = [path for path in values.config if path is not None]  # None: YAML itself
     name = Path(str(files[-1])).stem if files else "run"
     out = Path(values.out or f"runs/{name}")
@@ -254,6 +262,7 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         resume=resume is not None,
         previous=previous,
     )
+
     return config, parser.dump(values)
 
 
@@ -278,6 +287,7 @@ def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
     add_trainer(parser)
     short = parser.dump(parser.parse_string(text), skip_default=True)
     content = yaml.safe_load(short) or {}
+
     for name in NOT_OF_TUNED:
         content.pop(name, None)
     content["out"] = str(out)

@@ -17,7 +17,6 @@ from models.segments import MAX_USERS, find_segments, find_traits
 from models.towers import Towers
 from pipeline.config import Config
 from pipeline.run_folder import Work
-from pipeline.stages import Trained, console
 from serve.arrays import Flags
 from serve.bundle import GOLDEN, SEGMENTS, Bundle, Facts
 from serve.catalogue import name_items
@@ -36,18 +35,23 @@ MAX_COLD_USERS = 512  # users to whom cold items are made visible
 
 
 def stage_bundle(
-    work: Work, trained: Trained, stage: Stage
+    work: Work, towers: Towers, data: InteractionsDataModule, epochs: int, stage: Stage
 ) -> tuple[Facts, Recommender]:
     """Write the bundle's files out of sight and open them as serving does.
+
+    Args:
+        work: gives the configuration and the tables of the profiles.
+        towers: trained and refined.
+        data: what they were trained on.
+        epochs: of the training.
+        stage: the folder to write into.
 
     Returns:
         the facts of the manifest, and a recommender with the profiles of all before the test.
     """
-    console.rule("export")
     seed = work.config.seed
-    data = trained.data
-    write_towers(trained.towers.eval(), data, stage, seed)
-    facts = make_facts(work.config, trained)
+    write_towers(towers.eval(), data, stage, seed)
+    facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
     profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
@@ -56,6 +60,7 @@ def stage_bundle(
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
+
     return facts, write_segments(recommender, stage, seed)
 
 
@@ -83,18 +88,21 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
     if schema.has_datetime and IS_NEW not in items.column_names:
         is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
         items = items.append_column(IS_NEW, pa.array(is_new))
+
     return items
 
 
-def make_facts(config: Config, trained: Trained) -> Facts:
+def make_facts(
+    config: Config, towers: Towers, data: InteractionsDataModule, epochs: int
+) -> Facts:
     """Return the facts that only the run knows."""
-    schema = trained.data.schema
-    similarity = trained.towers.item_tower.similarity
-    neighbours = trained.towers.neighbours
+    schema = data.schema
+    similarity = towers.item_tower.similarity
+    neighbours = towers.neighbours
     counts = {
-        "items": len(trained.data.catalogue),
-        "users": len(trained.data.sequences.user_ids),
-        "epochs": trained.epochs,
+        "items": len(data.catalogue),
+        "users": len(data.sequences.user_ids),
+        "epochs": epochs,
     }
     declared = {
         "data": config.data.declared(),
@@ -103,6 +111,7 @@ def make_facts(config: Config, trained: Trained) -> Facts:
     }
     libraries = {name: version(name) for name in LIBRARIES}
     popularity_dims = len(schema.popularity_days)
+
     return Facts(
         similarity=similarity,
         popularity_dims=popularity_dims,
@@ -142,6 +151,7 @@ def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recomme
     for feature in schema.item_features:
         if feature.vocabulary:
             columns[feature.column] = table.column(feature.column).to_pylist()
+
     rows = catalogue.item_ids.find(profiles.history.item_id)  # (E,)
     names = name_items(table, schema.item_features)
     traits = find_traits(profiles, rows, names, columns, schema)

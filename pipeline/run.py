@@ -140,7 +140,10 @@ def produce(work: Work, stage: Stage) -> Product:
     data = examine(work)
     print_choices(work.choices)
     trained, seconds = train(work)
-    facts, recommender = stage_bundle(work, trained, stage)
+    console.rule("export")
+    facts, recommender = stage_bundle(
+        work, trained.towers, trained.data, trained.epochs, stage
+    )
 
     begun = time.monotonic()
     metrics, baseline_seconds = measure(recommender, work)
@@ -161,6 +164,7 @@ def produce(work: Work, stage: Stage) -> Product:
     if segments is not None:
         stability = segments.stability
         report["segments"] = {"stability": stability, "found": segments.describe()}
+
     return Product(facts, recommender, metrics, report, only_targets(work.split.test))
 
 
@@ -208,6 +212,7 @@ def measure(
     if not len(parts.test):
         note = "everything trains: nothing is left to test on"
         return {"protocol": {"split": work.split.kind, "note": note}}, {}
+
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
@@ -215,6 +220,7 @@ def measure(
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
             seconds[f"baseline_{name}"] = record.pop("seconds")
+
     return metrics, seconds
 
 
@@ -226,6 +232,7 @@ def set_apart(work: Work) -> Parts:
     for feature in data.features.of("user").values():
         if feature.kind in ("categorical", "numeric"):
             groups.append(str(feature.column))
+
     groups += data.audit_only
     test = only_targets(split.test)
     validation = only_targets(split.validation)
@@ -259,10 +266,12 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     stage_profiles(out / PROFILES, profiles, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)
+
     # A signal ends the run before this, with nothing published, or after it, finished.
     with undisturbed():
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()
         headline = headline_metric(config.data.repeats)
         print_summary(console, out, metrics, headline, item_id)
+
     return Run(bundle.path, metrics, work)

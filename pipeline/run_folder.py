@@ -100,11 +100,13 @@ def refuse_replacing(config: Config) -> None:
                 f"{out} holds no run, but '{name}', which a run would replace: "
                 "choose another --out, or add --overwrite"
             )
+
     is_resumed = config.resume and _is_done(out, version)
     if (out / BUNDLE).exists() and not is_resumed:
         raise SchemaError(
             f"{out} holds a finished run: choose another --out, or add --overwrite"
         )
+
     is_interrupted = version is None and any((out / CHECKPOINTS).glob("*/*.ckpt"))
     if is_interrupted and not config.resume:
         raise SchemaError(
@@ -181,12 +183,14 @@ def find_previous(config: Config, split: Split) -> Previous:
             f"{run} holds other metrics or checkpoints than its bundle's: "
             f"give a run's folder, {remedy}"
         )
+
     is_drawn = split.kind == "leave_one_out" and is_set(split.train)
     if config.data.split.strict or split.kind == "pairs" or is_drawn:
         raise SchemaError(
             f"a strict or drawn split holds out what {run} was trained on: "
             f"choose another, {remedy}"
         )
+
     until = bundle.schema.data_until
     if split.test_at is not None and split.test_at < until:
         end = f"{np.datetime64(until, 's')}Z"
@@ -194,6 +198,7 @@ def find_previous(config: Config, split: Split) -> Previous:
             f"{run} was trained on events up to {end}: "
             f"set data.split.at to that or later, {remedy}"
         )
+
     return Previous(run, bundle, content["training"]["refinement"] or {})
 
 

@@ -86,10 +86,12 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         previous = find_previous(config, split)
         model = _inherit(config.model, previous.bundle)
         config = replace(config, model=model)
+
     learned = split.train if config.data.split.strict else split.refit
     counts = count_data(replace(tables, interactions=learned), config.data)
     recipe, choices = choose_recipe(config.model, counts)
     config = replace(config, model=recipe.to_config())
+
     return Work(config, recipe, tables, split, report, choices, rows, previous)
 
 
@@ -117,11 +119,13 @@ def read(
         tables, rejects = read_tables(config.data, erased)
     else:
         tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
+
     try:
         check_reject_rates(rejects, config.data.max_reject_rate)
     except SchemaError:
         write_rejects(rejects, config.out / REJECTS)
         raise
+
     with name_file(beside / REJECTS):
         write_rejects(rejects, beside / REJECTS)
 
@@ -133,10 +137,12 @@ def read(
             f"{cleaning.negative_weights:,} have a weight below 0; is another column "
             "data.interactions.columns.weight?"
         )
+
     check_joins(tables, rejects.records)
     tables = order_tables(tables, config.data.ties)
     weighed = weigh_targets(tables.interactions, config.data)
     report = {"rejects": rejects, "cleaning": cleaning}
+
     return replace(tables, interactions=weighed), report
 
 
@@ -169,11 +175,13 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
         first = fit_first(work)
         refinement = choose(first.towers, first.data, top_k, work.config.seed)
         console.print(refinement.describe(), soft_wrap=True, highlight=False)
+
     if work.config.data.split.strict or not len(work.split.validation):
         return refine(work, first, refinement), seconds
     with _timed(seconds, "training_again"):
         last = fit_again(work, first.epochs)
         trained = refine(work, replace(last, pace=first.pace), refinement)
+
     return trained, seconds
 
 
@@ -185,6 +193,7 @@ def fit_first(work: Work) -> Trained:
     rows = (split.train, split.validation)
     data = make_data(work, known, rows, split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
+
     return fit_stage(work, data, "select", work.recipe.max_epochs, model)
 
 
@@ -205,6 +214,7 @@ def fit_again(work: Work, epochs: int) -> Trained:
     model = make_model(work.recipe, data, work.config.seed)
     load_best(model, work.config.out, "select")
     trained = fit_stage(work, data, "final", n_more, model)
+
     return replace(trained, epochs=epochs, continued=n_more)
 
 

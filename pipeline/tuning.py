@@ -82,12 +82,14 @@ def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
         raise SchemaError(
             "tune.trials: the configuration fixes all that is searched; leave keys of `model` out"
         )
+
     split = work.split
     if not len(only_targets(split.validation)):
         raise SchemaError(
             "tune.trials: data.split leaves no validation event to judge a trial by; "
             "give another kind"
         )
+
     check_targets(split, given.data.repeats)
     tables = replace(work.tables, interactions=split.refit)
     without_test = replace(split, test=split.validation.iloc[:0])
@@ -100,6 +102,7 @@ def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
         attempt(study, work, space, fit)
         done = list_done(study)
         show(f"{len(done)} of {total}: {describe(done[-1])}")
+
     finish(given, work, list_done(study), text)
 
 
@@ -118,6 +121,7 @@ def describe_study(given: Config, work: Work, space: Space) -> dict[str, Any]:
     origin["searched"] = {name: repr(values) for name, values in space.items()}
     origin["previous"] = str(given.previous)
     origin["rows"] = work.rows
+
     return dict(json.loads(json.dumps(origin)))
 
 
@@ -156,6 +160,7 @@ def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> S
         "max_epochs": IntDistribution(half, recipe.max_epochs + half),
     }
     names = [name for name in left_open if name in space]
+
     return {name: space[name] for name in names if not space[name].single()}
 
 
@@ -201,6 +206,7 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
     if path.exists():
         content = path.read_bytes()
         write_file(path, content[: content.rfind(b"\n") + 1])
+
     try:
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
@@ -218,11 +224,13 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         raise SchemaError(
             f"{path} is damaged: {say(error)}; begin anew with --overwrite"
         ) from error
+
     for difference in compare(begun_as, origin):
         raise SchemaError(
             f"{path.parent} holds another study: {difference}; "
             "give another --out, or add --overwrite"
         )
+
     return study
 
 
@@ -264,6 +272,7 @@ def attempt(study: optuna.Study, work: Work, space: Space, fit: Fit) -> None:
     callbacks = [*list_callbacks(config.trainer.get("callbacks")), watch]
     trainer = {**config.trainer, "callbacks": callbacks}
     tried = replace(config, model=model, trainer=trainer, out=out)
+
     try:
         fit(replace(work, recipe=recipe, config=tried))
         study.tell(trial, watch.best)
@@ -322,11 +331,13 @@ def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) ->
     if not complete:
         fault = done[0].user_attrs.get(FAULT)
         raise SchemaError(f"none of {len(done)} trials could be trained: {fault}")
+
     best = max(complete, key=best_value)
     values: dict[str, Any] = {}
     if best is not done[0]:  # else the data chooses the same again
         values = asdict(work.config.model) | tidy(best.params)
         values.pop("neighbours")
+
     number = done.index(best) + 1
     head = f"# Trial {number} of {len(done)}: validation NDCG@10 {best_value(best):.4f}"
     path = given.out / FOLDER / BEST

@@ -75,7 +75,9 @@ def test_the_examples_of_a_user_weigh_together_like_the_root_of_how_many_items_s
 def test_the_context_is_that_of_an_event_on_the_target():
     data = make_data(make_set_world(DEVICE), EVERYTHING_SHOWN)
     events, codes = data.sequences.events, data.sequences.context.codes[:, 0]
-    for plan in data.examples.plan(7, 0):
+    plans = data.examples.plan(7, 0)
+    assert len(plans) > 1
+    for plan in plans:
         batch = data.examples[plan]
         for b, user in enumerate(plan.users.tolist()):
             (row,) = batch.target_rows[batch.target_users == b].tolist()

@@ -47,6 +47,13 @@ def test_every_epoch_has_as_many_batches(counts, length, size):
     assert n_batches <= -(-max(n_windows) // size) or n_batches == 1
 
 
+def plans_of(data) -> list:
+    """Return the plans of an epoch, which are several."""
+    plans = data.examples.plan(7, 0)
+    assert len(plans) > 1
+    return plans
+
+
 def plan_key(plan) -> tuple:
     return plan.users.tolist(), plan.starts.tolist(), plan.stops.tolist(), plan.seed
 
@@ -71,7 +78,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
 def test_a_batch_equals_a_loop_over_the_table():
     data = make_data(WORLD)
     sequences, events = data.sequences, data.sequences.events
-    for plan in data.examples.plan(7, 0):
+    for plan in plans_of(data):
         batch = data.examples[plan]
         lengths = plan.stops - plan.starts
         assert batch.history_rows.shape == (len(lengths), lengths.max())
@@ -108,7 +115,7 @@ def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events(
     assert (
         data.sequences.events.weight.min() < np.exp(WORLD.schema.weight_mean) - 1
     )  # some are below 0, standardised
-    for plan in data.examples.plan(7, 0):
+    for plan in plans_of(data):
         batch = data.examples[plan]
         expected, rows = history_arrays(
             data.sequences.events.between(plan.starts, plan.stops), WORLD.schema
@@ -126,7 +133,7 @@ def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events(
 @pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
 def test_one_part_is_withheld_without_the_others(name):
     data = make_data(WORLD, replace(EVERYTHING_SHOWN, **{name: 1.0}))
-    for plan in data.examples.plan(7, 0):
+    for plan in plans_of(data):
         batch, shown = data.examples[plan], make_data(WORLD).examples[plan]
         is_shown = {
             "history": bool(batch.sees_history.all()),
@@ -146,7 +153,7 @@ def test_targets_weigh_what_is_declared():
     weighed.loc[weighed["device"] == "web", TARGET_WEIGHT] *= 2
     data = make_data(replace(WORLD, tables=replace(WORLD.tables, interactions=weighed)))
     assert len(np.unique(data.sequences.target_weight)) == 3
-    for plan in data.examples.plan(7, 0):
+    for plan in plans_of(data):
         batch = data.examples[plan]
         for b, (start, stop) in enumerate(zip(plan.starts, plan.stops, strict=True)):
             declared = data.sequences.target_weight[start:stop].tolist()

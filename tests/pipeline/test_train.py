@@ -22,6 +22,7 @@ from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
     BASKETS,
+    N_USERS,
     ORDERED,
     QUIET,
     SETS,
@@ -158,6 +159,7 @@ def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
         recommender.encode_users([{"user_id": user} for user in users])
         @ recommender.bundle.vectors.T
     )
+    assert len(users) == N_USERS
     for row, user in enumerate(users):
         owned = recommender.catalogue.item_ids.require(
             recommender.profiles.get(user).history.item_id.tolist()
