@@ -1,4 +1,4 @@
-"""The house keeps its order: imports go one way, serving stays light, packages and chains stay small. `test_page.py` has the rest."""
+"""The house keeps its order: imports go one way, serving stays light, packages and chains are small."""
 
 import ast
 import subprocess
