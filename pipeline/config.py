@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,7 +18,7 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from datamodules.config import DataConfig
+from datamodules.config import DataConfig, say_missing
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
@@ -255,6 +256,7 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     name = Path(str(files[-1])).stem if files else "run"
     out = Path(values.out or f"runs/{name}")
     previous = Path(values.previous) if values.previous else None
+    check_paths(made.data, values.previous)
     config = Config(
         **{key: made[key] for key in _SAME_KEYS},
         trainer=trainer,
@@ -264,6 +266,26 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     )
 
     return config, parser.dump(values)
+
+
+def check_paths(data: DataConfig, previous: str | None) -> None:
+    """Name a path that leads nowhere before torch is imported.
+
+    Raises:
+        SchemaError: no such file; patterns and addresses are read later.
+    """
+    paths = {"--previous": previous, "data.feedback": data.feedback}
+    paths["data.split.validation"] = data.split.validation
+    paths["data.split.test"] = data.split.test
+    for name in ("interactions", "users", "items"):
+        table = getattr(data, name)
+        paths[f"data.{name}.path"] = table and table.path
+
+    for setting, path in paths.items():
+        if not path or glob.has_magic(path) or "://" in path:
+            continue
+        if not os.path.exists(path):
+            raise SchemaError(say_missing(path, setting))
 
 
 def sample_words() -> list[str]:
