@@ -150,7 +150,7 @@ class Towers(nn.Module):
 
     def request_vectors(
         self, batch: RequestBatch, items: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Make the user vectors of requests.
 
         Args:
@@ -158,15 +158,13 @@ class Towers(nn.Module):
             items: (N, W) item vectors.
 
         Returns:
-            (B, W) vectors and (E,) what the memory adds to the scores of owned items, 0 without
-            one.
+            (B, W) vectors and, with a memory, (E,) what it adds to the scores of owned items.
         """
         tower = self.user_tower
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         fused = tower.request_state(history, batch.arrays)  # (B, D)
         if tower.memory is None:
-            bonus = items.new_zeros(len(batch.owned_rows))  # (E,)
-            return tower.finish(fused), bonus  # (B, W), (E,)
+            return tower.finish(fused), None  # (B, W)
         owned_vectors = embedding(batch.owned_rows, items)  # (E, W)
         return tower.remember(fused, memory_inputs(batch.arrays, owned_vectors))
 

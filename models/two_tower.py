@@ -6,7 +6,6 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from models.sampled_softmax import (
     sampled_window_loss,
 )
 from models.towers import Towers
-from models.validation import request_ndcg
+from models.validation import Figures, join_figures, mean_of_views, request_ndcg
 
 NDCG = "val_ndcg"
 TRAIN_LOSS = "train_loss"
@@ -63,7 +62,7 @@ class TwoTower(pl.LightningModule):
         is_cosine = recipe.similarity == "cosine"
         first = torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0)
         self.log_temperature = nn.Parameter(first, requires_grad=is_cosine)
-        self.validation_values: dict[str, list[np.ndarray]] = {}
+        self.validation_figures: list[Figures] = []
         self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
     @property
@@ -133,7 +132,7 @@ class TwoTower(pl.LightningModule):
         items = self.towers.item_vectors(batch.popularity)  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
         users = users / self.temperature  # (B, W)
-        if self.towers.user_tower.memory is None:
+        if bonus is None:
             return novel_loss(users, items, batch)
         return repeat_loss(users, bonus / self.temperature, items, batch)
 
@@ -158,26 +157,22 @@ class TwoTower(pl.LightningModule):
         return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_values = {}
+        self.validation_figures = []
 
     def validation_step(self, batch: RequestBatch, batch_idx: int) -> None:
         if batch_idx == 0:  # all of them are as of one moment
             self.validation_items = self.towers.item_vectors(batch.popularity)  # (N, W)
         items = self.validation_items  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
-        remembered = None if self.towers.user_tower.memory is None else bonus  # (E,)
-        for view, values in request_ndcg(users, remembered, items, batch).items():
-            self.validation_values.setdefault(view, []).append(values)
+        self.validation_figures.append(request_ndcg(users, bonus, items, batch))
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        means = []
-        for view, parts in self.validation_values.items():
-            values = np.concatenate(parts)
+        figures = join_figures(self.validation_figures)
+        for view, values in figures.items():
             if len(values):
-                means.append(float(values.mean()))
-                self.log(f"{NDCG}_{view}", means[-1])
-        self.log(NDCG, float(np.mean(means or [0.0])), prog_bar=True)
+                self.log(f"{NDCG}_{view}", float(values.mean()))
+        self.log(NDCG, mean_of_views(figures), prog_bar=True)
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
@@ -191,11 +186,10 @@ class TwoTower(pl.LightningModule):
             groups.setdefault(self.rate_of(name), []).append(parameter)
 
         # Decay would pull the temperature towards 1.
-        options: list[dict[str, Any]] = [
-            {"params": [self.log_temperature], "weight_decay": 0.0}
+        options = [
+            {"params": [self.log_temperature], "weight_decay": 0.0},
+            *({"params": group, "lr": rate} for rate, group in groups.items()),
         ]
-        for rate, parameters in groups.items():
-            options.append({"params": parameters, "lr": rate})
 
         optimizer = torch.optim.AdamW(
             options,

@@ -74,6 +74,8 @@ def learn(
         vectors = towers.item_vectors(batch.popularity)
         users_of, bonus = towers.request_vectors(batch, vectors)
         scores = users_of @ vectors.T
+    if bonus is None:
+        return scores, batch
     return scores.index_put((batch.owned_users, batch.owned_rows), bonus, accumulate=True), batch
 
 
