@@ -84,13 +84,17 @@ def repeat_loss(
 def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
     """Rank the novel targets among the items (N, W) that are not owned, for users (B, W)."""
     barred = torch.full(batch.owned_rows.shape, -torch.inf, device=users.device)  # (E,)
-    is_novel = batch.target_owned < 0  # (M,)
-    rows = batch.target_users[is_novel]  # (novel targets,)
-    targets = batch.target_rows[is_novel]  # (novel targets,)
-    weights = batch.target_weights[is_novel]  # (novel targets,)
+    rows, targets, weights = novel_targets(batch)  # (novel targets,) each
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     owned = Sparse(batch.owned_users, batch.owned_rows, barred)
     return softmax_loss(users, items, owned, logits, rows, weights)
+
+
+def novel_targets(batch: RequestBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return request, item and weight of the targets that are not owned."""
+    is_novel = batch.target_owned < 0  # (M,)
+    rows = batch.target_users[is_novel]
+    return rows, batch.target_rows[is_novel], batch.target_weights[is_novel]
 
 
 def softmax_loss(
