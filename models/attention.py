@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import pad
 
 N_GAP_KNOTS = 12
 NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
@@ -55,14 +55,12 @@ class LogTimeBasis(nn.Module):
     is a piecewise linear function of log time.
     """
 
-    knots: Tensor
-
     def __init__(self, n_functions: int) -> None:
         super().__init__()
         self.n_functions = n_functions
         self.step = LONGEST_TIME / (n_functions - 1)
         knots = torch.arange(n_functions) * self.step  # (K,)
-        self.register_buffer("knots", knots, persistent=False)
+        self.knots = nn.Buffer(knots, persistent=False)
 
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
@@ -166,9 +164,9 @@ class EventBlocks(nn.Module):
         """Relate query tokens (B, Q) to all tokens (B, T); the first is the start token."""
         gaps = query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1)  # (B, Q, L)
         pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L) both
-        pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
+        pieces = pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
         distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
-        log_positions = functional.pad(log_positions, (1, 0))  # (B, Q, T)
+        log_positions = pad(log_positions, (1, 0))  # (B, Q, T)
         distance = distance.clamp(MASKED - 1, FARTHEST) + 1  # (B, Q, T)
         return Relations(pieces, log_positions, distance)
 
@@ -221,7 +219,7 @@ class EventBlock(nn.Module):
     def distance_logits(self, distance: Tensor) -> Tensor:
         """Look up the bias of each distance (B, Q, T), -inf of masked tokens: (B, H, Q, T)."""
         weights = self.distance_bias.weight.T  # (H, distances)
-        tables = functional.pad(weights, (1, 0), value=-math.inf)  # (H, 1 + distances)
+        tables = pad(weights, (1, 0), value=-math.inf)  # (H, 1 + distances)
         return _look_up(tables, distance)  # (B, H, Q, T)
 
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
@@ -233,7 +231,7 @@ class EventBlock(nn.Module):
         starts = first - slopes * knots  # (H, pieces)
 
         # The piece that is appended has a bias of 0: `NO_GAP`.
-        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
+        lines = pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
 
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)

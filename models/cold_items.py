@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import normalize, softmax
 
 from datamodules.batch import RequestBatch
 from models.features import FeatureEmbedding
@@ -57,10 +57,6 @@ class ContentPlaces(nn.Module):
     short, so that a new item is listed less often if its content says little.
     """
 
-    keys: Tensor
-    means: Tensor
-    log_counts: Tensor
-
     def __init__(
         self,
         tower: ItemTower,
@@ -81,24 +77,21 @@ class ContentPlaces(nn.Module):
         super().__init__()
         self.tower = tower
         self.content = content
-        self.register_buffer("keys", keys, persistent=False)
-        self.register_buffer("means", means, persistent=False)
-        self.register_buffer("log_counts", counts.log(), persistent=False)
+        self.keys = nn.Buffer(keys, persistent=False)
+        self.means = nn.Buffer(means, persistent=False)
+        self.log_counts = nn.Buffer(counts.log(), persistent=False)
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Place items of encoded features (n, C) and (n, V), (n, D)."""
         fitted = self.tower.normalise(self.content(codes, values))  # (n, D)
-        queries = SHARPNESS * functional.normalize(fitted, dim=1)  # (n, D)
+        queries = SHARPNESS * normalize(fitted, dim=1)  # (n, D)
         logits = queries @ self.keys.T + self.log_counts  # (n, K)
-        weights = functional.softmax(logits, dim=1)  # (n, K)
+        weights = softmax(logits, dim=1)  # (n, K)
         return torch.lerp(fitted, weights @ self.means, NEIGHBOUR_SHARE)  # (n, D)
 
 
 class ColdItems(nn.Module):
     """Make the vectors of items that training never saw."""
-
-    popularity: Tensor
-    length: Tensor
 
     def __init__(
         self,
@@ -118,8 +111,8 @@ class ColdItems(nn.Module):
         super().__init__()
         self.tower = tower
         self.places = places
-        self.register_buffer("popularity", popularity)
-        self.register_buffer("length", torch.tensor(length))
+        self.popularity = nn.Buffer(popularity)
+        self.length = nn.Buffer(torch.tensor(length))
 
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors of new items.
@@ -174,7 +167,7 @@ def fit_places(
     examples = group.new_zeros(len(counts))  # (K,)
     examples = examples.scatter(0, group, torch.arange(len(rows)))[frequent]  # (K',)
     embedded = content(codes[examples], values[examples])  # (K', D)
-    keys = functional.normalize(embedded, dim=1)  # (K', D)
+    keys = normalize(embedded, dim=1)  # (K', D)
     n_items = counts[frequent].to(taste.dtype)  # (K',)
     return ContentPlaces(tower, content, keys, means[frequent], n_items).eval()
 

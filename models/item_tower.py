@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import normalize
+from torch.nn.init import normal_, zeros_
 
 from models.config import Recipe
 from models.features import FeatureEmbedding
@@ -35,8 +36,8 @@ class ItemTower(nn.Module):
         self.content = FeatureEmbedding(features, self.dim)
         n_categories = max(count_categories(features), 1)
         self.affinity_table = nn.Embedding(n_categories, self.affinity_dim)
-        nn.init.normal_(self.id_table.weight, std=0.02)
-        nn.init.zeros_(self.affinity_table.weight)
+        normal_(self.id_table.weight, std=0.02)
+        zeros_(self.affinity_table.weight)
 
     def forward(
         self,
@@ -75,4 +76,4 @@ class ItemTower(nn.Module):
     def normalise(self, taste: Tensor) -> Tensor:
         if self.similarity == "dot":
             return taste  # (N, D)
-        return functional.normalize(taste, dim=-1)  # (N, D)
+        return normalize(taste, dim=-1)  # (N, D)

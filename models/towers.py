@@ -38,7 +38,6 @@ from torch.nn.functional import embedding
 from datamodules.batch import RequestBatch, WindowBatch
 from datamodules.sequences import Catalogue
 from models.item_tower import ItemTower
-from models.memory import memory_inputs
 from models.user_tower import UserTower
 from serve.index import Neighbours, add_terms, join_terms
 
@@ -51,11 +50,6 @@ class Towers(nn.Module):
         user_tower: maps requests to vectors.
         catalogue: N items with encoded features.
     """
-
-    item_codes: Tensor  # (N, C)
-    item_values: Tensor  # (N, V)
-    categories: Tensor  # (N, F) rows of the affinity table
-    item_has_content: Tensor  # (N,)
 
     def __init__(
         self, item_tower: ItemTower, user_tower: UserTower, catalogue: Catalogue
@@ -70,10 +64,10 @@ class Towers(nn.Module):
         values = torch.from_numpy(catalogue.features.values)  # (N, V)
         categories = torch.from_numpy(catalogue.categories)  # (N, F)
         has_content = item_tower.content.has_content(codes, values)  # (N,)
-        self.register_buffer("item_codes", codes, persistent=False)
-        self.register_buffer("item_values", values, persistent=False)
-        self.register_buffer("categories", categories, persistent=False)
-        self.register_buffer("item_has_content", has_content, persistent=False)
+        self.item_codes = nn.Buffer(codes, persistent=False)
+        self.item_values = nn.Buffer(values, persistent=False)
+        self.categories = nn.Buffer(categories, persistent=False)
+        self.item_has_content = nn.Buffer(has_content, persistent=False)
 
     @property
     def n_items(self) -> int:
@@ -166,7 +160,7 @@ class Towers(nn.Module):
         if tower.memory is None:
             return tower.finish(fused), None  # (B, W)
         owned_vectors = embedding(batch.owned_rows, items)  # (E, W)
-        return tower.remember(fused, memory_inputs(batch.arrays, owned_vectors))
+        return tower.remember(fused, batch.arrays | {"owned_vectors": owned_vectors})
 
     def score_items(self, users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
         """Score the catalogue for requests on the CPU, without the memory m_u(i).

@@ -116,11 +116,9 @@ class TwoTower(pl.LightningModule):
     ) -> Tensor:
         """Compute only the item vectors that histories and negatives need."""
         negatives = sampler.draw()
-        histories = batch.history_rows  # (B, L)
-        needed, history, rows = _number_distinct(histories.flatten(), negatives.rows)
-        local = batch._replace(history_rows=history.view_as(histories))
-        popularity = self.towers.no_popularity  # (N, 0)
-        items = self.towers.some_item_vectors(needed, popularity)  # (n, W)
+        needed, history, rows = _number_distinct(batch.history_rows, negatives.rows)
+        local = batch._replace(history_rows=history)
+        items = self.towers.some_item_vectors(needed, self.towers.no_popularity)
         users = self.towers.window_vectors(local, items)  # (M, W)
         negatives = replace(negatives, rows=rows)
 
@@ -141,12 +139,11 @@ class TwoTower(pl.LightningModule):
     ) -> Tensor:
         """Do as `sampled_window_step` with the targets of each request."""
         negatives = sampler.draw()
-        histories = batch.history_rows  # (B, L)
         needed, history, targets, rows = _number_distinct(
-            histories.flatten(), batch.target_rows, negatives.rows
+            batch.history_rows, batch.target_rows, negatives.rows
         )
         local = batch._replace(
-            history_rows=history.view_as(histories),
+            history_rows=history,
             target_rows=targets,
             owned_rows=find_positions(needed, batch.owned_rows),
         )
@@ -231,8 +228,10 @@ class TwoTower(pl.LightningModule):
 
 def _number_distinct(*parts: Tensor) -> tuple[Tensor, ...]:
     """Return the distinct numbers of all parts, ascending, and for each part their positions."""
-    distinct, positions = torch.unique(torch.cat(parts), return_inverse=True)
-    return distinct, *torch.split(positions, [len(part) for part in parts])
+    numbers = torch.cat([part.flatten() for part in parts])
+    distinct, positions = torch.unique(numbers, return_inverse=True)
+    split = torch.split(positions, [part.numel() for part in parts])
+    return distinct, *map(Tensor.view_as, split, parts)
 
 
 def warm_cosine(step: int, warmup_steps: int, n_steps: int) -> float:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import linear, normalize, pad
+from torch.nn.init import eye_, normal_, ones_, zeros_
 
 from datamodules.batch import Tensors
 from models.attention import Dropout, EventBlocks, LogTimeBasis
 from models.config import Recipe
 from models.features import FeatureEmbedding
-from models.memory import Memory, MemoryInputs
+from models.memory import Memory
 from serve.kinds import FIRST_CODE
 from serve.schema import Schema
 
@@ -74,24 +75,24 @@ class UserTower(nn.Module):
     def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                normal_(module.weight, std=0.02)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    zeros_(module.bias)
 
-        nn.init.normal_(self.start_token, std=0.02)
-        nn.init.normal_(self.event_table.weight, std=0.02)
+        normal_(self.start_token, std=0.02)
+        normal_(self.event_table.weight, std=0.02)
 
         # A history starts near its items, in the space that it is searched in.
-        nn.init.eye_(self.project_state.weight)
-        nn.init.eye_(self.project_vector.weight)
+        eye_(self.project_state.weight)
+        eye_(self.project_vector.weight)
         if self.popularity_gate is not None:
-            nn.init.zeros_(self.popularity_gate.weight)
-            nn.init.ones_(self.popularity_gate.bias)
+            zeros_(self.popularity_gate.weight)
+            ones_(self.popularity_gate.bias)
 
         if self.memory is not None:
             self.memory.reset_parameters()
             # With a memory the start is the long-term profile alone.
-            nn.init.zeros_(self.project_state.weight)
+            zeros_(self.project_state.weight)
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event from the events at or before it.
@@ -117,9 +118,9 @@ class UserTower(nn.Module):
         events = events + self.project_weight(weights)  # (B, L, D)
         start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
-        times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
+        times = pad(arrays["history_times"], (1, 0))  # (B, T)
 
-        groups = functional.pad(groups, (1, 0))  # (1 or B, T)
+        groups = pad(groups, (1, 0))  # (1 or B, T)
         return tokens, times, groups
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
@@ -201,7 +202,7 @@ class UserTower(nn.Module):
         """Make the user's vector (B, W) from the fused state (B, D): taste, popularity if any."""
         taste: Tensor = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
-            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            taste = normalize(taste, dim=-1)  # (B, D)
         if self.popularity_gate is None:
             return taste  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
@@ -248,7 +249,7 @@ class UserTower(nn.Module):
         vectors = add_up(history_vectors) * self.vector_scale  # (B, D)
         total = of_events.sum(dim=2)  # (B, 1)
         project = self.project_vector
-        state = functional.linear(vectors, project.weight)  # (B, D)
+        state = linear(vectors, project.weight)  # (B, D)
         state = state + total * project.bias  # (B, D)
         state = state + add_up(self.event_table(arrays["history_events"]))  # (B, D)
         state = state + self.project_gap(add_up(gaps))  # (B, D)
@@ -292,12 +293,12 @@ class UserTower(nn.Module):
             torch.where(has_events, seconds, 0),
         )  # (B, D)
 
-    def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
+    def remember(self, fused: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Use the memory, which the tower must have.
 
         Args:
             fused: (B, D) fused states.
-            inputs: what the memory reads of E owned items.
+            arrays: see `Memory`, of E owned items.
 
         Returns:
             (B, W) complete user vectors and (E,) scores of owned items beyond the product.
@@ -305,11 +306,11 @@ class UserTower(nn.Module):
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
         taste = self.project_state(fused)  # (B, D)
-        vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
+        vectors = self.memory.complete_vector(taste, arrays)  # (B, W)
         if self.similarity == "cosine":
             taste = vectors[:, : self.dim]  # (B, D)
             rest = vectors[:, self.dim :]  # (B, A + P)
-            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            taste = normalize(taste, dim=-1)  # (B, D)
             vectors = torch.cat([taste, rest], dim=1)  # (B, W)
 
-        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)
+        return vectors, self.memory.score_owned(fused, vectors, arrays)  # (B, W), (E,)
