@@ -65,8 +65,7 @@ class LogTimeBasis(nn.Module):
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
         gaps = _log(seconds).unsqueeze(-1) - self.knots  # (..., K)
-        distance = gaps.abs() / self.step  # (..., K)
-        return (1.0 - distance).clamp(min=0.0)  # (..., K)
+        return (1.0 - gaps.abs() / self.step).clamp(min=0.0)  # (..., K)
 
     def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Find seconds among the knots.
@@ -205,16 +204,13 @@ class EventBlock(nn.Module):
             (B, Q, D) the query tokens after the block.
         """
         bias = self.distance_logits(relations.distance)  # (B or 1, H, Q, T)
-        pieces = relations.pieces  # (B, Q, T)
-        of_gaps = self.gap_logits(pieces, relations.log_positions)  # (B, H, Q, T)
-        bias = bias + of_gaps  # (B, H, Q, T)
+        bias = bias + self.gap_logits(relations.pieces, relations.log_positions)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
         queries = tokens  # (B, T, D)
         if positions is not None:
             queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
-        change = self.dropout(self.feed_forward(queries))  # (B, Q, D)
-        return queries + change  # type: ignore[no-any-return]  # (B, Q, D)
+        return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def distance_logits(self, distance: Tensor) -> Tensor:
         """Look up the bias of each distance (B, Q, T), -inf of masked tokens: (B, H, Q, T)."""

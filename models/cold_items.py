@@ -302,8 +302,9 @@ def fit_cold_items(
             fair = find_fair(contests, Contest.with_popularity, share, low, high)
             level = torch.full_like(level, fair).clamp(level, highest)  # (P,)
         else:
-            scale = Contest.with_length
-            length = find_fair(contests, scale, share, MIN_LENGTH, MAX_LENGTH)
+            length = find_fair(
+                contests, Contest.with_length, share, MIN_LENGTH, MAX_LENGTH
+            )
     places = fit_places(towers, vectors, rows, generator, MAX_CONTENTS)
     return ColdItems(tower, places, level, length).eval()
 

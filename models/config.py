@@ -52,8 +52,9 @@ class ModelConfig:
             self._check(name, 0, math.inf, "an integer from 0")
         for name in ("dropout", "id_dropout"):
             self._check(name, 0, 1, "a number from 0 to below 1")
-        least = sys.float_info.min
-        self._check("learning_rate", least, math.inf, "a finite number above 0")
+        self._check(
+            "learning_rate", sys.float_info.min, math.inf, "a finite number above 0"
+        )
 
     def _check(self, name: str, low: float, below: float, allowed: str) -> None:
         value = getattr(self, name)

@@ -78,8 +78,7 @@ class FeatureEmbedding(nn.Module):
             (B, D) embedded rows.
         """
         if not self.has_features:
-            weight = self.table.weight
-            return weight.new_zeros(codes.shape[0], self.dim)  # (B, D)
+            return self.table.weight.new_zeros(codes.shape[0], self.dim)  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
         return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)

@@ -139,8 +139,9 @@ class ResumedStopping(EarlyStopping):
     """Stop by the validation; a stopped training that is resumed does not begin another epoch."""
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        stopped = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
-        trainer.should_stop = stopped
+        trainer.should_stop = (
+            self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+        )
 
 
 def fit(

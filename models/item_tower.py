@@ -34,8 +34,9 @@ class ItemTower(nn.Module):
         self.affinity_dim = AFFINITY_DIM if has_affinity else 0
         self.id_table = nn.Embedding(n_items, self.dim)
         self.content = FeatureEmbedding(features, self.dim)
-        n_categories = max(count_categories(features), 1)
-        self.affinity_table = nn.Embedding(n_categories, self.affinity_dim)
+        self.affinity_table = nn.Embedding(
+            max(count_categories(features), 1), self.affinity_dim
+        )
         normal_(self.id_table.weight, std=0.02)
         zeros_(self.affinity_table.weight)
 
@@ -64,8 +65,9 @@ class ItemTower(nn.Module):
             draws = torch.rand(len(item_rows), device=ids.device)  # (N,)
             is_dropped = (draws < self.id_dropout) & has_content  # (N,)
             ids = ids * (~is_dropped).unsqueeze(1)  # (N, D)
-        taste = self.normalise(ids + content)  # (N, D)
-        return self.complete(taste, categories, popularity)  # (N, W)
+        return self.complete(
+            self.normalise(ids + content), categories, popularity
+        )  # (N, W)
 
     def complete(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
         """Complete taste (N, D) to vectors (N, W)."""

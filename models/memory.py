@@ -140,8 +140,9 @@ class Memory(nn.Module):
         overall one, less its value for an untouched category. That value is the same for all
         categories of a user, so that ranks do not change.
         """
-        prior = PRIOR_EVENTS * self.category_shares  # (Q,)
-        return torch.log1p(preferences / prior)  # (B, Q)
+        return torch.log1p(
+            preferences / (PRIOR_EVENTS * self.category_shares)
+        )  # (B, Q)
 
     def complete_vector(self, taste: Tensor, arrays: Tensors) -> Tensor:
         """Complete a user's vector.
@@ -203,5 +204,6 @@ def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
     if torch.compiler.is_exporting():
         rows = torch.arange(n_users, device=users.device).unsqueeze(1)  # (B, 1)
         return (rows == users).to(values.dtype) @ values  # (B, any)
-    zeros = values.new_zeros(n_users, values.shape[1])  # (B, any)
-    return zeros.index_add(0, users, values)  # (B, any)
+    return values.new_zeros(n_users, values.shape[1]).index_add(
+        0, users, values
+    )  # (B, any)

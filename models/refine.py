@@ -122,12 +122,10 @@ class Refinement:
             parts.append(f"events in the same context {1 + self.context_gain:g} times")
         if self.content_events:
             parts.append(f"content worth {self.content_events:g} events")
-        gain = "the usual"
+        line = f"refined by {', '.join(parts) or 'nothing'}"
         if self.ndcg:
-            before = f"validation NDCG@10 {self.ndcg_before:.4f} before"
-            gain = f"{before}, {self.ndcg:.4f} after"
-
-        return f"refined by {', '.join(parts) or 'nothing'}: {gain}"
+            line += f": validation NDCG@10 {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
+        return line
 
 
 class Candidate(NamedTuple):
@@ -171,8 +169,9 @@ def list_estimators(
 
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
-        targets = interactions.only_targets()
-        estimators["ease_of_targets"] = partial(ease, targets, top_k, RIDGE)
+        estimators["ease_of_targets"] = partial(
+            ease, interactions.only_targets(), top_k, RIDGE
+        )
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
         estimators["next_item"] = partial(next_item, interactions, top_k, RIDGE, decay)
@@ -273,8 +272,7 @@ def _rank(
     trials: Sequence[Mapping[str, float]],
 ) -> list[Candidate]:
     """Rank the validation by a refinement with each of the alphas."""
-    decay = refinement.decay
-    ranked = validation.rank(weights, trials, decay, refinement.context_gain)
+    ranked = validation.rank(weights, trials, refinement.decay, refinement.context_gain)
     return [
         Candidate(replace(refinement, alphas=alphas), figures)
         for alphas, figures in zip(trials, ranked, strict=True)

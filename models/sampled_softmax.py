@@ -104,10 +104,10 @@ def sampled_window_loss(
     """
     histories = batch.history_rows  # (B, L)
     weights = batch.target_weights[batch.targets]  # (M,)
-    targets = embedding(histories[batch.targets], items)  # (M, W)
-    logits = pair_logits(users, targets)  # (M,)
-    lengths = batch.arrays["history_lengths"]  # (B,)
-    is_own = find_own(histories, lengths, negatives.rows, len(items))  # (B, K)
+    logits = pair_logits(users, embedding(histories[batch.targets], items))  # (M,)
+    is_own = find_own(
+        histories, batch.arrays["history_lengths"], negatives.rows, len(items)
+    )  # (B, K)
     shifts = negatives.correct(is_own)  # (B, K)
     rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = embedding(negatives.rows, items)  # (K, W)
@@ -194,8 +194,7 @@ def sampled_softmax_loss(
             rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
             log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
             total += (share * log_sums).sum()  # scalar
-            of_own = share * (own - log_sums).exp()  # (targets of the chunk,)
-            by_logits[targets] = of_own
+            by_logits[targets] = share * (own - log_sums).exp()
             of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
             factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
@@ -203,8 +202,9 @@ def sampled_softmax_loss(
             torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_negatives += powers.T @ (users[span] * factor)  # (K, W)
 
-    gradients = (by_users, by_negatives, by_logits)
-    expected = with_gradients(total, gradients, (users, negatives, logits))  # scalar
+    expected = with_gradients(
+        total, (by_users, by_negatives, by_logits), (users, negatives, logits)
+    )  # scalar
     return expected - (shares * logits).sum()  # scalar
 
 

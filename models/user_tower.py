@@ -114,8 +114,9 @@ class UserTower(nn.Module):
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(arrays["history_events"])  # (B, L, D)
         events = events + self.project_gap(gaps)  # (B, L, D)
-        weights = arrays["history_weights"].unsqueeze(-1)  # (B, L, 1)
-        events = events + self.project_weight(weights)  # (B, L, D)
+        events = events + self.project_weight(
+            arrays["history_weights"].unsqueeze(-1)
+        )  # (B, L, D)
         start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
         times = pad(arrays["history_times"], (1, 0))  # (B, T)
@@ -131,8 +132,7 @@ class UserTower(nn.Module):
             before, groups = self.order_set(arrays)  # (B, L) both
         else:
             before, groups = self.order_groups(arrays)  # (B, L) both
-        gaps = self.time_basis(arrays["history_times"] - before)  # (B, L, K)
-        return gaps, groups
+        return self.time_basis(arrays["history_times"] - before), groups
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the time before each event (B, L), of the first its own, and positions (1, L)."""
@@ -221,8 +221,9 @@ class UserTower(nn.Module):
         is
         learned: a longer history may say more than a short one.
         """
-        n_positions = history_groups.shape[1]
-        positions = torch.arange(n_positions, device=history_groups.device)  # (L,)
+        positions = torch.arange(
+            history_groups.shape[1], device=history_groups.device
+        )  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
         groups = torch.where(is_event, history_groups, 0)  # (B, L)
         last_group = groups.amax(dim=1, keepdim=True)  # (B, 1)
@@ -274,8 +275,9 @@ class UserTower(nn.Module):
         if not self.blocks.blocks:
             state = self.pool_events(history_vectors, arrays)  # (B, D)
         elif self.is_ordered:  # the last state is a single one
-            tokens = self.embed_events(history_vectors, arrays)
-            state = self.blocks.encode_at(*tokens, lengths)  # (B, D)
+            state = self.blocks.encode_at(
+                *self.embed_events(history_vectors, arrays), lengths
+            )  # (B, D)
         else:
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)
             state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
