@@ -83,9 +83,9 @@ def fit_recent_popularity(
     events: Events, days: Sequence[float], strength: Strength
 ) -> Iterator[ScoreRows]:
     """Yield popularity within the last `days` before the last event, once per value."""
-    since_last = events.since_last()  # (E,)
     for window in days:
-        yield fit_popularity(events.keep(since_last < window * DAY), strength)
+        recent = events.keep(events.since_last() < window * DAY)
+        yield fit_popularity(recent, strength)
 
 
 def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[ScoreRows]:

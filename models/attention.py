@@ -96,10 +96,8 @@ class Relations(NamedTuple):
     def take(self, positions: Tensor) -> Relations:
         """Keep the query tokens at positions (B, Q)."""
         n_rows = positions.shape[0]
-        parts = []
-        for part in self:
-            parts.append(take_tokens(part.expand(n_rows, -1, -1), positions))
-        return Relations(*parts)
+        parts = (part.expand(n_rows, -1, -1) for part in self)
+        return Relations(*(take_tokens(part, positions) for part in parts))
 
 
 class EventBlocks(nn.Module):

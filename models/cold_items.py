@@ -22,6 +22,7 @@ from datamodules.batch import RequestBatch
 from models.features import FeatureEmbedding
 from models.item_tower import ItemTower
 from models.towers import Towers
+from serve.arrays import Ints
 
 BATCH = 4096
 EPOCHS = 20
@@ -217,7 +218,7 @@ class Shrinkage:
     """
 
     @torch.no_grad()
-    def __init__(self, towers: Towers, n_events: Tensor, seed: int) -> None:
+    def __init__(self, towers: Towers, n_events: Ints, seed: int) -> None:
         """Fit where content places the items.
 
         Args:
@@ -226,10 +227,11 @@ class Shrinkage:
             seed: of the fit.
         """
         tower = towers.item_tower
-        has_place = (n_events > 0) & towers.item_has_content  # (N,)
+        counts = torch.from_numpy(n_events).float()  # (N,)
+        has_place = (counts > 0) & towers.item_has_content  # (N,)
         self.towers = towers
         self.rows = has_place.nonzero().squeeze(1)  # (n,)
-        self.n_events = n_events[self.rows].to(towers.item_values.dtype)  # (n,)
+        self.n_events = counts[self.rows]  # (n,)
         self.ids = tower.id_table.weight.clone()  # (N, D)
 
         if not len(self.rows):
@@ -297,9 +299,8 @@ def fit_cold_items(
         share = len(stand_ins) / len(vectors)
         if len(level):
             highest = popularity.amax(dim=0)  # (P,)
-            low = float(level.min())
-            high = float(highest.max())
-            fair = find_fair(contests, Contest.with_popularity, share, low, high)
+            bounds = (float(level.min()), float(highest.max()))
+            fair = find_fair(contests, Contest.with_popularity, share, *bounds)
             level = torch.full_like(level, fair).clamp(level, highest)  # (P,)
         else:
             length = find_fair(

@@ -110,9 +110,8 @@ class Pace(Callback):
         self.started = self.resumed = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
-        pace = self.n_targets / max(self.training, 1e-9)
         return {
-            "targets_per_second": round(pace, 1),
+            "targets_per_second": round(self.n_targets / max(self.training, 1e-9), 1),
             "seconds_to_best": round(self.to_best, 2),
         }
 

@@ -88,8 +88,8 @@ class Interactions:
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
-        n_used = np.count_nonzero(n_users)
-        return np.argsort(-n_users, kind="stable")[: max(1, min(n_used, n))]
+        n = min(n, int(np.count_nonzero(n_users)))
+        return np.argsort(-n_users, kind="stable")[: max(1, n)]
 
 
 def ease(

@@ -213,7 +213,7 @@ def choose(
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
-        shrinkage = fit_shrinkage(towers, data, seed)
+        shrinkage = Shrinkage(towers, data.count_targets(), seed)
     stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
     batches = data.validation_batches[:: max(stride, 1)]
 
@@ -252,10 +252,6 @@ def choose(
     if shrinkage is not None:
         shrinkage.apply(0.0)
     return replace(best.refinement, ndcg=best.ndcg, ndcg_before=before)
-
-
-def fit_shrinkage(towers: Towers, data: InteractionsDataModule, seed: int) -> Shrinkage:
-    return Shrinkage(towers, torch.from_numpy(data.count_targets()), seed)
 
 
 def _start(
@@ -333,7 +329,8 @@ def apply(
         seed: of the fits.
     """
     if refinement.content_events:
-        fit_shrinkage(towers, data, seed).apply(refinement.content_events)
+        shrinkage = Shrinkage(towers, data.count_targets(), seed)
+        shrinkage.apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
     chosen = {
         name: estimators[name]
@@ -362,9 +359,12 @@ def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
     events = data.sequences.events
     is_target = data.sequences.target_weight > 0  # (E,)
-    n_users = len(data.sequences.user_ids)
     return Interactions(
-        events.segments, events.item_row, is_target, n_users, len(data.catalogue)
+        events.segments,
+        events.item_row,
+        is_target,
+        len(data.sequences.user_ids),
+        len(data.catalogue),
     )
 
 

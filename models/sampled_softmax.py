@@ -6,7 +6,7 @@ entries of the pool. Users are divided by the temperature before any correction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -77,8 +77,9 @@ class NegativeSampler:
 
     def to(self, device: torch.device) -> NegativeSampler:
         """Draw on a device."""
-        log_expected = self.log_expected.to(device)  # (N,)
-        return replace(self, pool=self.pool.to(device), log_expected=log_expected)
+        return NegativeSampler(
+            self.n_negatives, self.pool.to(device), self.log_expected.to(device)
+        )
 
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""

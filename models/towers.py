@@ -100,10 +100,12 @@ class Towers(nn.Module):
         """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
         codes = self.item_codes[rows]  # (n, C)
         content = self.item_tower.content(codes, self.item_values[rows])  # (n, D)
-        categories = self.categories[rows]  # (n, F)
-        has_content = self.item_has_content[rows]  # (n,)
         vectors: Tensor = self.item_tower(
-            rows, content, categories, popularity[rows], has_content
+            rows,
+            content,
+            self.categories[rows],
+            popularity[rows],
+            self.item_has_content[rows],
         )
         return vectors  # (n, W)
 
@@ -123,11 +125,10 @@ class Towers(nn.Module):
         windows, positions = targets  # (M,) both
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         states = tower.encode_events(history, arrays)  # (B, T, D)
-        n_tokens = states.shape[1]
         sees_history = batch.sees_history[targets]  # (M,)
         tokens = torch.where(sees_history, positions, 0)  # (M,), 0 is the start token
         state = states.flatten(0, 1).index_select(
-            0, windows * n_tokens + tokens
+            0, windows * states.shape[1] + tokens
         )  # (M, D)
         user_values = arrays["user_values"]  # (B, V), or (B, L, V) if they change
         rows = targets if user_values.dim() == 3 else windows

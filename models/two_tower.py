@@ -9,6 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
@@ -105,40 +106,32 @@ class TwoTower(pl.LightningModule):
         return loss
 
     def window_step(self, batch: WindowBatch) -> Tensor:
-        if self.sampler is not None:
-            return self.sampled_window_step(batch, self.sampler)
-        items = self.towers.item_vectors(self.towers.no_popularity)  # (N, W)
-        users = self.towers.window_vectors(batch, items)  # (M, W)
-        return window_loss(users / self.temperature, items, batch)
+        """Compute the loss; with negatives, only from the items that histories and they need."""
+        nothing = self.towers.no_popularity  # (N, 0)
+        if self.sampler is None:
+            items = self.towers.item_vectors(nothing)  # (N, W)
+            users = self.towers.window_vectors(batch, items)  # (M, W)
+            return window_loss(users / self.temperature, items, batch)
 
-    def sampled_window_step(
-        self, batch: WindowBatch, sampler: NegativeSampler
-    ) -> Tensor:
-        """Compute only the item vectors that histories and negatives need."""
-        negatives = sampler.draw()
+        negatives = self.sampler.draw()
         needed, history, rows = _number_distinct(batch.history_rows, negatives.rows)
         local = batch._replace(history_rows=history)
-        items = self.towers.some_item_vectors(needed, self.towers.no_popularity)
+        items = self.towers.some_item_vectors(needed, nothing)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
         negatives = replace(negatives, rows=rows)
-
         return sampled_window_loss(users / self.temperature, items, local, negatives)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
-        if self.sampler is not None and self.towers.user_tower.memory is None:
-            return self.sampled_request_step(batch, self.sampler)
-        items = self.towers.item_vectors(batch.popularity)  # (N, W)
-        users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
-        users = users / self.temperature  # (B, W)
-        if bonus is None:
-            return novel_loss(users, items, batch)
-        return repeat_loss(users, bonus / self.temperature, items, batch)
+        """Compute the loss; with negatives, only from the items that need be known."""
+        if self.sampler is None or self.towers.user_tower.memory is not None:
+            items = self.towers.item_vectors(batch.popularity)  # (N, W)
+            users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
+            users = users / self.temperature  # (B, W)
+            if bonus is None:
+                return novel_loss(users, items, batch)
+            return repeat_loss(users, bonus / self.temperature, items, batch)
 
-    def sampled_request_step(
-        self, batch: RequestBatch, sampler: NegativeSampler
-    ) -> Tensor:
-        """Do as `sampled_window_step` with the targets of each request."""
-        negatives = sampler.draw()
+        negatives = self.sampler.draw()
         needed, history, targets, rows = _number_distinct(
             batch.history_rows, batch.target_rows, negatives.rows
         )
@@ -150,7 +143,6 @@ class TwoTower(pl.LightningModule):
         items = self.towers.some_item_vectors(needed, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
         negatives = replace(negatives, rows=rows)
-
         return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:
@@ -202,14 +194,10 @@ class TwoTower(pl.LightningModule):
         # The schedule keeps its length where training ends earlier.
         n_steps = int(self.recipe.max_epochs * steps_per_epoch)
         warmup_steps = self.recipe.warmup_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
+        schedule = LambdaLR(
             optimizer, lambda step: warm_cosine(step, warmup_steps, n_steps)
         )
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def configure_gradient_clipping(
         self,

@@ -125,45 +125,27 @@ class UserTower(nn.Module):
         return tokens, times, groups
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the gap before each event, (B, L, K), and its group, (1 or B, L)."""
-        if self.is_ordered:
-            before, groups = self.order_events(arrays)  # (B, L), (1, L)
-        elif self.is_set:
-            before, groups = self.order_set(arrays)  # (B, L) both
-        else:
-            before, groups = self.order_groups(arrays)  # (B, L) both
-        return self.time_basis(arrays["history_times"] - before), groups
+        """Return the gap before each event, (B, L, K), and its group, (1 or B, L).
 
-    def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time before each event (B, L), of the first its own, and positions (1, L)."""
-        times = arrays["history_times"]  # (B, L)
-        positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
-        before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
-        return before, positions.unsqueeze(0)  # (B, L), (1, L)
-
-    def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Do as `order_groups` where all events are one group: pairs of long sets are too many."""
-        times = arrays["history_times"]  # (B, L)
-        positions = torch.arange(times.shape[1], device=times.device)  # (L,)
-        first = times[:, :1].expand_as(times)  # (B, L)
-        is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
-        groups = arrays["history_groups"]  # (B, L)
-        return first, torch.where(is_padding, PADDING_GROUP, groups)  # (B, L) both
-
-    def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time of the group before each event, in the first its own, and its group.
-
-        Returns:
-            (B, L) both.
+        The gap is to the event before, or to the group before; the first events have none.
         """
         times = arrays["history_times"]  # (B, L)
-        _, groups = self.order_set(arrays)  # (B, L)
-        is_earlier = groups.unsqueeze(1) < groups.unsqueeze(
-            2
-        )  # (B, L, L) of other events
-        first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
-        earlier = torch.where(is_earlier, times.unsqueeze(1), first)  # (B, L, L)
-        return earlier.amax(dim=2), groups  # (B, L) both
+        if self.is_ordered:
+            positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
+            before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
+            groups = positions.unsqueeze(0)  # (1, L)
+        else:
+            positions = torch.arange(times.shape[1], device=times.device)  # (L,)
+            before = times[:, :1].expand_as(times)  # (B, L)
+            is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
+            groups = arrays["history_groups"]  # (B, L)
+            groups = torch.where(is_padding, PADDING_GROUP, groups)  # (B, L)
+            if not self.is_set:  # whose pairs would be too many
+                is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L)
+                first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
+                earlier = torch.where(is_earlier, times.unsqueeze(1), first)
+                before = earlier.amax(dim=2)  # (B, L)
+        return self.time_basis(times - before), groups
 
     def fuse(
         self,
@@ -206,13 +188,6 @@ class UserTower(nn.Module):
         if self.popularity_gate is None:
             return taste  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
-
-    def last_state(
-        self, states: Tensor, history_groups: Tensor, history_lengths: Tensor
-    ) -> Tensor:
-        """Pool the states (B, T, D) of each row's last group, or the start token's: (B, D)."""
-        weights = self.last_weights(history_groups, history_lengths)  # (B, T)
-        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
@@ -270,7 +245,6 @@ class UserTower(nn.Module):
         Returns:
             (B, D) fused states.
         """
-        times = arrays["history_times"]  # (B, L)
         lengths = arrays["history_lengths"]  # (B,)
         if not self.blocks.blocks:
             state = self.pool_events(history_vectors, arrays)  # (B, D)
@@ -280,9 +254,10 @@ class UserTower(nn.Module):
             )  # (B, D)
         else:
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)
-            state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
+            weights = self.last_weights(arrays["history_groups"], lengths)  # (B, T)
+            state = (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
         last = (lengths - 1).clamp(min=0).unsqueeze(1)  # (B, 1)
-        last_times = torch.gather(times, 1, last).squeeze(1)  # (B,)
+        last_times = arrays["history_times"].gather(1, last).squeeze(1)  # (B,)
         has_events = lengths > 0  # (B,)
         seconds = arrays["request_times"] - last_times  # (B,)
 

@@ -125,7 +125,7 @@ def test_an_item_stands_between_its_own_place_and_that_of_its_content(side, stre
     before = vectors_of(towers, nothing)
     places = fit_places(towers, before, known_rows(), generator(), MANY)
     placed = place_all(places, towers.item_codes, towers.item_values)
-    Shrinkage(towers, N_EVENTS, SEED).apply(strength)
+    Shrinkage(towers, N_EVENTS.numpy(), SEED).apply(strength)
     moved = vectors_of(towers, nothing)[:, :D]
     assert len(moved) == N
     for row, found in enumerate(moved):
@@ -144,7 +144,7 @@ def test_items_without_events_or_content_stay_bit_for_bit_and_a_strength_can_be_
         towers.item_tower.id_table.weight,
         copy.deepcopy(towers.state_dict()),
     )
-    shrinkage = Shrinkage(towers, N_EVENTS, SEED)
+    shrinkage = Shrinkage(towers, N_EVENTS.numpy(), SEED)
     shrinkage.apply(4.0)
     kept = (N_EVENTS == 0) | ~towers.item_has_content
     trained = before.pop("item_tower.id_table.weight")

@@ -253,4 +253,4 @@ def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_sc
     model._trainer = SimpleNamespace(
         precision=precision, estimated_stepping_batches=8, max_epochs=2
     )
-    assert model.configure_optimizers()["optimizer"].defaults["fused"] is is_fused
+    assert model.configure_optimizers()[0][0].defaults["fused"] is is_fused
