@@ -231,14 +231,14 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
-    counted = as_counts if is_repeating else as_binary
-    logged: Strength = as_logs if is_repeating else as_binary
+    counted = logged = as_binary
+    neighbours = (20.0, 50.0, 100.0, 200.0, 400.0)
+    regularisations = (10.0, 30.0, 100.0, 300.0, 1000.0)
     if is_repeating:
-        neighbours: tuple[float, ...] = (2, 5, 20, 100, 400)
-        regularisations: tuple[float, ...] = (3, 10, 30, 100, 300)
-    else:
-        neighbours = (20, 50, 100, 200, 400)
-        regularisations = (10, 30, 100, 300, 1000)
+        counted = as_counts
+        logged = as_logs
+        neighbours = (2.0, 5.0, 20.0, 100.0, 400.0)
+        regularisations = (3.0, 10.0, 30.0, 100.0, 300.0)
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)

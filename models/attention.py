@@ -201,7 +201,11 @@ class EventBlock(nn.Module):
         Returns:
             (B, Q, D) the query tokens after the block.
         """
-        bias = self.distance_logits(relations.distance)  # (B or 1, H, Q, T)
+        weights = self.distance_bias.weight.T  # (H, distances)
+        tables = pad(
+            weights, (1, 0), value=-math.inf
+        )  # (H, 1 + distances), `MASKED` first
+        bias = _look_up(tables, relations.distance)  # (B or 1, H, Q, T)
         bias = bias + self.gap_logits(relations.pieces, relations.log_positions)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
         queries = tokens  # (B, T, D)
@@ -209,12 +213,6 @@ class EventBlock(nn.Module):
             queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
         return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
-
-    def distance_logits(self, distance: Tensor) -> Tensor:
-        """Look up the bias of each distance (B, Q, T), -inf of masked tokens: (B, H, Q, T)."""
-        weights = self.distance_bias.weight.T  # (H, distances)
-        tables = pad(weights, (1, 0), value=-math.inf)  # (H, 1 + distances)
-        return _look_up(tables, distance)  # (B, H, Q, T)
 
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
         """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""

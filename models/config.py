@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from serve.errors import SchemaError
 from serve.schema import Similarity
@@ -87,6 +87,5 @@ class Recipe:
 
     def to_config(self) -> ModelConfig:
         """Return the public keys."""
-        values = asdict(self)
         names = [field.name for field in fields(ModelConfig)]
-        return ModelConfig(**{name: values[name] for name in names})
+        return ModelConfig(**{name: getattr(self, name) for name in names})

@@ -48,7 +48,7 @@ QUIET = (
 
 
 class EpochLog(Callback):
-    """Write loss and validation of each epoch to a CSV file, and monitor the recent validation.
+    """Write loss and validation of each epoch to a CSV file; monitor the recent validation.
 
     Checkpoints hold the rows, so that a resumed training has all of them; the first epoch is 1.
 
@@ -62,6 +62,18 @@ class EpochLog(Callback):
         self.prints = prints
         self.rows: list[dict[str, float]] = []
         self.validated: dict[str, float] = {}
+        self.n_targets = 0
+        self.best = float("-inf")
+        self.training = self.to_best = 0.0
+        self.started = self.resumed = time.perf_counter()
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """Targets per second of training, and seconds until the best validation."""
+        return {
+            "targets_per_second": round(self.n_targets / max(self.training, 1e-9), 1),
+            "seconds_to_best": round(self.to_best, 2),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -69,13 +81,29 @@ class EpochLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
 
+    def on_train_start(self, *_: Any) -> None:
+        self.started = self.resumed = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        self.n_targets += int((batch.target_weights > 0).sum())
+        now = time.perf_counter()
+        self.training += now - self.resumed
+        self.resumed = now
+
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Add the mean of the last validations as a metric of its own."""
         metrics = trainer.callback_metrics
         values = [row[NDCG] for row in self.rows if NDCG in row]
         values.append(float(metrics[NDCG]))
         recent = values[-N_RECENT:]
-        metrics[MONITOR] = metrics[NDCG].new_tensor(sum(recent) / len(recent))
+        mean = sum(recent) / len(recent)
+        metrics[MONITOR] = metrics[NDCG].new_tensor(mean)
+        self.resumed = time.perf_counter()
+        if mean > self.best:
+            self.best = mean
+            self.to_best = self.resumed - self.started
         self.validated = {
             name: float(value)
             for name, value in metrics.items()
@@ -98,40 +126,6 @@ class EpochLog(Callback):
                 line += f", {NDCG} {self.validated[NDCG]:.4f}"
             get_console().print(line, highlight=False)
         self.validated = {}
-
-
-class Pace(Callback):
-    """Measure the targets per second of training and the seconds until the best validation."""
-
-    def __init__(self) -> None:
-        self.n_targets = 0
-        self.best = float("-inf")
-        self.training = self.to_best = 0.0
-        self.started = self.resumed = time.perf_counter()
-
-    def summary(self) -> dict[str, float]:
-        return {
-            "targets_per_second": round(self.n_targets / max(self.training, 1e-9), 1),
-            "seconds_to_best": round(self.to_best, 2),
-        }
-
-    def on_train_start(self, *_: Any) -> None:
-        self.started = self.resumed = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, *_: Any
-    ) -> None:
-        self.n_targets += int((batch.target_weights > 0).sum())
-        now = time.perf_counter()
-        self.training += now - self.resumed
-        self.resumed = now
-
-    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.resumed = time.perf_counter()
-        value = float(trainer.callback_metrics.get(MONITOR, self.best))
-        if value > self.best:
-            self.best = value
-            self.to_best = self.resumed - self.started
 
 
 class ResumedStopping(EarlyStopping):
@@ -164,21 +158,20 @@ def fit(
         origin: JSON values that the run is made of; a checkpoint of others is refused.
 
     Returns:
-        The epochs of these weights, and the summary of `Pace`.
+        The epochs of these weights, and the pace.
 
     Raises:
         SchemaError: an option cannot be used here, or the checkpoint is of another run.
         SystemExit: with `TERMINATED` on SIGTERM.
     """
     checkpoints = folder / CHECKPOINTS / stage
-    pace = Pace()
     options = dict(trainer_options)
     patience = model.recipe.patience if data.validation_batches else None
     is_shown = options.pop("enable_progress_bar", True)
     is_terminal = get_console().is_terminal
     options["enable_progress_bar"] = is_shown and is_terminal
     log = EpochLog(folder / LOGS / stage / CURVES, is_shown and not is_terminal)
-    callbacks = [log, pace, *_make_checkpoints(checkpoints, patience)]
+    callbacks = [log, *_make_checkpoints(checkpoints, patience)]
     last = checkpoints / f"{LAST}.ckpt"
     start = str(last) if last.exists() else None
 
@@ -196,7 +189,7 @@ def fit(
             "the training ended before its first epoch or validation: see --trainer.max_time, "
             "max_steps, limit_train_batches and check_val_every_n_epoch"
         )
-    return _load_weights(model, best), pace.summary()
+    return _load_weights(model, best), log.pace
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
@@ -237,7 +230,7 @@ def _make_trainer(
     if precision not in PRECISIONS:
         allowed = "32-true, 16-mixed, bf16-mixed"
         raise SchemaError(f"trainer.precision is {precision!r}; allowed: {allowed}")
-    ours: dict[str, Any] = {
+    options = {
         "max_epochs": max_epochs,
         # Others, as of a Mac, lack 64 bit numbers.
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
@@ -249,9 +242,10 @@ def _make_trainer(
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "gradient_clip_val": 1.0,
+        **options,
     }
     try:
-        trainer = pl.Trainer(**{**ours, **options}, callbacks=callbacks)
+        trainer = pl.Trainer(**options, callbacks=callbacks)
     except (
         MisconfigurationException,
         ValueError,
