@@ -11,6 +11,7 @@ user and an item with events, b users of one call.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,11 @@ Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
 Fitted = tuple[str, dict[str, Any], ScoreRows | None]
 
 _MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
+
+# Candidates for days of popularity and of personal frequency.
+WINDOWS = (7.0, 14.0, 28.0, 56.0, 112.0)
+DECAYS = (15.0, 30.0, 60.0, 120.0, 240.0)
 
 # Added to the product of norms, so that a cosine over few users counts less.
 SHRINK = 10.0
@@ -60,7 +65,7 @@ class Baseline:
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)  # candidates for the parameter
     needs_time: bool = False
-    bytes_per_cell: int = 0  # memory of a cell of its matrix
+    n_bytes: Callable[[int, int], int] = lambda n_items, n_users: 0  # of its matrices
 
 
 def as_logs(counts: Doubles) -> Doubles:
@@ -78,9 +83,9 @@ def fit_recent_popularity(
     events: Events, days: Sequence[float], strength: Strength
 ) -> Iterator[ScoreRows]:
     """Yield popularity within the last `days` before the last event, once per value."""
-    since_last = events.since_last()  # (E,)
     for window in days:
-        yield fit_popularity(events.keep(since_last < window * DAY), strength)
+        recent = events.keep(events.since_last() < window * DAY)
+        yield fit_popularity(recent, strength)
 
 
 def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[ScoreRows]:
@@ -212,60 +217,58 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
         SchemaError: a name is no baseline of this protocol.
     """
     declared = declare_baselines(repeats == "allow")
-    allowed = [baseline.name for baseline in declared]
     if names is None:
         return declared
-
+    allowed = [baseline.name for baseline in declared]
     for name in names:
         if name not in allowed:
-            hint = name_nearest(name, allowed)
             raise SchemaError(
-                f"'{name}' is no baseline where repeats is {repeats}; {hint}"
+                f"'{name}' is no baseline where repeats is {repeats}; "
+                f"{name_nearest(name, allowed)}"
             )
     return [baseline for baseline in declared if baseline.name in names]
 
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
-    counted = as_counts if is_repeating else as_binary
-    logged: Strength = as_logs if is_repeating else as_binary
+    counted = logged = as_binary
+    neighbours = (20.0, 50.0, 100.0, 200.0, 400.0)
+    regularisations = (10.0, 30.0, 100.0, 300.0, 1000.0)
     if is_repeating:
-        neighbours: tuple[float, ...] = (2, 5, 20, 100, 400)
-        regularisations: tuple[float, ...] = (3, 10, 30, 100, 300)
-    else:
-        neighbours = (20, 50, 100, 200, 400)
-        regularisations = (10, 30, 100, 300, 1000)
+        counted = as_counts
+        logged = as_logs
+        neighbours = (2.0, 5.0, 20.0, 100.0, 400.0)
+        regularisations = (3.0, 10.0, 30.0, 100.0, 300.0)
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
-    declared = [
+    personal = [
+        Baseline("personal", lambda events, _: iter([fit_personal(events)])),
+        Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
+    ]
+    return [
         Baseline(
             "popularity", lambda events, _: iter([fit_popularity(events, counted)])
         ),
-        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), True),
+        Baseline("popularity-recent", recent, "days", WINDOWS, True),
+        *(personal if is_repeating else []),
+        # Three copies of 400 neighbours of 12 bytes.
+        Baseline(
+            "itemknn",
+            itemknn,
+            "neighbours",
+            neighbours,
+            n_bytes=lambda n_items, _: 36 * 400 * n_items,
+        ),
+        # Five matrices, float32 between items or float64 between users.
+        Baseline(
+            "ease",
+            ease,
+            "lambda",
+            regularisations,
+            n_bytes=lambda n_items, n_users: 20 * min(n_items**2, 2 * n_users**2),
+        ),
     ]
-
-    if is_repeating:
-        decayed = Baseline(
-            "personal-decayed",
-            fit_decayed_personal,
-            "days",
-            (15, 30, 60, 120, 240),
-            True,
-        )
-        declared.append(
-            Baseline("personal", lambda events, _: iter([fit_personal(events)]))
-        )
-        declared.append(decayed)
-
-    # Three copies of 400 neighbours of 12 bytes; five matrices of EASE of 4 bytes.
-    declared.append(
-        Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36)
-    )
-    declared.append(
-        Baseline("ease", ease, "lambda", regularisations, bytes_per_cell=20)
-    )
-    return declared
 
 
 def fit_baselines(
@@ -294,13 +297,12 @@ def fit_baselines(
         n_fits = len(baseline.values) + 1 if is_tuned else 1
         size = f"{train.n_items:,} items, {train.n_users:,} users"
         log(f"{baseline.name}: {size}, fits: {n_fits}")
-        start = time.perf_counter()
         record, score = _fit(baseline, train, whole, criterion)
         yield baseline.name, record, score
         outcome = record.get("skipped", "no parameter")
         for name, value in record.get("parameter", {}).items():
             outcome = f"{name} {value:g}"
-        log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
+        log(f"{baseline.name}: {outcome}, {record.get('seconds', 0.0):.1f} s")
 
 
 def _fit(
@@ -308,7 +310,8 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
-    if baseline.bytes_per_cell * _count_cells(baseline, whole) > read_free_bytes() / 2:
+    n_items = int(np.count_nonzero(whole.count_items()))
+    if baseline.n_bytes(n_items, whole.n_users) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
     start = time.perf_counter()
     best = baseline.values[len(baseline.values) // 2]
@@ -317,10 +320,14 @@ def _fit(
 
     if baseline.parameter is not None:
         if criterion is not None:
-            scorers = baseline.fit(train, baseline.values)
-            for value, score in zip(baseline.values, scorers, strict=True):
-                validation[value] = criterion(score)
-            best = max(validation, key=lambda value: validation[value])
+            validation = dict(
+                zip(
+                    baseline.values,
+                    map(criterion, baseline.fit(train, baseline.values)),
+                    strict=True,
+                )
+            )
+            best = max(baseline.values, key=validation.__getitem__)
         parameter[baseline.parameter] = best
     (score,) = baseline.fit(whole, [best])
     record = {
@@ -331,25 +338,12 @@ def _fit(
     return record, score
 
 
-def _count_cells(baseline: Baseline, events: Events) -> int:
-    n_items = int(np.count_nonzero(events.count_items()))
-    if baseline.name == "ease":  # float32 between items, or float64 between users
-        return min(n_items**2, 2 * events.n_users**2)
-    return n_items * 400
-
-
 def read_free_bytes() -> int:
     """Return the free memory of the machine, within the limit of a container."""
-    if _MEMINFO.exists():
-        available = _MEMINFO.read_text().split("MemAvailable:")[1].split()[0]
-        free = int(available) * 1024
-    else:  # macOS has no estimate
-        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = (_CGROUP / "memory.current").read_text()
-    except OSError:
-        return free
-    if limit == "max":
-        return free
-    return min(free, max(int(limit) - int(used), 0))
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():  # not on macOS
+        free = 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", _MEMINFO.read_text())[0])
+    if _LIMIT.exists() and (limit := _LIMIT.read_text().strip()) != "max":
+        used = int(_LIMIT.with_name("memory.current").read_text())
+        free = min(free, max(int(limit) - used, 0))
+    return free

@@ -50,8 +50,7 @@ def fit_ease(
     popularity = events.popularity(np.asarray)  # (N,)
 
     def score_all(score: ScoreRows, users: Ints) -> Floats:
-        without_events = is_stranger[users, None]  # (b, 1)
-        return np.where(without_events, popularity, score(users))  # (b, N)
+        return np.where(is_stranger[users, None], popularity, score(users))  # (b, N)
 
     fit = _fit_dual if events.n_users < events.n_items else _fit_primal
 

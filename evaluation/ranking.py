@@ -47,23 +47,16 @@ def top_k(scores: Floats, k: int) -> Ints:
 
     for rows in tiles(n_rows, n_items, CACHED_CELLS):
         tile = scores[rows]  # (b, N)
-        packed = _order_keys(tile, np.arange(n_items))  # (b, N)
+        # The bits of a float32, read as an integer, sort like the float if those of negative
+        # numbers are flipped: a key sorts by falling score, then by rising item.
+        bits = (tile + np.float32(0)).view(np.int32)  # + 0 makes -0 and 0 one value
+        rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # (b, N)
+        packed = (~rising.astype(np.int64) << 32) | np.arange(n_items)  # (b, N)
         keys = np.where(np.isfinite(tile), packed, NOTHING)  # (b, N)
         best = np.partition(keys, k - 1, axis=1)[:, :k]  # (b, k)
         best.sort(axis=1)
         lists[rows, :k] = np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
     return lists
-
-
-def _order_keys(scores: Floats, items: Ints) -> Ints:
-    """Pack scores and items into integers that sort by falling score, then by rising item.
-
-    The bits of a float32, read as an integer, sort like the float if those of negative numbers are
-    flipped.
-    """
-    bits = (scores + np.float32(0)).view(np.int32)  # + 0 makes -0 and 0 one value
-    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (~rising.astype(np.int64) << 32) | items
 
 
 def view_targets(

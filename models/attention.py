@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import pad
 
 N_GAP_KNOTS = 12
 NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
@@ -55,20 +55,17 @@ class LogTimeBasis(nn.Module):
     is a piecewise linear function of log time.
     """
 
-    knots: Tensor
-
     def __init__(self, n_functions: int) -> None:
         super().__init__()
         self.n_functions = n_functions
         self.step = LONGEST_TIME / (n_functions - 1)
         knots = torch.arange(n_functions) * self.step  # (K,)
-        self.register_buffer("knots", knots, persistent=False)
+        self.knots = nn.Buffer(knots, persistent=False)
 
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
         gaps = _log(seconds).unsqueeze(-1) - self.knots  # (..., K)
-        distance = gaps.abs() / self.step  # (..., K)
-        return (1.0 - distance).clamp(min=0.0)  # (..., K)
+        return (1.0 - gaps.abs() / self.step).clamp(min=0.0)  # (..., K)
 
     def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
         """Find seconds among the knots.
@@ -99,10 +96,8 @@ class Relations(NamedTuple):
     def take(self, positions: Tensor) -> Relations:
         """Keep the query tokens at positions (B, Q)."""
         n_rows = positions.shape[0]
-        parts = []
-        for part in self:
-            parts.append(take_tokens(part.expand(n_rows, -1, -1), positions))
-        return Relations(*parts)
+        parts = (part.expand(n_rows, -1, -1) for part in self)
+        return Relations(*(take_tokens(part, positions) for part in parts))
 
 
 class EventBlocks(nn.Module):
@@ -166,9 +161,9 @@ class EventBlocks(nn.Module):
         """Relate query tokens (B, Q) to all tokens (B, T); the first is the start token."""
         gaps = query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1)  # (B, Q, L)
         pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L) both
-        pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
+        pieces = pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
         distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
-        log_positions = functional.pad(log_positions, (1, 0))  # (B, Q, T)
+        log_positions = pad(log_positions, (1, 0))  # (B, Q, T)
         distance = distance.clamp(MASKED - 1, FARTHEST) + 1  # (B, Q, T)
         return Relations(pieces, log_positions, distance)
 
@@ -206,23 +201,18 @@ class EventBlock(nn.Module):
         Returns:
             (B, Q, D) the query tokens after the block.
         """
-        bias = self.distance_logits(relations.distance)  # (B or 1, H, Q, T)
-        pieces = relations.pieces  # (B, Q, T)
-        of_gaps = self.gap_logits(pieces, relations.log_positions)  # (B, H, Q, T)
-        bias = bias + of_gaps  # (B, H, Q, T)
+        weights = self.distance_bias.weight.T  # (H, distances)
+        tables = pad(
+            weights, (1, 0), value=-math.inf
+        )  # (H, 1 + distances), `MASKED` first
+        bias = _look_up(tables, relations.distance)  # (B or 1, H, Q, T)
+        bias = bias + self.gap_logits(relations.pieces, relations.log_positions)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
         queries = tokens  # (B, T, D)
         if positions is not None:
             queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
-        change = self.dropout(self.feed_forward(queries))  # (B, Q, D)
-        return queries + change  # type: ignore[no-any-return]  # (B, Q, D)
-
-    def distance_logits(self, distance: Tensor) -> Tensor:
-        """Look up the bias of each distance (B, Q, T), -inf of masked tokens: (B, H, Q, T)."""
-        weights = self.distance_bias.weight.T  # (H, distances)
-        tables = functional.pad(weights, (1, 0), value=-math.inf)  # (H, 1 + distances)
-        return _look_up(tables, distance)  # (B, H, Q, T)
+        return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
         """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""
@@ -233,7 +223,7 @@ class EventBlock(nn.Module):
         starts = first - slopes * knots  # (H, pieces)
 
         # The piece that is appended has a bias of 0: `NO_GAP`.
-        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
+        lines = pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K)
         starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
 
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)

@@ -13,16 +13,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import normalize, softmax
 
 from datamodules.batch import RequestBatch
 from models.features import FeatureEmbedding
 from models.item_tower import ItemTower
 from models.towers import Towers
+from serve.arrays import Ints
 
 BATCH = 4096
 EPOCHS = 20
@@ -58,10 +58,6 @@ class ContentPlaces(nn.Module):
     short, so that a new item is listed less often if its content says little.
     """
 
-    keys: Tensor
-    means: Tensor
-    log_counts: Tensor
-
     def __init__(
         self,
         tower: ItemTower,
@@ -82,24 +78,21 @@ class ContentPlaces(nn.Module):
         super().__init__()
         self.tower = tower
         self.content = content
-        self.register_buffer("keys", keys, persistent=False)
-        self.register_buffer("means", means, persistent=False)
-        self.register_buffer("log_counts", counts.log(), persistent=False)
+        self.keys = nn.Buffer(keys, persistent=False)
+        self.means = nn.Buffer(means, persistent=False)
+        self.log_counts = nn.Buffer(counts.log(), persistent=False)
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Place items of encoded features (n, C) and (n, V), (n, D)."""
         fitted = self.tower.normalise(self.content(codes, values))  # (n, D)
-        queries = SHARPNESS * functional.normalize(fitted, dim=1)  # (n, D)
+        queries = SHARPNESS * normalize(fitted, dim=1)  # (n, D)
         logits = queries @ self.keys.T + self.log_counts  # (n, K)
-        weights = functional.softmax(logits, dim=1)  # (n, K)
+        weights = softmax(logits, dim=1)  # (n, K)
         return torch.lerp(fitted, weights @ self.means, NEIGHBOUR_SHARE)  # (n, D)
 
 
 class ColdItems(nn.Module):
     """Make the vectors of items that training never saw."""
-
-    popularity: Tensor
-    length: Tensor
 
     def __init__(
         self,
@@ -119,8 +112,8 @@ class ColdItems(nn.Module):
         super().__init__()
         self.tower = tower
         self.places = places
-        self.register_buffer("popularity", popularity)
-        self.register_buffer("length", torch.tensor(length))
+        self.popularity = nn.Buffer(popularity)
+        self.length = nn.Buffer(torch.tensor(length))
 
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors of new items.
@@ -167,20 +160,16 @@ def fit_places(
     _, group, counts = torch.unique(
         bits, dim=0, return_inverse=True, return_counts=True
     )  # (n,), (K,)
-    n_contents = len(counts)
-    lot = torch.randperm(n_contents, generator=generator)  # (K,)
+    lot = torch.randperm(len(counts), generator=generator)  # (K,)
     by_count = counts[lot].argsort(descending=True, stable=True)  # (K,)
     frequent = lot[by_count][:max_contents]  # (K',)
-    sums = taste.new_zeros(n_contents, tower.dim).index_add(
-        0, group, taste[rows]
-    )  # (K, D)
-    means = sums / counts.unsqueeze(1)  # (K, D)
-    examples = group.new_zeros(n_contents)  # (K,)
+    zeros = taste.new_zeros(len(counts), tower.dim)  # (K, D)
+    means = zeros.index_add(0, group, taste[rows]) / counts.unsqueeze(1)  # (K, D)
+    examples = group.new_zeros(len(counts))  # (K,)
     examples = examples.scatter(0, group, torch.arange(len(rows)))[frequent]  # (K',)
     embedded = content(codes[examples], values[examples])  # (K', D)
-    keys = functional.normalize(embedded, dim=1)  # (K', D)
+    keys = normalize(embedded, dim=1)  # (K', D)
     n_items = counts[frequent].to(taste.dtype)  # (K',)
-
     return ContentPlaces(tower, content, keys, means[frequent], n_items).eval()
 
 
@@ -229,7 +218,7 @@ class Shrinkage:
     """
 
     @torch.no_grad()
-    def __init__(self, towers: Towers, n_events: Tensor, seed: int) -> None:
+    def __init__(self, towers: Towers, n_events: Ints, seed: int) -> None:
         """Fit where content places the items.
 
         Args:
@@ -238,10 +227,11 @@ class Shrinkage:
             seed: of the fit.
         """
         tower = towers.item_tower
-        has_place = (n_events > 0) & towers.item_has_content  # (N,)
+        counts = torch.from_numpy(n_events).float()  # (N,)
+        has_place = (counts > 0) & towers.item_has_content  # (N,)
         self.towers = towers
         self.rows = has_place.nonzero().squeeze(1)  # (n,)
-        self.n_events = n_events[self.rows].to(towers.item_values.dtype)  # (n,)
+        self.n_events = counts[self.rows]  # (n,)
         self.ids = tower.id_table.weight.clone()  # (N, D)
 
         if not len(self.rows):
@@ -304,16 +294,18 @@ def fit_cold_items(
             length = _match_length(towers, vectors, stand_ins, places)
         cold = ColdItems(tower, places, torch.zeros_like(level), length)
         contests = [
-            Contest.hold(towers, vectors, stand_ins, cold, batch) for batch in requests
+            Contest(towers, vectors, stand_ins, cold, batch) for batch in requests
         ]
         share = len(stand_ins) / len(vectors)
         if len(level):
             highest = popularity.amax(dim=0)  # (P,)
-            low = float(level.min())
-            fair = find_level(contests, share, low, float(highest.max()))
+            bounds = (float(level.min()), float(highest.max()))
+            fair = find_fair(contests, Contest.with_popularity, share, *bounds)
             level = torch.full_like(level, fair).clamp(level, highest)  # (P,)
         else:
-            length = find_length(contests, share)
+            length = find_fair(
+                contests, Contest.with_length, share, MIN_LENGTH, MAX_LENGTH
+            )
     places = fit_places(towers, vectors, rows, generator, MAX_CONTENTS)
     return ColdItems(tower, places, level, length).eval()
 
@@ -329,30 +321,29 @@ def _match_length(
     return min(float(taste.norm(dim=1).mean() / mean_length), MAX_LENGTH)
 
 
-@dataclass(frozen=True)
 class Contest:
-    """New items against the best of the others in the lists of B users."""
+    """New items against the best of the others in the lists of B users.
 
-    others: Tensor  # (B, k) best scores of items that are not new
-    scores: Tensor  # (B, s) scores of the new items, -inf where the user owns one
-    popularity_weight: Tensor  # (B, 1) what one unit of popularity adds to a score
+    Attributes:
+        others: (B, k) best scores of items that are not new.
+        scores: (B, s) scores of the new items, -inf where the user owns one.
+        popularity_weight: (B, 1) what one unit of popularity adds to a score.
+    """
 
-    @classmethod
-    def hold(
-        cls,
+    def __init__(
+        self,
         towers: Towers,
         vectors: Tensor,
         stand_ins: Tensor,
         cold: ColdItems,
         batch: RequestBatch,
-    ) -> Contest:
+    ) -> None:
         """Score the items `stand_ins` (s,) as new ones, and all others by their vectors (N, W)."""
         users, _ = towers.request_vectors(batch, vectors)  # (B, W)
         is_owned = batch.mark_owned(len(vectors))  # (B, N)
         is_barred = is_owned.index_fill(1, stand_ins, True)  # (B, N)
         scores = towers.score_items(users, vectors, batch)  # (B, N)
         scores = scores.masked_fill(is_barred, -math.inf)  # (B, N)
-        others = scores.topk(min(SLOTS, len(vectors)), dim=1).values  # (B, k)
         placed = place_all(
             cold,
             towers.item_codes[stand_ins],
@@ -360,44 +351,27 @@ class Contest:
             towers.categories[stand_ins],
         )  # (s, W)
         new_scores = users @ placed.T  # (B, s)
-        new_scores = new_scores.masked_fill(is_owned[:, stand_ins], -math.inf)  # (B, s)
-        popularity_weights = users[:, users.shape[1] - len(cold.popularity) :]  # (B, P)
+        weights = users[:, users.shape[1] - len(cold.popularity) :]  # (B, P)
+        self.others = scores.topk(min(SLOTS, len(vectors)), dim=1).values
+        self.scores = new_scores.masked_fill(is_owned[:, stand_ins], -math.inf)
+        self.popularity_weight = weights.sum(dim=1, keepdim=True)
 
-        return cls(others, new_scores, popularity_weights.sum(dim=1, keepdim=True))
+    def with_popularity(self, level: float) -> Tensor:
+        """Score the new items, placed with no popularity, with some, (B, s)."""
+        return self.scores + level * self.popularity_weight  # (B, s)
+
+    def with_length(self, length: float) -> Tensor:
+        """Score the new items with vectors times a factor, (B, s)."""
+        return self.scores * length  # (B, s)
 
     def count_slots(self, scores: Tensor) -> int:
         """Count the list slots that the new items take with these scores (B, s)."""
         k = self.others.shape[1]
         best = torch.cat([self.others, scores], dim=1).topk(k, dim=1)  # (B, k)
-        is_new = (best.indices >= k) & best.values.isfinite()  # (B, k)
-        return int(is_new.sum())
+        return int(((best.indices >= k) & best.values.isfinite()).sum())
 
 
-def find_level(
-    contests: Sequence[Contest], share: float, low: float, high: float
-) -> float:
-    """Find the popularity with which new items, placed with none, take a share of all slots."""
-    return _bisect(
-        contests,
-        lambda contest, level: contest.scores + level * contest.popularity_weight,
-        share,
-        low,
-        high,
-    )
-
-
-def find_length(contests: Sequence[Contest], share: float) -> float:
-    """Find the factor of their vectors with which new items take a share of all slots."""
-    return _bisect(
-        contests,
-        lambda contest, length: contest.scores * length,
-        share,
-        MIN_LENGTH,
-        MAX_LENGTH,
-    )
-
-
-def _bisect(
+def find_fair(
     contests: Sequence[Contest],
     rescore: Callable[[Contest, float], Tensor],
     share: float,

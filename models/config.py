@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 from serve.errors import SchemaError
 from serve.schema import Similarity
@@ -52,8 +52,9 @@ class ModelConfig:
             self._check(name, 0, math.inf, "an integer from 0")
         for name in ("dropout", "id_dropout"):
             self._check(name, 0, 1, "a number from 0 to below 1")
-        least = sys.float_info.min
-        self._check("learning_rate", least, math.inf, "a finite number above 0")
+        self._check(
+            "learning_rate", sys.float_info.min, math.inf, "a finite number above 0"
+        )
 
     def _check(self, name: str, low: float, below: float, allowed: str) -> None:
         value = getattr(self, name)
@@ -86,6 +87,5 @@ class Recipe:
 
     def to_config(self) -> ModelConfig:
         """Return the public keys."""
-        values = asdict(self)
         names = [field.name for field in fields(ModelConfig)]
-        return ModelConfig(**{name: values[name] for name in names})
+        return ModelConfig(**{name: getattr(self, name) for name in names})

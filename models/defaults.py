@@ -225,7 +225,6 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
     dropout = family.dropout_of_many if has_many else family.dropout
     id_dropout = family.id_dropout if counts.has_content else 0.0
     placed = "items too" if id_dropout else "cold items alone"
-    weights = "weights of items that follow each other or go together"
 
     return {
         "dim": (family.dim, shape),
@@ -233,7 +232,10 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "dropout": (dropout, events),
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
-        "neighbours": (_neighbours(counts, family), f"{catalogue}: {weights}"),
+        "neighbours": (
+            _neighbours(counts, family),
+            f"{catalogue}: items that go together",
+        ),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
         "batch_size": (_batch_size(counts, family), f"{examples}, {shape}"),

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from datamodules.batch import Tensors
 from models.cold_items import ColdItems
-from models.memory import memory_inputs
 from models.towers import Towers
 from models.user_tower import UserTower
 from serve.arrays import Floats, Ints
@@ -160,8 +159,7 @@ def run_user_tower(tower: UserTower, arrays: Tensors) -> Tensor | tuple[Tensor, 
     fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
     if tower.memory is None:
         return tower.finish(fused)  # (B, W)
-    inputs = memory_inputs(arrays, arrays["owned_vectors"])
-    return tower.remember(fused, inputs)  # (B, W), (E,)
+    return tower.remember(fused, arrays)  # (B, W), (E,)
 
 
 def run_cold_items(cold_items: ColdItems, arrays: Tensors) -> Tensor:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+from torch.nn.functional import embedding, embedding_bag
+from torch.nn.init import normal_
 
 from serve.encode import code_slices, value_slices
 from serve.kinds import PADDING, UNKNOWN, Feature
@@ -24,10 +25,6 @@ class FeatureEmbedding(nn.Module):
         features: the features, in the order of the encoded columns.
         dim: D.
     """
-
-    code_offsets: Tensor
-    feature_of_column: Tensor
-    missing_columns: Tensor
 
     def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
         super().__init__()
@@ -53,9 +50,9 @@ class FeatureEmbedding(nn.Module):
         missing_columns = torch.tensor(stops, dtype=torch.int64) - 1
         feature_of_column = torch.zeros(n_columns, max(len(slices), 1))  # (C, features)
         feature_of_column[torch.arange(n_columns), columns] = 1.0
-        self.register_buffer("missing_columns", missing_columns, persistent=False)
-        self.register_buffer("code_offsets", code_offsets, persistent=False)
-        self.register_buffer("feature_of_column", feature_of_column, persistent=False)
+        self.missing_columns = nn.Buffer(missing_columns, persistent=False)
+        self.code_offsets = nn.Buffer(code_offsets, persistent=False)
+        self.feature_of_column = nn.Buffer(feature_of_column, persistent=False)
         self._catalogue: tuple[Tensor, Tensor, Tensor] | None = None
         self.reset_parameters()
 
@@ -63,8 +60,8 @@ class FeatureEmbedding(nn.Module):
         return {**self.__dict__, "_catalogue": None}  # sparse matrices cannot be copied
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.table.weight, std=0.02)
-        nn.init.normal_(self.number_table, std=0.02)
+        normal_(self.table.weight, std=0.02)
+        normal_(self.number_table, std=0.02)
         with torch.no_grad():
             for offset in sorted(set(self.code_offsets.tolist())):
                 self.table.weight[offset + PADDING] = 0.0
@@ -81,8 +78,7 @@ class FeatureEmbedding(nn.Module):
             (B, D) embedded rows.
         """
         if not self.has_features:
-            weight = self.table.weight
-            return weight.new_zeros(codes.shape[0], self.dim)  # (B, D)
+            return self.table.weight.new_zeros(codes.shape[0], self.dim)  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
         return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)
@@ -125,13 +121,13 @@ class FeatureEmbedding(nn.Module):
 
         # A single code has the whole share of its feature, or is padding, whose row is zero.
         if is_exporting and self.has_single_codes:
-            return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
+            return embedding(rows, weight).sum(dim=1)  # (B, D)
         share = self._share(codes, dtype)  # (B, C)
 
         if is_exporting:
-            vectors = functional.embedding(rows, weight)  # (B, C, D)
+            vectors = embedding(rows, weight)  # (B, C, D)
             return (vectors * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
-        return functional.embedding_bag(
+        return embedding_bag(
             rows, weight, mode="sum", per_sample_weights=share
         )  # (B, D)
 

@@ -13,17 +13,11 @@ from typing import Any
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import (
-    Callback,
-    EarlyStopping,
-    ModelCheckpoint,
-    RichProgressBar,
-)
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich import get_console
 
-from datamodules.batch import WindowBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.two_tower import NDCG, TRAIN_LOSS, TwoTower
@@ -54,7 +48,7 @@ QUIET = (
 
 
 class EpochLog(Callback):
-    """Write loss and validation of each epoch to a CSV file, and monitor the recent validation.
+    """Write loss and validation of each epoch to a CSV file; monitor the recent validation.
 
     Checkpoints hold the rows, so that a resumed training has all of them; the first epoch is 1.
 
@@ -68,6 +62,18 @@ class EpochLog(Callback):
         self.prints = prints
         self.rows: list[dict[str, float]] = []
         self.validated: dict[str, float] = {}
+        self.n_targets = 0
+        self.best = float("-inf")
+        self.training = self.to_best = 0.0
+        self.started = self.resumed = time.perf_counter()
+
+    @property
+    def pace(self) -> dict[str, float]:
+        """Targets per second of training, and seconds until the best validation."""
+        return {
+            "targets_per_second": round(self.n_targets / max(self.training, 1e-9), 1),
+            "seconds_to_best": round(self.to_best, 2),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows}
@@ -75,96 +81,60 @@ class EpochLog(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = state_dict["rows"]
 
-    def on_validation_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    def on_train_start(self, *_: Any) -> None:
+        self.started = self.resumed = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
+        self.n_targets += int((batch.target_weights > 0).sum())
+        now = time.perf_counter()
+        self.training += now - self.resumed
+        self.resumed = now
+
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Add the mean of the last validations as a metric of its own."""
         metrics = trainer.callback_metrics
         values = [row[NDCG] for row in self.rows if NDCG in row]
         values.append(float(metrics[NDCG]))
         recent = values[-N_RECENT:]
-        metrics[MONITOR] = metrics[NDCG].new_tensor(sum(recent) / len(recent))
-        for name, value in metrics.items():
-            if name.startswith("val_"):
-                self.validated[name] = float(value)
+        mean = sum(recent) / len(recent)
+        metrics[MONITOR] = metrics[NDCG].new_tensor(mean)
+        self.resumed = time.perf_counter()
+        if mean > self.best:
+            self.best = mean
+            self.to_best = self.resumed - self.started
+        self.validated = {
+            name: float(value)
+            for name, value in metrics.items()
+            if name.startswith("val_")
+        }
 
-    def on_train_epoch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Add the epoch; the checkpoint is written after this."""
         loss = float(trainer.callback_metrics[TRAIN_LOSS])
         epoch = trainer.current_epoch + 1
         row = {"epoch": epoch, "step": trainer.global_step, TRAIN_LOSS: loss}
-        row.update(self.validated)
-        self.rows.append(row)
-        self.validated = {}
+        self.rows.append(row | self.validated)
         table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, table.encode())
 
         if self.prints:
-            figures = f"{TRAIN_LOSS} {loss:.4f}"
-            if NDCG in row:
-                figures += f", {NDCG} {row[NDCG]:.4f}"
-            line = f"epoch {epoch} of {trainer.max_epochs}: {figures}"
+            line = f"epoch {epoch} of {trainer.max_epochs}: {TRAIN_LOSS} {loss:.4f}"
+            if NDCG in self.validated:
+                line += f", {NDCG} {self.validated[NDCG]:.4f}"
             get_console().print(line, highlight=False)
-
-
-class Pace(Callback):
-    """Measure the targets per second of training and the seconds until the best validation."""
-
-    def __init__(self) -> None:
-        self.n_targets = 0
-        self.best = float("-inf")
-        self.training = self.to_best = 0.0
-        self.started = self.resumed = time.perf_counter()
-
-    def summary(self) -> dict[str, float]:
-        pace = self.n_targets / max(self.training, 1e-9)
-        return {
-            "targets_per_second": round(pace, 1),
-            "seconds_to_best": round(self.to_best, 2),
-        }
-
-    def on_train_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        self.started = self.resumed = time.perf_counter()
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        if isinstance(batch, WindowBatch):
-            self.n_targets += int(batch.is_target.sum())
-        else:
-            self.n_targets += len(batch.target_rows)
-        now = time.perf_counter()
-        self.training += now - self.resumed
-        self.resumed = now
-
-    def on_validation_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        self.resumed = time.perf_counter()
-        value = float(trainer.callback_metrics.get(MONITOR, self.best))
-        if value > self.best:
-            self.best = value
-            self.to_best = self.resumed - self.started
+        self.validated = {}
 
 
 class ResumedStopping(EarlyStopping):
     """Stop by the validation; a stopped training that is resumed does not begin another epoch."""
 
-    def on_train_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        is_running = self.stopping_reason is EarlyStoppingReason.NOT_STOPPED
-        trainer.should_stop = not is_running
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        trainer.should_stop = (
+            self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+        )
 
 
 def fit(
@@ -188,21 +158,20 @@ def fit(
         origin: JSON values that the run is made of; a checkpoint of others is refused.
 
     Returns:
-        The epochs of these weights, and the summary of `Pace`.
+        The epochs of these weights, and the pace.
 
     Raises:
         SchemaError: an option cannot be used here, or the checkpoint is of another run.
         SystemExit: with `TERMINATED` on SIGTERM.
     """
     checkpoints = folder / CHECKPOINTS / stage
-    pace = Pace()
     options = dict(trainer_options)
     patience = model.recipe.patience if data.validation_batches else None
-    has_bar = bool(options.pop("enable_progress_bar", True))
-    shows_bar = has_bar and get_console().is_terminal
-    log = EpochLog(folder / LOGS / stage / CURVES, prints=has_bar and not shows_bar)
-    bar = [RichProgressBar(leave=False)] if shows_bar else []
-    callbacks = [log, pace, *bar, *_make_checkpoints(checkpoints, patience)]
+    is_shown = options.pop("enable_progress_bar", True)
+    is_terminal = get_console().is_terminal
+    options["enable_progress_bar"] = is_shown and is_terminal
+    log = EpochLog(folder / LOGS / stage / CURVES, is_shown and not is_terminal)
+    callbacks = [log, *_make_checkpoints(checkpoints, patience)]
     last = checkpoints / f"{LAST}.ckpt"
     start = str(last) if last.exists() else None
 
@@ -216,12 +185,11 @@ def fit(
         raise SystemExit(TERMINATED)
     best = last if patience is None else checkpoints / f"{BEST}.ckpt"
     if not best.exists():
-        event = "an epoch did" if patience is None else "its first validation"
         raise SchemaError(
-            f"the training ended before {event}: see --trainer.max_time, max_steps, "
-            "limit_train_batches and check_val_every_n_epoch"
+            "the training ended before its first epoch or validation: see --trainer.max_time, "
+            "max_steps, limit_train_batches and check_val_every_n_epoch"
         )
-    return _load_weights(model, best), pace.summary()
+    return _load_weights(model, best), log.pace
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
@@ -258,13 +226,11 @@ def _make_trainer(
     options: dict[str, Any],
 ) -> pl.Trainer:
     callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
-    has_bar = any(isinstance(callback, RichProgressBar) for callback in callbacks)
-    if options.get("precision") not in PRECISIONS:
-        precision = options["precision"]
+    precision = options.get("precision")
+    if precision not in PRECISIONS:
         allowed = "32-true, 16-mixed, bf16-mixed"
         raise SchemaError(f"trainer.precision is {precision!r}; allowed: {allowed}")
-    ours: dict[str, Any] = {
-        "enable_progress_bar": has_bar,
+    options = {
         "max_epochs": max_epochs,
         # Others, as of a Mac, lack 64 bit numbers.
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",
@@ -276,9 +242,10 @@ def _make_trainer(
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "gradient_clip_val": 1.0,
+        **options,
     }
     try:
-        trainer = pl.Trainer(**{**ours, **options}, callbacks=callbacks)
+        trainer = pl.Trainer(**options, callbacks=callbacks)
     except (
         MisconfigurationException,
         ValueError,
@@ -288,8 +255,9 @@ def _make_trainer(
         raise SchemaError(f"trainer: {say(error)}") from error
 
     if trainer.world_size > 1:
-        processes = f"{trainer.world_size} processes"
-        raise SchemaError(f"trainer: {processes}; allowed: one device of one node")
+        raise SchemaError(
+            f"trainer: {trainer.world_size} processes; allowed: one device of one node"
+        )
     return trainer
 
 

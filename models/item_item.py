@@ -28,8 +28,7 @@ singular vectors, l pairs of events.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +37,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
 from evaluation.ease import ease_weights, invert_regularised
+from evaluation.ranking import tiles
 from serve.arrays import Flags, Floats, Ints
 
 # Items of a matrix that is inverted, the most popular ones; the others get no weights from it.
@@ -80,18 +80,16 @@ class Interactions:
 
     def only_targets(self) -> Interactions:
         """Leave out the events that only stand in histories."""
-        is_target = self.is_target
-        user = self.user[is_target]
-        item = self.item[is_target]
-        return Interactions(
-            user, item, is_target[is_target], self.n_users, self.n_items
+        kept = self.is_target
+        return replace(
+            self, user=self.user[kept], item=self.item[kept], is_target=kept[kept]
         )
 
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
-        n_used = np.count_nonzero(n_users)
-        return np.argsort(-n_users, kind="stable")[: max(1, min(n_used, n))]
+        n = min(n, int(np.count_nonzero(n_users)))
+        return np.argsort(-n_users, kind="stable")[: max(1, n)]
 
 
 def ease(
@@ -114,16 +112,6 @@ def ease(
     matrix = interactions.matrix()[:, items]  # (U, n)
     weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
     return keep_largest(weights, items, interactions.n_items, top_k)
-
-
-def ease_of_targets(
-    interactions: Interactions, top_k: int, ridge: float
-) -> sp.csr_array:
-    """Return the weights of EASE from targets alone.
-
-    Items that users only viewed or rated low are no sign of what they like.
-    """
-    return ease(interactions.only_targets(), top_k, ridge)
 
 
 def next_item(
@@ -187,11 +175,10 @@ def gf_cf(
     columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
 
     parts = []
-    for chunk in _chunks(n_items):
+    for chunk in tiles(n_items, n_items, CHUNK):
         linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
         weights = rows[chunk] @ columns + linear  # (c, N)
-        own = np.arange(len(weights))  # (c,)
-        weights[own, own + chunk.start] = 0
+        weights[np.arange(len(chunk)), chunk] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
@@ -225,7 +212,8 @@ def keep_largest(
     The diagonal is dropped, and overwritten.
     """
     np.fill_diagonal(weights, 0)
-    parts = [_largest_of_rows(weights[chunk], top_k) for chunk in _chunks(len(items))]
+    chunks = tiles(len(items), len(items), CHUNK)
+    parts = [_largest_of_rows(weights[chunk], top_k) for chunk in chunks]
     stacked = sp.vstack(parts, format="coo")  # (n, n)
     cells = (items[stacked.row], items[stacked.col])
     largest = sp.csr_array((stacked.data, cells), (n_items, n_items))
@@ -245,12 +233,6 @@ def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
     largest.sort_indices()
 
     return largest
-
-
-def _chunks(n_items: int) -> Iterator[slice]:
-    width = max(1, CHUNK // max(n_items, 1))
-    for start in range(0, n_items, width):
-        yield slice(start, min(start + width, n_items))
 
 
 def _count_pairs(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import normalize
+from torch.nn.init import normal_, zeros_
 
 from models.config import Recipe
 from models.features import FeatureEmbedding
@@ -33,10 +34,11 @@ class ItemTower(nn.Module):
         self.affinity_dim = AFFINITY_DIM if has_affinity else 0
         self.id_table = nn.Embedding(n_items, self.dim)
         self.content = FeatureEmbedding(features, self.dim)
-        n_categories = max(count_categories(features), 1)
-        self.affinity_table = nn.Embedding(n_categories, self.affinity_dim)
-        nn.init.normal_(self.id_table.weight, std=0.02)
-        nn.init.zeros_(self.affinity_table.weight)
+        self.affinity_table = nn.Embedding(
+            max(count_categories(features), 1), self.affinity_dim
+        )
+        normal_(self.id_table.weight, std=0.02)
+        zeros_(self.affinity_table.weight)
 
     def forward(
         self,
@@ -63,8 +65,9 @@ class ItemTower(nn.Module):
             draws = torch.rand(len(item_rows), device=ids.device)  # (N,)
             is_dropped = (draws < self.id_dropout) & has_content  # (N,)
             ids = ids * (~is_dropped).unsqueeze(1)  # (N, D)
-        taste = self.normalise(ids + content)  # (N, D)
-        return self.complete(taste, categories, popularity)  # (N, W)
+        return self.complete(
+            self.normalise(ids + content), categories, popularity
+        )  # (N, W)
 
     def complete(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
         """Complete taste (N, D) to vectors (N, W)."""
@@ -75,4 +78,4 @@ class ItemTower(nn.Module):
     def normalise(self, taste: Tensor) -> Tensor:
         if self.similarity == "dot":
             return taste  # (N, D)
-        return functional.normalize(taste, dim=-1)  # (N, D)
+        return normalize(taste, dim=-1)  # (N, D)

@@ -76,21 +76,26 @@ def repeat_loss(
     padded = torch.cat([bonus, bonus.new_zeros(1)])  # (E + 1,), row -1 reads the zero
     logits = target_logits(users, items, batch.target_users, batch.target_rows)  # (M,)
     logits = logits + padded[batch.target_owned]  # (M,)
-    weights = batch.target_weights  # (M,)
-    among_all = softmax_loss(users, items, memory, logits, batch.target_users, weights)
+    among_all = softmax_loss(
+        users, items, memory, logits, batch.target_users, batch.target_weights
+    )
     return among_all + NOVEL_WEIGHT * novel_loss(users, items, batch)  # scalar
 
 
 def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
     """Rank the novel targets among the items (N, W) that are not owned, for users (B, W)."""
     barred = torch.full(batch.owned_rows.shape, -torch.inf, device=users.device)  # (E,)
-    is_novel = batch.target_owned < 0  # (M,)
-    rows = batch.target_users[is_novel]  # (novel targets,)
-    targets = batch.target_rows[is_novel]  # (novel targets,)
-    weights = batch.target_weights[is_novel]  # (novel targets,)
+    rows, targets, weights = novel_targets(batch)  # (novel targets,) each
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     owned = Sparse(batch.owned_users, batch.owned_rows, barred)
     return softmax_loss(users, items, owned, logits, rows, weights)
+
+
+def novel_targets(batch: RequestBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Return request, item and weight of the targets that are not owned."""
+    is_novel = batch.target_owned < 0  # (M,)
+    rows = batch.target_users[is_novel]
+    return rows, batch.target_rows[is_novel], batch.target_weights[is_novel]
 
 
 def softmax_loss(
@@ -166,8 +171,9 @@ def weighted_log_sum_exp(
             of_cells = powers[rows, columns]  # (cells of the chunk,)
             by_values[cells] = of_cells * factor[rows, 0]  # (cells of the chunk,)
 
-    gradients = (by_users, by_items, by_values)
-    return with_gradients(total, gradients, (users, items, values))  # scalar
+    return with_gradients(
+        total, (by_users, by_items, by_values), (users, items, values)
+    )  # scalar
 
 
 def chunks(
@@ -208,8 +214,9 @@ def target_logits(
     users: Tensor, items: Tensor, target_rows: Tensor, target_items: Tensor
 ) -> Tensor:
     """Compute users . items of single pairs in at least float32, (M,)."""
-    targets = embedding(target_items, items)  # (M, W)
-    return pair_logits(embedding(target_rows, users), targets)  # (M,)
+    return pair_logits(
+        embedding(target_rows, users), embedding(target_items, items)
+    )  # (M,)
 
 
 def pair_logits(users: Tensor, items: Tensor) -> Tensor:

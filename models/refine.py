@@ -2,7 +2,6 @@
 
     score(u, i) = u . v_i  +  sum over j in history of w_j B[j, i]  +  m_u(i)  +  t_i
 
-    B = sum over k of alpha_k B_k            the estimators B_k are those of `models.item_item`
     B = sum over k of alpha_k B_k        the estimators B_k are those of `models.item_item`
     w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
                                          times that where j is in the context of the request
@@ -39,7 +38,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
-from models.item_item import Interactions, ease, ease_of_targets, gf_cf, next_item
+from models.item_item import Interactions, ease, gf_cf, next_item
 from models.towers import Towers
 from models.validation import (
     Figures,
@@ -81,7 +80,7 @@ MIN_FACTORS = 8
 MAX_FACTORS = 256
 ITEMS_PER_FACTOR = 32
 
-Estimator = Callable[[Interactions], sp.csr_array]
+Estimator = Callable[[], sp.csr_array]
 
 
 @dataclass(frozen=True)
@@ -123,12 +122,10 @@ class Refinement:
             parts.append(f"events in the same context {1 + self.context_gain:g} times")
         if self.content_events:
             parts.append(f"content worth {self.content_events:g} events")
-        gain = "the usual"
+        line = f"refined by {', '.join(parts) or 'nothing'}"
         if self.ndcg:
-            before = f"validation NDCG@10 {self.ndcg_before:.4f} before"
-            gain = f"{before}, {self.ndcg:.4f} after"
-
-        return f"refined by {', '.join(parts) or 'nothing'}: {gain}"
+            line += f": validation NDCG@10 {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
+        return line
 
 
 class Candidate(NamedTuple):
@@ -136,6 +133,10 @@ class Candidate(NamedTuple):
 
     refinement: Refinement
     figures: Figures
+
+    @property
+    def ndcg(self) -> float:
+        return mean_of_views(self.figures)
 
 
 def list_plans(data: InteractionsDataModule) -> list[Plan]:
@@ -155,28 +156,27 @@ def list_estimators(
     """Return the estimators that plans may name, each with its arguments."""
     if not top_k:
         return {}
+    interactions = read_interactions(data)
+    estimate = partial(ease, interactions, top_k)
     if data.schema.repeats == "allow":
-        ridge = RIDGE_BESIDE_MEMORY
-        popular = partial(ease, top_k=top_k, ridge=ridge, max_items=MAX_BESIDE_MEMORY)
-        return {"ease": popular}
-    n_items = len(np.unique(data.sequences.events.item_row))
+        return {"ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY)}
+    n_items = len(np.unique(interactions.item))
     n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
     estimators: dict[str, Estimator] = {
-        "ease": partial(ease, top_k=top_k, ridge=RIDGE),
-        "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
+        "ease": partial(estimate, RIDGE),
+        "gf_cf": partial(gf_cf, interactions, top_k, n_factors, seed),
     }
 
-    if not (data.sequences.target_weight > 0).all():
+    if not interactions.is_target.all():
+        # Items that users only viewed or rated low are no sign of what they like.
         estimators["ease_of_targets"] = partial(
-            ease_of_targets, top_k=top_k, ridge=RIDGE
+            ease, interactions.only_targets(), top_k, RIDGE
         )
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
-        estimators["next_item"] = partial(
-            next_item, top_k=top_k, ridge=RIDGE, decay=decay
-        )
+        estimators["next_item"] = partial(next_item, interactions, top_k, RIDGE, decay)
         if data.schema.has_datetime:
-            estimators["trend"] = lambda _: find_trend(data)
+            estimators["trend"] = partial(find_trend, data)
     return estimators
 
 
@@ -213,62 +213,45 @@ def choose(
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
-        shrinkage = fit_shrinkage(towers, data, seed)
+        shrinkage = Shrinkage(towers, data.count_targets(), seed)
     stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
     batches = data.validation_batches[:: max(stride, 1)]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
 
-    validation = encode_validation(towers, batches)
+    validation = Validation(towers, batches)
     before = validation.ndcg
     strength = 0.0
     if shrinkage is not None:
         shrinkage.apply(STRENGTH)
-        shrunk = encode_validation(towers, batches)
+        shrunk = Validation(towers, batches)
         if shrunk.ndcg >= (1 + MIN_GAIN) * before:
             validation = shrunk
             strength = STRENGTH
         else:
             shrinkage.apply(0.0)
 
-    interactions = read_interactions(data)
     requests = list(data.drawn_requests(MAX_DRAWN))
     best = Candidate(Refinement(), validation.figures)
 
     for plan in plans:
         start = _start(plan, estimators, strength)
         planned = {name: estimators[name] for name in start.alphas}
-        weights = build_weights(planned, interactions, towers, requests, plan.decay)
-        usual = Candidate(start, _rank(validation, weights, start, [start.alphas])[0])
+        weights = build_weights(planned, towers, requests, plan.decay)
+        (usual,) = _rank(validation, weights, start, [start.alphas])
         if data.schema.context_features:
             usual = _choose_gain(validation, weights, usual)
         is_usual = plan is plans[0]
         # A search takes long.
-        if is_usual or mean_of_views(usual.figures) >= mean_of_views(best.figures):
-            errors = plan.standard_errors
-            chosen = _choose_alphas(validation, weights, usual, errors)
+        if is_usual or usual.ndcg >= best.ndcg:
+            chosen = _choose_alphas(validation, weights, usual, plan.standard_errors)
             if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
                 best = chosen
 
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    ndcg = mean_of_views(best.figures)
-    return replace(best.refinement, ndcg=ndcg, ndcg_before=before)
-
-
-def encode_validation(towers: Towers, batches: Sequence[RequestBatch]) -> Validation:
-    """Make the vectors of validation requests, all as of one moment."""
-    items = towers.item_vectors(batches[0].popularity)  # (N, W)
-    users = [
-        towers.request_vectors(batch, items) for batch in batches
-    ]  # (B, W), (E,) each
-    has_memory = towers.user_tower.memory is not None
-    return Validation(batches, items, users, has_memory)
-
-
-def fit_shrinkage(towers: Towers, data: InteractionsDataModule, seed: int) -> Shrinkage:
-    return Shrinkage(towers, torch.from_numpy(data.count_targets()), seed)
+    return replace(best.refinement, ndcg=best.ndcg, ndcg_before=before)
 
 
 def _start(
@@ -283,33 +266,31 @@ def _rank(
     weights: WeightsByName,
     refinement: Refinement,
     trials: Sequence[Mapping[str, float]],
-) -> list[Figures]:
-    decay = refinement.decay
-    return validation.rank(weights, trials, decay, refinement.context_gain)
+) -> list[Candidate]:
+    """Rank the validation by a refinement with each of the alphas."""
+    ranked = validation.rank(weights, trials, refinement.decay, refinement.context_gain)
+    return [
+        Candidate(replace(refinement, alphas=alphas), figures)
+        for alphas, figures in zip(trials, ranked, strict=True)
+    ]
 
 
 def _choose_gain(
-    validation: Validation, weights: WeightsByName, start: Candidate
+    validation: Validation, weights: WeightsByName, best: Candidate
 ) -> Candidate:
     """Let events in the context of the request count more if that ranks clearly better."""
-    best = start
     for gain in CONTEXT_GAINS:
         refinement = replace(best.refinement, context_gain=gain)
-        figures = _rank(validation, weights, refinement, [refinement.alphas])[0]
-        if is_better(figures, best.figures, PLAN_ERRORS):
-            best = Candidate(refinement, figures)
+        (ranked,) = _rank(validation, weights, refinement, [refinement.alphas])
+        if is_better(ranked.figures, best.figures, PLAN_ERRORS):
+            best = ranked
     return best
 
 
 def _choose_alphas(
-    validation: Validation,
-    weights: WeightsByName,
-    start: Candidate,
-    errors: float,
+    validation: Validation, weights: WeightsByName, best: Candidate, errors: float
 ) -> Candidate:
     """Set each alpha in turn to the nearest value that no other one beats significantly."""
-    best = start
-
     others_of_search: dict[str, Mapping[str, float]] = {}
     for name in [*weights] * ROUNDS:
         alphas = best.refinement.alphas
@@ -318,15 +299,15 @@ def _choose_alphas(
             continue
         others_of_search[name] = trials[0]
         ranked = _rank(validation, weights, best.refinement, trials)
-        highest = max(ranked, key=mean_of_views)
-        if not is_better(highest, best.figures, errors):
-            continue
-        now = bisect_left(ALPHAS, alphas[name])
-        for trial in sorted(range(len(trials)), key=lambda trial: abs(trial - now)):
-            if not is_better(highest, ranked[trial], errors):
-                refinement = replace(best.refinement, alphas=trials[trial])
-                best = Candidate(refinement, ranked[trial])
-                break
+        highest = max(ranked, key=lambda candidate: candidate.ndcg).figures
+        if is_better(highest, best.figures, errors):
+            now = bisect_left(ALPHAS, alphas[name])
+            nearest = sorted(range(len(ALPHAS)), key=lambda trial: abs(trial - now))
+            best = next(
+                ranked[trial]
+                for trial in nearest
+                if not is_better(highest, ranked[trial].figures, errors)
+            )
     return best
 
 
@@ -348,29 +329,22 @@ def apply(
         seed: of the fits.
     """
     if refinement.content_events:
-        fit_shrinkage(towers, data, seed).apply(refinement.content_events)
+        shrinkage = Shrinkage(towers, data.count_targets(), seed)
+        shrinkage.apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
-
-    chosen = {}
-    for name, alpha in refinement.alphas.items():
-        if alpha and name in estimators:
-            chosen[name] = estimators[name]
-
+    chosen = {
+        name: estimators[name]
+        for name, alpha in refinement.alphas.items()
+        if alpha and name in estimators
+    }
     requests = list(data.drawn_requests(MAX_DRAWN))
-    interactions = read_interactions(data)
-    weights = build_weights(chosen, interactions, towers, requests, refinement.decay)
+    weights = build_weights(chosen, towers, requests, refinement.decay)
 
+    terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
-    of_items: Any = sp.csr_array((n_items, n_items), dtype=np.float32)
-    trend: Any = sp.csr_array((1, n_items), dtype=np.float32)
-
-    for name, matrix in weights.items():
-        term = refinement.alphas[name] * matrix  # (N, N), or (1, N) of the trend
-        if name == "trend":
-            trend = term
-        else:
-            of_items = of_items + term
-
+    trend = terms.pop("trend", sp.csr_array((1, n_items), dtype=np.float32))
+    nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
+    of_items = sum(terms.values(), nothing)  # (N, N)
     of_items.sort_indices()
     towers.neighbours = Neighbours(
         of_items.indptr.astype(np.int64),
@@ -385,15 +359,17 @@ def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
     events = data.sequences.events
     is_target = data.sequences.target_weight > 0  # (E,)
-    n_users = len(data.sequences.user_ids)
     return Interactions(
-        events.segments, events.item_row, is_target, n_users, len(data.catalogue)
+        events.segments,
+        events.item_row,
+        is_target,
+        len(data.sequences.user_ids),
+        len(data.catalogue),
     )
 
 
 def build_weights(
     estimators: Mapping[str, Estimator],
-    interactions: Interactions,
     towers: Towers,
     requests: Sequence[RequestBatch],
     decay: float,
@@ -402,7 +378,6 @@ def build_weights(
 
     Args:
         estimators: the estimators, by name.
-        interactions: events of U users with N items.
         towers: trained towers in evaluation mode.
         requests: requests whose scores are compared.
         decay: see `add_up`.
@@ -412,20 +387,18 @@ def build_weights(
         scores of the towers.
     """
     scores = []
-
     is_compared: list[Any] = []
     for batch in requests:
         items = towers.item_vectors(batch.popularity)  # (N, W)
-        users, _ = towers.request_vectors(batch, items)  # (B, W)
+        users, bonus = towers.request_vectors(batch, items)  # (B, W)
         scores.append(users @ items.T)  # (B, N)
-        has_memory = towers.user_tower.memory is not None
-        is_compared.append(~batch.mark_owned(towers.n_items) if has_memory else ...)
+        is_compared.append(... if bonus is None else ~batch.mark_owned(len(items)))
 
     spread_of_towers = _spread(scores, is_compared)
 
     weights = {}
     for name, estimate in estimators.items():
-        matrix = estimate(interactions)  # (N, N)
+        matrix = estimate()  # (N, N)
         sums = [add_up(batch, matrix, decay) for batch in requests]  # (B, N) each
         spread = max(_spread(sums, is_compared), MIN_SPREAD)
         weights[name] = matrix * np.float32(spread_of_towers / spread)

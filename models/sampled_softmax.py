@@ -6,7 +6,7 @@ entries of the pool. Users are divided by the temperature before any correction.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from datamodules.batch import RequestBatch, WindowBatch
 from models.losses import (
     at_least_float32,
     chunks,
+    novel_targets,
     pair_logits,
     target_logits,
     to_powers,
@@ -32,6 +33,10 @@ class Negatives:
 
     rows: Tensor  # (K,) item rows; one may occur more than once
     log_expected: Tensor  # (K,) log of how often that item is expected among the K
+
+    def correct(self, is_own: Tensor) -> Tensor:
+        """Return what is added to their logits in windows or requests, which bar some: (B, K)."""
+        return torch.where(is_own, -torch.inf, -self.log_expected)  # (B, K)
 
 
 @dataclass(frozen=True)
@@ -72,8 +77,9 @@ class NegativeSampler:
 
     def to(self, device: torch.device) -> NegativeSampler:
         """Draw on a device."""
-        log_expected = self.log_expected.to(device)  # (N,)
-        return replace(self, pool=self.pool.to(device), log_expected=log_expected)
+        return NegativeSampler(
+            self.n_negatives, self.pool.to(device), self.log_expected.to(device)
+        )
 
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""
@@ -81,14 +87,6 @@ class NegativeSampler:
         drawn = torch.randint(n, (self.n_negatives,), device=self.pool.device)  # (K,)
         rows = self.pool[drawn]  # (K,)
         return Negatives(rows, self.log_expected[rows])
-
-
-@dataclass(frozen=True)
-class Masked:
-    """The negatives that do not count for a row: items of its window or request."""
-
-    is_own: Tensor  # (B, K) bool: of each window or request
-    of_row: Tensor  # (R,) window or request of each row
 
 
 def sampled_window_loss(
@@ -105,19 +103,17 @@ def sampled_window_loss(
     Returns:
         The loss, a scalar.
     """
-    windows = batch.targets[0]  # (M,)
     histories = batch.history_rows  # (B, L)
     weights = batch.target_weights[batch.targets]  # (M,)
-    targets = embedding(histories[batch.targets], items)  # (M, W)
-    logits = pair_logits(users, targets)  # (M,)
-    lengths = batch.arrays["history_lengths"]  # (B,)
-    is_own = find_own(histories, lengths, negatives.rows, len(items))  # (B, K)
-    masked = Masked(is_own, windows)
+    logits = pair_logits(users, embedding(histories[batch.targets], items))  # (M,)
+    is_own = find_own(
+        histories, batch.arrays["history_lengths"], negatives.rows, len(items)
+    )  # (B, K)
+    shifts = negatives.correct(is_own)  # (B, K)
     rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = embedding(negatives.rows, items)  # (K, W)
-
     return sampled_softmax_loss(
-        users, vectors, negatives.log_expected, masked, logits, rows, weights
+        users, vectors, shifts, batch.targets[0], logits, rows, weights
     )
 
 
@@ -135,29 +131,24 @@ def sampled_novel_loss(
     Returns:
         The loss, a scalar.
     """
-    is_novel = batch.target_owned < 0  # (M,)
-    rows = batch.target_users[is_novel]  # (novel targets,)
-    targets = batch.target_rows[is_novel]  # (novel targets,)
-    weights = batch.target_weights[is_novel]  # (novel targets,)
+    rows, targets, weights = novel_targets(batch)  # (novel targets,) each
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     own_users = torch.cat([batch.owned_users, rows])  # (E + novel targets,)
     own_items = torch.cat([batch.owned_rows, targets])  # (E + novel targets,)
     is_own = mark_owned(
         own_users, own_items, len(users), negatives.rows, len(items)
     )  # (B, K)
-    masked = Masked(is_own, torch.arange(len(users), device=users.device))
+    shifts = negatives.correct(is_own)  # (B, K)
+    requests = torch.arange(len(users), device=users.device)  # (B,)
     vectors = embedding(negatives.rows, items)  # (K, W)
-
-    return sampled_softmax_loss(
-        users, vectors, negatives.log_expected, masked, logits, rows, weights
-    )
+    return sampled_softmax_loss(users, vectors, shifts, requests, logits, rows, weights)
 
 
 def sampled_softmax_loss(
     users: Tensor,
     negatives: Tensor,
-    log_expected: Tensor,
-    masked: Masked,
+    shifts: Tensor,
+    of_row: Tensor,
     logits: Tensor,
     target_rows: Tensor,
     weights: Tensor,
@@ -170,8 +161,8 @@ def sampled_softmax_loss(
     Args:
         users: (R, W) user vectors, divided by the temperature.
         negatives: (K, W) vectors of the negatives.
-        log_expected: (K,) log of how often each is expected among the K.
-        masked: negatives that do not count for a row.
+        shifts: (B, K) of windows or requests, as `Negatives.correct` returns them.
+        of_row: (R,) window or request of each row.
         logits: (M,) logits of the targets.
         target_rows: (M,) row of each target, ascending.
         weights: (M,) weight of each target, a constant.
@@ -182,7 +173,6 @@ def sampled_softmax_loss(
     Source: Khrylchenko et al., 2025, arXiv 2507.09331.
     """
     shares = to_shares(weights, logits)  # (M,)
-    shifts = torch.where(masked.is_own, -torch.inf, -log_expected)  # (B, K)
     shifts = shifts.to(logits.dtype)  # (B, K)
     users = at_least_float32(users)  # (R, W)
     negatives = at_least_float32(negatives)  # (K, W)
@@ -195,9 +185,7 @@ def sampled_softmax_loss(
         for span, targets, room in chunks(
             users, len(negatives), target_rows, CHUNK_CELLS
         ):
-            others = torch.index_select(
-                shifts, 0, masked.of_row[span], out=room
-            )  # (chunk, K)
+            others = torch.index_select(shifts, 0, of_row[span], out=room)  # (chunk, K)
             others.addmm_(users[span], negatives.T)  # (chunk, K)
             highest, powers = to_powers(others)  # (chunk, 1), (chunk, K)
             sums = powers.sum(dim=1)  # (chunk,)
@@ -207,8 +195,7 @@ def sampled_softmax_loss(
             rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
             log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
             total += (share * log_sums).sum()  # scalar
-            of_own = share * (own - log_sums).exp()  # (targets of the chunk,)
-            by_logits[targets] = of_own
+            by_logits[targets] = share * (own - log_sums).exp()
             of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
             factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
@@ -216,8 +203,9 @@ def sampled_softmax_loss(
             torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_negatives += powers.T @ (users[span] * factor)  # (K, W)
 
-    gradients = (by_users, by_negatives, by_logits)
-    expected = with_gradients(total, gradients, (users, negatives, logits))  # scalar
+    expected = with_gradients(
+        total, (by_users, by_negatives, by_logits), (users, negatives, logits)
+    )  # scalar
     return expected - (shares * logits).sum()  # scalar
 
 

@@ -38,7 +38,6 @@ from torch.nn.functional import embedding
 from datamodules.batch import RequestBatch, WindowBatch
 from datamodules.sequences import Catalogue
 from models.item_tower import ItemTower
-from models.memory import memory_inputs
 from models.user_tower import UserTower
 from serve.index import Neighbours, add_terms, join_terms
 
@@ -51,11 +50,6 @@ class Towers(nn.Module):
         user_tower: maps requests to vectors.
         catalogue: N items with encoded features.
     """
-
-    item_codes: Tensor  # (N, C)
-    item_values: Tensor  # (N, V)
-    categories: Tensor  # (N, F) rows of the affinity table
-    item_has_content: Tensor  # (N,)
 
     def __init__(
         self, item_tower: ItemTower, user_tower: UserTower, catalogue: Catalogue
@@ -70,10 +64,10 @@ class Towers(nn.Module):
         values = torch.from_numpy(catalogue.features.values)  # (N, V)
         categories = torch.from_numpy(catalogue.categories)  # (N, F)
         has_content = item_tower.content.has_content(codes, values)  # (N,)
-        self.register_buffer("item_codes", codes, persistent=False)
-        self.register_buffer("item_values", values, persistent=False)
-        self.register_buffer("categories", categories, persistent=False)
-        self.register_buffer("item_has_content", has_content, persistent=False)
+        self.item_codes = nn.Buffer(codes, persistent=False)
+        self.item_values = nn.Buffer(values, persistent=False)
+        self.categories = nn.Buffer(categories, persistent=False)
+        self.item_has_content = nn.Buffer(has_content, persistent=False)
 
     @property
     def n_items(self) -> int:
@@ -106,10 +100,12 @@ class Towers(nn.Module):
         """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
         codes = self.item_codes[rows]  # (n, C)
         content = self.item_tower.content(codes, self.item_values[rows])  # (n, D)
-        categories = self.categories[rows]  # (n, F)
-        has_content = self.item_has_content[rows]  # (n,)
         vectors: Tensor = self.item_tower(
-            rows, content, categories, popularity[rows], has_content
+            rows,
+            content,
+            self.categories[rows],
+            popularity[rows],
+            self.item_has_content[rows],
         )
         return vectors  # (n, W)
 
@@ -129,11 +125,10 @@ class Towers(nn.Module):
         windows, positions = targets  # (M,) both
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         states = tower.encode_events(history, arrays)  # (B, T, D)
-        n_tokens = states.shape[1]
         sees_history = batch.sees_history[targets]  # (M,)
         tokens = torch.where(sees_history, positions, 0)  # (M,), 0 is the start token
         state = states.flatten(0, 1).index_select(
-            0, windows * n_tokens + tokens
+            0, windows * states.shape[1] + tokens
         )  # (M, D)
         user_values = arrays["user_values"]  # (B, V), or (B, L, V) if they change
         rows = targets if user_values.dim() == 3 else windows
@@ -150,7 +145,7 @@ class Towers(nn.Module):
 
     def request_vectors(
         self, batch: RequestBatch, items: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Make the user vectors of requests.
 
         Args:
@@ -158,17 +153,15 @@ class Towers(nn.Module):
             items: (N, W) item vectors.
 
         Returns:
-            (B, W) vectors and (E,) what the memory adds to the scores of owned items, 0 without
-            one.
+            (B, W) vectors and, with a memory, (E,) what it adds to the scores of owned items.
         """
         tower = self.user_tower
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         fused = tower.request_state(history, batch.arrays)  # (B, D)
         if tower.memory is None:
-            bonus = items.new_zeros(len(batch.owned_rows))  # (E,)
-            return tower.finish(fused), bonus  # (B, W), (E,)
+            return tower.finish(fused), None  # (B, W)
         owned_vectors = embedding(batch.owned_rows, items)  # (E, W)
-        return tower.remember(fused, memory_inputs(batch.arrays, owned_vectors))
+        return tower.remember(fused, batch.arrays | {"owned_vectors": owned_vectors})
 
     def score_items(self, users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
         """Score the catalogue for requests on the CPU, without the memory m_u(i).

@@ -6,10 +6,10 @@ import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
@@ -21,7 +21,7 @@ from models.sampled_softmax import (
     sampled_window_loss,
 )
 from models.towers import Towers
-from models.validation import request_ndcg
+from models.validation import Figures, join_figures, mean_of_views, request_ndcg
 
 NDCG = "val_ndcg"
 TRAIN_LOSS = "train_loss"
@@ -63,7 +63,7 @@ class TwoTower(pl.LightningModule):
         is_cosine = recipe.similarity == "cosine"
         first = torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0)
         self.log_temperature = nn.Parameter(first, requires_grad=is_cosine)
-        self.validation_values: dict[str, list[np.ndarray]] = {}
+        self.validation_figures: list[Figures] = []
         self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
     @property
@@ -106,78 +106,62 @@ class TwoTower(pl.LightningModule):
         return loss
 
     def window_step(self, batch: WindowBatch) -> Tensor:
-        if self.sampler is not None:
-            return self.sampled_window_step(batch, self.sampler)
-        items = self.towers.item_vectors(self.towers.no_popularity)  # (N, W)
-        users = self.towers.window_vectors(batch, items)  # (M, W)
-        return window_loss(users / self.temperature, items, batch)
+        """Compute the loss; with negatives, only from the items that histories and they need."""
+        nothing = self.towers.no_popularity  # (N, 0)
+        if self.sampler is None:
+            items = self.towers.item_vectors(nothing)  # (N, W)
+            users = self.towers.window_vectors(batch, items)  # (M, W)
+            return window_loss(users / self.temperature, items, batch)
 
-    def sampled_window_step(
-        self, batch: WindowBatch, sampler: NegativeSampler
-    ) -> Tensor:
-        """Compute only the item vectors that histories and negatives need."""
-        negatives = sampler.draw()
-        histories = batch.history_rows  # (B, L)
-        needed, history, rows = _number_distinct(histories.flatten(), negatives.rows)
-        local = batch._replace(history_rows=history.view_as(histories))
-        popularity = self.towers.no_popularity  # (N, 0)
-        items = self.towers.some_item_vectors(needed, popularity)  # (n, W)
+        negatives = self.sampler.draw()
+        needed, history, rows = _number_distinct(batch.history_rows, negatives.rows)
+        local = batch._replace(history_rows=history)
+        items = self.towers.some_item_vectors(needed, nothing)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
         negatives = replace(negatives, rows=rows)
-
         return sampled_window_loss(users / self.temperature, items, local, negatives)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
-        if self.sampler is not None and self.towers.user_tower.memory is None:
-            return self.sampled_request_step(batch, self.sampler)
-        items = self.towers.item_vectors(batch.popularity)  # (N, W)
-        users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
-        users = users / self.temperature  # (B, W)
-        if self.towers.user_tower.memory is None:
-            return novel_loss(users, items, batch)
-        return repeat_loss(users, bonus / self.temperature, items, batch)
+        """Compute the loss; with negatives, only from the items that need be known."""
+        if self.sampler is None or self.towers.user_tower.memory is not None:
+            items = self.towers.item_vectors(batch.popularity)  # (N, W)
+            users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
+            users = users / self.temperature  # (B, W)
+            if bonus is None:
+                return novel_loss(users, items, batch)
+            return repeat_loss(users, bonus / self.temperature, items, batch)
 
-    def sampled_request_step(
-        self, batch: RequestBatch, sampler: NegativeSampler
-    ) -> Tensor:
-        """Do as `sampled_window_step` with the targets of each request."""
-        negatives = sampler.draw()
-        histories = batch.history_rows  # (B, L)
+        negatives = self.sampler.draw()
         needed, history, targets, rows = _number_distinct(
-            histories.flatten(), batch.target_rows, negatives.rows
+            batch.history_rows, batch.target_rows, negatives.rows
         )
         local = batch._replace(
-            history_rows=history.view_as(histories),
+            history_rows=history,
             target_rows=targets,
             owned_rows=find_positions(needed, batch.owned_rows),
         )
         items = self.towers.some_item_vectors(needed, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
         negatives = replace(negatives, rows=rows)
-
         return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_values = {}
+        self.validation_figures = []
 
     def validation_step(self, batch: RequestBatch, batch_idx: int) -> None:
         if batch_idx == 0:  # all of them are as of one moment
             self.validation_items = self.towers.item_vectors(batch.popularity)  # (N, W)
         items = self.validation_items  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
-        remembered = None if self.towers.user_tower.memory is None else bonus  # (E,)
-        for view, values in request_ndcg(users, remembered, items, batch).items():
-            self.validation_values.setdefault(view, []).append(values)
+        self.validation_figures.append(request_ndcg(users, bonus, items, batch))
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        means = []
-        for view, parts in self.validation_values.items():
-            values = np.concatenate(parts)
+        figures = join_figures(self.validation_figures)
+        for view, values in figures.items():
             if len(values):
-                means.append(float(values.mean()))
-                self.log(f"{NDCG}_{view}", means[-1])
-        self.log(NDCG, float(np.mean(means or [0.0])), prog_bar=True)
+                self.log(f"{NDCG}_{view}", float(values.mean()))
+        self.log(NDCG, mean_of_views(figures), prog_bar=True)
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
@@ -191,11 +175,10 @@ class TwoTower(pl.LightningModule):
             groups.setdefault(self.rate_of(name), []).append(parameter)
 
         # Decay would pull the temperature towards 1.
-        options: list[dict[str, Any]] = [
-            {"params": [self.log_temperature], "weight_decay": 0.0}
+        options = [
+            {"params": [self.log_temperature], "weight_decay": 0.0},
+            *({"params": group, "lr": rate} for rate, group in groups.items()),
         ]
-        for rate, parameters in groups.items():
-            options.append({"params": parameters, "lr": rate})
 
         optimizer = torch.optim.AdamW(
             options,
@@ -211,14 +194,10 @@ class TwoTower(pl.LightningModule):
         # The schedule keeps its length where training ends earlier.
         n_steps = int(self.recipe.max_epochs * steps_per_epoch)
         warmup_steps = self.recipe.warmup_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
+        schedule = LambdaLR(
             optimizer, lambda step: warm_cosine(step, warmup_steps, n_steps)
         )
-
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def configure_gradient_clipping(
         self,
@@ -237,8 +216,10 @@ class TwoTower(pl.LightningModule):
 
 def _number_distinct(*parts: Tensor) -> tuple[Tensor, ...]:
     """Return the distinct numbers of all parts, ascending, and for each part their positions."""
-    distinct, positions = torch.unique(torch.cat(parts), return_inverse=True)
-    return distinct, *torch.split(positions, [len(part) for part in parts])
+    numbers = torch.cat([part.flatten() for part in parts])
+    distinct, positions = torch.unique(numbers, return_inverse=True)
+    split = torch.split(positions, [part.numel() for part in parts])
+    return distinct, *map(Tensor.view_as, split, parts)
 
 
 def warm_cosine(step: int, warmup_steps: int, n_steps: int) -> float:

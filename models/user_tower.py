@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn.functional import linear, normalize, pad
+from torch.nn.init import eye_, normal_, ones_, zeros_
 
 from datamodules.batch import Tensors
 from models.attention import Dropout, EventBlocks, LogTimeBasis
 from models.config import Recipe
 from models.features import FeatureEmbedding
-from models.memory import Memory, MemoryInputs
+from models.memory import Memory
 from serve.kinds import FIRST_CODE
 from serve.schema import Schema
 
@@ -74,24 +75,24 @@ class UserTower(nn.Module):
     def reset_parameters(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
+                normal_(module.weight, std=0.02)
                 if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                    zeros_(module.bias)
 
-        nn.init.normal_(self.start_token, std=0.02)
-        nn.init.normal_(self.event_table.weight, std=0.02)
+        normal_(self.start_token, std=0.02)
+        normal_(self.event_table.weight, std=0.02)
 
         # A history starts near its items, in the space that it is searched in.
-        nn.init.eye_(self.project_state.weight)
-        nn.init.eye_(self.project_vector.weight)
+        eye_(self.project_state.weight)
+        eye_(self.project_vector.weight)
         if self.popularity_gate is not None:
-            nn.init.zeros_(self.popularity_gate.weight)
-            nn.init.ones_(self.popularity_gate.bias)
+            zeros_(self.popularity_gate.weight)
+            ones_(self.popularity_gate.bias)
 
         if self.memory is not None:
             self.memory.reset_parameters()
             # With a memory the start is the long-term profile alone.
-            nn.init.zeros_(self.project_state.weight)
+            zeros_(self.project_state.weight)
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event from the events at or before it.
@@ -113,56 +114,38 @@ class UserTower(nn.Module):
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(arrays["history_events"])  # (B, L, D)
         events = events + self.project_gap(gaps)  # (B, L, D)
-        weights = arrays["history_weights"].unsqueeze(-1)  # (B, L, 1)
-        events = events + self.project_weight(weights)  # (B, L, D)
+        events = events + self.project_weight(
+            arrays["history_weights"].unsqueeze(-1)
+        )  # (B, L, D)
         start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
-        times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
+        times = pad(arrays["history_times"], (1, 0))  # (B, T)
 
-        groups = functional.pad(groups, (1, 0))  # (1 or B, T)
+        groups = pad(groups, (1, 0))  # (1 or B, T)
         return tokens, times, groups
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the gap before each event, (B, L, K), and its group, (1 or B, L)."""
-        if self.is_ordered:
-            before, groups = self.order_events(arrays)  # (B, L), (1, L)
-        elif self.is_set:
-            before, groups = self.order_set(arrays)  # (B, L) both
-        else:
-            before, groups = self.order_groups(arrays)  # (B, L) both
-        gaps = self.time_basis(arrays["history_times"] - before)  # (B, L, K)
-        return gaps, groups
+        """Return the gap before each event, (B, L, K), and its group, (1 or B, L).
 
-    def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time before each event (B, L), of the first its own, and positions (1, L)."""
-        times = arrays["history_times"]  # (B, L)
-        positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
-        before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
-        return before, positions.unsqueeze(0)  # (B, L), (1, L)
-
-    def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Do as `order_groups` where all events are one group: pairs of long sets are too many."""
-        times = arrays["history_times"]  # (B, L)
-        positions = torch.arange(times.shape[1], device=times.device)  # (L,)
-        first = times[:, :1].expand_as(times)  # (B, L)
-        is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
-        groups = arrays["history_groups"]  # (B, L)
-        return first, torch.where(is_padding, PADDING_GROUP, groups)  # (B, L) both
-
-    def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time of the group before each event, in the first its own, and its group.
-
-        Returns:
-            (B, L) both.
+        The gap is to the event before, or to the group before; the first events have none.
         """
         times = arrays["history_times"]  # (B, L)
-        _, groups = self.order_set(arrays)  # (B, L)
-        is_earlier = groups.unsqueeze(1) < groups.unsqueeze(
-            2
-        )  # (B, L, L) of other events
-        first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
-        earlier = torch.where(is_earlier, times.unsqueeze(1), first)  # (B, L, L)
-        return earlier.amax(dim=2), groups  # (B, L) both
+        if self.is_ordered:
+            positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
+            before = torch.cat([times[:, :1], times[:, :-1]], dim=1)  # (B, L)
+            groups = positions.unsqueeze(0)  # (1, L)
+        else:
+            positions = torch.arange(times.shape[1], device=times.device)  # (L,)
+            before = times[:, :1].expand_as(times)  # (B, L)
+            is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
+            groups = arrays["history_groups"]  # (B, L)
+            groups = torch.where(is_padding, PADDING_GROUP, groups)  # (B, L)
+            if not self.is_set:  # whose pairs would be too many
+                is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L)
+                first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
+                earlier = torch.where(is_earlier, times.unsqueeze(1), first)
+                before = earlier.amax(dim=2)  # (B, L)
+        return self.time_basis(times - before), groups
 
     def fuse(
         self,
@@ -201,17 +184,10 @@ class UserTower(nn.Module):
         """Make the user's vector (B, W) from the fused state (B, D): taste, popularity if any."""
         taste: Tensor = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
-            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            taste = normalize(taste, dim=-1)  # (B, D)
         if self.popularity_gate is None:
             return taste  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
-
-    def last_state(
-        self, states: Tensor, history_groups: Tensor, history_lengths: Tensor
-    ) -> Tensor:
-        """Pool the states (B, T, D) of each row's last group, or the start token's: (B, D)."""
-        weights = self.last_weights(history_groups, history_lengths)  # (B, T)
-        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
@@ -220,8 +196,9 @@ class UserTower(nn.Module):
         is
         learned: a longer history may say more than a short one.
         """
-        n_positions = history_groups.shape[1]
-        positions = torch.arange(n_positions, device=history_groups.device)  # (L,)
+        positions = torch.arange(
+            history_groups.shape[1], device=history_groups.device
+        )  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
         groups = torch.where(is_event, history_groups, 0)  # (B, L)
         last_group = groups.amax(dim=1, keepdim=True)  # (B, 1)
@@ -248,7 +225,7 @@ class UserTower(nn.Module):
         vectors = add_up(history_vectors) * self.vector_scale  # (B, D)
         total = of_events.sum(dim=2)  # (B, 1)
         project = self.project_vector
-        state = functional.linear(vectors, project.weight)  # (B, D)
+        state = linear(vectors, project.weight)  # (B, D)
         state = state + total * project.bias  # (B, D)
         state = state + add_up(self.event_table(arrays["history_events"]))  # (B, D)
         state = state + self.project_gap(add_up(gaps))  # (B, D)
@@ -268,18 +245,19 @@ class UserTower(nn.Module):
         Returns:
             (B, D) fused states.
         """
-        times = arrays["history_times"]  # (B, L)
         lengths = arrays["history_lengths"]  # (B,)
         if not self.blocks.blocks:
             state = self.pool_events(history_vectors, arrays)  # (B, D)
         elif self.is_ordered:  # the last state is a single one
-            tokens = self.embed_events(history_vectors, arrays)
-            state = self.blocks.encode_at(*tokens, lengths)  # (B, D)
+            state = self.blocks.encode_at(
+                *self.embed_events(history_vectors, arrays), lengths
+            )  # (B, D)
         else:
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)
-            state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
+            weights = self.last_weights(arrays["history_groups"], lengths)  # (B, T)
+            state = (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
         last = (lengths - 1).clamp(min=0).unsqueeze(1)  # (B, 1)
-        last_times = torch.gather(times, 1, last).squeeze(1)  # (B,)
+        last_times = arrays["history_times"].gather(1, last).squeeze(1)  # (B,)
         has_events = lengths > 0  # (B,)
         seconds = arrays["request_times"] - last_times  # (B,)
 
@@ -292,12 +270,12 @@ class UserTower(nn.Module):
             torch.where(has_events, seconds, 0),
         )  # (B, D)
 
-    def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
+    def remember(self, fused: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Use the memory, which the tower must have.
 
         Args:
             fused: (B, D) fused states.
-            inputs: what the memory reads of E owned items.
+            arrays: see `Memory`, of E owned items.
 
         Returns:
             (B, W) complete user vectors and (E,) scores of owned items beyond the product.
@@ -305,11 +283,11 @@ class UserTower(nn.Module):
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
         taste = self.project_state(fused)  # (B, D)
-        vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
+        vectors = self.memory.complete_vector(taste, arrays)  # (B, W)
         if self.similarity == "cosine":
             taste = vectors[:, : self.dim]  # (B, D)
             rest = vectors[:, self.dim :]  # (B, A + P)
-            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            taste = normalize(taste, dim=-1)  # (B, D)
             vectors = torch.cat([taste, rest], dim=1)  # (B, W)
 
-        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)
+        return vectors, self.memory.score_owned(fused, vectors, arrays)  # (B, W), (E,)

@@ -7,7 +7,6 @@ memory, `all` (nothing excluded).
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from evaluation.metrics import ndcg
+from models.towers import Towers
 from serve.arrays import Doubles
 
 TOP = 10
@@ -53,70 +53,58 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Fig
     """
     figures = {}
     owned = (batch.owned_users, batch.owned_rows)  # (E,) both
+    is_target = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
+    is_target[batch.target_users, batch.target_rows] = True
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
-        figures["all"] = _ndcg(scores, batch.target_users, batch.target_rows)
-    scores.index_put_(owned, scores.new_tensor(float("-inf")))
-    is_novel = batch.target_owned < 0  # (M,)
-    novel_users = batch.target_users[is_novel]  # (novel targets,)
-    novel_rows = batch.target_rows[is_novel]  # (novel targets,)
-    figures["novel"] = _ndcg(scores, novel_users, novel_rows)
-
+        figures["all"] = _ndcg(scores, is_target)
+    scores[owned] = -torch.inf
+    is_target[owned] = False
+    figures["novel"] = _ndcg(scores, is_target)
     return figures
 
 
-def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> Doubles:
-    """Measure lists by scores (B, N) against distinct pairs of a user and a target, (M,) both."""
-    n_users, n_items = scores.shape
-    listed = scores.topk(min(TOP, n_items), dim=1).indices  # (B, K)
-    starts = n_items * torch.arange(n_users, device=scores.device)  # (B,)
-    cells = starts.unsqueeze(1) + listed  # (B, K)
-    target_cells = n_items * target_users + target_rows  # (M,)
-    hits = torch.isin(cells, target_cells).cpu().numpy()  # (B, K)
-    n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
+def _ndcg(scores: Tensor, is_target: Tensor) -> Doubles:
+    """Measure the lists by scores (B, N) of the requests that have a target, (B, N) bool."""
+    listed = scores.topk(min(TOP, scores.shape[1]), dim=1).indices  # (B, K)
+    hits = is_target.gather(1, listed).cpu().numpy()  # (B, K)
+    n_targets = is_target.sum(dim=1).cpu().numpy()  # (B,)
     has_target = n_targets > 0  # (B,)
+    return ndcg(hits[has_target], n_targets[has_target], TOP)
 
-    return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))
+
+def join_figures(parts: Sequence[Figures]) -> Figures:
+    """Join the figures of several batches."""
+    return {
+        view: np.concatenate([figures[view] for figures in parts]) for view in parts[0]
+    }
 
 
 def mean_of_views(figures: Figures) -> float:
-    return fmean(float(values.mean()) for values in figures.values())
+    """Average the means of the views that have a target; 0 if none has."""
+    means = [float(values.mean()) for values in figures.values() if len(values)]
+    return fmean(means or [0.0])
 
 
 def is_better(figures: Figures, before: Figures, errors: float) -> bool:
     """Return whether the mean is higher by more than `errors` standard errors of the difference."""
     standard_errors = []
     for view, values in figures.items():
-        gain = values - before[view]  # (users,)
-        n_users = len(gain)
-        error = float(gain.std(ddof=1)) / n_users**0.5 if n_users > 1 else math.inf
-        standard_errors.append(error)
+        n_users = len(values)
+        spread = np.std(values - before[view], ddof=1) if n_users > 1 else math.inf
+        standard_errors.append(float(spread) / n_users**0.5)
     difference = mean_of_views(figures) - mean_of_views(before)
     return difference > errors * fmean(standard_errors)
 
 
 class Validation:
-    """Validation requests and the vectors that trained towers make for them.
+    """Validation requests, all as of one moment, and the vectors of trained towers for them."""
 
-    Args:
-        batches: the requests, all as of one moment.
-        items: (N, W) item vectors as of that moment.
-        users: (B, W) user vectors and (E,) scores of owned items of each batch.
-        has_memory: whether the towers have a memory.
-    """
-
-    def __init__(
-        self,
-        batches: Sequence[RequestBatch],
-        items: Tensor,
-        users: Sequence[tuple[Tensor, Tensor]],
-        has_memory: bool,
-    ) -> None:
+    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
         self.batches = batches
-        self.items = items
-        self.users = users
-        self.has_memory = has_memory
-        self.figures = self.rank({}, [{}])[0]
+        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+        self.users = [towers.request_vectors(batch, self.items) for batch in batches]
+        (self.figures,) = self.rank({}, [{}])
         self.ndcg = mean_of_views(self.figures)
 
     def rank(
@@ -137,26 +125,21 @@ class Validation:
         Returns:
             The figures of each trial.
         """
-        parts: list[dict[str, list[Doubles]]] = [defaultdict(list) for _ in trials]
+        parts: list[list[Figures]] = [[] for _ in trials]
         for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
             scores = users @ self.items.T  # (B, N)
             sums = {}
             for name, matrix in weights.items():
                 added = add_up(batch, matrix, decay, context_gain)  # (B, N)
-                if self.has_memory:  # items that the memory scores get nothing
+                if bonus is not None:  # items that the memory scores get nothing
                     added = added.masked_fill(batch.mark_owned(len(self.items)), 0.0)
                 sums[name] = added
-            for alphas, parts_by_view in zip(trials, parts, strict=True):
+            for alphas, figures in zip(trials, parts, strict=True):
                 changed = scores.clone()  # (B, N)
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
-                figures = rank_views(changed, bonus if self.has_memory else None, batch)
-                for view, values in figures.items():
-                    parts_by_view[view].append(values)
-        return [
-            {view: np.concatenate(values) for view, values in parts_by_view.items()}
-            for parts_by_view in parts
-        ]
+                figures.append(rank_views(changed, bonus, batch))
+        return [join_figures(figures) for figures in parts]
 
 
 def add_up(
@@ -177,13 +160,10 @@ def add_up(
         trend = torch.from_numpy(weights.toarray())  # (1, N)
         return trend.expand(len(batch.history_rows), -1)  # (B, N)
     rows = batch.history_rows.numpy()  # (B, L)
-    lengths = batch.arrays["history_lengths"].numpy()  # (B,)
-    n_later = (
-        lengths[:, None] - 1 - np.arange(rows.shape[1])
-    )  # (B, L), below 0 of padding
-    counts = np.where(
-        n_later >= 0, np.exp(-decay * np.maximum(n_later, 0)), 0.0
-    )  # (B, L)
+    lengths = batch.arrays["history_lengths"].numpy()[:, None]  # (B, 1)
+    n_later = lengths - 1 - np.arange(rows.shape[1])  # (B, L), below 0 of padding
+    fading = np.exp(-decay * np.maximum(n_later, 0))  # (B, L)
+    counts = np.where(n_later >= 0, fading, 0.0)  # (B, L)
     counts *= 1 + context_gain * batch.arrays["history_matches"].numpy()
     counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SUM))
     requests, positions = counts.nonzero()  # (E,) both

@@ -59,7 +59,7 @@ class Trained:
     data: InteractionsDataModule
     epochs: int
     temperature: float
-    pace: dict[str, float]  # summary of `models.fit.Pace`
+    pace: dict[str, float]  # of `models.fit.EpochLog`
     continued: int = 0  # epochs on all but the test, after those validation chose
     refinement: Refinement | None = None
 

@@ -9,12 +9,10 @@ import numpy as np
 import pytest
 import torch
 from models.cold_items import (
-    MAX_LENGTH,
     ColdItems,
     Contest,
     Shrinkage,
-    find_length,
-    find_level,
+    find_fair,
     fit_cold_items,
     fit_places,
     place_all,
@@ -127,7 +125,7 @@ def test_an_item_stands_between_its_own_place_and_that_of_its_content(side, stre
     before = vectors_of(towers, nothing)
     places = fit_places(towers, before, known_rows(), generator(), MANY)
     placed = place_all(places, towers.item_codes, towers.item_values)
-    Shrinkage(towers, N_EVENTS, SEED).apply(strength)
+    Shrinkage(towers, N_EVENTS.numpy(), SEED).apply(strength)
     moved = vectors_of(towers, nothing)[:, :D]
     assert len(moved) == N
     for row, found in enumerate(moved):
@@ -146,7 +144,7 @@ def test_items_without_events_or_content_stay_bit_for_bit_and_a_strength_can_be_
         towers.item_tower.id_table.weight,
         copy.deepcopy(towers.state_dict()),
     )
-    shrinkage = Shrinkage(towers, N_EVENTS, SEED)
+    shrinkage = Shrinkage(towers, N_EVENTS.numpy(), SEED)
     shrinkage.apply(4.0)
     kept = (N_EVENTS == 0) | ~towers.item_has_content
     trained = before.pop("item_tower.id_table.weight")
@@ -185,7 +183,7 @@ def hold_contests(side, k: int, monkeypatch) -> tuple[list[Contest], ColdItems, 
     vectors, rows = vectors_of(towers, popularity), torch.tensor(STAND_INS)
     with torch.no_grad():
         return (
-            [Contest.hold(towers, vectors, rows, cold, batch) for batch in data.drawn_requests(9)],
+            [Contest(towers, vectors, rows, cold, batch) for batch in data.drawn_requests(9)],
             cold,
             vectors,
         )
@@ -216,14 +214,15 @@ def test_new_items_take_the_share_of_slots_that_their_number_deserves(side, monk
     placed, wanted = place(cold, towers, STAND_INS), 9 * k * share
     counts = []
     if popularity.shape[1]:
-        found = find_level(contests, share, -9.0, 9.0)
+        found = find_fair(contests, Contest.with_popularity, share, -9.0, 9.0)
         for change in (-0.001, 0.001):
             changed = placed.clone()
             changed[:, -popularity.shape[1] :] = found + change
             counts.append(count_slots(towers, data, vectors, changed, k))
     else:
-        found = find_length(contests, share)
-        assert cold_items.MIN_LENGTH < found < MAX_LENGTH
+        low, high = cold_items.MIN_LENGTH, cold_items.MAX_LENGTH
+        found = find_fair(contests, Contest.with_length, share, low, high)
+        assert low < found < high
         counts = [
             count_slots(towers, data, vectors, (found + change) * placed, k)
             for change in (-0.001, 0.001)

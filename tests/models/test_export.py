@@ -22,7 +22,6 @@ from models.export import (
     item_graph,
     user_graph,
 )
-from models.memory import memory_inputs
 from models.towers import Towers
 from serve.bundle import (
     INDEX,
@@ -117,10 +116,7 @@ def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray
     fused = tower.request_state(tensors["history_vectors"], tensors)
     if tower.memory is None:
         return [tower.finish(fused).numpy()]
-    return [
-        output.numpy()
-        for output in tower.remember(fused, memory_inputs(tensors, tensors["owned_vectors"]))
-    ]
+    return [output.numpy() for output in tower.remember(fused, tensors)]
 
 
 @pytest.mark.parametrize("batch", BATCHES)

@@ -134,11 +134,11 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, config, monk
         ),
         (
             {"limit_train_batches": 0},
-            r"ended before its first validation: see .*limit_train_batches",
+            r"ended before its first epoch or validation: see .*limit_train_batches",
         ),
         (
             {"patience": None, "limit_train_batches": 0},
-            r"the training ended before an epoch did: see",
+            r"the training ended before its first epoch or validation: see",
         ),
     ],
 )

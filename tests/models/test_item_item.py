@@ -8,7 +8,6 @@ from models.item_item import (
     FILTER_WEIGHT,
     Interactions,
     ease,
-    ease_of_targets,
     gf_cf,
     next_item,
 )
@@ -86,7 +85,7 @@ def test_ease_of_targets_does_not_look_at_what_was_only_seen():
     users, targets = draw(), range(3, N)
     bought = [[item for item in items if item in targets] for items in users]
     assert_alike(
-        ease_of_targets(lay_out(users, targets), N, RIDGE),
+        ease(lay_out(users, targets).only_targets(), N, RIDGE),
         solve_ease(bought, list(targets)),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from datamodules.batch import Tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models.config import TEMPERATURE
@@ -14,10 +15,8 @@ from models.memory import (
     FIRST_TASTE,
     PRIOR_EVENTS,
     Memory,
-    MemoryInputs,
     MemorySample,
     Standardise,
-    memory_inputs,
 )
 from serve.events import (
     USER_STATISTICS,
@@ -117,7 +116,11 @@ def test_statistics_equal_a_loop_over_users_and_items(counts, seed):
         )
 
 
-def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
+OWNED = ("owned_vectors", "owned_statistics", "owned_preferences")
+OF_USER = ("user_statistics", "category_preferences")
+
+
+def make_inputs(seed: int = 2) -> tuple[Tensors, Events, np.ndarray]:
     rng = np.random.default_rng(seed)
     events = draw_events([17, 0, 9, 13], SCHEMA, rng)
     moment = np.full(4, FIRST + 60 * DAY)
@@ -125,13 +128,14 @@ def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
     arrays = owned_arrays(owned, rng.integers(0, Q, (N, 1)), Q)
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     vectors = torch.from_numpy(rng.normal(size=(N, D + A + P)).astype(np.float32))
-    return memory_inputs(tensors, vectors[owned.item_row]), events, owned.item_row
+    tensors["owned_vectors"] = vectors[owned.item_row]
+    return tensors, events, owned.item_row
 
 
-def make_memory(inputs: MemoryInputs, similarity: str = "dot") -> Memory:
+def make_memory(inputs: Tensors, similarity: str = "dot") -> Memory:
     schema = replace(SCHEMA, decay_days=DECAYS, popularity_days=(1.0, 7.0))
     sample = MemorySample(
-        inputs.owned_statistics, inputs.user_statistics, inputs.category_preferences
+        inputs["owned_statistics"], inputs["user_statistics"], inputs["category_preferences"]
     )
     with torch.random.fork_rng():
         torch.manual_seed(4)
@@ -166,10 +170,10 @@ def test_memory_set_to_it_ranks_as_decayed_personal_frequency(decay):
     generator = torch.Generator().manual_seed(6)
     users = torch.randn(4, D + A + P, generator=generator)
     scores = memory.score_owned(torch.randn(4, D, generator=generator), users, inputs)
-    total = scores + (users[inputs.owned_users] * inputs.owned_vectors).sum(dim=1)
+    total = scores + (users[inputs["owned_users"]] * inputs["owned_vectors"]).sum(dim=1)
     assert max(len(lists_by_item(events, user)) for user in range(4)) > 1
     for user in range(4):
-        mine = inputs.owned_users == user
+        mine = inputs["owned_users"] == user
         naive = {
             row: sum(
                 math.exp(-days(FIRST + 60 * DAY, time) / DECAYS[decay]) for time, _ in happened
@@ -190,9 +194,9 @@ def test_memory_starts_as_a_rising_function_of_every_decayed_count():
     before = memory.score_owned(state, vectors, inputs)
     assert before.mean() == pytest.approx(4, abs=0.5)  # they begin above most of what is not owned
     for decay in range(len(DECAYS)):
-        statistics = inputs.owned_statistics.clone()
+        statistics = inputs["owned_statistics"].clone()
         statistics[:, decay] += 0.1 * memory.standardise.scale[decay]
-        raised = MemoryInputs(**{**vars(inputs), "owned_statistics": statistics})
+        raised = inputs | {"owned_statistics": statistics}
         assert (memory.score_owned(state, vectors, raised) > before).all()
 
 
@@ -212,7 +216,7 @@ def test_a_start_says_the_same_in_logits_whatever_their_unit():
     expected = unit * plain.score_owned(taste, users, inputs)
     assert small.score_owned(taste, unit * users, inputs) == pytest.approx(expected, abs=1e-6)
     profile = (plain.complete_vector(taste, inputs)[:, :D] - taste).norm(dim=1)
-    has_items = [bool((inputs.owned_users == user).any()) for user in range(4)]
+    has_items = [bool((inputs["owned_users"] == user).any()) for user in range(4)]
     assert profile.tolist() == pytest.approx(
         [FIRST_TASTE * D**0.5 if one else 0.0 for one in has_items], abs=1e-5
     )
@@ -233,15 +237,10 @@ def test_a_user_is_scored_among_others_as_alone():
         memory.complete_vector(state, inputs),
     )
     for user in range(4):
-        mine, only = inputs.owned_users == user, slice(user, user + 1)
-        alone = MemoryInputs(
-            inputs.owned_vectors[mine],
-            torch.zeros(int(mine.sum()), dtype=torch.long),
-            inputs.owned_statistics[mine],
-            inputs.owned_preferences[mine],
-            inputs.user_statistics[only],
-            inputs.category_preferences[only],
-        )
+        mine, only = inputs["owned_users"] == user, slice(user, user + 1)
+        alone = {name: inputs[name][mine] for name in OWNED}
+        alone |= {name: inputs[name][only] for name in OF_USER}
+        alone["owned_users"] = torch.zeros(int(mine.sum()), dtype=torch.long)
         scores = memory.score_owned(state[only], users[only], alone).tolist()
         assert found[mine].tolist() == pytest.approx(scores, abs=1e-5)
         assert vectors[only] == pytest.approx(memory.complete_vector(state[only], alone), abs=1e-5)
@@ -250,13 +249,13 @@ def test_a_user_is_scored_among_others_as_alone():
 def test_category_lift_is_the_log_ratio_of_smoothed_shares():
     inputs, _, _ = make_inputs()
     memory = make_memory(inputs)
-    found = memory.category_lift(inputs.category_preferences)
+    found = memory.category_lift(inputs["category_preferences"])
     shares = memory.category_shares
     for user in range(4):
-        total = float(inputs.category_preferences[user].sum())
+        total = float(inputs["category_preferences"][user].sum())
         for category in range(Q):
             prior = PRIOR_EVENTS * float(shares[category])
-            smoothed = (float(inputs.category_preferences[user, category]) + prior) / (
+            smoothed = (float(inputs["category_preferences"][user, category]) + prior) / (
                 total + PRIOR_EVENTS
             )
             untouched = prior / (total + PRIOR_EVENTS)
@@ -271,19 +270,19 @@ def test_profile_and_vector_equal_a_loop():
     taste = torch.randn(4, D, generator=torch.Generator().manual_seed(8))
     found = memory.complete_vector(taste, inputs)
     statistics = (
-        (inputs.owned_statistics - memory.standardise.mean) / memory.standardise.scale
+        (inputs["owned_statistics"] - memory.standardise.mean) / memory.standardise.scale
     ).clamp(-5, 5)
     for user in range(4):
         summed = torch.zeros(D)
-        for place in (inputs.owned_users == user).nonzero().flatten().tolist():
+        for place in (inputs["owned_users"] == user).nonzero().flatten().tolist():
             correction = float(memory.profile_weight(statistics[place]).clamp(-3, 3))
-            weight = float(inputs.owned_preferences[place]) * math.exp(correction)
-            summed += weight * inputs.owned_vectors[place, :D]
+            weight = float(inputs["owned_preferences"][place]) * math.exp(correction)
+            summed += weight * inputs["owned_vectors"][place, :D]
         profile = summed / max(float(summed.norm()), 1e-6)
-        of_user = memory.standardise_user(inputs.user_statistics)[user]
+        of_user = memory.standardise_user(inputs["user_statistics"])[user]
         gates = memory.first_gates * memory.gates(of_user).clamp(-4, 4).exp()
         affinity = gates[1] * (
-            memory.category_lift(inputs.category_preferences)[user] @ memory.affinity_table
+            memory.category_lift(inputs["category_preferences"])[user] @ memory.affinity_table
         )
         expected = torch.cat([taste[user] + gates[0] * profile, affinity, gates[2:]])
         assert (found[user] - expected).abs().max() <= 1e-5
@@ -295,7 +294,7 @@ def test_memory_takes_back_its_share_of_the_product(similarity, unit):
     memory = make_memory(inputs, similarity)
     memory.product_share.fill_(0.25)
     users = torch.randn(4, D + A + P, generator=torch.Generator().manual_seed(7)) * unit
-    product = (users[inputs.owned_users] * inputs.owned_vectors).sum(dim=1)
+    product = (users[inputs["owned_users"]] * inputs["owned_vectors"]).sum(dim=1)
     state = torch.zeros(4, D)
     alone = memory.score_owned(state, torch.zeros_like(users), inputs)
     found = memory.score_owned(state, users, inputs)

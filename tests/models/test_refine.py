@@ -90,10 +90,10 @@ def test_weights_count_by_how_much_the_scores_of_the_towers_vary(side):
     requests = list(data.drawn_requests(9))
     with torch.no_grad():
         named = {
-            "drawn": lambda _: draw_weights(),
-            "longer": lambda _: 7 * draw_weights(),
+            "drawn": lambda: draw_weights(),
+            "longer": lambda: 7 * draw_weights(),
         }
-        weights = build_weights(named, refine.read_interactions(data), towers, requests, 0.0)
+        weights = build_weights(named, towers, requests, 0.0)
         products, added = [], []
         for batch in requests:
             items = towers.item_vectors(batch.popularity)
@@ -133,7 +133,7 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = refine.encode_validation(towers, data.validation_batches).rank(
+        ranked = refine.Validation(towers, data.validation_batches).rank(
             {"all": matrix}, [{"all": 1.0}], found.decay, found.context_gain
         )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
@@ -148,8 +148,8 @@ def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_n
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
     planted = {
-        "known": lambda _: sp.csr_array(wanted),
-        "noise": lambda _: draw_weights(1),
+        "known": lambda: sp.csr_array(wanted),
+        "noise": lambda: draw_weights(1),
     }
     plan = replace(list_plans(data)[0], alphas={"known": 0.05, "noise": 0.05})
     monkeypatch.setattr(refine, "list_plans", lambda _: [plan])
@@ -180,7 +180,8 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
             target_weights=torch.ones(len(scores)),
             target_owned=torch.full((len(scores),), -1),
         )
-    validation = refine.encode_validation(towers, data.validation_batches)
+    with torch.no_grad():
+        validation = refine.Validation(towers, data.validation_batches)
     figures = validation.rank({"all": 1e4 * weights}, [{"all": 1.0}])[0]
     start = refine.Candidate(Refinement({"all": 1.0}), figures)
     found = refine._choose_gain(validation, {"all": 1e4 * weights}, start)
@@ -199,11 +200,11 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
             wanted[batch.history_rows[user, 0], item] = (
                 1  # of the oldest event, which a decay forgets
             )
-    planted = {name: lambda _: draw_weights(1) for name in ("next_item", "gf_cf")}
+    planted = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf")}
     monkeypatch.setattr(
         refine,
         "list_estimators",
-        lambda *_: planted | {"ease": lambda _: sp.csr_array(wanted)},
+        lambda *_: planted | {"ease": lambda: sp.csr_array(wanted)},
     )
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
     found = choose(towers, data, TOP_K, SEED)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from models.sampled_softmax import (
-    Masked,
     Negatives,
     NegativeSampler,
     find_own,
@@ -33,14 +32,14 @@ def make_vectors(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def sampled(users, items, targets, negatives: Negatives, weights=None) -> torch.Tensor:
     """Compute the loss of targets that stand alone in their windows."""
     positive = (users * items[targets]).sum(dim=1)
-    masked = Masked(negatives.rows.unsqueeze(0) == targets.unsqueeze(1), torch.arange(M))
+    shifts = negatives.correct(negatives.rows.unsqueeze(0) == targets.unsqueeze(1))
     weights = torch.ones(M, dtype=torch.float64) if weights is None else weights
     vectors = items[negatives.rows]
     return sampled_softmax_loss(
         users,
         vectors,
-        negatives.log_expected,
-        masked,
+        shifts,
+        torch.arange(M),
         positive,
         torch.arange(M),
         weights,
@@ -118,8 +117,8 @@ def test_what_stands_in_a_window_is_no_negative_of_its_targets(n_rows, monkeypat
     found = sampled_softmax_loss(
         users,
         items[rows],
-        expected,
-        Masked(is_own, of_row),
+        Negatives(rows, expected).correct(is_own),
+        of_row,
         logits,
         target_rows,
         weights,
@@ -148,9 +147,10 @@ def test_vectors_of_half_precision_lose_no_gradient(half):
     rows = torch.arange(n_targets)
     with torch.autocast("cpu", half):
         logits = (users.float() * items[targets].float()).sum(dim=1)
-        masked = Masked(torch.arange(N).unsqueeze(0) == targets.unsqueeze(1), rows)
+        is_own = torch.arange(N).unsqueeze(0) == targets.unsqueeze(1)
+        shifts = Negatives(torch.arange(N), torch.zeros(N)).correct(is_own)
         found = sampled_softmax_loss(
-            users, items, torch.zeros(N), masked, logits, rows, torch.ones(n_targets)
+            users, items, shifts, rows, logits, rows, torch.ones(n_targets)
         )
     exact_users, exact_items = (part.detach().double().requires_grad_() for part in (users, items))
     expected = -torch.log_softmax(exact_users @ exact_items.T, dim=1)[rows, targets].mean()

@@ -74,6 +74,8 @@ def learn(
         vectors = towers.item_vectors(batch.popularity)
         users_of, bonus = towers.request_vectors(batch, vectors)
         scores = users_of @ vectors.T
+    if bonus is None:
+        return scores, batch
     return scores.index_put((batch.owned_users, batch.owned_rows), bonus, accumulate=True), batch
 
 
@@ -251,4 +253,4 @@ def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_sc
     model._trainer = SimpleNamespace(
         precision=precision, estimated_stepping_batches=8, max_epochs=2
     )
-    assert model.configure_optimizers()["optimizer"].defaults["fused"] is is_fused
+    assert model.configure_optimizers()[0][0].defaults["fused"] is is_fused

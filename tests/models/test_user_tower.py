@@ -117,7 +117,8 @@ def test_an_empty_history_is_the_start_token(side):
     with torch.no_grad():
         history = side.items[torch.from_numpy(rows)][..., : tower.dim]
         encoded = tower.encode_events(history, tensors)
-        states = tower.last_state(encoded, tensors["history_groups"], tensors["history_lengths"])
+        weights = tower.last_weights(tensors["history_groups"], tensors["history_lengths"])
+        states = (weights.unsqueeze(-1) * encoded).sum(dim=1)
         token = tower.start_token.view(1, 1, -1)
         alone = tower.blocks(
             token,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datamodules import datamodule as interactions
-from models.validation import request_ndcg
+from models.validation import join_figures, request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 
@@ -65,12 +65,8 @@ def test_batches_of_a_validation_share_the_vectors_of_items(config, monkeypatch)
                 users, bonus = towers.request_vectors(batch, items)
                 for view, values in request_ndcg(users, bonus, items, batch).items():
                     expected.setdefault(view, []).extend(values.tolist())
-        found.append(
-            {
-                view: np.concatenate(parts).tolist()
-                for view, parts in module.validation_values.items()
-            }
-        )
+        figures = join_figures(module.validation_figures)
+        found.append({view: values.tolist() for view, values in figures.items()})
         assert found[-1].keys() == ({"all", "novel"} if config is BASKETS else {"novel"})
         assert found[-1] == {view: expected[view] for view in found[-1]}
         with torch.no_grad():

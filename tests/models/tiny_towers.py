@@ -12,7 +12,6 @@ from datamodules.datamodule import InteractionsDataModule
 from models.config import Recipe
 from models.export import draw_features
 from models.initialise import build_towers
-from models.memory import memory_inputs
 from models.towers import Towers
 from models.two_tower import TwoTower
 from serve.events import (
@@ -125,9 +124,8 @@ class Side:
         fused = tower.request_state(history, tensors)
         if tower.memory is None:
             return tower.finish(fused).numpy()
-        vectors, _ = tower.remember(
-            fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)])
-        )
+        tensors["owned_vectors"] = self.items[torch.from_numpy(owned_rows)]
+        vectors, _ = tower.remember(fused, tensors)
         return vectors.numpy()
 
     def of(self, events: Events) -> np.ndarray:
