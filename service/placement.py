@@ -241,7 +241,7 @@ class Placement:
 
     def _is_flag(self, name: str) -> bool:
         """Tell a column of true and false, as such or as texts."""
-        return self._recommender.admission.columns.read(name).kind == "true or false"
+        return self._recommender.admission.columns.read(name).holds == "true or false"
 
     def _parse(self, raw: Values) -> dict[str, Any]:
         """Check values of an item and return them as JSON has them.
