@@ -18,8 +18,10 @@ E events.
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal
@@ -28,24 +30,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Floats
-from serve.bundle import PROFILES, Bundle, identify_folder
+from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, Columns
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, explain_short, rank_filtered
-from serve.golden import GoldenAnswer, replay
 from serve.index import Pairs, Query, Terms, join_terms
-from serve.inputs import EncodedRequests, RequestEncoder
 from serve.profiles import MANIFEST, Profiles
-from serve.recommendations import Recommendations
+from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request
-from serve.tower import TowerPair
+from serve.tower import EncodedRequests, RequestEncoder, TowerPair
 
 RawRequest = Mapping[str, Any] | Request
+# (raw requests, k) -> the answer to each request
+Recommend = Callable[[list[dict[str, Any]], int], Iterable[Answer]]
 
 # The items that are ranked: all, those that are not in the history, or only those that are.
 View = Literal["all", "novel", "owned"]
 
+_MAX_GOLDEN = 1000
+_TOLERANCE = (
+    2e-4  # of a score on another machine, per unit of the k-th where that is above 1
+)
 _TILE = 256  # requests or items at once, so that memory does not grow with a batch
 
 
@@ -113,7 +119,7 @@ class Recommender:
             if identify_folder(path) == identity:
                 break
         recommender = cls(bundle, known)
-        replay(bundle.golden, golden_answer(recommender))
+        replay(bundle.golden, recommender.recommend)
         return recommender
 
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
@@ -127,7 +133,7 @@ class Recommender:
         self.catalogue = catalogue
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
         self._encoder = RequestEncoder(
-            self.bundle.schema, catalogue.item_ids, catalogue.facts, self.profiles
+            self.bundle.schema, catalogue.item_ids, catalogue.facts
         )
 
     def recommend(
@@ -255,7 +261,8 @@ class Recommender:
         """Encode checked requests in tiles of T."""
         for start in range(0, len(requests), _TILE):
             tile = slice(start, start + _TILE)
-            yield tile, self._encoder.encode(requests[tile])
+            completed = [*map(self.profiles.complete, requests[tile])]
+            yield tile, self._encoder.encode(completed)
 
     def _answer(
         self, requests: Iterable[RawRequest], k: int, view: View
@@ -336,11 +343,59 @@ def _check_ids(ids: NDArray[np.generic], id_type: str) -> None:
         )
 
 
-def golden_answer(recommender: Recommender) -> GoldenAnswer:
-    """Return a function that answers golden requests as `serve.golden` compares them."""
+# ---- golden requests
 
-    def answer(requests: Any, k: int) -> Any:
-        answers = recommender.recommend(requests, k)
-        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
 
-    return answer
+def replay(content: bytes, recommend: Recommend) -> int:
+    """Answer golden requests again: an item must score as it did and be as good as the k-th was.
+
+    Args:
+        content: the file that `pipeline.golden` wrote at the export.
+        recommend: answers the requests with the bundle as it was loaded.
+
+    Returns:
+        The number of requests.
+
+    Raises:
+        BundleError: the file cannot be read, or a list differs.
+    """
+    try:
+        entries = json.loads(content or b"[]")
+        if not 0 < len(entries) <= _MAX_GOLDEN:
+            raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
+        requests = [entry["request"] for entry in entries]
+        answers = recommend(requests, entries[0]["k"])
+        differences = [*map(_find_difference, entries, answers)]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(
+            f"{GOLDEN} cannot be answered: {error}; export again"
+        ) from error
+
+    for number, difference in enumerate(differences):
+        if difference:
+            raise BundleError(
+                f"{GOLDEN}, request {number}: {difference}; it answers differently here"
+            )
+    return len(entries)
+
+
+def _find_difference(entry: Mapping[str, Any], answer: Answer) -> str:
+    """Say how an answer differs from its reference, "" if it does not."""
+    reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
+    length = min(entry["k"], len(reference))
+    item_ids = answer.item_id.tolist()
+    n_distinct = len(set(item_ids))
+    if len(item_ids) != length or n_distinct != length:
+        return f"{n_distinct} different items of {len(item_ids)}; expected {length}"
+
+    kth = entry["scores"][length - 1] if length else 0.0
+    tolerance = _TOLERANCE * max(1.0, abs(kth))
+    for item_id, score in zip(item_ids, answer.score.tolist(), strict=True):
+        expected = reference.get(item_id, -math.inf)
+        is_as_good = expected >= kth - tolerance
+        if not is_as_good or not abs(score - expected) <= tolerance:
+            return (
+                f"item {item_id!r} scores {score:.6g}; "
+                f"expected {expected:.6g}, and {kth:.6g} or more"
+            )
+    return ""
