@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.arrays import Flags, Floats, Ints
+from serve.arrays import Flags, Floats, Ints, Objects
 from serve.catalogue import Column, Columns, ItemIds, Value
 from serve.errors import SchemaError
 from serve.index import ItemIndex, Pairs, Query
@@ -252,7 +252,7 @@ def explain_short(
     left_out: Mapping[str, Pairs],
     rows: Ints,
     k: int,
-) -> dict[int, str]:
+) -> Objects:
     """Say why lists have fewer than k items.
 
     Args:
@@ -263,9 +263,9 @@ def explain_short(
         k: the length that was asked for.
 
     Returns:
-        Request -> reason, for the short lists alone.
+        (T,) reasons, None for full lists.
     """
-    reasons = {}
+    reasons = np.full(len(rows), None)
     lengths = (rows >= 0).sum(axis=1)
     for request in np.flatnonzero(lengths < k).tolist():
         parts = _count_down(admission, filters[request] or Filters(), left_out, request)

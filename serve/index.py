@@ -189,13 +189,10 @@ def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
     return values
 
 
-def join_terms(parts: Sequence[Terms | None]) -> Terms | None:
-    """Put terms together; None stands for no terms."""
+def join_terms(parts: Sequence[Any]) -> Any:
+    """Put terms or pairs together; None stands for none of them."""
     some = [part for part in parts if part is not None]
-    if not some:
-        return None
-    requests, rows, values = map(np.concatenate, zip(*some, strict=True))
-    return requests, rows, values
+    return tuple(map(np.concatenate, zip(*some, strict=True))) if some else None
 
 
 def add_terms(scores: Floats, terms: Terms) -> None:

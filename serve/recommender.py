@@ -35,7 +35,7 @@ from serve.catalogue import Catalogue, Columns
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, explain_short, rank_filtered
-from serve.index import Pairs, Query, Terms, join_terms
+from serve.index import Pairs, Query, join_terms
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request
@@ -125,8 +125,7 @@ class Recommender:
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
         """Return a recommender of a catalogue that continues this one: items keep their rows."""
         other = copy(self)
-        columns = self.admission.columns.changed(catalogue.table)
-        other._set_catalogue(catalogue, columns)
+        other._set_catalogue(catalogue, self.admission.columns.changed(catalogue.table))
         return other
 
     def _set_catalogue(self, catalogue: Catalogue, columns: Columns) -> None:
@@ -229,7 +228,7 @@ class Recommender:
         """
         schema = self.bundle.schema
         known = {feature.column for feature in schema.item_features}
-        columns: dict[str, list[Any]] = {}
+        columns = {}
         for name in set().union(*rows):
             if name not in known:
                 nearest = name_nearest(str(name), known)
@@ -246,13 +245,10 @@ class Recommender:
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""
-        schema = self.bundle.schema
         checked = []
         for request in requests:
-            if isinstance(request, Request):
-                checked.append(fit_request(request, schema))
-            else:
-                checked.append(parse_request(request, schema))
+            check = fit_request if isinstance(request, Request) else parse_request
+            checked.append(check(request, self.bundle.schema))
         return checked
 
     def _encode(
@@ -275,7 +271,7 @@ class Recommender:
         scores = np.empty((len(checked), length), np.float32)
         rows = np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
-        reasons: dict[int, str] = {}
+        reason = np.full(len(checked), None)
         for tile, encoded in self._encode(checked):
             filters = [request.filters for request in checked[tile]]
             query = self._make_query(encoded, view)
@@ -287,17 +283,17 @@ class Recommender:
             unknown[tile] = encoded.unknown_items
             if view != "owned":
                 left_out = _leave_out(encoded, view)
-                short = explain_short(self.admission, filters, left_out, rows[tile], k)
-                for place, reason in short.items():
-                    reasons[tile.start + place] = reason
+                reason[tile] = explain_short(
+                    self.admission, filters, left_out, rows[tile], k
+                )
         return Recommendations.from_lists(
-            [request.user_id for request in checked],
+            (request.user_id for request in checked),
             rows,
             scores,
             item_ids=self.catalogue.item_ids.ids,
             unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
-            reasons=reasons,
+            reason=reason,
         )
 
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
@@ -311,18 +307,13 @@ class Recommender:
             encoded.owned if len(memory) else None,
             tower.arrays["history_matches"],
         )
-        of_memory: Terms | None = None
+        of_memory = None
         if view != "novel" and len(memory):
             of_memory = (tower.arrays["owned_users"], tower.owned_rows, memory)
-        added = join_terms([of_histories, neighbours.of_all(len(users)), of_memory])
-        left_out = _leave_out(encoded, view).values()
         return Query(
             users,
-            left_out=(
-                np.concatenate([requests for requests, _ in left_out]),
-                np.concatenate([rows for _, rows in left_out]),
-            ),
-            added=added,
+            left_out=join_terms([*_leave_out(encoded, view).values()]),
+            added=join_terms([of_histories, neighbours.of_all(len(users)), of_memory]),
             only=encoded.owned if view == "owned" else None,
         )
 

@@ -114,15 +114,16 @@ def recommend(
         chosen = _choose(pool, worth, cost, is_new[pool.rows], k, dials.new_share)
         rows[place, : len(chosen)] = pool.rows[chosen]
         scores[place, : len(chosen)] = pool.scores[chosen]
-    short = np.flatnonzero(rows[:, -1] < 0).tolist()
+    reason = pools.reason.copy()
+    reason[rows[:, -1] >= 0] = None
     return Recommendations.from_lists(
-        list(pools.user_id),
+        pools.user_id,
         rows,
         scores,
         item_ids=pools.item_ids,
         unknown_items=pools.unknown_items,
         user_id_type=pools.user_id_type,
-        reasons={place: pools.reason[place] for place in short},
+        reason=reason,
     )
 
 
