@@ -145,7 +145,7 @@ class Catalogue:
 
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
-        (row,) = self.item_ids.find([item_id])
+        row = int(self.item_ids.find([item_id])[0])
         is_removed = self.is_removed is not None and self.is_removed[row]
         return row != UNKNOWN_ROW and not is_removed
 

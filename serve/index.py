@@ -14,7 +14,7 @@ Letters: B requests, N items, W columns of a vector, L history positions, E know
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from tokenize import TokenError
 from typing import Any
@@ -111,7 +111,7 @@ class Neighbours:
         lengths: Ints,
         remembered: Pairs | None = None,
         matches: Any = 0.0,
-    ) -> Terms | None:
+    ) -> Terms:
         """Return the terms that histories add to scores.
 
         Args:
@@ -122,10 +122,8 @@ class Neighbours:
             matches: (B, L), 1 where an event happened in the context of the request.
 
         Returns:
-            C terms, or None if the catalogue has no weights.
+            C terms.
         """
-        if not len(self.rows):
-            return None
         n_items = len(self.offsets) - 1
         shares = self._share_history(lengths, history_rows.shape[1], matches)  # (B, L)
         is_known = history_rows < n_items
@@ -161,12 +159,10 @@ class Neighbours:
         roots = np.sqrt(np.where(lengths, sums, 1.0))
         return np.asarray(weights / roots[:, None])
 
-    def of_all(self, n_requests: int) -> Terms | None:
+    def of_all(self, n_requests: int) -> Terms:
         """Return the terms that are added to the scores of every request."""
         rows = self.rows[self.offsets[-1] :].astype(np.int64)
         weights = self.weights[self.offsets[-1] :]
-        if not len(rows):
-            return None
         requests = np.repeat(np.arange(n_requests), len(rows))
         return requests, np.tile(rows, n_requests), np.tile(weights, n_requests)
 
@@ -189,10 +185,9 @@ def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
     return values
 
 
-def join_terms(parts: Sequence[Any]) -> Any:
-    """Put terms or pairs together; None stands for none of them."""
-    some = [part for part in parts if part is not None]
-    return tuple(map(np.concatenate, zip(*some, strict=True))) if some else None
+def join_terms(parts: Iterable[Any]) -> Any:
+    """Put terms, or pairs, together."""
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def add_terms(scores: Floats, terms: Terms) -> None:

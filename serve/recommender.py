@@ -245,11 +245,13 @@ class Recommender:
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""
-        checked = []
-        for request in requests:
-            check = fit_request if isinstance(request, Request) else parse_request
-            checked.append(check(request, self.bundle.schema))
-        return checked
+        schema = self.bundle.schema
+        return [
+            fit_request(request, schema)
+            if isinstance(request, Request)
+            else parse_request(request, schema)
+            for request in requests
+        ]
 
     def _encode(
         self, requests: list[Request]
@@ -307,13 +309,13 @@ class Recommender:
             encoded.owned if len(memory) else None,
             tower.arrays["history_matches"],
         )
-        of_memory = None
+        terms = [of_histories, neighbours.of_all(len(users))]
         if view != "novel" and len(memory):
-            of_memory = (tower.arrays["owned_users"], tower.owned_rows, memory)
+            terms.append((tower.arrays["owned_users"], tower.owned_rows, memory))
         return Query(
             users,
-            left_out=join_terms([*_leave_out(encoded, view).values()]),
-            added=join_terms([of_histories, neighbours.of_all(len(users)), of_memory]),
+            left_out=join_terms(_leave_out(encoded, view).values()),
+            added=join_terms(terms),
             only=encoded.owned if view == "owned" else None,
         )
 

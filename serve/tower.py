@@ -297,7 +297,7 @@ class TowerPair:
     def __init__(self, user: Tower, item: Tower, schema: Schema) -> None:
         """Check that the graphs read what is made here; a `BundleError` names an input."""
         for tower, made in ((user, _USER_INPUTS), (item, _ITEM_INPUTS)):
-            for name in tower.inputs.keys() - set(made):
+            for name in sorted(tower.inputs.keys() - set(made)):
                 raise BundleError(
                     f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: "
                     "export the bundle again"
