@@ -91,20 +91,16 @@ class ItemFacts:
 def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     """Read the facts of the catalogue; a `BundleError` names a column that is missing."""
     features = tuple(feature for feature, _ in category_features(schema.item_features))
-    names = [feature.column for feature in features]
-    for name in (REPEAT_RATE, *names):
-        if name not in items.column_names:
-            raise BundleError(
-                f"the catalogue has no column '{name}', which the memory reads: "
-                "export the bundle again"
-            )
-    rates = to_numpy(items.column(REPEAT_RATE))
+    try:
+        rates = to_numpy(items.column(REPEAT_RATE))
+        columns = items.select([feature.column for feature in features]).to_pydict()
+    except KeyError as error:
+        raise BundleError(f"the catalogue: {error}; export again") from error
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
         raise BundleError(
             f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: "
             "export again"
         )
-    columns = items.select(names).to_pydict()
     codes = encode_features(features, columns, len(items)).codes
     return ItemFacts(
         repeat_rate=rates.astype(np.float32),

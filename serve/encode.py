@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from serve.arrays import Doubles, Floats, Ints
-from serve.errors import SchemaError
 from serve.kinds import LIMIT, Feature
 
 # The key of the seconds that hours and weekdays are taken from; no feature's name.
@@ -57,7 +56,7 @@ def encode_features(
         timezone: zone of naive dates, and of hours and weekdays.
 
     Raises:
-        SchemaError: a column has another length, or a cell is of another kind than its feature.
+        SchemaError: a cell is of another kind than its feature.
     """
     codes = [np.empty((n, 0), np.int64)]
     values = [np.empty((n, 0), np.float32)]
@@ -65,10 +64,6 @@ def encode_features(
         column = columns.get(feature.column)
         if column is None:
             column = [None] * n
-        if len(column) != n:
-            raise SchemaError(
-                f"column '{feature.column}' has {len(column)} values; expected {n}, one a row"
-            )
         # As an array a list ["a", True] would become two texts.
         if not isinstance(column, (list, tuple)):
             column = np.asarray(column)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -207,10 +208,9 @@ def rank_filtered(
             continue
         for request in requests:
             part = query.take(np.array([request]))
-            taken = _walk(index, part, limits, barred.copy(), k)
-            for position, (score, row) in enumerate(taken):
-                scores[request, position] = score
-                rows[request, position] = row
+            items = _walk(index, part, limits, barred.copy(), _DEPTH * k)
+            for position, item in enumerate(islice(items, k)):
+                scores[request, position], rows[request, position] = item
     return scores, rows
 
 
@@ -219,31 +219,29 @@ def _walk(
     query: Query,
     limits: Sequence[tuple[Column, int]],
     barred: Flags,
-    k: int,
-) -> list[tuple[float, int]]:
-    """Walk down the ranking of one request and take k items, but none with a value that is full.
+    depth: int,
+) -> Iterator[tuple[float, int]]:
+    """Walk down the ranking of one request: scores and rows, but none with a value that is full.
 
-    Once a value is full, all items with it are barred. Each search but the last takes an item, and
-    the list is exact. An item without a value is not limited; one with several counts for each.
+    Once a value is full, all items with it are barred. Each search takes an item unless none is
+    left, and the list is exact. An item without a value is not limited; one with several counts
+    for each.
     """
-    taken: list[tuple[float, int]] = []
     n_by_value = [np.zeros(len(column.values), np.int64) for column, _ in limits]
-    depth = min(_DEPTH * k, len(barred))
-    while len(taken) < k:
+    while not barred.all():
         scores, rows = index.search(query, depth, barred)
         for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
             if row < 0:
-                return taken
-            if barred[row] or len(taken) == k:
+                return
+            if barred[row]:
                 continue
-            taken.append((score, row))
+            yield score, row
             barred[row] = True
             for (column, most), n in zip(limits, n_by_value, strict=True):
                 codes = column.codes_of(row)
                 n[codes] += 1
                 if (n[codes] >= most).any():
                     barred |= column.have(n >= most)
-    return taken
 
 
 def explain_short(

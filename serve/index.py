@@ -222,16 +222,13 @@ class Query:
         """Return the query of some of the requests, in ascending order."""
         number = np.full(len(self), -1)
         number[requests] = np.arange(len(requests))
-
-        def pick(part: Any) -> Any:
-            if part is None:
-                return None
-            numbers = number[part[0]]
-            columns = (numbers, *part[1:])
-            return tuple(column[numbers >= 0] for column in columns)
-
-        users = self.users[requests]
-        return Query(users, pick(self.left_out), pick(self.added), pick(self.only))
+        parts: list[Any] = [self.left_out, self.added, self.only]
+        for place, part in enumerate(parts):
+            if part is not None:
+                numbers = number[part[0]]
+                columns = (numbers, *part[1:])
+                parts[place] = tuple(column[numbers >= 0] for column in columns)
+        return Query(self.users[requests], *parts)
 
 
 class ItemIndex:
@@ -323,11 +320,11 @@ class ItemIndex:
     def score(self, query: Query, rows: Ints) -> Doubles:
         """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
         scores = query.users.astype(np.float64) @ self.vectors[rows].T  # (B, K)
-        if query.added is not None and len(rows):
+        if query.added is not None:
             requests, rows_of_terms, values = query.added
-            columns = rows.searchsorted(rows_of_terms).clip(max=len(rows) - 1)
-            is_here = rows[columns] == rows_of_terms
-            np.add.at(scores, (requests[is_here], columns[is_here]), values[is_here])
+            is_here = np.isin(rows_of_terms, rows)
+            columns = rows.searchsorted(rows_of_terms[is_here])
+            np.add.at(scores, (requests[is_here], columns), values[is_here])
         return scores
 
     def directions(self, n_dims: int) -> ItemIndex:

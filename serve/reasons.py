@@ -64,7 +64,7 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
         return completed
     moment = schema.data_until
     history = completed.history
-    if history is not None and history.datetime is not None and len(history):
+    if history and history.datetime is not None:
         moment = int(history.datetime[-1])
     return replace(completed, datetime=moment)
 

@@ -134,14 +134,11 @@ class Recommendations:
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; null: anonymous."""
-        request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        user_ids = ids_to_arrow(self.user_id, self.user_id_type)
-        listed, place = np.unique(self.item_row, return_inverse=True)
-        item_ids = to_arrow(self.item_ids[listed])
+        user_ids = np.repeat(self.user_id, np.diff(self.offsets))
         return pa.table(
             {
-                "user_id": user_ids.take(to_arrow(request)),
-                "item_id": item_ids.take(to_arrow(place)),
+                "user_id": ids_to_arrow(user_ids, self.user_id_type),
+                "item_id": to_arrow(self.item_id),
                 "score": to_arrow(self.score),
                 "rank": to_arrow(self.rank),
             }

@@ -385,8 +385,7 @@ def _find_difference(entry: Mapping[str, Any], answer: Answer) -> str:
     tolerance = _TOLERANCE * max(1.0, abs(kth))
     for item_id, score in zip(item_ids, answer.score.tolist(), strict=True):
         expected = reference.get(item_id, -math.inf)
-        is_as_good = expected >= kth - tolerance
-        if not is_as_good or not abs(score - expected) <= tolerance:
+        if not (expected >= kth - tolerance and abs(score - expected) <= tolerance):
             return (
                 f"item {item_id!r} scores {score:.6g}; "
                 f"expected {expected:.6g}, and {kth:.6g} or more"
