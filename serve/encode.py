@@ -61,9 +61,7 @@ def encode_features(
     codes = [np.empty((n, 0), np.int64)]
     values = [np.empty((n, 0), np.float32)]
     for feature in features:
-        column = columns.get(feature.column)
-        if column is None:
-            column = [None] * n
+        column = columns.get(feature.column, [None] * n)
         # As an array a list ["a", True] would become two texts.
         if not isinstance(column, (list, tuple)):
             column = np.asarray(column)
@@ -126,16 +124,13 @@ def age_values(features: Sequence[Feature], values: Floats, days: Doubles) -> Fl
         values: (..., V) as of `encode_features`.
         days: (...) from the end of the data to the moment.
     """
-    aged = values
+    aged = values.copy()
     for feature, columns in value_slices(features):
-        if not feature.is_date:
-            continue
-        if aged is values:
-            aged = values.copy()
-        later = (days / feature.scale).astype(np.float32)
-        ages = np.clip(values[..., columns.start] + later, -LIMIT, LIMIT)
-        is_missing = values[..., columns.stop - 1] == 1
-        aged[..., columns.start] = np.where(is_missing, np.float32(0), ages)
+        if feature.is_date:
+            later = (days / feature.scale).astype(np.float32)
+            ages = np.clip(values[..., columns.start] + later, -LIMIT, LIMIT)
+            is_missing = values[..., columns.stop - 1] == 1
+            aged[..., columns.start] = np.where(is_missing, np.float32(0), ages)
     return aged
 
 

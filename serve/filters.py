@@ -121,21 +121,17 @@ def admit(columns: Columns, where: str) -> Flags:
     if where not in masks:
         if len(masks) >= _MAX_MASKS:
             masks.clear()
-        masks[where] = _find_items(columns, where)
+        operands: list[Flags] = []
+        for step in parse_where(where):
+            if isinstance(step, re.Match):
+                operands.append(_compare(columns, step))
+            elif step == "not":
+                operands[-1] = ~operands[-1]
+            else:
+                join = np.logical_and if step == "and" else np.logical_or
+                operands[-2:] = [join(*operands[-2:])]
+        masks[where] = operands[0]
     return masks[where]
-
-
-def _find_items(columns: Columns, where: str) -> Flags:
-    operands: list[Flags] = []
-    for step in parse_where(where):
-        if isinstance(step, re.Match):
-            operands.append(_compare(columns, step))
-        elif step == "not":
-            operands[-1] = ~operands[-1]
-        else:
-            last = operands.pop()
-            operands[-1] = operands[-1] & last if step == "and" else operands[-1] | last
-    return operands[0]
 
 
 @dataclass(frozen=True)

@@ -268,8 +268,8 @@ class Tower:
         """Run the graph.
 
         Args:
-            inputs: an array for each name in `inputs`. No code or row is negative, since -1 would
-                be read as the last one.
+            inputs: an array for each name in `inputs`, perhaps others that the graph does not
+                read. No code or row is negative, since -1 would be read as the last one.
 
         Returns:
             The outputs by name.
@@ -277,8 +277,9 @@ class Tower:
         Raises:
             ValueError: if the graph refuses an input, or an output is not finite.
         """
+        fed = {name: inputs[name] for name in self.inputs if name in inputs}
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            values = self._session.run(self._outputs, fed)
         except _ORT_ERRORS as error:
             raise ValueError(f"{self.name} refuses its inputs: {error}") from error
         outputs = dict(zip(self._outputs, values, strict=True))
@@ -331,7 +332,7 @@ class TowerPair:
             "history_vectors": tastes[inputs.history_rows],
             "owned_vectors": vectors.take(inputs.owned_rows, axis=0),
         }
-        outputs = self._user.run(_pick(arrays, self._user))
+        outputs = self._user.run(arrays)
         no_memory = np.zeros(len(inputs.owned_rows), dtype=np.float32)
         return outputs["user_vectors"], outputs.get("memory", no_memory)
 
@@ -342,10 +343,4 @@ class TowerPair:
             "item_values": encoded.values,
             "categories": category_rows(self._schema.item_features, encoded.codes),
         }
-        vectors: Floats = self._item.run(_pick(arrays, self._item))["item_vectors"]
-        return vectors
-
-
-def _pick(arrays: Arrays, tower: Tower) -> Arrays:
-    """Leave out what the graph does not read, such as features of which there are none."""
-    return {name: arrays[name] for name in tower.inputs if name in arrays}
+        return self._item.run(arrays)["item_vectors"]
