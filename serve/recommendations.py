@@ -247,7 +247,10 @@ class Segments:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the segments as JSON values, the largest first."""
-        return [asdict(segment) for segment in self.segments]
+        return [
+            vars(segment) | {"marks": [*map(vars, segment.marks)]}
+            for segment in self.segments
+        ]
 
     def to_bytes(self) -> bytes:
         """Write canonical JSON."""
