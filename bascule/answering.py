@@ -14,8 +14,7 @@ import pyarrow as pa
 from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
 from serve.errors import SchemaError
-from serve.golden import replay
-from serve.recommender import Recommender, golden_answer
+from serve.recommender import Recommender, replay
 from serve.requests import Request
 from service.answers import find_unknown, show_items
 from service.command_line import align
@@ -159,7 +158,7 @@ def verify_bundle(path: Path, trusted: Path | None = None) -> list[str]:
         BundleError: the bundle is damaged, not signed by a trusted key, or answers differently.
     """
     bundle = Bundle.load(path, trusted=trusted)
-    n_requests = replay(bundle.golden, golden_answer(Recommender(bundle)))
+    n_requests = replay(bundle.golden, Recommender(bundle).recommend)
     sizes = [entry.size for entry in bundle.manifest.files.values()]
     lines = [
         f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",

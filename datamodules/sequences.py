@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 
 from datamodules.tables import TARGET_WEIGHT, is_set
 from serve.arrays import Floats, Ints, spans, vectors_to_arrow
+from serve.cells import join_text
 from serve.encode import (
     EncodedFeatures,
     category_rows,
     context_keys,
     count_categories,
     encode_features,
-    write_cell,
 )
 from serve.events import Events
 from serve.kinds import FIRST_CODE, UNKNOWN, Feature, to_vectors
@@ -73,7 +72,7 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
     is_number = kind in ("floating", "mixed-integer-float")
     if is_number and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
-    texts = cells.map(partial(write_cell, feature))
+    texts = cells.map(join_text if feature is None else feature.write)
     return texts.astype("str")  # a column without a value would have no type
 
 

@@ -30,7 +30,6 @@ from serve.arrays import Doubles
 from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.cells import to_text
 from serve.clock import DAY, day_of_week, hour_of_day
-from serve.encode import split_cell
 from serve.errors import SchemaError
 from serve.files import write_file
 from serve.kinds import Feature, to_numbers
@@ -293,7 +292,7 @@ def read_cells(feature: Feature, cells: Any) -> list[Any] | Doubles:
     if feature.is_numeric:
         return to_numbers(feature, cells)
     if feature.kind in SEVERAL:
-        return [split_cell(feature, cell) for cell in cells]
+        return [feature.texts(cell) for cell in cells]
     return [to_text(cell) for cell in cells]
 
 

@@ -34,8 +34,7 @@ from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
 from serve.files import write_file
-from serve.golden import replay
-from serve.recommender import Recommender, golden_answer
+from serve.recommender import Recommender, replay
 from serve.schema import Schema
 from service.command_line import make_parser, run_command, tabulate
 from service.publish import read_version
@@ -250,7 +249,7 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
     """
     try:
         candidate = Bundle.load(options.candidate, trusted=options.trusted_keys)
-        n_golden = replay(candidate.golden, golden_answer(Recommender(candidate)))
+        n_golden = replay(candidate.golden, Recommender(candidate).recommend)
     except LOADING_ERRORS as error:
         checks = [Check(_FILES, 0, 1, False, note=str(error))]
     else:

@@ -31,7 +31,7 @@ from evaluation.metrics import ItemSets, Targets
 from serve.arrays import Doubles, Flags, Floats, IdType, Ints
 from serve.cells import parse_id
 from serve.clock import to_seconds
-from serve.encode import context_keys, encode_features, write_cell
+from serve.encode import context_keys, encode_features
 from serve.errors import SchemaError
 from serve.kinds import Feature
 from serve.profiles import Profiles, feature_values
@@ -424,7 +424,7 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         cells: list[Any] = column.astype(object).where(column.notna(), None).tolist()
         is_worded = feature.kind in WORDED
         for request, cell in zip(requests, cells, strict=True):
-            value = write_cell(feature, cell) if is_worded else cell
+            value = feature.write(cell) if is_worded else cell
             request.setdefault("context", {})[feature.name] = value
     return requests
 

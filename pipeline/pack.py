@@ -16,6 +16,7 @@ from models.export import export_bundle
 from models.segments import MAX_USERS, find_segments, find_traits
 from models.towers import Towers
 from pipeline.config import Config
+from pipeline.golden import draw_requests, write_golden
 from pipeline.run_folder import Work
 from serve.arrays import Flags
 from serve.bundle import GOLDEN, SEGMENTS, Bundle, Facts
@@ -23,8 +24,7 @@ from serve.catalogue import name_items
 from serve.clock import DAY
 from serve.events import Events
 from serve.files import write_file
-from serve.golden import draw_requests, write_golden
-from serve.recommender import Recommender, golden_answer
+from serve.recommender import Recommender
 from serve.rerank import IS_NEW, NEW_DAYS
 from serve.tower import count_cores
 from service.publish import Stage
@@ -59,7 +59,7 @@ def stage_bundle(
 
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
-    write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
+    write_golden(stage.path / GOLDEN, golden, recommender.recommend, k=10)
 
     return facts, write_segments(recommender, stage, seed)
 

@@ -20,12 +20,11 @@ from serve.encode import (
     category_rows,
     count_categories,
     encode_features,
-    split_cell,
 )
 from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest, show
 from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.kinds import Feature
-from serve.schema import SEVERAL, Schema
+from serve.schema import Schema
 
 # Every catalogue has this column: true unless a bundle or a live item says otherwise.
 IN_STOCK = "in_stock"
@@ -33,7 +32,7 @@ IN_STOCK = "in_stock"
 # Reserved column of `items.parquet` where repeats are allowed.
 REPEAT_RATE = "repeat_rate"
 
-ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 Value = str | bool | int | float
 
 _TITLES = ("title", "name", "product_name", "description")
@@ -55,14 +54,12 @@ class ItemIds:
 
     def extended(self, more: Sequence[Id]) -> ItemIds:
         """Return these ids followed by others that are not among them."""
-        added = np.array(more, dtype=self.ids.dtype)
-        return ItemIds(np.concatenate([self.ids, added]))
+        return ItemIds(np.append(self.ids, np.array(more, dtype=self.ids.dtype)))
 
     def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
         """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
-        row_of = self._rows.get
         listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
-        rows = [row_of(item_id, UNKNOWN_ROW) for item_id in listed]
+        rows = [self._rows.get(item_id, UNKNOWN_ROW) for item_id in listed]
         return np.array(rows, dtype=np.int64)
 
     def require(self, ids: Sequence[Any]) -> Ints:
@@ -94,20 +91,16 @@ class ItemFacts:
 def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     """Read the facts of the catalogue; a `BundleError` names a column that is missing."""
     features = tuple(feature for feature, _ in category_features(schema.item_features))
-    names = [feature.column for feature in features]
-    for name in (REPEAT_RATE, *names):
-        if name not in items.column_names:
-            raise BundleError(
-                f"the catalogue has no column '{name}', which the memory reads: "
-                "export the bundle again"
-            )
-    rates = to_numpy(items.column(REPEAT_RATE))
+    try:
+        rates = to_numpy(items.column(REPEAT_RATE))
+        columns = items.select([feature.column for feature in features]).to_pydict()
+    except KeyError as error:
+        raise BundleError(f"the catalogue: {error}; export again") from error
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
         raise BundleError(
             f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: "
             "export again"
         )
-    columns = items.select(names).to_pydict()
     codes = encode_features(features, columns, len(items)).codes
     return ItemFacts(
         repeat_rate=rates.astype(np.float32),
@@ -149,9 +142,8 @@ class Catalogue:
     def lists(self, item_id: Id) -> bool:
         """Tell whether an item is here and not removed."""
         row = int(self.item_ids.find([item_id])[0])
-        if self.is_removed is None or row == UNKNOWN_ROW:
-            return row != UNKNOWN_ROW
-        return not self.is_removed[row]
+        is_removed = self.is_removed is not None and self.is_removed[row]
+        return row != UNKNOWN_ROW and not is_removed
 
     @property
     def n_listed(self) -> int:
@@ -163,15 +155,12 @@ class Catalogue:
     @cached_property
     def texts(self) -> list[str]:
         """The text to search in for each item, (N,): its id and texts, in small letters."""
-        names = ["item_id"]
+        columns = [self.item_ids.ids]
         for field in self.table.schema:
             if is_text(field.type) and field.name != "item_id":
-                names.append(field.name)
-        columns = [self.table.column(name).to_pylist() for name in names]
-        texts = []
-        for cells in zip(*columns, strict=True):
-            texts.append(" ".join(str(cell) for cell in cells if cell).casefold())
-        return texts
+                columns.append(self.table.column(field.name).to_pylist())
+        rows = zip(*columns, strict=True)
+        return [" ".join(str(cell) for cell in row if cell).casefold() for row in rows]
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -189,17 +178,13 @@ def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
     numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
     fields = []
     for field in items.schema:
-        fields.append(field.with_type(_widen(field.type, field.name in numeric)))
+        is_whole = pa.types.is_integer(field.type) and field.type != pa.uint64()
+        if is_whole or field.type == pa.null():
+            other = pa.int64() if is_whole else pa.string()
+            # The next price may have a fraction.
+            field = field.with_type(pa.float64() if field.name in numeric else other)
+        fields.append(field)
     return items.cast(pa.schema(fields))
-
-
-def _widen(kind: pa.DataType, is_numeric: bool) -> pa.DataType:
-    """Return the type of a column: the next price may have a fraction, the next text a value."""
-    if pa.types.is_null(kind):
-        return pa.float64() if is_numeric else pa.string()
-    if pa.types.is_integer(kind) and not pa.types.is_uint64(kind):
-        return pa.float64() if is_numeric else pa.int64()
-    return kind
 
 
 # ---- names for people
@@ -210,17 +195,14 @@ def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
 
     They are a title, else a text feature, else the last three categories.
     """
-    columns: dict[str, list[str]] = {}
-    for feature in features:
-        columns.setdefault(feature.kind, []).append(feature.column)
-    vectors = columns.get("vector", [])
-    by_lower_name = {
-        name.lower(): name for name in items.column_names if name not in vectors
-    }
+    vectors = [feature.column for feature in features if feature.is_vector]
+    texts = [feature.column for feature in features if feature.is_text]
+    labels = [feature.column for feature in features if feature.is_categorical]
+    readable = [name for name in items.column_names if name not in vectors]
+    by_lower_name = {name.lower(): name for name in readable}
     titles = [by_lower_name[title] for title in _TITLES if title in by_lower_name]
-    texts = columns.get("text", [])
-    chosen = [*titles, *texts][:1] or columns.get("categorical", [])[-3:]
-    return [name for name in chosen if name in items.column_names]
+    chosen = [*titles, *texts][:1] or labels[-3:]
+    return [name for name in chosen if name in readable]
 
 
 def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
@@ -237,8 +219,7 @@ def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
     cells_by_column = [items.column(name).to_pylist() for name in columns]
     names = []
     for item_id, *cells in zip(*cells_by_column, strict=True):
-        texts = [to_text(cell) for cell in cells]
-        distinct = dict.fromkeys(text for text in texts if text)
+        distinct = dict.fromkeys(filter(None, map(to_text, cells)))
         name = " ".join(" · ".join(distinct).split())
         names.append(name or f"item {item_id}")
     return names
@@ -262,36 +243,30 @@ class Column:
     offsets: Ints
 
     @property
-    def kind(self) -> str:
-        """Name what the column holds: `texts`, `numbers`, or `true or false`."""
+    def holds(self) -> str:
+        """Name what the values are: `texts`, `numbers`, or `true or false`."""
         kinds = {"O": "texts", "b": "true or false"}
         return kinds.get(self.values.dtype.kind, "numbers")
 
     def are_true(self) -> Flags:
         """Tell which items are true, (N,)."""
         if self.values.dtype != np.bool_:
-            raise SchemaError(
-                f"where: column '{self.name}' holds {self.kind}: "
-                "compare it with a value"
-            )
+            raise self._make_error("compare it with a value")
         return self.have(self.values)
 
     def compare(self, sign: str, values: Sequence[Value]) -> Flags:
         """Tell which items meet a comparison, (N,); = and != compare with any of the values."""
         wanted = [self._check(value) for value in values]
-        if sign not in ORDER:
-            is_met = self.have(self._are_among(wanted))
-            if sign != "!=":
-                return is_met
-            return ~is_met & self.have(np.ones(len(self.values), np.bool_))
-        if self.kind != "numbers":
-            raise SchemaError(
-                f"where: column '{self.name}' holds {self.kind}, which have no order; "
-                "use = or in"
-            )
         # 1e300 beside a float32 is infinite, and so larger than all.
         with np.errstate(over="ignore"):
-            return self.have(ORDER[sign](self.values, wanted[0]))
+            if sign in _ORDER:
+                if self.holds != "numbers":
+                    raise self._make_error("these have no order; use = or in")
+                return self.have(_ORDER[sign](self.values, wanted[0]))
+            is_met = self.have(self._are_among(wanted))
+        if sign != "!=":
+            return is_met
+        return ~is_met & self.have(np.ones(len(self.values), np.bool_))
 
     def have(self, is_wanted: Flags) -> Flags:
         """Tell which items have a value that is wanted, given as (V,), (N,)."""
@@ -310,24 +285,21 @@ class Column:
 
     def _check(self, value: Value) -> Any:
         """Return a value as the column has them; a whole number compares exactly as an integer."""
-        kind = "numbers"
-        if isinstance(value, (str, bool)):
-            kind = "texts" if isinstance(value, str) else "true or false"
-        if kind != self.kind:
-            raise SchemaError(
-                f"where: column '{self.name}' holds {self.kind}; got {show(value)}"
-            )
+        kinds: dict[type, str] = {str: "texts", bool: "true or false"}
+        if kinds.get(type(value), "numbers") != self.holds:
+            raise self._make_error(f"got {show(value)}")
         if isinstance(value, float) and value.is_integer():
             return int(value)
         return to_text(value) if isinstance(value, str) else value
 
+    def _make_error(self, fault: str) -> SchemaError:
+        return SchemaError(f"where: column '{self.name}' holds {self.holds}; {fault}")
+
     def _are_among(self, wanted: Sequence[Any]) -> Flags:
         """Tell which distinct values are among those wanted, (V,), as Python compares numbers."""
-        among = set(wanted)
         if self.values.dtype == np.float32:
-            with np.errstate(over="ignore"):
-                rounded = np.array(wanted, np.float64).astype(np.float32)
-            among = set(rounded.tolist())
+            wanted = np.array(wanted, np.float64).astype(np.float32).tolist()
+        among = set(wanted)
         is_among = [value in among for value in self.values.tolist()]
         return np.array(is_among, np.bool_)
 
@@ -351,10 +323,9 @@ class Columns:
         self._items = items
         self._features = features
         self._of_bundle = of_bundle
-        self._several: dict[str, Feature] = {}
-        for feature in features:
-            if feature.kind in SEVERAL:
-                self._several[feature.column] = feature
+        self._several = {
+            feature.column: feature for feature in features if feature.has_several
+        }
         self._columns: dict[str, Column] = {}
         self.masks: dict[str, Flags] = {}  # condition -> items that meet it
 
@@ -379,22 +350,26 @@ class Columns:
                     f"filters: unknown column {shown!r}; "
                     f"{name_nearest(shown, self.names)}"
                 )
-            self._columns[name] = self._read(name, self._items.column(name))
+            self._columns[name] = self._read(name)
         return self._columns[name]
 
-    def _read(self, name: str, column: pa.ChunkedArray) -> Column:
+    def _read(self, name: str) -> Column:
+        column = self._items.column(name)
         dtype = _find_type(name, column.type)
         encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
         cells = encoded.dictionary.to_pylist()
         if name in self._several and is_text(column.type):
-            values_by_cell = [split_cell(self._several[name], cell) for cell in cells]
+            values_by_cell = [self._several[name].texts(cell) for cell in cells]
         else:
             if is_text(column.type):
                 cells = [to_text(cell) for cell in cells]
                 if self._holds_flags(name, cells):
                     dtype = np.bool_
                     cells = [cell and cell.lower() == "true" for cell in cells]
-            values_by_cell = [[] if _is_missing(cell) else [cell] for cell in cells]
+            # A missing number is unlike itself.
+            values_by_cell = [
+                [] if cell is None or cell != cell else [cell] for cell in cells
+            ]
 
         distinct = [*dict.fromkeys(chain(*values_by_cell))]
         code_of = {value: code for code, value in enumerate(distinct)}
@@ -410,13 +385,9 @@ class Columns:
     def _holds_flags(self, name: str, texts: Sequence[str | None]) -> bool:
         """Tell whether all texts of a column are true or false, as text files hold flags."""
         if self._of_bundle is not None:
-            return self._of_bundle.read(name).kind == "true or false"
+            return self._of_bundle.read(name).holds == "true or false"
         distinct = {text.lower() for text in texts if text is not None}
         return len(distinct) > 0 and distinct <= {"true", "false"}
-
-
-def _is_missing(cell: Any) -> bool:
-    return cell is None or cell != cell
 
 
 def _find_type(name: str, kind: pa.DataType) -> Any:

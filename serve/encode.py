@@ -15,27 +15,12 @@ from typing import Any
 import numpy as np
 
 from serve.arrays import Doubles, Floats, Ints
-from serve.cells import join_text, to_text
-from serve.errors import SchemaError
-from serve.kinds import LIMIT, Feature, to_days, to_numbers, to_vectors
-
-# Names that stand in `cells` and `kinds` now.
-__all__ = ("LIMIT", "join_text", "to_days", "to_numbers", "to_text", "to_vectors")
+from serve.kinds import LIMIT, Feature
 
 # The key of the seconds that hours and weekdays are taken from; no feature's name.
 TIME = "the time of the request"
 
 _KEY_FACTOR = 6364136223846793005  # odd, so that no key is lost (Knuth, TAOCP 2, 3.3.4)
-
-
-def split_cell(feature: Feature, cell: Any) -> list[str]:
-    """Return the distinct values of a cell."""
-    return feature.texts(cell)
-
-
-def write_cell(feature: Feature | None, cell: Any) -> str | None:
-    """Write the cell of a column that a feature reads, or none does, as a text."""
-    return join_text(cell) if feature is None else feature.write(cell)
 
 
 @dataclass(frozen=True)
@@ -71,25 +56,20 @@ def encode_features(
         timezone: zone of naive dates, and of hours and weekdays.
 
     Raises:
-        SchemaError: a column has another length, or a cell is of another kind than its feature.
+        SchemaError: a cell is of another kind than its feature.
     """
     codes = [np.empty((n, 0), np.int64)]
     values = [np.empty((n, 0), np.float32)]
     for feature in features:
-        column = columns.get(feature.column)
-        if column is None:
-            column = [None] * n
-        if len(column) != n:
-            raise SchemaError(
-                f"column '{feature.column}' has {len(column)} values; expected {n}, one a row"
-            )
+        column = columns.get(feature.column, [None] * n)
         # As an array a list ["a", True] would become two texts.
         if not isinstance(column, (list, tuple)):
             column = np.asarray(column)
         encoded = feature.encode(column, timezone)
         (values if feature.has_values else codes).append(encoded)
-    all_values = np.concatenate(values, axis=1)
-    return EncodedFeatures(np.concatenate(codes, axis=1), all_values)
+    return EncodedFeatures(
+        np.concatenate(codes, axis=1), np.concatenate(values, axis=1)
+    )
 
 
 def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
@@ -115,8 +95,7 @@ def encode_rows(
 
 def code_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
     """Return each coded feature with its columns of `EncodedFeatures.codes`."""
-    coded = [feature for feature in features if not feature.has_values]
-    return _slices(coded, 0)
+    return _slices([feature for feature in features if not feature.has_values], 0)
 
 
 def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
@@ -145,16 +124,13 @@ def age_values(features: Sequence[Feature], values: Floats, days: Doubles) -> Fl
         values: (..., V) as of `encode_features`.
         days: (...) from the end of the data to the moment.
     """
-    aged = values
+    aged = values.copy()
     for feature, columns in value_slices(features):
-        if not feature.is_date:
-            continue
-        if aged is values:
-            aged = values.copy()
-        later = (days / feature.scale).astype(np.float32)
-        ages = np.clip(values[..., columns.start] + later, -LIMIT, LIMIT)
-        is_missing = values[..., columns.stop - 1] == 1
-        aged[..., columns.start] = np.where(is_missing, np.float32(0), ages)
+        if feature.is_date:
+            later = (days / feature.scale).astype(np.float32)
+            ages = np.clip(values[..., columns.start] + later, -LIMIT, LIMIT)
+            is_missing = values[..., columns.stop - 1] == 1
+            aged[..., columns.start] = np.where(is_missing, np.float32(0), ages)
     return aged
 
 

@@ -14,177 +14,102 @@ Letters: N items, V distinct values of a column, T requests.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
-from serve.arrays import Flags, Floats, Ints
-from serve.catalogue import ORDER, Column, Columns, ItemIds, Value
-from serve.errors import MAX_SHOWN, SchemaError
+from serve.arrays import Flags, Floats, Ints, Objects
+from serve.catalogue import Column, Columns, ItemIds, Value
+from serve.errors import SchemaError
 from serve.index import ItemIndex, Pairs, Query
 from serve.requests import Filters
 
-Lists = tuple[Floats, Ints]  # scores and item rows
-
-# A condition tells which of N items meet it, (N,).
-Where = Callable[[Columns], Flags]
-
-# Messages may repeat these.
-WORDS = frozenset({"and", "or", "not", "in", "true", "false", *"()[],"})
-
-_MAX_DEPTH = 32  # of brackets and nots within each other
+_MAX_WAITING = 33  # brackets and operators that wait for their right side at once
 _MAX_MASKS = 32  # conditions whose items are kept between requests
 _DEPTH = 4  # a search under limits is this many lists deep
-_SIGNS = ("=", "==", "!=", *ORDER)
-_END = "end"
 
 # ---- the language
 
-_TOKEN = re.compile(
-    r"""(?P<keyword>\b(?:and|or|not|in)\b(?!\.))
-      | (?P<flag>\b(?:true|false)\b(?!\.))
-      | (?P<name>[^\W\d][\w.]*)
-      | `(?P<quoted>[^`]+)`
-      | (?P<text>'[^']*(?:''[^']*)*'|"[^"]*(?:""[^"]*)*")
-      | (?P<number>[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)
-      | (?P<sign><=|>=|!=|==|[=<>()\[\],])
-      | (?P<space>\s+)
-      | (?P<other>.)""",
-    re.VERBOSE | re.IGNORECASE,
+# A whole number has at most 40 digits.
+_VALUE = r"""(?:'[^']*(?:''[^']*)*'|"[^"]*(?:""[^"]*)*"
+    |[+-]?(?:[0-9]{1,40}(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?
+    |\b(?:true|false)\b(?!\.))"""
+_FLAGS = re.VERBOSE | re.IGNORECASE
+_VALUES = re.compile(_VALUE, _FLAGS)
+_TOKENS = re.compile(
+    rf"""(?P<operator>\b(?:and|or|not)\b(?!\.)|[()])
+      | (?P<column>(?!(?:in|true|false)\b(?!\.))[^\W\d][\w.]*|`[^`]+`)
+        (?: \s*(?P<sign><=|>=|!=|==?|<|>)\s*(?P<value>{_VALUE})
+          | \s*\b(?P<not>not\s+)?in\s*
+            \[\s*(?P<list>(?:{_VALUE}\s*(?:,\s*{_VALUE}\s*)*,?)?)\s*\] )?
+      | (?P<other>\S)""",
+    _FLAGS,
 )
+_RANKS = {"(": 0, ")": 1, "or": 2, "and": 3, "not": 4}  # what binds more is higher
 
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str  # `column`, `value`, `other`, `end`, or the keyword or sign itself
-    content: Value
-    start: int  # of its first character in the text
+def parse_where(text: str) -> list[str | re.Match[str]]:
+    """Read a condition on the columns of items by the shunting-yard algorithm (Dijkstra, 1961).
 
-
-def _read_tokens(text: str) -> Iterator[_Token]:
-    for match in _TOKEN.finditer(text):
-        group = str(match.lastgroup)
-        word = match[group]
-        kind = "value"
-        content: Value = word
-        if group in ("keyword", "sign"):
-            kind = word.lower()
-        elif group in ("name", "quoted"):
-            kind = "column"
-        elif group == "flag":
-            content = word.lower() == "true"
-        elif group == "text":
-            content = word[1:-1].replace(2 * word[0], word[0])
-        elif group == "number" and len(word) <= MAX_SHOWN:
-            content = int(word) if word.lstrip("+-").isdigit() else float(word)
-        else:
-            kind = "other"
-        if group != "space":
-            yield _Token(kind, content, match.start())
-    yield _Token(_END, "", len(text))
-
-
-def parse_where(text: str) -> Where:
-    """Read a condition on the columns of items.
+    Returns:
+        Comparisons, and `and`, `or` and `not` behind what they join or reverse.
 
     Raises:
         SchemaError: if the text is no condition; the message names the character.
     """
-    parser = _Parser([*_read_tokens(text)])
-    where = parser.read_condition()
-    parser.expect(_END)
-    return where
+    steps: list[str | re.Match[str]] = []
+    waiting: list[str] = []
+    is_open = True  # a comparison must come before the next `and`, `or` or bracket
+    text = f"({text})"
+    for token in _TOKENS.finditer(text):
+        operator = (token["operator"] or "").lower()
+        is_behind_end = token.start() > 0 and not waiting
+        if token["other"] or is_behind_end or (operator in ("", "not", "(")) != is_open:
+            raise _make_error(token.start())
+        if not operator:
+            steps.append(token)
+        elif operator not in ("not", "("):
+            while _RANKS[waiting[-1]] >= _RANKS[operator]:
+                steps.append(waiting.pop())
+        if operator == ")":
+            waiting.pop()
+        elif operator:
+            waiting.append(operator)
+        is_open = operator not in ("", ")")
+        if len(waiting) > _MAX_WAITING:
+            raise SchemaError("where has more than 32 brackets and nots in each other")
+    if waiting:
+        raise _make_error(len(text) - 1)
+    return steps
 
 
-class _Parser:
-    """Reads the tokens of a condition by recursive descent."""
-
-    def __init__(self, tokens: Sequence[_Token]) -> None:
-        self._tokens = tokens
-        self._position = 0
-        self._depth = 0
-
-    def skip(self, kind: str) -> bool:
-        """Move behind the next token if it is of this kind."""
-        is_next = self._tokens[self._position].kind == kind
-        self._position += is_next
-        return is_next
-
-    def expect(self, kind: str) -> Value:
-        """Return the content of the next token, which must be of this kind."""
-        token = self._tokens[self._position]
-        if not self.skip(kind):
-            raise SchemaError(
-                f'where, character {token.start + 1}: expected {kind}, as in "price <= '
-                "20 and not brand in ['x', 'y']\"; texts stand in quotes"
-            )
-        return token.content
-
-    def read_condition(self) -> Where:
-        parts = [self._read_conjunction()]
-        while self.skip("or"):
-            parts.append(self._read_conjunction())
-        return _join(np.logical_or, parts)
-
-    def _read_conjunction(self) -> Where:
-        parts = [self._read_negation()]
-        while self.skip("and"):
-            parts.append(self._read_negation())
-        return _join(np.logical_and, parts)
-
-    def _read_negation(self) -> Where:
-        if self.skip("not"):
-            part = self._read_nested(self._read_negation)
-            return lambda columns: ~part(columns)
-        if self.skip("("):
-            part = self._read_nested(self.read_condition)
-            self.expect(")")
-            return part
-        return self._read_comparison(str(self.expect("column")))
-
-    def _read_nested(self, read: Callable[[], Where]) -> Where:
-        self._depth += 1
-        if self._depth > _MAX_DEPTH:
-            raise SchemaError(
-                f"where has more than {_MAX_DEPTH} brackets and nots within each other"
-            )
-        part = read()
-        self._depth -= 1
-        return part
-
-    def _read_comparison(self, name: str) -> Where:
-        for sign in _SIGNS:
-            if self.skip(sign):
-                value = self.expect("value")
-                return lambda columns: columns.read(name).compare(sign, [value])
-        if self.skip("not"):
-            self.expect("in")
-            excluded = self._read_list()
-            return lambda columns: columns.read(name).compare("!=", excluded)
-        if self.skip("in"):
-            included = self._read_list()
-            return lambda columns: columns.read(name).compare("=", included)
-        return lambda columns: columns.read(name).are_true()
-
-    def _read_list(self) -> list[Value]:
-        """Read values in [ ], which a comma parts and may end."""
-        self.expect("[")
-        values: list[Value] = []
-        while not self.skip("]"):
-            values.append(self.expect("value"))
-            if not self.skip(","):
-                self.expect("]")
-                break
-        return values
+def _make_error(character: int) -> SchemaError:
+    return SchemaError(
+        f"where, character {character}: expected comparisons of columns with values, joined by "
+        "and, or, not and brackets; texts stand in quotes: price <= 20 and brand = 'x'"
+    )
 
 
-def _join(operation: np.ufunc, parts: Sequence[Where]) -> Where:
-    def where(columns: Columns) -> Flags:
-        is_met: Flags = operation.reduce([part(columns) for part in parts])
-        return is_met
+def _compare(columns: Columns, comparison: re.Match[str]) -> Flags:
+    column = columns.read(comparison["column"].strip("`"))
+    if comparison["sign"]:
+        value = _read_value(comparison["value"])
+        return column.compare(comparison["sign"], [value])
+    if comparison["list"] is None:
+        return column.are_true()
+    values = [_read_value(text) for text in _VALUES.findall(comparison["list"])]
+    return column.compare("!=" if comparison["not"] else "=", values)
 
-    return where
+
+def _read_value(text: str) -> Value:
+    quote = text[0]
+    if quote in "'\"":
+        return text[1:-1].replace(2 * quote, quote)
+    if text.isalpha():
+        return text.lower() == "true"
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 # ---- lists under filters
@@ -196,7 +121,16 @@ def admit(columns: Columns, where: str) -> Flags:
     if where not in masks:
         if len(masks) >= _MAX_MASKS:
             masks.clear()
-        masks[where] = parse_where(where)(columns)
+        operands: list[Flags] = []
+        for step in parse_where(where):
+            if isinstance(step, re.Match):
+                operands.append(_compare(columns, step))
+            elif step == "not":
+                operands[-1] = ~operands[-1]
+            else:
+                join = np.logical_and if step == "and" else np.logical_or
+                operands[-2:] = [join(*operands[-2:])]
+        masks[where] = operands[0]
     return masks[where]
 
 
@@ -222,10 +156,11 @@ class Admission:
 
     def bar(self, filters: Filters | None) -> Flags:
         """Return which items may not be listed, (N,): by `where` and `only`, or as removed ones."""
+        filters = filters or Filters()
         barred = np.zeros(len(self.columns), dtype=np.bool_)
-        if filters is not None and filters.where is not None:
+        if filters.where is not None:
             barred |= ~admit(self.columns, filters.where)
-        if filters is not None and filters.only is not None:
+        if filters.only is not None:
             rows = self.item_ids.find(filters.only)
             barred |= ~np.isin(np.arange(len(barred)), rows)
         if self.is_removed is not None:
@@ -234,10 +169,8 @@ class Admission:
 
     def limits(self, filters: Filters | None) -> list[tuple[Column, int]]:
         """Return each column of `at_most`, and how many items may share a value of it."""
-        limits = []
-        for column, most in filters.at_most if filters is not None else ():
-            limits.append((self.columns.read(column), most))
-        return limits
+        at_most = (filters or Filters()).at_most
+        return [(self.columns.read(column), most) for column, most in at_most]
 
 
 def rank_filtered(
@@ -246,7 +179,7 @@ def rank_filtered(
     filters: Sequence[Filters | None],
     query: Query,
     k: int,
-) -> Lists:
+) -> tuple[Floats, Ints]:
     """Rank the items that filters admit, for requests that share filters together.
 
     Args:
@@ -269,12 +202,11 @@ def rank_filtered(
             lists = index.search(query.take(requests), k, barred)
             scores[requests], rows[requests] = lists
             continue
-        for request in requests.tolist():
+        for request in requests:
             part = query.take(np.array([request]))
-            taken = _walk(index, part, limits, barred.copy(), k)
-            for position, (score, row) in enumerate(taken):
-                scores[request, position] = score
-                rows[request, position] = row
+            items = _walk(index, part, limits, barred.copy(), _DEPTH * k)
+            for position, item in enumerate(islice(items, k)):
+                scores[request, position], rows[request, position] = item
     return scores, rows
 
 
@@ -283,31 +215,29 @@ def _walk(
     query: Query,
     limits: Sequence[tuple[Column, int]],
     barred: Flags,
-    k: int,
-) -> list[tuple[float, int]]:
-    """Walk down the ranking of one request and take k items, but none with a value that is full.
+    depth: int,
+) -> Iterator[tuple[float, int]]:
+    """Walk down the ranking of one request: scores and rows, but none with a value that is full.
 
-    Once a value is full, all items with it are barred. Each search but the last takes an item, and
-    the list is exact. An item without a value is not limited; one with several counts for each.
+    Once a value is full, all items with it are barred. Each search takes an item unless none is
+    left, and the list is exact. An item without a value is not limited; one with several counts
+    for each.
     """
-    taken: list[tuple[float, int]] = []
     n_by_value = [np.zeros(len(column.values), np.int64) for column, _ in limits]
-    depth = min(_DEPTH * k, len(barred))
-    while len(taken) < k:
+    while not barred.all():
         scores, rows = index.search(query, depth, barred)
         for score, row in zip(scores[0].tolist(), rows[0].tolist(), strict=True):
             if row < 0:
-                return taken
-            if barred[row] or len(taken) == k:
+                return
+            if barred[row]:
                 continue
-            taken.append((score, row))
+            yield score, row
             barred[row] = True
             for (column, most), n in zip(limits, n_by_value, strict=True):
                 codes = column.codes_of(row)
                 n[codes] += 1
                 if (n[codes] >= most).any():
                     barred |= column.have(n >= most)
-    return taken
 
 
 def explain_short(
@@ -316,7 +246,7 @@ def explain_short(
     left_out: Mapping[str, Pairs],
     rows: Ints,
     k: int,
-) -> dict[int, str]:
+) -> Objects:
     """Say why lists have fewer than k items.
 
     Args:
@@ -327,9 +257,9 @@ def explain_short(
         k: the length that was asked for.
 
     Returns:
-        Request -> reason, for the short lists alone.
+        (T,) reasons, None for full lists.
     """
-    reasons = {}
+    reasons = np.full(len(rows), None)
     lengths = (rows >= 0).sum(axis=1)
     for request in np.flatnonzero(lengths < k).tolist():
         parts = _count_down(admission, filters[request] or Filters(), left_out, request)

@@ -14,7 +14,7 @@ Letters: B requests, N items, W columns of a vector, L history positions, E know
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from tokenize import TokenError
 from typing import Any
@@ -111,7 +111,7 @@ class Neighbours:
         lengths: Ints,
         remembered: Pairs | None = None,
         matches: Any = 0.0,
-    ) -> Terms | None:
+    ) -> Terms:
         """Return the terms that histories add to scores.
 
         Args:
@@ -122,10 +122,8 @@ class Neighbours:
             matches: (B, L), 1 where an event happened in the context of the request.
 
         Returns:
-            C terms, or None if the catalogue has no weights.
+            C terms.
         """
-        if not len(self.rows):
-            return None
         n_items = len(self.offsets) - 1
         shares = self._share_history(lengths, history_rows.shape[1], matches)  # (B, L)
         is_known = history_rows < n_items
@@ -161,12 +159,10 @@ class Neighbours:
         roots = np.sqrt(np.where(lengths, sums, 1.0))
         return np.asarray(weights / roots[:, None])
 
-    def of_all(self, n_requests: int) -> Terms | None:
+    def of_all(self, n_requests: int) -> Terms:
         """Return the terms that are added to the scores of every request."""
         rows = self.rows[self.offsets[-1] :].astype(np.int64)
         weights = self.weights[self.offsets[-1] :]
-        if not len(rows):
-            return None
         requests = np.repeat(np.arange(n_requests), len(rows))
         return requests, np.tile(rows, n_requests), np.tile(weights, n_requests)
 
@@ -189,13 +185,9 @@ def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
     return values
 
 
-def join_terms(parts: Sequence[Terms | None]) -> Terms | None:
-    """Put terms together; None stands for no terms."""
-    some = [part for part in parts if part is not None]
-    if not some:
-        return None
-    requests, rows, values = map(np.concatenate, zip(*some, strict=True))
-    return requests, rows, values
+def join_terms(parts: Iterable[Any]) -> Any:
+    """Put terms, or pairs, together."""
+    return tuple(map(np.concatenate, zip(*parts, strict=True)))
 
 
 def add_terms(scores: Floats, terms: Terms) -> None:
@@ -230,16 +222,13 @@ class Query:
         """Return the query of some of the requests, in ascending order."""
         number = np.full(len(self), -1)
         number[requests] = np.arange(len(requests))
-
-        def pick(part: Any) -> Any:
-            if part is None:
-                return None
-            numbers = number[part[0]]
-            columns = (numbers, *part[1:])
-            return tuple(column[numbers >= 0] for column in columns)
-
-        users = self.users[requests]
-        return Query(users, pick(self.left_out), pick(self.added), pick(self.only))
+        parts: list[Any] = [self.left_out, self.added, self.only]
+        for place, part in enumerate(parts):
+            if part is not None:
+                numbers = number[part[0]]
+                columns = (numbers, *part[1:])
+                parts[place] = tuple(column[numbers >= 0] for column in columns)
+        return Query(self.users[requests], *parts)
 
 
 class ItemIndex:
@@ -331,11 +320,11 @@ class ItemIndex:
     def score(self, query: Query, rows: Ints) -> Doubles:
         """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
         scores = query.users.astype(np.float64) @ self.vectors[rows].T  # (B, K)
-        if query.added is not None and len(rows):
+        if query.added is not None:
             requests, rows_of_terms, values = query.added
-            columns = rows.searchsorted(rows_of_terms).clip(max=len(rows) - 1)
-            is_here = rows[columns] == rows_of_terms
-            np.add.at(scores, (requests[is_here], columns[is_here]), values[is_here])
+            is_here = np.isin(rows_of_terms, rows)
+            columns = rows.searchsorted(rows_of_terms[is_here])
+            np.add.at(scores, (requests[is_here], columns), values[is_here])
         return scores
 
     def directions(self, n_dims: int) -> ItemIndex:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,11 @@ from serve.arrays import (
     vectors_from_arrow,
     vectors_to_arrow,
 )
-from serve.encode import write_cell
 from serve.errors import BundleError
 from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file
-from serve.kinds import Feature, to_numbers, to_vectors
+from serve.kinds import Feature
 from serve.requests import History, Request
-from serve.schema import DERIVED, Schema
+from serve.schema import Schema
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -95,12 +95,10 @@ class Profiles:
     @classmethod
     def none(cls, schema: Schema) -> Profiles:
         """Return the profiles of no user."""
-        no_ids = {
-            "string": np.empty(0, dtype=np.object_),
-            "integer": np.empty(0, dtype=np.int64),
-        }
-        history = History(no_ids[schema.item_id_type])
-        return cls(no_ids[schema.user_id_type], {}, history, np.zeros(1, np.int64))
+        dtypes: dict[str, Any] = {"string": np.object_, "integer": np.int64}
+        history = History(np.empty(0, dtypes[schema.item_id_type]))
+        user_ids = np.empty(0, dtypes[schema.user_id_type])
+        return cls(user_ids, {}, history, offsets=np.zeros(1, np.int64))
 
     @classmethod
     def load(cls, folder: Path, version: str | None = None) -> Profiles:
@@ -126,7 +124,7 @@ class Profiles:
     @cached_property
     def positions(self) -> dict[Id, int]:
         """User id -> position."""
-        return {user_id: place for place, user_id in enumerate(self.user_ids.tolist())}
+        return dict(zip(self.user_ids.tolist(), count()))
 
     @cached_property
     def until(self) -> int:
@@ -156,10 +154,10 @@ class Profiles:
 
     def without(self, user_ids: Iterable[Id]) -> Profiles:
         """Return the profiles of the other users."""
-        is_other = np.ones(len(self), dtype=np.bool_)
-        for user_id in user_ids:
-            if user_id in self.positions:
-                is_other[self.positions[user_id]] = False
+        left_out = set(user_ids)
+        is_other = np.array(
+            [user_id not in left_out for user_id in self.positions], bool
+        )
         counts = np.diff(self.offsets)
         return Profiles(
             user_ids=self.user_ids[is_other],
@@ -185,25 +183,8 @@ def feature_values(
     Returns:
         Name of each feature that is not derived -> its values.
     """
-    values_by_name = {}
-    for feature in features:
-        if feature.kind not in DERIVED:
-            values_by_name[feature.name] = _read_values(
-                feature, columns[feature.column]
-            )
-    return values_by_name
-
-
-def _read_values(feature: Feature, values: Any) -> NDArray[Any]:
-    if not isinstance(values, (list, tuple)):
-        values = np.asarray(values)
-    if feature.is_numeric:
-        return to_numbers(feature, values)
-    if feature.kind == "vector":
-        return to_vectors(feature, values)
-    texts = np.empty(len(values), dtype=np.object_)
-    texts[:] = [write_cell(feature, value) for value in values]
-    return texts
+    given = [feature for feature in features if not feature.is_derived]
+    return {feature.name: feature.read(columns[feature.column]) for feature in given}
 
 
 # ---- writing
@@ -244,7 +225,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
         manifest = _read_manifest(folder)
         for entries in _all_entries(manifest):
             profiles = _read_parts(folder, entries)
-            ids = [one for one in profiles.user_ids.tolist() if str(one) in wanted]
+            ids = [user_id for user_id in profiles.positions if str(user_id) in wanted]
             if ids:
                 entries |= _write_parts(folder, profiles.without(ids))
                 erased.update(map(str, ids))
@@ -267,16 +248,12 @@ def _writing(folder: Path) -> Iterator[None]:
 def _remove_unnamed(folder: Path) -> None:
     named = set()
     for entries in _all_entries(_read_manifest(folder)):
-        for part in _PARTS:
-            named.add(entries[part]["file"])
-    is_changed = False
+        named |= {entries[part]["file"] for part in _PARTS}
     for pattern in _OUR_FILES:
         for path in folder.glob(pattern):
             if path.name not in named:
                 path.unlink()
-                is_changed = True
-    if is_changed:
-        sync_folder(folder)  # users who were erased must not come back
+    sync_folder(folder)  # users who were erased must not come back
 
 
 def _write_manifest(folder: Path, manifest: Entries) -> None:
@@ -286,9 +263,8 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
         path.unlink(missing_ok=True)
         return
     sync_folder(folder)  # the files must be there before they are named
-    content = {**manifest, "format": FORMAT}
-    text = json.dumps(content, indent=1, sort_keys=True) + "\n"
-    write_file(path, text.encode(), PRIVATE)
+    text = json.dumps(manifest | {"format": FORMAT}, indent=1, sort_keys=True)
+    write_file(path, f"{text}\n".encode(), PRIVATE)
     sync_folder(folder)
 
 
@@ -305,13 +281,12 @@ def _write_parts(folder: Path, profiles: Profiles) -> Entries:
 
 def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     """Write a table to a file named by its content, and return its entry in the manifest."""
-    arrays = []
-    for values in columns.values():
+    arrays = {}
+    for column, values in columns.items():
         write = vectors_to_arrow if values.ndim == 2 else to_arrow
-        arrays.append(write(values))
-    table = pa.Table.from_arrays(arrays, names=list(columns))
+        arrays[column] = write(values)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    pq.write_table(pa.table(arrays), sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"{part}-{digest[:16]}.parquet"
@@ -347,9 +322,8 @@ def _all_entries(manifest: Entries) -> list[Entries]:
 
 def _choose_entries(folder: Path, version: str | None) -> Entries:
     manifest = _read_manifest(folder)
-    staged = manifest.get(_NEXT, {})
-    is_staged = version is not None and staged.get("version") == version
-    chosen = staged if is_staged else manifest
+    staged = manifest.get(_NEXT)
+    chosen = staged if staged and staged["version"] == version else manifest
     if "users" not in chosen:
         raise BundleError(
             f"{folder}: no profiles here but perhaps of a bundle "

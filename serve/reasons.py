@@ -64,7 +64,7 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
         return completed
     moment = schema.data_until
     history = completed.history
-    if history is not None and history.datetime is not None and len(history):
+    if history and history.datetime is not None:
         moment = int(history.datetime[-1])
     return replace(completed, datetime=moment)
 
@@ -102,21 +102,21 @@ def explain(
         By request and item, at most `MAX_SAID` reasons: those that carry its score most come first.
     """
     checked = recommender.check(requests)
-    explained = []
-    for request, item_ids in zip(checked, items, strict=True):
-        completed = complete_request(recommender, request)
-        explained.append(_explain_items(recommender, completed, item_ids))
-    return explained
+    return [
+        _explain_items(recommender, request, item_ids)
+        for request, item_ids in zip(checked, items, strict=True)
+    ]
 
 
 def _explain_items(
     recommender: Recommender, request: Request, item_ids: Sequence[Id]
 ) -> list[list[Reason]]:
-    parts = [*_leave_out_items(recommender, request, set(item_ids))]
-    for features, reason in _leave_out_values("features", request.features):
-        parts.append((replace(request, features=features), reason))
-    for context, reason in _leave_out_values("context", request.context):
-        parts.append((replace(request, context=context), reason))
+    request = complete_request(recommender, request)
+    parts = [
+        *_leave_out_items(recommender, request, set(item_ids)),
+        *_leave_out_values(request, "features"),
+        *_leave_out_values(request, "context"),
+    ]
     reduced = [without for without, _ in parts]
     scores = recommender.score([request, *reduced], item_ids)  # (1 + parts, K)
     effects = scores[0] - scores[1:]
@@ -126,14 +126,13 @@ def _explain_items(
     explained = []
     for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
         reasons = []
-        for place in np.argsort(-effects_on_item, kind="stable")[:MAX_SAID].tolist():
-            effect = float(effects_on_item[place])
-            reason = replace(parts[place][1], effect=effect)
+        places = np.argsort(-effects_on_item, kind="stable")[:MAX_SAID]
+        for place in places[effects_on_item[places] > least].tolist():
+            reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
                 habit = say_habit(reason.event, reason.days_ago, reason.every_days)
                 reason = replace(reason, kind="memory", text=habit)
-            if effect > least:
-                reasons.append(reason)
+            reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
     return explained
 
@@ -178,21 +177,20 @@ def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Re
 
 
 def _leave_out_values(
-    kind: Literal["features", "context"], values: Mapping[str, Any] | None
-) -> Iterator[tuple[dict[str, Any], Reason]]:
-    """Yield the features or the context without each value, and what is said of that value."""
-    values = values or {}
-    for name, value in values.items():
-        if value is None:
-            continue
-        others = dict(values)
-        del others[name]
-        shown = _show(value)
+    request: Request, kind: Literal["features", "context"]
+) -> Iterator[tuple[Request, Reason]]:
+    """Yield the request without each of its features or its context, and what is said of it."""
+    values: Mapping[str, Any] = getattr(request, kind) or {}
+    for name in values:
+        shown = _show(values[name])
         label = f"your {name}" if kind == "features" else name
         text = f"because of {label.replace('_', ' ')}"
         if shown is not None:
             text = f"{text}: {shown}"
-        yield others, Reason(kind, 0.0, text, name=name, value=shown)
+        others: Any = {kind: {key: values[key] for key in values if key != name}}
+        reason = Reason(kind, 0.0, text, name=name, value=shown)
+        if values[name] is not None:
+            yield replace(request, **others), reason
 
 
 # ---- sentences
@@ -224,11 +222,10 @@ def _show(value: Any) -> str | None:
     """Write a value for people; a vector says nothing to them."""
     if isinstance(value, (Vector, np.ndarray)):
         return None
-    texts = []
-    for part in value if isinstance(value, list) else [value]:
-        text = f"{part:g}" if isinstance(part, float) else to_text(part)
-        texts.append(text or "")
-    return ", ".join(texts)[:MAX_NAME]
+    if isinstance(value, float):
+        return f"{value:g}"
+    texts = map(to_text, value if isinstance(value, list) else [value])
+    return ", ".join(text or "" for text in texts)[:MAX_NAME]
 
 
 # ---- what is due
@@ -286,18 +283,16 @@ def _list_due(
     last_event: dict[Id, str | None] = {}
     if history.event is not None:
         pairs = zip(history.item_id.tolist(), history.event.tolist(), strict=True)
-        last_event.update(pairs)
+        last_event = dict(pairs)
 
     rows = find_rows(answer.item_id)
-    places = [place for place, row in enumerate(rows.tolist()) if row in times_by_row]
-    names = _name_rows(recommender, rows[places[:k]])
+    places = np.flatnonzero(np.isin(rows, [*times_by_row]))[:k]
     items = []
-    for place, name in zip(places[:k], names, strict=True):
-        item_id = answer.item_id[place : place + 1].tolist()[0]
+    for place, name in zip(places, _name_rows(recommender, rows[places]), strict=True):
+        item_id = answer.item_id.item(place)
         rhythm = _measure_rhythm(times_by_row[rows[place]], usual, moment)
         days_ago = (moment - rhythm["last"]) // DAY
-        event = last_event.get(item_id)
-        text = say_habit(event, days_ago, rhythm["every_days"])
+        text = say_habit(last_event.get(item_id), days_ago, rhythm["every_days"])
         score = float(answer.score[place])
         items.append(DueItem(item_id, name, **rhythm, score=score, text=text))
     return tuple(items)
@@ -316,11 +311,10 @@ def _group_times(rows: Ints, times: Ints) -> dict[int, Ints]:
     """Return, by item row, the time of the last event of each day, for items of several days."""
     times_by_row = {}
     for row in np.unique(rows[rows != UNKNOWN_ROW]).tolist():
-        of_item = np.sort(times[rows == row])
-        days = of_item // DAY
-        is_last = np.append(days[1:] != days[:-1], True)
-        if is_last.sum() > 1:
-            times_by_row[row] = of_item[is_last]
+        latest_first = np.sort(times[rows == row])[::-1]
+        _, lasts = np.unique(latest_first // DAY, return_index=True)
+        if len(lasts) > 1:
+            times_by_row[row] = latest_first[lasts]
     return times_by_row
 
 

@@ -7,7 +7,7 @@ N items of the catalogue, K items of a padded list, S segments, W columns of a v
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -73,14 +73,14 @@ class Recommendations:
     @classmethod
     def from_lists(
         cls,
-        user_ids: Sequence[Id | None],
+        user_ids: Iterable[Id | None],
         rows: Ints,
         scores: Floats,
         *,
         item_ids: NDArray[np.generic],
         unknown_items: Ints,
         user_id_type: IdType,
-        reasons: Mapping[int, str] | None = None,
+        reason: Objects | None = None,
     ) -> Recommendations:
         """Build from padded lists.
 
@@ -91,14 +91,13 @@ class Recommendations:
             item_ids: (N,) the catalogue.
             unknown_items: (B,).
             user_id_type: that of the bundle.
-            reasons: request -> why its list is short.
+            reason: (B,) why its list is short; None where it is not.
         """
         requests, places = (rows >= 0).nonzero()
-        reason = np.full(len(rows), None, np.object_)
-        for request, text in (reasons or {}).items():
-            reason[request] = text
+        if reason is None:
+            reason = np.full(len(rows), None)
         return cls(
-            user_id=np.array(user_ids, dtype=np.object_),
+            user_id=np.array([*user_ids], dtype=np.object_),
             user_id_type=user_id_type,
             item_row=rows[requests, places],
             item_ids=item_ids,
@@ -135,17 +134,15 @@ class Recommendations:
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; null: anonymous."""
-        request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
-        user_ids = ids_to_arrow(self.user_id, self.user_id_type)
-        listed, place = np.unique(self.item_row, return_inverse=True)
-        item_ids = to_arrow(self.item_ids[listed])
-        columns = {
-            "user_id": user_ids.take(to_arrow(request)),
-            "item_id": item_ids.take(to_arrow(place)),
-            "score": to_arrow(self.score),
-            "rank": to_arrow(self.rank),
-        }
-        return pa.table(columns)
+        user_ids = np.repeat(self.user_id, np.diff(self.offsets))
+        return pa.table(
+            {
+                "user_id": ids_to_arrow(user_ids, self.user_id_type),
+                "item_id": to_arrow(self.item_id),
+                "score": to_arrow(self.score),
+                "rank": to_arrow(self.rank),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -250,11 +247,10 @@ class Segments:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the segments as JSON values, the largest first."""
-        described = []
-        for segment in self.segments:
-            marks = [vars(mark) for mark in segment.marks]
-            described.append(vars(segment) | {"marks": marks})
-        return described
+        return [
+            vars(segment) | {"marks": [*map(vars, segment.marks)]}
+            for segment in self.segments
+        ]
 
     def to_bytes(self) -> bytes:
         """Write canonical JSON."""
@@ -277,23 +273,21 @@ class Segments:
             raw = json.loads(content)
             if raw.pop("format") != FORMAT:
                 raise ValueError(f"expected format {FORMAT}")
-            marks: list[Mark] = []
             segments = []
             for segment in raw["segments"]:
-                own = tuple(Mark(**mark) for mark in segment["marks"])
-                segments.append(Segment(**segment | {"marks": own}))
-                marks.extend(own)
+                marks = tuple(Mark(**mark) for mark in segment["marks"])
+                segments.append(Segment(**segment | {"marks": marks}))
+                for record in (segments[-1], *marks):
+                    check_record(record)
             raw["segments"] = tuple(segments)
             raw["centre"] = tuple(raw["centre"])
-            raw["centroids"] = tuple(tuple(row) for row in raw["centroids"])
+            raw["centroids"] = tuple(map(tuple, raw["centroids"]))
             bundled = cls(**raw)
-            for record in (bundled, *segments, *marks):
-                check_record(record)
+            check_record(bundled)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it holds no segments: {error!r}") from error
         widths = {len(row) for row in (bundled.centre, *bundled.centroids)}
-        n_centroids = len(bundled.centroids)
-        if widths != {width} or not n_centroids or n_centroids != len(segments):
+        if widths != {width} or not len(bundled.centroids) == len(segments) > 0:
             raise ValueError(
                 f"its centroids are not one a segment, or not of width {width}"
             )

@@ -18,8 +18,10 @@ E events.
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal
@@ -28,24 +30,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Floats
-from serve.bundle import PROFILES, Bundle, identify_folder
+from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, Columns
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, explain_short, rank_filtered
-from serve.golden import GoldenAnswer, replay
-from serve.index import Pairs, Query, Terms, join_terms
-from serve.inputs import EncodedRequests, RequestEncoder
+from serve.index import Pairs, Query, join_terms
 from serve.profiles import MANIFEST, Profiles
-from serve.recommendations import Recommendations
+from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request
-from serve.tower import TowerPair
+from serve.tower import EncodedRequests, RequestEncoder, TowerPair
 
 RawRequest = Mapping[str, Any] | Request
+# (raw requests, k) -> the answer to each request
+Recommend = Callable[[list[dict[str, Any]], int], Iterable[Answer]]
 
 # The items that are ranked: all, those that are not in the history, or only those that are.
 View = Literal["all", "novel", "owned"]
 
+_MAX_GOLDEN = 1000
+_TOLERANCE = (
+    2e-4  # of a score on another machine, per unit of the k-th where that is above 1
+)
 _TILE = 256  # requests or items at once, so that memory does not grow with a batch
 
 
@@ -113,21 +119,20 @@ class Recommender:
             if identify_folder(path) == identity:
                 break
         recommender = cls(bundle, known)
-        replay(bundle.golden, golden_answer(recommender))
+        replay(bundle.golden, recommender.recommend)
         return recommender
 
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
         """Return a recommender of a catalogue that continues this one: items keep their rows."""
         other = copy(self)
-        columns = self.admission.columns.changed(catalogue.table)
-        other._set_catalogue(catalogue, columns)
+        other._set_catalogue(catalogue, self.admission.columns.changed(catalogue.table))
         return other
 
     def _set_catalogue(self, catalogue: Catalogue, columns: Columns) -> None:
         self.catalogue = catalogue
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
         self._encoder = RequestEncoder(
-            self.bundle.schema, catalogue.item_ids, catalogue.facts, self.profiles
+            self.bundle.schema, catalogue.item_ids, catalogue.facts
         )
 
     def recommend(
@@ -223,7 +228,7 @@ class Recommender:
         """
         schema = self.bundle.schema
         known = {feature.column for feature in schema.item_features}
-        columns: dict[str, list[Any]] = {}
+        columns = {}
         for name in set().union(*rows):
             if name not in known:
                 nearest = name_nearest(str(name), known)
@@ -241,13 +246,12 @@ class Recommender:
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""
         schema = self.bundle.schema
-        checked = []
-        for request in requests:
-            if isinstance(request, Request):
-                checked.append(fit_request(request, schema))
-            else:
-                checked.append(parse_request(request, schema))
-        return checked
+        return [
+            fit_request(request, schema)
+            if isinstance(request, Request)
+            else parse_request(request, schema)
+            for request in requests
+        ]
 
     def _encode(
         self, requests: list[Request]
@@ -255,7 +259,8 @@ class Recommender:
         """Encode checked requests in tiles of T."""
         for start in range(0, len(requests), _TILE):
             tile = slice(start, start + _TILE)
-            yield tile, self._encoder.encode(requests[tile])
+            completed = [*map(self.profiles.complete, requests[tile])]
+            yield tile, self._encoder.encode(completed)
 
     def _answer(
         self, requests: Iterable[RawRequest], k: int, view: View
@@ -268,7 +273,7 @@ class Recommender:
         scores = np.empty((len(checked), length), np.float32)
         rows = np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
-        reasons: dict[int, str] = {}
+        reason = np.full(len(checked), None)
         for tile, encoded in self._encode(checked):
             filters = [request.filters for request in checked[tile]]
             query = self._make_query(encoded, view)
@@ -280,17 +285,17 @@ class Recommender:
             unknown[tile] = encoded.unknown_items
             if view != "owned":
                 left_out = _leave_out(encoded, view)
-                short = explain_short(self.admission, filters, left_out, rows[tile], k)
-                for place, reason in short.items():
-                    reasons[tile.start + place] = reason
+                reason[tile] = explain_short(
+                    self.admission, filters, left_out, rows[tile], k
+                )
         return Recommendations.from_lists(
-            [request.user_id for request in checked],
+            (request.user_id for request in checked),
             rows,
             scores,
             item_ids=self.catalogue.item_ids.ids,
             unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
-            reasons=reasons,
+            reason=reason,
         )
 
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
@@ -304,18 +309,13 @@ class Recommender:
             encoded.owned if len(memory) else None,
             tower.arrays["history_matches"],
         )
-        of_memory: Terms | None = None
+        terms = [of_histories, neighbours.of_all(len(users))]
         if view != "novel" and len(memory):
-            of_memory = (tower.arrays["owned_users"], tower.owned_rows, memory)
-        added = join_terms([of_histories, neighbours.of_all(len(users)), of_memory])
-        left_out = _leave_out(encoded, view).values()
+            terms.append((tower.arrays["owned_users"], tower.owned_rows, memory))
         return Query(
             users,
-            left_out=(
-                np.concatenate([requests for requests, _ in left_out]),
-                np.concatenate([rows for _, rows in left_out]),
-            ),
-            added=added,
+            left_out=join_terms(_leave_out(encoded, view).values()),
+            added=join_terms(terms),
             only=encoded.owned if view == "owned" else None,
         )
 
@@ -336,11 +336,58 @@ def _check_ids(ids: NDArray[np.generic], id_type: str) -> None:
         )
 
 
-def golden_answer(recommender: Recommender) -> GoldenAnswer:
-    """Return a function that answers golden requests as `serve.golden` compares them."""
+# ---- golden requests
 
-    def answer(requests: Any, k: int) -> Any:
-        answers = recommender.recommend(requests, k)
-        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
 
-    return answer
+def replay(content: bytes, recommend: Recommend) -> int:
+    """Answer golden requests again: an item must score as it did and be as good as the k-th was.
+
+    Args:
+        content: the file that `pipeline.golden` wrote at the export.
+        recommend: answers the requests with the bundle as it was loaded.
+
+    Returns:
+        The number of requests.
+
+    Raises:
+        BundleError: the file cannot be read, or a list differs.
+    """
+    try:
+        entries = json.loads(content or b"[]")
+        if not 0 < len(entries) <= _MAX_GOLDEN:
+            raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
+        requests = [entry["request"] for entry in entries]
+        answers = recommend(requests, entries[0]["k"])
+        differences = [*map(_find_difference, entries, answers)]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(
+            f"{GOLDEN} cannot be answered: {error}; export again"
+        ) from error
+
+    for number, difference in enumerate(differences):
+        if difference:
+            raise BundleError(
+                f"{GOLDEN}, request {number}: {difference}; it answers differently here"
+            )
+    return len(entries)
+
+
+def _find_difference(entry: Mapping[str, Any], answer: Answer) -> str:
+    """Say how an answer differs from its reference, "" if it does not."""
+    reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
+    length = min(entry["k"], len(reference))
+    item_ids = answer.item_id.tolist()
+    n_distinct = len(set(item_ids))
+    if len(item_ids) != length or n_distinct != length:
+        return f"{n_distinct} different items of {len(item_ids)}; expected {length}"
+
+    kth = entry["scores"][length - 1] if length else 0.0
+    tolerance = _TOLERANCE * max(1.0, abs(kth))
+    for item_id, score in zip(item_ids, answer.score.tolist(), strict=True):
+        expected = reference.get(item_id, -math.inf)
+        if not (expected >= kth - tolerance and abs(score - expected) <= tolerance):
+            return (
+                f"item {item_id!r} scores {score:.6g}; "
+                f"expected {expected:.6g}, and {kth:.6g} or more"
+            )
+    return ""

@@ -17,9 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 
-from serve.arrays import Doubles, Flags, Floats, Ints, to_numpy, to_unit
+from serve.arrays import Doubles, Flags, Floats, Ints, to_unit
 from serve.cells import check_number
 from serve.reasons import complete_request
 from serve.recommendations import Recommendations
@@ -114,26 +113,27 @@ def recommend(
         chosen = _choose(pool, worth, cost, is_new[pool.rows], k, dials.new_share)
         rows[place, : len(chosen)] = pool.rows[chosen]
         scores[place, : len(chosen)] = pool.scores[chosen]
-    short = np.flatnonzero(rows[:, -1] < 0).tolist()
+    reason = pools.reason.copy()
+    reason[rows[:, -1] >= 0] = None
     return Recommendations.from_lists(
-        list(pools.user_id),
+        pools.user_id,
         rows,
         scores,
         item_ids=pools.item_ids,
         unknown_items=pools.unknown_items,
         user_id_type=pools.user_id_type,
-        reasons={place: pools.reason[place] for place in short},
+        reason=reason,
     )
 
 
 def find_new(recommender: Recommender) -> Flags:
     """Tell which items are new, (N,): first seen in the last days, or put live since."""
-    table = recommender.catalogue.table
-    is_new = np.arange(len(table)) >= len(recommender.bundle.items)
-    if IS_NEW in table.column_names:
-        column = table.column(IS_NEW)
-        if pa.types.is_boolean(column.type):
-            is_new |= to_numpy(column.fill_null(False).cast(pa.uint8())) > 0
+    columns = recommender.admission.columns
+    is_new = np.arange(len(columns)) >= len(recommender.bundle.items)
+    if IS_NEW in columns.names:
+        column = columns.read(IS_NEW)
+        if column.holds == "true or false":
+            is_new |= column.are_true()
     return is_new
 
 
@@ -243,13 +243,12 @@ def _choose(
     is_left = np.ones(len(worth), np.bool_)
     highest_cost = np.zeros(len(worth))
     for position in range(1, min(k, pool.size) + 1):
-        value = worth - highest_cost
-        is_open = is_left & is_best
+        value: Floats | Doubles = pool.scores
+        is_open = is_left & is_new
         n_new = np.count_nonzero(is_new[chosen])
-        is_due = n_new < int(position * new_share + _ROUNDING)
-        if is_due and (is_left & is_new).any():
-            value = pool.scores.astype(np.float64)
-            is_open = is_left & is_new
+        if n_new >= int(position * new_share + _ROUNDING) or not is_open.any():
+            value = worth - highest_cost
+            is_open = is_left & is_best
         place = int(np.where(is_open, value, -np.inf).argmax())
         is_left[place] = False
         highest_cost = np.maximum(highest_cost, cost[place]) if chosen else cost[place]

@@ -11,7 +11,6 @@ import pyarrow as pa
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
 from serve.cells import parse_id, to_text
-from serve.encode import split_cell
 from serve.kinds import Feature
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
@@ -186,5 +185,5 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
 def _is_unknown(feature: Feature, value: Any) -> bool:
     if value is None or feature.kind not in WORDED:
         return False
-    texts = split_cell(feature, value) if feature.kind in SEVERAL else [to_text(value)]
+    texts = feature.texts(value) if feature.kind in SEVERAL else [to_text(value)]
     return any(text and text not in feature.codes for text in texts)

@@ -60,14 +60,16 @@ def know_user(
     dismissed = [_fit(item_id, ids) for item_id in recalled.dismissed]
     excluded = tuple(item_id for item_id in dismissed if item_id is not None)
     is_live = len(recalled.history) > 0 or len(excluded) > 0
-    known = Request(
-        user_id, exclude=excluded, user_known=is_live or user_id in profiles.positions
+    history = None
+    if len(live):
+        profile = profiles.get(user_id)
+        history = live if profile is None else _join(profile.history, live)
+    return Request(
+        user_id,
+        history=history,
+        exclude=excluded,
+        user_known=is_live or user_id in profiles.positions,
     )
-    if not len(live):
-        return known
-    profile = profiles.get(user_id)
-    history = live if profile is None else _join(profile.history, live)
-    return replace(known, history=history)
 
 
 def fill_in(request: Request, known: Request) -> Request:
@@ -93,9 +95,9 @@ def _fit(value: Id, ids: NDArray[Any]) -> Id | None:
 def _fit_history(live: History, ids: NDArray[Any]) -> History:
     """Return the events whose items have ids that can be of the type of others."""
     fitted = [_fit(item_id, ids) for item_id in live.item_id.tolist()]
-    places = [place for place, one in enumerate(fitted) if one is not None]
-    item_ids = np.array([fitted[place] for place in places], ids.dtype)
-    return replace(live.take(np.array(places, np.int64)), item_id=item_ids)
+    has_fit = np.array([item_id is not None for item_id in fitted], np.bool_)
+    item_ids = [item_id for item_id in fitted if item_id is not None]
+    return replace(live.take(has_fit), item_id=np.array(item_ids, ids.dtype))
 
 
 # ---- a profile's events and live ones
@@ -135,12 +137,12 @@ def _append(known: History, live: History) -> History:
 
     None and NaN fill what the profile lacks. Live events have no context: they match none.
     """
-    columns = {
-        "event": np.full(len(known), None, dtype=np.object_),
+    missing = {
+        "event": np.full(len(known), None),
         "weight": np.full(len(known), np.nan),
-        **known.columns(),
     }
-    later = {"context": np.zeros(len(live), np.int64), **live.columns()}
+    columns = missing | known.columns()
+    later = {"context": np.zeros(len(live), np.int64)} | live.columns()
     for name, values in columns.items():
         columns[name] = np.concatenate([values, later[name]])
     return History(**columns)

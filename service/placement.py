@@ -19,8 +19,15 @@ from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Id, Ints, to_arrow
 from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
-from serve.cells import Vector, is_writable, parse_label, parse_number, to_plain
-from serve.encode import category_rows, encode_features, write_cell
+from serve.cells import (
+    Vector,
+    is_writable,
+    join_text,
+    parse_label,
+    parse_number,
+    to_plain,
+)
+from serve.encode import category_rows, encode_features
 from serve.errors import SchemaError, name_nearest, show
 from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.kinds import Feature
@@ -241,7 +248,7 @@ class Placement:
 
     def _is_flag(self, name: str) -> bool:
         """Tell a column of true and false, as such or as texts."""
-        return self._recommender.admission.columns.read(name).kind == "true or false"
+        return self._recommender.admission.columns.read(name).holds == "true or false"
 
     def _parse(self, raw: Values) -> dict[str, Any]:
         """Check values of an item and return them as JSON has them.
@@ -291,7 +298,7 @@ class Placement:
             parsed = parse_label(value, where)
         else:
             parsed = parse_value(value, feature, where)
-        cell = write_cell(feature, parsed)
+        cell = join_text(parsed) if feature is None else feature.write(parsed)
         if cell is None:
             return None
 

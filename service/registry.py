@@ -35,8 +35,7 @@ from serve.bundle import (
 )
 from serve.errors import BundleError, name_nearest, say
 from serve.files import place_folder, sync_folder, take_lock, write_file
-from serve.golden import replay
-from serve.recommender import Recommender, golden_answer
+from serve.recommender import Recommender, replay
 from service.command_line import align
 from service.publish import LOCK, remove_all
 
@@ -358,7 +357,7 @@ def _verify(folder: Path, version: str, trusted: Path | None) -> None:
     """Read a version as a service would, and let it answer its golden requests."""
     recommender = Recommender(Bundle.load(folder, trusted=trusted))
     check_version(recommender, version)
-    replay(recommender.bundle.golden, golden_answer(recommender))
+    replay(recommender.bundle.golden, recommender.recommend)
 
 
 def check_version(recommender: Recommender, version: str) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pipeline.golden import draw_requests, write_golden
 from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
 from serve.events import statistic_names
-from serve.golden import draw_requests, write_golden
 from serve.index import Neighbours
 from serve.kinds import Feature
-from serve.recommender import Recommender, golden_answer
+from serve.recommender import Recommender
 from serve.schema import Schema
 from service.publish import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
@@ -257,7 +257,7 @@ def write_linear(stage: Stage, schema: Schema, seed: int) -> Facts:
     (stage.path / "MODEL_CARD.md").write_text("# Model card\n")
     stage.seal(facts, {})
     requests = draw_requests(schema, item_ids(schema), 8, np.random.default_rng(seed))
-    answer = golden_answer(Recommender(Bundle.load_staged(stage.path)))
+    answer = Recommender(Bundle.load_staged(stage.path)).recommend
     write_golden(stage.path / "golden.json", requests, answer, k=4)
     return facts
 

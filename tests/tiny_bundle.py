@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from pipeline.golden import write_golden
 from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
-from serve.golden import GoldenAnswer, write_golden
 from serve.index import Neighbours, Query
 from serve.kinds import Feature
+from serve.recommendations import Recommendations
+from serve.recommender import Recommend
 from service.publish import Stage, publish
 from tests.linear_bundle import SHOP
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
@@ -111,7 +113,7 @@ def write_stage(folder: Path, seed: int) -> None:
     write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")
 
 
-def answer_with(bundle: Bundle) -> GoldenAnswer:
+def answer_with(bundle: Bundle) -> Recommend:
     """Answer a raw request by the length of its history alone."""
 
     def answer(requests, k):
@@ -119,11 +121,14 @@ def answer_with(bundle: Bundle) -> GoldenAnswer:
         numbers = np.stack([lengths, lengths % 3, np.ones(len(lengths))], axis=1).astype(np.float32)
         users = bundle.user_tower.run({"codes": lengths % 5, "numbers": numbers})["user_vectors"]
         scores, rows = bundle.index.search(Query(users), k)
-        ids = bundle.items.column("item_id").to_pylist()
-        return [
-            ([ids[row] for row in line], list(score))
-            for line, score in zip(rows, scores, strict=True)
-        ]
+        return Recommendations.from_lists(
+            [None] * len(users),
+            rows,
+            scores,
+            item_ids=np.array(item_ids(), np.object_),
+            unknown_items=np.zeros(len(users), np.int64),
+            user_id_type="string",
+        )
 
     return answer
 

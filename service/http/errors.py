@@ -16,7 +16,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.errors import BundleError, SchemaError
-from serve.filters import WORDS
 from service.http.schemas import FIELDS
 
 LOGGER = "service.http"
@@ -108,7 +107,7 @@ def _name_field(location: tuple[Any, ...]) -> str:
 
 
 async def _answer_schema_error(request: Request, error: Exception) -> Response:
-    names = request.app.state.shared.service.names() | FIELDS | WORDS
+    names = request.app.state.shared.service.names() | FIELDS
     return answer_error(request, 422, hide_values(str(error), names))
 
 

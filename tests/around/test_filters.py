@@ -113,7 +113,7 @@ def test_items_that_an_expression_lets_in(text, rows):
             "item_id = 7",
             r"column 'item_id' holds texts; got 7 \(int\)",
         ),
-        ("year >= '1995'", "column 'year' holds texts, which have no order"),
+        ("year >= '1995'", "column 'year' holds texts; these have no order"),
         ("genres", "column 'genres' holds texts"),
         *[
             (text, "column 'flag' holds true or false")

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from serve.bundle import Bundle, Manifest, identify_folder, read_steadily
 from serve.errors import BundleError
-from serve.golden import replay
+from serve.recommender import replay
 from tests.tiny_bundle import (
     FACTS,
     METRICS,
@@ -56,7 +57,7 @@ def test_a_bundle_that_answers_differently_is_told_by_its_golden_requests(tiny_b
 
     def answer_worse(requests, k):
         answers = answer_with(bundle)(requests, 2 * k)
-        return [(ids[1:] + ids[:1], scores) for ids, scores in answers]
+        return [replace(answer, item_id=np.roll(answer.item_id, -1)) for answer in answers]
 
     with pytest.raises(BundleError, match=r"golden\.json, request 0"):
         replay(bundle.golden, answer_worse)

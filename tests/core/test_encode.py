@@ -171,11 +171,6 @@ def test_what_is_no_finite_number_is_an_error(value):
         encode_features((PRICE,), {"price": [1.0, value]}, 2)
 
 
-def test_a_column_of_another_length_is_an_error():
-    with pytest.raises(SchemaError, match="'farbe' has 1 values; expected 3"):
-        encode_features((COLOUR,), {"farbe": ["red"]}, 3)
-
-
 @pytest.mark.parametrize("zone", [None, "America/New_York"])
 def test_calendar(zone):
     seconds = np.array([0, 1_700_000_000, 1_710_054_000, 1_710_057_600, 951_782_400])

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from pipeline.golden import draw_requests, write_golden
 from serve.errors import BundleError
-from serve.golden import draw_requests, replay, write_golden
+from serve.recommendations import Answer
+from serve.recommender import replay
 from serve.requests import parse_request
 from tests.tiny_bundle import SCHEMA, item_ids
 
@@ -22,8 +24,9 @@ REFERENCE = [
 
 def answer_from(pairs):
     def answer(requests, k):
-        ids, scores = zip(*pairs[:k], strict=True)
-        return [(list(ids), [np.float32(score) for score in scores])] * len(requests)
+        ids, scores = map(np.array, zip(*pairs[:k], strict=True))
+        ranks = np.arange(1, len(ids) + 1)
+        return [Answer(None, ids, scores.astype(np.float32), ranks, 0)] * len(requests)
 
     return answer
 

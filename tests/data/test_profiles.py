@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from serve.catalogue import ItemIds
 from serve.encode import context_keys
 from serve.events import history_arrays
-from serve.inputs import RequestEncoder
 from serve.kinds import Feature
 from serve.requests import Request
+from serve.tower import RequestEncoder
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(
@@ -96,11 +96,10 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
     schema = replace(schema, user_features=features, context_features=(device,))
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
     trained = build_sequences(events, users, known_ids, schema)
-    encoder = RequestEncoder(
-        schema, ItemIds(known_ids), None, profiles_from_frame(events, users, schema)
-    )
+    profiles = profiles_from_frame(events, users, schema)
+    encoder = RequestEncoder(schema, ItemIds(known_ids), None)
     asked = [Request(user_id, context={"device": "phone"}) for user_id in trained.user_ids.tolist()]
-    served = encoder.encode(asked).tower
+    served = encoder.encode([profiles.complete(request) for request in asked]).tower
     key = context_keys((device,), np.array([[device.codes["phone"]]]))
     arrays, rows = history_arrays(trained.events, schema, key.repeat(len(asked)))
     arrays |= {"user_codes": trained.user.codes, "user_values": trained.user.values}
