@@ -31,7 +31,6 @@ from serve.bundle import (
     Bundle,
     Manifest,
     read_folder,
-    read_steadily,
 )
 from serve.errors import BundleError, name_nearest, say
 from serve.files import place_folder, sync_folder, take_lock, write_file
@@ -297,9 +296,7 @@ def _format_minute(seconds: float) -> str:
 
 def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     """Bring a bundle in under its version, and say if it is new; a damaged copy is replaced."""
-    manifest, contents = read_steadily(
-        bundle, lambda path: read_folder(path, PUBLISHED)
-    )
+    manifest, contents = read_folder(bundle, PUBLISHED)
     version = manifest.version
     target = registry.path / version
     is_there = os.path.lexists(target)
@@ -311,7 +308,6 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     stage.mkdir()
     for name, content in contents.items():
         write_file(stage / name, content.data)
-    write_file(stage / MANIFEST, manifest.to_bytes())
     sync_folder(stage)
     _verify(stage, version, registry.trusted)
     if is_there:
