@@ -78,16 +78,10 @@ class Stage:
         The directory is locked to the end of the `with`, where an unpublished stage is removed.
 
         Raises:
-            BundleError: another run has the lock.
+            BlockingIOError: another run has the lock.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = take_lock(directory / LOCK, wait=False)
-        except BlockingIOError as error:
-            raise BundleError(
-                f"another run writes into {directory}: wait for it, or choose another"
-            ) from error
-        with lock:
+        with take_lock(directory / LOCK, wait=False):
             _settle(directory)
             name = uuid.uuid4().hex
             stage = cls(

@@ -327,7 +327,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
     with pytest.raises((TypeError, AttributeError)):
         train.run(config)
     assert codes == [2]
-    assert "another run writes into" in capsys.readouterr().err
+    assert "another process writes here" in capsys.readouterr().err
 
 
 def test_too_many_rejects_stop_a_run_and_are_left_in_its_folder(tmp_path):
