@@ -143,8 +143,7 @@ def export(options: Namespace) -> None:
         options.bundle, options.profiles, options.trusted_keys
     )
     write = export_users if options.side == "user" else export_items
-    lines = write(recommender, options.rows, options.out, options.overwrite, columns)
-    print("\n".join(lines))
+    print(write(recommender, options.rows, options.out, options.overwrite, columns))
 
 
 def print_verification(options: Namespace) -> None:

@@ -83,7 +83,7 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise BundleError(
             f"{path} is damaged: {error}; remove it, then do this again"
         ) from error
@@ -98,7 +98,7 @@ def export_items(
     folder: Path,
     overwrite: bool,
     columns: Mapping[str, str] = SAME_NAMES,
-) -> list[str]:
+) -> str:
     """Export item vectors as shards in a folder.
 
     Args:
@@ -109,10 +109,11 @@ def export_items(
         columns: our name -> name in the file of rows, where they differ.
 
     Returns:
-        Lines to print.
+        A line to print.
 
     Raises:
-        SchemaError: a row cannot be read, or the folder holds something else.
+        SchemaError: a row cannot be read, or the folder holds another export.
+        BlockingIOError: another process exports into the folder.
     """
     bundle = recommender.bundle
     if rows is not None:
@@ -155,7 +156,7 @@ def export_users(
     folder: Path,
     overwrite: bool,
     columns: Mapping[str, str] = SAME_NAMES,
-) -> list[str]:
+) -> str:
     """Export user vectors as `export_items` does.
 
     `rows` is a file of requests; None: all users with a profile.
@@ -207,7 +208,7 @@ def _export(
     encode: Callable[[list[Any]], Encoded],
     folder: Path,
     overwrite: bool,
-) -> list[str]:
+) -> str:
     """Write rows shard by shard; the rows of a shard that is there are read, but not encoded."""
     schema = recommender.bundle.schema
     id_type = schema.user_id_type if side == "user" else schema.item_id_type
@@ -233,7 +234,7 @@ def _export(
                 write_table(path, pa.Table.from_arrays(columns, names))
             n_shards += 1
         n_rows = _finish(folder)
-    return [f"{n_rows} {side} vectors: {folder}"]
+    return f"{n_rows} {side} vectors: {folder}"
 
 
 def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:

@@ -44,7 +44,6 @@ KEPT_VERSIONS = 3  # latest versions that publishing keeps by default
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MAX_PAST = 100  # lines of the history, not versions on disk
-_MAX_BYTES = 1 << 14  # of CURRENT and HISTORY
 _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # with repeats, without them
 
 
@@ -66,12 +65,10 @@ class Registry:
             BundleError: the text names no version, or the registry does not have it.
         """
         folder = self.path / _check_name(version, "version")
-        if not os.path.lexists(folder):
-            nearest = name_nearest(version, self.versions())
-            raise BundleError(f"version {version} is not in the registry; {nearest}")
         if folder.is_symlink() or not folder.is_dir():
+            nearest = name_nearest(version, self.versions())
             raise BundleError(
-                f"version {version} is no folder in the registry, or a link: copy the folder itself"
+                f"version {version} is not in the registry, or is a link; {nearest}"
             )
         return folder
 
@@ -162,19 +159,16 @@ class Registry:
         sync_folder(self.path)
 
     def _read(self, name: str) -> str | None:
-        """Read a small file that is no link; None if there is none."""
+        """Read a file that is no link; None if there is none."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
-        is_plain = path.is_file() and not path.is_symlink()
-        is_small = is_plain and path.stat().st_size <= _MAX_BYTES
-        content = path.read_bytes() if is_small else b""
-        if not is_small or not content.isascii():
+        if path.is_symlink() or not path.is_file():
             raise BundleError(
-                f"{name} is no plain list of versions: "
+                f"{name} is no plain file: "
                 "remove it and choose a version with `bascule activate`"
             )
-        return content.decode("ascii")
+        return path.read_text(encoding="ascii", errors="replace")
 
 
 class Published(NamedTuple):
