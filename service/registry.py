@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.bundle import (
-    BUNDLE,
     CURRENT,
     HISTORY,
     MANIFEST,
@@ -79,7 +78,7 @@ class Registry:
             for path in self.path.glob("*")
             if _VERSION.fullmatch(path.name) and not path.is_symlink()
         ]
-        folders.sort(key=lambda path: (-_published_at(path), path.name))
+        folders.sort(key=os.path.getmtime, reverse=True)
         return [path.name for path in folders]
 
     def current(self) -> str:
@@ -207,11 +206,6 @@ def publish_version(
     """
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
-    is_bundle = (bundle / MANIFEST).is_file()
-    if is_bundle and bundle.resolve() in (registry.path / BUNDLE).resolve().parents:
-        raise BundleError(
-            f"{registry.path} is in the bundle: choose another folder for the registry"
-        )
     registry.path.mkdir(parents=True, exist_ok=True)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
@@ -258,7 +252,7 @@ def describe_registry(registry: Registry) -> list[str]:
     for version in versions:
         folder = registry.path / version
         mark = "*" if version == current else ""
-        published = _format_minute(_published_at(folder))
+        published = _format_minute(os.path.getmtime(folder))
         rows.append([mark, version, published, *_describe(folder)])
     lines = align(rows)
     try:
@@ -304,21 +298,16 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
         write_file(stage / name, content.data)
     sync_folder(stage)
     _verify(stage, version, registry.trusted)
-    if is_there:
-        registry.folder(version)  # no link, and no file
     old = place_folder(stage, target)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(registry.path)
-    read_folder(target, PUBLISHED)
     return version, True
 
 
 def _activate(registry: Registry, version: str) -> None:
     _verify(registry.folder(version), version, registry.trusted)
     current = registry.find_current()
-    if current == version:
-        return
     past = registry.past()
     if current is not None:
         past.insert(0, current)
@@ -338,9 +327,8 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     needed = {published, current, *earlier[:1]}
     removed = [version for version in versions[keep:] if version not in needed]
     for version in removed:
-        aside = registry.make_aside()  # readers see all of it or nothing
-        os.rename(registry.path / version, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        # readers see all of it or nothing; the end of `writing` removes it
+        os.rename(registry.path / version, registry.make_aside())
     return removed
 
 
@@ -377,10 +365,3 @@ def _check_name(version: str, origin: str) -> str:
             "expected the 12 digits 0-9a-f of a version, see `bascule list`"
         )
     return version
-
-
-def _published_at(folder: Path) -> float:
-    """Return when a version was published, UTC seconds: its manifest was written last."""
-    with suppress(OSError):
-        return (folder / MANIFEST).stat().st_mtime
-    return 0.0
