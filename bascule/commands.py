@@ -246,7 +246,7 @@ COMMANDS = {
         _EXPORT_HELP,
     ),
     "verify": Command(
-        "answering.print_verification",
+        "answering.verify",
         "check the files and the golden answers of a bundle",
         "--bundle",
         "--trusted-keys",

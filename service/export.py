@@ -166,17 +166,22 @@ def export_users(
     if rows is not None:
         source |= _identify(rows, columns)
         requests = read_requests(rows, recommender.bundle.schema, columns)
-    elif not len(profiles):
-        raise SchemaError(
-            "there are no profiles: give their folder with --profiles, or requests with --rows"
-        )
     else:
-        requests = (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
+        requests = list_users(profiles, "--rows")
 
     def encode(some: list[Request]) -> Encoded:
         return [request.user_id for request in some], recommender.encode_users(some)
 
     return _export(recommender, "user", source, requests, encode, folder, overwrite)
+
+
+def list_users(profiles: Profiles, option: str) -> Iterator[Request]:
+    """Return a request of each user with a profile; `option` would give other requests."""
+    if not len(profiles):
+        raise SchemaError(
+            f"there are no profiles: give their folder with --profiles, or requests with {option}"
+        )
+    return (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
 
 
 def _identify(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
