@@ -319,7 +319,7 @@ def test_the_module_runs_without_training_packages_and_help_without_any(bundle, 
         f"bundle = ['--bundle', {str(bundle)!r}]\n"
         f"assert cli.main(['recommend', *bundle, '--all-users', '--out', {str(tmp_path / 'recs.parquet')!r}]) == 0\n"
         f"assert cli.main(['similar', *bundle, '--item', {IDS[0]!r}]) == 0\n"
-        "from serve import Recommender\n"
+        "from serve.recommender import Recommender\n"
         "recommender = Recommender.load(bundle[1])\n"
         "recommender.rank_owned([{'user_id': 'u1'}]).to_table(), recommender.encode_items([{'price': 1.0}])\n"
         "assert not {'pandas', 'torch', 'pytorch_lightning', 'fastapi'} & set(sys.modules)\n"

@@ -14,7 +14,7 @@ import train
 from bascule import commands
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
-from serve import Recommender
+from serve.recommender import Recommender
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
