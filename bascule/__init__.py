@@ -225,16 +225,8 @@ def _configure(
     """Return the content of a configuration file for these tables and options."""
     from serve.errors import SchemaError, name_nearest
 
-    paths = {
-        name: str(table)
-        for name, table in tables.items()
-        if isinstance(table, (str, Path))
-    }
-    if paths and len(paths) < len(tables):
-        names = ", ".join(paths)
-        raise SchemaError(
-            f"fit: {names} by path, the others not; give all as paths or all as DataFrames"
-        )
+    if len({isinstance(table, (str, Path)) for table in tables.values()}) > 1:
+        raise SchemaError("fit: give all tables as paths, or all as DataFrames")
     columns = options.get("columns", {})
     columns_of_table = {
         "interactions": columns.keys(),
@@ -242,11 +234,11 @@ def _configure(
         "items": {"item_id"},
     }
     data: dict[str, Any] = {"features": features}
-    for name in tables:
+    for name, table in tables.items():
         renamed = columns_of_table[name] & columns.keys()
         data[name] = {"columns": {ours: columns[ours] for ours in renamed}}
-        if name in paths:
-            data[name]["path"] = paths[name]
+        if isinstance(table, (str, Path)):
+            data[name]["path"] = str(table)
 
     content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
     for name, value in options.items():

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from textwrap import shorten
 
 import pyarrow as pa
 
@@ -111,8 +112,8 @@ def similar(options: Namespace) -> None:
 
 
 def _shorten(cell: object) -> str:
-    text = "" if cell is None else " ".join(str(cell).split())
-    return text[:_MAX_CELL]
+    text = "" if cell is None else str(cell)
+    return shorten(text, _MAX_CELL, placeholder="…")
 
 
 def export(options: Namespace) -> None:

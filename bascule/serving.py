@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -144,9 +143,9 @@ def publish(options: Namespace) -> None:
         print(f"removed: {version}")
     run = options.bundle.parent
     if (run / PROFILES).is_dir():
-        words = ["--profiles", str(run / PROFILES), "--state", str(run / STATE)]
         print(
-            f"profiles stay where they are: serve the registry with {shlex.join(words)}"
+            "profiles stay where they are: serve the registry with "
+            f"--profiles {run / PROFILES} --state {run / STATE}"
         )
 
 

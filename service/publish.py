@@ -141,8 +141,7 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         The bundle, loaded from its place.
 
     Raises:
-        BundleError: there is a bundle, or the new one cannot be read there; then readers see what
-            they saw before.
+        BundleError: there is a bundle.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
@@ -153,27 +152,10 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
     sync_files(stage.beside)
     os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
     sync_folder(directory)
-    old = place_folder(stage.path, stage.target)
-    try:
-        sync_folder(directory)
-        bundle = Bundle.load(stage.target)
-    except (BundleError, OSError):
-        _put_back(stage, old)
-        sync_folder(directory)
-        raise
+    place_folder(stage.path, stage.target)
+    sync_folder(directory)
     _settle(directory)
-    return bundle
-
-
-def _put_back(stage: Stage, old: Path | None) -> None:
-    """Place the old bundle, if there was one, again."""
-    if old == stage.path:  # the two were exchanged
-        place_folder(old, stage.target)
-        return
-    # after a kill in between, the old bundle is the only one that `_settle` finds
-    os.rename(stage.target, stage.path)
-    if old is not None:
-        os.rename(old, stage.target)
+    return Bundle.load(stage.target)
 
 
 def read_version(bundle: Path) -> str | None:

@@ -76,31 +76,6 @@ def test_an_incomplete_stage_is_not_published(tmp_path, name):
     assert names(tmp_path) == [".lock"]
 
 
-@pytest.mark.parametrize("has_old", [True, False])
-@pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_bundle_that_does_not_verify_in_place_is_taken_back(
-    tmp_path, monkeypatch, has_old, can_exchange
-):
-    if has_old:
-        old = publish_tiny(tmp_path, 1).manifest.version
-    if not can_exchange:
-        monkeypatch.setattr(durable, "exchange", lambda left, right: False)
-    load = Bundle.load
-
-    def load_badly(path, **options):
-        if path.name == "bundle":
-            raise BundleError("items.faiss: other content")
-        return load(path, **options)
-
-    monkeypatch.setattr(Bundle, "load", load_badly)
-    with Stage.open(tmp_path) as stage:
-        complete_stage(stage, 2)
-        with pytest.raises(BundleError, match=r"items\.faiss"):
-            publish(stage.prepare(FACTS, METRICS), overwrite=True)
-    assert names(tmp_path) == [".lock", *(["bundle"] if has_old else [])]
-    assert not has_old or load(tmp_path / "bundle").manifest.version == old
-
-
 @pytest.mark.parametrize(("how", "fewest"), [("kill", 25), ("fail", 12)])
 @pytest.mark.parametrize("way", ["exchange", "rename"])
 def test_stopped_at_any_step_a_reader_finds_the_old_bundle_or_the_new(tmp_path, how, way, fewest):
