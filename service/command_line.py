@@ -50,7 +50,7 @@ def run_command(work: Callable[[], None]) -> int:
         with ending_on_signals():
             work()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {say(error)}", file=sys.stderr)
+        sys.stderr.write(f"error: {say(error)}\n")
         return FAULT
     return 0
 

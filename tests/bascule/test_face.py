@@ -292,7 +292,7 @@ def test_what_serving_in_process_needs_has_one_door():
     assert len(bascule._MODULE_OF_NAME) == 10
     assert {name for name in bascule._MODULE_OF_NAME if not hasattr(bascule, name)} == set()
     with pytest.raises(AttributeError, match="Recommenders"):
-        bascule.Recommenders
+        _ = bascule.Recommenders
 
 
 def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):

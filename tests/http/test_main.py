@@ -183,9 +183,7 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
     ]
     answers = Recommender.load(bundle).recommend(filtered, 5)
     assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
-    assert (
-        "2 of 2 lists are short; the first because 4 of 5" in capsys.readouterr().err
-    )
+    assert "2 of 2 lists are short; the first because 4 of 5" in capsys.readouterr().err
 
 
 def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file, tmp_path, capsys):

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import train
-from bascule import commands
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
-from serve.recommender import Recommender
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
+from serve.recommender import Recommender
 from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
@@ -31,6 +30,7 @@ from tests.pipeline.small_runs import (
     make_tables,
 )
 
+from bascule import commands
 from pipeline import run, stages
 
 DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
