@@ -160,8 +160,7 @@ def fit(
     tables = {"interactions": events, "users": users, "items": items}
     given_tables = {name: table for name, table in tables.items() if table is not None}
     content = _configure(given_tables, features or {}, options)
-    is_path = isinstance(events, (str, Path))
-    frames = None if is_path else (events, users, items)
+    frames = None if isinstance(events, (str, Path)) else (events, users, items)
     with ExitStack() as stack:
         if out is None:
             out = stack.enter_context(TemporaryDirectory(prefix="bascule-"))

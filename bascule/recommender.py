@@ -366,8 +366,7 @@ class Recommender:
             "item_id": _IDS[schema.item_id_type],
         }
         columns = pa.schema([(name, types[name]) for name in names.split()])
-        table = pa.Table.from_pylist(rows, columns)
-        return Answers(table, n_requests, tuple(notes))
+        return Answers(pa.Table.from_pylist(rows, columns), n_requests, tuple(notes))
 
     def _find_rows(self, items: Sequence[Any]) -> Ints:
         """Return the rows of items (n,) in the catalogue, -1 of those given by features."""

@@ -258,8 +258,7 @@ def _join(first: ErasureList, second: ErasureList) -> ErasureList:
 def _write(run: Path, erased: ErasureList) -> None:
     users = []
     for salt, hashes in erased.sets:
-        texts = sorted(user_hash.hex() for user_hash in hashes)
-        users.append({"salt": salt.hex(), "hashes": texts})
+        users.append({"salt": salt.hex(), "hashes": sorted(map(bytes.hex, hashes))})
     content = json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1)
     write_file(run / FORGOTTEN, f"{content}\n".encode(), PRIVATE)
     sync_folder(run)

@@ -39,7 +39,6 @@ from service.command_line import align
 from service.publish import LOCK, remove_all
 
 LOADING_ERRORS = (ValueError, OSError, MemoryError)  # BundleError is a ValueError
-KEPT_VERSIONS = 3  # latest versions that publishing keeps by default
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MAX_PAST = 100  # lines of the history, not versions on disk
@@ -189,7 +188,7 @@ class RolledBack(NamedTuple):
 def publish_version(
     registry: Registry,
     bundle: Path,
-    keep: int = KEPT_VERSIONS,
+    keep: int = 3,
     is_activated: bool = False,
 ) -> Published:
     """Copy a bundle into the registry, and remove old versions.
@@ -252,8 +251,8 @@ def describe_registry(registry: Registry) -> list[str]:
     for version in versions:
         folder = registry.path / version
         mark = "*" if version == current else ""
-        published = _format_minute(os.path.getmtime(folder))
-        rows.append([mark, version, published, *_describe(folder)])
+        published_at = os.path.getmtime(folder)
+        rows.append([mark, version, _format_minute(published_at), *_describe(folder)])
     lines = align(rows)
     try:
         registry.folder(registry.current())
