@@ -12,14 +12,16 @@ What takes long to import is imported when it is needed: a loaded recommender ne
 from __future__ import annotations
 
 import json
-import shutil
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+from service.command_line import import_ours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,53 +41,41 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        if name not in __all__:
-            raise AttributeError(f"module 'bascule' has no attribute '{name}'")
-        if name == "Answers":
-            from bascule.forms import Answers
-
-            return Answers
-        if name == "Recommender":
-            from bascule.recommender import Recommender
-
-            return Recommender
-        from serve import __getattr__ as load_name
-
-        return load_name(name)
+        if name in ("Answers", "Recommender"):
+            return getattr(import_module("bascule.recommender"), name)
+        if name in _MODULE_OF_NAME:
+            return getattr(import_ours(_MODULE_OF_NAME[name]), name)
+        raise AttributeError(f"module 'bascule' has no attribute '{name}'")
 
 
-__all__ = [
-    "Answers",
-    "BundleError",
-    "LiveItems",
-    "Profiles",
-    "Recommender",
-    "Request",
-    "SchemaError",
-    "StateStore",
-    "ask_now",
-    "complete",
-    "fit",
-    "forget_users",
-    "load",
-    "read_erasure_list",
-]
+_MODULE_OF_NAME = {
+    "BundleError": "serve.errors",
+    "LiveItems": "service.live_items",
+    "Profiles": "serve.profiles",
+    "Request": "serve.requests",
+    "SchemaError": "serve.errors",
+    "StateStore": "service.state",
+    "ask_now": "serve.requests",
+    "complete": "service.known_users",
+    "forget_users": "service.forget",
+    "read_erasure_list": "serve.files",
+}
 
-# option of `fit` -> section and key of a configuration; any other stands at the top by its name
-_PLACES = {
-    "repeats": ("data", "repeats"),
-    "ties": ("data", "ties"),
-    "split": ("data", "split"),
-    "targets": ("data", "targets"),
-    "weights": ("data", "events"),
-    "timezone": ("data", "timezone"),
-    "history_length": ("data", "history_length"),
-    "max_reject_rate": ("data", "max_reject_rate"),
-    "epochs": ("model", "max_epochs"),
-    "dim": ("model", "dim"),
-    "batch_size": ("model", "batch_size"),
-    "learning_rate": ("model", "learning_rate"),
-    "baselines": ("evaluation", "baselines"),
+# option of `fit` -> key of a configuration; any other option stands at the top by its name
+_KEYS = {
+    "repeats": "data.repeats",
+    "ties": "data.ties",
+    "split": "data.split",
+    "targets": "data.targets",
+    "weights": "data.events",
+    "timezone": "data.timezone",
+    "history_length": "data.history_length",
+    "max_reject_rate": "data.max_reject_rate",
+    "epochs": "model.max_epochs",
+    "dim": "model.dim",
+    "batch_size": "model.batch_size",
+    "learning_rate": "model.learning_rate",
+    "baselines": "evaluation.baselines",
 }
 
 
@@ -170,17 +160,13 @@ def fit(
     tables = {"interactions": events, "users": users, "items": items}
     given_tables = {name: table for name, table in tables.items() if table is not None}
     content = _configure(given_tables, features or {}, options)
-    folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
-    with ExitStack() as on_failure:
+    frames = None if isinstance(events, (str, Path)) else (events, users, items)
+    with ExitStack() as stack:
         if out is None:
-            on_failure.callback(shutil.rmtree, folder)
-        is_path = isinstance(events, (str, Path))
-        frames = None if is_path else (events, users, items)
-        _train(content | {"out": str(folder)}, frames, quiet)
-        recommender = load(folder)
-        on_failure.pop_all()
-    if out is None:
-        weakref.finalize(recommender, shutil.rmtree, folder, ignore_errors=True)
+            out = stack.enter_context(TemporaryDirectory(prefix="bascule-"))
+        _train(content | {"out": str(out)}, frames, quiet)
+        recommender = load(out)
+        weakref.finalize(recommender, stack.pop_all().close)
     return recommender
 
 
@@ -217,15 +203,9 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
 
 def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     """Run with the content of a configuration file."""
-    try:
-        from pipeline.config import parse
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; this install only answers: install bascule with dependencies"
-        ) from error
-
     # a mistake in the configuration is found before torch is imported
-    config, text = parse(["--config", json.dumps(content, default=str)])
+    words = ["--config", json.dumps(content, default=str)]
+    config, text = import_ours("pipeline.config").parse(words)
     from pipeline.run import run
     from pipeline.stages import console
 
@@ -244,16 +224,8 @@ def _configure(
     """Return the content of a configuration file for these tables and options."""
     from serve.errors import SchemaError, name_nearest
 
-    paths = {
-        name: str(table)
-        for name, table in tables.items()
-        if isinstance(table, (str, Path))
-    }
-    if paths and len(paths) < len(tables):
-        names = ", ".join(paths)
-        raise SchemaError(
-            f"fit: {names} by path, the others not; give all as paths or all as DataFrames"
-        )
+    if len({isinstance(table, (str, Path)) for table in tables.values()}) > 1:
+        raise SchemaError("fit: give all tables as paths, or all as DataFrames")
     columns = options.get("columns", {})
     columns_of_table = {
         "interactions": columns.keys(),
@@ -261,11 +233,11 @@ def _configure(
         "items": {"item_id"},
     }
     data: dict[str, Any] = {"features": features}
-    for name in tables:
+    for name, table in tables.items():
         renamed = columns_of_table[name] & columns.keys()
         data[name] = {"columns": {ours: columns[ours] for ours in renamed}}
-        if name in paths:
-            data[name]["path"] = paths[name]
+        if isinstance(table, (str, Path)):
+            data[name]["path"] = str(table)
 
     content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
     for name, value in options.items():
@@ -274,8 +246,8 @@ def _configure(
             raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
         if name == "split" and isinstance(value, str):
             value = {"kind": value}
-        if name in _PLACES:
-            section, key = _PLACES[name]
+        section, _, key = _KEYS.get(name, name).partition(".")
+        if key:
             content[section][key] = value
         elif name != "columns":
             content[name] = value

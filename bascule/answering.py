@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
-from pathlib import Path
+from textwrap import shorten
 
 import pyarrow as pa
 
@@ -15,12 +16,12 @@ from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
 from serve.errors import SchemaError
 from serve.recommender import Recommender, replay
-from serve.requests import Request
+from serve.requests import Filters, Request, join_filters
 from service.answers import find_unknown, show_items
 from service.command_line import align
-from service.export import export_items, export_users, write_tables
+from service.export import export_items, export_users, list_users, write_tables
 from service.publish import sign
-from service.request_files import add_filters, read_filters, read_requests
+from service.request_files import read_filters, read_requests
 
 _BATCH = 4096  # requests whose answers are in memory at a time
 _MAX_CELL = 40  # characters
@@ -38,79 +39,60 @@ def recommend(options: Namespace) -> None:
     )
     requests = _list_requests(recommender, options)
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
-    lists = _Lists(recommender, options.k, filter_viewed)
+    unknown = Counter[str]()
+    reasons: list[str | None] = []  # why lists are short
+
+    def answer() -> Iterator[pa.Table]:
+        while batch := list(islice(requests, _BATCH)):
+            lists = recommender.recommend(batch, options.k, filter_viewed)
+            for request in batch:
+                unknown.update(find_unknown(recommender.bundle.schema, request))
+            unknown["history"] += int(lists.unknown_items.sum())
+            reasons.extend(lists.reason.tolist())
+            yield lists.to_table()
+
     empty = recommender.recommend([], options.k, filter_viewed).to_table()
-    write_tables(lists.answer(requests), empty.schema, options.out)
-    print(f"{lists.n_requests} requests answered: {options.out}")
-    for note in lists.notes():
+    write_tables(answer(), empty.schema, options.out)
+    print(f"{len(reasons)} requests answered: {options.out}")
+    for note in _note(unknown, reasons):
         print(f"note: {note}", file=sys.stderr)
 
 
-def _list_requests(recommender: Recommender, options: Namespace) -> Iterable[Request]:
+def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
     schema = recommender.bundle.schema
     admission = recommender.admission
-    requests: Iterable[Request]
+    requests: Iterator[Request]
     if options.requests is not None:
         requests = read_requests(
             options.requests,
             schema,
             check=lambda request: admission.check(request.filters),
         )
-    elif len(recommender.profiles):
-        user_ids = recommender.profiles.user_ids.tolist()
-        requests = (Request(user_id=user_id) for user_id in user_ids)
     else:
-        raise SchemaError(
-            "there are no profiles: give their folder with --profiles, or requests with --requests"
-        )
+        requests = list_users(recommender.profiles, "--requests")
     filters = read_filters(
         options.where, options.only, options.at_most, schema.item_id_type
     )
     if filters is None:
         return requests
     admission.check(filters)
-    return add_filters(requests, filters)
+    return (
+        replace(request, filters=join_filters(filters, request.filters or Filters()))
+        for request in requests
+    )
 
 
-class _Lists:
-    """Answers requests in batches, and counts what the user should know of them."""
-
-    def __init__(
-        self, recommender: Recommender, k: int, filter_viewed: bool | None
-    ) -> None:
-        self.n_requests = 0
-        self._recommender = recommender
-        self._k = k
-        self._filter_viewed = filter_viewed
-        self._unknown = Counter[str]()
-        self._short: list[str] = []
-
-    def answer(self, requests: Iterable[Request]) -> Iterator[pa.Table]:
-        """Yield a table of lists for each batch."""
-        schema = self._recommender.bundle.schema
-        remaining = iter(requests)
-        while batch := list(islice(remaining, _BATCH)):
-            lists = self._recommender.recommend(batch, self._k, self._filter_viewed)
-            for request in batch:
-                self._unknown.update(find_unknown(schema, request))
-            self._unknown["history"] += int(lists.unknown_items.sum())
-            self._short += [text for text in lists.reason.tolist() if text is not None]
-            self.n_requests += len(batch)
-            yield lists.to_table()
-
-    def notes(self) -> Iterator[str]:
-        """Yield sentences about unknown values and short lists."""
-        counts = [
-            f"{name} ({count} times)"
-            for name, count in sorted(self._unknown.items())
-            if count
-        ]
-        if counts:
-            names = ", ".join(counts)
-            yield f"training has not seen some values and items; they count as missing: {names}"
-        if self._short:
-            share = f"{len(self._short)} of {self.n_requests} requests"
-            yield f"{share} got fewer than {self._k} items; the first because {self._short[0]}"
+def _note(unknown: Counter[str], reasons: Sequence[str | None]) -> Iterator[str]:
+    """Yield sentences about unknown values and short lists."""
+    counts = [
+        f"{name} ({count} times)" for name, count in sorted(unknown.items()) if count
+    ]
+    if counts:
+        names = ", ".join(counts)
+        yield f"training has not seen some values and items; they count as missing: {names}"
+    short = [reason for reason in reasons if reason is not None]
+    if short:
+        yield f"{len(short)} of {len(reasons)} lists are short; the first because {short[0]}"
 
 
 def similar(options: Namespace) -> None:
@@ -129,8 +111,8 @@ def similar(options: Namespace) -> None:
 
 
 def _shorten(cell: object) -> str:
-    text = "" if cell is None else " ".join(str(cell).split())
-    return text[:_MAX_CELL]
+    text = "" if cell is None else str(cell)
+    return shorten(text, _MAX_CELL, placeholder="…")
 
 
 def export(options: Namespace) -> None:
@@ -142,33 +124,20 @@ def export(options: Namespace) -> None:
         options.bundle, options.profiles, options.trusted_keys
     )
     write = export_users if options.side == "user" else export_items
-    lines = write(recommender, options.rows, options.out, options.overwrite, columns)
-    print("\n".join(lines))
+    print(write(recommender, options.rows, options.out, options.overwrite, columns))
 
 
-def print_verification(options: Namespace) -> None:
-    """Check a bundle, and print what was checked."""
-    print("\n".join(verify_bundle(options.bundle, options.trusted_keys)))
-
-
-def verify_bundle(path: Path, trusted: Path | None = None) -> list[str]:
-    """Load a bundle, replay its golden requests and return lines to print.
-
-    Raises:
-        BundleError: the bundle is damaged, not signed by a trusted key, or answers differently.
-    """
-    bundle = Bundle.load(path, trusted=trusted)
+def verify(options: Namespace) -> None:
+    """Load a bundle, replay its golden requests, and print what was checked."""
+    bundle = Bundle.load(options.bundle, trusted=options.trusted_keys)
     n_requests = replay(bundle.golden, Recommender(bundle).recommend)
     sizes = [entry.size for entry in bundle.manifest.files.values()]
-    lines = [
-        f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
-        f"space_id: {bundle.manifest.space_id} in towers, index and schema",
-        f"golden: {n_requests} requests answered as when exported",
-        f"version: {bundle.manifest.version}",
-    ]
-    if trusted is not None:
-        lines.append(f"signature: by a key of {trusted}")
-    return lines
+    print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
+    print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")
+    print(f"golden: {n_requests} requests answered as when exported")
+    print(f"version: {bundle.manifest.version}")
+    if options.trusted_keys is not None:
+        print(f"signature: by a key of {options.trusted_keys}")
 
 
 def sign_bundle(options: Namespace) -> None:

@@ -13,10 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from serve import errors
-from service.command_line import FAULT, make_parser, run_command
-
-_HOME = errors.__name__.removesuffix("serve.errors")  # `bascule.` in the wheel
+from service.command_line import FAULT, import_ours, make_parser, run_command
 
 _REGISTRY = Path("runs") / "registry"
 
@@ -246,7 +243,7 @@ COMMANDS = {
         _EXPORT_HELP,
     ),
     "verify": Command(
-        "answering.print_verification",
+        "answering.verify",
         "check the files and the golden answers of a bundle",
         "--bundle",
         "--trusted-keys",
@@ -322,12 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _train(name: str, words: list[str]) -> int:
     """Run a command that parses its own options."""
     try:
-        module = import_module(f"{_HOME}{TRAINING[name][0]}")
+        module = import_ours(TRAINING[name][0])
     except ModuleNotFoundError as error:
-        print(
-            f"error: {error}; this install only answers: install bascule with its dependencies",
-            file=sys.stderr,
-        )
+        print(f"error: {error}", file=sys.stderr)
         return FAULT
     return int(module.main(words, f"bascule {name}"))
 

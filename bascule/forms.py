@@ -13,7 +13,7 @@ from serve.arrays import Id
 from serve.cells import to_text
 from serve.requests import Request
 from serve.schema import Schema
-from service.command_line import align
+from service.command_line import align, format_cell
 from service.request_files import nest_cells
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ Items: TypeAlias = "Item | Sequence[Item] | NDArray[Any]"
 
 _LISTS = (list, tuple, np.ndarray)
 _SHOWN = 10  # rows of a repr
-_MAX_CELL = 70  # characters
 
 
 def to_list(users_or_items: Any) -> list[Any]:
@@ -52,7 +51,7 @@ def to_requests(
             continue
         fields = _to_fields(user)
         if hasattr(users, "columns"):
-            cells = {name: to_text(cell) or "" for name, cell in user.items()}
+            cells = {name: to_text(cell) for name, cell in user.items()}
             fields = nest_cells(cells, schema)
         if filters is not None:
             fields = {"filters": filters, **fields}
@@ -62,19 +61,17 @@ def to_requests(
 
 def _to_fields(user: Any) -> Mapping[str, Any]:
     """Return the fields of a request: a list is its history, any other value its user id."""
-    if isinstance(user, Mapping):
-        fields = user
-    elif isinstance(user, _LISTS):
-        fields = {"history": user}
-    else:
+    if isinstance(user, _LISTS):
+        user = {"history": user}
+    if not isinstance(user, Mapping):
         return {"user_id": user}
-    history = fields.get("history")
+    history = user.get("history")
     if not isinstance(history, _LISTS):
-        return fields
+        return user
     events = [
         event if isinstance(event, Mapping) else {"item_id": event} for event in history
     ]
-    return {**fields, "history": events}
+    return {**user, "history": events}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,16 +111,9 @@ class Answers:
     def __repr__(self) -> str:
         rows = [self.table.column_names]
         for row in self.table.slice(0, _SHOWN).to_pylist():
-            rows.append([_show(cell) for cell in row.values()])
+            rows.append([format_cell(cell) for cell in row.values()])
         lines = align(rows)
         if len(self.table) > _SHOWN:
             lines.append(f"... {len(self.table)} rows")
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
-
-
-def _show(cell: Any) -> str:
-    if cell is None:
-        return ""
-    text = f"{cell:.4g}" if isinstance(cell, float) else str(cell)
-    return text if len(text) <= _MAX_CELL else f"{text[: _MAX_CELL - 1]}…"

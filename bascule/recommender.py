@@ -54,7 +54,15 @@ from serve.rerank import recommend as recommend_by_dials
 
 _IDS = {"integer": pa.int64(), "string": pa.string()}
 _TIME = pa.timestamp("s", "UTC")
-_DUE = {
+_TYPES = {  # of the columns of answers that are made row by row
+    "request": pa.int64(),
+    "rank": pa.int64(),
+    "name": pa.string(),
+    "text": pa.string(),
+    "kind": pa.string(),
+    "effect": pa.float64(),
+    "segment": pa.int64(),
+    "size": pa.int64(),
     "due": _TIME,
     "is_overdue": pa.bool_(),
     "last": _TIME,
@@ -62,15 +70,13 @@ _DUE = {
     "every_days": pa.float64(),
     "regularity": pa.float64(),
     "score": pa.float64(),
-    "text": pa.string(),
 }
-_SEGMENTS = {
-    "request": pa.int64(),
-    "segment": pa.int64(),
-    "size": pa.int64(),
-    "text": pa.string(),
-}
-_REASONS = ("request", "name", "item_id", "kind", "effect", "text")
+_REASONS = "request name item_id kind effect text"
+_SEGMENTS = "request segment size text"
+_DUE = (
+    "request user_id rank name item_id"
+    " due is_overdue last n_days every_days regularity score text"
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -149,11 +155,7 @@ class Recommender:
         unknown = [user for user in user_ids if user is not None and user not in known]
         if unknown:
             notes.append(f"unknown users: {len(unknown)}, the first {show(unknown[0])}")
-        reasons = [reason for reason in lists.reason.tolist() if reason is not None]
-        if reasons:
-            notes.append(
-                f"lists of fewer than {k} items: {len(reasons)}; the first because {reasons[0]}"
-            )
+        notes += _note_short(lists.reason.tolist())
 
         columns: dict[str, Any] = {
             "request": np.repeat(np.arange(len(lists)), np.diff(lists.offsets)),
@@ -186,13 +188,9 @@ class Recommender:
         admission.check(parsed)
 
         listed = to_list(items)
-        own_rows = []
-        for item in listed:
-            is_new = isinstance(item, Mapping)
-            rows = [UNKNOWN_ROW] if is_new else catalogue.item_ids.require([item])
-            own_rows.append(int(rows[0]))
         index = ItemIndex(self._to_taste(catalogue.index.vectors))
-        query = _make_query(self._to_taste(self.encode_items(listed)), own_rows)
+        vectors = self._to_taste(self.encode_items(listed))
+        query = _make_query(vectors, self._find_rows(listed))
         n_items = min(k, len(index))
         cosines, rows = rank_filtered(
             index, admission, [parsed] * len(listed), query, n_items
@@ -210,12 +208,10 @@ class Recommender:
             raise SchemaError(
                 "there are no profiles beside the bundle, so there is no user to compare with"
             )
-        own_rows = []
-        for request in requests:
-            row = UNKNOWN_ROW
-            if request.user_id is not None:
-                row = profiles.positions.get(request.user_id, UNKNOWN_ROW)
-            own_rows.append(row)
+        own_rows = np.full(len(requests), UNKNOWN_ROW)
+        for number, request in enumerate(requests):
+            if request.user_id in profiles.positions:
+                own_rows[number] = profiles.positions[request.user_id]
         index = ItemIndex(self._taste_of_users)
         vectors = self._to_taste(self.served.encode_users(requests))
         query = _make_query(vectors, own_rows)
@@ -251,19 +247,17 @@ class Recommender:
             item_ids = ids.ids[ids.require(to_list(items))].tolist()
             explained = [item_ids] * len(requests)
 
-        columns: dict[str, list[Any]] = {name: [] for name in _REASONS}
+        rows = []
         reasons_of_requests = explain(self.served, requests, explained)
         for request, reasons_of_items in enumerate(reasons_of_requests):
             pairs = zip(explained[request], reasons_of_items, strict=True)
             for item_id, reasons in pairs:
-                for reason in reasons:
-                    columns["request"].append(request)
-                    columns["item_id"].append(item_id)
-                    columns["kind"].append(reason.kind)
-                    columns["effect"].append(reason.effect)
-                    columns["text"].append(reason.text)
-        columns["name"] = self._name(ids.find(columns["item_id"])).tolist()
-        return Answers(pa.table(columns), len(requests))
+                place = {"request": request, "item_id": item_id}
+                rows += [vars(reason) | place for reason in reasons]
+        item_ids = [row["item_id"] for row in rows]
+        for row, name in zip(rows, self._name(ids.find(item_ids)), strict=True):
+            row["name"] = name
+        return self._answer(rows, _REASONS, len(requests))
 
     def due(self, users_or_requests: Users, k: int = 10) -> Answers:
         """List what each user takes again, the likeliest next first, and when each is expected.
@@ -278,27 +272,13 @@ class Recommender:
             n_days, every_days, regularity, score, text.
         """
         lists = find_due(self.served, self._check(users_or_requests), k)
-        schema = self.served.bundle.schema
-        types = {
-            "request": pa.int64(),
-            "user_id": _IDS[schema.user_id_type],
-            "rank": pa.int64(),
-            "name": pa.string(),
-            "item_id": _IDS[schema.item_id_type],
-        }
         rows = []
         for request, answer in enumerate(lists):
             for rank, item in enumerate(answer.items, start=1):
                 place = {"request": request, "user_id": answer.user_id, "rank": rank}
                 rows.append(place | vars(item))
         reasons = [answer.reason for answer in lists if not answer.items]
-        notes = []
-        if reasons:
-            notes.append(
-                f"lists without items: {len(reasons)}; the first because {reasons[0]}"
-            )
-        table = pa.Table.from_pylist(rows, pa.schema(types | _DUE))
-        return Answers(table, len(lists), tuple(notes))
+        return self._answer(rows, _DUE, len(lists), _note_short(reasons))
 
     def segments(self, users_or_requests: Users | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request.
@@ -306,28 +286,18 @@ class Recommender:
         A bundle of few users has none.
         """
         if users_or_requests is None:
-            known = self.served.bundle.segments
-            all_segments = [] if known is None else known.segments
-            numbered = [(0, segment) for segment in all_segments]
-            n_requests = 1
+            segments = self.served.bundle.segments
+            lists = [() if segments is None else segments.segments]
         else:
             requests = self._check(users_or_requests)
-            numbered = []
-            for number, request in enumerate(requests):
-                segment = find_segment(self.served, request)
-                if segment is not None:
-                    numbered.append((number, segment))
-            n_requests = len(requests)
+            found = [find_segment(self.served, request) for request in requests]
+            lists = [() if segment is None else (segment,) for segment in found]
         rows = [
-            {
-                "request": number,
-                "segment": segment.id,
-                "size": segment.size,
-                "text": segment.text,
-            }
-            for number, segment in numbered
+            {"request": request, "segment": segment.id} | vars(segment)
+            for request, listed in enumerate(lists)
+            for segment in listed
         ]
-        return Answers(pa.Table.from_pylist(rows, pa.schema(_SEGMENTS)), n_requests)
+        return self._answer(rows, _SEGMENTS, len(lists))
 
     def score(self, user: User, items: Id | Sequence[Id]) -> Doubles:
         """Return the score of each item, (n,), for one user or request, listed or not."""
@@ -340,15 +310,11 @@ class Recommender:
 
     def encode_items(self, items: Items) -> Floats:
         """Return the vector of each item, by id or by features, (n, W)."""
-        catalogue = self.served.catalogue
         listed = to_list(items)
-        new = [item for item in listed if isinstance(item, Mapping)]
-        ids = [item for item in listed if not isinstance(item, Mapping)]
-        is_new = np.array([isinstance(item, Mapping) for item in listed], np.bool_)
-        rows = catalogue.item_ids.require(ids)
-        vectors = np.empty((len(listed), catalogue.index.vectors.shape[1]), np.float32)
-        vectors[is_new] = self.served.encode_items(new)
-        vectors[~is_new] = catalogue.index.vectors[rows]
+        rows = self._find_rows(listed)
+        vectors = self.served.catalogue.index.vectors[rows]
+        described = [item for item in listed if isinstance(item, Mapping)]
+        vectors[rows == UNKNOWN_ROW] = self.served.encode_items(described)
         return vectors
 
     def save(self, directory: str | Path) -> Path:
@@ -366,11 +332,9 @@ class Recommender:
             SchemaError: the folder has files.
         """
         target = Path(directory)
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise SchemaError(
-                f"{target} exists and is not empty: choose another folder"
-            )
         target.mkdir(parents=True, exist_ok=True)
+        if any(target.iterdir()):
+            raise SchemaError(f"{target} is not empty: choose another folder")
         for name in (METRICS, REPORT, FORGOTTEN):
             source = self.path.parent / name
             if source.exists():
@@ -388,6 +352,31 @@ class Recommender:
         """Return checked requests."""
         return self.served.check(to_requests(users, self.served.bundle.schema, filters))
 
+    def _answer(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        names: str,
+        n_requests: int,
+        notes: Sequence[str] = (),
+    ) -> Answers:
+        """Return the named columns of rows."""
+        schema = self.served.bundle.schema
+        types = _TYPES | {
+            "user_id": _IDS[schema.user_id_type],
+            "item_id": _IDS[schema.item_id_type],
+        }
+        columns = pa.schema([(name, types[name]) for name in names.split()])
+        return Answers(pa.Table.from_pylist(rows, columns), n_requests, tuple(notes))
+
+    def _find_rows(self, items: Sequence[Any]) -> Ints:
+        """Return the rows of items (n,) in the catalogue, -1 of those given by features."""
+        require = self.served.catalogue.item_ids.require
+        rows = [
+            UNKNOWN_ROW if isinstance(item, Mapping) else require([item])[0]
+            for item in items
+        ]
+        return np.array(rows, np.int64)
+
     def _name(self, rows: Ints) -> Objects:
         """Return the names of items by row."""
         distinct_rows, places = np.unique(rows, return_inverse=True)
@@ -404,11 +393,16 @@ class Recommender:
         return self._to_taste(self.encode_users(self.served.profiles.user_ids))
 
 
-def _make_query(vectors: Floats, own_rows: Sequence[int]) -> Query:
+def _note_short(reasons: Sequence[str | None]) -> list[str]:
+    """Say how many lists are short, and why the first is."""
+    given = [reason for reason in reasons if reason is not None]
+    return [f"short lists: {len(given)}; the first because {given[0]}"] if given else []
+
+
+def _make_query(vectors: Floats, own_rows: Ints) -> Query:
     """Ask for the nearest to vectors (B, D), without each one's own row, -1 where there is none."""
-    rows = np.array(own_rows, np.int64)
-    has_row = rows >= 0
-    return Query(vectors, (np.flatnonzero(has_row), rows[has_row]))
+    (has_row,) = np.nonzero(own_rows != UNKNOWN_ROW)
+    return Query(vectors, (has_row, own_rows[has_row]))
 
 
 def _list_nearest(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
     from service.registry import Registry
 
-_TOKEN = "BASCULE_RELOAD_TOKEN"  # an environment variable
+_RELOAD_VARIABLE = "BASCULE_RELOAD_TOKEN"  # of the environment
 _MIN_TOKEN = 16  # characters
 
 
@@ -59,7 +58,7 @@ def serve(options: Namespace) -> None:
 
 def _read_token(options: Namespace) -> str | None:
     """Return the token that permits a reload, None without one."""
-    token = os.environ.get(_TOKEN)
+    token = os.environ.get(_RELOAD_VARIABLE)
     if options.reload_token_file is not None:
         token = options.reload_token_file.read_text().strip()
     if token is not None and len(token) < _MIN_TOKEN:
@@ -144,9 +143,9 @@ def publish(options: Namespace) -> None:
         print(f"removed: {version}")
     run = options.bundle.parent
     if (run / PROFILES).is_dir():
-        words = ["--profiles", str(run / PROFILES), "--state", str(run / STATE)]
         print(
-            f"profiles stay where they are: serve the registry with {shlex.join(words)}"
+            "profiles stay where they are: serve the registry with "
+            f"--profiles {run / PROFILES} --state {run / STATE}"
         )
 
 

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.golden import draw_requests, write_golden
 from pipeline.run_folder import Work
 from serve.arrays import Flags
-from serve.bundle import GOLDEN, SEGMENTS, Bundle, Facts
+from serve.bundle import ANSWERING, GOLDEN, SEGMENTS, Bundle, Facts
 from serve.catalogue import name_items
 from serve.clock import DAY
 from serve.events import Events
@@ -53,7 +53,7 @@ def stage_bundle(
     write_towers(towers.eval(), data, stage, seed)
     facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
-    bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
+    bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
     profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
     recommender = Recommender(bundle, profiles)
 
@@ -115,7 +115,6 @@ def make_facts(
     return Facts(
         similarity=similarity,
         popularity_dims=popularity_dims,
-        index_recall=1.0,
         counts=counts,
         libraries=libraries,
         data_until=schema.data_until,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,7 +79,6 @@ class Facts:
 
     similarity: Similarity
     popularity_dims: int  # last columns of the item vectors that hold popularity
-    index_recall: float  # always 1: the index is exact
     counts: Mapping[str, int]
     libraries: Mapping[str, str]  # name -> version
     data_until: int  # UTC seconds just after the last training event
@@ -92,6 +91,11 @@ class Facts:
 class FileEntry:
     sha256: str
     size: int
+
+    @classmethod
+    def of(cls, content: Content) -> FileEntry:
+        """Describe the content of a file."""
+        return cls(hashlib.sha256(content.data).hexdigest(), content.size)
 
 
 @dataclass(frozen=True)
@@ -109,18 +113,9 @@ class Manifest:
     def version(self) -> str:
         return self.sha256[:12]
 
-    @classmethod
-    def create(
-        cls,
-        facts: Facts,
-        space_id: str,
-        dim: int,
-        files: Mapping[str, FileEntry],
-        metrics: Mapping[str, Any],
-    ) -> Manifest:
-        """Put a manifest together and hash it."""
-        unhashed = cls(facts, space_id, files, dim, metrics, sha256="")
-        return replace(unhashed, sha256=_hash(unhashed._to_json()))
+    def seal(self) -> Manifest:
+        """Return the manifest with its hash."""
+        return replace(self, sha256=_hash(self._to_json()))
 
     def _to_json(self) -> dict[str, Any]:
         content = asdict(self)
@@ -135,39 +130,29 @@ class Manifest:
     def from_bytes(cls, text: bytes) -> Manifest:
         """Read the text that `to_bytes` wrote, and nothing else."""
         try:
-            content = json.loads(text) if len(text) <= MAX_BYTES else None
-            if not isinstance(content, dict) or "files" not in content:
-                raise BundleError(f"{MANIFEST} names no files: it is not of a bundle")
-            format_ = content.get("format")
-            if format_ != FORMAT:
-                raise BundleError(
-                    f"{MANIFEST}: format is {format_!r}; expected {FORMAT}: train again"
+            content = json.loads(text[:MAX_BYTES])
+            if content["format"] != FORMAT:
+                raise ValueError(
+                    f"format is {content['format']}; expected {FORMAT}: train again"
                 )
             if _render(content) != text or _hash(content) != content["sha256"]:
-                raise BundleError(
-                    f"{MANIFEST} was altered after it was written: its hash differs; export again"
+                raise ValueError(
+                    "it was altered after it was written, its hash differs; export again"
                 )
-            return cls._from_json(content)
-        except BundleError:
-            raise
+            for name in ("format", "index_recall"):  # the second is of earlier bundles
+                content.pop(name, None)
+            names = [field.name for field in fields(Facts) if field.name in content]
+            facts = Facts(**{name: content.pop(name) for name in names})
+            entries = content.pop("files").items()
+            files = {name: FileEntry(**entry) for name, entry in entries}
+            manifest = cls(facts=facts, files=files, **content)
+            check_record(facts)
+            check_record(manifest)
+            check_seconds(facts.data_until, "data_until")
+            if not files.keys() <= ALLOWED:
+                raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise BundleError(
-                f"{MANIFEST} is no manifest of format {FORMAT}: {error}"
-            ) from error
-
-    @classmethod
-    def _from_json(cls, content: dict[str, Any]) -> Manifest:
-        del content["format"]
-        names = [field.name for field in fields(Facts) if field.name in content]
-        facts = Facts(**{name: content.pop(name) for name in names})
-        entries = content.pop("files").items()
-        files = {name: FileEntry(**entry) for name, entry in entries}
-        if not files.keys() <= ALLOWED:
-            raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
-        manifest = cls(facts=facts, files=files, **content)
-        check_record(facts)
-        check_record(manifest)
-        check_seconds(facts.data_until, "data_until")
+            raise BundleError(f"{MANIFEST} is not of a bundle: {error}") from error
         return manifest
 
 
@@ -182,7 +167,7 @@ def _render(content: Mapping[str, Any]) -> bytes:
 
 
 def read_folder(
-    path: Path, required: Iterable[str], trusted: Path | None = None
+    path: Path, required: Set[str], trusted: Path | None = None
 ) -> tuple[Manifest, dict[str, Content]]:
     """Map and verify all files of a bundle.
 
@@ -192,11 +177,23 @@ def read_folder(
         trusted: file of public keys, one of which must have signed the manifest.
 
     Returns:
-        The manifest, and the bytes of each file, of the signature too.
+        The manifest, and the bytes of each file, of the manifest and the signature too.
 
     Raises:
         BundleError: a file is missing, unlisted, altered or a link, or the signature is not valid.
     """
+    while True:
+        identity = identify_folder(path)
+        try:
+            return _read_once(path, required, trusted)
+        except BundleError:
+            if identify_folder(path) == identity:
+                raise  # no publisher put a new folder in its place meanwhile
+
+
+def _read_once(
+    path: Path, required: Set[str], trusted: Path | None
+) -> tuple[Manifest, dict[str, Content]]:
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -208,48 +205,28 @@ def read_folder(
         if MANIFEST not in names:
             nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""
             raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
-        manifest_text = map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes()
-        manifest = Manifest.from_bytes(manifest_text)
-        _check_names(names, manifest, required)
-        mapped = sorted(names - {MANIFEST})
-        contents = {name: map_file(folder, name) for name in mapped}
+        contents = {name: map_file(folder, name) for name in sorted(names)}
     finally:
         os.close(folder)
 
-    if trusted is not None:
-        if SIGNATURE not in contents:
-            raise BundleError(f"{SIGNATURE} is missing, and {trusted} is given")
-        signature = contents[SIGNATURE][:MAX_BYTES].tobytes()
-        check_signature(manifest.to_bytes(), signature, trusted)
-    for name, entry in manifest.files.items():
-        content = contents[name]
-        digest = hashlib.sha256(content.data).hexdigest()
-        if FileEntry(digest, content.size) != entry:
-            raise BundleError(
-                f"{name}: other content than {MANIFEST} says; altered, or of another bundle"
-            )
-    return manifest, contents
-
-
-def _check_names(names: set[str], manifest: Manifest, required: Iterable[str]) -> None:
-    listed = set(manifest.files)
+    text = contents[MANIFEST].tobytes()
+    manifest = Manifest.from_bytes(text)
+    listed = manifest.files.keys()
     for name in sorted(names - listed - {MANIFEST, SIGNATURE}):
         raise BundleError(
             f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
         )
-    for name in sorted(listed.union(required) - names):
+    needed = listed | required if trusted is None else listed | required | {SIGNATURE}
+    for name in sorted(needed - names):
         raise BundleError(f"{name} is missing from the bundle: copy it again")
-
-
-def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
-    """Read a folder; again if a publisher meanwhile put a new one in its place."""
-    while True:
-        folder = identify_folder(path)
-        try:
-            return read(path)
-        except BundleError:
-            if identify_folder(path) == folder:
-                raise
+    if trusted is not None:
+        check_signature(text, contents[SIGNATURE].tobytes(), trusted)
+    for name, entry in manifest.files.items():
+        if FileEntry.of(contents[name]) != entry:
+            raise BundleError(
+                f"{name}: other content than {MANIFEST} says; altered, or of another bundle"
+            )
+    return manifest, contents
 
 
 def identify_folder(path: Path) -> tuple[int, int, int] | None:
@@ -259,12 +236,6 @@ def identify_folder(path: Path) -> tuple[int, int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino, status.st_mtime_ns
-
-
-def hash_file(path: Path) -> FileEntry:
-    """Hash a file for the manifest."""
-    with path.open("rb") as file:
-        return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,38 +260,43 @@ class Bundle:
 
     @classmethod
     def load(
-        cls, path: Path, n_threads: int = 1, trusted: Path | None = None
+        cls,
+        path: Path,
+        n_threads: int = 1,
+        trusted: Path | None = None,
+        required: Set[str] = PUBLISHED,
     ) -> Bundle:
-        """Load a published bundle.
+        """Load a bundle.
 
         Args:
             path: its folder.
             n_threads: threads of a tower.
             trusted: file of public keys, one of which must have signed the bundle.
+            required: names of files that must be there; `ANSWERING` in a stage.
 
         Raises:
             BundleError: anything in the folder is missing, altered or does not fit the rest.
         """
-        return read_steadily(
-            path, lambda folder: _load(folder, PUBLISHED, n_threads, trusted)
-        )
-
-    @classmethod
-    def load_staged(cls, path: Path, n_threads: int = 1) -> Bundle:
-        """Load a sealed stage, which has no golden requests yet, as `load` does."""
-        return read_steadily(path, lambda folder: _load(folder, ANSWERING, n_threads))
+        faiss.omp_set_num_threads(n_threads)
+        manifest, contents = read_folder(path, required, trusted)
+        return _build(path, manifest, contents, n_threads)
 
 
-def _load(
-    path: Path, required: Iterable[str], n_threads: int, trusted: Path | None = None
+def _build(
+    path: Path, manifest: Manifest, contents: Mapping[str, Content], n_threads: int
 ) -> Bundle:
-    faiss.omp_set_num_threads(n_threads)
-    manifest, contents = read_folder(path, required, trusted)
     schema_text = contents[SCHEMA].tobytes()
     schema = _read(SCHEMA, lambda: Schema.from_json(schema_text.decode()))
     _read(SCHEMA, lambda: find_zone(schema.timezone))
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
-    _check_space(manifest, schema, index, schema_text)
+    facts = manifest.facts
+    if (
+        manifest.space_id != compute_space_id(index.vectors, schema_text)
+        or manifest.dim != index.vectors.shape[1]
+        or manifest.dim < facts.popularity_dims
+        or schema.data_until != facts.data_until
+    ):
+        raise BundleError(f"{MANIFEST}, {INDEX} and {SCHEMA} are not of one bundle")
 
     neighbours = _read(
         NEIGHBOURS,
@@ -328,16 +304,14 @@ def _load(
             contents[NEIGHBOUR_OFFSETS],
             contents[NEIGHBOURS],
             len(index),
-            manifest.facts.neighbour_decay,
-            manifest.facts.neighbour_context_gain,
+            facts.neighbour_decay,
+            facts.neighbour_context_gain,
         ),
     )
     segments = None
     if SEGMENTS in contents:
-        segments_text = contents[SEGMENTS].tobytes()
-        segments = _read(
-            SEGMENTS, lambda: Segments.from_bytes(segments_text, manifest.dim)
-        )
+        text = contents[SEGMENTS].tobytes()
+        segments = _read(SEGMENTS, lambda: Segments.from_bytes(text, manifest.dim))
     return Bundle(
         path=path,
         manifest=manifest,
@@ -352,26 +326,6 @@ def _load(
     )
 
 
-def _check_space(
-    manifest: Manifest, schema: Schema, index: ItemIndex, schema_text: bytes
-) -> None:
-    """Raise if manifest, schema and index are not of one export."""
-    if compute_space_id(index.vectors, schema_text) != manifest.space_id:
-        raise BundleError(
-            f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says"
-        )
-    width = index.vectors.shape[1]
-    facts = manifest.facts
-    if (
-        manifest.dim != width
-        or facts.data_until != schema.data_until
-        or facts.popularity_dims > width
-    ):
-        raise BundleError(
-            f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}"
-        )
-
-
 def _read(name: str, read: Callable[[], T]) -> T:
     try:
         return read()
@@ -383,13 +337,10 @@ def _read_tower(
     name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int
 ) -> Tower:
     tower = Tower(name, contents[name].tobytes(), n_threads)
-    if tower.space_id != manifest.space_id:
+    has_width = tower.width in (None, manifest.dim)
+    if tower.space_id != manifest.space_id or not has_width:
         raise BundleError(
-            f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}"
-        )
-    if tower.width not in (None, manifest.dim):
-        raise BundleError(
-            f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}"
+            f"{name} is of another space or width of vectors than {MANIFEST} says"
         )
     return tower
 
@@ -427,18 +378,15 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
         # read_table would import pandas
         items = pq.ParquetFile(pa.py_buffer(content)).read(use_threads=False)
         items.validate(full=True)  # texts may be no UTF-8
-    except (pa.ArrowException, OSError) as error:
-        raise BundleError(f"{ITEMS} is no Parquet file: {error}") from error
-    names = items.column_names
-    has_id = "item_id" in names and len(set(names)) == len(names)
-    if items.num_rows != n_items or not has_id:
+        ids = items.column("item_id")
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise BundleError(
-            f"{ITEMS} has {items.num_rows} rows of {names}; expected {n_items}, with one 'item_id'"
-        )
-    ids = items.column("item_id")
-    is_distinct = not ids.null_count and len(ids.unique()) == n_items
-    if ids.type not in _ID_TYPES[id_type] or not is_distinct:
+            f"{ITEMS} is no Parquet file with item_id: {error}"
+        ) from error
+    is_distinct = not ids.null_count and len(ids.unique()) == len(ids) == n_items
+    if not is_distinct or ids.type not in _ID_TYPES[id_type]:
         raise BundleError(
-            f"{ITEMS}: item_id has missing or equal values, or is {ids.type} in place of {id_type}"
+            f"{ITEMS} has {len(ids)} rows and item_id of type {ids.type}; "
+            f"expected {n_items} rows, each with its own {id_type}"
         )
     return items

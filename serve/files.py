@@ -98,14 +98,15 @@ def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
         A file that holds the lock until it is closed or the process dies.
 
     Raises:
-        BlockingIOError: somebody holds it, and `wait` is false.
+        BlockingIOError: somebody holds it, and `wait` is false; it names the folder.
     """
     lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, mode), "wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError as error:
         lock.close()
-        raise
+        reason = "another process writes here: wait for it, or choose another folder"
+        raise BlockingIOError(error.errno, reason, str(path.parent)) from error
     return lock
 
 
@@ -196,8 +197,10 @@ def sign_text(text: bytes, key_file: Path) -> tuple[str, bytes]:
     Returns:
         The id of the key, and the content of a file that `check_signature` reads.
     """
-    key_id, key = _read_key(key_file.read_bytes(), key_file, is_private=True)
-    return key_id, f"ed25519 {key_id} {key.sign(text).hex()}\n".encode()
+    with _reading_keys(key_file) as serialization:
+        key = serialization.load_pem_private_key(key_file.read_bytes(), None)
+        key_id = _identify(key.public_key())
+        return key_id, f"ed25519 {key_id} {key.sign(text).hex()}\n".encode()
 
 
 def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
@@ -211,8 +214,10 @@ def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
     Raises:
         BundleError: the signature is damaged, of another key or of another text.
     """
-    pems = _PUBLIC_KEY.findall(trusted.read_bytes())
-    keys = dict(_read_key(pem, trusted) for pem in pems)
+    with _reading_keys(trusted) as serialization:
+        pems = _PUBLIC_KEY.findall(trusted.read_bytes())
+        public_keys = map(serialization.load_pem_public_key, pems)
+        keys = {_identify(key): key for key in public_keys}
     parts = _SIGNATURE.fullmatch(signature)
     key_id = "" if parts is None else parts[1].decode()
     if parts is None or key_id not in keys:
@@ -229,30 +234,26 @@ def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
         ) from error
 
 
-def _read_key(pem: bytes, path: Path, is_private: bool = False) -> tuple[str, Any]:
-    """Return an Ed25519 key and its id, the beginning of the hash of the public key."""
+@contextmanager
+def _reading_keys(path: Path) -> Iterator[Any]:
+    """Yield the module that reads keys; name the file of a key that cannot be read."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives import serialization
-        from cryptography.hazmat.primitives.asymmetric import ed25519
     except ModuleNotFoundError as error:
         raise BundleError(
             "signatures need cryptography: pip install cryptography"
         ) from error
     try:
-        key: Any
-        if is_private:
-            key = serialization.load_pem_private_key(pem, None)
-            public = key.public_key()
-        else:
-            key = public = serialization.load_pem_public_key(pem)
-        if not isinstance(public, ed25519.Ed25519PublicKey):
-            raise TypeError("it is of another kind")
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        yield serialization
+    except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:
         raise BundleError(
             f"{path} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}"
         ) from error
-    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16], key
+
+
+def _identify(public_key: Any) -> str:
+    return hashlib.sha256(public_key.public_bytes_raw()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

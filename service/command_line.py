@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -15,6 +16,7 @@ from serve.errors import SchemaError, say
 
 FAULT = 2  # exit status after a fault of the options, the configuration or the data
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
+_HOME = __name__.removesuffix("service.command_line")  # `bascule.` in the wheel
 ENDED = frozenset(128 + number for number in _STOPPING)  # exit statuses after a signal
 
 
@@ -48,7 +50,7 @@ def run_command(work: Callable[[], None]) -> int:
         with ending_on_signals():
             work()
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {say(error)}", file=sys.stderr)
+        sys.stderr.write(f"error: {say(error)}\n")
         return FAULT
     return 0
 
@@ -97,9 +99,26 @@ def tabulate(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the lines of a table of records that have the same names."""
     rows = [list(records[0])]
     for record in records:
-        rows.append(list(map(_format_cell, record.values())))
+        rows.append(list(map(format_cell, record.values())))
     return align(rows)
 
 
-def _format_cell(value: Any) -> str:
+def format_cell(value: Any) -> str:
+    """Write a value of a table: fractions by 4 digits, None as nothing."""
+    if value is None:
+        return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def import_ours(name: str) -> Any:
+    """Import a module of the packages beside `bascule`, which the wheel has inside `bascule`.
+
+    Raises:
+        ModuleNotFoundError: a library is missing; the message says what to install.
+    """
+    try:
+        return import_module(f"{_HOME}{name}")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; this install only answers: install bascule with its dependencies"
+        ) from error

@@ -35,8 +35,9 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
         A connection that may be used from any thread.
 
     Raises:
-        BundleError: the file is no database, or one of another kind.
-        OSError: the disk fails, or another process keeps the file for too long.
+        BundleError: the file is a database of another kind.
+        OSError: the file is no database, the disk fails, or another process keeps the file for too
+            long.
     """
     make_private(path.parent)
     # made before SQLite makes it, so that its log and index get the same mode; an existing file is
@@ -49,12 +50,8 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
         )
         try:
             _prepare(connection, path, mark, tables)
-        except (sqlite3.Error, BundleError) as error:
+        except (sqlite3.Error, BundleError):
             connection.close()
-            if _find_code(error) == sqlite3.SQLITE_NOTADB:
-                raise BundleError(
-                    f"{path} is no database: move it away to begin a new one"
-                ) from error
             raise
     return connection
 
@@ -62,17 +59,16 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
 def _prepare(
     connection: sqlite3.Connection, path: Path, mark: int, tables: str
 ) -> None:
-    count = "SELECT count(*) FROM sqlite_schema"
-    (n_tables,) = connection.execute(count).fetchone()
+    tables_there = connection.execute("SELECT 1 FROM sqlite_schema").fetchall()
     # read after the tables are counted: another process may make both
     found_mark = _read_mark(connection)
-    if found_mark != mark and (found_mark or n_tables):
+    if found_mark != mark and (found_mark or tables_there):
         raise BundleError(
             f"{path} is of another kind or format: move it away to begin a new one"
         )
     for setting in _SETTINGS:
         connection.execute(f"PRAGMA {setting}")
-    connection.create_function("new_number", 0, _draw_number)
+    connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
     if not tables or found_mark == mark:
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -88,15 +84,6 @@ def _read_mark(connection: sqlite3.Connection) -> int:
     return int(mark)
 
 
-def _draw_number() -> int:
-    return secrets.randbits(62) | 1 << 62
-
-
-def _find_code(error: Exception) -> int:
-    """Return the primary error code of SQLite, 0 if there is none."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & _PRIMARY
-
-
 @contextmanager
 def name_fault(path: Path) -> Iterator[None]:
     """Turn SQLite's errors of the disk or the file into an OSError that names the file.
@@ -110,7 +97,7 @@ def name_fault(path: Path) -> Iterator[None]:
         # subclasses other than these are mistakes in our SQL
         if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
             raise
-        is_busy = _find_code(error) == sqlite3.SQLITE_BUSY
+        is_busy = error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_BUSY
         code = errno.EBUSY if is_busy else errno.EIO
         raise OSError(code, str(error), str(path)) from error
 

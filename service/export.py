@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -43,9 +41,6 @@ SUCCESS = "_SUCCESS"
 ROWS_PER_SHARD = 65_536
 _LOCK = ".lock"
 _SHARDS = "part-*.parquet"
-_OURS = re.compile(
-    rf"({PLAN}|{SUCCESS}|part-\d{{5,}}\.parquet)(\.part)?|{re.escape(_LOCK)}"
-)
 
 Side = Literal["user", "item"]
 Encoded = tuple[
@@ -77,18 +72,9 @@ def _open_writer(suffix: str, sink: BinaryIO, schema: pa.Schema) -> Any:
 
 
 def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file; vectors do not compress."""
-    others = [name for name in table.column_names if name != "vector"]
-    compression = dict.fromkeys(table.column_names, "none")
-    compression |= dict.fromkeys(others, "zstd")
+    """Write a Parquet file in one step."""
     with replacing(path) as sink:
-        pq.write_table(
-            table,
-            sink,
-            use_dictionary=others,
-            write_statistics=others,
-            compression=compression,
-        )
+        pq.write_table(table, sink, compression="zstd")
 
 
 @contextmanager
@@ -97,7 +83,7 @@ def open_table(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise BundleError(
             f"{path} is damaged: {error}; remove it, then do this again"
         ) from error
@@ -112,7 +98,7 @@ def export_items(
     folder: Path,
     overwrite: bool,
     columns: Mapping[str, str] = SAME_NAMES,
-) -> list[str]:
+) -> str:
     """Export item vectors as shards in a folder.
 
     Args:
@@ -123,10 +109,11 @@ def export_items(
         columns: our name -> name in the file of rows, where they differ.
 
     Returns:
-        Lines to print.
+        A line to print.
 
     Raises:
-        SchemaError: a row cannot be read, or the folder holds something else.
+        SchemaError: a row cannot be read, or the folder holds another export.
+        BlockingIOError: another process exports into the folder.
     """
     bundle = recommender.bundle
     if rows is not None:
@@ -169,7 +156,7 @@ def export_users(
     folder: Path,
     overwrite: bool,
     columns: Mapping[str, str] = SAME_NAMES,
-) -> list[str]:
+) -> str:
     """Export user vectors as `export_items` does.
 
     `rows` is a file of requests; None: all users with a profile.
@@ -179,12 +166,8 @@ def export_users(
     if rows is not None:
         source |= _identify(rows, columns)
         requests = read_requests(rows, recommender.bundle.schema, columns)
-    elif not len(profiles):
-        raise SchemaError(
-            "there are no profiles: give their folder with --profiles, or requests with --rows"
-        )
     else:
-        requests = (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
+        requests = list_users(profiles, "--rows")
 
     def encode(some: list[Request]) -> Encoded:
         return [request.user_id for request in some], recommender.encode_users(some)
@@ -192,16 +175,19 @@ def export_users(
     return _export(recommender, "user", source, requests, encode, folder, overwrite)
 
 
+def list_users(profiles: Profiles, option: str) -> Iterator[Request]:
+    """Return a request of each user with a profile; `option` would give other requests."""
+    if not len(profiles):
+        raise SchemaError(
+            f"there are no profiles: give their folder with --profiles, or requests with {option}"
+        )
+    return (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
+
+
 def _identify(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    suffix = "".join(path.suffixes[-2:]).lower()
-    return {
-        "kind": "file",
-        "suffix": suffix,
-        "sha256": digest,
-        "columns": dict(columns),
-    }
+    return {"kind": "file", "sha256": digest, "columns": dict(columns)}
 
 
 def _fingerprint(profiles: Profiles) -> str:
@@ -227,7 +213,7 @@ def _export(
     encode: Callable[[list[Any]], Encoded],
     folder: Path,
     overwrite: bool,
-) -> list[str]:
+) -> str:
     """Write rows shard by shard; the rows of a shard that is there are read, but not encoded."""
     schema = recommender.bundle.schema
     id_type = schema.user_id_type if side == "user" else schema.item_id_type
@@ -237,8 +223,9 @@ def _export(
         "source": source,
         "rows_per_shard": ROWS_PER_SHARD,
     }
-    with _open_folder(folder, plan, overwrite):
-        n_rows = 0
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / _LOCK, wait=False):
+        _begin(folder, plan, overwrite)
         n_shards = 0
         remaining = iter(rows)
         while (some := list(islice(remaining, ROWS_PER_SHARD))) or not n_shards:
@@ -250,59 +237,40 @@ def _export(
                 columns = [ids_to_arrow(ids, id_type), lists]
                 names = [f"{side}_id", "vector"]
                 write_table(path, pa.Table.from_arrays(columns, names))
-            n_rows += _count_rows(path)
             n_shards += 1
-        _finish(folder, n_shards, n_rows)
-    return [f"{n_rows} {side} vectors: {folder}"]
+        n_rows = _finish(folder)
+    return f"{n_rows} {side} vectors: {folder}"
 
 
-def _finish(folder: Path, n_shards: int, n_rows: int) -> None:
-    sync_folder(folder)  # the shards must be there before it is said
-    write_file(folder / SUCCESS, _to_json({"shards": n_shards, "rows": n_rows}))
-    sync_folder(folder)
-
-
-def _count_rows(path: Path) -> int:
-    with open_table(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def _lock(folder: Path) -> BinaryIO:
-    try:
-        return take_lock(folder / _LOCK, wait=False)
-    except BlockingIOError as error:
-        raise SchemaError(
-            f"another export writes into {folder}: wait for it, or choose another --out"
-        ) from error
-
-
-@contextmanager
-def _open_folder(
-    folder: Path, plan: Mapping[str, Any], overwrite: bool
-) -> Iterator[None]:
+def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
     """Take a folder that is new, is left by a killed export of the plan, or may be overwritten."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in sorted(os.listdir(folder)):
-        if not _OURS.fullmatch(name):
-            raise SchemaError(
-                f"{folder} holds '{name}', which is of no export: choose another --out"
-            )
-    with _lock(folder):
-        if overwrite:
-            for path in (folder / SUCCESS, *folder.glob(_SHARDS), folder / PLAN):
-                path.unlink(missing_ok=True)
-            sync_folder(folder)
-        if (folder / SUCCESS).exists():
-            raise SchemaError(
-                f"{folder} holds a finished export: choose another --out, or add --overwrite"
-            )
-        has_shards = any(folder.glob(_SHARDS))
-        if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
-            raise SchemaError(
-                f"{folder} holds part of another export: choose another --out, or add --overwrite"
-            )
-        write_file(folder / PLAN, _to_json(plan))
-        yield
+    if overwrite:
+        for path in (folder / SUCCESS, *folder.glob(_SHARDS), folder / PLAN):
+            path.unlink(missing_ok=True)
+        sync_folder(folder)
+    if (folder / SUCCESS).exists():
+        raise SchemaError(
+            f"{folder} holds a finished export: choose another --out, or add --overwrite"
+        )
+    has_shards = any(folder.glob(_SHARDS))
+    if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
+        raise SchemaError(
+            f"{folder} holds part of another export: choose another --out, or add --overwrite"
+        )
+    write_file(folder / PLAN, _to_json(plan))
+
+
+def _finish(folder: Path) -> int:
+    """Say that an export is complete; return its number of rows."""
+    n_rows = 0
+    paths = list(folder.glob(_SHARDS))
+    for path in paths:
+        with open_table(path) as file:
+            n_rows += file.metadata.num_rows
+    sync_folder(folder)  # the shards must be there before it is said
+    write_file(folder / SUCCESS, _to_json({"shards": len(paths), "rows": n_rows}))
+    sync_folder(folder)
+    return n_rows
 
 
 def read_plan(folder: Path) -> dict[str, Any]:
@@ -337,22 +305,22 @@ def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
             return 0
         table = file.read()
     ids = table.column("user_id").to_pylist()
-    is_kept = np.array([str(user_id) not in user_ids for user_id in ids], bool)
-    if not is_kept.all():
-        write_table(path, table.take(to_arrow(np.flatnonzero(is_kept))))
+    is_kept = [str(user_id) not in user_ids for user_id in ids]
+    remaining = table.filter(to_arrow(np.array(is_kept, bool)))
+    if len(remaining) < len(table):
+        write_table(path, remaining)
         sync_folder(path.parent)
-    return len(ids) - int(is_kept.sum())
+    return len(table) - len(remaining)
 
 
 def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
     """Rewrite the shards that hold any of the users, given as texts; return how many rows went."""
-    with _lock(folder):
+    with take_lock(folder / _LOCK, wait=False):
         for partial in folder.glob(f"{_SHARDS}.part"):
             partial.unlink()  # of a kill
         paths = sorted(folder.glob(_SHARDS))
         n_erased = sum(erase_from_table(path, user_ids) for path in paths)
         if (folder / SUCCESS).exists():
-            # also where no row went: a kill may have come before this
-            _finish(folder, len(paths), sum(map(_count_rows, paths)))
+            _finish(folder)  # also where no row went: a kill may have come before this
         sync_folder(folder)
     return n_erased

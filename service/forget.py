@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -51,7 +52,6 @@ from service.publish import read_version
 from service.state import StateStore
 
 _LOCK = ".forgotten.lock"
-_REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # the second of a training that still runs
 _VALUE = "value"
 _LEARNED = (
     "the neighbours of their items and their checkpoints learned from all users, these among them; "
@@ -146,17 +146,15 @@ def forget_known(
         for user_hash, user_id in zip(hashes, user_ids, strict=True)
         if str(user_id) not in known
     ]
-    version = read_version(run / BUNDLE)
-    towers = "towers trained earlier"
-    if version is not None:
-        towers = f"the towers of version {version} and of earlier ones"
+    version = read_version(run / BUNDLE) or "unknown"
+    weights = f"the towers of version {version} and of earlier ones, {_LEARNED}"
     return {
         "forgotten": hashes,
         "unknown": unknown,
         "run": str(run),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "erased": erased,
-        "not_reached": {"weights": f"{towers}, {_LEARNED}", **_NOT_REACHED},
+        "not_reached": {"weights": weights, **_NOT_REACHED},
         "tombstones": _KEEP_LIST,
     }
 
@@ -202,8 +200,6 @@ class Erasures:
 def erase_forgotten(run: Path, profiles: Profiles) -> None:
     """Erase from staged profiles the users who were forgotten while a training read them."""
     erased = read_erasure_list(run)
-    if not erased.sets:
-        return
     user_ids = profiles.user_ids.tolist()
     forgotten = [user_id for user_id in user_ids if erased.holds(user_id)]
     if forgotten:
@@ -262,8 +258,7 @@ def _join(first: ErasureList, second: ErasureList) -> ErasureList:
 def _write(run: Path, erased: ErasureList) -> None:
     users = []
     for salt, hashes in erased.sets:
-        texts = sorted(user_hash.hex() for user_hash in hashes)
-        users.append({"salt": salt.hex(), "hashes": texts})
+        users.append({"salt": salt.hex(), "hashes": sorted(map(bytes.hex, hashes))})
     content = json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1)
     write_file(run / FORGOTTEN, f"{content}\n".encode(), PRIVATE)
     sync_folder(run)
@@ -281,24 +276,21 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
     names = "|".join(re.escape(str(user_id)) for user_id in user_ids)
     naming = re.compile(rf"(?<!\w)({names})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
-    paths = [path for pattern in _REJECTS for path in run.glob(pattern)]
-    for path in sorted(paths):
+    of_a_training = run.glob(f".beside-*/{REJECTS}")
+    for path in chain(run.glob(REJECTS), of_a_training):
         with open_table(path) as file:
             table = file.read()
             values = table.column(_VALUE).to_pylist()
         if not any(values):  # an earlier erasure deleted them
             continue
-        rows = [
-            row
-            for row, value in enumerate(values)
-            if value is None or not naming.search(value)
-        ]
-        erased["rejects"] += len(values) - len(rows)
-        erased["rejected_values"] += sum(values[row] is not None for row in rows)
-        table = table.take(to_arrow(np.array(rows, dtype=np.int64)))
-        blank = pa.nulls(len(rows), table.schema.field(_VALUE).type)
-        column = table.column_names.index(_VALUE)
-        write_table(path, table.set_column(column, _VALUE, blank))
+        is_kept = [value is None or not naming.search(value) for value in values]
+        table = table.filter(to_arrow(np.array(is_kept, bool)))
+        column = table.column(_VALUE)
+        erased["rejects"] += len(values) - len(table)
+        erased["rejected_values"] += len(table) - column.null_count
+        place = table.column_names.index(_VALUE)
+        blank = pa.nulls(len(table), column.type)
+        write_table(path, table.set_column(place, _VALUE, blank))
         sync_folder(path.parent)
     return erased
 
@@ -312,15 +304,14 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     n_rows_by_name: dict[str, int] = {}
     for path in run.glob("*.csv"):
         n_rows_by_name[path.name] = _erase_from_text(path, user_ids)
-    for pattern in ("*.parquet", f"{FEEDBACK}/*.parquet"):
-        for path in run.glob(pattern):
-            name = str(path.relative_to(run))
-            n_rows_by_name[name] = erase_from_table(path, user_ids)
+    for path in chain(run.glob("*.parquet"), run.glob(f"{FEEDBACK}/*.parquet")):
+        name = str(path.relative_to(run))
+        n_rows_by_name[name] = erase_from_table(path, user_ids)
     for plan in run.glob(f"*/{PLAN}"):
         folder = plan.parent
         if read_plan(folder).get("side") == "user":
             n_rows_by_name[folder.name] = erase_from_export(folder, user_ids)
-    return {name: n_rows for name, n_rows in sorted(n_rows_by_name.items()) if n_rows}
+    return {name: n_rows for name, n_rows in n_rows_by_name.items() if n_rows}
 
 
 def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from serve.bundle import (
-    ALLOWED,
-    ANSWERING,
     BUNDLE,
     MANIFEST,
     PROFILES,
@@ -34,8 +34,8 @@ from serve.bundle import (
     SIGNATURE,
     Bundle,
     Facts,
+    FileEntry,
     Manifest,
-    hash_file,
     read_folder,
     read_space,
 )
@@ -78,16 +78,10 @@ class Stage:
         The directory is locked to the end of the `with`, where an unpublished stage is removed.
 
         Raises:
-            BundleError: another run has the lock.
+            BlockingIOError: another run has the lock.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = take_lock(directory / LOCK, wait=False)
-        except BlockingIOError as error:
-            raise BundleError(
-                f"another run writes into {directory}: wait for it, or choose another"
-            ) from error
-        with lock:
+        with take_lock(directory / LOCK, wait=False):
             _settle(directory)
             name = uuid.uuid4().hex
             stage = cls(
@@ -103,36 +97,26 @@ class Stage:
                 with suppress(OSError):  # the next stage removes what stays
                     _settle(directory)
 
-    def seal(
-        self,
-        facts: Facts,
-        metrics: Mapping[str, Any],
-        required: frozenset[str] = ANSWERING,
-    ) -> Manifest:
-        """Hash the files and write the manifest over them; again whenever a file was added.
-
-        Raises:
-            BundleError: a required file is missing, or another is no file of a bundle.
-        """
-        names = {entry.name for entry in self.path.iterdir()} - {MANIFEST}
-        for name in sorted(required - names):
-            raise BundleError(
-                f"{name} is missing from the stage: write it before the manifest"
-            )
-        for name in sorted(names - ALLOWED):
-            raise BundleError(
-                f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(ALLOWED))}"
-            )
-        files = {name: hash_file(self.path / name) for name in sorted(names)}
+    def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
+        """Hash the files and write the manifest over them; again whenever a file was added."""
+        files = {
+            path.name: FileEntry.of(np.fromfile(path, np.uint8))
+            for path in self.path.iterdir()
+            if path.name != MANIFEST
+        }
         space_id, dim = read_space(self.path)
-        manifest = Manifest.create(facts, space_id, dim, files, metrics)
+        manifest = Manifest(facts, space_id, files, dim, metrics, sha256="").seal()
         write_file(self.path / MANIFEST, manifest.to_bytes())
         return manifest
 
     def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
-        """Bring a complete stage to disk, seal and verify it."""
+        """Bring a complete stage to disk, seal and verify it.
+
+        Raises:
+            BundleError: a file is missing, is none of a bundle, or does not fit the others.
+        """
         sync_files(self.path)
-        manifest = self.seal(facts, metrics, PUBLISHED)
+        manifest = self.seal(facts, metrics)
         sync_folder(self.path)
         Bundle.load(self.path)
         return Ready(self, manifest.version)
@@ -157,8 +141,7 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         The bundle, loaded from its place.
 
     Raises:
-        BundleError: there is a bundle, or the new one cannot be read there; then readers see what
-            they saw before.
+        BundleError: there is a bundle.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
@@ -169,27 +152,10 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
     sync_files(stage.beside)
     os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
     sync_folder(directory)
-    old = place_folder(stage.path, stage.target)
-    try:
-        sync_folder(directory)
-        bundle = Bundle.load(stage.target)
-    except (BundleError, OSError):
-        _put_back(stage, old)
-        sync_folder(directory)
-        raise
+    place_folder(stage.path, stage.target)
+    sync_folder(directory)
     _settle(directory)
-    return bundle
-
-
-def _put_back(stage: Stage, old: Path | None) -> None:
-    """Place the old bundle, if there was one, again."""
-    if old == stage.path:  # the two were exchanged
-        place_folder(old, stage.target)
-        return
-    # after a kill in between, the old bundle is the only one that `_settle` finds
-    os.rename(stage.target, stage.path)
-    if old is not None:
-        os.rename(old, stage.target)
+    return Bundle.load(stage.target)
 
 
 def read_version(bundle: Path) -> str | None:
@@ -210,8 +176,8 @@ def sign(path: Path, key_file: Path) -> str:
     Returns:
         The id of the key.
     """
-    manifest, _ = read_folder(path, PUBLISHED)
-    key_id, signature = sign_text(manifest.to_bytes(), key_file)
+    _, contents = read_folder(path, PUBLISHED)
+    key_id, signature = sign_text(contents[MANIFEST].tobytes(), key_file)
     folder = path.absolute()
     # it comes into the folder complete: a reader refuses any other file there
     aside = folder.with_name(f".{folder.name}-{SIGNATURE}")

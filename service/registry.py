@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from serve.bundle import (
-    BUNDLE,
     CURRENT,
     HISTORY,
     MANIFEST,
@@ -31,7 +30,6 @@ from serve.bundle import (
     Bundle,
     Manifest,
     read_folder,
-    read_steadily,
 )
 from serve.errors import BundleError, name_nearest, say
 from serve.files import place_folder, sync_folder, take_lock, write_file
@@ -40,11 +38,9 @@ from service.command_line import align
 from service.publish import LOCK, remove_all
 
 LOADING_ERRORS = (ValueError, OSError, MemoryError)  # BundleError is a ValueError
-KEPT_VERSIONS = 3  # latest versions that publishing keeps by default
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MAX_PAST = 100  # lines of the history, not versions on disk
-_MAX_BYTES = 1 << 14  # of CURRENT and HISTORY
 _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # with repeats, without them
 
 
@@ -66,12 +62,10 @@ class Registry:
             BundleError: the text names no version, or the registry does not have it.
         """
         folder = self.path / _check_name(version, "version")
-        if not os.path.lexists(folder):
-            nearest = name_nearest(version, self.versions())
-            raise BundleError(f"version {version} is not in the registry; {nearest}")
         if folder.is_symlink() or not folder.is_dir():
+            nearest = name_nearest(version, self.versions())
             raise BundleError(
-                f"version {version} is no folder in the registry, or a link: copy the folder itself"
+                f"version {version} is not in the registry, or is a link; {nearest}"
             )
         return folder
 
@@ -82,7 +76,7 @@ class Registry:
             for path in self.path.glob("*")
             if _VERSION.fullmatch(path.name) and not path.is_symlink()
         ]
-        folders.sort(key=lambda path: (-_published_at(path), path.name))
+        folders.sort(key=os.path.getmtime, reverse=True)
         return [path.name for path in folders]
 
     def current(self) -> str:
@@ -162,19 +156,16 @@ class Registry:
         sync_folder(self.path)
 
     def _read(self, name: str) -> str | None:
-        """Read a small file that is no link; None if there is none."""
+        """Read a file that is no link; None if there is none."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
-        is_plain = path.is_file() and not path.is_symlink()
-        is_small = is_plain and path.stat().st_size <= _MAX_BYTES
-        content = path.read_bytes() if is_small else b""
-        if not is_small or not content.isascii():
+        if path.is_symlink() or not path.is_file():
             raise BundleError(
-                f"{name} is no plain list of versions: "
+                f"{name} is no plain file: "
                 "remove it and choose a version with `bascule activate`"
             )
-        return content.decode("ascii")
+        return path.read_text(encoding="ascii", errors="replace")
 
 
 class Published(NamedTuple):
@@ -196,7 +187,7 @@ class RolledBack(NamedTuple):
 def publish_version(
     registry: Registry,
     bundle: Path,
-    keep: int = KEPT_VERSIONS,
+    keep: int = 3,
     is_activated: bool = False,
 ) -> Published:
     """Copy a bundle into the registry, and remove old versions.
@@ -213,11 +204,6 @@ def publish_version(
     """
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
-    is_bundle = (bundle / MANIFEST).is_file()
-    if is_bundle and bundle.resolve() in (registry.path / BUNDLE).resolve().parents:
-        raise BundleError(
-            f"{registry.path} is in the bundle: choose another folder for the registry"
-        )
     registry.path.mkdir(parents=True, exist_ok=True)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
@@ -264,8 +250,8 @@ def describe_registry(registry: Registry) -> list[str]:
     for version in versions:
         folder = registry.path / version
         mark = "*" if version == current else ""
-        published = _format_minute(_published_at(folder))
-        rows.append([mark, version, published, *_describe(folder)])
+        published_at = os.path.getmtime(folder)
+        rows.append([mark, version, _format_minute(published_at), *_describe(folder)])
     lines = align(rows)
     try:
         registry.folder(registry.current())
@@ -296,9 +282,7 @@ def _format_minute(seconds: float) -> str:
 
 def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     """Bring a bundle in under its version, and say if it is new; a damaged copy is replaced."""
-    manifest, contents = read_steadily(
-        bundle, lambda path: read_folder(path, PUBLISHED)
-    )
+    manifest, contents = read_folder(bundle, PUBLISHED)
     version = manifest.version
     target = registry.path / version
     is_there = os.path.lexists(target)
@@ -310,24 +294,18 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     stage.mkdir()
     for name, content in contents.items():
         write_file(stage / name, content.data)
-    write_file(stage / MANIFEST, manifest.to_bytes())
     sync_folder(stage)
     _verify(stage, version, registry.trusted)
-    if is_there:
-        registry.folder(version)  # no link, and no file
     old = place_folder(stage, target)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
     sync_folder(registry.path)
-    read_folder(target, PUBLISHED)
     return version, True
 
 
 def _activate(registry: Registry, version: str) -> None:
     _verify(registry.folder(version), version, registry.trusted)
     current = registry.find_current()
-    if current == version:
-        return
     past = registry.past()
     if current is not None:
         past.insert(0, current)
@@ -347,9 +325,8 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     needed = {published, current, *earlier[:1]}
     removed = [version for version in versions[keep:] if version not in needed]
     for version in removed:
-        aside = registry.make_aside()  # readers see all of it or nothing
-        os.rename(registry.path / version, aside)
-        shutil.rmtree(aside, ignore_errors=True)
+        # readers see all of it or nothing; the end of `writing` removes it
+        os.rename(registry.path / version, registry.make_aside())
     return removed
 
 
@@ -386,10 +363,3 @@ def _check_name(version: str, origin: str) -> str:
             "expected the 12 digits 0-9a-f of a version, see `bascule list`"
         )
     return version
-
-
-def _published_at(folder: Path) -> float:
-    """Return when a version was published, UTC seconds: its manifest was written last."""
-    with suppress(OSError):
-        return (folder / MANIFEST).stat().st_mtime
-    return 0.0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,10 @@ from datamodules.read import SAME_NAMES, TEXTS, Row, kind_of, read_rows
 from serve.arrays import IdType
 from serve.errors import SchemaError, name_nearest, show
 from serve.kinds import Feature
-from serve.requests import Filters, Request, join_filters, parse_filters, parse_request
-from serve.schema import DERIVED, Schema
+from serve.requests import Filters, Request, parse_filters, parse_request
+from serve.schema import Schema
 
 ITEM_ID = "item_id"
-_NUMBER = re.compile(
-    r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE
-)
 
 
 def read_requests(
@@ -39,25 +35,17 @@ def read_requests(
         check: may refuse a request that cannot be answered.
 
     Raises:
-        SchemaError: at once if the file cannot be read, else at the first bad request, with its
-            place.
+        SchemaError: the file cannot be read, or a request is bad: the message names its place.
     """
-    rows = read_rows(path, columns)
-    is_flat = kind_of(path) in TEXTS
-
-    def parse() -> Iterator[Request]:
-        for place, raw in rows:
-            try:
-                request = parse_request(
-                    nest_cells(raw, schema) if is_flat else raw, schema
-                )
-                if check is not None:
-                    check(request)
-            except SchemaError as error:
-                raise SchemaError(f"{path.name}, {place}: {error}") from error
-            yield request
-
-    return parse()
+    for place, raw in read_rows(path, columns):
+        try:
+            fields = nest_cells(raw, schema) if kind_of(path) in TEXTS else raw
+            request = parse_request(fields, schema)
+            if check is not None:
+                check(request)
+        except SchemaError as error:
+            raise SchemaError(f"{path.name}, {place}: {error}") from error
+        yield request
 
 
 def nest_cells(cells: Mapping[str, str | None], schema: Schema) -> dict[str, Any]:
@@ -65,12 +53,13 @@ def nest_cells(cells: Mapping[str, str | None], schema: Schema) -> dict[str, Any
     request: dict[str, Any] = {}
     for name, cell in cells.items():
         side, feature = _find_feature(name, schema)
-        if cell is None or not cell.strip():
+        if not cell or cell.isspace():
             continue
         fields = request.setdefault(side, {}) if side else request
-        is_numeric = feature is not None and feature.is_numeric
-        is_number = is_numeric and _NUMBER.fullmatch(cell.strip())
-        fields[name] = float(cell) if is_number else cell  # a text is refused later
+        fields[name] = cell
+        if feature is not None and feature.is_numeric:
+            with suppress(ValueError):  # a text is refused later
+                fields[name] = float(cell)
     return request
 
 
@@ -83,13 +72,12 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
         (side, feature)
         for side, features in sides.items()
         for feature in features
-        if feature.name == name and feature.kind not in DERIVED
+        if feature.name == name and not feature.is_derived
     ]
     if len(matches) != 1:
         raise SchemaError(
             f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single "
-            "features of users and "
-            "context; else give JSON Lines"
+            "features of users and context; else give JSON Lines"
         )
     return matches[0]
 
@@ -123,18 +111,10 @@ def read_filters(
     limits: dict[str, int] = {}
     for option in at_most:
         column, _, number = option.rpartition("=")
-        if not column or not number.strip().isdecimal() or column in limits:
+        if not column or not number.isdecimal() or column in limits:
             raise SchemaError(
-                f"--at-most is '{option[:40]}'; expected COLUMN=N, each column once, as in "
-                "category=2"
+                f"--at-most is '{option}'; expected COLUMN=N, each column once, as in category=2"
             )
-        limits[column] = int(number.strip()[:18])
+        limits[column] = int(number)
     ids = None if only is None else [raw.get(ITEM_ID) for _, raw in read_rows(only)]
     return parse_filters({"where": where, "only": ids, "at_most": limits}, id_type)
-
-
-def add_filters(requests: Iterable[Request], filters: Filters) -> Iterator[Request]:
-    """Give each request filters beside its own, as it is needed."""
-    for request in requests:
-        joined = join_filters(filters, request.filters or Filters())
-        yield replace(request, filters=joined)

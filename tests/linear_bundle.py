@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pipeline.golden import draw_requests, write_golden
-from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
+from serve.bundle import ANSWERING, Bundle, Facts, compute_space_id, write_index, write_items
 from serve.events import statistic_names
 from serve.index import Neighbours
 from serve.kinds import Feature
@@ -245,7 +245,7 @@ def write_linear(stage: Stage, schema: Schema, seed: int) -> Facts:
     if schema.repeats == "allow":
         items["repeat_rate"] = REPEAT_RATES
     libraries = {"numpy": np.__version__}
-    facts = Facts("dot", P, 1.0, {"items": N}, libraries, UNTIL, {"seed": seed}, neighbours.decay)
+    facts = Facts("dot", P, {"items": N}, libraries, UNTIL, {"seed": seed}, neighbours.decay)
     (stage.path / "schema.json").write_bytes(text)
     (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
     (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
@@ -257,7 +257,7 @@ def write_linear(stage: Stage, schema: Schema, seed: int) -> Facts:
     (stage.path / "MODEL_CARD.md").write_text("# Model card\n")
     stage.seal(facts, {})
     requests = draw_requests(schema, item_ids(schema), 8, np.random.default_rng(seed))
-    answer = Recommender(Bundle.load_staged(stage.path)).recommend
+    answer = Recommender(Bundle.load(stage.path, required=ANSWERING)).recommend
     write_golden(stage.path / "golden.json", requests, answer, k=4)
     return facts
 

@@ -82,7 +82,9 @@ def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
 
 def test_every_make_target_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+)", README):
+    targets = re.findall(r"make (\w+)", README)
+    assert targets
+    for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
@@ -96,9 +98,17 @@ def name_anchors(page):
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
+def find_links(page):
+    return re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+
+
+def test_pages_have_links():
+    assert sum(len(find_links(page)) for page in list_pages()) > 50
+
+
 @pytest.mark.parametrize("page", list_pages(), ids=lambda page: page.name)
 def test_every_link_leads_to_a_page_and_a_heading_that_there_are(page):
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", page.read_text(encoding="utf-8")):
+    for link in find_links(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link

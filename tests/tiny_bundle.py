@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from pipeline.golden import write_golden
-from serve.bundle import Bundle, Facts, compute_space_id, write_index, write_items
+from serve.bundle import ANSWERING, Bundle, Facts, compute_space_id, write_index, write_items
 from serve.index import Neighbours, Query
 from serve.kinds import Feature
 from serve.recommendations import Recommendations
@@ -27,7 +27,6 @@ N, D, P, F = (
 FACTS = Facts(
     similarity="dot",
     popularity_dims=P,
-    index_recall=1.0,
     counts={"items": N, "users": 5},
     libraries={"numpy": np.__version__},
     data_until=1_500_000_000,
@@ -141,7 +140,7 @@ def complete_stage(stage: Stage, seed: int) -> None:
     write_golden(
         stage.path / "golden.json",
         requests,
-        answer_with(Bundle.load_staged(stage.path)),
+        answer_with(Bundle.load(stage.path, required=ANSWERING)),
         k=3,
     )
 

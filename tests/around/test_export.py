@@ -13,7 +13,6 @@ import pytest
 from bascule.commands import main
 from serve import files as durable
 from serve.bundle import Bundle
-from serve.errors import SchemaError
 from serve.files import replacing, take_lock
 from serve.recommender import Recommender
 from tests.linear_bundle import WORLDS, N, W, item_ids, item_values
@@ -221,6 +220,6 @@ def test_two_exports_do_not_write_into_one_folder(bundle_paths, tmp_path):
     (tmp_path / "out").mkdir()
     with (
         take_lock(tmp_path / "out" / ".lock"),
-        pytest.raises(SchemaError, match="another export writes into"),
+        pytest.raises(BlockingIOError, match="another process writes here"),
     ):
         export.export_items(Recommender.load(bundle_paths["shop"]), None, tmp_path / "out", False)

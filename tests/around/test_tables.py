@@ -178,11 +178,11 @@ def test_parquet(tmp_path):
         list(read_requests(path, SCHEMA))
 
 
-def test_other_files_are_refused_at_once(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "folder.csv").mkdir()
     for name in ("r.txt", "r.json", "r.parquet.gz", "missing.csv", "folder.csv"):
         with pytest.raises(SchemaError, match=r"cannot read|no such file"):
-            read_requests(tmp_path / name, SCHEMA)
+            next(read_requests(tmp_path / name, SCHEMA))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])

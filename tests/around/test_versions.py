@@ -37,7 +37,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def date(registry: Registry, version: str, day: int) -> None:
     """Let a version be published on a day."""
-    os.utime(registry.path / version / "manifest.json", (day * 86_400, day * 86_400))
+    os.utime(registry.path / version, (day * 86_400, day * 86_400))
 
 
 def test_a_version_is_a_whole_copy_that_is_not_current_before_it_is_activated(

@@ -12,7 +12,6 @@ import bascule.recommender
 import numpy as np
 import pandas as pd
 import pytest
-import serve
 from serve.errors import BundleError, SchemaError
 from serve.reasons import find_due
 from serve.recommendations import Segment, Segments
@@ -286,14 +285,14 @@ def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, argum
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_serving_in_process_needs_has_one_door_and_an_older_one():
-    for name in ("LiveItems", "StateStore", "complete", "ask_now", "Request", "SchemaError"):
-        assert getattr(bascule, name) is getattr(serve, name)
+def test_what_serving_in_process_needs_has_one_door():
     assert bascule.StateStore is StateStore
-    assert {name for name in bascule.__all__ if not hasattr(bascule, name)} == set()
-    for module in (bascule, serve):
-        with pytest.raises(AttributeError, match="Recommenders"):
-            module.Recommenders
+    assert bascule.Request is Request
+    assert bascule.Recommender is bascule.recommender.Recommender
+    assert len(bascule._MODULE_OF_NAME) == 10
+    assert {name for name in bascule._MODULE_OF_NAME if not hasattr(bascule, name)} == set()
+    with pytest.raises(AttributeError, match="Recommenders"):
+        _ = bascule.Recommenders
 
 
 def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):

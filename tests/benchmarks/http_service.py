@@ -30,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from serve import Recommender  # noqa: E402
+from serve.recommender import Recommender  # noqa: E402
 from tests.benchmarks.in_process import K, draw_requests, make_bundle  # noqa: E402
 
 N_CONNECTIONS, N_OPEN, WARM_UP, FIRST_MOMENT = 32, 400, 100, 1_700_000_000

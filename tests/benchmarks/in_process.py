@@ -24,7 +24,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from serve import Recommender  # noqa: E402
+from serve.recommender import Recommender  # noqa: E402
 
 K, HISTORY, DIM, N_USERS, BATCH, CALLS = 10, 50, 64, 256, 256, 200
 

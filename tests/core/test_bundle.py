@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from serve.bundle import Bundle, Manifest, identify_folder, read_steadily
+from serve.bundle import Bundle, Manifest, identify_folder
 from serve.errors import BundleError
 from serve.recommender import replay
 from tests.tiny_bundle import (
@@ -155,7 +155,7 @@ def test_a_folder_with_a_bundle_and_a_file_on_the_way_to_one_are_told_from_a_bun
     (tmp_path / "notes.txt").touch()
     assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
     with pytest.raises(BundleError, match=r"no bundle at .*notes\.txt/bundle: Not a directory"):
-        read_steadily(tmp_path / "notes.txt" / "bundle", Bundle.load)
+        Bundle.load(tmp_path / "notes.txt" / "bundle")
 
 
 def test_the_same_content_gives_the_same_version_wherever_it_is_made(tmp_path):

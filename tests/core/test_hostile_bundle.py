@@ -167,6 +167,10 @@ def bundle(good, tmp_path):
 def test_a_bundle_that_was_only_hashed_again_is_the_same_one(good, bundle):
     hash_again(bundle, popularity_dims=P)
     assert Recommender.load(bundle).version == Recommender.load(good).version
+    hash_again(bundle, index_recall=1.0)  # as earlier bundles have it
+    earlier = Recommender.load(bundle)
+    assert earlier.version == json.loads((bundle / "manifest.json").read_bytes())["sha256"][:12]
+    assert earlier.bundle.manifest.facts == Recommender.load(good).bundle.manifest.facts
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from serve import Recommender
+from serve.recommender import Recommender
 from tests.served import serving
 
 HERE = Path(__file__).parent

@@ -183,9 +183,7 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
     ]
     answers = Recommender.load(bundle).recommend(filtered, 5)
     assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
-    assert (
-        "2 of 2 requests got fewer than 5 items; the first because only" in capsys.readouterr().err
-    )
+    assert "2 of 2 lists are short; the first because 4 of 5" in capsys.readouterr().err
 
 
 def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file, tmp_path, capsys):
@@ -319,7 +317,7 @@ def test_the_module_runs_without_training_packages_and_help_without_any(bundle, 
         f"bundle = ['--bundle', {str(bundle)!r}]\n"
         f"assert cli.main(['recommend', *bundle, '--all-users', '--out', {str(tmp_path / 'recs.parquet')!r}]) == 0\n"
         f"assert cli.main(['similar', *bundle, '--item', {IDS[0]!r}]) == 0\n"
-        "from serve import Recommender\n"
+        "from serve.recommender import Recommender\n"
         "recommender = Recommender.load(bundle[1])\n"
         "recommender.rank_owned([{'user_id': 'u1'}]).to_table(), recommender.encode_items([{'price': 1.0}])\n"
         "assert not {'pandas', 'torch', 'pytorch_lightning', 'fastapi'} & set(sys.modules)\n"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import train
 import yaml
-from serve import Recommender
+from serve.recommender import Recommender
 from tests.data.messy_shop import OUTLIERS, declare_messy_shop, write_messy_shop
 from tests.models.tiny_towers import one_thread
 

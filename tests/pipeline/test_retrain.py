@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import train
 from pipeline.retrain import VERDICT, name_next
-from serve import Recommender
 from serve.bundle import CONFIG, FEEDBACK, METRICS
+from serve.recommender import Recommender
 from service.forget import forget_users
 from service.publish import read_version
 from service.registry import Registry, publish_version, rollback

@@ -11,13 +11,12 @@ import pandas as pd
 import pytest
 import torch
 import train
-from bascule.answering import verify_bundle
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
-from serve import Recommender
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
+from serve.recommender import Recommender
 from service.forget import add_to_erasure_list
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
@@ -31,6 +30,7 @@ from tests.pipeline.small_runs import (
     make_tables,
 )
 
+from bascule import commands
 from pipeline import run, stages
 
 DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
@@ -61,7 +61,7 @@ def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
     return stages.train(work)[0]
 
 
-def test_a_run_leaves_what_it_promises(finished):
+def test_a_run_leaves_what_it_promises(finished, capsys):
     folder = finished.bundle.parent
     names = {path.name for path in folder.iterdir()} - {".lock"}
     assert names == {
@@ -92,8 +92,8 @@ def test_a_run_leaves_what_it_promises(finished):
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
     assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
-    lines = verify_bundle(finished.bundle)
-    assert any("golden: 32 requests" in line for line in lines)
+    assert commands.main(["verify", "--bundle", str(finished.bundle)]) == 0
+    assert "golden: 32 requests" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["baskets", "ordered"])
@@ -327,7 +327,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
     with pytest.raises((TypeError, AttributeError)):
         train.run(config)
     assert codes == [2]
-    assert "another run writes into" in capsys.readouterr().err
+    assert "another process writes here" in capsys.readouterr().err
 
 
 def test_too_many_rejects_stop_a_run_and_are_left_in_its_folder(tmp_path):
