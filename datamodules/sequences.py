@@ -210,6 +210,13 @@ def number_pairs(events: Events) -> Ints:
     return events.segments * stride + events.item_row
 
 
+def draw_one_each(groups: Ints, rng: np.random.Generator) -> Ints:
+    """Return the position of a drawn row of each group, ascending by group, (groups,)."""
+    order = np.lexsort((rng.random(len(groups)), groups))
+    _, first = np.unique(groups[order], return_index=True)
+    return np.asarray(order[first])
+
+
 def count_within(sizes: Ints) -> Ints:
     """Return 0 .. size - 1 of each group one after the other, (sum of sizes,)."""
     return spans(np.zeros_like(sizes), sizes)
