@@ -38,7 +38,7 @@ from datamodules.requests import (
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.arrays import Ints
+from serve.arrays import Ints, holds_numbers
 from serve.encode import EncodedFeatures, encode_features
 from serve.events import as_sets, last_moments
 from serve.schema import Schema
@@ -92,9 +92,9 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        requests = self._make_validation(validation)
-        self.validation_batches = requests[0]
-        self.validation_users = requests[1]  # (R,) user ids of the requests
+        self.validation_batches, self.validation_users = self._make_validation(
+            validation
+        )
 
     @property
     def trains_on_windows(self) -> bool:
@@ -132,15 +132,15 @@ class InteractionsDataModule(pl.LightningDataModule):
             return WindowExamples(sequences, self.schema, size, self.dropout)
         if self.schema.is_set:
             return SetExamples(sequences, self.maker, size, self.dropout)
-        timeline = self._make_timeline()
-        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
-
-    def _make_timeline(self) -> Timeline:
-        events = self.sequences.events
-        weight = self.sequences.target_weight
+        events = sequences.events
+        weight = sequences.target_weight
+        timeline: Timeline
         if self.horizon is None:
-            return NextGroupTimeline(events, weight, self.trends, self.schema)
-        return HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
+            timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
+        else:
+            moments = self.trends.moments[:-1]
+            timeline = HorizonTimeline(events, weight, moments, self.horizon)
+        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
@@ -155,11 +155,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         trust factors that had seen the targets too much.
         """
         events = self.sequences.events
-        if self.horizon is None:
-            return events.segments, events.item_row
         is_early = events.time < self.trends.moments[0]  # (E,)
-        if not is_early.any():  # then late factors are better than none
-            return events.segments, events.item_row
+        # Late factors are better than none.
+        if self.horizon is None or not is_early.any():
+            is_early[:] = True
         return events.segments[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
@@ -173,10 +172,9 @@ class InteractionsDataModule(pl.LightningDataModule):
         return self._requests_of(np.sort(active[drawn]))
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
-        no_rows = np.zeros(0, np.int64)
-        no_targets = Targets(no_rows, no_rows, np.zeros(0, np.float32))
+        no_targets = Targets(users[:0], users[:0], np.zeros(0, np.float32))
         context = encode_features(self.schema.context_features, {}, len(users))
-        for rows in _tiles(len(users), REQUESTS_PER_BATCH):
+        for rows in _tile(np.arange(len(users))):
             yield self._final_batch(users[rows], no_targets, context.take(rows))
 
     def _make_validation(
@@ -189,9 +187,9 @@ class InteractionsDataModule(pl.LightningDataModule):
         Returns:
             the batches, and the user id of each request, (R,).
         """
-        users_held_out = validation[["user_id"]].drop_duplicates()
+        held_out_users = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(
-            validation, users_held_out, self.catalogue.item_ids, self.schema
+            validation, held_out_users, self.catalogue.item_ids, self.schema
         )
         targets = distinct_targets(held_out.events, held_out.target_weight)
         user_ids = held_out.user_ids  # (R,)
@@ -204,28 +202,23 @@ class InteractionsDataModule(pl.LightningDataModule):
 
         users = np.searchsorted(self.sequences.user_ids, user_ids)  # (R,)
         counts = self.sequences.events.counts[users]  # (R,)
-        by_length = np.argsort(
-            np.minimum(counts, self.schema.history_length), kind="stable"
-        )
-        tiles = _tiles(len(users), REQUESTS_PER_BATCH)
+        lengths = np.minimum(counts, self.schema.history_length)
+        tiles = _tile(np.argsort(lengths, kind="stable"))
+        order = np.random.default_rng(self.seed).permutation(len(tiles))
+        tiles = [tiles[number] for number in order]
         batches = []
-        order = [by_length[:0]]
-        for number in np.random.default_rng(self.seed).permutation(len(tiles)):
-            rows = by_length[tiles[number]]
-            batch = self._final_batch(
-                users[rows], targets.take(rows), context.take(rows)
-            )
-            batches.append(batch)
-            order.append(rows)
+        for rows in tiles:
+            chosen = targets.take(rows)
+            batches.append(self._final_batch(users[rows], chosen, context.take(rows)))
 
-        return batches, user_ids[np.concatenate(order)]
+        return batches, user_ids[np.concatenate([*tiles, users[:0]])]
 
     def _final_batch(
         self, users: Ints, targets: Targets, context: EncodedFeatures
     ) -> RequestBatch:
         """Make a request of each of some users, with all their training events."""
         events = self.sequences.events
-        past = events.between(events.offsets[:-1][users], events.offsets[1:][users])
+        past = events.between(events.offsets[users], events.offsets[users + 1])
         times = last_moments(past)
         if self.validation_at is not None:
             times = np.full(len(users), self.validation_at, dtype=np.int64)
@@ -245,8 +238,10 @@ def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
     return np.append(np.sort(moments[moments >= earliest]), end)
 
 
-def _tiles(n: int, size: int) -> list[Ints]:
-    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+def _tile(rows: Ints) -> list[Ints]:
+    """Cut rows into those of each batch."""
+    starts = range(0, len(rows), REQUESTS_PER_BATCH)
+    return [rows[start : start + REQUESTS_PER_BATCH] for start in starts]
 
 
 def fingerprint(*parts: Any) -> str:
@@ -256,40 +251,35 @@ def fingerprint(*parts: Any) -> str:
         a SHA-256 in hexadecimal.
     """
     digest = hashlib.sha256()
-    for part in parts:
-        for piece in _pieces(part):
-            digest.update(len(piece).to_bytes(8, "little"))
-            digest.update(piece)
+    for piece in _pieces(parts):
+        digest.update(piece)
     return digest.hexdigest()
 
 
 def fingerprint_rows(*frames: pd.DataFrame) -> str:
     """Hash the names and the values of all columns."""
-    columns = []
-    for frame in frames:
-        columns += [(str(name), frame[name].to_numpy()) for name in frame]
+    columns = [
+        (str(name), frame[name].to_numpy()) for frame in frames for name in frame
+    ]
     return fingerprint(*columns)
 
 
 def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of a value and of its members."""
+    """Yield the bytes of a value and of its members; a line says what follows."""
     if isinstance(value, Tensor):
         value = value.numpy()
-    if isinstance(value, np.ndarray):
-        yield f"{value.dtype} {value.shape}".encode()
-        is_plain = value.dtype.kind in "biuf"
-        yield value.tobytes() if is_plain else repr(value.tolist()).encode()
-        return
-
-    yield type(value).__name__.encode()
-    if isinstance(value, Mapping):
-        value = [part for item in value.items() for part in item]
-    elif is_dataclass(value):
+    if is_dataclass(value):
         value = [getattr(value, field.name) for field in fields(value)]
-    if not isinstance(value, (list, tuple)):
-        yield repr(value).encode()
-        return
+    elif isinstance(value, Mapping):
+        value = list(value.items())
 
-    yield str(len(value)).encode()
-    for member in value:
-        yield from _pieces(member)
+    if isinstance(value, (list, tuple)):
+        yield f"{type(value).__name__} {len(value)}\n".encode()
+        for member in value:
+            yield from _pieces(member)
+    elif holds_numbers(value):
+        yield f"{value.dtype} {value.shape}\n".encode()
+        yield value.tobytes()
+    else:
+        plain = value.tolist() if isinstance(value, np.ndarray) else value
+        yield f"{plain!r}\n".encode()
