@@ -34,7 +34,6 @@ from pipeline.stages import (
     Frames,
     Trained,
     console,
-    fit_first,
     prepare,
     print_choices,
     train,
@@ -118,7 +117,7 @@ def search(config: Config, text: str) -> None:
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage.beside)
         print_choices(work.choices)
-        tune(config, work, text, fit_first)
+        tune(config, work, text)
 
 
 def run_or_search(config: Config, text: str) -> Run | None:
