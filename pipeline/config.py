@@ -143,10 +143,7 @@ class Config:
 
 
 def make_parser(program: str = "bascule train") -> ArgumentParser:
-    """Make the parser of a run, without `trainer`.
-
-    `add_trainer` or `mention_trainer` adds that.
-    """
+    """Make the parser of a run, without `trainer`."""
     # `--help` explains each key by its docstring.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -161,7 +158,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     )
 
     for name, about in _TEXT_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=str | None, default=None, help=about)
+        parser.add_argument(f"--{name}", type=str | None, help=about)
     for name, about in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)
@@ -181,17 +178,6 @@ def add_trainer(parser: ArgumentParser) -> None:
 
     parser.add_class_arguments(
         Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False
-    )
-
-
-def mention_trainer(parser: ArgumentParser) -> None:
-    """Stand in for `add_trainer` where no argument of the Trainer is given."""
-    about = (
-        "--trainer.NAME VALUE: any argument of Lightning's Trainer; "
-        "`--help --trainer` lists them"
-    )
-    parser.add_argument(
-        "--trainer", type=dict | None, default={}, metavar="CONFIG", help=about
     )
 
 
@@ -229,7 +215,14 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     if gives_trainer(words):
         add_trainer(parser)
     else:
-        mention_trainer(parser)
+        parser.add_argument(
+            "--trainer",
+            type=dict | None,
+            default={},
+            metavar="CONFIG",
+            help="--trainer.NAME VALUE: any argument of Lightning's Trainer; "
+            "`--help --trainer` lists them",
+        )
 
     try:
         values = parser.parse_args(words)
@@ -246,21 +239,21 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         )
 
     defaults = parser.get_defaults().trainer or {}
-    trainer = dict(values.trainer or {})
-    for name, default in defaults.items():
-        if trainer.get(name) == default:
-            trainer.pop(name, None)
+    trainer = {}
+    for name, value in (values.trainer or {}).items():
+        if value != defaults.get(name):
+            trainer[name] = value
 
-    files = [path for path in values.config if path is not None]  # None: YAML itself
-    name = Path(str(files[-1])).stem if files else "run"
-    out = Path(values.out or f"runs/{name}")
-    previous = Path(values.previous) if values.previous else None
+    names = ["run"]
+    names += [
+        Path(str(path)).stem for path in values.config if path
+    ]  # None: YAML itself
     config = Config(
         **{key: made[key] for key in _SAME_KEYS},
         trainer=trainer,
-        out=out,
+        out=Path(values.out or f"runs/{names[-1]}"),
         resume=resume is not None,
-        previous=previous,
+        previous=Path(values.previous) if values.previous else None,
     )
 
     return config, parser.dump(values)

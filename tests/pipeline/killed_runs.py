@@ -50,7 +50,7 @@ def run_training(out: Path, protocol: str) -> int:
     # the last training goes on from the first where events have an order, for several epochs
     stages.MAX_ADDED, stages.MANY_EVENTS, stages.CONTINUED_SHARE = 1.0, 0, 0.4
     run.train = leave_weights  # type: ignore[assignment]
-    train.run(
+    run.run(
         config_of(out, DATA[protocol], model=MODEL, resume=True),
         make_tables(DATA[protocol]),
     )
