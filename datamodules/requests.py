@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 
 from datamodules.batch import RequestBatch
@@ -229,13 +230,6 @@ class RequestMaker:
 
 def find_owned(owned: Owned, targets: Targets) -> Ints:
     """Return the position of each target among its request's owned items, -1 if novel, (M,)."""
-    if not len(owned.user):
-        return np.full(len(targets.users), -1, dtype=np.int64)
-    last_row = max(owned.item_row.max(), targets.rows.max(initial=0))
-    stride = int(last_row) + 1
-    keys = owned.user * stride + owned.item_row  # (E,) ascending
-    wanted = targets.users * stride + targets.rows  # (M,)
-    position = np.searchsorted(keys, wanted)
-    position = np.minimum(position, len(keys) - 1)  # (M,)
-
-    return np.where(keys[position] == wanted, position, -1)
+    stride = max(owned.item_row.max(initial=0), targets.rows.max(initial=0)) + 1
+    keys = pd.Index(owned.user * stride + owned.item_row)  # (E,)
+    return keys.get_indexer(pd.Index(targets.users * stride + targets.rows))

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
@@ -70,7 +69,6 @@ class Product:
     recommender: Recommender
     metrics: dict[str, Any]
     report: dict[str, Any]  # the rest of `metrics.json`
-    test: pd.DataFrame
 
 
 def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
@@ -164,7 +162,7 @@ def produce(work: Work, stage: Stage) -> Product:
         stability = segments.stability
         report["segments"] = {"stability": stability, "found": segments.describe()}
 
-    return Product(facts, recommender, metrics, report, only_targets(work.split.test))
+    return Product(facts, recommender, metrics, report)
 
 
 def examine(work: Work) -> dict[str, Any]:
@@ -183,18 +181,17 @@ def examine(work: Work) -> dict[str, Any]:
 
 def describe_training(work: Work, trained: Trained) -> dict[str, Any]:
     """Return what `metrics.json` says of the training."""
-    chosen = {}
-    for choice in work.choices:
-        chosen[choice.name] = {"value": choice.value, "reason": choice.reason}
-    previous = work.previous and work.previous.bundle.manifest.version
-    refinement = trained.refinement and asdict(trained.refinement)
+    chosen = {
+        choice.name: {"value": choice.value, "reason": choice.reason}
+        for choice in work.choices
+    }
     return {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": chosen,
-        "warm_start": previous,
-        "refinement": refinement,
+        "warm_start": work.previous and work.previous.bundle.manifest.version,
+        "refinement": trained.refinement and asdict(trained.refinement),
     }
 
 
@@ -227,20 +224,17 @@ def set_apart(work: Work) -> Parts:
     """Return what a run is tested on; audited columns and features of users make the groups."""
     split = work.split
     data = work.config.data
-    groups = []
-    for feature in data.features.of("user").values():
-        if feature.kind in ("categorical", "numeric"):
-            groups.append(str(feature.column))
-
-    groups += data.audit_only
-    test = only_targets(split.test)
-    validation = only_targets(split.validation)
+    groups = [
+        str(feature.column)
+        for feature in data.features.of("user").values()
+        if feature.kind in ("categorical", "numeric")
+    ]
     return Parts(
-        test,
+        only_targets(split.test),
         split.train,
-        validation,
+        only_targets(split.validation),
         work.tables.users,
-        group_columns=groups,
+        group_columns=[*groups, *data.audit_only],
         at=split.test_at,
         evidence=only_evidence(split.validation),
     )
@@ -252,8 +246,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     out = config.out
     metrics = product.metrics
     profiles = product.recommender.profiles
-    published = dict(metrics)
-    published.pop("slices", None)  # groups may be a few people
+    # Groups may be a few people.
+    published = {name: part for name, part in metrics.items() if name != "slices"}
     ready = stage.prepare(product.facts, published)
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
@@ -261,7 +255,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     content = {"version": ready.version, **metrics, **product.report}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_file(stage.beside / METRICS, f"{text}\n".encode())
-    write_report(stage.beside, out, content, product.recommender, product.test)
+    test = only_targets(work.split.test)
+    write_report(stage.beside, out, content, product.recommender, test)
     stage_profiles(out / PROFILES, profiles, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)

@@ -208,7 +208,9 @@ def fit_again(work: Work, epochs: int) -> Trained:
     if n_more:
         load_best(model, work.config.out, "select")
     trained = fit_stage(work, data, "final", model, n_more or epochs)
-    return replace(trained, epochs=epochs, continued=n_more)
+    if n_more:
+        return replace(trained, epochs=epochs, continued=n_more)
+    return trained
 
 
 def train_on(work: Work, previous: Previous) -> tuple[Trained, dict[str, float]]:
