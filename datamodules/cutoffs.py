@@ -109,14 +109,11 @@ def has_target(weight: Floats, starts: Ints, ends: Ints) -> Flags:
 
 def positions_at(events: Events, moments: Ints) -> Ints:
     """Return the position of each user's first event at or after each moment, (U, G)."""
-    times = np.append(events.time, moments)
-    first = times.min(initial=0)  # below 0 before 1970
-    stride = times.max(initial=0) - first + 1
-    keys = events.segments * stride + (events.time - first)  # (E,) ascending
-    users = np.arange(len(events))[:, None]  # (U, 1)
-    wanted = users * stride + (moments - first)  # (U, G)
-
-    return np.asarray(np.searchsorted(keys, wanted), np.int64)
+    counts = [
+        np.bincount(events.segments, events.time < moment, len(events))
+        for moment in moments
+    ]
+    return events.offsets[:-1, None] + np.array(counts, np.int64).T
 
 
 class CutoffExamples(Examples):

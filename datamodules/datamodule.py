@@ -245,7 +245,7 @@ def _tile(rows: Ints) -> list[Ints]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash arrays, tensors, and dataclasses, mappings and sequences of them, with type and shape.
+    """Hash arrays, tensors, tables, and dataclasses, mappings and sequences of them.
 
     Returns:
         a SHA-256 in hexadecimal.
@@ -256,20 +256,14 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_rows(*frames: pd.DataFrame) -> str:
-    """Hash the names and the values of all columns."""
-    columns = [
-        (str(name), frame[name].to_numpy()) for frame in frames for name in frame
-    ]
-    return fingerprint(*columns)
-
-
 def _pieces(value: Any) -> Iterator[bytes]:
     """Yield the bytes of a value and of its members; a line says what follows."""
     if isinstance(value, Tensor):
         value = value.numpy()
     if is_dataclass(value):
         value = [getattr(value, field.name) for field in fields(value)]
+    elif isinstance(value, pd.DataFrame):
+        value = [(str(name), cells.to_numpy()) for name, cells in value.items()]
     elif isinstance(value, Mapping):
         value = list(value.items())
 

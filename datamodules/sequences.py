@@ -139,19 +139,19 @@ def build_sequences(
     offsets = np.searchsorted(users_of_events, user_ids)  # (U,)
 
     context = _encode(interactions, schema.context_features, schema)
-    times = _column(interactions, "datetime", 0)
+    times = _column(interactions, "datetime", 0).astype(np.int64)
     types = _column(interactions, "event", None)
     weights = _column(interactions, "weight", 1.0)
     codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
-    event_types = pd.Series(types).map(codes).fillna(UNKNOWN)  # (E,)
-    contexts = context_keys(schema.context_features, context.codes)
+    event_types = pd.Series(types).map(codes).fillna(UNKNOWN).to_numpy(np.int64)
+    offsets = np.append(offsets, len(interactions))
     events = Events(
         item_rows,
-        times.astype(np.int64),
-        event_types.to_numpy(np.int64),
+        times,
+        event_types,
         weights.astype(np.float32),
-        np.append(offsets, len(interactions)),
-        contexts,
+        offsets,
+        context_keys(schema.context_features, context.codes),
     )
     rows_of_users = find_rows(users, "user_id", user_ids)
     user = _encode(rows_of_users, schema.user_features, schema)

@@ -79,10 +79,9 @@ def split_interactions(
         return _take_parts(interactions, is_validation, is_validation & False, kind)
 
     timeline = _order(interactions, config, seed)
-    is_test = timeline.hold_out(0)
-    is_validation = timeline.hold_out(1)
-    if not config.split.strict:
-        is_validation &= timeline.draw_users(1, timeline.count_users(~is_test), seed)
+    is_test = timeline.hold_out(0, seed)
+    max_users = None if config.split.strict else timeline.count_users(~is_test)
+    is_validation = timeline.hold_out(1, seed, max_users)
     return _take_parts(interactions, is_validation, is_test, kind)
 
 
@@ -98,21 +97,21 @@ class _Timeline:
 
     user: Ints  # number of the user, ascending with the ids
     n_later: Ints  # later groups of the user that hold a target
-    max_later: Ints  # `n_later` of the user's first group
     is_head: Flags  # the first event of a group with a target
 
-    def hold_out(self, n_later: int) -> Flags:
-        """Mark a target group, counted from the last, with what follows it.
-
-        Users without earlier events stay in training.
-        """
-        return np.asarray((self.n_later == n_later) & (self.max_later > n_later))
-
-    def draw_users(self, n_later: int, max_users: int, seed: int) -> Flags:
-        """Mark the events of at most `max_users` users who have such a group."""
-        able = np.unique(self.user[self.max_later > n_later])
+    def draw_users(self, n_later: int, seed: int, max_users: int | None) -> Flags:
+        """Mark the events of users who have more than so many target groups behind an event."""
+        able = np.unique(self.user[self.n_later > n_later])
         drawn = np.random.default_rng(seed).permutation(able)[:max_users]
         return np.isin(self.user, drawn)
+
+    def hold_out(self, n_later: int, seed: int, max_users: int | None = None) -> Flags:
+        """Mark a target group, counted from the last, with what follows it.
+
+        Users without earlier events stay in training, and all but `max_users` drawn ones.
+        """
+        is_drawn = self.draw_users(n_later, seed, max_users)
+        return (self.n_later == n_later) & is_drawn
 
     def count_users(self, is_left: Flags | slice = slice(None)) -> int:
         """Return the users to hold a target group out of; half of the groups stay to train on."""
@@ -144,14 +143,9 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     is_head = is_start & (np.bincount(group, weight[order] > 0) > 0)[group]
 
     n_up_to = np.cumsum(is_head)  # target groups up to each event's own
-    sizes = np.bincount(user)
-    ends = np.cumsum(sizes)
-    n_later = n_up_to[ends - 1][user] - n_up_to
-    max_later = n_later[ends - sizes][user]
-    columns = (user, n_later, max_later, is_head)
+    n_later = np.cumsum(np.bincount(user, is_head))[user] - n_up_to
     position = np.argsort(order)
-
-    return _Timeline(*(column[position] for column in columns))
+    return _Timeline(user[position], n_later[position], is_head[position])
 
 
 def _rank_pairs(interactions: pd.DataFrame, is_target: Flags, seed: int) -> Ints:
@@ -181,13 +175,12 @@ def _draw_validation(
     """
     timeline = _order(interactions, config, seed)
     if is_set(interactions) and TARGET_WEIGHT not in interactions:
-        is_drawn = timeline.draw_users(0, VALIDATION_USERS, seed)
+        is_drawn = timeline.draw_users(0, seed, VALIDATION_USERS)
         rng = np.random.default_rng(seed)
         is_validation = _draw_items(interactions, is_drawn, DEFAULT_SHARE, rng)
         if is_validation.any():
             return is_validation
-    is_drawn = timeline.draw_users(0, timeline.count_users(), seed)
-    return timeline.hold_out(0) & is_drawn
+    return timeline.hold_out(0, seed, timeline.count_users())
 
 
 # ---- pairs, files and time
@@ -286,12 +279,8 @@ def check_targets(split: Split, repeats: Repeats) -> None:
         SchemaError: a part has no target, or all held-out targets are owned where owned items are
             never listed.
     """
-    parts = {
-        "training": split.train,
-        "test": split.test,
-        "validation": split.validation,
-    }
-    for name, part in parts.items():
+    parts = (split.train, split.test, split.validation)
+    for name, part in zip(("training", "test", "validation"), parts, strict=True):
         if not len(only_targets(part)) and (len(part) or name == "training"):
             raise SchemaError(
                 f"none of the {len(part):,} events of the {name} is a target; "

@@ -6,8 +6,9 @@ import argparse
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import (
@@ -48,7 +49,6 @@ NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
 _TEXT_OPTIONS = {
     "out": "default: runs/<name of the config file>",
     "previous": "earlier bundle whose codes are kept",
-    "ckpt_path": "'last': resume the run in --out",
 }
 _FLAGS = {
     "warm_start": "train on from the weights of --previous",
@@ -136,10 +136,7 @@ class Config:
             # This imports pandas and scipy, which help needs not.
             from evaluation.baselines import choose_baselines
 
-            try:
-                choose_baselines(self.data.repeats, self.evaluation.baselines)
-            except SchemaError as error:
-                raise SchemaError(f"evaluation.baselines: {error}") from error
+            choose_baselines(self.data.repeats, self.evaluation.baselines)
 
 
 def make_parser(program: str = "bascule train") -> ArgumentParser:
@@ -159,6 +156,8 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
 
     for name, about in _TEXT_OPTIONS.items():
         parser.add_argument(f"--{name}", type=str | None, help=about)
+    about = "resume the run in --out"
+    parser.add_argument("--ckpt_path", type=Literal["last"] | None, help=about)
     for name, about in _FLAGS.items():
         parser.add_argument(f"--{name}", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)
@@ -183,7 +182,7 @@ def add_trainer(parser: ArgumentParser) -> None:
 
 def gives_trainer(words: Sequence[str]) -> bool:
     """Return whether a command line, or YAML that it names, may have arguments of the Trainer."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         option, _, value = word.partition("=")
         if option.split(".")[0] == "--trainer":
             return True
@@ -230,10 +229,8 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(" ".join(str(error).split())) from error
 
-    resume = values.ckpt_path
-    if resume not in (None, "last"):
-        raise SchemaError(f"--ckpt_path is '{resume}'; allowed: last")
-    if resume is not None and made.tune.trials is not None:
+    resume = values.ckpt_path == "last"
+    if resume and made.tune.trials is not None:
         raise SchemaError(
             "--ckpt_path belongs to a run; a search resumes by itself: leave it out"
         )
@@ -244,15 +241,15 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         if value != defaults.get(name):
             trainer[name] = value
 
-    names = ["run"]
-    names += [
-        Path(str(path)).stem for path in values.config if path
-    ]  # None: YAML itself
+    files = [path for path in values.config if path]  # None: YAML itself
+    name = Path(str(files[-1])).stem if files else "run"
+    same = {key: made[key] for key in _SAME_KEYS}
+    out = Path(values.out or f"runs/{name}")
     config = Config(
-        **{key: made[key] for key in _SAME_KEYS},
+        **same,
         trainer=trainer,
-        out=Path(values.out or f"runs/{names[-1]}"),
-        resume=resume is not None,
+        out=out,
+        resume=resume,
         previous=Path(values.previous) if values.previous else None,
     )
 

@@ -97,8 +97,6 @@ def make_facts(
 ) -> Facts:
     """Return the facts that only the run knows."""
     schema = data.schema
-    similarity = towers.item_tower.similarity
-    neighbours = towers.neighbours
     counts = {
         "items": len(data.catalogue),
         "users": len(data.sequences.user_ids),
@@ -110,11 +108,10 @@ def make_facts(
         "seed": config.seed,
     }
     libraries = {name: version(name) for name in LIBRARIES}
-    popularity_dims = len(schema.popularity_days)
-
+    neighbours = towers.neighbours
     return Facts(
-        similarity=similarity,
-        popularity_dims=popularity_dims,
+        similarity=towers.item_tower.similarity,
+        popularity_dims=len(schema.popularity_days),
         index_recall=1.0,
         counts=counts,
         libraries=libraries,

@@ -136,15 +136,15 @@ def produce(work: Work, stage: Stage) -> Product:
     started = time.monotonic()
     data = examine(work)
     print_choices(work.choices)
-    trained, seconds = train(work)
+    seconds: dict[str, float] = {}
+    trained = train(work, seconds)
     console.rule("export")
     facts, recommender = stage_bundle(
         work, trained.towers, trained.data, trained.epochs, stage
     )
 
     begun = time.monotonic()
-    metrics, baseline_seconds = measure(recommender, work)
-    seconds |= baseline_seconds
+    metrics = measure(recommender, work, seconds)
     seconds["evaluation"] = time.monotonic() - begun
     seconds["total"] = time.monotonic() - started
 
@@ -185,39 +185,44 @@ def describe_training(work: Work, trained: Trained) -> dict[str, Any]:
         choice.name: {"value": choice.value, "reason": choice.reason}
         for choice in work.choices
     }
+    previous = work.previous and work.previous.bundle.manifest.version
     return {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": chosen,
-        "warm_start": work.previous and work.previous.bundle.manifest.version,
+        "warm_start": previous,
         "refinement": trained.refinement and asdict(trained.refinement),
     }
 
 
 def measure(
-    recommender: Recommender, work: Work
-) -> tuple[dict[str, Any], dict[str, float]]:
+    recommender: Recommender, work: Work, seconds: dict[str, float]
+) -> dict[str, Any]:
     """Evaluate the staged bundle.
 
+    Args:
+        recommender: of the staged bundle.
+        work: gives the test.
+        seconds: receives those of the baselines.
+
     Returns:
-        the metrics, which are the same for the same seed, and the seconds of the baselines.
+        the metrics, which are the same for the same seed.
     """
     config = work.config
     parts = set_apart(work)
     if not len(parts.test):
         note = "everything trains: nothing is left to test on"
-        return {"protocol": {"split": work.split.kind, "note": note}}, {}
+        return {"protocol": {"split": work.split.kind, "note": note}}
 
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
-    seconds = {}
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
             seconds[f"baseline_{name}"] = record.pop("seconds")
 
-    return metrics, seconds
+    return metrics
 
 
 def set_apart(work: Work) -> Parts:
@@ -229,10 +234,12 @@ def set_apart(work: Work) -> Parts:
         for feature in data.features.of("user").values()
         if feature.kind in ("categorical", "numeric")
     ]
+    test = only_targets(split.test)
+    validation = only_targets(split.validation)
     return Parts(
-        only_targets(split.test),
+        test,
         split.train,
-        only_targets(split.validation),
+        validation,
         work.tables.users,
         group_columns=[*groups, *data.audit_only],
         at=split.test_at,

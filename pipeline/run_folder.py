@@ -91,8 +91,7 @@ def refuse_replacing(config: Config) -> None:
     version, _ = read_published(out)
     if config.overwrite:
         return
-    traces = [BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES)]
-    is_of_run = version is not None or any((out / name).exists() for name in traces)
+    is_of_run = (out / BUNDLE).exists() or (out / CHECKPOINTS).exists()
     for name in (CONFIG, METRICS, REPORT):
         if not is_of_run and (out / name).exists():
             raise SchemaError(

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
-from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
+from datamodules.datamodule import InteractionsDataModule, fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
@@ -79,7 +79,7 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         SchemaError: the tables cannot be learned from.
     """
     tables, report = read(config, frames, beside)
-    rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
+    rows = fingerprint(tables)
     split = split_interactions(tables.interactions, config.data, config.seed)
     previous = None
     if config.warm_start:
@@ -155,15 +155,16 @@ def print_choices(choices: Sequence[Choice]) -> None:
 # ---- trainings
 
 
-def train(work: Work) -> tuple[Trained, dict[str, float]]:
+def train(work: Work, seconds: dict[str, float]) -> Trained:
     """Fit with early stopping, choose the refinement, fit on all before the test, and refine.
 
-    Returns:
-        the towers, and the seconds of each training, on the clock and of the processor.
+    Args:
+        work: what to train on.
+        seconds: receives the seconds of each training, on the clock and of the processor.
     """
     if work.previous is not None:
-        return train_on(work, work.previous)
-    seconds: dict[str, float] = {}
+        with _timed(seconds, "training"):
+            return train_on(work, work.previous)
     with _timed(seconds, "training"):
         console.rule("training")
         first = fit_first(work)
@@ -172,12 +173,10 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
         console.print(refinement.describe(), soft_wrap=True, highlight=False)
 
     if work.config.data.split.strict or not len(work.split.validation):
-        return refine(work, first, refinement), seconds
+        return refine(work, first, refinement)
     with _timed(seconds, "training_again"):
         last = fit_again(work, first.epochs)
-        trained = refine(work, replace(last, pace=first.pace), refinement)
-
-    return trained, seconds
+        return refine(work, replace(last, pace=first.pace), refinement)
 
 
 def fit_first(work: Work) -> Trained:
@@ -213,28 +212,25 @@ def fit_again(work: Work, epochs: int) -> Trained:
     return trained
 
 
-def train_on(work: Work, previous: Previous) -> tuple[Trained, dict[str, float]]:
+def train_on(work: Work, previous: Previous) -> Trained:
     """Continue from the weights of an earlier run on everything before the test.
 
     Nothing is held out to stop by: those weights have seen it. The refinement is the earlier one.
     """
-    seconds: dict[str, float] = {}
     seed = work.config.seed
-    with _timed(seconds, "training"):
-        epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
-        version = previous.bundle.manifest.version
-        console.rule(f"training on from version {version}, {epochs} epochs")
-        work = soften(work, WARM_RATE, epochs)
-        data = make_last_data(work)
-        pl.seed_everything(seed, workers=True, verbose=False)
-        sample = sample_memory(data) if data.schema.repeats == "allow" else None
-        towers = make_towers(data, work.recipe, sample)
-        model = wrap(towers, work.recipe, data, seed)
-        start = Start.read(previous.bundle, previous.run)
-        take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
-        trained = fit_stage(work, data, "final", model)
-        refined = refine(work, trained, Refinement(**previous.refinement))
-    return refined, seconds
+    epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
+    version = previous.bundle.manifest.version
+    console.rule(f"training on from version {version}, {epochs} epochs")
+    work = soften(work, WARM_RATE, epochs)
+    data = make_last_data(work)
+    pl.seed_everything(seed, workers=True, verbose=False)
+    sample = sample_memory(data) if data.schema.repeats == "allow" else None
+    towers = make_towers(data, work.recipe, sample)
+    model = wrap(towers, work.recipe, data, seed)
+    start = Start.read(previous.bundle, previous.run)
+    take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
+    trained = fit_stage(work, data, "final", model)
+    return refine(work, trained, Refinement(**previous.refinement))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ from models.fit import MONITOR, list_callbacks
 from pipeline.config import Config, tuned_text
 from pipeline.run_folder import Work, declare_finished
 from pipeline.stages import fit_first
-from serve.errors import SchemaError, say
+from serve.errors import SchemaError
 from serve.files import write_file
 
 FOLDER = "tuning"
@@ -182,7 +182,7 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         origin: identifies the search; JSON values.
 
     Raises:
-        SchemaError: the journal is damaged, or of another search.
+        SchemaError: the journal is of another search.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
@@ -190,30 +190,23 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         content = path.read_bytes()
         write_file(path, content[: content.rfind(b"\n") + 1])
 
-    try:
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name=NAME,
-            direction="maximize",
-            pruner=MedianPruner(n_warmup_steps=2),
-            load_if_exists=True,
-        )
-        if ORIGIN not in study.user_attrs:
-            study.set_user_attr(ORIGIN, origin)
-        begun_as = study.user_attrs[ORIGIN]
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SchemaError(
-            f"{path} is damaged: {say(error)}; begin anew with --overwrite"
-        ) from error
-
-    for difference in compare(begun_as, origin):
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name=NAME,
+        direction="maximize",
+        pruner=MedianPruner(n_warmup_steps=2),
+        load_if_exists=True,
+    )
+    if ORIGIN not in study.user_attrs:
+        study.set_user_attr(ORIGIN, origin)
+    for difference in compare(study.user_attrs[ORIGIN], origin):
         raise SchemaError(
             f"{path.parent} holds another study: {difference}; "
             "give another --out, or add --overwrite"
         )
 
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
     return study
 
 

@@ -36,9 +36,9 @@ DATA = {"ordered": ORDERED, "baskets": BASKETS}
 N_TRIALS = 3
 
 
-def leave_weights(work: Any) -> None:
+def leave_weights(work: Any, seconds: dict[str, float]) -> None:
     """Train, and end before the export, which takes longer than the training."""
-    trained, _ = stages.train(work)
+    trained = stages.train(work, seconds)
     torch.save(
         [trained.towers.state_dict(), trained.epochs, trained.temperature],
         work.config.out / "weights.pt",

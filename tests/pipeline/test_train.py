@@ -58,7 +58,7 @@ def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
     """Train as a run does, without export and evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     work = stages.prepare(config_of(folder, data, **options), frames, folder)
-    return stages.train(work)[0]
+    return stages.train(work, {})
 
 
 def test_a_run_leaves_what_it_promises(finished):
