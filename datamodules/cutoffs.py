@@ -141,9 +141,10 @@ class CutoffExamples(Examples):
         n_full = -(-len(drawn.users) // self.batch_size)
         n_batches = max(n_full, len(self.maker.trends.moments))
         trends, counts = np.unique(drawn.trend, return_counts=True)
-        shares = share_batches(counts, n_batches)
         batches: list[Ints] = []
-        for trend, n_parts in zip(trends, shares, strict=True):
+        for trend, n_parts in zip(
+            trends, share_batches(counts, n_batches), strict=True
+        ):
             rows = rng.permutation(np.flatnonzero(drawn.trend == trend))
             batches += np.array_split(rows, n_parts)
         return drawn, batches

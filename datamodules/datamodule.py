@@ -144,8 +144,7 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
-        is_target = self.sequences.target_weight > 0
-        rows = self.sequences.events.item_row[is_target]
+        rows = self.sequences.events.item_row[self.sequences.target_weight > 0]
         return np.bincount(rows, minlength=len(self.catalogue))
 
     def early_pairs(self) -> tuple[Ints, Ints]:

@@ -105,8 +105,12 @@ def _find_shared_events(split: Split) -> Iterator[Leak]:
                 f"{n:,} of {len(held_out):,} {name} events are in training too, "
                 f"by {columns}; take them out"
             )
-            power = n / len(held_out)
-            yield Leak("test in training", f"interactions.{columns}", power, message)
+            yield Leak(
+                "test in training",
+                f"interactions.{columns}",
+                n / len(held_out),
+                message,
+            )
 
 
 def _event_columns(events: pd.DataFrame, kind: str) -> list[str]:

@@ -232,4 +232,5 @@ def find_owned(owned: Owned, targets: Targets) -> Ints:
     """Return the position of each target among its request's owned items, -1 if novel, (M,)."""
     stride = max(owned.item_row.max(initial=0), targets.rows.max(initial=0)) + 1
     keys = pd.Index(owned.user * stride + owned.item_row)  # (E,)
-    return keys.get_indexer(pd.Index(targets.users * stride + targets.rows))
+    wanted = pd.Index(targets.users * stride + targets.rows)  # (M,)
+    return np.asarray(keys.get_indexer(wanted), np.int64)

@@ -68,8 +68,8 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
     is_number = kind in ("floating", "mixed-integer-float")
     if is_number and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
-    texts = cells.map(feature.write if feature else join_text)
-    return texts.astype("str")  # a column without a value would have no type
+    # A column without a value would have no type.
+    return cells.map(feature.write if feature else join_text).astype("str")
 
 
 def build_catalogue(
@@ -130,8 +130,8 @@ def build_sequences(
         item_ids: the catalogue's ids, (N,) ascending.
         schema: says how features, event types and contexts are encoded.
     """
-    is_listed = interactions["item_id"].isin(item_ids)
-    interactions = sort_interactions(interactions[is_listed])
+    listed = interactions[interactions["item_id"].isin(item_ids)]
+    interactions = sort_interactions(listed)
     users_of_events = interactions["user_id"].to_numpy()  # (E,)
     user_ids = np.unique(np.append(users["user_id"].to_numpy(), users_of_events))
     ids_of_events = pd.Index(interactions["item_id"])
@@ -143,7 +143,7 @@ def build_sequences(
     types = _column(interactions, "event", None)
     weights = _column(interactions, "weight", 1.0)
     codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
-    event_types = pd.Series(types).map(codes).fillna(UNKNOWN).to_numpy(np.int64)
+    event_types = np.asarray(pd.Series(types).map(codes).fillna(UNKNOWN), np.int64)
     offsets = np.append(offsets, len(interactions))
     events = Events(
         item_rows,
@@ -153,8 +153,8 @@ def build_sequences(
         offsets,
         context_keys(schema.context_features, context.codes),
     )
-    rows_of_users = find_rows(users, "user_id", user_ids)
-    user = _encode(rows_of_users, schema.user_features, schema)
+    user_rows = find_rows(users, "user_id", user_ids)
+    user = _encode(user_rows, schema.user_features, schema)
     target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
 
     return Sequences(events, context, target_weights, user, user_ids)

@@ -110,8 +110,8 @@ class _Timeline:
 
         Users without earlier events stay in training, and all but `max_users` drawn ones.
         """
-        is_drawn = self.draw_users(n_later, seed, max_users)
-        return (self.n_later == n_later) & is_drawn
+        is_last = self.n_later == n_later
+        return np.asarray(is_last & self.draw_users(n_later, seed, max_users))
 
     def count_users(self, is_left: Flags | slice = slice(None)) -> int:
         """Return the users to hold a target group out of; half of the groups stay to train on."""

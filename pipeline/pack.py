@@ -109,9 +109,10 @@ def make_facts(
     }
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
+    popularity_dims = len(schema.popularity_days)
     return Facts(
         similarity=towers.item_tower.similarity,
-        popularity_dims=len(schema.popularity_days),
+        popularity_dims=popularity_dims,
         index_recall=1.0,
         counts=counts,
         libraries=libraries,

@@ -235,15 +235,15 @@ def set_apart(work: Work) -> Parts:
         if feature.kind in ("categorical", "numeric")
     ]
     test = only_targets(split.test)
-    validation = only_targets(split.validation)
+    evidence = only_evidence(split.validation)
     return Parts(
         test,
         split.train,
-        validation,
+        only_targets(split.validation),
         work.tables.users,
         group_columns=[*groups, *data.audit_only],
         at=split.test_at,
-        evidence=only_evidence(split.validation),
+        evidence=evidence,
     )
 
 

@@ -57,7 +57,7 @@ MAX_DROPOUT = 0.8
 MAX_ID_DROPOUT = 0.5
 RATE_FACTOR = 4
 Space = dict[str, BaseDistribution]
-console = Console(log_path=False, highlight=False)
+console = Console(soft_wrap=True, markup=False, highlight=False)
 
 
 def tune(given: Config, work: Work, text: str) -> None:
@@ -106,7 +106,7 @@ def tune(given: Config, work: Work, text: str) -> None:
     while len(list_done(study)) < total:
         attempt(study, work, space)
         done = list_done(study)
-        show(f"{len(done)} of {total}: {describe(done[-1])}")
+        console.print(f"{len(done)} of {total}: {describe(done[-1])}")
 
     finish(given, work, study, text)
 
@@ -288,10 +288,6 @@ def describe(trial: FrozenTrial) -> str:
     return f"validation NDCG@10 {trial.value or 0:.4f} ({note}), {values}"
 
 
-def show(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
-
-
 def finish(given: Config, work: Work, study: optuna.Study, text: str) -> None:
     """Write the configuration of the best trial, and print the outcome."""
     done = list_done(study)
@@ -310,10 +306,10 @@ def finish(given: Config, work: Work, study: optuna.Study, text: str) -> None:
     write_file(path, f"{head}\n{tuned_text(text, given.out, values)}".encode())
 
     console.rule("outcome of the search")
-    show(f"best: {describe(best)}")
-    show(f"chosen from the data: {describe(done[0])}")
-    show(
+    console.print(f"best: {describe(best)}")
+    console.print(f"chosen from the data: {describe(done[0])}")
+    console.print(
         "the best of many is judged by the users that chose it: expect less on others, "
         "such as the test"
     )
-    show(f"train it: bascule train --config {shlex.quote(str(path))}")
+    console.print(f"train it: bascule train --config {shlex.quote(str(path))}")
