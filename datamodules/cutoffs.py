@@ -17,7 +17,7 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import Sequences, draw_one_each
-from serve.arrays import Flags, Floats, Ints, spans
+from serve.arrays import Flags, Ints, spans
 from serve.events import Events, last_moments, number_groups
 from serve.schema import Schema
 
@@ -40,19 +40,17 @@ class HorizonTimeline:
     """Cutoffs at given moments; targets are the events of the seconds that follow.
 
     Args:
-        events: of U users.
-        target_weight: 0 of an event that is no target, (E,).
+        sequences: the events of U users.
         moments: UTC seconds of the cutoffs, (G,).
         horizon: seconds that targets lie within.
     """
 
-    def __init__(
-        self, events: Events, target_weight: Floats, moments: Ints, horizon: int
-    ) -> None:
+    def __init__(self, sequences: Sequences, moments: Ints, horizon: int) -> None:
+        events = sequences.events
         self.moments = moments
         self.stops = positions_at(events, moments)  # (U, G)
         self.ends = positions_at(events, moments + horizon)  # (U, G)
-        self.has_target = has_target(target_weight, self.stops, self.ends)  # (U, G)
+        self.has_target = has_target(sequences, self.stops, self.ends)  # (U, G)
 
     def draw(self, rng: np.random.Generator) -> Cutoffs:
         """Draw one cutoff of each user who has any."""
@@ -74,20 +72,20 @@ class NextGroupTimeline:
     """Cutoffs just before one of the user's own time groups, which is the target.
 
     Args:
-        events: of U users.
-        target_weight: 0 of an event that is no target, (E,).
+        sequences: the events of U users.
         trends: their moments are the ones that popularity is taken as of.
         schema: says whether the events of one time are one group.
     """
 
     def __init__(
-        self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema
+        self, sequences: Sequences, trends: ItemTrends, schema: Schema
     ) -> None:
+        events = sequences.events
         groups = number_groups(events, schema)  # (E,)
         keys = events.segments * (len(groups) + 1) + groups  # (E,) ascending
         _, starts = np.unique(keys, return_index=True)  # (groups,)
         ends = np.append(starts[1:], len(groups))  # (groups,)
-        is_cutoff = has_target(target_weight, starts, ends)  # (groups,)
+        is_cutoff = has_target(sequences, starts, ends)  # (groups,)
         stops = starts[is_cutoff]
         times = events.time[stops]
         users = events.segments[stops]
@@ -101,9 +99,9 @@ class NextGroupTimeline:
 Timeline = HorizonTimeline | NextGroupTimeline
 
 
-def has_target(weight: Floats, starts: Ints, ends: Ints) -> Flags:
+def has_target(sequences: Sequences, starts: Ints, ends: Ints) -> Flags:
     """Mark the spans of events that hold a target, in the shape of `starts`."""
-    n_before = np.append(0, np.cumsum(weight > 0))  # (E + 1,)
+    n_before = np.append(0, np.cumsum(sequences.target_weight > 0))  # (E + 1,)
     return np.asarray(n_before[ends] > n_before[starts])
 
 

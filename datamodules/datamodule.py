@@ -32,10 +32,9 @@ from datamodules.requests import (
     RequestMaker,
     Targets,
     distinct_targets,
-    first_targets,
     measure_trends,
 )
-from datamodules.sequences import Catalogue, build_sequences
+from datamodules.sequences import Catalogue, build_sequences, number_pairs
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
 from serve.arrays import Ints, holds_numbers
@@ -132,14 +131,12 @@ class InteractionsDataModule(pl.LightningDataModule):
             return WindowExamples(sequences, self.schema, size, self.dropout)
         if self.schema.is_set:
             return SetExamples(sequences, self.maker, size, self.dropout)
-        events = sequences.events
-        weight = sequences.target_weight
         timeline: Timeline
         if self.horizon is None:
-            timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
+            timeline = NextGroupTimeline(sequences, self.trends, self.schema)
         else:
             moments = self.trends.moments[:-1]
-            timeline = HorizonTimeline(events, weight, moments, self.horizon)
+            timeline = HorizonTimeline(sequences, moments, self.horizon)
         return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
 
     def count_targets(self) -> Ints:
@@ -194,8 +191,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         user_ids = held_out.user_ids  # (R,)
         context = encode_features(self.schema.context_features, {}, len(user_ids))
         if self.schema.context_features and self.schema.repeats == "exclude":
-            first = first_targets(held_out.events, held_out.target_weight)
-            context = held_out.context.take(first)
+            positions = np.flatnonzero(held_out.target_weight > 0)
+            pairs = number_pairs(held_out.events)[positions]
+            _, first = np.unique(pairs, return_index=True)  # (M,)
+            context = held_out.context.take(positions[first])
             user_ids = user_ids[targets.users]
             targets = replace(targets, users=np.arange(len(user_ids)))
 

@@ -146,13 +146,6 @@ def distinct_targets(events: Events, weight: Floats) -> Targets:
     return Targets(users, rows, weights.astype(np.float32))
 
 
-def first_targets(events: Events, weight: Floats) -> Ints:
-    """Return the position of the first event of each of `distinct_targets`, (M,)."""
-    positions = np.flatnonzero(weight > 0)
-    _, first = np.unique(number_pairs(events)[positions], return_index=True)
-    return positions[first]
-
-
 def scale_by_user(targets: Targets, n_users: int) -> Targets:
     """Divide weights by the root of each request's total.
 

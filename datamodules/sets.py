@@ -74,7 +74,13 @@ class SetExamples(Examples):
             self.n_folds = np.minimum(self.n_targets, FOLDS)  # (U,)
 
     def draw(self, rng: np.random.Generator) -> tuple[SetPlan, list[Ints]]:
-        fold_of_event = self.draw_folds(rng)[self.pair]  # (E,)
+        target_users = self.pair_user[self.target_pairs]  # (T,)
+        order = np.lexsort((rng.random(len(target_users)), target_users))  # (T,)
+        rank = count_within(self.n_targets)  # (T,) within the user
+        fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
+        fold[self.target_pairs[order]] = rank % self.n_folds[target_users]
+        fold_of_event = fold[self.pair]  # (E,)
+
         users = np.repeat(np.arange(len(self.n_folds)), self.n_folds)  # (examples,)
         plan = SetPlan(users, count_within(self.n_folds), fold_of_event)
 
@@ -84,16 +90,6 @@ class SetExamples(Examples):
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = max(1, -(-len(order) // self.batch_size))
         return plan, np.array_split(order, n_batches)
-
-    def draw_folds(self, rng: np.random.Generator) -> Ints:
-        """Draw the fold of each pair, -1 where it is no target, (P,)."""
-        users = self.pair_user[self.target_pairs]  # (T,)
-        order = np.lexsort((rng.random(len(users)), users))  # (T,)
-        rank = count_within(self.n_targets)  # (T,) within the user
-        fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
-        fold[self.target_pairs[order]] = rank % self.n_folds[users]
-
-        return fold
 
     def __getitem__(self, plan: SetPlan) -> RequestBatch:
         events = self.sequences.events

@@ -46,14 +46,6 @@ PYTHON_ONLY = {"logger", "callbacks", "profiler"}
 MAX_SEED = 2**32 - 1
 NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
 """Keys that the configuration left by a search does not have."""
-_TEXT_OPTIONS = {
-    "out": "default: runs/<name of the config file>",
-    "previous": "earlier bundle whose codes are kept",
-}
-_FLAGS = {
-    "warm_start": "train on from the weights of --previous",
-    "overwrite": "replace a finished run in --out",
-}
 _SAME_KEYS = (
     "data",
     "model",
@@ -154,12 +146,16 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
         "--config", action="config", help="YAML file; later words override it"
     )
 
-    for name, about in _TEXT_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=str | None, help=about)
+    about = "default: runs/<name of the config file>"
+    parser.add_argument("--out", type=str | None, help=about)
+    about = "earlier bundle whose codes are kept"
+    parser.add_argument("--previous", type=str | None, help=about)
     about = "resume the run in --out"
     parser.add_argument("--ckpt_path", type=Literal["last"] | None, help=about)
-    for name, about in _FLAGS.items():
-        parser.add_argument(f"--{name}", action="store_true", help=about)
+    about = "train on from the weights of --previous"
+    parser.add_argument("--warm_start", action="store_true", help=about)
+    about = "replace a finished run in --out"
+    parser.add_argument("--overwrite", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
@@ -210,7 +206,12 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     parser = make_parser(program)
     words = list(argv)
     if not any(word.split("=")[0] == "--config" for word in words):
-        words = [*sample_words(), *words]
+        # The bundled sample is found from any working directory.
+        paths = [
+            f"--data.{name}.path={SAMPLE / name}.parquet"
+            for name in ("interactions", "users", "items")
+        ]
+        words = [f"--config={DEFAULT_CONFIG}", *paths, *words]
     if gives_trainer(words):
         add_trainer(parser)
     else:
@@ -254,14 +255,6 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     )
 
     return config, parser.dump(values)
-
-
-def sample_words() -> list[str]:
-    """Return the words for the bundled sample, which is found from any working directory."""
-    words = [f"--config={DEFAULT_CONFIG}"]
-    for name in ("interactions", "users", "items"):
-        words.append(f"--data.{name}.path={SAMPLE / name}.parquet")
-    return words
 
 
 def complete_text(text: str, config: Config) -> str:

@@ -58,7 +58,6 @@ class Run:
 
     bundle: Path
     metrics: dict[str, Any]
-    work: Work  # its tables and their split
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         text: the YAML of `config`, kept as `config.yaml`.
 
     Returns:
-        the published bundle, its metrics, and the tables with their split.
+        the published bundle and its metrics.
 
     Raises:
         SchemaError: the tables or the configuration do not fit.
@@ -92,8 +91,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
     """
     if config.tune.trials is not None:
         raise SchemaError(
-            f"tune.trials is {config.tune.trials} and this is a run; leave it out, "
-            "or call `search`"
+            f"tune.trials is {config.tune.trials} and this is a run; leave it out"
         )
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
@@ -102,28 +100,27 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
             done = f"{config.out} holds this run, finished: nothing is left to do"
             console.print(done, markup=False)
             metrics = json.loads((config.out / METRICS).read_bytes())
-            return Run(stage.target, metrics, work)
+            return Run(stage.target, metrics)
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
 
 
-def search(config: Config, text: str) -> None:
-    """Search for a better recipe in place of a run; the test is not looked at."""
-    from pipeline.tuning import tune  # optuna is optional
-
-    with Stage.open(config.out) as stage:
-        work = prepare(config, None, stage.beside)
-        print_choices(work.choices)
-        tune(config, work, text)
-
-
 def run_or_search(config: Config, text: str) -> Run | None:
-    """Run or search; what the training itself cannot do is a fault of the configuration."""
+    """Run, or search for a better recipe, which does not look at the test.
+
+    Raises:
+        SchemaError: also of what the training itself cannot do.
+    """
     try:
         if config.tune.trials is None:
             return run(config, text=text)
-        search(config, text)
+        from pipeline.tuning import tune  # optuna is optional
+
+        with Stage.open(config.out) as stage:
+            work = prepare(config, None, stage.beside)
+            print_choices(work.choices)
+            tune(config, work, text)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -170,9 +167,9 @@ def examine(work: Work) -> dict[str, Any]:
     data = work.config.data
     check_targets(work.split, data.repeats)
     leaks = find_leaks(work.tables, work.split, data)
-    rejects = work.report["rejects"]
-    cleaning = work.report["cleaning"]
-    report = report_data(work.tables, rejects, cleaning, work.split, data, leaks)
+    report = report_data(
+        work.tables, split=work.split, config=data, leaks=leaks, **work.report
+    )
     print_report(report, console)
     if data.leaks == "stop":
         stop_on_leaks(leaks)
@@ -275,4 +272,4 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
         headline = headline_metric(config.data.repeats)
         print_summary(console, out, metrics, headline, item_id)
 
-    return Run(bundle.path, metrics, work)
+    return Run(bundle.path, metrics)
