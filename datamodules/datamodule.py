@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -91,9 +90,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        self.validation_batches, self.validation_users = self._make_validation(
-            validation
-        )
+        self.validation_batches = list(self._validation_requests(validation))
 
     @property
     def trains_on_windows(self) -> bool:
@@ -170,59 +167,57 @@ class InteractionsDataModule(pl.LightningDataModule):
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
         no_targets = Targets(users[:0], users[:0], np.zeros(0, np.float32))
         context = encode_features(self.schema.context_features, {}, len(users))
-        for rows in _tile(np.arange(len(users))):
-            yield self._final_batch(users[rows], no_targets, context.take(rows))
+        tiles = _tile(np.arange(len(users)))
+        return self._make_requests(users, no_targets, context, tiles)
 
-    def _make_validation(
-        self, validation: pd.DataFrame
-    ) -> tuple[list[RequestBatch], NDArray[Any]]:
+    def _validation_requests(self, validation: pd.DataFrame) -> Iterator[RequestBatch]:
         """Make requests in a drawn order, those of like histories in one batch.
 
         In a context each target is asked about by a request of its own.
-
-        Returns:
-            the batches, and the user id of each request, (R,).
         """
         held_out_users = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(
             validation, held_out_users, self.catalogue.item_ids, self.schema
         )
         targets = distinct_targets(held_out.events, held_out.target_weight)
-        user_ids = held_out.user_ids  # (R,)
-        context = encode_features(self.schema.context_features, {}, len(user_ids))
+        users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)  # (R,)
+        context = encode_features(self.schema.context_features, {}, len(users))
         if self.schema.context_features and self.schema.repeats == "exclude":
             positions = np.flatnonzero(held_out.target_weight > 0)
             pairs = number_pairs(held_out.events)[positions]
             _, first = np.unique(pairs, return_index=True)  # (M,)
             context = held_out.context.take(positions[first])
-            user_ids = user_ids[targets.users]
-            targets = replace(targets, users=np.arange(len(user_ids)))
+            users = users[targets.users]
+            targets = replace(targets, users=np.arange(len(users)))
 
-        users = np.searchsorted(self.sequences.user_ids, user_ids)  # (R,)
         counts = self.sequences.events.counts[users]  # (R,)
         lengths = np.minimum(counts, self.schema.history_length)
         tiles = _tile(np.argsort(lengths, kind="stable"))
         order = np.random.default_rng(self.seed).permutation(len(tiles))
         tiles = [tiles[number] for number in order]
-        batches = []
-        for rows in tiles:
-            chosen = targets.take(rows)
-            batches.append(self._final_batch(users[rows], chosen, context.take(rows)))
+        return self._make_requests(users, targets, context, tiles)
 
-        return batches, user_ids[np.concatenate([*tiles, users[:0]])]
-
-    def _final_batch(
-        self, users: Ints, targets: Targets, context: EncodedFeatures
-    ) -> RequestBatch:
-        """Make a request of each of some users, with all their training events."""
+    def _make_requests(
+        self,
+        users: Ints,
+        targets: Targets,
+        context: EncodedFeatures,
+        tiles: Sequence[Ints],
+    ) -> Iterator[RequestBatch]:
+        """Yield batches of requests of users, with all their training events."""
         events = self.sequences.events
-        past = events.between(events.offsets[users], events.offsets[users + 1])
-        times = last_moments(past)
-        if self.validation_at is not None:
-            times = np.full(len(users), self.validation_at, dtype=np.int64)
         last = len(self.trends.moments) - 1
-        user = self.sequences.user.take(users)
-        return self.maker.make(past, times, last, targets, user, context)
+        for rows in tiles:
+            of_batch = users[rows]
+            past = events.between(
+                events.offsets[of_batch], events.offsets[of_batch + 1]
+            )
+            times = last_moments(past)
+            if self.validation_at is not None:
+                times = np.full(len(rows), self.validation_at, dtype=np.int64)
+            user = self.sequences.user.take(of_batch)
+            chosen = targets.take(rows)
+            yield self.maker.make(past, times, last, chosen, user, context.take(rows))
 
 
 def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:

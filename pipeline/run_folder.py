@@ -99,13 +99,13 @@ def refuse_replacing(config: Config) -> None:
                 "choose another --out, or add --overwrite"
             )
 
-    is_resumed = config.resume and _is_done(out, version)
+    is_resumed = config.resume and version == read_version(out / BUNDLE)
     if (out / BUNDLE).exists() and not is_resumed:
         raise SchemaError(
             f"{out} holds a finished run: choose another --out, or add --overwrite"
         )
 
-    is_interrupted = version is None and any((out / CHECKPOINTS).glob("*/*.ckpt"))
+    is_interrupted = not version and any((out / CHECKPOINTS).glob("*/*.ckpt"))
     if is_interrupted and not config.resume:
         raise SchemaError(
             f"{out} holds an interrupted run: --ckpt_path last (in Python: resume=True) "
@@ -129,14 +129,13 @@ def is_finished(config: Config, rows: str) -> bool:
     out = config.out
     version, run = read_published(out)
     if (out / BUNDLE).exists() and not config.overwrite:
-        refuse_replacing(config)
         for difference in compare(run, declare_finished(config, rows)):
             raise SchemaError(
                 f"{out} holds another run, finished: {difference}; "
                 "choose another --out, or add --overwrite"
             )
         return True
-    if _is_done(out, version) or not config.resume:
+    if version == read_version(out / BUNDLE) or not config.resume:
         _clear(out)
     return False
 
@@ -148,11 +147,11 @@ def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
     write_file(folder / PUBLISHED, text.encode())
 
 
-def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read the version and the run that `note_published` wrote; None and nothing without."""
+def read_published(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Read the version and the run that `note_published` wrote, both empty without."""
     path = folder / PUBLISHED
     if not path.exists():
-        return None, {}
+        return "", {}
     content = json.loads(path.read_bytes())
     return content["version"], content["run"]
 
@@ -192,10 +191,6 @@ def find_previous(config: Config, split: Split) -> Previous:
         )
 
     return Previous(run, bundle, content["training"]["refinement"] or {})
-
-
-def _is_done(folder: Path, version: str | None) -> bool:
-    return version is not None and version == read_version(folder / BUNDLE)
 
 
 def _clear(folder: Path) -> None:

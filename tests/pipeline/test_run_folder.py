@@ -127,7 +127,7 @@ def test_what_a_run_is_made_of_makes_another_run(tmp_path, options):
 
 
 def test_a_note_of_what_was_published_is_read(tmp_path):
-    assert read_published(tmp_path) == (None, {})
+    assert read_published(tmp_path) == ("", {})
     note_published(tmp_path, {"seed": 3}, "abc123")
     assert read_published(tmp_path) == ("abc123", {"seed": 3})
 
