@@ -58,6 +58,7 @@ class Run:
 
     bundle: Path
     metrics: dict[str, Any]
+    work: Work  # its tables and their split
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         text: the YAML of `config`, kept as `config.yaml`.
 
     Returns:
-        the published bundle and its metrics.
+        the published bundle, its metrics, and the tables with their split.
 
     Raises:
         SchemaError: the tables or the configuration do not fit.
@@ -100,7 +101,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
             done = f"{config.out} holds this run, finished: nothing is left to do"
             console.print(done, markup=False)
             metrics = json.loads((config.out / METRICS).read_bytes())
-            return Run(stage.target, metrics)
+            return Run(stage.target, metrics, work)
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
@@ -272,4 +273,4 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
         headline = headline_metric(config.data.repeats)
         print_summary(console, out, metrics, headline, item_id)
 
-    return Run(bundle.path, metrics)
+    return Run(bundle.path, metrics, work)
