@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.sequences import Sequences
 from serve.arrays import Ints
 from serve.encode import EncodedFeatures, encode_features
 from serve.kinds import Feature
-from serve.schema import Schema
 
 Tensors = dict[str, Tensor]
 
@@ -107,75 +105,13 @@ class PartlyHidden:
         return EncodedFeatures(codes, values)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Examples to make: arrays of one row an example, and the seed of their dropout."""
-
-    seed: tuple[int, ...] = field(default=(), kw_only=True)
-
-    def take(self, rows: Ints) -> Self:
-        """Return some of the examples, in the order of `rows`."""
-        columns = dict(vars(self))
-        del columns["seed"]
-        taken = {name: column[rows] for name, column in columns.items()}
-        return replace(self, **taken)
-
-
-class Examples:
-    """Draw the examples of an epoch, plan its batches, and make one batch of a plan.
-
-    Args:
-        sequences: the events and features of U users.
-        schema: says how everything is encoded.
-        batch_size: mean number of examples of a batch, or fewer.
-        dropout: shares of examples that are predicted without a part of their input.
-
-    Example:
-        batches = [examples[plan] for plan in examples.plan(seed=7, epoch=0)]
-    """
-
-    def __init__(
-        self,
-        sequences: Sequences,
-        schema: Schema,
-        batch_size: int,
-        dropout: FeatureDropout,
-    ) -> None:
-        self.sequences = sequences
-        self.schema = schema
-        self.batch_size = batch_size
-        self.dropout = dropout
-        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
-        self.context = PartlyHidden(
-            sequences.context, schema.context_features, dropout.context
-        )
-
-    def plan(self, seed: int, epoch: int) -> list[Any]:
-        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
-        rng = np.random.default_rng([seed, epoch])
-        drawn, batches = self.draw(rng)
-        plans = []
-        for number in rng.permutation(len(batches)).tolist():
-            plan = drawn.take(batches[number])
-            plans.append(replace(plan, seed=(seed, epoch, number)))
-        return plans
-
-    def draw(self, rng: np.random.Generator) -> tuple[Plan, list[Ints]]:
-        """Draw all examples of an epoch, and the rows of each batch."""
-        raise NotImplementedError
-
-    def __getitem__(self, plan: Any) -> Any:
-        """Make the batch of a plan."""
-        raise NotImplementedError
-
-
 class EpochSampler(Sampler[Any]):
     """Yield the plans of one epoch, a function of seed and epoch alone.
 
     So a resumed run sees what an uninterrupted one sees.
     """
 
-    def __init__(self, examples: Examples, seed: int) -> None:
+    def __init__(self, examples: Any, seed: int) -> None:
         self.examples = examples
         self.seed = seed
         self.set_epoch(0)

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.batch import Examples, FeatureDropout, Plan, RequestBatch
+from datamodules.batch import FeatureDropout, RequestBatch
 from datamodules.requests import (
+    Examples,
     ItemTrends,
+    Plan,
     RequestMaker,
     distinct_targets,
     scale_by_user,

@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import (
     EpochSampler,
-    Examples,
     FeatureDropout,
     RequestBatch,
     make_loader,
@@ -27,6 +26,7 @@ from datamodules.cutoffs import (
     Timeline,
 )
 from datamodules.requests import (
+    Examples,
     ItemTrends,
     RequestMaker,
     Targets,

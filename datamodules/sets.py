@@ -9,8 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datamodules.batch import Examples, FeatureDropout, Plan, RequestBatch
+from datamodules.batch import FeatureDropout, RequestBatch
 from datamodules.requests import (
+    Examples,
+    Plan,
     RequestMaker,
     Targets,
     distinct_targets,

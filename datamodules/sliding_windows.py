@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from datamodules.batch import Examples, FeatureDropout, Plan, WindowBatch
+from datamodules.batch import FeatureDropout, WindowBatch
+from datamodules.requests import Examples, Plan
 from datamodules.sequences import Sequences, count_within, number_pairs
 from serve.arrays import Floats, Ints
 from serve.clock import DAY

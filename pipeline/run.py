@@ -33,6 +33,7 @@ from pipeline.stages import (
     Frames,
     Trained,
     console,
+    fit_first,
     prepare,
     print_choices,
     train,
@@ -121,7 +122,7 @@ def run_or_search(config: Config, text: str) -> Run | None:
         with Stage.open(config.out) as stage:
             work = prepare(config, None, stage.beside)
             print_choices(work.choices)
-            tune(config, work, text)
+            tune(config, work, text, fit_first)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:

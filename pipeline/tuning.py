@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,6 @@ from models.defaults import choose_recipe, count_data
 from models.fit import MONITOR, list_callbacks
 from pipeline.config import Config, tuned_text
 from pipeline.run_folder import Work, declare_finished
-from pipeline.stages import fit_first
 from serve.errors import SchemaError
 from serve.files import write_file
 
@@ -57,10 +56,11 @@ MAX_DROPOUT = 0.8
 MAX_ID_DROPOUT = 0.5
 RATE_FACTOR = 4
 Space = dict[str, BaseDistribution]
+Fit = Callable[[Work], object]
 console = Console(soft_wrap=True, markup=False, highlight=False)
 
 
-def tune(given: Config, work: Work, text: str) -> None:
+def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
     """Try recipes until `tune.trials` of them count, then write down the best.
 
     The test is not looked at. The first trial is what the data chooses.
@@ -69,6 +69,7 @@ def tune(given: Config, work: Work, text: str) -> None:
         given: the configuration; the keys of `model` that it sets are not searched.
         work: the same, complete, with tables and split.
         text: the YAML of `given`.
+        fit: trains one trial.
 
     Raises:
         SchemaError: there is nothing to search, no validation, or another study in the folder.
@@ -104,7 +105,7 @@ def tune(given: Config, work: Work, text: str) -> None:
 
     total = given.tune.trials or 0
     while len(list_done(study)) < total:
-        attempt(study, work, space)
+        attempt(study, work, space, fit)
         done = list_done(study)
         console.print(f"{len(done)} of {total}: {describe(done[-1])}")
 
@@ -230,7 +231,7 @@ def ask(
     return study.ask(space)
 
 
-def attempt(study: optuna.Study, work: Work, space: Space) -> None:
+def attempt(study: optuna.Study, work: Work, space: Space, fit: Fit) -> None:
     """Train one trial and tell the study how it ended.
 
     A trial that diverges, or lacks memory, counts as worse than all others and is not repeated.
@@ -249,7 +250,7 @@ def attempt(study: optuna.Study, work: Work, space: Space) -> None:
     tried = replace(config, model=model, trainer=trainer, out=out)
 
     try:
-        fit_first(replace(work, recipe=recipe, config=tried))
+        fit(replace(work, recipe=recipe, config=tried))
         study.tell(trial, watch.best)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
