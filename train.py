@@ -7,27 +7,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
 
-from pipeline.config import Config as Config
 from pipeline.config import parse
 from serve.errors import BundleError, SchemaError, say
 from service.command_line import ENDED, FAULT, ending_on_signals
-
-if TYPE_CHECKING:
-    from pipeline.run import Run as Run
-    from pipeline.run import run as run
-    from pipeline.run import search as search
-
-_NAMES = ("Run", "run", "search")
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'train' has no attribute '{name}'")
-    from pipeline import run as module
-
-    return getattr(module, name)
 
 
 def main(argv: Sequence[str], program: str = "train.py") -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,20 +105,13 @@ class PartlyHidden:
         return EncodedFeatures(codes, values)
 
 
-class Examples(Protocol):
-    """Plan the batches of an epoch, and make one batch of a plan."""
-
-    def plan(self, seed: int, epoch: int) -> list[Any]: ...
-    def __getitem__(self, plan: Any) -> Any: ...
-
-
 class EpochSampler(Sampler[Any]):
     """Yield the plans of one epoch, a function of seed and epoch alone.
 
     So a resumed run sees what an uninterrupted one sees.
     """
 
-    def __init__(self, examples: Examples, seed: int) -> None:
+    def __init__(self, examples: Any, seed: int) -> None:
         self.examples = examples
         self.seed = seed
         self.set_epoch(0)

@@ -9,22 +9,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
+from datamodules.batch import FeatureDropout, RequestBatch
 from datamodules.requests import (
+    Examples,
     ItemTrends,
+    Plan,
     RequestMaker,
     distinct_targets,
     scale_by_user,
 )
-from datamodules.sequences import Sequences
-from serve.arrays import Flags, Floats, Ints, spans
+from datamodules.sequences import Sequences, draw_one_each
+from serve.arrays import Flags, Ints, spans
 from serve.events import Events, last_moments, number_groups
 from serve.schema import Schema
 
 
 @dataclass(frozen=True)
-class Cutoffs:
-    """One cutoff of each of D users; positions are into the arrays of all users' events."""
+class Cutoffs(Plan):
+    """One cutoff of each of D users; positions are into the arrays of all users' events.
+
+    Those of a batch are all of one trend.
+    """
 
     users: Ints  # (D,)
     stops: Ints  # (D,) one past the last known event
@@ -32,38 +37,22 @@ class Cutoffs:
     times: Ints  # (D,) UTC seconds
     trend: Ints  # (D,) index of the moment whose popularity holds
 
-    def take(self, rows: Ints) -> Cutoffs:
-        """Return some of the cutoffs, in the order of `rows`."""
-        columns = (self.users, self.stops, self.ends, self.times, self.trend)
-        return Cutoffs(*(column[rows] for column in columns))
-
-
-@dataclass(frozen=True)
-class CutoffPlan:
-    """The B cutoffs of one batch to make, all of one trend, and the seed of its dropout."""
-
-    cutoffs: Cutoffs
-    trend: int
-    seed: tuple[int, ...]
-
 
 class HorizonTimeline:
     """Cutoffs at given moments; targets are the events of the seconds that follow.
 
     Args:
-        events: of U users.
-        target_weight: 0 of an event that is no target, (E,).
+        sequences: the events of U users.
         moments: UTC seconds of the cutoffs, (G,).
         horizon: seconds that targets lie within.
     """
 
-    def __init__(
-        self, events: Events, target_weight: Floats, moments: Ints, horizon: int
-    ) -> None:
+    def __init__(self, sequences: Sequences, moments: Ints, horizon: int) -> None:
+        events = sequences.events
         self.moments = moments
         self.stops = positions_at(events, moments)  # (U, G)
         self.ends = positions_at(events, moments + horizon)  # (U, G)
-        self.has_target = has_target(target_weight, self.stops, self.ends)  # (U, G)
+        self.has_target = has_target(sequences, self.stops, self.ends)  # (U, G)
 
     def draw(self, rng: np.random.Generator) -> Cutoffs:
         """Draw one cutoff of each user who has any."""
@@ -85,22 +74,20 @@ class NextGroupTimeline:
     """Cutoffs just before one of the user's own time groups, which is the target.
 
     Args:
-        events: of U users.
-        target_weight: 0 of an event that is no target, (E,).
+        sequences: the events of U users.
         trends: their moments are the ones that popularity is taken as of.
         schema: says whether the events of one time are one group.
     """
 
     def __init__(
-        self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema
+        self, sequences: Sequences, trends: ItemTrends, schema: Schema
     ) -> None:
+        events = sequences.events
         groups = number_groups(events, schema)  # (E,)
-        is_start = np.ones(len(groups), dtype=bool)  # (E,)
-        is_start[1:] = np.diff(groups) != 0
-        is_start[events.offsets[:-1][events.counts > 0]] = True
-        starts = np.flatnonzero(is_start)  # (groups,)
+        keys = events.segments * (len(groups) + 1) + groups  # (E,) ascending
+        _, starts = np.unique(keys, return_index=True)  # (groups,)
         ends = np.append(starts[1:], len(groups))  # (groups,)
-        is_cutoff = has_target(target_weight, starts, ends)  # (groups,)
+        is_cutoff = has_target(sequences, starts, ends)  # (groups,)
         stops = starts[is_cutoff]
         times = events.time[stops]
         users = events.segments[stops]
@@ -108,42 +95,33 @@ class NextGroupTimeline:
 
     def draw(self, rng: np.random.Generator) -> Cutoffs:
         """Draw one cutoff of each user who has any."""
-        users = self.cutoffs.users
-        order = np.lexsort((rng.random(len(users)), users))
-        _, first = np.unique(users[order], return_index=True)
-        return self.cutoffs.take(order[first])
+        return self.cutoffs.take(draw_one_each(self.cutoffs.users, rng))
 
 
 Timeline = HorizonTimeline | NextGroupTimeline
 
 
-def has_target(weight: Floats, starts: Ints, ends: Ints) -> Flags:
+def has_target(sequences: Sequences, starts: Ints, ends: Ints) -> Flags:
     """Mark the spans of events that hold a target, in the shape of `starts`."""
-    n_before = np.append(0, np.cumsum(weight > 0))  # (E + 1,)
+    n_before = np.append(0, np.cumsum(sequences.target_weight > 0))  # (E + 1,)
     return np.asarray(n_before[ends] > n_before[starts])
 
 
 def positions_at(events: Events, moments: Ints) -> Ints:
     """Return the position of each user's first event at or after each moment, (U, G)."""
-    times = np.append(events.time, moments)
-    first = times.min(initial=0)  # below 0 before 1970
-    stride = times.max(initial=0) - first + 1
-    keys = events.segments * stride + (events.time - first)  # (E,) ascending
-    users = np.arange(len(events))[:, None]  # (U, 1)
-    wanted = users * stride + (moments - first)  # (U, G)
-
-    return np.asarray(np.searchsorted(keys, wanted), np.int64)
+    counts = [
+        np.bincount(events.segments, events.time < moment, len(events))
+        for moment in moments
+    ]
+    return events.offsets[:-1, None] + np.array(counts, np.int64).T
 
 
-class CutoffExamples:
+class CutoffExamples(Examples):
     """Draw one cutoff of each user anew each epoch; a batch shares the moment of its popularity.
 
     Args:
-        sequences: the events and features of U users.
         maker: makes the requests of a batch.
         timeline: draws the cutoffs.
-        batch_size: mean number of cutoffs of a batch, or fewer.
-        dropout: shares of cutoffs that are predicted from without a part of their input.
     """
 
     def __init__(
@@ -154,61 +132,42 @@ class CutoffExamples:
         batch_size: int,
         dropout: FeatureDropout,
     ) -> None:
-        self.sequences = sequences
+        super().__init__(sequences, maker.schema, batch_size, dropout)
         self.maker = maker
         self.timeline = timeline
-        self.batch_size = batch_size
-        self.dropout = dropout
-        schema = maker.schema
-        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
-        self.context = PartlyHidden(
-            sequences.context, schema.context_features, dropout.context
-        )
 
-    def plan(self, seed: int, epoch: int) -> list[CutoffPlan]:
-        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
-        rng = np.random.default_rng([seed, epoch])
+    def draw(self, rng: np.random.Generator) -> tuple[Cutoffs, list[Ints]]:
         drawn = self.timeline.draw(rng)
         n_full = -(-len(drawn.users) // self.batch_size)
         n_batches = max(n_full, len(self.maker.trends.moments))
         trends, counts = np.unique(drawn.trend, return_counts=True)
-        shares = share_batches(counts, n_batches)
         batches: list[Ints] = []
-        for trend, n_parts in zip(trends, shares, strict=True):
+        for trend, n_parts in zip(
+            trends, share_batches(counts, n_batches), strict=True
+        ):
             rows = rng.permutation(np.flatnonzero(drawn.trend == trend))
             batches += np.array_split(rows, n_parts)
+        return drawn, batches
 
-        plans = []
-        for number in rng.permutation(len(batches)).tolist():
-            cutoffs = drawn.take(batches[number])
-            trend = int(cutoffs.trend[0])
-            plans.append(CutoffPlan(cutoffs, trend, (seed, epoch, number)))
-
-        return plans
-
-    def __getitem__(self, plan: CutoffPlan) -> RequestBatch:
-        """Make the batch of a plan."""
+    def __getitem__(self, plan: Cutoffs) -> RequestBatch:
         events = self.sequences.events
-        cutoffs = plan.cutoffs
-        stops = cutoffs.stops  # (B,)
+        stops = plan.stops  # (B,)
         n = len(stops)
-        weight = self.sequences.target_weight[spans(stops, cutoffs.ends)]
-        targets = distinct_targets(events.between(stops, cutoffs.ends), weight)
+        weight = self.sequences.target_weight[spans(stops, plan.ends)]
+        targets = distinct_targets(events.between(stops, plan.ends), weight)
 
         rng = np.random.default_rng(plan.seed)
         hides_history = rng.random(n) < self.dropout.history  # (B,)
-        first = events.offsets[:-1][cutoffs.users]  # (B,)
-        starts = np.where(hides_history, stops, first)  # (B,)
+        starts = np.where(hides_history, stops, events.offsets[plan.users])  # (B,)
         past = events.between(starts, stops)
-
         hides_time = (rng.random(n) < self.dropout.time) & (stops > starts)  # (B,)
-        times = np.where(hides_time, last_moments(past), cutoffs.times)  # (B,)
-        user = self.user.take(cutoffs.users, rng)
+        times = np.where(hides_time, last_moments(past), plan.times)  # (B,)
+        user = self.user.take(plan.users, rng)
         following = np.minimum(stops, len(events.time) - 1)  # (B,)
         context = self.context.take(following, rng)
         weighed = scale_by_user(targets, n)
 
-        return self.maker.make(past, times, plan.trend, weighed, user, context)
+        return self.maker.make(past, times, plan.trend[0], weighed, user, context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:

@@ -19,7 +19,7 @@ from datamodules.rejects import Rejects
 from datamodules.splits import Split, mark_owned
 from datamodules.tables import TARGET_WEIGHT, Tables
 from serve.arrays import Flags, Ints
-from serve.clock import DAY
+from serve.clock import DAY, to_iso
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 HEAD_SHARES = (0.01, 0.1)  # shares of the items whose share of the events is reported
@@ -51,7 +51,6 @@ def report_data(
     events = tables.interactions
     user_counts = np.asarray(events["user_id"].value_counts(), np.int64)
     item_counts = np.asarray(events["item_id"].value_counts(), np.int64)
-    is_repeat = events.duplicated(["user_id", "item_id"])
     cold = _measure_cold(tables, split)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     targets = None
@@ -65,40 +64,32 @@ def report_data(
         "users_table": len(tables.users),
         "items_table": len(tables.items),
     }
-    counts |= {name: len(part) for name, part in parts.items()}
-    hints = [*rejects.hints, *_find_hints(events, cold, config)]
-    time = _time_range(events)
-    described = _describe_split(split, config.split.strict)
-    report: dict[str, Any] = {
-        "counts": counts,
+    described = {
+        "kind": split.kind,
+        "strict": config.split.strict,
+        "validation_at": split.validation_at and to_iso(split.validation_at),
+        "test_at": split.test_at and to_iso(split.test_at),
+    }
+    return {
+        "counts": counts | {name: len(part) for name, part in parts.items()},
         "split": described,
         "targets": targets,
         "ties": config.ties,
         "repeats": config.repeats,
-        "time": time,
-    }
-    report["missing"] = _measure_missing(tables)
-    report["unlisted"] = measure_unlisted(tables, rejects.records)
-    report |= _describe_rejects(rejects)
-    report |= {
+        "time": _time_range(events),
+        "missing": _measure_missing(tables),
+        "unlisted": measure_unlisted(tables, rejects.records),
+        **_describe_rejects(rejects),
         "cleaning": asdict(cleaning),
         "cold": cold,
-        "hints": hints,
-        "repeat_share": _share(is_repeat),
+        "hints": [*rejects.hints, *_find_hints(events, cold, config)],
+        "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(item_counts),
-        "history_length": _quantiles(user_counts),
-    }
-    report["leaks"] = [_describe_leak(leak) for leak in leaks]
-
-    return report
-
-
-def _describe_split(split: Split, is_strict: bool) -> dict[str, Any]:
-    return {
-        "kind": split.kind,
-        "strict": is_strict,
-        "validation_at": _iso(split.validation_at),
-        "test_at": _iso(split.test_at),
+        "history_length": {
+            f"p{share * 100:g}": float(np.quantile(user_counts, share))
+            for share in QUANTILES
+        },
+        "leaks": [asdict(leak) for leak in leaks],
     }
 
 
@@ -113,15 +104,6 @@ def _describe_rejects(rejects: Rejects) -> dict[str, Any]:
         "rejected": counts.get("record", {}),
         "bad_cells": counts.get("cell", {}),
         "dropped_columns": dropped,
-    }
-
-
-def _describe_leak(leak: Leak) -> dict[str, Any]:
-    return {
-        "kind": leak.kind,
-        "column": f"{leak.table}.{leak.column}",
-        "power": leak.power,
-        "message": leak.message,
     }
 
 
@@ -152,25 +134,21 @@ def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
         return None
     first = int(events["datetime"].min())
     last = int(events["datetime"].max())
-    return {"first": _iso(first), "last": _iso(last), "days": (last - first) / DAY}
-
-
-def _iso(seconds: int | None) -> str | None:
-    return None if seconds is None else f"{np.datetime64(seconds, 's')}Z"
+    return {"first": to_iso(first), "last": to_iso(last), "days": (last - first) / DAY}
 
 
 def _measure_missing(tables: Tables) -> dict[str, dict[str, float | None]]:
     """Return table -> column -> share of cells without a value: nulls, empty texts and lists."""
-    missing = {}
+    missing: dict[str, dict[str, float | None]] = {}
     for name, frame in vars(tables).items():
-        missing[name] = {str(column): _missing(frame[column]) for column in frame}
+        missing[name] = {}
+        for column, cells in frame.items():
+            if is_numeric_dtype(cells.dtype):
+                is_missing = cells.isna()
+            else:
+                is_missing = code_cells(cells) == MISSING
+            missing[name][str(column)] = _share(is_missing)
     return missing
-
-
-def _missing(cells: pd.Series[Any]) -> float | None:
-    if is_numeric_dtype(cells.dtype):
-        return _share(cells.isna())
-    return _share(code_cells(cells) == MISSING)
 
 
 def _measure_cold(tables: Tables, split: Split) -> dict[str, float | None]:
@@ -217,16 +195,10 @@ def _long_tail(counts: Ints) -> dict[str, float]:
     return tail
 
 
-def _quantiles(counts: Ints) -> dict[str, float]:
-    values = np.quantile(counts, QUANTILES).tolist()
-    names = [f"p{share * 100:g}" for share in QUANTILES]
-    return dict(zip(names, values, strict=True))
-
-
 # ---- the printed report
 
 
-def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+def print_report(report: dict[str, Any], console: Console) -> None:
     """Print the report in about twenty lines, the hints and leaks last."""
     table = Table.grid(padding=(0, 2))
     for name, value in report.items():
@@ -236,11 +208,9 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
 
     for hint in report["hints"]:
         table.add_row("looks odd", hint)
-    for leak in report["leaks"]:
-        table.add_row("leak", leak["message"])
-    if not report["leaks"]:
-        table.add_row("leaks", "none found")
-    console = console or Console()
+    messages = [leak["message"] for leak in report["leaks"]]
+    for message in messages or ["none found"]:
+        table.add_row("leaks", message)
     console.print(table, markup=False)  # columns and values may hold brackets
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import (
     EpochSampler,
-    Examples,
     FeatureDropout,
     RequestBatch,
     make_loader,
@@ -28,17 +26,17 @@ from datamodules.cutoffs import (
     Timeline,
 )
 from datamodules.requests import (
+    Examples,
     ItemTrends,
     RequestMaker,
     Targets,
     distinct_targets,
-    first_targets,
     measure_trends,
 )
-from datamodules.sequences import Catalogue, build_sequences
+from datamodules.sequences import Catalogue, build_sequences, number_pairs
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.arrays import Ints
+from serve.arrays import Ints, holds_numbers
 from serve.encode import EncodedFeatures, encode_features
 from serve.events import as_sets, last_moments
 from serve.schema import Schema
@@ -92,9 +90,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        requests = self._make_validation(validation)
-        self.validation_batches = requests[0]
-        self.validation_users = requests[1]  # (R,) user ids of the requests
+        self.validation_batches = list(self._validation_requests(validation))
 
     @property
     def trains_on_windows(self) -> bool:
@@ -132,20 +128,17 @@ class InteractionsDataModule(pl.LightningDataModule):
             return WindowExamples(sequences, self.schema, size, self.dropout)
         if self.schema.is_set:
             return SetExamples(sequences, self.maker, size, self.dropout)
-        timeline = self._make_timeline()
-        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
-
-    def _make_timeline(self) -> Timeline:
-        events = self.sequences.events
-        weight = self.sequences.target_weight
+        timeline: Timeline
         if self.horizon is None:
-            return NextGroupTimeline(events, weight, self.trends, self.schema)
-        return HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
+            timeline = NextGroupTimeline(sequences, self.trends, self.schema)
+        else:
+            moments = self.trends.moments[:-1]
+            timeline = HorizonTimeline(sequences, moments, self.horizon)
+        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
-        is_target = self.sequences.target_weight > 0
-        rows = self.sequences.events.item_row[is_target]
+        rows = self.sequences.events.item_row[self.sequences.target_weight > 0]
         return np.bincount(rows, minlength=len(self.catalogue))
 
     def early_pairs(self) -> tuple[Ints, Ints]:
@@ -155,11 +148,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         trust factors that had seen the targets too much.
         """
         events = self.sequences.events
-        if self.horizon is None:
-            return events.segments, events.item_row
         is_early = events.time < self.trends.moments[0]  # (E,)
-        if not is_early.any():  # then late factors are better than none
-            return events.segments, events.item_row
+        # Late factors are better than none.
+        if self.horizon is None or not is_early.any():
+            is_early[:] = True
         return events.segments[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
@@ -173,65 +165,59 @@ class InteractionsDataModule(pl.LightningDataModule):
         return self._requests_of(np.sort(active[drawn]))
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
-        no_rows = np.zeros(0, np.int64)
-        no_targets = Targets(no_rows, no_rows, np.zeros(0, np.float32))
+        no_targets = Targets(users[:0], users[:0], np.zeros(0, np.float32))
         context = encode_features(self.schema.context_features, {}, len(users))
-        for rows in _tiles(len(users), REQUESTS_PER_BATCH):
-            yield self._final_batch(users[rows], no_targets, context.take(rows))
+        tiles = _tile(np.arange(len(users)))
+        return self._make_requests(users, no_targets, context, tiles)
 
-    def _make_validation(
-        self, validation: pd.DataFrame
-    ) -> tuple[list[RequestBatch], NDArray[Any]]:
+    def _validation_requests(self, validation: pd.DataFrame) -> Iterator[RequestBatch]:
         """Make requests in a drawn order, those of like histories in one batch.
 
         In a context each target is asked about by a request of its own.
-
-        Returns:
-            the batches, and the user id of each request, (R,).
         """
-        users_held_out = validation[["user_id"]].drop_duplicates()
+        held_out_users = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(
-            validation, users_held_out, self.catalogue.item_ids, self.schema
+            validation, held_out_users, self.catalogue.item_ids, self.schema
         )
         targets = distinct_targets(held_out.events, held_out.target_weight)
-        user_ids = held_out.user_ids  # (R,)
-        context = encode_features(self.schema.context_features, {}, len(user_ids))
+        users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)  # (R,)
+        context = encode_features(self.schema.context_features, {}, len(users))
         if self.schema.context_features and self.schema.repeats == "exclude":
-            first = first_targets(held_out.events, held_out.target_weight)
-            context = held_out.context.take(first)
-            user_ids = user_ids[targets.users]
-            targets = replace(targets, users=np.arange(len(user_ids)))
+            positions = np.flatnonzero(held_out.target_weight > 0)
+            pairs = number_pairs(held_out.events)[positions]
+            _, first = np.unique(pairs, return_index=True)  # (M,)
+            context = held_out.context.take(positions[first])
+            users = users[targets.users]
+            targets = replace(targets, users=np.arange(len(users)))
 
-        users = np.searchsorted(self.sequences.user_ids, user_ids)  # (R,)
         counts = self.sequences.events.counts[users]  # (R,)
-        by_length = np.argsort(
-            np.minimum(counts, self.schema.history_length), kind="stable"
-        )
-        tiles = _tiles(len(users), REQUESTS_PER_BATCH)
-        batches = []
-        order = [by_length[:0]]
-        for number in np.random.default_rng(self.seed).permutation(len(tiles)):
-            rows = by_length[tiles[number]]
-            batch = self._final_batch(
-                users[rows], targets.take(rows), context.take(rows)
-            )
-            batches.append(batch)
-            order.append(rows)
+        lengths = np.minimum(counts, self.schema.history_length)
+        tiles = _tile(np.argsort(lengths, kind="stable"))
+        order = np.random.default_rng(self.seed).permutation(len(tiles))
+        tiles = [tiles[number] for number in order]
+        return self._make_requests(users, targets, context, tiles)
 
-        return batches, user_ids[np.concatenate(order)]
-
-    def _final_batch(
-        self, users: Ints, targets: Targets, context: EncodedFeatures
-    ) -> RequestBatch:
-        """Make a request of each of some users, with all their training events."""
+    def _make_requests(
+        self,
+        users: Ints,
+        targets: Targets,
+        context: EncodedFeatures,
+        tiles: Sequence[Ints],
+    ) -> Iterator[RequestBatch]:
+        """Yield batches of requests of users, with all their training events."""
         events = self.sequences.events
-        past = events.between(events.offsets[:-1][users], events.offsets[1:][users])
-        times = last_moments(past)
-        if self.validation_at is not None:
-            times = np.full(len(users), self.validation_at, dtype=np.int64)
         last = len(self.trends.moments) - 1
-        user = self.sequences.user.take(users)
-        return self.maker.make(past, times, last, targets, user, context)
+        for rows in tiles:
+            of_batch = users[rows]
+            past = events.between(
+                events.offsets[of_batch], events.offsets[of_batch + 1]
+            )
+            times = last_moments(past)
+            if self.validation_at is not None:
+                times = np.full(len(rows), self.validation_at, dtype=np.int64)
+            user = self.sequences.user.take(of_batch)
+            chosen = targets.take(rows)
+            yield self.maker.make(past, times, last, chosen, user, context.take(rows))
 
 
 def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
@@ -245,51 +231,42 @@ def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
     return np.append(np.sort(moments[moments >= earliest]), end)
 
 
-def _tiles(n: int, size: int) -> list[Ints]:
-    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+def _tile(rows: Ints) -> list[Ints]:
+    """Cut rows into those of each batch."""
+    starts = range(0, len(rows), REQUESTS_PER_BATCH)
+    return [rows[start : start + REQUESTS_PER_BATCH] for start in starts]
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash arrays, tensors, and dataclasses, mappings and sequences of them, with type and shape.
+    """Hash arrays, tensors, tables, and dataclasses, mappings and sequences of them.
 
     Returns:
         a SHA-256 in hexadecimal.
     """
     digest = hashlib.sha256()
-    for part in parts:
-        for piece in _pieces(part):
-            digest.update(len(piece).to_bytes(8, "little"))
-            digest.update(piece)
+    for piece in _pieces(parts):
+        digest.update(piece)
     return digest.hexdigest()
 
 
-def fingerprint_rows(*frames: pd.DataFrame) -> str:
-    """Hash the names and the values of all columns."""
-    columns = []
-    for frame in frames:
-        columns += [(str(name), frame[name].to_numpy()) for name in frame]
-    return fingerprint(*columns)
-
-
 def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of a value and of its members."""
+    """Yield the bytes of a value and of its members; a line says what follows."""
     if isinstance(value, Tensor):
         value = value.numpy()
-    if isinstance(value, np.ndarray):
-        yield f"{value.dtype} {value.shape}".encode()
-        is_plain = value.dtype.kind in "biuf"
-        yield value.tobytes() if is_plain else repr(value.tolist()).encode()
-        return
-
-    yield type(value).__name__.encode()
-    if isinstance(value, Mapping):
-        value = [part for item in value.items() for part in item]
-    elif is_dataclass(value):
+    if is_dataclass(value):
         value = [getattr(value, field.name) for field in fields(value)]
-    if not isinstance(value, (list, tuple)):
-        yield repr(value).encode()
-        return
+    elif isinstance(value, pd.DataFrame):
+        value = [(str(name), cells.to_numpy()) for name, cells in value.items()]
+    elif isinstance(value, Mapping):
+        value = list(value.items())
 
-    yield str(len(value)).encode()
-    for member in value:
-        yield from _pieces(member)
+    if isinstance(value, (list, tuple)):
+        yield f"{type(value).__name__} {len(value)}\n".encode()
+        for member in value:
+            yield from _pieces(member)
+    elif holds_numbers(value):
+        yield f"{value.dtype} {value.shape}\n".encode()
+        yield value.tobytes()
+    else:
+        plain = value.tolist() if isinstance(value, np.ndarray) else value
+        yield f"{plain!r}\n".encode()

@@ -24,12 +24,11 @@ _EVENT = Column("event", "event", "text", "which a log of events has")
 
 def list_columns(interactions: tuple[Column, ...]) -> tuple[Column, ...]:
     """Return the columns to read of a log, given those of the interactions."""
-    columns = []
-    for column in interactions:
-        if column.name in _READ:
-            may_be_empty = column.name == "weight"
-            named = replace(column, source=column.name, may_be_empty=may_be_empty)
-            columns.append(named)
+    columns = [
+        replace(column, source=column.name, may_be_empty=column.name == "weight")
+        for column in interactions
+        if column.name in _READ
+    ]
     return (*columns, _EVENT)
 
 
@@ -83,7 +82,5 @@ def _find_dismissed(rows: pd.DataFrame, signs: pd.DataFrame) -> Flags:
     """Mark the rows of pairs whose last sign is a dismissal, (n,)."""
     last = signs.drop_duplicates(_PAIR, keep="last")
     dismissed = last.loc[last["event"] == DISMISS, _PAIR]
-    if dismissed.empty:
-        return np.zeros(len(rows), bool)
     pairs = pd.MultiIndex.from_frame(rows[_PAIR])
     return np.asarray(pairs.isin(pd.MultiIndex.from_frame(dismissed)))

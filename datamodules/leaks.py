@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,14 +25,7 @@ LATE_USERS = 0.01  # a clock's slip explains a smaller share of late users
 GIVES_AWAY = 0.5  # a column of this power is a leak
 FACT = 0.9  # a column of this power is a fact of the item
 MISSING = -1  # code of a missing cell
-Kind = Literal[
-    "identifies the item",
-    "fact of the item",
-    "known after the choice",
-    "made from the test",
-    "test in training",
-]
-ADVICE: dict[Kind, str] = {
+ADVICE = {
     "identifies the item": "take it out of the context",
     "fact of the item": "make it a feature of the items",
     "known after the choice": "take it out if a request cannot know it",
@@ -43,9 +36,8 @@ ADVICE: dict[Kind, str] = {
 class Leak:
     """A column that seems to give the target away, or held-out events that training sees."""
 
-    kind: Kind
-    table: str
-    column: str  # as in the table; several, joined by commas, if events are compared by them
+    kind: str
+    column: str  # TABLE.COLUMN; several columns, joined by commas, if events are compared by them
     power: float  # 0 (says nothing) to 1 (tells all)
     message: str  # one line for a person: the figures, and what to do
 
@@ -86,14 +78,8 @@ def code_cells(cells: pd.Series[Any]) -> Ints:
         )
 
     codes, values = pd.factorize(cells)
-    has_value = np.ones(len(values) + 1, bool)
-    has_value[MISSING] = False
-
-    for code, value in enumerate(values):
-        if isinstance(value, (str, tuple)):
-            has_value[code] = join_text(value) is not None
-
-    return np.where(has_value[codes], codes, MISSING).astype(np.int64)
+    is_missing = [join_text(value) is None for value in values]
+    return np.where(np.append(is_missing, True)[codes], MISSING, codes)
 
 
 def _gain(share: float, chance: float) -> float:
@@ -119,8 +105,12 @@ def _find_shared_events(split: Split) -> Iterator[Leak]:
                 f"{n:,} of {len(held_out):,} {name} events are in training too, "
                 f"by {columns}; take them out"
             )
-            power = n / len(held_out)
-            yield Leak("test in training", "interactions", columns, power, message)
+            yield Leak(
+                "test in training",
+                f"interactions.{columns}",
+                n / len(held_out),
+                message,
+            )
 
 
 def _event_columns(events: pd.DataFrame, kind: str) -> list[str]:
@@ -149,7 +139,7 @@ def _find_late_users(split: Split) -> Iterator[Leak]:
             f"{share:.1%} of the test users have training events after their first "
             "test event; hold these out"
         )
-        yield Leak("test in training", "interactions", "datetime", share, message)
+        yield Leak("test in training", "interactions.datetime", share, message)
 
 
 # ---- columns of the request context
@@ -216,7 +206,7 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
             ranges = np.nan_to_num(bins, nan=MISSING).astype(np.int64)
 
         power = _guess_items(sample, codes)
-        kind: Kind = "identifies the item"
+        kind = "identifies the item"
         if power < GIVES_AWAY:
             power = max(_measure_fact(sample, codes), _measure_fact(sample, ranges))
             kind = "fact of the item" if power >= FACT else "known after the choice"
@@ -225,7 +215,7 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
                 f"interactions.{column}: {kind}: predicted {power:.0%} of the way to "
                 f"certainty; {ADVICE[kind]}"
             )
-            yield Leak(kind, "interactions", column, power, message)
+            yield Leak(kind, f"interactions.{column}", power, message)
 
 
 def _guess_items(sample: _Sample, codes: Ints) -> float:
@@ -296,9 +286,10 @@ def _find_item_leaks(
     before = before.reindex(tested.index, fill_value=0)
     items = tables.items.set_index("item_id")
     features = config.features.of("item").values()
-    columns = [str(each.column) for each in features if each.kind == "numeric"]
-
-    for column in dict.fromkeys(columns):
+    kinds = {str(feature.column): feature.kind for feature in features}
+    for column, of_column in kinds.items():
+        if of_column != "numeric":
+            continue
         numbers = items[column].astype(np.float64).reindex(tested.index).dropna()
         if len(numbers) < MIN_ITEMS or numbers.nunique() == 1:
             continue
@@ -310,7 +301,7 @@ def _find_item_leaks(
                 f"items.{column} counts the test: rank correlation {with_test:.4f} "
                 f"with its events, {without:.4f} without"
             )
-            yield Leak("made from the test", "items", column, power, message)
+            yield Leak("made from the test", f"items.{column}", power, message)
 
 
 def _correlate(numbers: pd.Series[Any], counts: pd.Series[Any]) -> float:

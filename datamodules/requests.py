@@ -1,4 +1,4 @@
-"""Requests at a cutoff in users' timelines, as the user tower reads them, and item trends.
+"""Requests at a cutoff, as the user tower reads them, item trends, and plans of examples.
 
 Letters: G moments, N items, P popularity windows, E events, B requests, M targets.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
-from datamodules.batch import RequestBatch
-from datamodules.sequences import Catalogue, number_pairs
+from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
+from datamodules.sequences import Catalogue, Sequences, number_pairs
 from serve.arrays import Floats, Ints, spans
 from serve.clock import DAY
 from serve.encode import EncodedFeatures, context_keys
@@ -145,13 +147,6 @@ def distinct_targets(events: Events, weight: Floats) -> Targets:
     return Targets(users, rows, weights.astype(np.float32))
 
 
-def first_targets(events: Events, weight: Floats) -> Ints:
-    """Return the position of the first event of each of `distinct_targets`, (M,)."""
-    positions = np.flatnonzero(weight > 0)
-    _, first = np.unique(number_pairs(events)[positions], return_index=True)
-    return positions[first]
-
-
 def scale_by_user(targets: Targets, n_users: int) -> Targets:
     """Divide weights by the root of each request's total.
 
@@ -160,6 +155,68 @@ def scale_by_user(targets: Targets, n_users: int) -> Targets:
     total = np.bincount(targets.users, targets.weights, minlength=n_users)  # (B,)
     weights = targets.weights / np.sqrt(total[targets.users])  # (M,)
     return replace(targets, weights=weights.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Examples to make: arrays of one row an example, and the seed of their dropout."""
+
+    seed: tuple[int, ...] = field(default=(), kw_only=True)
+
+    def take(self, rows: Ints) -> Self:
+        """Return some of the examples, in the order of `rows`."""
+        columns = dict(vars(self))
+        del columns["seed"]
+        taken = {name: column[rows] for name, column in columns.items()}
+        return replace(self, **taken)
+
+
+class Examples:
+    """Draw the examples of an epoch, plan its batches, and make one batch of a plan.
+
+    Args:
+        sequences: the events and features of U users.
+        schema: says how everything is encoded.
+        batch_size: mean number of examples of a batch, or fewer.
+        dropout: shares of examples that are predicted without a part of their input.
+
+    Example:
+        batches = [examples[plan] for plan in examples.plan(seed=7, epoch=0)]
+    """
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        schema: Schema,
+        batch_size: int,
+        dropout: FeatureDropout,
+    ) -> None:
+        self.sequences = sequences
+        self.schema = schema
+        self.batch_size = batch_size
+        self.dropout = dropout
+        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
+        self.context = PartlyHidden(
+            sequences.context, schema.context_features, dropout.context
+        )
+
+    def plan(self, seed: int, epoch: int) -> list[Any]:
+        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
+        rng = np.random.default_rng([seed, epoch])
+        drawn, batches = self.draw(rng)
+        plans = []
+        for number in rng.permutation(len(batches)).tolist():
+            plan = drawn.take(batches[number])
+            plans.append(replace(plan, seed=(seed, epoch, number)))
+        return plans
+
+    def draw(self, rng: np.random.Generator) -> tuple[Plan, list[Ints]]:
+        """Draw all examples of an epoch, and the rows of each batch."""
+        raise NotImplementedError
+
+    def __getitem__(self, plan: Any) -> Any:
+        """Make the batch of a plan."""
+        raise NotImplementedError
 
 
 class RequestMaker:
@@ -229,13 +286,7 @@ class RequestMaker:
 
 def find_owned(owned: Owned, targets: Targets) -> Ints:
     """Return the position of each target among its request's owned items, -1 if novel, (M,)."""
-    if not len(owned.user):
-        return np.full(len(targets.users), -1, dtype=np.int64)
-    last_row = max(owned.item_row.max(), targets.rows.max(initial=0))
-    stride = int(last_row) + 1
-    keys = owned.user * stride + owned.item_row  # (E,) ascending
-    wanted = targets.users * stride + targets.rows  # (M,)
-    position = np.searchsorted(keys, wanted)
-    position = np.minimum(position, len(keys) - 1)  # (M,)
-
-    return np.where(keys[position] == wanted, position, -1)
+    stride = max(owned.item_row.max(initial=0), targets.rows.max(initial=0)) + 1
+    keys = pd.Index(owned.user * stride + owned.item_row)  # (E,)
+    wanted = pd.Index(targets.users * stride + targets.rows)  # (M,)
+    return np.asarray(keys.get_indexer(wanted), np.int64)

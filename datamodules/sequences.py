@@ -45,22 +45,18 @@ class Catalogue:
         Numbers stay numbers; lists, and values of several types, become texts.
         """
         readers = {feature.column: feature for feature in self.item_features}
-        plain = self.table
+        columns = {}
         vectors = {}
-        for name, feature in readers.items():
-            if feature.kind == "vector":
-                plain = plain.drop(columns=name)
-                vectors[name] = to_vectors(feature, self.table[name])
+        for name, cells in self.table.items():
+            feature = readers.get(str(name))
+            if feature is not None and feature.is_vector:
+                vectors[name] = vectors_to_arrow(to_vectors(feature, cells))
+                continue
+            if cells.dtype == "object":
+                cells = _write_cells(cells, feature)
+            columns[name] = pa.Array.from_pandas(cells)
 
-        for name in map(str, plain.columns[plain.dtypes == "object"]):
-            written = _write_cells(plain[name], readers.get(name))
-            plain = plain.assign(**{name: written})
-
-        items = pa.Table.from_pandas(plain, preserve_index=False)
-        items = items.replace_schema_metadata(None)
-        for name, matrix in vectors.items():
-            items = items.append_column(name, vectors_to_arrow(matrix))
-        return items
+        return pa.table({**columns, **vectors})
 
 
 def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[Any]:
@@ -72,8 +68,8 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
     is_number = kind in ("floating", "mixed-integer-float")
     if is_number and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
-    texts = cells.map(join_text if feature is None else feature.write)
-    return texts.astype("str")  # a column without a value would have no type
+    # A column without a value would have no type.
+    return cells.map(feature.write if feature else join_text).astype("str")
 
 
 def build_catalogue(
@@ -88,8 +84,7 @@ def build_catalogue(
     """
     ids = np.unique(np.append(items["item_id"].to_numpy(), train["item_id"].to_numpy()))
     table = find_rows(items, "item_id", ids).rename_axis("item_id").reset_index()
-    columns = columns_of(table, schema.item_features)
-    features = encode_features(schema.item_features, columns, len(ids), schema.timezone)
+    features = _encode(table, schema.item_features, schema)
 
     return Catalogue(
         ids,
@@ -135,56 +130,43 @@ def build_sequences(
         item_ids: the catalogue's ids, (N,) ascending.
         schema: says how features, event types and contexts are encoded.
     """
-    is_listed = interactions["item_id"].isin(item_ids)
-    interactions = sort_interactions(interactions[is_listed])
-    n = len(interactions)
+    listed = interactions[interactions["item_id"].isin(item_ids)]
+    interactions = sort_interactions(listed)
     users_of_events = interactions["user_id"].to_numpy()  # (E,)
     user_ids = np.unique(np.append(users["user_id"].to_numpy(), users_of_events))
     ids_of_events = pd.Index(interactions["item_id"])
     item_rows = pd.Index(item_ids).get_indexer(ids_of_events).astype(np.int64)  # (E,)
     offsets = np.searchsorted(users_of_events, user_ids)  # (U,)
 
-    context_columns = columns_of(interactions, schema.context_features)
-    context = encode_features(
-        schema.context_features, context_columns, n, schema.timezone
-    )
-    times = _column(interactions, "datetime", 0)
+    context = _encode(interactions, schema.context_features, schema)
+    times = _column(interactions, "datetime", 0).astype(np.int64)
     types = _column(interactions, "event", None)
     weights = _column(interactions, "weight", 1.0)
-    event_types = encode_event_types(types, schema)
-    contexts = context_keys(schema.context_features, context.codes)
+    codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
+    event_types = np.asarray(pd.Series(types).map(codes).fillna(UNKNOWN), np.int64)
+    offsets = np.append(offsets, len(interactions))
     events = Events(
         item_rows,
-        times.astype(np.int64),
+        times,
         event_types,
         weights.astype(np.float32),
-        np.append(offsets, n),
-        contexts,
+        offsets,
+        context_keys(schema.context_features, context.codes),
     )
-    rows_of_users = find_rows(users, "user_id", user_ids)
-    user_columns = columns_of(rows_of_users, schema.user_features)
-    user = encode_features(
-        schema.user_features, user_columns, len(user_ids), schema.timezone
-    )
+    user_rows = find_rows(users, "user_id", user_ids)
+    user = _encode(user_rows, schema.user_features, schema)
     target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
 
     return Sequences(events, context, target_weights, user, user_ids)
 
 
-def encode_event_types(values: NDArray[Any], schema: Schema) -> Ints:
-    """Return the code of each event type; unknown, missing and undeclared ones are 1."""
-    if not schema.event_types:
-        return np.full(len(values), UNKNOWN, dtype=np.int64)
-    codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
-    return np.asarray(pd.Series(values).map(codes).fillna(UNKNOWN), dtype=np.int64)
-
-
-def columns_of(
-    frame: pd.DataFrame, features: tuple[Feature, ...]
-) -> dict[str, NDArray[Any]]:
-    """Return the columns that the features are read from, where the frame has them."""
+def _encode(
+    frame: pd.DataFrame, features: tuple[Feature, ...], schema: Schema
+) -> EncodedFeatures:
+    """Encode the columns that features are read from; those that the frame lacks are missing."""
     names = {feature.column for feature in features}
-    return {name: frame[name].to_numpy() for name in names if name in frame}
+    columns = {name: frame[name].to_numpy() for name in names if name in frame}
+    return encode_features(features, columns, len(frame), schema.timezone)
 
 
 def _column(frame: pd.DataFrame, name: str, default: float | None) -> NDArray[Any]:
@@ -207,6 +189,13 @@ def number_pairs(events: Events) -> Ints:
     """Return a number of each event's (user, item) pair, ascending by user and item, (E,)."""
     stride = int(events.item_row.max(initial=0)) + 1
     return events.segments * stride + events.item_row
+
+
+def draw_one_each(groups: Ints, rng: np.random.Generator) -> Ints:
+    """Return the position of a drawn row of each group, ascending by group, (groups,)."""
+    order = np.lexsort((rng.random(len(groups)), groups))
+    _, first = np.unique(groups[order], return_index=True)
+    return np.asarray(order[first])
 
 
 def count_within(sizes: Ints) -> Ints:

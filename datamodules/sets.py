@@ -9,14 +9,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
+from datamodules.batch import FeatureDropout, RequestBatch
 from datamodules.requests import (
+    Examples,
+    Plan,
     RequestMaker,
     Targets,
     distinct_targets,
     scale_by_user,
 )
-from datamodules.sequences import Sequences, count_within, number_pairs
+from datamodules.sequences import (
+    Sequences,
+    count_within,
+    draw_one_each,
+    number_pairs,
+)
 from serve.arrays import Ints, spans
 from serve.events import Events
 
@@ -25,16 +32,18 @@ THINNED = 0.5  # share of examples that see a random share of the other items on
 
 
 @dataclass(frozen=True)
-class SetPlan:
-    """The users of one batch to make, the folds to predict, and the seed of its dropout."""
+class SetPlan(Plan):
+    """Folds of B users to predict."""
 
     users: Ints  # (B,)
     folds: Ints  # (B,)
     fold_of_event: Ints  # (E,) of this epoch; -1: never a target
-    seed: tuple[int, ...]
+
+    def take(self, rows: Ints) -> SetPlan:
+        return replace(self, users=self.users[rows], folds=self.folds[rows])
 
 
-class SetExamples:
+class SetExamples(Examples):
     """Draw every user's items into folds each epoch; each fold is predicted from the others.
 
     With a request context each item is a fold of its own.
@@ -42,8 +51,6 @@ class SetExamples:
     Args:
         sequences: the events and features of U users, ordered by user and item.
         maker: makes the requests of a batch.
-        batch_size: the most examples of a batch.
-        dropout: shares of examples that are predicted without a part of their input.
     """
 
     def __init__(
@@ -53,16 +60,8 @@ class SetExamples:
         batch_size: int,
         dropout: FeatureDropout,
     ) -> None:
-        self.sequences = sequences
+        super().__init__(sequences, maker.schema, batch_size, dropout)
         self.maker = maker
-        self.batch_size = batch_size
-        self.dropout = dropout
-        schema = maker.schema
-        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
-        self.context = PartlyHidden(
-            sequences.context, schema.context_features, dropout.context
-        )
-
         events = sequences.events
         _, first, self.pair = np.unique(  # pair (E,): number of each event's pair
             number_pairs(events), return_index=True, return_inverse=True
@@ -73,48 +72,32 @@ class SetExamples:
         target_users = self.pair_user[self.target_pairs]  # (T,) ascending
         self.n_targets = np.bincount(target_users, minlength=len(events))  # (U,)
         self.n_folds = self.n_targets  # (U,)
-        if not schema.context_features:
+        if not self.schema.context_features:
             self.n_folds = np.minimum(self.n_targets, FOLDS)  # (U,)
 
-    def plan(self, seed: int, epoch: int) -> list[SetPlan]:
-        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
-        rng = np.random.default_rng([seed, epoch])
-        fold_of_event = self.draw_folds(rng)[self.pair]  # (E,)
-        users = np.repeat(np.arange(len(self.n_folds)), self.n_folds)  # (examples,)
-        folds = count_within(self.n_folds)  # (examples,)
+    def draw(self, rng: np.random.Generator) -> tuple[SetPlan, list[Ints]]:
+        target_users = self.pair_user[self.target_pairs]  # (T,)
+        order = np.lexsort((rng.random(len(target_users)), target_users))  # (T,)
+        rank = count_within(self.n_targets)  # (T,) within the user
+        fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
+        fold[self.target_pairs[order]] = rank % self.n_folds[target_users]
+        fold_of_event = fold[self.pair]  # (E,)
 
-        max_length = self.maker.schema.history_length
+        users = np.repeat(np.arange(len(self.n_folds)), self.n_folds)  # (examples,)
+        plan = SetPlan(users, count_within(self.n_folds), fold_of_event)
+
+        max_length = self.schema.history_length
         lengths = np.minimum(self.sequences.events.counts, max_length)[users]
         blurred = lengths * rng.uniform(0.8, 1.2, len(users))
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = max(1, -(-len(order) // self.batch_size))
-        batches = np.array_split(order, n_batches)
-
-        plans = []
-        for number in rng.permutation(n_batches).tolist():
-            rows = batches[number]
-            dropout_seed = (seed, epoch, number)
-            plan = SetPlan(users[rows], folds[rows], fold_of_event, dropout_seed)
-            plans.append(plan)
-
-        return plans
-
-    def draw_folds(self, rng: np.random.Generator) -> Ints:
-        """Draw the fold of each pair, -1 where it is no target, (P,)."""
-        users = self.pair_user[self.target_pairs]  # (T,)
-        order = np.lexsort((rng.random(len(users)), users))  # (T,)
-        rank = count_within(self.n_targets)  # (T,) within the user
-        fold = np.full(len(self.pair_user), -1, dtype=np.int64)  # (P,)
-        fold[self.target_pairs[order]] = rank % self.n_folds[users]
-
-        return fold
+        return plan, np.array_split(order, n_batches)
 
     def __getitem__(self, plan: SetPlan) -> RequestBatch:
-        """Make the batch of a plan."""
         events = self.sequences.events
         n = len(plan.users)
-        starts = events.offsets[:-1][plan.users]  # (B,)
-        stops = events.offsets[1:][plan.users]  # (B,)
+        starts = events.offsets[plan.users]  # (B,)
+        stops = events.offsets[plan.users + 1]  # (B,)
         positions = spans(starts, stops)  # (e,) the events of the batch
         example = np.repeat(np.arange(n), stops - starts)  # (e,)
         is_target = plan.fold_of_event[positions] == plan.folds[example]  # (e,)
@@ -123,26 +106,17 @@ class SetExamples:
         lot = rng.random(len(positions))  # (e,)
         is_thinned = rng.random(n) < THINNED  # (B,)
         shares = np.where(is_thinned, rng.random(n), 1.0)  # (B,) of items that are seen
-        hides_history = rng.random(n) < self.dropout.history  # (B,)
-        shares = np.where(hides_history, 0.0, shares)  # (B,)
+        shares[rng.random(n) < self.dropout.history] = 0.0
         is_seen = ~is_target & (lot < shares[example])  # (e,)
 
-        targets = self._weigh_targets(plan, positions[is_target], example[is_target])
         user = self.user.take(plan.users, rng)
-        chosen = self._choose_event(positions[is_target], example[is_target], rng)
-        context = self.context.take(chosen, rng)
+        drawn = draw_one_each(example[is_target], rng)  # (B,) an event on the targets
+        context = self.context.take(positions[is_target][drawn], rng)
+        targets = self._weigh_targets(plan, positions[is_target], example[is_target])
         past = _pick(events, positions[is_seen], example[is_seen], n)
         times = np.zeros(n, dtype=np.int64)  # (B,)
 
         return self.maker.make(past, times, 0, targets, user, context)
-
-    def _choose_event(
-        self, positions: Ints, example: Ints, rng: np.random.Generator
-    ) -> Ints:
-        """Draw one of the events on the targets of each example, (B,)."""
-        order = np.lexsort((rng.random(len(positions)), example))
-        _, first = np.unique(example[order], return_index=True)  # (B,)
-        return positions[order[first]]
 
     def _weigh_targets(self, plan: SetPlan, positions: Ints, example: Ints) -> Targets:
         """Return the targets of a batch; the folds of a user weigh together like their root."""

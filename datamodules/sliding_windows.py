@@ -8,39 +8,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
-from datamodules.batch import FeatureDropout, PartlyHidden, WindowBatch
+from datamodules.batch import FeatureDropout, WindowBatch
+from datamodules.requests import Examples, Plan
 from datamodules.sequences import Sequences, count_within, number_pairs
-from serve.arrays import Flags, Floats, Ints
+from serve.arrays import Floats, Ints
 from serve.clock import DAY
 from serve.encode import age_values
-from serve.events import Arrays, Events, standardise_weight
+from serve.events import history_arrays
 from serve.schema import Schema
 
 
 @dataclass(frozen=True)
-class WindowPlan:
-    """The events of one batch to make, and the seed of its feature dropout."""
+class WindowPlan(Plan):
+    """B windows to make."""
 
     users: Ints  # (B,)
     starts: Ints  # (B,) position of the first event of each window in the flat arrays
     stops: Ints  # (B,) one past the position of the last
-    seed: tuple[int, ...]
 
 
-class WindowExamples:
-    """Split long sequences at a random offset into windows, anew each epoch.
-
-    Args:
-        sequences: the events and features of U users.
-        schema: gives the length of a window, `history_length`.
-        batch_size: mean number of windows of a batch.
-        dropout: shares of targets that are predicted without a part of their input.
-
-    Example:
-        batches = [examples[plan] for plan in examples.plan(seed=7, epoch=0)]
-    """
+class WindowExamples(Examples):
+    """Split long sequences at a random offset into windows, anew each epoch."""
 
     def __init__(
         self,
@@ -49,46 +40,29 @@ class WindowExamples:
         batch_size: int,
         dropout: FeatureDropout,
     ) -> None:
-        self.sequences = sequences
-        self.schema = schema
-        self.batch_size = batch_size
-        self.dropout = dropout
-        self.weight = standardise_weight(sequences.events.weight, schema)  # (E,)
-        is_first = mark_first_times(sequences.events)  # (E,)
-        target_weight = np.where(is_first, sequences.target_weight, 0)  # (E,)
+        super().__init__(sequences, schema, batch_size, dropout)
+        # An owned item is never listed again, so that only its first event is a target.
+        is_repeat = pd.Index(number_pairs(sequences.events)).duplicated()  # (E,)
+        target_weight = np.where(is_repeat, 0, sequences.target_weight)
         self.target_weight = target_weight.astype(np.float32)  # (E,)
-        self.user = PartlyHidden(sequences.user, schema.user_features, dropout.user)
-        self.context = PartlyHidden(
-            sequences.context, schema.context_features, dropout.context
-        )
 
-    def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
-        """Plan an epoch, a function of seed and epoch alone."""
-        rng = np.random.default_rng([seed, epoch])
+    def draw(self, rng: np.random.Generator) -> tuple[WindowPlan, list[Ints]]:
         offsets = self.sequences.events.offsets  # (U + 1,)
         length = self.schema.history_length
         users, starts, stops = cut_windows(offsets, length, rng)
-
         lengths = stops - starts
         blurred = lengths + rng.uniform(0, 2, len(lengths))
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = count_batches(np.diff(offsets), length, self.batch_size)
-        batches = np.array_split(order, n_batches)
-
-        plans = []
-        for number in rng.permutation(n_batches).tolist():
-            rows = batches[number]
-            dropout_seed = (seed, epoch, number)
-            plan = WindowPlan(users[rows], starts[rows], stops[rows], dropout_seed)
-            plans.append(plan)
-
-        return plans
+        return WindowPlan(users, starts, stops), np.array_split(order, n_batches)
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:
-        """Make the batch of a plan."""
-        lengths = plan.stops - plan.starts  # (B,)
-        columns = np.arange(lengths.max(initial=1))  # (L,)
-        is_event = columns < lengths[:, None]  # (B, L)
+        events = self.sequences.events
+        windows = events.between(plan.starts, plan.stops)
+        arrays, history_rows = history_arrays(windows, self.schema)
+        times = arrays["history_times"]  # (B, L)
+        columns = np.arange(times.shape[1])  # (L,)
+        is_event = columns < windows.counts[:, None]  # (B, L)
         last = plan.stops[:, None] - 1  # (B, 1)
         positions = np.minimum(plan.starts[:, None] + columns, last)  # (B, L)
 
@@ -98,19 +72,15 @@ class WindowExamples:
         has_time = rng.random(positions.shape) >= self.dropout.time  # (B, L)
         sees_history = rng.random(positions.shape) >= self.dropout.history  # (B, L)
 
-        history = self.history(positions, is_event)
-        times = history["history_times"]  # (B, L)
-        recency = np.zeros_like(times)  # (B, L)
-        recency[:, 1:] = np.diff(times, axis=1) * (is_event & has_time)[:, 1:]
+        gaps = np.diff(times, axis=1, prepend=times[:, :1])  # (B, L)
+        recency = gaps * (is_event & has_time)  # (B, L)
+        target_weights = self.target_weight[positions] * is_event  # (B, L)
+        # The first event of a later window is only the past of the second.
+        is_later = plan.starts != events.offsets[plan.users]  # (B,)
+        target_weights[is_later, 0] = 0
 
-        arrays = {
-            **history,
-            "history_lengths": lengths,  # (B,)
-            "user_codes": user.codes,  # (B, C)
-            "user_values": self._age(user.values, times, recency),  # (B, V), (B, L, V)
-        }
-        history_rows = self.sequences.events.item_row[positions] * is_event  # (B, L)
-        target_weights = self._weigh_targets(plan, positions, is_event)  # (B, L)
+        arrays["user_codes"] = user.codes  # (B, C)
+        arrays["user_values"] = self._age(user.values, times - gaps + recency)
         others = (
             history_rows,
             context.codes,  # (B, L, C)
@@ -123,45 +93,14 @@ class WindowExamples:
 
         return WindowBatch(tensors, *map(torch.from_numpy, others))
 
-    def history(self, positions: Ints, is_event: Flags) -> Arrays:
-        """Return the history arrays, (B, L) each, in which each event is a group.
-
-        They are those of `serve.events.history_arrays`, byte by byte.
-        """
-        events = self.sequences.events
-        groups = np.arange(1, positions.shape[1] + 1)  # (L,)
-        # A product of a weight below 0 and False is -0, so the weights are chosen.
-        weights = np.where(is_event, self.weight[positions], np.float32(0))  # (B, L)
-        return {
-            "history_events": events.event[positions] * is_event,  # (B, L)
-            "history_weights": weights,
-            "history_times": events.time[positions] * is_event,  # (B, L)
-            "history_groups": groups * is_event,  # (B, L)
-        }
-
-    def _age(self, values: Floats, times: Ints, recency: Ints) -> Floats:
+    def _age(self, values: Floats, moments: Ints) -> Floats:
         """Turn dates of the users (B, V) into ages at each target (B, L, V), if there are dates."""
         features = self.schema.user_features
-        if not any(feature.kind == "date" for feature in features):
+        if not any(feature.is_date for feature in features):
             return values
-        moments = times.copy()  # (B, L)
-        moments[:, 1:] = times[:, :-1] + recency[:, 1:]
         days = (moments - self.schema.data_until) / DAY  # (B, L)
-        repeated = np.repeat(values[:, None], times.shape[1], axis=1)  # (B, L, V)
-
+        repeated = np.repeat(values[:, None], moments.shape[1], axis=1)  # (B, L, V)
         return age_values(features, repeated, days)
-
-    def _weigh_targets(
-        self, plan: WindowPlan, positions: Ints, is_event: Flags
-    ) -> Floats:
-        """Return the weight of each event as a target, (B, L).
-
-        The first event of a later window is only the past of the second.
-        """
-        weights = self.target_weight[positions] * is_event  # (B, L)
-        first_of_user = self.sequences.events.offsets[:-1][plan.users]  # (B,)
-        weights[plan.starts != first_of_user, 0] = 0
-        return weights
 
 
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:
@@ -178,14 +117,6 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     n_batches = int(np.ceil(mean_windows / batch_size))
 
     return max(1, min(n_batches, min_windows))
-
-
-def mark_first_times(events: Events) -> Flags:
-    """Mark the first event of each user on each item, (E,): an owned item is never listed again."""
-    _, first = np.unique(number_pairs(events), return_index=True)
-    is_first = np.zeros(len(events.item_row), dtype=bool)  # (E,)
-    is_first[first] = True
-    return is_first
 
 
 def cut_windows(

@@ -79,11 +79,9 @@ def split_interactions(
         return _take_parts(interactions, is_validation, is_validation & False, kind)
 
     timeline = _order(interactions, config, seed)
-    is_test = timeline.is_held_out(0)
-    max_users = len(interactions)
-    if not config.split.strict:
-        max_users = timeline.count_users(~is_test)
-    is_validation = timeline.draw(1, max_users, seed)
+    is_test = timeline.hold_out(0, seed)
+    max_users = None if config.split.strict else timeline.count_users(~is_test)
+    is_validation = timeline.hold_out(1, seed, max_users)
     return _take_parts(interactions, is_validation, is_test, kind)
 
 
@@ -99,32 +97,25 @@ class _Timeline:
 
     user: Ints  # number of the user, ascending with the ids
     n_later: Ints  # later groups of the user that hold a target
-    max_later: Ints  # `n_later` of the user's first group
     is_head: Flags  # the first event of a group with a target
 
-    def is_held_out(self, n_later: int) -> Flags:
-        """Mark a target group, counted from the last, with what follows it.
-
-        Users without earlier events stay in training.
-        """
-        is_held_out = (self.n_later == n_later) & (self.max_later > n_later)
-        return np.asarray(is_held_out)
-
-    def draw_users(self, n_later: int, max_users: int, seed: int) -> Flags:
-        """Mark the events of at most `max_users` users who have such a group."""
-        able = np.unique(self.user[self.max_later > n_later])
+    def draw_users(self, n_later: int, seed: int, max_users: int | None) -> Flags:
+        """Mark the events of users who have more than so many target groups behind an event."""
+        able = np.unique(self.user[self.n_later > n_later])
         drawn = np.random.default_rng(seed).permutation(able)[:max_users]
         return np.isin(self.user, drawn)
 
-    def draw(self, n_later: int, max_users: int, seed: int) -> Flags:
-        """Mark what `is_held_out` marks of at most `max_users` users."""
-        is_drawn = self.draw_users(n_later, max_users, seed)
-        return self.is_held_out(n_later) & is_drawn
+    def hold_out(self, n_later: int, seed: int, max_users: int | None = None) -> Flags:
+        """Mark a target group, counted from the last, with what follows it.
 
-    def count_users(self, is_left: Flags) -> int:
+        Users without earlier events stay in training, and all but `max_users` drawn ones.
+        """
+        is_last = self.n_later == n_later
+        return np.asarray(is_last & self.draw_users(n_later, seed, max_users))
+
+    def count_users(self, is_left: Flags | slice = slice(None)) -> int:
         """Return the users to hold a target group out of; half of the groups stay to train on."""
-        n_groups = int((self.is_head & is_left).sum())
-        return min(VALIDATION_USERS, n_groups // 2)
+        return min(VALIDATION_USERS, int(self.is_head[is_left].sum()) // 2)
 
 
 def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeline:
@@ -133,8 +124,9 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     weight = np.ones(n)
     if TARGET_WEIGHT in interactions:
         weight = interactions[TARGET_WEIGHT].to_numpy()
-    is_unordered = is_set(interactions)
-    if is_unordered:
+    has_groups = config.ties == "simultaneous"
+    if is_set(interactions):
+        has_groups = True
         keys = [_rank_pairs(interactions, weight > 0, seed)]
     else:
         names = [name for name in ("datetime", "position") if name in interactions]
@@ -144,23 +136,16 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     order = np.lexsort([*reversed(keys), user])
     user = user[order]
-    key = keys[0][order]
     is_start = np.ones(n, bool)
-    if is_unordered or config.ties == "simultaneous":
-        is_start[1:] = (np.diff(user) != 0) | (np.diff(key) != 0)
+    if has_groups:
+        is_start[1:] = (np.diff(user) != 0) | (np.diff(keys[0][order]) != 0)
     group = np.cumsum(is_start) - 1
-    is_target = np.bincount(group, weight[order] > 0) > 0  # (groups,)
+    is_head = is_start & (np.bincount(group, weight[order] > 0) > 0)[group]
 
-    n_up_to = np.cumsum(is_target)[group]  # target groups up to each event's own
-    sizes = np.bincount(user)
-    ends = np.cumsum(sizes)
-    n_later = n_up_to[ends - 1][user] - n_up_to
-    max_later = n_later[ends - sizes][user]
-    is_head = is_start & is_target[group]
-
-    place = np.argsort(order)
-
-    return _Timeline(user[place], n_later[place], max_later[place], is_head[place])
+    n_up_to = np.cumsum(is_head)  # target groups up to each event's own
+    n_later = np.cumsum(np.bincount(user, is_head))[user] - n_up_to
+    position = np.argsort(order)
+    return _Timeline(user[position], n_later[position], is_head[position])
 
 
 def _rank_pairs(interactions: pd.DataFrame, is_target: Flags, seed: int) -> Ints:
@@ -190,13 +175,12 @@ def _draw_validation(
     """
     timeline = _order(interactions, config, seed)
     if is_set(interactions) and TARGET_WEIGHT not in interactions:
-        is_drawn = timeline.draw_users(0, VALIDATION_USERS, seed)
+        is_drawn = timeline.draw_users(0, seed, VALIDATION_USERS)
         rng = np.random.default_rng(seed)
         is_validation = _draw_items(interactions, is_drawn, DEFAULT_SHARE, rng)
         if is_validation.any():
             return is_validation
-    everything = np.ones(len(interactions), bool)
-    return timeline.draw(0, timeline.count_users(everything), seed)
+    return timeline.hold_out(0, seed, timeline.count_users())
 
 
 # ---- pairs, files and time
@@ -284,7 +268,7 @@ def _take_parts(
 def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series[Any]:
     """Mark which distinct pairs of user and item of held-out rows are in the known rows too."""
     pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
-    owned = pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())
+    owned = pd.MultiIndex.from_frame(known[_PAIR])
     return pd.Series(pairs.isin(owned), dtype=bool)
 
 
@@ -295,12 +279,8 @@ def check_targets(split: Split, repeats: Repeats) -> None:
         SchemaError: a part has no target, or all held-out targets are owned where owned items are
             never listed.
     """
-    parts = {
-        "training": split.train,
-        "test": split.test,
-        "validation": split.validation,
-    }
-    for name, part in parts.items():
+    parts = (split.train, split.test, split.validation)
+    for name, part in zip(("training", "test", "validation"), parts, strict=True):
         if not len(only_targets(part)) and (len(part) or name == "training"):
             raise SchemaError(
                 f"none of the {len(part):,} events of the {name} is a target; "

@@ -7,8 +7,9 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import (
@@ -46,15 +47,6 @@ PYTHON_ONLY = {"logger", "callbacks", "profiler"}
 MAX_SEED = 2**32 - 1
 NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
 """Keys that the configuration left by a search does not have."""
-_TEXT_OPTIONS = {
-    "out": "default: runs/<name of the config file>",
-    "previous": "earlier bundle whose codes are kept",
-    "ckpt_path": "'last': resume the run in --out",
-}
-_FLAGS = {
-    "warm_start": "train on from the weights of --previous",
-    "overwrite": "replace a finished run in --out",
-}
 _SAME_KEYS = (
     "data",
     "model",
@@ -137,17 +129,11 @@ class Config:
             # This imports pandas and scipy, which help needs not.
             from evaluation.baselines import choose_baselines
 
-            try:
-                choose_baselines(self.data.repeats, self.evaluation.baselines)
-            except SchemaError as error:
-                raise SchemaError(f"evaluation.baselines: {error}") from error
+            choose_baselines(self.data.repeats, self.evaluation.baselines)
 
 
 def make_parser(program: str = "bascule train") -> ArgumentParser:
-    """Make the parser of a run, without `trainer`.
-
-    `add_trainer` or `mention_trainer` adds that.
-    """
+    """Make the parser of a run, without `trainer`."""
     # `--help` explains each key by its docstring.
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
@@ -161,10 +147,16 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
         "--config", action="config", help="YAML file; later words override it"
     )
 
-    for name, about in _TEXT_OPTIONS.items():
-        parser.add_argument(f"--{name}", type=str | None, default=None, help=about)
-    for name, about in _FLAGS.items():
-        parser.add_argument(f"--{name}", action="store_true", help=about)
+    about = "default: runs/<name of the config file>"
+    parser.add_argument("--out", type=str | None, help=about)
+    about = "earlier bundle whose codes are kept"
+    parser.add_argument("--previous", type=str | None, help=about)
+    about = "resume the run in --out"
+    parser.add_argument("--ckpt_path", type=Literal["last"] | None, help=about)
+    about = "train on from the weights of --previous"
+    parser.add_argument("--warm_start", action="store_true", help=about)
+    about = "replace a finished run in --out"
+    parser.add_argument("--overwrite", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
@@ -185,20 +177,9 @@ def add_trainer(parser: ArgumentParser) -> None:
     )
 
 
-def mention_trainer(parser: ArgumentParser) -> None:
-    """Stand in for `add_trainer` where no argument of the Trainer is given."""
-    about = (
-        "--trainer.NAME VALUE: any argument of Lightning's Trainer; "
-        "`--help --trainer` lists them"
-    )
-    parser.add_argument(
-        "--trainer", type=dict | None, default={}, metavar="CONFIG", help=about
-    )
-
-
 def gives_trainer(words: Sequence[str]) -> bool:
     """Return whether a command line, or YAML that it names, may have arguments of the Trainer."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         option, _, value = word.partition("=")
         if option.split(".")[0] == "--trainer":
             return True
@@ -226,11 +207,23 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     parser = make_parser(program)
     words = list(argv)
     if not any(word.split("=")[0] == "--config" for word in words):
-        words = [*sample_words(), *words]
+        # The bundled sample is found from any working directory.
+        paths = [
+            f"--data.{name}.path={SAMPLE / name}.parquet"
+            for name in ("interactions", "users", "items")
+        ]
+        words = [f"--config={DEFAULT_CONFIG}", *paths, *words]
     if gives_trainer(words):
         add_trainer(parser)
     else:
-        mention_trainer(parser)
+        parser.add_argument(
+            "--trainer",
+            type=dict | None,
+            default={},
+            metavar="CONFIG",
+            help="--trainer.NAME VALUE: any argument of Lightning's Trainer; "
+            "`--help --trainer` lists them",
+        )
 
     try:
         values = parser.parse_args(words)
@@ -238,31 +231,29 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise SchemaError(" ".join(str(error).split())) from error
 
-    resume = values.ckpt_path
-    if resume not in (None, "last"):
-        raise SchemaError(f"--ckpt_path is '{resume}'; allowed: last")
-    if resume is not None and made.tune.trials is not None:
+    resume = values.ckpt_path == "last"
+    if resume and made.tune.trials is not None:
         raise SchemaError(
             "--ckpt_path belongs to a run; a search resumes by itself: leave it out"
         )
 
     defaults = parser.get_defaults().trainer or {}
-    trainer = dict(values.trainer or {})
-    for name, default in defaults.items():
-        if trainer.get(name) == default:
-            trainer.pop(name, None)
+    trainer = {}
+    for name, value in (values.trainer or {}).items():
+        if value != defaults.get(name):
+            trainer[name] = value
 
-    files = [path for path in values.config if path is not None]  # None: YAML itself
+    files = [path for path in values.config if path]  # None: YAML itself
     name = Path(str(files[-1])).stem if files else "run"
+    same = {key: made[key] for key in _SAME_KEYS}
     out = Path(values.out or f"runs/{name}")
-    previous = Path(values.previous) if values.previous else None
     check_paths(made.data, values.previous)
     config = Config(
-        **{key: made[key] for key in _SAME_KEYS},
+        **same,
         trainer=trainer,
         out=out,
-        resume=resume is not None,
-        previous=previous,
+        resume=resume,
+        previous=Path(values.previous) if values.previous else None,
     )
 
     return config, parser.dump(values)
@@ -286,14 +277,6 @@ def check_paths(data: DataConfig, previous: str | None) -> None:
             continue
         if not os.path.exists(path):
             raise SchemaError(say_missing(path, setting))
-
-
-def sample_words() -> list[str]:
-    """Return the words for the bundled sample, which is found from any working directory."""
-    words = [f"--config={DEFAULT_CONFIG}"]
-    for name in ("interactions", "users", "items"):
-        words.append(f"--data.{name}.path={SAMPLE / name}.parquet")
-    return words
 
 
 def complete_text(text: str, config: Config) -> str:

@@ -97,8 +97,6 @@ def make_facts(
 ) -> Facts:
     """Return the facts that only the run knows."""
     schema = data.schema
-    similarity = towers.item_tower.similarity
-    neighbours = towers.neighbours
     counts = {
         "items": len(data.catalogue),
         "users": len(data.sequences.user_ids),
@@ -110,10 +108,10 @@ def make_facts(
         "seed": config.seed,
     }
     libraries = {name: version(name) for name in LIBRARIES}
+    neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
-
     return Facts(
-        similarity=similarity,
+        similarity=towers.item_tower.similarity,
         popularity_dims=popularity_dims,
         counts=counts,
         libraries=libraries,

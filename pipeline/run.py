@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
@@ -71,7 +70,6 @@ class Product:
     recommender: Recommender
     metrics: dict[str, Any]
     report: dict[str, Any]  # the rest of `metrics.json`
-    test: pd.DataFrame
 
 
 def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
@@ -95,8 +93,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
     """
     if config.tune.trials is not None:
         raise SchemaError(
-            f"tune.trials is {config.tune.trials} and this is a run; leave it out, "
-            "or call `search`"
+            f"tune.trials is {config.tune.trials} and this is a run; leave it out"
         )
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
@@ -111,22 +108,21 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         return release(work, stage, produce(work, stage))
 
 
-def search(config: Config, text: str) -> None:
-    """Search for a better recipe in place of a run; the test is not looked at."""
-    from pipeline.tuning import tune  # optuna is optional
-
-    with Stage.open(config.out) as stage:
-        work = prepare(config, None, stage.beside)
-        print_choices(work.choices)
-        tune(config, work, text, fit_first)
-
-
 def run_or_search(config: Config, text: str) -> Run | None:
-    """Run or search; what the training itself cannot do is a fault of the configuration."""
+    """Run, or search for a better recipe, which does not look at the test.
+
+    Raises:
+        SchemaError: also of what the training itself cannot do.
+    """
     try:
         if config.tune.trials is None:
             return run(config, text=text)
-        search(config, text)
+        from pipeline.tuning import tune  # optuna is optional
+
+        with Stage.open(config.out) as stage:
+            work = prepare(config, None, stage.beside)
+            print_choices(work.choices)
+            tune(config, work, text, fit_first)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -139,15 +135,15 @@ def produce(work: Work, stage: Stage) -> Product:
     started = time.monotonic()
     data = examine(work)
     print_choices(work.choices)
-    trained, seconds = train(work)
+    seconds: dict[str, float] = {}
+    trained = train(work, seconds)
     console.rule("export")
     facts, recommender = stage_bundle(
         work, trained.towers, trained.data, trained.epochs, stage
     )
 
     begun = time.monotonic()
-    metrics, baseline_seconds = measure(recommender, work)
-    seconds |= baseline_seconds
+    metrics = measure(recommender, work, seconds)
     seconds["evaluation"] = time.monotonic() - begun
     seconds["total"] = time.monotonic() - started
 
@@ -165,7 +161,7 @@ def produce(work: Work, stage: Stage) -> Product:
         stability = segments.stability
         report["segments"] = {"stability": stability, "found": segments.describe()}
 
-    return Product(facts, recommender, metrics, report, only_targets(work.split.test))
+    return Product(facts, recommender, metrics, report)
 
 
 def examine(work: Work) -> dict[str, Any]:
@@ -173,9 +169,9 @@ def examine(work: Work) -> dict[str, Any]:
     data = work.config.data
     check_targets(work.split, data.repeats)
     leaks = find_leaks(work.tables, work.split, data)
-    rejects = work.report["rejects"]
-    cleaning = work.report["cleaning"]
-    report = report_data(work.tables, rejects, cleaning, work.split, data, leaks)
+    report = report_data(
+        work.tables, split=work.split, config=data, leaks=leaks, **work.report
+    )
     print_report(report, console)
     if data.leaks == "stop":
         stop_on_leaks(leaks)
@@ -184,66 +180,69 @@ def examine(work: Work) -> dict[str, Any]:
 
 def describe_training(work: Work, trained: Trained) -> dict[str, Any]:
     """Return what `metrics.json` says of the training."""
-    chosen = {}
-    for choice in work.choices:
-        chosen[choice.name] = {"value": choice.value, "reason": choice.reason}
+    chosen = {
+        choice.name: {"value": choice.value, "reason": choice.reason}
+        for choice in work.choices
+    }
     previous = work.previous and work.previous.bundle.manifest.version
-    refinement = trained.refinement and asdict(trained.refinement)
     return {
         "epochs": trained.epochs,
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": chosen,
         "warm_start": previous,
-        "refinement": refinement,
+        "refinement": trained.refinement and asdict(trained.refinement),
     }
 
 
 def measure(
-    recommender: Recommender, work: Work
-) -> tuple[dict[str, Any], dict[str, float]]:
+    recommender: Recommender, work: Work, seconds: dict[str, float]
+) -> dict[str, Any]:
     """Evaluate the staged bundle.
 
+    Args:
+        recommender: of the staged bundle.
+        work: gives the test.
+        seconds: receives those of the baselines.
+
     Returns:
-        the metrics, which are the same for the same seed, and the seconds of the baselines.
+        the metrics, which are the same for the same seed.
     """
     config = work.config
     parts = set_apart(work)
     if not len(parts.test):
         note = "everything trains: nothing is left to test on"
-        return {"protocol": {"split": work.split.kind, "note": note}}, {}
+        return {"protocol": {"split": work.split.kind, "note": note}}
 
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
-    seconds = {}
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
             seconds[f"baseline_{name}"] = record.pop("seconds")
 
-    return metrics, seconds
+    return metrics
 
 
 def set_apart(work: Work) -> Parts:
     """Return what a run is tested on; audited columns and features of users make the groups."""
     split = work.split
     data = work.config.data
-    groups = []
-    for feature in data.features.of("user").values():
-        if feature.kind in ("categorical", "numeric"):
-            groups.append(str(feature.column))
-
-    groups += data.audit_only
+    groups = [
+        str(feature.column)
+        for feature in data.features.of("user").values()
+        if feature.kind in ("categorical", "numeric")
+    ]
     test = only_targets(split.test)
-    validation = only_targets(split.validation)
+    evidence = only_evidence(split.validation)
     return Parts(
         test,
         split.train,
-        validation,
+        only_targets(split.validation),
         work.tables.users,
-        group_columns=groups,
+        group_columns=[*groups, *data.audit_only],
         at=split.test_at,
-        evidence=only_evidence(split.validation),
+        evidence=evidence,
     )
 
 
@@ -253,8 +252,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     out = config.out
     metrics = product.metrics
     profiles = product.recommender.profiles
-    published = dict(metrics)
-    published.pop("slices", None)  # groups may be a few people
+    # Groups may be a few people.
+    published = {name: part for name, part in metrics.items() if name != "slices"}
     ready = stage.prepare(product.facts, published)
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
@@ -262,7 +261,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     content = {"version": ready.version, **metrics, **product.report}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_file(stage.beside / METRICS, f"{text}\n".encode())
-    write_report(stage.beside, out, content, product.recommender, product.test)
+    test = only_targets(work.split.test)
+    write_report(stage.beside, out, content, product.recommender, test)
     stage_profiles(out / PROFILES, profiles, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
-
-import numpy as np
 
 from datamodules.splits import Split
 from datamodules.tables import Tables, is_set
@@ -22,7 +20,8 @@ from models.config import Recipe
 from models.defaults import Choice
 from pipeline.config import Config
 from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT, Bundle
-from serve.errors import BundleError, SchemaError
+from serve.clock import to_iso
+from serve.errors import SchemaError
 from serve.files import write_file
 from service.publish import read_version
 
@@ -59,10 +58,10 @@ class Work:
 def declare(config: Config) -> dict[str, Any]:
     """Return what identifies a run, but for its data, as JSON values."""
     trainer = {}
-    for name, value in config.trainer.items():
-        if name not in NOT_TRAINED:
-            is_plain = value is None or isinstance(value, (bool, int, float, str))
-            trainer[name] = value if is_plain else type(value).__name__
+    for name in sorted(config.trainer.keys() - NOT_TRAINED):
+        value = config.trainer[name]
+        is_plain = isinstance(value, (int, float, str, NoneType))
+        trainer[name] = value if is_plain else type(value).__name__
     return {
         "data": config.data.declared(),
         "model": asdict(config.model),
@@ -73,12 +72,12 @@ def declare(config: Config) -> dict[str, Any]:
 
 def declare_finished(config: Config, rows: str) -> dict[str, Any]:
     """Return the same with the fingerprint of the tables: a finished run reads no checkpoint."""
-    run = declare(config)
-    run["previous"] = str(config.previous)
-    run["rows"] = rows
-    if config.warm_start:
-        run["warm_start"] = True
-    return run
+    return {
+        **declare(config),
+        "previous": str(config.previous),
+        "rows": rows,
+        "warm_start": config.warm_start,
+    }
 
 
 def refuse_replacing(config: Config) -> None:
@@ -92,8 +91,7 @@ def refuse_replacing(config: Config) -> None:
     version, _ = read_published(out)
     if config.overwrite:
         return
-    traces = [BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES)]
-    is_of_run = version is not None or any((out / name).exists() for name in traces)
+    is_of_run = (out / BUNDLE).exists() or (out / CHECKPOINTS).exists()
     for name in (CONFIG, METRICS, REPORT):
         if not is_of_run and (out / name).exists():
             raise SchemaError(
@@ -101,13 +99,13 @@ def refuse_replacing(config: Config) -> None:
                 "choose another --out, or add --overwrite"
             )
 
-    is_resumed = config.resume and _is_done(out, version)
+    is_resumed = config.resume and version == read_version(out / BUNDLE)
     if (out / BUNDLE).exists() and not is_resumed:
         raise SchemaError(
             f"{out} holds a finished run: choose another --out, or add --overwrite"
         )
 
-    is_interrupted = version is None and any((out / CHECKPOINTS).glob("*/*.ckpt"))
+    is_interrupted = not version and any((out / CHECKPOINTS).glob("*/*.ckpt"))
     if is_interrupted and not config.resume:
         raise SchemaError(
             f"{out} holds an interrupted run: --ckpt_path last (in Python: resume=True) "
@@ -131,14 +129,13 @@ def is_finished(config: Config, rows: str) -> bool:
     out = config.out
     version, run = read_published(out)
     if (out / BUNDLE).exists() and not config.overwrite:
-        refuse_replacing(config)
         for difference in compare(run, declare_finished(config, rows)):
             raise SchemaError(
                 f"{out} holds another run, finished: {difference}; "
                 "choose another --out, or add --overwrite"
             )
         return True
-    if _is_done(out, version) or not config.resume:
+    if version == read_version(out / BUNDLE) or not config.resume:
         _clear(out)
     return False
 
@@ -150,18 +147,13 @@ def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
     write_file(folder / PUBLISHED, text.encode())
 
 
-def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read the version and the run that `note_published` wrote; None and nothing without."""
+def read_published(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Read the version and the run that `note_published` wrote, both empty without."""
     path = folder / PUBLISHED
-    try:
-        content = json.loads(path.read_bytes())
-        return content["version"], dict(content["run"])
-    except FileNotFoundError:
-        return None, {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(
-            f"{path} is damaged: {error!r}; delete it and train with --overwrite"
-        ) from error
+    if not path.exists():
+        return "", {}
+    content = json.loads(path.read_bytes())
+    return content["version"], content["run"]
 
 
 def find_previous(config: Config, split: Split) -> Previous:
@@ -193,17 +185,12 @@ def find_previous(config: Config, split: Split) -> Previous:
 
     until = bundle.schema.data_until
     if split.test_at is not None and split.test_at < until:
-        end = f"{np.datetime64(until, 's')}Z"
         raise SchemaError(
-            f"{run} was trained on events up to {end}: "
+            f"{run} was trained on events up to {to_iso(until)}: "
             f"set data.split.at to that or later, {remedy}"
         )
 
     return Previous(run, bundle, content["training"]["refinement"] or {})
-
-
-def _is_done(folder: Path, version: str | None) -> bool:
-    return version is not None and version == read_version(folder / BUNDLE)
 
 
 def _clear(folder: Path) -> None:
@@ -213,6 +200,3 @@ def _clear(folder: Path) -> None:
             shutil.rmtree(folder / name / stage, ignore_errors=True)
     # Only now: checkpoints without a note are those of an interrupted run.
     (folder / PUBLISHED).unlink(missing_ok=True)
-    for name in (CHECKPOINTS, LOGS):
-        with suppress(OSError):  # it may be missing, or hold something else
-            (folder / name).rmdir()

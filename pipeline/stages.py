@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
-from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
+from datamodules.datamodule import InteractionsDataModule, fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
-from datamodules.splits import Split, split_interactions
+from datamodules.splits import split_interactions
 from datamodules.tables import Tables, is_set, read_tables, tables_from_frames
 from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
@@ -79,13 +79,17 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         SchemaError: the tables cannot be learned from.
     """
     tables, report = read(config, frames, beside)
-    rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
+    rows = fingerprint(tables)
     split = split_interactions(tables.interactions, config.data, config.seed)
     previous = None
     if config.warm_start:
         previous = find_previous(config, split)
-        model = _inherit(config.model, previous.bundle)
-        config = replace(config, model=model)
+        # The data has grown, and might choose other values.
+        values = dict(previous.bundle.manifest.facts.config["model"])
+        for name, value in asdict(config.model).items():
+            if value is not None:
+                values[name] = value
+        config = replace(config, model=ModelConfig(**values))
 
     learned = split.train if config.data.split.strict else split.refit
     counts = count_data(replace(tables, interactions=learned), config.data)
@@ -93,15 +97,6 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     config = replace(config, model=recipe.to_config())
 
     return Work(config, recipe, tables, split, report, choices, rows, previous)
-
-
-def _inherit(model: ModelConfig, bundle: Bundle) -> ModelConfig:
-    """Complete a configuration by an earlier run's: the data has grown, and might choose others."""
-    values = dict(bundle.manifest.facts.config["model"])
-    for name, value in asdict(model).items():
-        if value is not None:
-            values[name] = value
-    return ModelConfig(**values)
 
 
 def read(
@@ -160,29 +155,28 @@ def print_choices(choices: Sequence[Choice]) -> None:
 # ---- trainings
 
 
-def train(work: Work) -> tuple[Trained, dict[str, float]]:
+def train(work: Work, seconds: dict[str, float]) -> Trained:
     """Fit with early stopping, choose the refinement, fit on all before the test, and refine.
 
-    Returns:
-        the towers, and the seconds of each training, on the clock and of the processor.
+    Args:
+        work: what to train on.
+        seconds: receives the seconds of each training, on the clock and of the processor.
     """
     if work.previous is not None:
-        return train_on(work, work.previous)
-    seconds: dict[str, float] = {}
-    top_k = work.recipe.neighbours
+        with _timed(seconds, "training"):
+            return train_on(work, work.previous)
     with _timed(seconds, "training"):
         console.rule("training")
         first = fit_first(work)
+        top_k = work.recipe.neighbours
         refinement = choose(first.towers, first.data, top_k, work.config.seed)
         console.print(refinement.describe(), soft_wrap=True, highlight=False)
 
     if work.config.data.split.strict or not len(work.split.validation):
-        return refine(work, first, refinement), seconds
+        return refine(work, first, refinement)
     with _timed(seconds, "training_again"):
         last = fit_again(work, first.epochs)
-        trained = refine(work, replace(last, pace=first.pace), refinement)
-
-    return trained, seconds
+        return refine(work, replace(last, pace=first.pace), refinement)
 
 
 def fit_first(work: Work) -> Trained:
@@ -193,53 +187,50 @@ def fit_first(work: Work) -> Trained:
     rows = (split.train, split.validation)
     data = make_data(work, known, rows, split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
-
-    return fit_stage(work, data, "select", work.recipe.max_epochs, model)
+    return fit_stage(work, data, "select", model)
 
 
 def fit_again(work: Work, epochs: int) -> Trained:
     """Fit on everything before the test, after a training that stopped after some epochs."""
     everything = "all but the test" if len(work.split.test) else "everything"
-    if not continues(work):
+    n_more = 0
+    if continues(work):
+        share = round(CONTINUED_SHARE * work.recipe.max_epochs)
+        n_more = max(1, min(epochs, share))
+        work = soften(work, CONTINUED_RATE, n_more)
+        console.rule(f"continuing with {everything}, {n_more} more epochs")
+    else:
         console.rule(f"training again on {everything}, {epochs} epochs")
-        data = make_last_data(work)
-        model = make_model(work.recipe, data, work.config.seed)
-        return fit_stage(work, data, "final", epochs, model)
 
-    share = round(CONTINUED_SHARE * work.recipe.max_epochs)
-    n_more = max(1, min(epochs, share))
-    console.rule(f"continuing with {everything}, {n_more} more epochs")
-    work = soften(work, CONTINUED_RATE, n_more)
     data = make_last_data(work)
     model = make_model(work.recipe, data, work.config.seed)
-    load_best(model, work.config.out, "select")
-    trained = fit_stage(work, data, "final", n_more, model)
+    if n_more:
+        load_best(model, work.config.out, "select")
+    trained = fit_stage(work, data, "final", model, n_more or epochs)
+    if n_more:
+        return replace(trained, epochs=epochs, continued=n_more)
+    return trained
 
-    return replace(trained, epochs=epochs, continued=n_more)
 
-
-def train_on(work: Work, previous: Previous) -> tuple[Trained, dict[str, float]]:
+def train_on(work: Work, previous: Previous) -> Trained:
     """Continue from the weights of an earlier run on everything before the test.
 
     Nothing is held out to stop by: those weights have seen it. The refinement is the earlier one.
     """
-    seconds: dict[str, float] = {}
     seed = work.config.seed
-    with _timed(seconds, "training"):
-        epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
-        version = previous.bundle.manifest.version
-        console.rule(f"training on from version {version}, {epochs} epochs")
-        work = soften(work, WARM_RATE, epochs)
-        data = make_last_data(work)
-        pl.seed_everything(seed, workers=True, verbose=False)
-        sample = sample_memory(data) if data.schema.repeats == "allow" else None
-        towers = make_towers(data, work.recipe, sample)
-        model = wrap(towers, work.recipe, data, seed)
-        start = Start.read(previous.bundle, previous.run)
-        take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
-        trained = fit_stage(work, data, "final", epochs, model)
-        refined = refine(work, trained, Refinement(**previous.refinement))
-    return refined, seconds
+    epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
+    version = previous.bundle.manifest.version
+    console.rule(f"training on from version {version}, {epochs} epochs")
+    work = soften(work, WARM_RATE, epochs)
+    data = make_last_data(work)
+    pl.seed_everything(seed, workers=True, verbose=False)
+    sample = sample_memory(data) if data.schema.repeats == "allow" else None
+    towers = make_towers(data, work.recipe, sample)
+    model = wrap(towers, work.recipe, data, seed)
+    start = Start.read(previous.bundle, previous.run)
+    take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
+    trained = fit_stage(work, data, "final", model)
+    return refine(work, trained, Refinement(**previous.refinement))
 
 
 @contextmanager
@@ -291,7 +282,7 @@ def soften(work: Work, rate: float, epochs: int) -> Work:
 
 def make_last_data(work: Work) -> InteractionsDataModule:
     """Index everything before the test to train on, and nothing to stop by."""
-    split: Split = work.split
+    split = work.split
     nothing = split.validation.iloc[:0]
     return make_data(work, split.refit, (split.refit, nothing), split.test_at)
 
@@ -345,11 +336,15 @@ def wrap(
 
 
 def fit_stage(
-    work: Work, data: InteractionsDataModule, name: str, epochs: int, model: TwoTower
+    work: Work,
+    data: InteractionsDataModule,
+    name: str,
+    model: TwoTower,
+    epochs: int | None = None,
 ) -> Trained:
     """Train a model for some epochs of the schedule, stopping by the validation if there is any.
 
-    Checkpoints of other data, weights or options are refused.
+    Default: all epochs. Checkpoints of other data, weights or options are refused.
     """
     config = work.config
     catalogue = data.catalogue
@@ -363,6 +358,7 @@ def fit_stage(
     )
     if work.previous is not None:
         origin["weights of version"] = work.previous.bundle.manifest.version
+    epochs = epochs or work.recipe.max_epochs
     epochs, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     temperature = float(model.temperature.detach())
     return Trained(model.towers, data, epochs, temperature, pace)

@@ -6,7 +6,6 @@ DIR/tuning/best.yaml     the configuration of the best trial
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +38,8 @@ from models.config import Recipe
 from models.defaults import choose_recipe, count_data
 from models.fit import MONITOR, list_callbacks
 from pipeline.config import Config, tuned_text
-from pipeline.run_folder import Work, declare
-from serve.errors import SchemaError, say
+from pipeline.run_folder import Work, declare_finished
+from serve.errors import SchemaError
 from serve.files import write_file
 
 FOLDER = "tuning"
@@ -58,7 +57,7 @@ MAX_ID_DROPOUT = 0.5
 RATE_FACTOR = 4
 Space = dict[str, BaseDistribution]
 Fit = Callable[[Work], object]
-console = Console(log_path=False, highlight=False)
+console = Console(soft_wrap=True, markup=False, highlight=False)
 
 
 def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
@@ -96,33 +95,21 @@ def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
     work = replace(work, tables=tables, split=without_test)
 
     console.rule(f"search by validation: {', '.join(space)}")
-    study = open_study(open_folder(given) / JOURNAL, describe_study(given, work, space))
-    total = given.tune.trials or 0
-    while len(list_done(study)) < total:
-        attempt(study, work, space, fit)
-        done = list_done(study)
-        show(f"{len(done)} of {total}: {describe(done[-1])}")
-
-    finish(given, work, list_done(study), text)
-
-
-def open_folder(given: Config) -> Path:
-    """Make the folder of a search, an empty one under `overwrite`."""
     folder = given.out / FOLDER
     if given.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def describe_study(given: Config, work: Work, space: Space) -> dict[str, Any]:
-    """Return what identifies a search, as JSON values."""
-    origin = declare(work.config)
+    origin = declare_finished(work.config, work.rows)
     origin["searched"] = {name: repr(values) for name, values in space.items()}
-    origin["previous"] = str(given.previous)
-    origin["rows"] = work.rows
+    study = open_study(folder / JOURNAL, origin)
 
-    return dict(json.loads(json.dumps(origin)))
+    total = given.tune.trials or 0
+    while len(list_done(study)) < total:
+        attempt(study, work, space, fit)
+        done = list_done(study)
+        console.print(f"{len(done)} of {total}: {describe(done[-1])}")
+
+    finish(given, work, study, text)
 
 
 def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> Space:
@@ -142,20 +129,17 @@ def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> S
     rate = recipe.learning_rate
     half = max(recipe.max_epochs // 2, 1)
     max_id_dropout = MAX_ID_DROPOUT if has_content else 0.0
-    blocks = IntDistribution(max(recipe.n_blocks - 1, 0), recipe.n_blocks + 1)
-    rates = FloatDistribution(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True)
+    blocks = recipe.n_blocks
     space: Space = {
         "dim": IntDistribution(step, 2 * recipe.dim, step=step),
-        "n_blocks": blocks,
+        "n_blocks": IntDistribution(max(blocks - 1, 0), blocks + 1),
         "dropout": _share(recipe.dropout, MAX_DROPOUT),
-    }
-    space |= {
         "id_dropout": _share(recipe.id_dropout, max_id_dropout),
         "similarity": CategoricalDistribution(("cosine", "dot")),
         "negatives": _doublings(recipe.negatives, 2),
-    }
-    space |= {
-        "learning_rate": rates,
+        "learning_rate": FloatDistribution(
+            rate / RATE_FACTOR, rate * RATE_FACTOR, log=True
+        ),
         "batch_size": _doublings(recipe.batch_size, 1),
         "max_epochs": IntDistribution(half, recipe.max_epochs + half),
     }
@@ -199,7 +183,7 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         origin: identifies the search; JSON values.
 
     Raises:
-        SchemaError: the journal is damaged, or of another search.
+        SchemaError: the journal is of another search.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
@@ -207,30 +191,23 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         content = path.read_bytes()
         write_file(path, content[: content.rfind(b"\n") + 1])
 
-    try:
-        study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(path))),
-            study_name=NAME,
-            direction="maximize",
-            pruner=MedianPruner(n_warmup_steps=2),
-            load_if_exists=True,
-        )
-        if ORIGIN not in study.user_attrs:
-            study.set_user_attr(ORIGIN, origin)
-        begun_as = study.user_attrs[ORIGIN]
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            study.tell(trial.number, state=TrialState.FAIL)
-    except (ValueError, KeyError, TypeError) as error:
-        raise SchemaError(
-            f"{path} is damaged: {say(error)}; begin anew with --overwrite"
-        ) from error
-
-    for difference in compare(begun_as, origin):
+    study = optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(path))),
+        study_name=NAME,
+        direction="maximize",
+        pruner=MedianPruner(n_warmup_steps=2),
+        load_if_exists=True,
+    )
+    if ORIGIN not in study.user_attrs:
+        study.set_user_attr(ORIGIN, origin)
+    for difference in compare(study.user_attrs[ORIGIN], origin):
         raise SchemaError(
             f"{path.parent} holds another study: {difference}; "
             "give another --out, or add --overwrite"
         )
 
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
     return study
 
 
@@ -249,8 +226,7 @@ def ask(
     n_done = len(list_done(study))
     drawn = np.random.SeedSequence((seed, n_done)).generate_state(1)
     study.sampler = TPESampler(seed=int(drawn[0]))
-    waiting = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    if not n_done and not waiting:
+    if not n_done:
         study.enqueue_trial(dict(default))
     return study.ask(space)
 
@@ -307,47 +283,34 @@ class Watch(Callback):
 # ---- the outcome
 
 
-def best_value(trial: FrozenTrial) -> float:
-    """Return the best validation NDCG of a trial; -1 if it could not be trained."""
-    if FAULT in trial.user_attrs:
-        return -1.0
-    return max(trial.intermediate_values.values(), default=-1.0)
-
-
 def describe(trial: FrozenTrial) -> str:
     values = ", ".join(f"{name} {value}" for name, value in tidy(trial.params).items())
-    is_pruned = trial.state is TrialState.PRUNED
-    note = trial.user_attrs.get(FAULT, "ended early" if is_pruned else "complete")
-    return f"validation NDCG@10 {best_value(trial):.4f} ({note}), {values}"
+    note = trial.user_attrs.get(FAULT, trial.state.name.lower())
+    return f"validation NDCG@10 {trial.value or 0:.4f} ({note}), {values}"
 
 
-def show(line: str) -> None:
-    console.print(line, soft_wrap=True, markup=False)
-
-
-def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) -> None:
+def finish(given: Config, work: Work, study: optuna.Study, text: str) -> None:
     """Write the configuration of the best trial, and print the outcome."""
-    complete = [trial for trial in done if trial.state is TrialState.COMPLETE]
-    if not complete:
+    done = list_done(study)
+    if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         fault = done[0].user_attrs.get(FAULT)
         raise SchemaError(f"none of {len(done)} trials could be trained: {fault}")
 
-    best = max(complete, key=best_value)
+    best = study.best_trial
     values: dict[str, Any] = {}
-    if best is not done[0]:  # else the data chooses the same again
+    if best.number != done[0].number:  # else the data chooses the same again
         values = asdict(work.config.model) | tidy(best.params)
         values.pop("neighbours")
 
-    number = done.index(best) + 1
-    head = f"# Trial {number} of {len(done)}: validation NDCG@10 {best_value(best):.4f}"
+    head = f"# The best of {len(done)} trials: validation NDCG@10 {best.value:.4f}"
     path = given.out / FOLDER / BEST
     write_file(path, f"{head}\n{tuned_text(text, given.out, values)}".encode())
 
     console.rule("outcome of the search")
-    show(f"best: {describe(best)}")
-    show(f"chosen from the data: {describe(done[0])}")
-    show(
+    console.print(f"best: {describe(best)}")
+    console.print(f"chosen from the data: {describe(done[0])}")
+    console.print(
         "the best of many is judged by the users that chose it: expect less on others, "
         "such as the test"
     )
-    show(f"train it: bascule train --config {shlex.quote(str(path))}")
+    console.print(f"train it: bascule train --config {shlex.quote(str(path))}")

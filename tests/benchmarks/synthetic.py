@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import train  # noqa: E402
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
-from pipeline.config import EvaluationConfig  # noqa: E402
+from pipeline.config import Config, EvaluationConfig  # noqa: E402
+from pipeline.run import run  # noqa: E402
 from serve.schema import Repeats  # noqa: E402
 
 N_USERS, N_EVENTS, N_CATEGORIES = (
@@ -64,7 +64,7 @@ def train_bundle(
         draw_items(np.arange(n_items), rng),
     )
     evaluation = EvaluationConfig(baselines=[])  # EASE would invert a matrix of items
-    train.run(train.Config(data, model, trainer, folder, evaluation=evaluation), tables)
+    run(Config(data, model, trainer, folder, evaluation=evaluation), tables)
 
 
 def draw_items(item_ids: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:

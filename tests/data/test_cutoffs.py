@@ -51,11 +51,10 @@ def test_history_ends_where_targets_begin(case, epoch):
     table, contexts = table_of(data), data.sequences.context.codes
     for plan in plans_of(data, epoch):
         batch = data.examples[plan]
-        cutoffs = plan.cutoffs
-        for b, (user, time) in enumerate(zip(cutoffs.users, cutoffs.times, strict=True)):
+        for b, (user, time) in enumerate(zip(plan.users, plan.times, strict=True)):
             mine = table[table["user"] == user]
             if world.schema.ties == "ordered":
-                stop = cutoffs.stops[b]
+                stop = plan.stops[b]
                 before, after = mine[mine.index < stop], mine[mine.index == stop]
                 assert after["time"].item() == time
             else:
@@ -71,7 +70,7 @@ def test_history_ends_where_targets_begin(case, epoch):
             assert batch.arrays["request_times"][b] == time
             assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
             past = [number for number, at in enumerate(data.trends.moments) if at <= time]
-            assert plan.trend == max(past, default=0)
+            assert plan.trend[b] == max(past, default=0)
         is_owned = [
             row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)
         ]
@@ -98,8 +97,8 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
     world = make_world(BASKETS)
     data = make_data(world, horizon=horizon)
     for plan in plans_of(data)[:6]:
-        first = int(plan.cutoffs.times.min())
-        kept = plan.cutoffs.times == first
+        first = int(plan.times.min())
+        kept = plan.times == first
         batch = data.examples[plan]
         later = make_data(with_changed_future(world, 0, first), horizon=horizon)
         again = later.examples[plan]
@@ -113,7 +112,7 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
         )
         assert torch.equal(batch.history_rows[kept], again.history_rows[kept])
         assert torch.equal(batch.owned_rows[mine], again.owned_rows[mine_again])
-        if data.trends.moments[plan.trend] <= first:
+        if data.trends.moments[plan.trend[0]] <= first:
             assert torch.equal(batch.popularity, again.popularity)
             for name in ("owned_statistics", "owned_preferences"):
                 assert torch.equal(batch.arrays[name][mine], again.arrays[name][mine_again]), name
@@ -126,7 +125,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch(case):
     def key(seed: int, epoch: int) -> str:
         plans = examples.plan(seed, epoch)
         return str(
-            [(plan.trend, [a.tolist() for a in vars(plan.cutoffs).values()]) for plan in plans]
+            [(plan.users.tolist(), plan.stops.tolist(), plan.trend.tolist()) for plan in plans]
         )
 
     keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
@@ -140,13 +139,13 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     data = make_data(world, horizon=horizon, batch_size=batch_size)
     epochs = [data.examples.plan(3, epoch) for epoch in range(9)]
     users_of_epochs = [
-        sorted(user for plan in plans for user in plan.cutoffs.users.tolist()) for plans in epochs
+        sorted(user for plan in plans for user in plan.users.tolist()) for plans in epochs
     ]
     users = users_of_epochs[0]
     assert len({len(plans) for plans in epochs}) == 1
     assert users_of_epochs == [users] * 9
     assert len(set(users)) == len(users) > 5
-    assert all(len(plan.cutoffs.users) > 0 for plans in epochs for plan in plans)
+    assert all(len(plan.users) > 0 for plans in epochs for plan in plans)
     assert len(epochs[0]) * batch_size >= len(users)
 
 
@@ -161,10 +160,9 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
     events, weight = data.sequences.events, data.sequences.target_weight
     for plan in plans_of(data):
         batch = data.examples[plan]
-        cutoffs = plan.cutoffs
-        for b, user in enumerate(cutoffs.users):
+        for b, user in enumerate(plan.users):
             declared: dict[int, list[float]] = {}
-            for position in range(cutoffs.stops[b], cutoffs.ends[b]):
+            for position in range(plan.stops[b], plan.ends[b]):
                 if weight[position]:
                     row = int(events.item_row[position])
                     declared.setdefault(row, []).append(float(weight[position]))
@@ -178,5 +176,5 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
             found = dict(zip(rows, batch.target_weights[is_mine].tolist(), strict=True))
             expected = {row: weight / root for row, weight in weights.items()}
             assert found == pytest.approx(expected) != {}
-            past = events.item_row[events.offsets[user] : cutoffs.stops[b]].tolist()
+            past = events.item_row[events.offsets[user] : plan.stops[b]].tolist()
             assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(past))

@@ -159,8 +159,7 @@ def test_much_of_the_test_that_is_owned_and_many_ties_are_said():
 def test_leaks_are_listed_and_printed(report):
     leak = Leak(
         "fact of the item",
-        "interactions",
-        "cost",
+        "interactions.cost",
         0.75,
         "interactions.cost[0] is a fact of the item",
     )

@@ -36,7 +36,7 @@ CONTEXT = {
     "noise": "numeric",
     "hour": FeatureConfig("hour_of_day", "datetime"),
 }
-PLANTED = {"sku", "receipt", "paid", "bought_for"}
+PLANTED = {f"interactions.{name}" for name in ("sku", "receipt", "paid", "bought_for")}
 
 
 def make_events(rng) -> pd.DataFrame:
@@ -113,19 +113,17 @@ def test_planted_columns_of_the_context_are_named_and_honest_ones_are_not(seed):
     assert {leak.column for leak in leaks} == PLANTED
     kinds = {(leak.column, leak.kind) for leak in leaks}
     assert kinds >= {
-        ("sku", "identifies the item"),
-        ("receipt", "known after the choice"),
+        ("interactions.sku", "identifies the item"),
+        ("interactions.receipt", "known after the choice"),
     }
-    assert all(
-        0.5 <= leak.power <= 1 and f"interactions.{leak.column}" in leak.message for leak in leaks
-    )
+    assert all(0.5 <= leak.power <= 1 and leak.column in leak.message for leak in leaks)
 
 
 def test_a_fact_of_the_item_is_called_so():
     events = make_events(np.random.default_rng(3))
     events["cost"] = np.where(events["item_id"] % 11 == 0, "paid", "free")
     (leak,) = look(events, features=FeaturesConfig(context={"cost": "categorical"}))
-    assert (leak.kind, leak.column, leak.power) == ("fact of the item", "cost", 1.0)
+    assert (leak.kind, leak.column, leak.power) == ("fact of the item", "interactions.cost", 1.0)
 
 
 def test_counts_of_items_that_include_the_test_are_named():
@@ -145,7 +143,7 @@ def test_counts_of_items_that_include_the_test_are_named():
     features = FeaturesConfig(item=dict.fromkeys(columns, "numeric"))
     leaks = look(events.drop(columns="datetime"), items=items, split=split, features=features)
     named = {leak.column: leak for leak in leaks if leak.kind == "made from the test"}
-    assert named.keys() == {"sales", "place_by_sales"}
+    assert named.keys() == {"items.sales", "items.place_by_sales"}
     assert min(leak.power for leak in named.values()) > 0.9
 
 
@@ -172,13 +170,13 @@ def test_events_in_two_parts_are_counted():
     leak, *_ = look(events, split=parts(copied, test))
     assert (leak.kind, leak.column) == (
         "test in training",
-        "user_id, item_id, datetime",
+        "interactions.user_id, item_id, datetime",
     )
     assert leak.power == pytest.approx(5 / len(test))
     assert look(events, split=parts(train, test)) == ()
     sets = events[["user_id", "item_id"]].drop_duplicates()
     (leak,) = look(sets, split=parts(sets[:-50], sets[-60:], "pairs"))
-    assert (leak.column, leak.power) == ("user_id, item_id", pytest.approx(10 / 60))
+    assert (leak.column, leak.power) == ("interactions.user_id, item_id", pytest.approx(10 / 60))
 
 
 def test_files_split_at_random_know_the_future_of_their_users():
@@ -192,7 +190,7 @@ def test_files_split_at_random_know_the_future_of_their_users():
         train.groupby("user_id")["datetime"].max(),
     )
     (leak,) = look(events, split=parts(train, test))
-    assert (leak.kind, leak.column) == ("test in training", "datetime")
+    assert (leak.kind, leak.column) == ("test in training", "interactions.datetime")
     assert leak.power == pytest.approx((last.reindex(first.index) > first).mean())
 
 

@@ -11,7 +11,6 @@ from datamodules.sliding_windows import WindowExamples, count_batches, cut_windo
 from datamodules.tables import TARGET_WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.events import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
 WORLD = make_world(ORDERED)
@@ -108,26 +107,6 @@ def test_a_batch_equals_a_loop_over_the_table():
                     events.time[place] - events.time[place - 1] if i else 0
                 )
         assert batch.sees_history.all()
-
-
-def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events():
-    data = make_data(WORLD)
-    assert (
-        data.sequences.events.weight.min() < np.exp(WORLD.schema.weight_mean) - 1
-    )  # some are below 0, standardised
-    for plan in plans_of(data):
-        batch = data.examples[plan]
-        expected, rows = history_arrays(
-            data.sequences.events.between(plan.starts, plan.stops), WORLD.schema
-        )
-        assert batch.history_rows.numpy().tobytes() == rows.tobytes()
-        for name, array in expected.items():
-            found = batch.arrays[name].numpy()
-            assert (found.dtype, found.shape, found.tobytes()) == (
-                array.dtype,
-                array.shape,
-                array.tobytes(),
-            ), name
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])

@@ -36,9 +36,9 @@ DATA = {"ordered": ORDERED, "baskets": BASKETS}
 N_TRIALS = 3
 
 
-def leave_weights(work: Any) -> None:
+def leave_weights(work: Any, seconds: dict[str, float]) -> None:
     """Train, and end before the export, which takes longer than the training."""
-    trained, _ = stages.train(work)
+    trained = stages.train(work, seconds)
     torch.save(
         [trained.towers.state_dict(), trained.epochs, trained.temperature],
         work.config.out / "weights.pt",
@@ -50,7 +50,7 @@ def run_training(out: Path, protocol: str) -> int:
     # the last training goes on from the first where events have an order, for several epochs
     stages.MAX_ADDED, stages.MANY_EVENTS, stages.CONTINUED_SHARE = 1.0, 0, 0.4
     run.train = leave_weights  # type: ignore[assignment]
-    train.run(
+    run.run(
         config_of(out, DATA[protocol], model=MODEL, resume=True),
         make_tables(DATA[protocol]),
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig
+from pipeline.config import Config
+from pipeline.run import Run, run
 
 DAY = 86_400
 START = 1_600_000_000
@@ -73,11 +74,9 @@ def make_tables(data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     return events, users, items
 
 
-def config_of(folder: Path, data: DataConfig, **options) -> train.Config:
-    return train.Config(
-        **{"data": data, "model": SMALL, "trainer": QUIET, "out": folder, **options}
-    )
+def config_of(folder: Path, data: DataConfig, **options) -> Config:
+    return Config(**{"data": data, "model": SMALL, "trainer": QUIET, "out": folder, **options})
 
 
-def make_run(folder: Path, data: DataConfig, **options) -> train.Run:
-    return train.run(config_of(folder, data, **options), make_tables(data))
+def make_run(folder: Path, data: DataConfig, **options) -> Run:
+    return run(config_of(folder, data, **options), make_tables(data))

@@ -43,7 +43,7 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> dict[str, train.Run]:
+def runs(tmp_path_factory) -> dict[str, run.Run]:
     return {
         name: make_run(tmp_path_factory.mktemp(name) / "run", data) for name, data in DATA.items()
     }
@@ -58,7 +58,7 @@ def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
     """Train as a run does, without export and evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     work = stages.prepare(config_of(folder, data, **options), frames, folder)
-    return stages.train(work)[0]
+    return stages.train(work, {})
 
 
 def test_a_run_leaves_what_it_promises(finished, capsys):
@@ -194,7 +194,7 @@ def shuffle(frames: tuple[pd.DataFrame, ...]) -> tuple[pd.DataFrame, ...]:
 
 @pytest.mark.parametrize("name", ["ordered", pytest.param("baskets", marks=pytest.mark.slow)])
 def test_the_same_seed_gives_the_same_bundle_whatever_the_order_of_rows(runs, tmp_path, name):
-    again = train.run(config_of(tmp_path / "run", DATA[name]), shuffle(make_tables(DATA[name])))
+    again = run.run(config_of(tmp_path / "run", DATA[name]), shuffle(make_tables(DATA[name])))
     assert again.metrics == runs[name].metrics
     assert torch.are_deterministic_algorithms_enabled()  # with several threads it takes this too
     for path in runs[name].bundle.iterdir():
@@ -278,12 +278,12 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     events, users, items = make_tables(ORDERED)
     config = config_of(tmp_path / "run", ORDERED)
     with pytest.raises(SchemaError, match="empty"):
-        train.run(config, (events.iloc[:0], users, items))
+        run.run(config, (events.iloc[:0], users, items))
     with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
-        train.run(replace(config, tune=TuneConfig(3)), (events, users, items))
+        run.run(replace(config, tune=TuneConfig(3)), (events, users, items))
     strangers = events.assign(item_id=events["item_id"] + 10_000)
     with pytest.raises(SchemaError):  # before anything is trained
-        train.run(config, (strangers, users, items))
+        run.run(config, (strangers, users, items))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -325,7 +325,7 @@ def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train, "parse", lambda argv, program: (config, "seed: 0"))
     monkeypatch.setattr(run, "prepare", lambda *_: codes.append(train.main([])) or os._exit)
     with pytest.raises((TypeError, AttributeError)):
-        train.run(config)
+        run.run(config)
     assert codes == [2]
     assert "another process writes here" in capsys.readouterr().err
 
@@ -334,6 +334,6 @@ def test_too_many_rejects_stop_a_run_and_are_left_in_its_folder(tmp_path):
     events, users, items = make_tables(ORDERED)
     events.loc[events.index[:200], "item_id"] = pd.NA
     with pytest.raises(SchemaError):
-        train.run(config_of(tmp_path / "run", ORDERED), (events, users, items))
+        run.run(config_of(tmp_path / "run", ORDERED), (events, users, items))
     rejects = pd.read_parquet(tmp_path / "run" / "rejects.parquet")
     assert len(rejects) == 200

@@ -59,14 +59,11 @@ def test_a_study_goes_on_after_a_kill_that_tore_its_last_line(tmp_path):
     assert ask(again, space, default, 1).params == second  # it depends on what is finished alone
 
 
-def test_another_study_or_a_damaged_one_is_refused(tmp_path):
+def test_another_study_is_refused(tmp_path):
     path = tmp_path / "study.jsonl"
     open_study(path, {"seed": 1})
     with pytest.raises(SchemaError, match="another study: seed is 1 there and 2 here"):
         open_study(path, {"seed": 2})
-    path.write_text("no journal\n")
-    with pytest.raises(SchemaError, match="damaged"):
-        open_study(path, {"seed": 1})
 
 
 def test_a_search_leaves_a_configuration_to_train_with(tmp_path, capsys):
