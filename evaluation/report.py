@@ -8,7 +8,6 @@ import platform
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,6 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import (
@@ -34,7 +32,7 @@ from evaluation.model_card import Content, environment, render
 from serve.arrays import Ints
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.catalogue import name_items
-from serve.errors import SchemaError, say
+from serve.errors import SchemaError
 from serve.files import write_file
 from serve.recommender import Recommender
 from serve.requests import History
@@ -57,21 +55,7 @@ OURS = "#0b62a8"
 THEIRS = "#7d8894"
 COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")  # in the order of the style sheet
 NAMES = environment().get_template("words.jinja").module.models  # type: ignore[attr-defined]
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bascule",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+STYLE = Path(__file__).with_name("templates") / "report.mplstyle"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "bascule report") -> int:
@@ -99,22 +83,15 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
         SchemaError: the folder has no figures, or those of another bundle.
     """
     path = run / METRICS
-    try:
-        content = json.loads(path.read_bytes())
-        measured = content["data"] and content["version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SchemaError(
-            f"{path} cannot be read: {say(error)}; give the folder of a finished run"
-        ) from error
     recommender = Recommender.load(run / BUNDLE)
-    bundle = recommender.bundle
-    version = bundle.manifest.version
-    if measured != version:
+    version = recommender.bundle.manifest.version
+    content = json.loads(path.read_bytes())
+    if content.get("version") != version:
         raise SchemaError(
-            f"{path} is of version {measured}, the bundle beside it of {version}; "
-            "give one run's folder"
+            f"{path} is not of version {version}, as the bundle beside it"
         )
-    test = None if holdout is None else read_interactions(holdout, bundle.schema)
+    schema = recommender.bundle.schema
+    test = None if holdout is None else read_interactions(holdout, schema)
     write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
@@ -157,7 +134,6 @@ def write_report(
         draw_intervals=draw_intervals,
         find_limits=find_limits,
         draw_curves=draw_curves,
-        draw_shares=draw_shares,
     )
     write_file(folder / REPORT, page.encode())
 
@@ -173,7 +149,7 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     Returns:
         SVG whose colours the style sheet decides.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure = Figure(figsize=(4.4, height), layout="constrained")
         plot(figure.subplots())
         text = io.StringIO()
@@ -254,34 +230,24 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
 
 
 def draw_curves(
-    curves: Mapping[str, Any], label: str, chosen_epoch: float | None = None
+    curves: Mapping[str, Any],
+    label: str,
+    axis: str,
+    scale: str = "linear",
+    chosen_epoch: float | None = None,
 ) -> Markup:
-    """Draw figures over epochs."""
+    """Draw figures over epochs, or over the share of a catalogue."""
 
     def plot(axes: Axes) -> None:
-        _plot_curves(axes, curves)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
+            axes.plot(curve.index, curve, ".-", label=name, color=colour)
+        axes.legend()
+        axes.set(xlabel=axis, xscale=scale)
         if chosen_epoch is not None:
+            axes.locator_params("x", integer=True)
             axes.axvline(chosen_epoch, color=INK, linewidth=0.8, linestyle="--")
 
     return draw(plot, label)
-
-
-def draw_shares(curves: Mapping[str, Any], label: str) -> Markup:
-    """Draw figures over the share of a catalogue."""
-
-    def plot(axes: Axes) -> None:
-        _plot_curves(axes, curves)
-        axes.set(xlabel="share of the catalogue, most popular first", xscale="log")
-
-    return draw(plot, label)
-
-
-def _plot_curves(axes: Axes, curves: Mapping[str, Any]) -> None:
-    for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
-        axes.plot(curve.index, curve, ".-", label=name, color=colour)
-    axes.legend()
 
 
 def draw_requests(
@@ -407,13 +373,10 @@ def _describe_events(
 
 def name_all(recommender: Recommender) -> list[str]:
     """Return readable names of all items, with the id if several have the same."""
-    items = recommender.bundle.items
-    names = name_items(items, recommender.bundle.schema.item_features)
-    counts = Counter(names)
-    unique = []
-    for name, item_id in zip(names, _item_ids(recommender), strict=True):
-        unique.append(name if counts[name] == 1 else f"{name} ({item_id})")
-    return unique
+    bundle = recommender.bundle
+    names = pd.Series(name_items(bundle.items, bundle.schema.item_features))
+    with_ids = names + [f" ({item_id})" for item_id in _item_ids(recommender)]
+    return names.where(~names.duplicated(keep=False), with_ids).tolist()
 
 
 if __name__ == "__main__":
