@@ -142,7 +142,7 @@ async def reload(request: Request) -> dict[str, Any]:
     service = state.service
     reason = await asyncio.to_thread(service.reload)
     outcome = "loaded" if reason is None else "refused"
-    state.metrics.reloads.labels(outcome).inc()
+    state.metrics.counters["reloads"].labels(outcome).inc()
     if reason is not None:
         _LOG.warning("reload refused, keeping version %s: %s", service.version, reason)
         raise HTTPException(409, reason)

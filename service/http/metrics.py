@@ -48,10 +48,23 @@ _COUNTERS = {
     "events": "Events saved.",
     "impressions_lost": "Impressions that could not be written.",
 }
-_SUMS = {  # gauges that workers add up
-    "in_flight": "Requests that are being answered.",
-    "waiting": "Calls that wait for a computing thread, or run in it.",
-    "impressions_waiting": "Impressions that are yet to be written.",
+_LABELLED = {  # counters
+    "requests": ("Answers given, by route and status.", ("route", "status")),
+    "reloads": ("Reloads, by outcome.", ("outcome",)),
+}
+_HISTOGRAMS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "request_seconds": ("From the headers of a request to its answer.", ("route",)),
+    "answer_seconds": ("From the beginning of an answer until it was written.", ()),
+}
+_GAUGES: dict[str, tuple[str, Any]] = {  # with what becomes of those of all workers
+    "in_flight": ("Requests that are being answered.", "livesum"),
+    "waiting": ("Calls that wait for a computing thread, or run in it.", "livesum"),
+    "impressions_waiting": ("Impressions that are yet to be written.", "livesum"),
+    "last_reload_timestamp_seconds": (
+        "Time of the last reload, or the start.",
+        "livemax",
+    ),
+    "last_reload_success": ("1 if it was loaded, 0 if it was refused.", "livemin"),
 }
 _MEASURED = {
     "items": "Items of the catalogue.",
@@ -94,20 +107,31 @@ class Metrics:
         self._faults = faults
         self._n_lost = 0
         self.registry = CollectorRegistry()
-        self._options: Any = {
+        options: Any = {
             "namespace": "bascule",
             "registry": None if shared else self.registry,
         }
         self.counters = {
-            name: Counter(name, text, **self._options)
-            for name, text in _COUNTERS.items()
+            name: Counter(name, text, **options) for name, text in _COUNTERS.items()
+        }
+        for name, (text, labels) in _LABELLED.items():
+            self.counters[name] = Counter(name, text, labels, **options)
+        self._histograms = {
+            name: Histogram(name, text, labels, buckets=_SECONDS, **options)
+            for name, (text, labels) in _HISTOGRAMS.items()
         }
         self.gauges = {
-            name: self._make_gauge(name, text, "livesum")
-            for name, text in _SUMS.items()
+            name: Gauge(name, text, multiprocess_mode=mode, **options)
+            for name, (text, mode) in _GAUGES.items()
         }
-        self._count_http()
-        self._describe_state()
+        self.gauges["last_reload_success"].set(1)  # of a worker that is about to start
+        self._degraded = Gauge(
+            "degraded",
+            "1 for each fault that /ready names now.",
+            ("fault",),
+            multiprocess_mode="livemax",
+            **options,
+        )
 
         self.registry.register(_ServiceCollector(measure, beside))
         if shared:
@@ -116,72 +140,20 @@ class Metrics:
         else:
             ProcessCollector(registry=self.registry)
 
-    def _count_http(self) -> None:
-        self.requests = Counter(
-            "requests",
-            "Answers given, by route and status.",
-            ("route", "status"),
-            **self._options,
-        )
-        self.seconds = Histogram(
-            "request_seconds",
-            "From the headers of a request to its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            **self._options,
-        )
-        self.compute = Histogram(
-            "answer_seconds",
-            "From the beginning of an answer until it was written.",
-            buckets=_SECONDS,
-            **self._options,
-        )
-
-    def _describe_state(self) -> None:
-        self.reloads = Counter(
-            "reloads", "Reloads, by outcome.", ("outcome",), **self._options
-        )
-        self._degraded = self._make_gauge(
-            "degraded", "1 for each fault that /ready names now.", "livemax", ("fault",)
-        )
-        self._reloaded_at = self._make_gauge(
-            "last_reload_timestamp_seconds",
-            "Time of the last reload, or the start.",
-            "livemax",
-        )
-        self._is_loaded = self._make_gauge(
-            "last_reload_success", "1 if it was loaded, 0 if it was refused.", "livemin"
-        )
-        self._is_loaded.set(1)  # of a worker that is about to start, too
-
-    def _make_gauge(
-        self, name: str, text: str, mode: Any, labels: Sequence[str] = ()
-    ) -> Gauge:
-        return Gauge(name, text, labels, multiprocess_mode=mode, **self._options)
-
     def refresh(
-        self,
-        n_waiting: int,
-        n_impressions: int,
-        n_lost: int,
-        reload: Mapping[str, Any],
-        faults: Collection[str],
+        self, gauges: Mapping[str, float], n_lost: int, faults: Collection[str]
     ) -> None:
         """Take over the service's own counts; each worker does so every second.
 
         Args:
-            n_waiting: calls of the computing threads.
-            n_impressions: impressions that are yet to be written.
+            gauges: name -> value.
             n_lost: impressions that could not be written, since the start.
-            reload: time and outcome of the last reload.
             faults: names of the present faults.
         """
-        self.gauges["waiting"].set(n_waiting)
-        self.gauges["impressions_waiting"].set(n_impressions)
+        for name, value in gauges.items():
+            self.gauges[name].set(value)
         self.counters["impressions_lost"].inc(n_lost - self._n_lost)
         self._n_lost = n_lost
-        self._reloaded_at.set(reload["time"])
-        self._is_loaded.set(reload["is_loaded"])
         for fault in self._faults:
             self._degraded.labels(fault).set(fault in faults)
 
@@ -193,15 +165,15 @@ class Metrics:
         """Count one answer of HTTP; return the label of its route."""
         default = "items" if path.startswith("/v1/items/") else "other"
         route = _ROUTE_LABELS.get(path, default)
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        self.counters["requests"].labels(route, str(status)).inc()
+        self._histograms["request_seconds"].labels(route).observe(seconds)
         return route
 
     def count_lists(
         self, answers: Sequence[Mapping[str, Any]], k: int, seconds: float
     ) -> None:
         """Count the lists of one answer, which took some seconds."""
-        self.compute.observe(seconds)
+        self._histograms["answer_seconds"].observe(seconds)
         counters = self.counters
         counters["recommendations"].inc(len(answers))
         for answer in answers:

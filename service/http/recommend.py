@@ -60,17 +60,16 @@ class AppState:
         """Take the service's own counts into the metrics; the server does so every second."""
         service = self.service
         impressions = service.impressions
-        reload = service.last_reload or {
-            "time": service.current.loaded_at,
-            "is_loaded": True,
+        reload = service.last_reload
+        gauges = {
+            "waiting": self.answers.n_waiting,
+            "impressions_waiting": impressions.n_waiting,
+            "last_reload_timestamp_seconds": service.current.loaded_at,
         }
-        self.metrics.refresh(
-            self.answers.n_waiting,
-            impressions.n_waiting,
-            impressions.n_lost,
-            reload,
-            service.find_faults(),
-        )
+        if reload is not None:
+            gauges["last_reload_timestamp_seconds"] = reload["time"]
+            gauges["last_reload_success"] = reload["is_loaded"]
+        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
 
     def close(self) -> None:
         """Finish the calls that wait, and release threads and files."""
