@@ -19,7 +19,7 @@ from serve.profiles import Profile
 from serve.recommender import Recommender
 from serve.requests import Filters, Request
 from serve.rerank import RECOMMENDED
-from serve.schema import DERIVED
+from service.answers import show_items
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are ranked
@@ -36,7 +36,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
     return {
         "names": name_columns(current.catalogue.table, schema.item_features),
         "features": _describe_features(
-            [part for part in schema.user_features if part.kind not in DERIVED]
+            [part for part in schema.user_features if not part.is_derived]
         ),
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
@@ -96,8 +96,8 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
     }
 
 
-def search_items(current: Recommender, text: str, k: int) -> list[Id]:
-    """Return the ids of up to k listed items whose texts hold all words, the popular first."""
+def search_items(current: Recommender, text: str, k: int) -> list[dict[str, Any]]:
+    """Return up to k listed items whose texts hold all words, the popular first."""
     ids = current.catalogue.item_ids
     words = text.casefold().split()
     matches = (
@@ -111,4 +111,8 @@ def search_items(current: Recommender, text: str, k: int) -> list[Id]:
         datetime=current.bundle.schema.data_until,
     )
     (answer,) = current.recommend([request], k, filter_viewed=False)
-    return answer.item_id.tolist()  # type: ignore[no-any-return]
+    columns = show_items(current.catalogue.table, ids.find(answer.item_id))
+    return [
+        {"item_id": item_id, "columns": values}
+        for item_id, values in zip(answer.item_id.tolist(), columns, strict=True)
+    ]

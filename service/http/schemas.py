@@ -7,8 +7,10 @@ same raw dictionaries from Python callers. A new field of an event also goes int
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -200,14 +202,10 @@ class ForgetBody(TypedDict):
 
 
 # names that an error may repeat: ours, not a caller's
+_BODIES = (PastEvent, FilterBody, RecommendBody, RecommendManyBody)
+_CHANGES = (EventBody, EventsBody, ItemBody)
 FIELDS = frozenset({"search"}).union(
-    PastEvent.__annotations__,
-    FilterBody.__annotations__,
-    RecommendBody.__annotations__,
-    RecommendManyBody.__annotations__,
-    EventBody.__annotations__,
-    EventsBody.__annotations__,
-    ItemBody.__annotations__,
+    *(body.__annotations__ for body in (*_BODIES, *_CHANGES))
 )
 
 
@@ -388,49 +386,21 @@ def describe(
         list_ids: returns the ids of the catalogue, (N,).
     """
     document = write()
-    ids = list_ids()
-    examples = _write_examples(*ids[[0, -1]].tolist())
     document["components"]["securitySchemes"] = {"key": _KEY}
+    first, last = list_ids()[[0, -1]].tolist()
+    text = Path(__file__).with_name("examples.json").read_text()
+    text = text.replace('"FIRST"', json.dumps(first))
+    examples = json.loads(text.replace('"LAST"', json.dumps(last)))
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             role = ROLES.get(path, Role.ADMIN)
             operation["security"] = [{"key": [role.name.lower()]}] if role else []
             if method == "put":
-                operation["parameters"][0]["example"] = str(ids[0])
-            if (method, path) in examples:
+                operation["parameters"][0]["example"] = str(first)
+            if method != "delete" and path in examples:
                 (content,) = operation["requestBody"]["content"].values()
                 content["examples"] = {
                     summary: {"summary": summary, "value": value}
-                    for summary, value in examples[method, path].items()
+                    for summary, value in examples[path].items()
                 }
     return document
-
-
-def _write_examples(
-    first: str | int, last: str | int
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return summary -> body by method and path, for a catalogue with these two items."""
-    event = {"user_id": "7", "item_id": first}
-    return {
-        ("post", "/v1/recommend"): {
-            "A known user": {"user_id": "7", "k": 5},
-            "Somebody new, with a history": {
-                "history": [{"item_id": first}, {"item_id": last}],
-                "k": 5,
-            },
-            "Many at once": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5},
-        },
-        ("post", "/v1/similar"): {"The nearest five": {"item_id": first, "k": 5}},
-        ("post", "/v1/due"): {
-            "What a known user takes again": {"user_id": "7", "k": 5}
-        },
-        ("post", "/v1/events"): {
-            "A user took an item": event,
-            "Never again": event | {"item_id": last, "event": "dismiss"},
-            "Many at once": {"events": [event | {"weight": 2}]},
-        },
-        ("put", "/v1/items/{item_id}"): {
-            "Out of stock": {"columns": {"in_stock": False}}
-        },
-        ("post", "/v1/users/forget"): {"Erase a user": {"user_id": "7"}},
-    }
