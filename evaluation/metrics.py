@@ -278,13 +278,13 @@ def measure_slices(
         targets: the items to find.
         labels: slice -> a label per target, (T,).
     """
-    slices: dict[str, dict[str, Summary]] = {}
-    for name, targets_by_value in slice_targets(targets, labels).items():
-        slices[name] = {
+    return {
+        name: {
             value: summarise(measure_users(lists, part))
             for value, part in targets_by_value.items()
         }
-    return slices
+        for name, targets_by_value in slice_targets(targets, labels).items()
+    }
 
 
 def slice_targets(
@@ -369,9 +369,8 @@ def find_head(event_count: Ints) -> Flags:
     """
     order = np.argsort(-event_count, kind="stable")
     before = np.cumsum(event_count[order]) - event_count[order]
-    is_head = np.zeros(len(event_count), np.bool_)
-    is_head[order] = before < HEAD_SHARE * event_count.sum()
-    return is_head
+    n_head = np.count_nonzero(before < HEAD_SHARE * event_count.sum())
+    return np.isin(np.arange(len(order)), order[:n_head])
 
 
 def label_column(column: pd.Series[Any]) -> Labels:
@@ -384,11 +383,11 @@ def label_column(column: pd.Series[Any]) -> Labels:
         A label per row; None or NaN where missing.
     """
     if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS:
-        column = pd.Series([to_text(value) for value in column], dtype="str")
-        is_many = column.nunique() > MAX_VALUES
-        if not is_many or not column.dropna().str.fullmatch(NUMBER).all():
-            return column.to_numpy(object)
-        column = pd.to_numeric(column)
+        texts = pd.Series([to_text(value) for value in column], dtype="str")
+        has_numbers = texts.dropna().str.fullmatch(NUMBER).all()
+        if texts.nunique() <= MAX_VALUES or not has_numbers:
+            return texts.to_numpy(object)
+        column = pd.to_numeric(texts)
     if column.nunique() <= MAX_NUMBERS:
         return column.to_numpy(object)
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))
