@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -27,7 +26,6 @@ _MAX_USERS = 5  # users to try
 _N_CANDIDATES = 20  # for each of them
 _MAX_RECENT = 4  # distinct items that a user took last
 _MAX_EVENTS = 100  # events among which they are looked for
-_USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def describe_form(current: Recommender) -> dict[str, Any]:
@@ -62,19 +60,17 @@ def _describe_features(features: Sequence[Feature]) -> list[dict[str, Any]]:
 
 def choose_users(current: Recommender) -> list[dict[str, Any]]:
     """Choose known users of short to long histories, of whom much is known."""
-    if current not in _USERS:
-        profiles = current.profiles
-        order = np.argsort(np.diff(profiles.offsets), kind="stable")
-        users = []
-        for group in np.array_split(order, _MAX_USERS):
-            middle = group[len(group) // 2 :][:_N_CANDIDATES]
-            candidates = [
-                _describe_user(current, user_id)
-                for user_id in profiles.user_ids[middle].tolist()
-            ]
-            users += sorted(candidates, key=lambda user: -len(user["features"]))[:1]
-        _USERS[current] = users
-    return _USERS[current]
+    profiles = current.profiles
+    order = np.argsort(np.diff(profiles.offsets), kind="stable")
+    users = []
+    for group in np.array_split(order, _MAX_USERS):
+        middle = group[len(group) // 2 :][:_N_CANDIDATES]
+        candidates = [
+            _describe_user(current, user_id)
+            for user_id in profiles.user_ids[middle].tolist()
+        ]
+        users += sorted(candidates, key=lambda user: -len(user["features"]))[:1]
+    return users
 
 
 def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:

@@ -220,7 +220,7 @@ async def form(request: Request) -> Response:
             ]
         return write_answer(request, current.version, content)
 
-    return await asyncio.to_thread(answer)  # the first time it takes long
+    return await asyncio.to_thread(answer)
 
 
 @dataclass(frozen=True)

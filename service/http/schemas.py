@@ -56,37 +56,38 @@ Explain = Annotated[
     ),
 ]
 Dial = Annotated[float, Field(ge=0, le=1)]
-_strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
+_strict = with_config(
+    strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 
 @_strict
 class PastEvent(TypedDict, total=False):
-    item_id: Annotated[
-        ItemId,
-        Field(
-            description="As in the data; items that the bundle does not know are skipped."
-        ),
-    ]
+    item_id: ItemId
+    """As in the data; items that the bundle does not know are skipped."""
     datetime: Text | Number | None
     event: Text | None
     weight: Number | None
-    context: Annotated[Values | None, Field(description="The context of the event.")]
+    context: Values | None
+    """The context of the event."""
 
 
 @_strict
 class FilterBody(TypedDict, total=False):
     """Conditions that an item must meet to be listed."""
 
-    where: Annotated[
-        Text | None, Field(description="A condition on the columns of the items.")
-    ]
-    only: Annotated[Ids | None, Field(description="Only these items.")]
+    where: Text | None
+    """A condition on the columns of the items."""
+    only: Ids | None
+    """Only these items."""
     at_most: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=MAX_ITEMS)]] | None,
-        Field(max_length=MAX_NAMES, description="Column -> most items of one value."),
+        Field(max_length=MAX_NAMES),
     ]
+    """Column -> most items of one value."""
 
 
+# fields that other bodies inherit have a description: a docstring would not be inherited
 @_strict
 class RequestBody(TypedDict, total=False):
     """A user and a moment: all of it may be left out."""
@@ -166,15 +167,11 @@ class EventBody(TypedDict):
     user_id: ItemId
     item_id: ItemId
     event: NotRequired[Text | None]
-    datetime: NotRequired[
-        Annotated[Text | Number | None, Field(description="By default now.")]
-    ]
+    datetime: NotRequired[Text | Number | None]
+    """By default now."""
     weight: NotRequired[Number | None]
-    request_id: NotRequired[
-        Annotated[
-            Text | None, Field(description="Id of the answer that the event follows.")
-        ]
-    ]
+    request_id: NotRequired[Text | None]
+    """Id of the answer that the event follows."""
 
 
 @_strict
@@ -188,12 +185,8 @@ class EventsBody(TypedDict):
 
 @_strict
 class ItemBody(TypedDict):
-    columns: Annotated[
-        Values,
-        Field(
-            description="Column -> value; a column that is not named stays, null is missing."
-        ),
-    ]
+    columns: Values
+    """Column -> value; a column that is not named stays, null is missing."""
 
 
 @_strict
