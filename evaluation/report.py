@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -115,7 +116,7 @@ def write_report(
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
     requests, targets = draw_requests(recommender, content, holdout, seed)
-    has_config = (folder / CONFIG).is_file() or (run / CONFIG).is_file()
+    has_config = (folder / CONFIG).is_file()
     page = render(
         "report.html",
         content,
@@ -161,7 +162,7 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
     head = Markup('<svg class="chart" role="img" aria-label="{}" ').format(label)
-    return head + Markup(svg)
+    return head + Markup(svg)  # noqa: S704 - matplotlib escapes
 
 
 def draw_intervals(
@@ -181,14 +182,12 @@ def draw_intervals(
     height = 0.7 + 0.22 * len(summaries)
 
     def plot(axes: Axes) -> None:
-        names = []
         for row, (name, summary) in enumerate(summaries.items()):
             colour = OURS if name == MODEL or limits else THEIRS
             ends = summary[f"{metric}_ci95"]
             axes.plot(ends, [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
-            name = NAMES.get(name, name)
-            names.append(name if len(name) <= 24 else f"{name[:23]}…")
+        names = [NAMES.get(name, name)[:24] for name in summaries]
         axes.set_yticks(range(len(names)), names)
         bottom = len(names) - 0.4  # the first row is on top
         axes.set(xlabel=metric, ylim=(bottom, -0.6), xlim=limits or None)
@@ -313,8 +312,7 @@ def describe_examples(
     histories = []
     for request in requests:
         profile = recommender.profiles.get(request["user_id"])
-        nothing = History(np.empty(0, object))
-        histories.append(nothing if profile is None else profile.history)
+        histories.append(profile.history if profile else History(np.empty(0, object)))
     chosen = _choose_rows([len(history) for history in histories], seed)
 
     schema = recommender.bundle.schema
@@ -363,12 +361,12 @@ def _describe_events(
 ) -> list[tuple[str, str]]:
     """Return the date and the name of the last items, the latest first."""
     names = names[-MAX_EVENTS:][::-1].tolist()
-    dates = [""] * len(names)
+    dates: Any = repeat("")
     if history.datetime is not None:
         last = history.datetime[-MAX_EVENTS:][::-1]
         times = pd.to_datetime(last, unit="s", utc=True).tz_convert(timezone or "UTC")
-        dates = [str(date) for date in times.date]
-    return [*zip(dates, names, strict=True)]
+        dates = map(str, times.date)
+    return [*zip(dates, names, strict=False)]
 
 
 def name_all(recommender: Recommender) -> list[str]:

@@ -67,21 +67,17 @@ def make_app(
         app.include_router(admin.reloading)
     for path, name in _PAGES.items():
         app.add_route(path, partial(_send_page, name), methods=["GET"])
-    _add_document(app, service)
-    return app
 
-
-def _add_document(app: FastAPI, service: Service) -> None:
-    """Serve the OpenAPI document, which is written once."""
-    app.openapi = partial(  # type: ignore[method-assign]
-        schemas.describe, app.openapi, lambda: service.current.catalogue.item_ids.ids
-    )
-    write = cache(lambda: ENCODER.encode(app.openapi()))
+    @cache
+    def write() -> str:
+        ids = service.current.catalogue.item_ids.ids
+        return ENCODER.encode(schemas.describe(app.openapi(), ids))
 
     def document(_: Request) -> Response:
         return Response(write(), media_type="application/json")
 
     app.add_route("/openapi.json", document, methods=["GET"])
+    return app
 
 
 def _send_page(name: str, _: Request) -> Response:

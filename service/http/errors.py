@@ -70,12 +70,6 @@ def answer_error(
     return Response(body, status, headers=headers, media_type="application/json")
 
 
-def answer_overload(request: Request) -> Response:
-    return answer_error(
-        request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
-    )
-
-
 async def _answer_http(request: Request, error: Any) -> Response:
     hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
     message = f"{error.detail}{hint}"
@@ -129,9 +123,10 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
     return answer_error(request, 500, "the service failed; its log says where")
 
 
-async def _answer_overload(request: Request, error: Exception) -> Response:
+async def answer_overload(request: Request, error: object = None) -> Response:
     request.app.state.shared.metrics.counters["shed"].inc()
-    return answer_overload(request)
+    message = "too many requests wait; come back later"
+    return answer_error(request, 503, message, headers=RETRY_AFTER)
 
 
 async def _answer_disk(request: Request, error: Any) -> Response:
@@ -153,7 +148,7 @@ HANDLERS: dict[int | type[Exception], Any] = {
     HTTPException: _answer_http,
     RequestValidationError: _answer_invalid,
     SchemaError: _answer_schema_error,
-    OverloadError: _answer_overload,
+    OverloadError: answer_overload,
     OSError: _answer_disk,
     BundleError: _answer_damage,
     Exception: _answer_fault,

@@ -240,8 +240,7 @@ class RequestMiddleware:
         if scope["path"] in _SHEDDING:
             counted = self._worker
             if counted.is_full:  # refused before it costs anything
-                self._metrics.counters["shed"].inc()
-                app = answer_overload(Request(scope))
+                app = await answer_overload(Request(scope))
         with self._metrics.gauges["in_flight"].track_inprogress():
             try:
                 await app(scope, _bound(scope, receive, counted), send_on)

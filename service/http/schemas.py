@@ -8,7 +8,6 @@ same raw dictionaries from Python callers. A new field of an event also goes int
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -369,18 +368,15 @@ def describe_errors(*more: int) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def describe(
-    write: Callable[[], dict[str, Any]], list_ids: Callable[[], NDArray[np.generic]]
-) -> dict[str, Any]:
+def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[str, Any]:
     """Complete the OpenAPI document by the roles of keys and by examples.
 
     Args:
-        write: returns the document of the routes.
-        list_ids: returns the ids of the catalogue, (N,).
+        document: of the routes.
+        item_ids: (N,) the ids of the catalogue.
     """
-    document = write()
     document["components"]["securitySchemes"] = {"key": _KEY}
-    first, last = list_ids()[[0, -1]].tolist()
+    first, last = item_ids[[0, -1]].tolist()
     text = Path(__file__).with_name("examples.json").read_text()
     text = text.replace('"FIRST"', json.dumps(first))
     examples = json.loads(text.replace('"LAST"', json.dumps(last)))
