@@ -105,8 +105,9 @@ class Examination:
     def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
         """Set the examination of users whose events so far are `past`."""
         owned = past.owned().take(held_out.targets.user)
-        views = view_targets(held_out.targets, owned, repeats)
-        return cls(held_out, views, owned, past)
+        return cls(
+            held_out, view_targets(held_out.targets, owned, repeats), owned, past
+        )
 
     @property
     def user(self) -> Ints:
@@ -249,8 +250,9 @@ def evaluate(
     criterion = None
     if len(parts.validation):
         sample = holdout.sample_users(parts.validation, seed)
-        held_out = holdout.group_requests(sample, ids)
-        criterion = make_criterion(held_out, train, schema.repeats)
+        criterion = make_criterion(
+            holdout.group_requests(sample, ids), train, schema.repeats
+        )
     models = {MODEL: ours}
     records = {}
     for name, record, score in fit_baselines(chosen, train, late, criterion, log):

@@ -262,8 +262,9 @@ def resample_means(values: Doubles) -> Doubles:
     for start in range(0, RESAMPLES, block):
         counts = np.empty((min(block, RESAMPLES - start), n_users))
         for sample in counts:
-            drawn = rng.integers(n_users, size=n_users)
-            sample[:] = np.bincount(drawn, minlength=n_users)
+            sample[:] = np.bincount(
+                rng.integers(n_users, size=n_users), minlength=n_users
+            )
         means.append(counts @ values / n_users)
     return np.concatenate(means)
 
@@ -300,8 +301,12 @@ def slice_targets(
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
         values = _name_values(column)
-        counts = values.value_counts().sort_index()
-        frequent = counts.sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
+        frequent = (
+            values.value_counts()
+            .sort_index()
+            .sort_values(ascending=False, kind="stable")
+            .index[:MAX_VALUES]
+        )
         n_users = user.groupby(values).transform("nunique")
         is_own = values.isin(frequent) & (n_users >= MIN_USERS)
         values = values.where(is_own, OTHER)

@@ -91,8 +91,11 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
         raise SchemaError(
             f"{path} is not of version {version}, as the bundle beside it"
         )
-    schema = recommender.bundle.schema
-    test = None if holdout is None else read_interactions(holdout, schema)
+    test = (
+        None
+        if holdout is None
+        else read_interactions(holdout, recommender.bundle.schema)
+    )
     write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
@@ -253,14 +256,16 @@ def draw_requests(
     recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int
 ) -> tuple[Requests, ItemSets | None]:
     """Draw requests of test users with their targets, or of known users without a test."""
-    user_ids = recommender.profiles.user_ids.tolist()
-    requests = [{"user_id": user_id} for user_id in user_ids]
+    requests = [
+        {"user_id": user_id} for user_id in recommender.profiles.user_ids.tolist()
+    ]
     targets = None
     if holdout is not None and len(holdout):
         test_at = content["data"]["split"].get("test_at")
         at = None if test_at is None else read_moment(test_at, None)
-        ids = Ids.number(_item_ids(recommender), (holdout,))
-        held_out = group_requests(holdout, ids)
+        held_out = group_requests(
+            holdout, Ids.number(_item_ids(recommender), (holdout,))
+        )
         requests = plain_requests(held_out.rows, at)
         targets = held_out.targets.items
     order = np.random.default_rng(seed).permutation(len(requests))
@@ -270,8 +275,9 @@ def draw_requests(
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    answers = recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed)
-    return as_lists(answers, DEPTH)
+    return as_lists(
+        recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH
+    )
 
 
 def _item_ids(recommender: Recommender) -> Any:
@@ -289,8 +295,9 @@ def measure_exposure(
     """
     bundle = recommender.bundle
     n_items = bundle.items.num_rows
-    history = pd.Index(recommender.profiles.history.item_id)
-    events = _item_ids(recommender).get_indexer(history)
+    events = _item_ids(recommender).get_indexer(
+        pd.Index(recommender.profiles.history.item_id)
+    )
     lists = _rank(recommender, requests, bundle.schema.repeats == "exclude")
 
     n_events = np.bincount(events[events >= 0], minlength=n_items)

@@ -190,8 +190,7 @@ class Access:
     def _is_token(self, credentials: bytes, client: tuple[str, int] | None) -> bool:
         """Tell whether a process on the same machine brought the token."""
         is_local = client is not None and ip_address(client[0]).is_loopback
-        expected = f"Bearer {self.token}".encode()
-        is_equal = hmac.compare_digest(credentials, expected)
+        is_equal = hmac.compare_digest(credentials, f"Bearer {self.token}".encode())
         return self.token is not None and is_local and is_equal
 
 

@@ -64,13 +64,15 @@ async def forget_user(
 ) -> Response:
     service = get_state(request).service
     user_known = service.knows(body["user_id"])
-    erasing = asyncio.wrap_future(service.forget(body["user_id"]))
-    receipts = await asyncio.shield(erasing)
+    receipts = await asyncio.shield(
+        asyncio.wrap_future(service.forget(body["user_id"]))
+    )
     request.state.users = [  # for the audit log
         user for receipt in receipts for user in receipt["forgotten"]
     ]
-    content = {"receipts": receipts, "user_known": user_known}
-    return write_answer(request, service.version, content)
+    return write_answer(
+        request, service.version, {"receipts": receipts, "user_known": user_known}
+    )
 
 
 @changing.put(

@@ -80,8 +80,9 @@ async def _answer_invalid(request: Request, error: Any) -> Response:
     """Name the first fault of a body of another form; pydantic's messages hold no input."""
     first, *others = error.errors()[:_MAX_KINDS]
     if first["type"] == "json_invalid":
-        message = f"the body is no JSON: {first['ctx']['error']}"
-        return answer_error(request, 400, message)
+        return answer_error(
+            request, 400, f"the body is no JSON: {first['ctx']['error']}"
+        )
     field = _name_field(first["loc"])
     messages = [first["msg"]]
     for other in others:
@@ -125,8 +126,9 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
 
 async def answer_overload(request: Request, error: object = None) -> Response:
     request.app.state.shared.metrics.counters["shed"].inc()
-    message = "too many requests wait; come back later"
-    return answer_error(request, 503, message, headers=RETRY_AFTER)
+    return answer_error(
+        request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
+    )
 
 
 async def _answer_disk(request: Request, error: Any) -> Response:
@@ -140,8 +142,9 @@ async def _answer_disk(request: Request, error: Any) -> Response:
 async def _answer_damage(request: Request, error: Exception) -> Response:
     """Answer while a file is damaged, such as the list of forgotten users."""
     _LOG.error("nothing can be answered: %s", error)
-    message = "a file of the service is damaged; its log says which"
-    return answer_error(request, 503, message)
+    return answer_error(
+        request, 503, "a file of the service is damaged; its log says which"
+    )
 
 
 HANDLERS: dict[int | type[Exception], Any] = {

@@ -62,8 +62,10 @@ def _write_text(fields: dict[str, Any]) -> str:
 def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
     """Write the line of an answer, and of what it changed."""
     facts = {"key": scope["state"].get("key"), "status": status}
-    timed = facts | {"route": route, "seconds": round(seconds, 6)}
-    ACCESS.info("answered", extra={"facts": timed})
+    ACCESS.info(
+        "answered",
+        extra={"facts": (facts | {"route": route, "seconds": round(seconds, 6)})},
+    )
     if route in AUDITED:
         if "users" in scope["state"]:
             facts["users"] = scope["state"]["users"]

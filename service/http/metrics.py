@@ -129,8 +129,11 @@ class _ServiceCollector(Collector):
         measured = self._measure()
         for name, text in _TABLE["measured"].items():
             yield GaugeMetricFamily(f"bascule_{name}", text, measured[name])
-        version = {"version": measured["version"]}
-        yield InfoMetricFamily("bascule_bundle", "The bundle that answers.", version)
+        yield InfoMetricFamily(
+            "bascule_bundle",
+            "The bundle that answers.",
+            {"version": measured["version"]},
+        )
 
         figures = read_figures(self._beside)
         for name, arguments in _TABLE["figures"].items():

@@ -269,8 +269,11 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            text = f"the body took over {_BODY_SECONDS} seconds"
-            raise HTTPException(408, text, {"connection": "close"}) from None
+            raise HTTPException(
+                408,
+                f"the body took over {_BODY_SECONDS} seconds",
+                {"connection": "close"},
+            ) from None
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")

@@ -83,8 +83,9 @@ def get_state(request: Request) -> AppState:
 
 def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
     """Write an answer behind its head: request id, version and latency."""
-    text = write_json(request, version, content)
-    return Response(text, media_type="application/json")
+    return Response(
+        write_json(request, version, content), media_type="application/json"
+    )
 
 
 def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
@@ -157,8 +158,7 @@ async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Res
 async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
     service = get_state(request).service
     raw = _drop_shared(cast(Mapping[str, Any], body))
-    k = body.get("k", DEFAULT_K)
-    return await _compute(request, partial(service.due, raw, k))
+    return await _compute(request, partial(service.due, raw, body.get("k", DEFAULT_K)))
 
 
 @router.get(
@@ -368,8 +368,7 @@ def _write_lists(
 
     content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
     head = write_json(call.request, call.current.version, content)
-    text = f"{head[:-2]}{','.join(texts)}]}}"
-    return Response(text, media_type="application/json")
+    return Response(f"{head[:-2]}{','.join(texts)}]}}", media_type="application/json")
 
 
 def _drop_shared(body: Mapping[str, Any]) -> dict[str, Any]:
