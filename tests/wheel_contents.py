@@ -25,7 +25,7 @@ REQUIRED = {
     "bascule/evaluation/templates/MODEL_CARD.md",
     "bascule/service/http/page.html",
     "bascule/service/http/metrics.toml",
-    "bascule/service/http/examples.json",
+    "bascule/service/http/document.json",
 }
 
 

@@ -32,7 +32,7 @@ _CODES = {
 }
 # the values in messages of `serve`, which are not always quoted
 _VALUE = re.compile(
-    r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)",
+    r"(?<= is ).*(?=; expected|; allowed| is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)",
     re.DOTALL,
 )
 _QUOTED = re.compile(
@@ -110,14 +110,11 @@ async def _answer_schema_error(request: Request, error: Exception) -> Response:
 def hide_values(message: str, names: frozenset[str]) -> str:
     """Take the sent values out of the message of a SchemaError: what is quoted and no name."""
 
-    def hide_value(match: re.Match[str]) -> str:
-        return ": " if match[0].endswith("; ") else _HIDDEN
-
     def hide_quoted(match: re.Match[str]) -> str:
         text = next(filter(None, match.groups()), None)
         return match[0] if text in names else _HIDDEN
 
-    return _QUOTED.sub(hide_quoted, _VALUE.sub(hide_value, message))
+    return _QUOTED.sub(hide_quoted, _VALUE.sub(_HIDDEN, message))
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:

@@ -387,6 +387,6 @@ def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
     allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
     if n_characters > allowed:
         raise SchemaError(
-            f"requests: their different filters have {n_characters:,} characters; allowed with "
-            f"{n_items:,} items: {allowed:,}; use fewer, or ask in several bodies"
+            f"requests: their different filters have {n_characters:,} characters; "
+            f"allowed: {allowed:,}; use fewer, or ask in several bodies"
         )

@@ -319,22 +319,8 @@ class ForgetAnswer(PutAnswer):
 
 _KEYED = (400, 401, 403, 404, 421, 429, 500, 503)
 ASKING = (405, 408, 413, 415, 422)
-_FAULTS = {
-    400: "The body is not JSON, or its length is given twice.",
-    401: "The key is missing or unknown.",
-    403: "The role of the key does not admit this call, or the service only reads.",
-    404: "There is no such path, or not at this port.",
-    405: "The path has other methods.",
-    408: "The body arrived too slowly.",
-    409: "The current version cannot be loaded; the one before still answers.",
-    413: "The body is too long.",
-    415: "The content-type is not application/json.",
-    421: "The host is not one of this service.",
-    422: "A value does not fit; `field` says where it stands.",
-    429: "The key is used too often; come back after the seconds of `retry-after`.",
-    500: "The service failed; its log says where.",
-    503: "Too many requests wait, or the disk fails; come back after the seconds of `retry-after`.",
-}
+_DOCUMENT = Path(__file__).with_name("document.json").read_text()
+_FAULTS = json.loads(_DOCUMENT)["faults"]
 
 
 class Role(IntEnum):
@@ -363,7 +349,7 @@ _KEY = {
 def describe_errors(*more: int) -> dict[int | str, dict[str, Any]]:
     """Describe the error answers of a route: those that every route may give, and more."""
     return {
-        status: {"model": FaultAnswer, "description": _FAULTS[status]}
+        status: {"model": FaultAnswer, "description": _FAULTS[str(status)]}
         for status in sorted((*_KEYED, *more))
     }
 
@@ -377,9 +363,8 @@ def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[st
     """
     document["components"]["securitySchemes"] = {"key": _KEY}
     first, last = item_ids[[0, -1]].tolist()
-    text = Path(__file__).with_name("examples.json").read_text()
-    text = text.replace('"FIRST"', json.dumps(first))
-    examples = json.loads(text.replace('"LAST"', json.dumps(last)))
+    text = _DOCUMENT.replace('"FIRST"', json.dumps(first))
+    examples = json.loads(text.replace('"LAST"', json.dumps(last)))["examples"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             role = ROLES.get(path, Role.ADMIN)
