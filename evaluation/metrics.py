@@ -294,13 +294,14 @@ def slice_targets(
     """Return slice -> value -> the targets of that value, given a label per target (T,).
 
     None and NaN become the value `missing`; rare values, and those of fewer than `MIN_USERS`
-    users, become `other`. Labels of these texts become `missing (value)` and `other (value)`.
-    Of equally frequent values the first in order stay.
+    users, become `other`. Of equally frequent values the first in order stay.
     """
     user = pd.Series(targets.user[targets.items.request])
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
-        values = _name_values(column)
+        codes, distinct = pd.factorize(column)  # missing is -1
+        names = np.array([*map(to_text, distinct), MISSING], object)
+        values = pd.Series(names[codes])
         frequent = (
             values.value_counts()
             .sort_index()
@@ -317,16 +318,6 @@ def slice_targets(
             for value in sorted(n_left.index[n_left >= MIN_USERS])
         }
     return slices
-
-
-def _name_values(column: Labels) -> pd.Series[Any]:
-    """Write each label as a text."""
-    codes, distinct = pd.factorize(column)  # missing is -1
-    names = []
-    for value in distinct:
-        is_ours = value in (MISSING, OTHER)
-        names.append(f"{value} (value)" if is_ours else str(to_text(value)))
-    return pd.Series(np.array([*names, MISSING], object)[codes])
 
 
 def label_targets(

@@ -178,11 +178,10 @@ def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
         title = name.replace("_", " ").capitalize()
         for label, leaf in _flatten(value):
             text = str(leaf)
-            if isinstance(leaf, float):
-                is_share = name in SHARES and label != "gini"
-                text = f"{leaf:.1%}" if is_share else f"{round(leaf, 3):,}"
-            elif type(leaf) is int:
-                text = f"{leaf:,}"
+            if name in SHARES and label != "gini":
+                text = f"{leaf:.1%}"
+            elif type(leaf) in (int, float):
+                text = f"{round(leaf, 3):,}"
             if label:
                 first, colon, others = label.partition(": ")
                 first = first[:1].upper() + first[1:].replace("_", " ")

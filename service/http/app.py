@@ -12,7 +12,7 @@ from service.http import admin, recommend, schemas
 from service.http.access import Access, AccessMiddleware
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
-from service.http.middleware import Gathering, RequestMiddleware, Worker
+from service.http.middleware import RequestMiddleware, Worker
 from service.http.recommend import ENCODER, AppState
 from service.service import FAULTS, Service
 
@@ -55,7 +55,7 @@ def make_app(
     )
     metrics = Metrics(service.measure, service.beside, FAULTS)
     worker = Worker(max_waiting, _DEADLINE)
-    app.state.shared = AppState(service, metrics, worker, Gathering(worker), access)
+    app.state.shared = AppState(service, metrics, worker, access)
     app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker)
 

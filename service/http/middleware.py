@@ -62,6 +62,8 @@ class Worker:
         self._deadline = deadline
         self._short = ThreadPoolExecutor(1)
         self._long = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()  # of the batches that others may join
+        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
         self.n_waiting = 0
         self.n_admitted = (
             0  # requests whose body is read and whose answer has not begun
@@ -130,30 +132,6 @@ class Worker:
         finally:
             self.n_waiting -= 1
 
-    def close(self) -> None:
-        """Finish the calls that run, then end the threads."""
-        self._short.shutdown()
-        self._long.shutdown()
-
-
-def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
-    """Run a generator to its result; raise OverloadError if it is stopped."""
-    try:
-        while not is_stopped():
-            next(steps)
-    except StopIteration as end:
-        return cast(T, end.value)
-    raise OverloadError
-
-
-class Gathering:
-    """Batch concurrent requests into one call: sixteen cost little more than four."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._lock = threading.Lock()
-        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
-
     async def answer(
         self,
         key: Hashable,
@@ -162,6 +140,8 @@ class Gathering:
         is_brief: bool,
     ) -> R:
         """Return what `call` gives for a request, called with others that come meanwhile.
+
+        Sixteen requests of one call cost little more than four.
 
         Args:
             key: requests of one key may be answered together.
@@ -197,7 +177,7 @@ class Gathering:
         try:
             if is_brief:
                 return close_and_call()
-            return await self._worker.run(close_and_call)
+            return await self.run(close_and_call)
         finally:
             self._close(key, batch)
 
@@ -206,6 +186,21 @@ class Gathering:
         with self._lock:
             if key in self._open and self._open[key][0] is batch:
                 del self._open[key]
+
+    def close(self) -> None:
+        """Finish the calls that run, then end the threads."""
+        self._short.shutdown()
+        self._long.shutdown()
+
+
+def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
+    """Run a generator to its result; raise OverloadError if it is stopped."""
+    try:
+        while not is_stopped():
+            next(steps)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise OverloadError
 
 
 class RequestMiddleware:

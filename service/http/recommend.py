@@ -28,7 +28,7 @@ from service.exploration import explore
 from service.http import page, schemas
 from service.http.access import Access
 from service.http.metrics import Metrics
-from service.http.middleware import Gathering, Worker, finish
+from service.http.middleware import Worker, finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
 from service.live_items import Arms
 from service.service import POLICY, Service
@@ -52,7 +52,6 @@ class AppState:
     service: Service
     metrics: Metrics
     answers: Worker
-    gathering: Gathering
     access: Access
 
     async def refresh(self) -> None:
@@ -344,8 +343,8 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
     key = current, call.k, call.filter_viewed
     is_brief = len(current.catalogue) <= _MAX_BRIEF
-    gathering = get_state(call.request).gathering
-    answer = await gathering.answer(key, parsed, rank, is_brief)
+    worker = get_state(call.request).answers
+    answer = await worker.answer(key, parsed, rank, is_brief)
     batch = _Batch(current, [parsed], [answer], POLICY)
     lists = batch.show(is_explained=False)
     return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])
