@@ -213,6 +213,7 @@ def test_popularity_is_the_ranking_of_counts_of_events_or_of_users(repeats):
         row for row in ranked if keep(ITEMS[row], OWNED.get(request["user_id"], set()))
     ][:k]
     figures = run(make_recommender(repeats=repeats), ["popularity"])["test"]["popularity"]
+    assert len(figures) == (3 if repeats == "allow" else 1)
     for view in figures:
         kept = KEEP[view] if repeats == "allow" else KEEP["all"]
         assert_figures(
