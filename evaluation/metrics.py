@@ -27,21 +27,14 @@ CUTOFFS = (10, 20)
 RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
-MIN_USERS_TO_COMPARE = (
-    20  # the interval of fewer users says nothing: that of one is a point
-)
-SLICES = (
-    "history",
-    "item_events",
-    "popularity",
-)  # all others are columns of the users table
+# the interval of fewer users says nothing: that of one is a point
+MIN_USERS_TO_COMPARE = 20
+# all other slices are columns of the users table
+SLICES = ("history", "item_events", "popularity")
 COLD_EVENTS = 5  # an item with fewer training events is cold
 HEAD_SHARE = 0.8  # share of all events that falls on the head of the catalogue
-NUMBERS = (
-    "integer",
-    "floating",
-    "mixed-integer-float",
-)  # pandas' names of numeric columns
+# pandas' names of numeric columns
+NUMBERS = ("integer", "floating", "mixed-integer-float")
 NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"  # a text that is a number; 01234 is a code
 MAX_NUMBERS = 12  # above so many distinct numbers, quartiles are the labels
 MAX_VALUES = 20  # above so many labels, the rare ones count together

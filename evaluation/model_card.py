@@ -130,7 +130,12 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
     views = list(metrics["slices"])
     slices = []
     for name in metrics["slices"][views[0]]:
-        groups = _group_by_label(metrics["slices"], name)
+        large: dict[str, dict[str, Content]] = defaultdict(dict)
+        for view in views:
+            for label, summary in metrics["slices"][view].get(name, {}).items():
+                if summary["users"] >= MIN_USERS_SHOWN:
+                    large[label][view] = summary
+        groups = {label: large[label] for label in sorted(large, key=_order_label)}
         charted = {
             label: summaries[views[0]]
             for label, summaries in groups.items()
@@ -150,18 +155,6 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
             }
         )
     return slices
-
-
-def _group_by_label(
-    by_view: Mapping[str, Any], name: str
-) -> dict[str, dict[str, Content]]:
-    """Return label -> view -> summary of the groups of a slice that are large enough."""
-    groups: dict[str, dict[str, Content]] = defaultdict(dict)
-    for view, slices in by_view.items():
-        for label, summary in slices.get(name, {}).items():
-            if summary["users"] >= MIN_USERS_SHOWN:
-                groups[label][view] = summary
-    return {label: groups[label] for label in sorted(groups, key=_order_label)}
 
 
 def _order_label(label: str) -> tuple[int, float, str]:

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
 from serve.errors import SchemaError, say
-from service.http.errors import HANDLERS, LOGGER
+from service.http.errors import LOGGER
 from service.http.schemas import ROLES, Role
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope
 
 _RECHECK_SECONDS = 1.0  # between two looks at the file of keys
 _FORM = "NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"
@@ -212,20 +211,3 @@ def _find_key(keys: KeyFile, credentials: bytes) -> Key:
             {"retry-after": str(math.ceil(wait))},
         )
     return key
-
-
-class AccessMiddleware:
-    """Answer requests that are not admitted, before anything of their bodies is read."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
-        self._access = access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
-        app = self._app
-        try:
-            self._access.admit(scope)
-        except HTTPException as error:
-            app = await HANDLERS[HTTPException](Request(scope), error)
-        await app(scope, receive, send)

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import FileResponse
 
 from service.http import admin, recommend, schemas
-from service.http.access import Access, AccessMiddleware
+from service.http.access import Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware, Worker
@@ -56,8 +56,7 @@ def make_app(
     metrics = Metrics(service.measure, service.beside, FAULTS)
     worker = Worker(max_waiting, _DEADLINE)
     app.state.shared = AppState(service, metrics, worker, access)
-    app.add_middleware(AccessMiddleware, access=access)
-    app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker)
+    app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker, access=access)
 
     app.include_router(recommend.router)
     app.include_router(admin.operating)

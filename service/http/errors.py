@@ -121,7 +121,7 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
     return answer_error(request, 500, "the service failed; its log says where")
 
 
-async def answer_overload(request: Request, error: object = None) -> Response:
+async def _answer_overload(request: Request, error: Exception) -> Response:
     request.app.state.shared.metrics.counters["shed"].inc()
     return answer_error(
         request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
@@ -148,7 +148,7 @@ HANDLERS: dict[int | type[Exception], Any] = {
     HTTPException: _answer_http,
     RequestValidationError: _answer_invalid,
     SchemaError: _answer_schema_error,
-    OverloadError: answer_overload,
+    OverloadError: _answer_overload,
     OSError: _answer_disk,
     BundleError: _answer_damage,
     Exception: _answer_fault,

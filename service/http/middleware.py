@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fastapi.exceptions import HTTPException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service.http.errors import OverloadError, answer_overload
+from service.http.access import Access
+from service.http.errors import HANDLERS, OverloadError
 from service.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
 from service.http.metrics import Metrics
 
@@ -65,9 +66,8 @@ class Worker:
         self._lock = threading.Lock()  # of the batches that others may join
         self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
         self.n_waiting = 0
-        self.n_admitted = (
-            0  # requests whose body is read and whose answer has not begun
-        )
+        # requests whose body is read and whose answer has not begun
+        self.n_admitted = 0
 
     @property
     def is_full(self) -> bool:
@@ -204,10 +204,13 @@ def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T
 
 
 class RequestMiddleware:
-    """Give each request an id, bound its body, add security headers to its answer, and count it."""
+    """Admit requests with an id and a bounded body, count them, and add headers to answers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, worker: Worker) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, worker: Worker, access: Access
+    ) -> None:
         self._app = app
+        self._access = access
         self._metrics = metrics
         self._worker = worker
 
@@ -231,11 +234,13 @@ class RequestMiddleware:
             await send(message)
 
         app = self._app
-        counted = None
-        if scope["path"] in _SHEDDING:
-            counted = self._worker
-            if counted.is_full:  # refused before it costs anything
-                app = await answer_overload(Request(scope))
+        counted = self._worker if scope["path"] in _SHEDDING else None
+        try:  # what is refused costs nothing: its body is not read
+            if counted is not None and counted.is_full:
+                raise OverloadError
+            self._access.admit(scope)
+        except (OverloadError, HTTPException) as error:
+            app = await HANDLERS[type(error)](Request(scope), error)
         with self._metrics.gauges["in_flight"].track_inprogress():
             try:
                 await app(scope, _bound(scope, receive, counted), send_on)

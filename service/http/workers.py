@@ -122,7 +122,10 @@ class _Parent:
             return
         while True:
             time.sleep(_LOOK_SECONDS if is_complete else _RETRY_SECONDS)
-            self._drop_ended()
+            for worker in [*self._workers]:
+                if worker.poll() is not None:
+                    _LOG.error("worker %d ended: %d", worker.pid, worker.returncode)
+                    self._drop(worker)
             is_complete = self._fill()
             if self._is_renewing:
                 self._is_renewing = False
@@ -144,12 +147,6 @@ class _Parent:
             if not self._start():
                 return False
         return True
-
-    def _drop_ended(self) -> None:
-        for worker in [*self._workers]:
-            if worker.poll() is not None:
-                _LOG.error("worker %d ended: %d", worker.pid, worker.returncode)
-                self._drop(worker)
 
     def _drop(self, worker: subprocess.Popen[bytes]) -> None:
         """Take a worker out with its gauges, which would count on."""
