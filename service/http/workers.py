@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 
-from service.command_line import FAULT, ending_on_signals
+from service.command_line import FAULT, ending_on_signals, undisturbed
 
 # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _WORKER = "BASCULE_WORKER"
@@ -100,7 +100,8 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
         except SystemExit:
             return 0
         finally:
-            parent.end()
+            with undisturbed():
+                parent.end()
     return FAULT
 
 
