@@ -8,18 +8,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
+from rich.console import Console
+
+from evaluation.console import print_metrics
+from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.holdout import PAIR, profiles_from_frame, split_validation
+from serve.bundle import Bundle
 from serve.errors import SchemaError
+from serve.files import write_file
+from serve.recommender import Recommender
+from serve.schema import Schema
 from service.command_line import make_parser, run_command
-
-if (
-    TYPE_CHECKING
-):  # pandas and scipy take a second: they come after the checks of options
-    import pandas as pd
-
-    from serve.bundle import Bundle
-    from serve.schema import Schema
 
 _DESCRIPTION = """Evaluate any bundle on any holdout.
 
@@ -68,27 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SchemaError(
             f"--json {figures} is a folder or in none; give a file in a folder that exists"
         )
-    for path in (arguments.holdout, arguments.train, arguments.users):
-        if path is not None and not path.exists():
-            raise SchemaError(
-                f"{path} does not exist; the working directory is {Path.cwd()}"
-            )
-    from serve.bundle import Bundle
-
-    judge(arguments, Bundle.load(arguments.bundle))
-
-
-def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
-    """Read the tables and evaluate the bundle."""
-    import pandas as pd
-    from rich.console import Console
-
-    from evaluation.console import print_metrics
-    from evaluation.evaluate import Parts, evaluate, headline_metric
-    from evaluation.holdout import profiles_from_frame, split_validation
-    from serve.files import write_file
-    from serve.recommender import Recommender
-
+    bundle = Bundle.load(arguments.bundle)
     schema = bundle.schema
     parts = Parts.read(
         arguments.holdout, arguments.train, arguments.users, arguments.at, schema
@@ -97,19 +79,20 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
     check_reachable(parts.test, parts.train, catalogue, schema)
     for note in find_doubts(parts.test, parts.train, schema, parts.at):
         print(f"note: {note}", file=sys.stderr)
-    profiles = profiles_from_frame(parts.train, parts.users, schema)
+    recommender = Recommender(
+        bundle, profiles_from_frame(parts.train, parts.users, schema)
+    )
     train, validation = split_validation(
         parts.train, parts.test, parts.at, arguments.seed
     )
     parts = replace(parts, train=train, validation=validation)
 
     log = Console(stderr=True, log_path=False).log
-    recommender = Recommender(bundle, profiles)
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
-        print(f"figures: {arguments.json}")
+    if figures is not None:
+        write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
+        print(f"figures: {figures}")
 
 
 def check_reachable(
@@ -137,8 +120,6 @@ def check_reachable(
             f"catalogue: item_id is {got!r} in the holdout and {catalogue.tolist()[0]!r} in the "
             "catalogue; expected: ids as in the bundle's data"
         )
-    from evaluation.holdout import PAIR
-
     is_owned = _find_rows(listed, history, PAIR)
     if schema.repeats == "exclude" and len(listed) and is_owned.all():
         user, item = listed[PAIR].iloc[0].tolist()
@@ -151,8 +132,6 @@ def check_reachable(
 
 def _find_rows(rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]) -> Any:
     """Mark the rows whose columns are those of a row of the table."""
-    import pandas as pd
-
     wanted = pd.MultiIndex.from_frame(table[columns])
     return pd.MultiIndex.from_frame(rows[columns]).isin(wanted)
 
@@ -161,8 +140,6 @@ def find_doubts(
     holdout: pd.DataFrame, history: pd.DataFrame, schema: Schema, at: int | None
 ) -> Iterator[str]:
     """Yield notes on histories that lack columns, or know the answers."""
-    from evaluation.holdout import PAIR
-
     is_read = {
         "datetime": schema.has_datetime,
         "event": bool(schema.event_types),
@@ -177,9 +154,8 @@ def find_doubts(
     if "datetime" not in history:
         return
     if "datetime" in holdout:
-        keys = [
-            name for name in (*PAIR, *is_read) if name in history and name in holdout
-        ]
+        shared = history.columns.intersection(holdout.columns)
+        keys = shared.intersection([*PAIR, *is_read]).tolist()
         n_known = int(_find_rows(holdout, history, keys).sum())
         if n_known:
             yield (

@@ -69,31 +69,16 @@ def print_metrics(
         metric: the one that models are compared by.
         others: further metrics to show.
     """
-    names = (metric, *others)
-    _print_views(console, metrics["test"], metrics["paired"], names, "")
+    tables = {"": (metrics["test"], metrics["paired"])}
     if "with_context" in metrics:
-        test = _shorten(metrics["with_context"])
-        paired = _shorten(metrics["paired_with_context"])
-        _print_views(console, test, paired, names, ", with request context")
-
-
-def _shorten(models: Mapping[str, Views]) -> dict[str, Views]:
-    """Turn "bascule without context" into "without context", for 80 columns."""
-    return {name.removeprefix("bascule "): models[name] for name in models}
-
-
-def _print_views(
-    console: Console,
-    test: Mapping[str, Views],
-    paired: Mapping[str, Views],
-    names: tuple[str, ...],
-    remark: str,
-) -> None:
-    first = next(iter(test))
-    for view, figures in test[first].items():
-        users = f"{figures['users']:,} user{'s' if figures['users'] != 1 else ''}"
-        title = f"view '{view}'{remark}, {users}, 95 % intervals"
-        console.print(build_table(view, test, paired, names, title))
+        tables[", with request context"] = (
+            metrics["with_context"],
+            metrics["paired_with_context"],
+        )
+    for remark, (test, paired) in tables.items():
+        for view in next(iter(test.values())):
+            title = f"view '{view}'{remark}"
+            console.print(build_table(view, test, paired, (metric, *others), title))
 
 
 def build_table(
@@ -109,8 +94,9 @@ def build_table(
     """
     champion = next(iter(test))
     metric, *others = names
+    n_users = test[champion][view]["users"]
     table = Table(
-        title=title,
+        title=f"{title}, users: {n_users:,}, 95 % intervals",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -123,14 +109,19 @@ def build_table(
     measured.sort(key=lambda model: -test[model][view][metric])
     for model in measured:
         figures = test[model][view]
-        cells = [f"{figures[metric]:.4f} ({_write_ends(figures, metric, '.3f')})", ""]
+        comparison = ""
         difference = paired.get(model, {}).get(view, {})
         if metric in difference:
             ends = _write_ends(difference, metric, "+.3f")
             colour = {1: "green", 0: "default", -1: "red"}[sign(difference, metric)]
-            cells[1] = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
-        cells += [f"{figures[name]:.4f}" for name in others]
-        table.add_row(model, *cells, style="bold" if model == champion else None)
+            comparison = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
+        table.add_row(
+            model.removeprefix("bascule "),  # for 80 columns
+            f"{figures[metric]:.4f} ({_write_ends(figures, metric, '.3f')})",
+            comparison,
+            *[f"{figures[name]:.4f}" for name in others],
+            style="bold" if model == champion else None,
+        )
     return table
 
 

@@ -6,9 +6,8 @@ Letters: B requests, N items, K places of a list, U users that have a target in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,9 @@ from evaluation.holdout import Events, HeldOut, Ids
 from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
 from serve.arrays import Doubles, Ints
-from serve.errors import SchemaError, name_nearest
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
-from serve.schema import DERIVED, Repeats, Schema
+from serve.schema import Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
@@ -78,7 +76,8 @@ class Parts:
         groups = [
             feature.column
             for feature in schema.user_features
-            if feature.kind in ("categorical", "numeric") and feature.column in table
+            if (feature.is_categorical or feature.is_numeric)
+            and feature.column in table
         ]
         moment = None if at is None else holdout.read_moment(at, schema.timezone)
         future = holdout.read_interactions(test, schema)
@@ -106,8 +105,9 @@ class Examination:
     def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
         """Set the examination of users whose events so far are `past`."""
         owned = past.owned().take(held_out.targets.user)
-        views = view_targets(held_out.targets, owned, repeats)
-        return cls(held_out, views, owned, past)
+        return cls(
+            held_out, view_targets(held_out.targets, owned, repeats), owned, past
+        )
 
     @property
     def user(self) -> Ints:
@@ -124,14 +124,14 @@ class Examination:
 
     def score(self, score: ScoreRows) -> Measured:
         """Measure a model that scores the whole catalogue for user rows."""
-        n_items = self.past.n_items
-
-        def score_requests(rows: Ints) -> Any:
-            return score(self.user[rows])
-
-        return self.measure(
-            rank_views(score_requests, self.owned, n_items, LIST_LENGTH, self.views)
+        lists = rank_views(
+            lambda rows: score(self.user[rows]),
+            self.owned,
+            self.past.n_items,
+            LIST_LENGTH,
+            self.views,
         )
+        return self.measure(lists)
 
     def describe(self, measured: Measured) -> dict[str, Summary]:
         """Return view -> metrics with intervals, and counts of targets."""
@@ -154,11 +154,12 @@ class Examination:
 
     def slice(self, measured: Measured, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        slices = {}
-        for view, targets in self.views.items():
-            labels = self.label(targets, groups)
-            slices[view] = metrics.measure_slices(measured.lists[view], targets, labels)
-        return slices
+        return {
+            view: metrics.measure_slices(
+                measured.lists[view], targets, self.label(targets, groups)
+            )
+            for view, targets in self.views.items()
+        }
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -170,8 +171,7 @@ def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
     """Return view -> the first model's metrics minus the other's, user by user, with intervals."""
     compared = {}
     for view, values in measured.values.items():
-        others = other.values[view]
-        differences = {name: values[name] - others[name] for name in values}
+        differences = {name: values[name] - other.values[view][name] for name in values}
         compared[view] = metrics.summarise(differences)
     return compared
 
@@ -184,11 +184,10 @@ def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criteri
     metric = headline_metric(repeats)
 
     def criterion(score: ScoreRows) -> float:
-        means = []
-        for values in examination.score(score).values.values():
-            if len(values[metric]):
-                means.append(values[metric].mean())
-        return float(np.mean(means))
+        views = examination.score(score).values.values()
+        return float(
+            np.mean([values[metric].mean() for values in views if len(values[metric])])
+        )
 
     return criterion
 
@@ -215,7 +214,7 @@ def evaluate(
         answered with its context and without.
 
     Raises:
-        SchemaError: a baseline or a column to slice by is unknown.
+        SchemaError: a baseline is unknown.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
@@ -239,7 +238,11 @@ def evaluate(
             holdout.group_situations(parts.test, ids), past, schema.repeats
         )
         each = "user and time" if "datetime" in parts.test else "user and item"
-        protocol["with_context"] = _describe_situations(situations, each)
+        protocol["with_context"] = (
+            f"{len(situations.user):,} requests, one per {each} of the holdout, "
+            "in the context of its first event; the figure without context beside it is of the "
+            "same requests, and only that one compares"
+        )
         in_context = _measure_in_context(
             recommender, situations, (examination, ours), log
         )
@@ -247,8 +250,9 @@ def evaluate(
     criterion = None
     if len(parts.validation):
         sample = holdout.sample_users(parts.validation, seed)
-        held_out = holdout.group_requests(sample, ids)
-        criterion = make_criterion(held_out, train, schema.repeats)
+        criterion = make_criterion(
+            holdout.group_requests(sample, ids), train, schema.repeats
+        )
     models = {MODEL: ours}
     records = {}
     for name, record, score in fit_baselines(chosen, train, late, criterion, log):
@@ -283,16 +287,9 @@ def _compare_models(
 
 
 def label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
-    """Return group column -> a label per user row.
-
-    Raises:
-        SchemaError: the users have no such column.
-    """
+    """Return group column -> a label per user row."""
     labels = {}
     for column in parts.group_columns:
-        if column not in parts.users:
-            nearest = name_nearest(column, map(str, parts.users))
-            raise SchemaError(f"users have no column '{column}' to slice by; {nearest}")
         values = metrics.label_column(parts.users[column])
         label_by_user = pd.Series(values, parts.users["user_id"])
         labels[column] = label_by_user.reindex(ids.users).to_numpy(object)
@@ -304,15 +301,13 @@ def _recommend(
 ) -> Measured:
     """Measure the lists of each view: of everything, of owned items, or of the others."""
     start = time.perf_counter()
-    recommend: dict[str, Callable[[Requests, int], Recommendations]] = {
-        "all": partial(recommender.recommend, filter_viewed=False),
-        "repeat": recommender.rank_owned,
-        "novel": partial(recommender.recommend, filter_viewed=True),
-    }
-    lists = {
-        view: as_lists(recommend[view](requests, LIST_LENGTH), LIST_LENGTH)
-        for view in examination.views
-    }
+    lists = {}
+    for view in examination.views:
+        if view == "repeat":
+            answers = recommender.rank_owned(requests, LIST_LENGTH)
+        else:
+            answers = recommender.recommend(requests, LIST_LENGTH, view == "novel")
+        lists[view] = as_lists(answers, LIST_LENGTH)
     log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
     return examination.measure(lists)
 
@@ -352,14 +347,6 @@ def _measure_in_context(
     }
 
 
-def _describe_situations(situations: Examination, each: str) -> str:
-    return (
-        f"{len(situations.user):,} requests, one per {each} of the holdout, "
-        "in the context of its first event; the figure without context beside it is of the "
-        "same requests, and only that one compares"
-    )
-
-
 def describe_protocol(
     examination: Examination, at: int | None, schema: Schema
 ) -> dict[str, Any]:
@@ -389,7 +376,7 @@ def _describe_moment(at: int | None, schema: Schema) -> str:
     if at is None:
         absent = "datetime and context" if schema.has_datetime else "context"
         return f"for all their items there, without {absent}"
-    derived = [part.name for part in schema.context_features if part.kind in DERIVED]
+    derived = [part.name for part in schema.context_features if part.is_derived]
     context = "without context"
     if derived:
         context = f"{', '.join(derived)} of that moment, no other context"

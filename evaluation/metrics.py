@@ -27,21 +27,14 @@ CUTOFFS = (10, 20)
 RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
-MIN_USERS_TO_COMPARE = (
-    20  # the interval of fewer users says nothing: that of one is a point
-)
-SLICES = (
-    "history",
-    "item_events",
-    "popularity",
-)  # all others are columns of the users table
+# the interval of fewer users says nothing: that of one is a point
+MIN_USERS_TO_COMPARE = 20
+# all other slices are columns of the users table
+SLICES = ("history", "item_events", "popularity")
 COLD_EVENTS = 5  # an item with fewer training events is cold
 HEAD_SHARE = 0.8  # share of all events that falls on the head of the catalogue
-NUMBERS = (
-    "integer",
-    "floating",
-    "mixed-integer-float",
-)  # pandas' names of numeric columns
+# pandas' names of numeric columns
+NUMBERS = ("integer", "floating", "mixed-integer-float")
 NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"  # a text that is a number; 01234 is a code
 MAX_NUMBERS = 12  # above so many distinct numbers, quartiles are the labels
 MAX_VALUES = 20  # above so many labels, the rare ones count together
@@ -262,8 +255,9 @@ def resample_means(values: Doubles) -> Doubles:
     for start in range(0, RESAMPLES, block):
         counts = np.empty((min(block, RESAMPLES - start), n_users))
         for sample in counts:
-            drawn = rng.integers(n_users, size=n_users)
-            sample[:] = np.bincount(drawn, minlength=n_users)
+            sample[:] = np.bincount(
+                rng.integers(n_users, size=n_users), minlength=n_users
+            )
         means.append(counts @ values / n_users)
     return np.concatenate(means)
 
@@ -278,13 +272,13 @@ def measure_slices(
         targets: the items to find.
         labels: slice -> a label per target, (T,).
     """
-    slices: dict[str, dict[str, Summary]] = {}
-    for name, targets_by_value in slice_targets(targets, labels).items():
-        slices[name] = {
+    return {
+        name: {
             value: summarise(measure_users(lists, part))
             for value, part in targets_by_value.items()
         }
-    return slices
+        for name, targets_by_value in slice_targets(targets, labels).items()
+    }
 
 
 def slice_targets(
@@ -293,15 +287,20 @@ def slice_targets(
     """Return slice -> value -> the targets of that value, given a label per target (T,).
 
     None and NaN become the value `missing`; rare values, and those of fewer than `MIN_USERS`
-    users, become `other`. Labels of these texts become `missing (value)` and `other (value)`.
-    Of equally frequent values the first in order stay.
+    users, become `other`. Of equally frequent values the first in order stay.
     """
     user = pd.Series(targets.user[targets.items.request])
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
-        values = _name_values(column)
-        counts = values.value_counts().sort_index()
-        frequent = counts.sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
+        codes, distinct = pd.factorize(column)  # missing is -1
+        names = np.array([*map(to_text, distinct), MISSING], object)
+        values = pd.Series(names[codes])
+        frequent = (
+            values.value_counts()
+            .sort_index()
+            .sort_values(ascending=False, kind="stable")
+            .index[:MAX_VALUES]
+        )
         n_users = user.groupby(values).transform("nunique")
         is_own = values.isin(frequent) & (n_users >= MIN_USERS)
         values = values.where(is_own, OTHER)
@@ -312,16 +311,6 @@ def slice_targets(
             for value in sorted(n_left.index[n_left >= MIN_USERS])
         }
     return slices
-
-
-def _name_values(column: Labels) -> pd.Series[Any]:
-    """Write each label as a text."""
-    codes, distinct = pd.factorize(column)  # missing is -1
-    names = []
-    for value in distinct:
-        is_ours = value in (MISSING, OTHER)
-        names.append(f"{value} (value)" if is_ours else str(to_text(value)))
-    return pd.Series(np.array([*names, MISSING], object)[codes])
 
 
 def label_targets(
@@ -369,9 +358,8 @@ def find_head(event_count: Ints) -> Flags:
     """
     order = np.argsort(-event_count, kind="stable")
     before = np.cumsum(event_count[order]) - event_count[order]
-    is_head = np.zeros(len(event_count), np.bool_)
-    is_head[order] = before < HEAD_SHARE * event_count.sum()
-    return is_head
+    n_head = np.count_nonzero(before < HEAD_SHARE * event_count.sum())
+    return np.isin(np.arange(len(order)), order[:n_head])
 
 
 def label_column(column: pd.Series[Any]) -> Labels:
@@ -384,11 +372,11 @@ def label_column(column: pd.Series[Any]) -> Labels:
         A label per row; None or NaN where missing.
     """
     if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS:
-        column = pd.Series([to_text(value) for value in column], dtype="str")
-        is_many = column.nunique() > MAX_VALUES
-        if not is_many or not column.dropna().str.fullmatch(NUMBER).all():
-            return column.to_numpy(object)
-        column = pd.to_numeric(column)
+        texts = pd.Series([to_text(value) for value in column], dtype="str")
+        has_numbers = texts.dropna().str.fullmatch(NUMBER).all()
+        if texts.nunique() <= MAX_VALUES or not has_numbers:
+            return texts.to_numpy(object)
+        column = pd.to_numeric(texts)
     if column.nunique() <= MAX_NUMBERS:
         return column.to_numpy(object)
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))

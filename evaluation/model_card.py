@@ -7,8 +7,8 @@ and no person. A *summary* is a model's metrics in a view, as in `metrics.json`:
 
 from __future__ import annotations
 
-import calendar
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
@@ -86,7 +86,7 @@ def environment() -> Environment:
 
 def _write_day(moment: str, schema: Schema) -> str:
     day = datetime.fromisoformat(moment).astimezone(find_zone(schema.timezone))
-    return f"{day.day} {calendar.month_name[day.month]} {day.year}"
+    return f"{day:%-d %B %Y}"
 
 
 def read_views(metrics: Content) -> list[dict[str, Any]]:
@@ -97,23 +97,21 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
     if "test" not in metrics:
         return []
     metric = headline_metric(metrics["protocol"]["repeats"])
+    test = metrics["test"]
     views = []
-    for view, ours in metrics["test"][MODEL].items():
-        models = {
-            name: summaries[view]
-            for name, summaries in metrics["test"].items()
-            if metric in summaries[view]
-        }
-        names = sorted(models, key=lambda name: -models[name][metric])
-        paired = metrics["paired"]
+    for view, ours in test[MODEL].items():
+        names = [name for name in test if metric in test[name][view]]
+        names.sort(key=lambda name: -test[name][view][metric])
         views.append(
             {
                 "name": view,
                 "metric": metric,
                 "ours": ours,
-                "models": {name: models[name] for name in names},
+                "models": {name: test[name][view] for name in names},
                 "paired": {
-                    name: paired[name][view] for name in names if name in paired
+                    name: metrics["paired"][name][view]
+                    for name in names
+                    if name != MODEL
                 },
             }
         )
@@ -123,50 +121,40 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
 def read_slices(metrics: Content) -> list[dict[str, Any]]:
     """Lay out slices: label -> view -> summary of groups that are large enough.
 
-    `n_hidden` counts the others. `charted` is of the first view; `ranked` are the labels of at
-    least two groups of users there, the worst first.
+    `charted` is of the first view; `ranked` are the labels of at least two groups of users there,
+    the worst first.
     """
-    by_view: Mapping[str, Any] = metrics.get("slices", {})
-    if not by_view:
+    if "slices" not in metrics:
         return []
     metric = headline_metric(metrics["protocol"]["repeats"])
-    first = next(iter(by_view))
+    views = list(metrics["slices"])
     slices = []
-    for name in by_view[first]:
-        groups = _group_by_label(by_view, name)
-        shown = {label: views for label, views in groups.items() if views}
+    for name in metrics["slices"][views[0]]:
+        large: dict[str, dict[str, Content]] = defaultdict(dict)
+        for view in views:
+            for label, summary in metrics["slices"][view].get(name, {}).items():
+                if summary["users"] >= MIN_USERS_SHOWN:
+                    large[label][view] = summary
+        groups = {label: large[label] for label in sorted(large, key=_order_label)}
         charted = {
-            label: views[first] for label, views in shown.items() if first in views
+            label: summaries[views[0]]
+            for label, summaries in groups.items()
+            if views[0] in summaries
         }
-        ranked: list[str] = []
-        if name not in SLICES:
-            ranked = [label for label in charted if label not in (MISSING, OTHER)]
-            ranked.sort(key=lambda label: charted[label][metric])
+        ranked = [label for label in charted if label not in (MISSING, OTHER)]
+        ranked.sort(key=lambda label: charted[label][metric])
+        is_compared = name not in SLICES and len(ranked) > 1
         slices.append(
             {
                 "name": name,
-                "views": list(by_view),
+                "views": views,
                 "metric": metric,
-                "groups": shown,
+                "groups": groups,
                 "charted": charted,
-                "ranked": ranked if len(ranked) > 1 else [],
-                "n_hidden": len(groups) - len(shown),
+                "ranked": ranked if is_compared else [],
             }
         )
     return slices
-
-
-def _group_by_label(
-    by_view: Mapping[str, Any], name: str
-) -> dict[str, dict[str, Content]]:
-    """Return label -> view -> summary, of a small group without summaries."""
-    groups: dict[str, dict[str, Content]] = {}
-    for view, slices in by_view.items():
-        for label, summary in slices.get(name, {}).items():
-            summaries = groups.setdefault(label, {})
-            if summary["users"] >= MIN_USERS_SHOWN:
-                summaries[view] = summary
-    return {label: groups[label] for label in sorted(groups, key=_order_label)}
 
 
 def _order_label(label: str) -> tuple[int, float, str]:
@@ -178,32 +166,34 @@ def _order_label(label: str) -> tuple[int, float, str]:
 
 def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
     """Return the facts of a data report in tables, title -> label and value of each row."""
-    tables: dict[str, Rows] = {}
+    tables: dict[str, Rows] = defaultdict(list)
     for name, value in data.items():
         title = name.replace("_", " ").capitalize()
-        if isinstance(value, Mapping):
-            tables[title] = list(_flatten(value, "", name in SHARES))
-        elif name != "leaks":
-            table = "Looks wrong" if isinstance(value, list) else "Habits"
-            rows = tables.setdefault(table, [])
-            rows.extend(_flatten(value, title, name in SHARES))
-    if data["time"] is not None:
+        for label, leaf in _flatten(value):
+            text = str(leaf)
+            if name in SHARES and label != "gini":
+                text = f"{leaf:.1%}"
+            elif type(leaf) in (int, float):
+                text = f"{round(leaf, 3):,}"
+            if label:
+                first, colon, others = label.partition(": ")
+                first = first[:1].upper() + first[1:].replace("_", " ")
+                tables[title].append((f"{first}{colon}{others}", text))
+            elif name != "leaks":
+                table = "Looks wrong" if isinstance(value, list) else "Habits"
+                tables[table].append((title, text))
+    if "Time" in tables:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
-    return {title: rows for title, rows in tables.items() if rows}
+    return tables
 
 
-def _flatten(value: Any, label: str, is_share: bool) -> Iterator[tuple[str, str]]:
-    """Yield the label and text of each value in nested dictionaries and lists but None."""
+def _flatten(value: Any, *names: str) -> Iterator[tuple[str, Any]]:
+    """Yield the joined names and the value of each leaf but None."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            title = f"{label}: {name}"
-            if not label:
-                title = name[:1].upper() + name[1:].replace("_", " ")
-            yield from _flatten(part, title, is_share and name != "gini")
+            yield from _flatten(part, *names, name)
     elif isinstance(value, list):
         for part in value:
-            yield label, str(part)
-    elif isinstance(value, float):
-        yield label, f"{value:.1%}" if is_share else f"{round(value, 3):,}"
+            yield ": ".join(names), part
     elif value is not None:
-        yield label, f"{value:,}" if type(value) is int else str(value)
+        yield ": ".join(names), value

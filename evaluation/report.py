@@ -8,8 +8,8 @@ import platform
 import re
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,6 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import (
@@ -34,7 +33,7 @@ from evaluation.model_card import Content, environment, render
 from serve.arrays import Ints
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.catalogue import name_items
-from serve.errors import SchemaError, say
+from serve.errors import SchemaError
 from serve.files import write_file
 from serve.recommender import Recommender
 from serve.requests import History
@@ -57,21 +56,7 @@ OURS = "#0b62a8"
 THEIRS = "#7d8894"
 COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")  # in the order of the style sheet
 NAMES = environment().get_template("words.jinja").module.models  # type: ignore[attr-defined]
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bascule",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
+STYLE = Path(__file__).with_name("templates") / "report.mplstyle"
 
 
 def main(argv: Sequence[str] | None = None, program: str = "bascule report") -> int:
@@ -99,22 +84,18 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
         SchemaError: the folder has no figures, or those of another bundle.
     """
     path = run / METRICS
-    try:
-        content = json.loads(path.read_bytes())
-        measured = content["data"] and content["version"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise SchemaError(
-            f"{path} cannot be read: {say(error)}; give the folder of a finished run"
-        ) from error
     recommender = Recommender.load(run / BUNDLE)
-    bundle = recommender.bundle
-    version = bundle.manifest.version
-    if measured != version:
+    version = recommender.bundle.manifest.version
+    content = json.loads(path.read_bytes())
+    if content.get("version") != version:
         raise SchemaError(
-            f"{path} is of version {measured}, the bundle beside it of {version}; "
-            "give one run's folder"
+            f"{path} is not of version {version}, as the bundle beside it"
         )
-    test = None if holdout is None else read_interactions(holdout, bundle.schema)
+    test = (
+        None
+        if holdout is None
+        else read_interactions(holdout, recommender.bundle.schema)
+    )
     write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
@@ -138,7 +119,7 @@ def write_report(
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
     requests, targets = draw_requests(recommender, content, holdout, seed)
-    has_config = (folder / CONFIG).is_file() or (run / CONFIG).is_file()
+    has_config = (folder / CONFIG).is_file()
     page = render(
         "report.html",
         content,
@@ -157,7 +138,6 @@ def write_report(
         draw_intervals=draw_intervals,
         find_limits=find_limits,
         draw_curves=draw_curves,
-        draw_shares=draw_shares,
     )
     write_file(folder / REPORT, page.encode())
 
@@ -173,7 +153,7 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     Returns:
         SVG whose colours the style sheet decides.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(fname=STYLE):
         figure = Figure(figsize=(4.4, height), layout="constrained")
         plot(figure.subplots())
         text = io.StringIO()
@@ -185,7 +165,7 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
     head = Markup('<svg class="chart" role="img" aria-label="{}" ').format(label)
-    return head + Markup(svg)
+    return head + Markup(svg)  # noqa: S704 - matplotlib escapes
 
 
 def draw_intervals(
@@ -205,14 +185,12 @@ def draw_intervals(
     height = 0.7 + 0.22 * len(summaries)
 
     def plot(axes: Axes) -> None:
-        names = []
         for row, (name, summary) in enumerate(summaries.items()):
             colour = OURS if name == MODEL or limits else THEIRS
             ends = summary[f"{metric}_ci95"]
             axes.plot(ends, [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
-            name = NAMES.get(name, name)
-            names.append(name if len(name) <= 24 else f"{name[:23]}…")
+        names = [NAMES.get(name, name)[:24] for name in summaries]
         axes.set_yticks(range(len(names)), names)
         bottom = len(names) - 0.4  # the first row is on top
         axes.set(xlabel=metric, ylim=(bottom, -0.6), xlim=limits or None)
@@ -254,48 +232,40 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
 
 
 def draw_curves(
-    curves: Mapping[str, Any], label: str, chosen_epoch: float | None = None
+    curves: Mapping[str, Any],
+    label: str,
+    axis: str,
+    scale: str = "linear",
+    chosen_epoch: float | None = None,
 ) -> Markup:
-    """Draw figures over epochs."""
+    """Draw figures over epochs, or over the share of a catalogue."""
 
     def plot(axes: Axes) -> None:
-        _plot_curves(axes, curves)
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
+            axes.plot(curve.index, curve, ".-", label=name, color=colour)
+        axes.legend()
+        axes.set(xlabel=axis, xscale=scale)
         if chosen_epoch is not None:
+            axes.locator_params("x", integer=True)
             axes.axvline(chosen_epoch, color=INK, linewidth=0.8, linestyle="--")
 
     return draw(plot, label)
-
-
-def draw_shares(curves: Mapping[str, Any], label: str) -> Markup:
-    """Draw figures over the share of a catalogue."""
-
-    def plot(axes: Axes) -> None:
-        _plot_curves(axes, curves)
-        axes.set(xlabel="share of the catalogue, most popular first", xscale="log")
-
-    return draw(plot, label)
-
-
-def _plot_curves(axes: Axes, curves: Mapping[str, Any]) -> None:
-    for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
-        axes.plot(curve.index, curve, ".-", label=name, color=colour)
-    axes.legend()
 
 
 def draw_requests(
     recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int
 ) -> tuple[Requests, ItemSets | None]:
     """Draw requests of test users with their targets, or of known users without a test."""
-    user_ids = recommender.profiles.user_ids.tolist()
-    requests = [{"user_id": user_id} for user_id in user_ids]
+    requests = [
+        {"user_id": user_id} for user_id in recommender.profiles.user_ids.tolist()
+    ]
     targets = None
     if holdout is not None and len(holdout):
         test_at = content["data"]["split"].get("test_at")
         at = None if test_at is None else read_moment(test_at, None)
-        ids = Ids.number(_item_ids(recommender), (holdout,))
-        held_out = group_requests(holdout, ids)
+        held_out = group_requests(
+            holdout, Ids.number(_item_ids(recommender), (holdout,))
+        )
         requests = plain_requests(held_out.rows, at)
         targets = held_out.targets.items
     order = np.random.default_rng(seed).permutation(len(requests))
@@ -305,8 +275,9 @@ def draw_requests(
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    answers = recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed)
-    return as_lists(answers, DEPTH)
+    return as_lists(
+        recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH
+    )
 
 
 def _item_ids(recommender: Recommender) -> Any:
@@ -324,8 +295,9 @@ def measure_exposure(
     """
     bundle = recommender.bundle
     n_items = bundle.items.num_rows
-    history = pd.Index(recommender.profiles.history.item_id)
-    events = _item_ids(recommender).get_indexer(history)
+    events = _item_ids(recommender).get_indexer(
+        pd.Index(recommender.profiles.history.item_id)
+    )
     lists = _rank(recommender, requests, bundle.schema.repeats == "exclude")
 
     n_events = np.bincount(events[events >= 0], minlength=n_items)
@@ -347,8 +319,7 @@ def describe_examples(
     histories = []
     for request in requests:
         profile = recommender.profiles.get(request["user_id"])
-        nothing = History(np.empty(0, object))
-        histories.append(nothing if profile is None else profile.history)
+        histories.append(profile.history if profile else History(np.empty(0, object)))
     chosen = _choose_rows([len(history) for history in histories], seed)
 
     schema = recommender.bundle.schema
@@ -397,23 +368,20 @@ def _describe_events(
 ) -> list[tuple[str, str]]:
     """Return the date and the name of the last items, the latest first."""
     names = names[-MAX_EVENTS:][::-1].tolist()
-    dates = [""] * len(names)
+    dates: Any = repeat("")
     if history.datetime is not None:
         last = history.datetime[-MAX_EVENTS:][::-1]
         times = pd.to_datetime(last, unit="s", utc=True).tz_convert(timezone or "UTC")
-        dates = [str(date) for date in times.date]
-    return [*zip(dates, names, strict=True)]
+        dates = map(str, times.date)
+    return [*zip(dates, names, strict=False)]
 
 
 def name_all(recommender: Recommender) -> list[str]:
     """Return readable names of all items, with the id if several have the same."""
-    items = recommender.bundle.items
-    names = name_items(items, recommender.bundle.schema.item_features)
-    counts = Counter(names)
-    unique = []
-    for name, item_id in zip(names, _item_ids(recommender), strict=True):
-        unique.append(name if counts[name] == 1 else f"{name} ({item_id})")
-    return unique
+    bundle = recommender.bundle
+    names = pd.Series(name_items(bundle.items, bundle.schema.item_features))
+    with_ids = names + [f" ({item_id})" for item_id in _item_ids(recommender)]
+    return names.where(~names.duplicated(keep=False), with_ids).tolist()
 
 
 if __name__ == "__main__":

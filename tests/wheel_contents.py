@@ -21,8 +21,11 @@ REQUIRED = {
     "bascule/datamodules/sample/README.md",
     "bascule/evaluation/templates/report.html",
     "bascule/evaluation/templates/report.css",
+    "bascule/evaluation/templates/report.mplstyle",
     "bascule/evaluation/templates/MODEL_CARD.md",
     "bascule/service/http/page.html",
+    "bascule/service/http/metrics.toml",
+    "bascule/service/http/document.json",
 }
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 
 from serve.errors import SchemaError, say
-from service.http.errors import HANDLERS, LOGGER
+from service.http.errors import LOGGER
 from service.http.schemas import ROLES, Role
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Scope
 
 _RECHECK_SECONDS = 1.0  # between two looks at the file of keys
 _FORM = "NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"
@@ -68,7 +67,7 @@ class KeyFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = (0, 0, 0)
+        self._content: bytes | None = None
         self._look_at = 0.0
         self._keys: tuple[Key, ...] = ()
         self._read()
@@ -85,15 +84,10 @@ class KeyFile:
         return matches[-1] if matches else None
 
     def _read(self) -> None:
-        file = self._path.stat()
-        stamp = (file.st_mtime_ns, file.st_size, file.st_ino)
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        is_first = not self._keys
-        self._keys = read_keys(self._path)
-        if not is_first:
-            _LOG.info("%d keys are admitted from now on", len(self._keys))
+        content = self._path.read_bytes()
+        if content != self._content:
+            self._content = content
+            self._keys = read_keys(self._path)
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
@@ -153,7 +147,12 @@ class Access:
         headers = dict(scope["headers"])
         path = scope["path"]
         role = ROLES.get(path, Role.ADMIN)
-        _check_framing(headers)
+        if b"content-length" in headers and b"transfer-encoding" in headers:
+            raise HTTPException(  # a proxy may read the other length
+                400,
+                "the body has a content-length and a transfer-encoding",
+                {"connection": "close"},
+            )
         self._check_host(headers, scope["server"][0])
         if role is Role.ADMIN and self.admin_port not in (None, scope["server"][1]):
             raise HTTPException(404, "Not Found")
@@ -170,6 +169,10 @@ class Access:
             if key.role < role:
                 own, needed = key.role.name.lower(), role.name.lower()
                 raise HTTPException(403, f"the key's role is {own}; needed: {needed}")
+        elif path == "/v1/reload" and self.token is not None:
+            raise HTTPException(
+                401, "the token is missing or wrong, or of another machine", _BEARER
+            )
 
     def _check_host(self, headers: dict[bytes, bytes], address: str) -> None:
         """Refuse a name that a web page or somebody else gave this machine (DNS rebinding)."""
@@ -184,30 +187,10 @@ class Access:
             )
 
     def _is_token(self, credentials: bytes, client: tuple[str, int] | None) -> bool:
-        """Tell whether the token admits a reload; raise if no key could."""
-        if self.token is None:
-            return False
+        """Tell whether a process on the same machine brought the token."""
         is_local = client is not None and ip_address(client[0]).is_loopback
-        expected = f"Bearer {self.token}".encode()
-        if is_local and hmac.compare_digest(credentials, expected):
-            return True
-        if self.keys is not None:
-            return False
-        if not is_local:
-            raise HTTPException(
-                403, "only a process on the same machine may ask for a reload"
-            )
-        raise HTTPException(401, "the token is missing or wrong", _BEARER)
-
-
-def _check_framing(headers: dict[bytes, bytes]) -> None:
-    """Refuse a body with two lengths, of which a proxy may read the other one."""
-    if b"content-length" in headers and b"transfer-encoding" in headers:
-        raise HTTPException(
-            400,
-            "the body has a content-length and a transfer-encoding",
-            {"connection": "close"},
-        )
+        is_equal = hmac.compare_digest(credentials, f"Bearer {self.token}".encode())
+        return self.token is not None and is_local and is_equal
 
 
 def _find_key(keys: KeyFile, credentials: bytes) -> Key:
@@ -228,21 +211,3 @@ def _find_key(keys: KeyFile, credentials: bytes) -> Key:
             {"retry-after": str(math.ceil(wait))},
         )
     return key
-
-
-class AccessMiddleware:
-    """Answer requests that are not admitted, before anything of their bodies is read."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self._app = app
-        self._access = access
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
-        app = self._app
-        try:
-            if scope["type"] == "http":
-                self._access.admit(scope)
-        except HTTPException as error:
-            app = await HANDLERS[HTTPException](Request(scope), error)
-        await app(scope, receive, send)

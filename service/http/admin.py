@@ -64,13 +64,15 @@ async def forget_user(
 ) -> Response:
     service = get_state(request).service
     user_known = service.knows(body["user_id"])
-    erasing = asyncio.wrap_future(service.forget(body["user_id"]))
-    receipts = await asyncio.shield(erasing)
+    receipts = await asyncio.shield(
+        asyncio.wrap_future(service.forget(body["user_id"]))
+    )
     request.state.users = [  # for the audit log
         user for receipt in receipts for user in receipt["forgotten"]
     ]
-    content = {"receipts": receipts, "user_known": user_known}
-    return write_answer(request, service.version, content)
+    return write_answer(
+        request, service.version, {"receipts": receipts, "user_known": user_known}
+    )
 
 
 @changing.put(
@@ -142,7 +144,7 @@ async def reload(request: Request) -> dict[str, Any]:
     service = state.service
     reason = await asyncio.to_thread(service.reload)
     outcome = "loaded" if reason is None else "refused"
-    state.metrics.reloads.labels(outcome).inc()
+    state.metrics.counters["reloads"].labels(outcome).inc()
     if reason is not None:
         _LOG.warning("reload refused, keeping version %s: %s", service.version, reason)
         raise HTTPException(409, reason)

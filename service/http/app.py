@@ -9,10 +9,10 @@ from fastapi import FastAPI, Request, Response
 from starlette.responses import FileResponse
 
 from service.http import admin, recommend, schemas
-from service.http.access import Access, AccessMiddleware
+from service.http.access import Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
-from service.http.middleware import Gathering, RequestMiddleware, Worker
+from service.http.middleware import RequestMiddleware, Worker
 from service.http.recommend import ENCODER, AppState
 from service.service import FAULTS, Service
 
@@ -55,9 +55,8 @@ def make_app(
     )
     metrics = Metrics(service.measure, service.beside, FAULTS)
     worker = Worker(max_waiting, _DEADLINE)
-    app.state.shared = AppState(service, metrics, worker, Gathering(worker), access)
-    app.add_middleware(AccessMiddleware, access=access)
-    app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker)
+    app.state.shared = AppState(service, metrics, worker, access)
+    app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker, access=access)
 
     app.include_router(recommend.router)
     app.include_router(admin.operating)
@@ -67,21 +66,17 @@ def make_app(
         app.include_router(admin.reloading)
     for path, name in _PAGES.items():
         app.add_route(path, partial(_send_page, name), methods=["GET"])
-    _add_document(app, service)
-    return app
 
-
-def _add_document(app: FastAPI, service: Service) -> None:
-    """Serve the OpenAPI document, which is written once."""
-    app.openapi = partial(  # type: ignore[method-assign]
-        schemas.describe, app.openapi, lambda: service.current.catalogue.item_ids.ids
-    )
-    write = cache(lambda: ENCODER.encode(app.openapi()))
+    @cache
+    def write() -> str:
+        ids = service.current.catalogue.item_ids.ids
+        return ENCODER.encode(schemas.describe(app.openapi(), ids))
 
     def document(_: Request) -> Response:
         return Response(write(), media_type="application/json")
 
     app.add_route("/openapi.json", document, methods=["GET"])
+    return app
 
 
 def _send_page(name: str, _: Request) -> Response:

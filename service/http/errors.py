@@ -31,7 +31,7 @@ _CODES = {
 }
 # the values in messages of `serve`, which are not always quoted
 _VALUE = re.compile(
-    r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)",
+    r"(?<= is ).*(?=; expected|; allowed| is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)",
     re.DOTALL,
 )
 _QUOTED = re.compile(
@@ -69,12 +69,6 @@ def answer_error(
     return Response(body, status, headers=headers, media_type="application/json")
 
 
-def answer_overload(request: Request) -> Response:
-    return answer_error(
-        request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
-    )
-
-
 async def _answer_http(request: Request, error: Any) -> Response:
     hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
     message = f"{error.detail}{hint}"
@@ -85,8 +79,9 @@ async def _answer_invalid(request: Request, error: Any) -> Response:
     """Name the first fault of a body of another form; pydantic's messages hold no input."""
     first, *others = error.errors()[:_MAX_KINDS]
     if first["type"] == "json_invalid":
-        message = f"the body is no JSON: {first['ctx']['error']}"
-        return answer_error(request, 400, message)
+        return answer_error(
+            request, 400, f"the body is no JSON: {first['ctx']['error']}"
+        )
     field = _name_field(first["loc"])
     messages = [first["msg"]]
     for other in others:
@@ -114,14 +109,11 @@ async def _answer_schema_error(request: Request, error: Exception) -> Response:
 def hide_values(message: str, names: frozenset[str]) -> str:
     """Take the sent values out of the message of a SchemaError: what is quoted and no name."""
 
-    def hide_value(match: re.Match[str]) -> str:
-        return ": " if match[0].endswith("; ") else _HIDDEN
-
     def hide_quoted(match: re.Match[str]) -> str:
         text = next(filter(None, match.groups()), None)
         return match[0] if text in names else _HIDDEN
 
-    return _QUOTED.sub(hide_quoted, _VALUE.sub(hide_value, message))
+    return _QUOTED.sub(hide_quoted, _VALUE.sub(_HIDDEN, message))
 
 
 async def _answer_fault(request: Request, error: Exception) -> Response:
@@ -130,7 +122,9 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
 
 async def _answer_overload(request: Request, error: Exception) -> Response:
     request.app.state.shared.metrics.counters["shed"].inc()
-    return answer_overload(request)
+    return answer_error(
+        request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
+    )
 
 
 async def _answer_disk(request: Request, error: Any) -> Response:
@@ -144,8 +138,9 @@ async def _answer_disk(request: Request, error: Any) -> Response:
 async def _answer_damage(request: Request, error: Exception) -> Response:
     """Answer while a file is damaged, such as the list of forgotten users."""
     _LOG.error("nothing can be answered: %s", error)
-    message = "a file of the service is damaged; its log says which"
-    return answer_error(request, 503, message)
+    return answer_error(
+        request, 503, "a file of the service is damaged; its log says which"
+    )
 
 
 HANDLERS: dict[int | type[Exception], Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,54 +24,9 @@ from prometheus_client.registry import Collector
 from service.figures import read_figures
 
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which workers count together
-_ROUTES = (
-    *("/v1/recommend", "/v1/similar", "/v1/due", "/v1/events", "/v1/users/forget"),
-    *("/v1/reload", "/v1/status", "/v1/items", "/v1/page"),
-    *("/health", "/ready", "/metrics"),
+_TABLE: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("metrics.toml").read_text()
 )
-_ROUTE_LABELS = {  # path -> label, so that labels are few; a path that is not here is `other`
-    **{path: path.rpartition("/")[2] for path in _ROUTES},
-    **dict.fromkeys(("/", "/docs", "/page.css", "/page.js"), "page"),
-    "/openapi.json": "openapi",
-}
-_SECONDS = (
-    *(0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1),
-    *(0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0),
-)
-_COUNTERS = {
-    "shed": "Requests refused by overload (503).",
-    "dropped_connections": "Idle connections closed to make room.",
-    "recommendations": "Lists asked for.",
-    "short_lists": "Lists with fewer items than asked for.",
-    "unknown_history_items": "Items of histories that the bundle does not know.",
-    "unknown_values": "Features and context with values new to the bundle.",
-    "unknown_users": "Lists for a user about whom nothing is known.",
-    "events": "Events saved.",
-    "impressions_lost": "Impressions that could not be written.",
-}
-_SUMS = {  # gauges that workers add up
-    "in_flight": "Requests that are being answered.",
-    "waiting": "Calls that wait for a computing thread, or run in it.",
-    "impressions_waiting": "Impressions that are yet to be written.",
-}
-_MEASURED = {
-    "items": "Items of the catalogue.",
-    "live_items": "Items that were added, changed or removed live.",
-    "state_bytes": "Size of the files of the state.",
-    "state_free_bytes": "Bytes that are free on the disk of the state.",
-}
-_FIGURES = {  # help text and labels; `value` is empty for all
-    "use": (
-        "Figures of use, of all lists and by arm, version and segment.",
-        ("figure", "group", "value"),
-    ),
-    "drift_index": ("How far something has moved since training.", ("name",)),
-    "drift_status": ("0 ok, 1 watch, 2 red.", ("name",)),
-    "figures_timestamp_seconds": (
-        "When figures of use and drift were written.",
-        ("file",),
-    ),
-}
 
 
 class Metrics:
@@ -94,20 +50,23 @@ class Metrics:
         self._faults = faults
         self._n_lost = 0
         self.registry = CollectorRegistry()
-        self._options: Any = {
+        options: Any = {
             "namespace": "bascule",
             "registry": None if shared else self.registry,
         }
         self.counters = {
-            name: Counter(name, text, **self._options)
-            for name, text in _COUNTERS.items()
+            name: Counter(name, **options, **arguments)
+            for name, arguments in _TABLE["counters"].items()
+        }
+        self._histograms = {
+            name: Histogram(name, **options, **arguments)
+            for name, arguments in _TABLE["histograms"].items()
         }
         self.gauges = {
-            name: self._make_gauge(name, text, "livesum")
-            for name, text in _SUMS.items()
+            name: Gauge(name, **options, **arguments)
+            for name, arguments in _TABLE["gauges"].items()
         }
-        self._count_http()
-        self._describe_state()
+        self.gauges["last_reload_success"].set(1)  # of a worker that is about to start
 
         self.registry.register(_ServiceCollector(measure, beside))
         if shared:
@@ -116,74 +75,22 @@ class Metrics:
         else:
             ProcessCollector(registry=self.registry)
 
-    def _count_http(self) -> None:
-        self.requests = Counter(
-            "requests",
-            "Answers given, by route and status.",
-            ("route", "status"),
-            **self._options,
-        )
-        self.seconds = Histogram(
-            "request_seconds",
-            "From the headers of a request to its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            **self._options,
-        )
-        self.compute = Histogram(
-            "answer_seconds",
-            "From the beginning of an answer until it was written.",
-            buckets=_SECONDS,
-            **self._options,
-        )
-
-    def _describe_state(self) -> None:
-        self.reloads = Counter(
-            "reloads", "Reloads, by outcome.", ("outcome",), **self._options
-        )
-        self._degraded = self._make_gauge(
-            "degraded", "1 for each fault that /ready names now.", "livemax", ("fault",)
-        )
-        self._reloaded_at = self._make_gauge(
-            "last_reload_timestamp_seconds",
-            "Time of the last reload, or the start.",
-            "livemax",
-        )
-        self._is_loaded = self._make_gauge(
-            "last_reload_success", "1 if it was loaded, 0 if it was refused.", "livemin"
-        )
-        self._is_loaded.set(1)  # of a worker that is about to start, too
-
-    def _make_gauge(
-        self, name: str, text: str, mode: Any, labels: Sequence[str] = ()
-    ) -> Gauge:
-        return Gauge(name, text, labels, multiprocess_mode=mode, **self._options)
-
     def refresh(
-        self,
-        n_waiting: int,
-        n_impressions: int,
-        n_lost: int,
-        reload: Mapping[str, Any],
-        faults: Collection[str],
+        self, gauges: Mapping[str, float], n_lost: int, faults: Collection[str]
     ) -> None:
         """Take over the service's own counts; each worker does so every second.
 
         Args:
-            n_waiting: calls of the computing threads.
-            n_impressions: impressions that are yet to be written.
+            gauges: name -> value.
             n_lost: impressions that could not be written, since the start.
-            reload: time and outcome of the last reload.
             faults: names of the present faults.
         """
-        self.gauges["waiting"].set(n_waiting)
-        self.gauges["impressions_waiting"].set(n_impressions)
+        for name, value in gauges.items():
+            self.gauges[name].set(value)
         self.counters["impressions_lost"].inc(n_lost - self._n_lost)
         self._n_lost = n_lost
-        self._reloaded_at.set(reload["time"])
-        self._is_loaded.set(reload["is_loaded"])
         for fault in self._faults:
-            self._degraded.labels(fault).set(fault in faults)
+            self.gauges["degraded"].labels(fault).set(fault in faults)
 
     def write(self) -> bytes:
         """Write everything in the text format of Prometheus."""
@@ -192,16 +99,16 @@ class Metrics:
     def count(self, path: str, status: int, seconds: float) -> str:
         """Count one answer of HTTP; return the label of its route."""
         default = "items" if path.startswith("/v1/items/") else "other"
-        route = _ROUTE_LABELS.get(path, default)
-        self.requests.labels(route, str(status)).inc()
-        self.seconds.labels(route).observe(seconds)
+        route: str = _TABLE["routes"].get(path, default)
+        self.counters["requests"].labels(route, str(status)).inc()
+        self._histograms["request_seconds"].labels(route).observe(seconds)
         return route
 
     def count_lists(
         self, answers: Sequence[Mapping[str, Any]], k: int, seconds: float
     ) -> None:
         """Count the lists of one answer, which took some seconds."""
-        self.compute.observe(seconds)
+        self._histograms["answer_seconds"].observe(seconds)
         counters = self.counters
         counters["recommendations"].inc(len(answers))
         for answer in answers:
@@ -220,14 +127,17 @@ class _ServiceCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         measured = self._measure()
-        for name, text in _MEASURED.items():
+        for name, text in _TABLE["measured"].items():
             yield GaugeMetricFamily(f"bascule_{name}", text, measured[name])
-        version = {"version": measured["version"]}
-        yield InfoMetricFamily("bascule_bundle", "The bundle that answers.", version)
+        yield InfoMetricFamily(
+            "bascule_bundle",
+            "The bundle that answers.",
+            {"version": measured["version"]},
+        )
 
         figures = read_figures(self._beside)
-        for name, (text, labels) in _FIGURES.items():
-            family = GaugeMetricFamily(f"bascule_{name}", text, labels=labels)
+        for name, arguments in _TABLE["figures"].items():
+            family = GaugeMetricFamily(f"bascule_{name}", **arguments)
             for values, number in figures[name].items():
                 family.add_metric(values, number)
             yield family

@@ -11,10 +11,11 @@ from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from fastapi.exceptions import HTTPException
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service.http.errors import OverloadError, answer_overload
+from service.http.access import Access
+from service.http.errors import HANDLERS, OverloadError
 from service.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
 from service.http.metrics import Metrics
 
@@ -62,10 +63,11 @@ class Worker:
         self._deadline = deadline
         self._short = ThreadPoolExecutor(1)
         self._long = ThreadPoolExecutor(1)
+        self._lock = threading.Lock()  # of the batches that others may join
+        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
         self.n_waiting = 0
-        self.n_admitted = (
-            0  # requests whose body is read and whose answer has not begun
-        )
+        # requests whose body is read and whose answer has not begun
+        self.n_admitted = 0
 
     @property
     def is_full(self) -> bool:
@@ -130,30 +132,6 @@ class Worker:
         finally:
             self.n_waiting -= 1
 
-    def close(self) -> None:
-        """Finish the calls that run, then end the threads."""
-        self._short.shutdown()
-        self._long.shutdown()
-
-
-def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
-    """Run a generator to its result; raise OverloadError if it is stopped."""
-    try:
-        while not is_stopped():
-            next(steps)
-    except StopIteration as end:
-        return cast(T, end.value)
-    raise OverloadError
-
-
-class Gathering:
-    """Batch concurrent requests into one call: sixteen cost little more than four."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._lock = threading.Lock()
-        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
-
     async def answer(
         self,
         key: Hashable,
@@ -162,6 +140,8 @@ class Gathering:
         is_brief: bool,
     ) -> R:
         """Return what `call` gives for a request, called with others that come meanwhile.
+
+        Sixteen requests of one call cost little more than four.
 
         Args:
             key: requests of one key may be answered together.
@@ -197,7 +177,7 @@ class Gathering:
         try:
             if is_brief:
                 return close_and_call()
-            return await self._worker.run(close_and_call)
+            return await self.run(close_and_call)
         finally:
             self._close(key, batch)
 
@@ -207,20 +187,35 @@ class Gathering:
             if key in self._open and self._open[key][0] is batch:
                 del self._open[key]
 
+    def close(self) -> None:
+        """Finish the calls that run, then end the threads."""
+        self._short.shutdown()
+        self._long.shutdown()
+
+
+def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
+    """Run a generator to its result; raise OverloadError if it is stopped."""
+    try:
+        while not is_stopped():
+            next(steps)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise OverloadError
+
 
 class RequestMiddleware:
-    """Give each request an id, bound its body, add security headers to its answer, and count it."""
+    """Admit requests with an id and a bounded body, count them, and add headers to answers."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, worker: Worker) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, worker: Worker, access: Access
+    ) -> None:
         self._app = app
+        self._access = access
         self._metrics = metrics
         self._worker = worker
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, and its answer back."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         started = time.perf_counter()
         request_id = secrets.token_hex(8)
         status = 500
@@ -239,12 +234,13 @@ class RequestMiddleware:
             await send(message)
 
         app = self._app
-        counted = None
-        if scope["path"] in _SHEDDING:
-            counted = self._worker
-            if counted.is_full:  # refused before it costs anything
-                self._metrics.counters["shed"].inc()
-                app = answer_overload(Request(scope))
+        counted = self._worker if scope["path"] in _SHEDDING else None
+        try:  # what is refused costs nothing: its body is not read
+            if counted is not None and counted.is_full:
+                raise OverloadError
+            self._access.admit(scope)
+        except (OverloadError, HTTPException) as error:
+            app = await HANDLERS[type(error)](Request(scope), error)
         with self._metrics.gauges["in_flight"].track_inprogress():
             try:
                 await app(scope, _bound(scope, receive, counted), send_on)
@@ -273,8 +269,11 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            text = f"the body took over {_BODY_SECONDS} seconds"
-            raise HTTPException(408, text, {"connection": "close"}) from None
+            raise HTTPException(
+                408,
+                f"the body took over {_BODY_SECONDS} seconds",
+                {"connection": "close"},
+            ) from None
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")

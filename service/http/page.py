@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import islice
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from serve.profiles import Profile
 from serve.recommender import Recommender
 from serve.requests import Filters, Request
 from serve.rerank import RECOMMENDED
-from serve.schema import DERIVED
+from service.answers import show_items
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are ranked
@@ -27,7 +26,6 @@ _MAX_USERS = 5  # users to try
 _N_CANDIDATES = 20  # for each of them
 _MAX_RECENT = 4  # distinct items that a user took last
 _MAX_EVENTS = 100  # events among which they are looked for
-_USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def describe_form(current: Recommender) -> dict[str, Any]:
@@ -36,7 +34,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
     return {
         "names": name_columns(current.catalogue.table, schema.item_features),
         "features": _describe_features(
-            [part for part in schema.user_features if part.kind not in DERIVED]
+            [part for part in schema.user_features if not part.is_derived]
         ),
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
@@ -62,19 +60,17 @@ def _describe_features(features: Sequence[Feature]) -> list[dict[str, Any]]:
 
 def choose_users(current: Recommender) -> list[dict[str, Any]]:
     """Choose known users of short to long histories, of whom much is known."""
-    if current not in _USERS:
-        profiles = current.profiles
-        order = np.argsort(np.diff(profiles.offsets), kind="stable")
-        users = []
-        for group in np.array_split(order, _MAX_USERS):
-            middle = group[len(group) // 2 :][:_N_CANDIDATES]
-            candidates = [
-                _describe_user(current, user_id)
-                for user_id in profiles.user_ids[middle].tolist()
-            ]
-            users += sorted(candidates, key=lambda user: -len(user["features"]))[:1]
-        _USERS[current] = users
-    return _USERS[current]
+    profiles = current.profiles
+    order = np.argsort(np.diff(profiles.offsets), kind="stable")
+    users = []
+    for group in np.array_split(order, _MAX_USERS):
+        middle = group[len(group) // 2 :][:_N_CANDIDATES]
+        candidates = [
+            _describe_user(current, user_id)
+            for user_id in profiles.user_ids[middle].tolist()
+        ]
+        users += sorted(candidates, key=lambda user: -len(user["features"]))[:1]
+    return users
 
 
 def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
@@ -96,8 +92,8 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
     }
 
 
-def search_items(current: Recommender, text: str, k: int) -> list[Id]:
-    """Return the ids of up to k listed items whose texts hold all words, the popular first."""
+def search_items(current: Recommender, text: str, k: int) -> list[dict[str, Any]]:
+    """Return up to k listed items whose texts hold all words, the popular first."""
     ids = current.catalogue.item_ids
     words = text.casefold().split()
     matches = (
@@ -111,4 +107,8 @@ def search_items(current: Recommender, text: str, k: int) -> list[Id]:
         datetime=current.bundle.schema.data_until,
     )
     (answer,) = current.recommend([request], k, filter_viewed=False)
-    return answer.item_id.tolist()  # type: ignore[no-any-return]
+    columns = show_items(current.catalogue.table, ids.find(answer.item_id))
+    return [
+        {"item_id": item_id, "columns": values}
+        for item_id, values in zip(answer.item_id.tolist(), columns, strict=True)
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Annotated, Any, cast
@@ -23,13 +23,12 @@ from serve.recommender import Recommender
 from serve.requests import Request as ParsedRequest
 from serve.rerank import Dials
 from serve.schema import Repeats
-from service.answers import show_answer, show_items
-from service.experiment import Arm
+from service.answers import show_answer
 from service.exploration import explore
 from service.http import page, schemas
 from service.http.access import Access
 from service.http.metrics import Metrics
-from service.http.middleware import Gathering, Worker, finish
+from service.http.middleware import Worker, finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
 from service.live_items import Arms
 from service.service import POLICY, Service
@@ -53,24 +52,22 @@ class AppState:
     service: Service
     metrics: Metrics
     answers: Worker
-    gathering: Gathering
     access: Access
 
     async def refresh(self) -> None:
         """Take the service's own counts into the metrics; the server does so every second."""
         service = self.service
         impressions = service.impressions
-        reload = service.last_reload or {
-            "time": service.current.loaded_at,
-            "is_loaded": True,
+        reload = service.last_reload
+        gauges = {
+            "waiting": self.answers.n_waiting,
+            "impressions_waiting": impressions.n_waiting,
+            "last_reload_timestamp_seconds": service.current.loaded_at,
         }
-        self.metrics.refresh(
-            self.answers.n_waiting,
-            impressions.n_waiting,
-            impressions.n_lost,
-            reload,
-            service.find_faults(),
-        )
+        if reload is not None:
+            gauges["last_reload_timestamp_seconds"] = reload["time"]
+            gauges["last_reload_success"] = reload["is_loaded"]
+        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
 
     def close(self) -> None:
         """Finish the calls that wait, and release threads and files."""
@@ -85,8 +82,9 @@ def get_state(request: Request) -> AppState:
 
 def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
     """Write an answer behind its head: request id, version and latency."""
-    text = write_json(request, version, content)
-    return Response(text, media_type="application/json")
+    return Response(
+        write_json(request, version, content), media_type="application/json"
+    )
 
 
 def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
@@ -126,7 +124,7 @@ async def recommend(
 ) -> Response:
     content = cast(Mapping[str, Any], body)
     call = _Call.read(request, content)
-    if not content.keys() & _SLOW:
+    if call.service.arms is None and not content.keys() & _SLOW:
         return await _recommend_one(call, _drop_shared(content))
     raw = content.get("requests") or [_drop_shared(content)]
     _check_cost(raw, call.k, len(call.current.catalogue))
@@ -143,15 +141,12 @@ async def recommend(
     summary="The items nearest to an item",
 )
 async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Response:
-    state = get_state(request)
+    service = get_state(request).service
     k = body.get("k", DEFAULT_K)
     explain = body.get("explain", False)
-
-    def answer() -> Response:
-        version, content = state.service.similar(body["item_id"], k, explain)
-        return write_answer(request, version, content)
-
-    return await state.answers.run(answer)
+    return await _compute(
+        request, partial(service.similar, body["item_id"], k, explain)
+    )
 
 
 @router.post(
@@ -160,14 +155,9 @@ async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Res
     summary="What a user takes again, and when it is due",
 )
 async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
-    state = get_state(request)
+    service = get_state(request).service
     raw = _drop_shared(cast(Mapping[str, Any], body))
-
-    def answer() -> Response:
-        version, content = state.service.due(raw, body.get("k", DEFAULT_K))
-        return write_answer(request, version, content)
-
-    return await state.answers.run(answer)
+    return await _compute(request, partial(service.due, raw, body.get("k", DEFAULT_K)))
 
 
 @router.get(
@@ -178,20 +168,20 @@ async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
 async def items(
     request: Request, search: SearchText, k: SearchLength = DEFAULT_K
 ) -> Response:
-    state = get_state(request)
-    current = state.service.current
+    current = get_state(request).service.current
 
-    def answer() -> Response:
-        ids = page.search_items(current, search, k)
-        rows = current.catalogue.item_ids.require(ids)
-        columns = show_items(current.catalogue.table, rows)
-        items = [
-            {"item_id": item_id, "columns": values}
-            for item_id, values in zip(ids, columns, strict=True)
-        ]
-        return write_answer(request, current.version, {"items": items})
+    def find() -> tuple[str, dict[str, Any]]:
+        return current.version, {"items": page.search_items(current, search, k)}
 
-    return await state.answers.run(answer)
+    return await _compute(request, find)
+
+
+async def _compute(
+    request: Request, call: Callable[[], tuple[str, dict[str, Any]]]
+) -> Response:
+    """Write the version and the content that a call returns in a computing thread."""
+    version, content = await get_state(request).answers.run(call)
+    return write_answer(request, version, content)
 
 
 @router.get(
@@ -229,7 +219,7 @@ async def form(request: Request) -> Response:
             ]
         return write_answer(request, current.version, content)
 
-    return await asyncio.to_thread(answer)  # the first time it takes long
+    return await asyncio.to_thread(answer)
 
 
 @dataclass(frozen=True)
@@ -263,12 +253,6 @@ class _Call:
     @property
     def filter_viewed(self) -> bool | None:
         return None if self.repeats is None else self.repeats == "exclude"
-
-    def assign(self, user_id: Any, position: int) -> tuple[Arm, str]:
-        """Return the arm of a request, and the seed of its draws."""
-        seed = f"{self.request.state.request_id} {position}"
-        experiment = cast(Arms, self.service.arms).experiment
-        return experiment.assign(seed if user_id is None else user_id), seed
 
 
 @dataclass(frozen=True)
@@ -315,9 +299,10 @@ def _recommend_in_steps(
 def _answer_in_batches(
     call: _Call, requests: Sequence[ParsedRequest]
 ) -> Iterator[_Batch]:
-    if call.service.arms is not None:
+    arms = call.service.arms
+    if arms is not None:
         for position, parsed in enumerate(requests):
-            yield _answer_in_arm(call, parsed, position)
+            yield _answer_in_arm(call, arms, parsed, position)
         return
     starts = range(0, max(1, len(requests) - _STEP + 1), _STEP)
     for start in starts:
@@ -335,37 +320,32 @@ def _rerank(
     return _Batch(recommender, requests, [*answers], call.dials.policy, arm)
 
 
-def _answer_in_arm(call: _Call, parsed: ParsedRequest, position: int) -> _Batch:
+def _answer_in_arm(
+    call: _Call, arms: Arms, parsed: ParsedRequest, position: int
+) -> _Batch:
     """Answer a request as the arm of its user says."""
-    arm, seed = call.assign(parsed.user_id, position)
-    recommender = cast(Arms, call.service.arms).recommender(arm, call.current)
-    if call.dials != _NO_DIALS or not call.service.explores(parsed.user_id, arm.policy):
+    seed = f"{call.request.state.request_id} {position}"
+    user_id = parsed.user_id
+    arm = arms.experiment.assign(seed if user_id is None else user_id)
+    recommender = arms.recommender(arm, call.current)
+    if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm.name)
     answers = explore(
         recommender, [parsed], call.k, call.filter_viewed, arm.policy, [seed]
     )
-    return _Batch(recommender, [parsed], [*answers], str(arm.policy), arm.name)
+    return _Batch(recommender, [parsed], answers, str(arm.policy), arm.name)
 
 
 async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     """Answer one request in a batch with others that came at the same time."""
-    state = get_state(call.request)
-    (parsed,) = call.service.read([raw], call.current)
-    recommender = call.current
-    arm_name = None
-    if call.service.arms is not None:
-        arm, _ = call.assign(parsed.user_id, 0)
-        if arm.policy.kind != "greedy":
-            steps = _recommend_in_steps(call, [raw])
-            return await state.answers.run(lambda: finish(steps, lambda: False))
-        recommender = call.service.arms.recommender(arm, recommender)
-        arm_name = arm.name
-
-    rank = partial(recommender.recommend, k=call.k, filter_viewed=call.filter_viewed)
-    key = recommender, call.k, call.filter_viewed
-    is_brief = len(recommender.catalogue) <= _MAX_BRIEF
-    answer = await state.gathering.answer(key, parsed, rank, is_brief)
-    batch = _Batch(recommender, [parsed], [answer], POLICY, arm_name)
+    current = call.current
+    (parsed,) = call.service.read([raw], current)
+    rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
+    key = current, call.k, call.filter_viewed
+    is_brief = len(current.catalogue) <= _MAX_BRIEF
+    worker = get_state(call.request).answers
+    answer = await worker.answer(key, parsed, rank, is_brief)
+    batch = _Batch(current, [parsed], [answer], POLICY)
     lists = batch.show(is_explained=False)
     return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])
 
@@ -387,8 +367,7 @@ def _write_lists(
 
     content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
     head = write_json(call.request, call.current.version, content)
-    text = f"{head[:-2]}{','.join(texts)}]}}"
-    return Response(text, media_type="application/json")
+    return Response(f"{head[:-2]}{','.join(texts)}]}}", media_type="application/json")
 
 
 def _drop_shared(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -407,6 +386,6 @@ def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
     allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
     if n_characters > allowed:
         raise SchemaError(
-            f"requests: their different filters have {n_characters:,} characters; allowed with "
-            f"{n_items:,} items: {allowed:,}; use fewer, or ask in several bodies"
+            f"requests: their different filters have {n_characters:,} characters; "
+            f"allowed: {allowed:,}; use fewer, or ask in several bodies"
         )

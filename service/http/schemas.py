@@ -7,8 +7,9 @@ same raw dictionaries from Python callers. A new field of an event also goes int
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
 from enum import IntEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -54,37 +55,38 @@ Explain = Annotated[
     ),
 ]
 Dial = Annotated[float, Field(ge=0, le=1)]
-_strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
+_strict = with_config(
+    strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+)
 
 
 @_strict
 class PastEvent(TypedDict, total=False):
-    item_id: Annotated[
-        ItemId,
-        Field(
-            description="As in the data; items that the bundle does not know are skipped."
-        ),
-    ]
+    item_id: ItemId
+    """As in the data; items that the bundle does not know are skipped."""
     datetime: Text | Number | None
     event: Text | None
     weight: Number | None
-    context: Annotated[Values | None, Field(description="The context of the event.")]
+    context: Values | None
+    """The context of the event."""
 
 
 @_strict
 class FilterBody(TypedDict, total=False):
     """Conditions that an item must meet to be listed."""
 
-    where: Annotated[
-        Text | None, Field(description="A condition on the columns of the items.")
-    ]
-    only: Annotated[Ids | None, Field(description="Only these items.")]
+    where: Text | None
+    """A condition on the columns of the items."""
+    only: Ids | None
+    """Only these items."""
     at_most: Annotated[
         dict[Name, Annotated[int, Field(ge=1, le=MAX_ITEMS)]] | None,
-        Field(max_length=MAX_NAMES, description="Column -> most items of one value."),
+        Field(max_length=MAX_NAMES),
     ]
+    """Column -> most items of one value."""
 
 
+# fields that other bodies inherit have a description: a docstring would not be inherited
 @_strict
 class RequestBody(TypedDict, total=False):
     """A user and a moment: all of it may be left out."""
@@ -164,15 +166,11 @@ class EventBody(TypedDict):
     user_id: ItemId
     item_id: ItemId
     event: NotRequired[Text | None]
-    datetime: NotRequired[
-        Annotated[Text | Number | None, Field(description="By default now.")]
-    ]
+    datetime: NotRequired[Text | Number | None]
+    """By default now."""
     weight: NotRequired[Number | None]
-    request_id: NotRequired[
-        Annotated[
-            Text | None, Field(description="Id of the answer that the event follows.")
-        ]
-    ]
+    request_id: NotRequired[Text | None]
+    """Id of the answer that the event follows."""
 
 
 @_strict
@@ -186,12 +184,8 @@ class EventsBody(TypedDict):
 
 @_strict
 class ItemBody(TypedDict):
-    columns: Annotated[
-        Values,
-        Field(
-            description="Column -> value; a column that is not named stays, null is missing."
-        ),
-    ]
+    columns: Values
+    """Column -> value; a column that is not named stays, null is missing."""
 
 
 @_strict
@@ -200,14 +194,10 @@ class ForgetBody(TypedDict):
 
 
 # names that an error may repeat: ours, not a caller's
+_BODIES = (PastEvent, FilterBody, RecommendBody, RecommendManyBody)
+_CHANGES = (EventBody, EventsBody, ItemBody)
 FIELDS = frozenset({"search"}).union(
-    PastEvent.__annotations__,
-    FilterBody.__annotations__,
-    RecommendBody.__annotations__,
-    RecommendManyBody.__annotations__,
-    EventBody.__annotations__,
-    EventsBody.__annotations__,
-    ItemBody.__annotations__,
+    *(body.__annotations__ for body in (*_BODIES, *_CHANGES))
 )
 
 
@@ -329,22 +319,8 @@ class ForgetAnswer(PutAnswer):
 
 _KEYED = (400, 401, 403, 404, 421, 429, 500, 503)
 ASKING = (405, 408, 413, 415, 422)
-_FAULTS = {
-    400: "The body is not JSON, or its length is given twice.",
-    401: "The key is missing or unknown.",
-    403: "The role of the key does not admit this call, or the service only reads.",
-    404: "There is no such path, or not at this port.",
-    405: "The path has other methods.",
-    408: "The body arrived too slowly.",
-    409: "The current version cannot be loaded; the one before still answers.",
-    413: "The body is too long.",
-    415: "The content-type is not application/json.",
-    421: "The host is not one of this service.",
-    422: "A value does not fit; `field` says where it stands.",
-    429: "The key is used too often; come back after the seconds of `retry-after`.",
-    500: "The service failed; its log says where.",
-    503: "Too many requests wait, or the disk fails; come back after the seconds of `retry-after`.",
-}
+_DOCUMENT = Path(__file__).with_name("document.json").read_text()
+_FAULTS = json.loads(_DOCUMENT)["faults"]
 
 
 class Role(IntEnum):
@@ -373,64 +349,32 @@ _KEY = {
 def describe_errors(*more: int) -> dict[int | str, dict[str, Any]]:
     """Describe the error answers of a route: those that every route may give, and more."""
     return {
-        status: {"model": FaultAnswer, "description": _FAULTS[status]}
+        status: {"model": FaultAnswer, "description": _FAULTS[str(status)]}
         for status in sorted((*_KEYED, *more))
     }
 
 
-def describe(
-    write: Callable[[], dict[str, Any]], list_ids: Callable[[], NDArray[np.generic]]
-) -> dict[str, Any]:
+def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[str, Any]:
     """Complete the OpenAPI document by the roles of keys and by examples.
 
     Args:
-        write: returns the document of the routes.
-        list_ids: returns the ids of the catalogue, (N,).
+        document: of the routes.
+        item_ids: (N,) the ids of the catalogue.
     """
-    document = write()
-    ids = list_ids()
-    examples = _write_examples(*ids[[0, -1]].tolist())
     document["components"]["securitySchemes"] = {"key": _KEY}
+    first, last = item_ids[[0, -1]].tolist()
+    text = _DOCUMENT.replace('"FIRST"', json.dumps(first))
+    examples = json.loads(text.replace('"LAST"', json.dumps(last)))["examples"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             role = ROLES.get(path, Role.ADMIN)
             operation["security"] = [{"key": [role.name.lower()]}] if role else []
             if method == "put":
-                operation["parameters"][0]["example"] = str(ids[0])
-            if (method, path) in examples:
+                operation["parameters"][0]["example"] = str(first)
+            if method != "delete" and path in examples:
                 (content,) = operation["requestBody"]["content"].values()
                 content["examples"] = {
                     summary: {"summary": summary, "value": value}
-                    for summary, value in examples[method, path].items()
+                    for summary, value in examples[path].items()
                 }
     return document
-
-
-def _write_examples(
-    first: str | int, last: str | int
-) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return summary -> body by method and path, for a catalogue with these two items."""
-    event = {"user_id": "7", "item_id": first}
-    return {
-        ("post", "/v1/recommend"): {
-            "A known user": {"user_id": "7", "k": 5},
-            "Somebody new, with a history": {
-                "history": [{"item_id": first}, {"item_id": last}],
-                "k": 5,
-            },
-            "Many at once": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5},
-        },
-        ("post", "/v1/similar"): {"The nearest five": {"item_id": first, "k": 5}},
-        ("post", "/v1/due"): {
-            "What a known user takes again": {"user_id": "7", "k": 5}
-        },
-        ("post", "/v1/events"): {
-            "A user took an item": event,
-            "Never again": event | {"item_id": last, "event": "dismiss"},
-            "Many at once": {"events": [event | {"weight": 2}]},
-        },
-        ("put", "/v1/items/{item_id}"): {
-            "Out of stock": {"columns": {"in_stock": False}}
-        },
-        ("post", "/v1/users/forget"): {"Erase a user": {"user_id": "7"}},
-    }

@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
+from typing import Any
 
 import h11
 import uvicorn
@@ -58,7 +59,8 @@ class Connection(H11Protocol):
         )
         self.connections.discard(idlest)
         idlest.transport.abort()
-        self.config.app.state.shared.metrics.counters["dropped_connections"].inc()  # type: ignore[union-attr]
+        app: Any = self.config.app
+        app.state.shared.metrics.counters["dropped_connections"].inc()
 
     def is_idle(self) -> bool:
         """Tell whether the connection waits for its client: for a request, or the rest of one."""

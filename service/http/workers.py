@@ -12,26 +12,28 @@ tried for ever at the start.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
-from asyncio.subprocess import Process
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 
-from service.command_line import FAULT
+from service.command_line import FAULT, ending_on_signals, undisturbed
 
 # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _WORKER = "BASCULE_WORKER"
 _INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
 PARENT = _INHERITED[0] if _INHERITED else None  # pid
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
-_MEMORY = "/dev/shm"  # the folder in it admits only the parent's user
+_MEMORY = "/dev/shm"  # noqa: S108 - the folder in it admits only the parent's user
+_LOOK_SECONDS = 0.1  # between two looks at the workers
 _RETRY_SECONDS = 5.0  # between two attempts to start a worker
 _END_SECONDS = 15.0  # in which a worker ends: more than uvicorn takes to drain
 _LOG = logging.getLogger("service.http")
@@ -45,14 +47,11 @@ def bind(host: str, *ports: int) -> Iterator[list[socket.socket]]:
         ValueError: a port cannot be had.
     """
     with ExitStack() as stack:
-        listeners = []
-        if is_worker():
-            for descriptor in _INHERITED[2:]:
-                listener = socket.socket(fileno=descriptor)
-                listeners.append(stack.enter_context(listener))
-        else:
-            for port in ports:
-                listeners.append(stack.enter_context(_bind(host, port)))
+        listeners = [socket.socket(fileno=number) for number in _INHERITED[2:]]
+        if not is_worker():
+            listeners = [_bind(host, port) for port in ports]
+        for listener in listeners:
+            stack.enter_context(listener)
         yield listeners
 
 
@@ -94,7 +93,16 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
     # on a disk, a counter that finds it full would end its worker
     folder = _MEMORY if os.access(_MEMORY, os.W_OK) else None
     with TemporaryDirectory(prefix="bascule-", dir=folder) as shared:
-        return asyncio.run(_Parent(n_workers, listeners, Path(shared)).run())
+        parent = _Parent(n_workers, listeners, Path(shared))
+        try:
+            with ending_on_signals():
+                parent.run()
+        except SystemExit:
+            return 0
+        finally:
+            with undisturbed():
+                parent.end()
+    return FAULT
 
 
 class _Parent:
@@ -104,116 +112,91 @@ class _Parent:
         self._n_workers = n_workers
         self._sockets = [listener.fileno() for listener in listeners]
         self._shared = shared
-        self._workers: list[Process] = []  # those that answer
-        self._watches: dict[Process, asyncio.Task[None]] = {}  # of all that live
-        self._is_due = asyncio.Event()  # a worker ended, or a renewal is asked for
+        self._workers: list[subprocess.Popen[bytes]] = []  # those that answer
         self._is_renewing = False
 
-    async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        is_ending = asyncio.Event()
-        loop.add_signal_handler(signal.SIGTERM, is_ending.set)
-        loop.add_signal_handler(signal.SIGINT, is_ending.set)
-        loop.add_signal_handler(signal.SIGHUP, self._ask_renewal)
-
-        tasks = [
-            asyncio.create_task(is_ending.wait()),
-            asyncio.create_task(self._maintain()),
-        ]
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*map(self._end, [*self._watches]))
-        return 0 if is_ending.is_set() else FAULT
-
-    def _ask_renewal(self) -> None:
-        self._is_renewing = True
-        self._is_due.set()
-
-    async def _maintain(self) -> None:
-        """Keep the number of workers and renew them; return if the first, which says why, fails."""
-        is_complete = await self._fill()
+    def run(self) -> None:
+        """Keep the number of workers; return if the first, which says why, does not start."""
+        signal.signal(signal.SIGHUP, self._ask_renewal)
+        is_complete = self._fill()
         if not self._workers:
             return
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if is_complete else _RETRY_SECONDS):
-                    await self._is_due.wait()
-            is_complete = await self._fill()
+            time.sleep(_LOOK_SECONDS if is_complete else _RETRY_SECONDS)
+            for worker in [*self._workers]:
+                if worker.poll() is not None:
+                    _LOG.error("worker %d ended: %d", worker.pid, worker.returncode)
+                    self._drop(worker)
+            is_complete = self._fill()
             if self._is_renewing:
                 self._is_renewing = False
-                await self._renew()
+                self._renew()
 
-    async def _fill(self) -> bool:
+    def end(self) -> None:
+        """Let all workers finish their requests and end."""
+        for worker in self._workers:
+            worker.terminate()
+        for worker in [*self._workers]:
+            self._end(worker)
+
+    def _ask_renewal(self, number: int, frame: FrameType | None) -> None:
+        self._is_renewing = True
+
+    def _fill(self) -> bool:
         """Start the workers that lack; return False if one does not start."""
-        self._is_due.clear()
         while len(self._workers) < self._n_workers:
-            worker = await self._start()
-            if worker is None:
+            if not self._start():
                 return False
-            self._workers.append(worker)
         return True
 
-    async def _renew(self) -> None:
+    def _drop(self, worker: subprocess.Popen[bytes]) -> None:
+        """Take a worker out with its gauges, which would count on."""
+        self._workers.remove(worker)
+        for path in self._shared.glob(f"gauge_live*_{worker.pid}.db"):
+            path.unlink()
+
+    def _renew(self) -> None:
         """Put a new worker in the place of each, as long as new ones start."""
         for old in [*self._workers]:
-            new = await self._start()
-            if new is None:
+            if not self._start():
                 _LOG.error("could not start new workers; keeping the old ones")
                 return
-            self._workers.append(new)
-            if old in self._workers:
-                self._workers.remove(old)
-            await self._end(old)
+            old.terminate()
+            self._end(old)
         _LOG.info("workers restarted")
 
-    async def _start(self) -> Process | None:
-        """Start a worker; return it once it answers, or None if it ends before."""
+    def _start(self) -> bool:
+        """Start a worker and wait until it answers; return False if it ends before."""
         reader, writer = os.pipe()
         descriptors = (writer, *self._sockets)
         variables = {
             _WORKER: ",".join(map(str, (os.getpid(), *descriptors))),
             _SHARED: str(self._shared),
         }
-        try:
-            worker = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *sys.orig_argv[1:],
-                env=os.environ | variables,
-                pass_fds=descriptors,
-                process_group=0,  # what a terminal sends is for the parent alone
-            )
-        finally:
-            os.close(writer)
-        self._watches[worker] = asyncio.create_task(self._watch(worker))
+        worker = subprocess.Popen(  # noqa: S603 - this command once more
+            [sys.executable, *sys.orig_argv[1:]],
+            env=os.environ | variables,
+            pass_fds=descriptors,
+            process_group=0,  # what a terminal sends is for the parent alone
+        )
+        os.close(writer)
         with os.fdopen(reader, "rb", 0) as pipe:
             try:
-                is_ready = await asyncio.to_thread(pipe.read, 1)
-            except asyncio.CancelledError:
+                is_ready = bool(pipe.read(1))
+            except SystemExit:
                 worker.kill()  # while it imports it may miss a SIGTERM
                 raise
-        if not is_ready:
-            await worker.wait()
-            return None
-        return worker
+        if is_ready:
+            self._workers.append(worker)
+        else:
+            worker.wait()
+        return is_ready
 
-    async def _watch(self, worker: Process) -> None:
-        """Wait for the end of a worker, then drop its gauges and let it be replaced."""
-        status = await worker.wait()
-        del self._watches[worker]
-        for path in self._shared.glob(f"gauge_live*_{worker.pid}.db"):
-            path.unlink()
-        if worker in self._workers:
-            self._workers.remove(worker)
-            _LOG.error("worker %d ended with status %d", worker.pid, status)
-            self._is_due.set()
-
-    async def _end(self, worker: Process) -> None:
-        """Let a worker finish its requests and end; kill it if it does not."""
-        if worker.returncode is None:
-            worker.terminate()
+    def _end(self, worker: subprocess.Popen[bytes]) -> None:
+        """Wait for the end of a worker that was told to; kill it if it does not come."""
         try:
-            await asyncio.wait_for(worker.wait(), _END_SECONDS)
-        except TimeoutError:
+            worker.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
             _LOG.error("killing worker %d, which did not end", worker.pid)
             worker.kill()
+        self._drop(worker)

@@ -48,12 +48,12 @@ def test_models_stand_in_order_with_intervals_and_differences_in_80_columns():
         ["bascule", "0.3100 (.300, .330)", "0.6200"],
     ]
     assert (
-        text.index("view 'all', 1,234 users")
+        text.index("view 'all', users: 1,234")
         < text.index("bascule minus it")
         < text.index("view 'novel'")
     )
     assert len(re.findall(r"(?m)^popularity ", text)) == 1  # no figure of it in `all`
-    assert "'all', 1 user, " in show(
+    assert "'all', users: 1, " in show(
         {"test": {"bascule": {"all": figures(0.5, users=1)}}, "paired": {}}
     )
 
@@ -71,7 +71,7 @@ def test_figures_with_context_have_tables_of_their_own():
         }
     }
     text = show(metrics | {"with_context": asked, "paired_with_context": gain})
-    text = text.split("view 'novel', with request context, 1,234 users")[1]
+    text = text.split("view 'novel', with request context, users: 1,234")[1]
     assert re.search(r"bascule +0\.2100", text)
     assert re.search(r"(?m)^without context +0\.1800 .* \+0\.0300 \(\+\.010, \+\.050\)", text)
 

@@ -213,6 +213,7 @@ def test_popularity_is_the_ranking_of_counts_of_events_or_of_users(repeats):
         row for row in ranked if keep(ITEMS[row], OWNED.get(request["user_id"], set()))
     ][:k]
     figures = run(make_recommender(repeats=repeats), ["popularity"])["test"]["popularity"]
+    assert len(figures) == (3 if repeats == "allow" else 1)
     for view in figures:
         kept = KEEP[view] if repeats == "allow" else KEEP["all"]
         assert_figures(
@@ -309,8 +310,6 @@ def test_neither_order_of_rows_nor_items_outside_the_catalogue_matter():
 def test_what_cannot_be_evaluated_is_refused():
     with pytest.raises(SchemaError, match="holdout has no interactions"):
         run(make_recommender(), test=HOLDOUT[:0])
-    with pytest.raises(SchemaError, match=r"'gendre' .* did you mean 'gender'"):
-        run(make_recommender(), group_columns=["gendre"])
 
 
 def test_context_is_stated_as_vocabularies_know_it():

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation.__main__ import check_reachable, find_doubts, main
-from serve import recommender
 from serve.errors import SchemaError
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
@@ -58,7 +57,7 @@ def built(monkeypatch):
         owned = {user: set(profiles.get(user).history.item_id) for user in profiles.user_ids}
         return FakeRecommender(item_ids(), USERS, owned)
 
-    monkeypatch.setattr(recommender, "Recommender", build)
+    monkeypatch.setattr("evaluation.__main__.Recommender", build)
     return made
 
 
@@ -89,7 +88,7 @@ def test_figures_of_a_bundle_and_a_holdout(words, built, tmp_path, capsys):
     assert all(
         part in said.out
         for part in (
-            "view 'all', 3 users",
+            "view 'all', users: 3",
             "view 'novel'",
             "NDCG@20",
             f"figures: {out}",
@@ -132,7 +131,7 @@ def test_users_are_sliced_by_their_features_and_baselines_are_those_named(words,
         (
             "--train",
             "pyproject.toml",
-            "cannot read '.toml'; allowed: .csv, .csv.gz, .parquet",
+            "unknown suffix '.toml'; allowed: .csv",
         ),
         ("--bundle", "nowhere", "nowhere"),
         ("--json", "{}", "is a folder or in none; give a file"),

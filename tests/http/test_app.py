@@ -466,8 +466,8 @@ def test_a_reload_needs_the_token_and_this_machine(changing):
         for host, status in (
             ("127.8.9.1", 200),
             ("::1", 200),
-            ("10.0.0.7", 403),
-            (None, 403),
+            ("10.0.0.7", 401),
+            (None, 401),
         )
     ]
     for header, host, status in [

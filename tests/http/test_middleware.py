@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from serve.recommender import Recommender
 from service.http.errors import OverloadError
-from service.http.middleware import Gathering, Worker
+from service.http.middleware import Worker
 from tests.http.services import NOW, TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
 from tests.served import JSON, ROOT, ask, exchange, read_reply, serving, write_request
@@ -144,14 +144,13 @@ def test_requests_that_come_at_once_are_answered_in_one_call_each_as_if_alone(bu
 def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
     async def main():
         with closing(Worker(max_waiting=3, deadline=30)) as worker:
-            gathering = Gathering(worker)
             asked = [
-                gathering.answer("key", n, lambda ones: [1 // n for n in ones], is_brief)
+                worker.answer("key", n, lambda ones: [1 // n for n in ones], is_brief)
                 for n in (2, 0)
             ]
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert [type(one) for one in found] == [ZeroDivisionError] * 2
-            assert await gathering.answer("key", 1, list, is_brief) == 1
+            assert await worker.answer("key", 1, list, is_brief) == 1
 
     asyncio.run(main())
 
@@ -159,13 +158,12 @@ def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
 def test_a_batch_that_is_refused_holds_up_nobody_after_it(gate):
     async def main():
         with closing(Worker(max_waiting=1, deadline=30)) as worker:
-            gathering = Gathering(worker)
             tasks = await fill(worker, gate, 1)
             with pytest.raises(OverloadError):
-                await gathering.answer("key", 1, list, is_brief=False)
+                await worker.answer("key", 1, list, is_brief=False)
             gate.set()
             await asyncio.gather(*tasks)
-            return await gathering.answer("key", 2, list, is_brief=False)
+            return await worker.answer("key", 2, list, is_brief=False)
 
     assert asyncio.run(main()) == 2
 
@@ -173,7 +171,7 @@ def test_a_batch_that_is_refused_holds_up_nobody_after_it(gate):
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
     monkeypatch.setattr(
         "service.forget.forget_known",
-        lambda *_: {"forgotten": []} if gate.wait(20) else None,
+        lambda *_: {"run": "", "forgotten": []} if gate.wait(20) else None,
     )
 
     async def main(app):
