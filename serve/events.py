@@ -19,8 +19,6 @@ from serve.encode import EncodedFeatures, age_values
 from serve.kinds import FIRST_CODE, LIMIT
 from serve.schema import Schema
 
-# Names that stand in `arrays` and `clock` now.
-__all__ = ("DAY", "spans")
 
 Arrays = dict[str, np.ndarray]
 
