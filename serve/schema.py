@@ -11,20 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.arrays import IdType
 from serve.errors import SchemaError
-from serve.kinds import FIRST_CODE, KINDS, PADDING, UNKNOWN, Feature, Kind
+from serve.kinds import KINDS, Feature
 
-# Names that stand in `kinds` and `arrays` now.
-__all__ = (
-    "DERIVED",
-    "FIRST_CODE",
-    "PADDING",
-    "SEVERAL",
-    "UNKNOWN",
-    "WORDED",
-    "Feature",
-    "IdType",
-    "Kind",
-)
 DERIVED = tuple(kind for kind, traits in KINDS.items() if traits.period)
 SEVERAL = tuple(kind for kind, traits in KINDS.items() if traits.has_several)
 WORDED = ("categorical", *SEVERAL)
@@ -129,9 +117,9 @@ class Schema:
                 f"schema.json is not of format {FORMAT}: export the bundle again"
             )
         try:
+            for side in _SIDES:
+                fields[side] = [_read_feature(entry) for entry in fields[side]]
             for name, value in fields.items():
-                if name in _SIDES:
-                    value = [_read_feature(entry) for entry in value]
                 fields[name] = tuple(value) if isinstance(value, list) else value
             schema = cls(**fields)
         except (TypeError, KeyError) as error:
@@ -146,13 +134,11 @@ def _read_feature(fields: dict[str, Any]) -> Feature:
     feature = Feature(**{**fields, "vocabulary": tuple(fields["vocabulary"])})
     check_record(feature)
     is_wide = feature.has_several or feature.is_text or feature.is_vector
-    is_power_of_two = feature.buckets & (feature.buckets - 1) == 0
-    of_kind = (
-        (is_wide or feature.width == 1)
-        and feature.is_text == (feature.buckets > 0)
-        and (not feature.is_derived or len(feature.vocabulary) == feature.traits.period)
+    is_of_kind = (is_wide or feature.width == 1) and (
+        feature.is_text == feature.buckets.bit_count()  # a power of two, or 0
     )
-    if not of_kind or not is_power_of_two:
+    period = feature.traits.period
+    if not is_of_kind or period not in (0, len(feature.vocabulary)):
         raise SchemaError(
             f"feature '{feature.name}' has sizes of another kind: export again"
         )
@@ -182,8 +168,10 @@ def _is_possible(name: str, value: Any) -> bool:
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
         return all(low <= number <= high for number in entries)
+    if name not in _NAMES:
+        return True
     names = [getattr(entry, "name", entry) for entry in entries]
-    return name not in _NAMES or (len(set(names)) == len(names) and all(names))
+    return all(names) and len(set(names)) == len(names)
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
@@ -195,13 +183,12 @@ def _is_of(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return value in parts
     if annotation == tuple[str, ...]:  # vocabularies are long
-        return type(value) is tuple and {type(text) for text in value} <= {str}
+        return type(value) is tuple and {*map(type, value)} <= {str}
     if origin is tuple:
         return type(value) is tuple and all(_is_of(entry, parts[0]) for entry in value)
     if origin is Mapping:
-        if type(value) is not dict:
-            return False
-        return all(_is_of(entry, parts[1]) for entry in value.values())
+        is_dict = type(value) is dict
+        return is_dict and all(_is_of(entry, parts[1]) for entry in value.values())
     if annotation in (int, float):
         return type(value) in (int, annotation) and -(2**63) <= value < 2**63
     return type(value) in (parts or (annotation,))  # parts are those of a union
