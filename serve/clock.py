@@ -158,7 +158,8 @@ def _find_unit(ticks: np.ndarray) -> int:
         raise SchemaError(
             f"the unit of time '{ticks[is_unclear][0]}' is ambiguous; "
             "allowed: epoch seconds, milliseconds, microseconds, nanoseconds "
-            "of the years 1973 to 2286; give ISO times, or use 'position' if the number is only an order"
+            "of the years 1973 to 2286; "
+            "give ISO times, or use 'position' if the number is only an order"
         )
     return _UNITS[windows[0] // 2] if len(windows) else 1
 

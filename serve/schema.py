@@ -25,9 +25,8 @@ FORMAT = 1
 # A value or slice of fewer users may tell who they are, and stays when they are erased.
 MIN_USERS = 5
 
-_MAX_SIZE = (
-    1 << 16
-)  # of a width, a length or a number of buckets: 4 times what training gives
+# Of a width, a length or a number of buckets: 4 times what training gives.
+_MAX_SIZE = 1 << 16
 _MAX_LOG = 700  # above it the weight is infinite
 _TINY = 5e-324  # the least positive number
 _SIDES = ("user_features", "item_features", "context_features")
@@ -35,20 +34,18 @@ _SIDES = ("user_features", "item_features", "context_features")
 _NAMES = ("name", "column", "separator", "event_types", "vocabulary", *_SIDES)
 # Field name -> bounds of its numbers.
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "width": (1, _MAX_SIZE),
-    "history_length": (1, _MAX_SIZE),
-    "memory_length": (1, _MAX_SIZE),
-    "dim": (1, _MAX_SIZE),
     "buckets": (0, _MAX_SIZE),
-    "scale": (_TINY, math.inf),
-    "weight_scale": (_TINY, math.inf),
-    "decay_days": (_TINY, math.inf),
-    "popularity_days": (_TINY, math.inf),
-    "popularity_dims": (0, math.inf),
-    "neighbour_decay": (0, math.inf),
-    "neighbour_context_gain": (0, math.inf),
     "weight_mean": (0, _MAX_LOG),
 }
+_BOUNDS |= dict.fromkeys(
+    ("width", "history_length", "memory_length", "dim"), (1, _MAX_SIZE)
+)
+_BOUNDS |= dict.fromkeys(
+    ("scale", "weight_scale", "decay_days", "popularity_days"), (_TINY, math.inf)
+)
+_BOUNDS |= dict.fromkeys(
+    ("popularity_dims", "neighbour_decay", "neighbour_context_gain"), (0, math.inf)
+)
 
 
 @dataclass(frozen=True)
@@ -134,11 +131,13 @@ def _read_feature(fields: dict[str, Any]) -> Feature:
     feature = Feature(**{**fields, "vocabulary": tuple(fields["vocabulary"])})
     check_record(feature)
     is_wide = feature.has_several or feature.is_text or feature.is_vector
-    is_of_kind = (is_wide or feature.width == 1) and (
-        feature.is_text == feature.buckets.bit_count()  # a power of two, or 0
-    )
+    n_buckets = feature.buckets.bit_count()  # 1 of a power of two
     period = feature.traits.period
-    if not is_of_kind or period not in (0, len(feature.vocabulary)):
+    if (
+        (feature.width > 1 and not is_wide)
+        or n_buckets != int(feature.is_text)
+        or period not in (0, len(feature.vocabulary))
+    ):
         raise SchemaError(
             f"feature '{feature.name}' has sizes of another kind: export again"
         )
