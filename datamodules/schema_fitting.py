@@ -11,12 +11,12 @@ import pandas as pd
 
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables, is_set
-from serve.arrays import IdType
+from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
 from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.kinds import Feature, Kind, to_days
-from serve.schema import MIN_USERS, Repeats, Schema
+from serve.schema import MIN_USERS, Schema
 
 MEMORY_LENGTH = 4000
 MIN_HISTORY = 10

@@ -1,4 +1,4 @@
-"""Arrays and ids: the names of their types, segments, unit vectors, and Arrow columns and back.
+"""Arrays, ids and events: names of their types, segments, unit vectors, Arrow columns and back.
 
 Arrow's own conversions of Python lists import pandas, which serving does without.
 """
@@ -20,6 +20,8 @@ Objects = NDArray[np.object_]  # ids and texts
 
 Id = str | int  # of a user or an item
 IdType = Literal["string", "integer"]
+Ties = Literal["ordered", "simultaneous"]  # whether events of one time have an order
+Repeats = Literal["exclude", "allow"]  # whether items that a user has are listed again
 
 MIN_LENGTH = 1e-12  # a vector that is shorter has no direction
 

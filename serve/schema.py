@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.arrays import IdType
+from serve.arrays import Repeats as Repeats
+from serve.arrays import Ties as Ties
 from serve.errors import SchemaError
 from serve.kinds import KINDS, Feature
 
@@ -18,8 +20,6 @@ SEVERAL = tuple(kind for kind, traits in KINDS.items() if traits.has_several)
 WORDED = ("categorical", *SEVERAL)
 
 Similarity = Literal["dot", "cosine"]
-Ties = Literal["ordered", "simultaneous"]
-Repeats = Literal["exclude", "allow"]
 
 FORMAT = 1
 # A value or slice of fewer users may tell who they are, and stays when they are erased.
