@@ -277,8 +277,8 @@ def _parse_history(raw: Any, schema: Schema) -> History:
     return History(
         item_id=np.array(ids, np.int64 if id_type == "integer" else np.object_),
         datetime=times,
-        event=_parse_events(entries),
-        weight=_parse_weights(entries),
+        event=_parse_column(entries, "event", _parse_event, np.object_),
+        weight=_parse_column(entries, "weight", parse_weight, np.float64),
         context=_key_contexts(entries, times, schema),
     )
 
@@ -308,24 +308,19 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
     return times
 
 
-def _parse_events(entries: Sequence[Any]) -> Objects | None:
-    values = _list_values(entries, "event")
+def _parse_column(
+    entries: Sequence[Any], name: str, parse: Callable[[Any, str], Any], dtype: type
+) -> NDArray[Any] | None:
+    """Return the checked values of a field of all events; None if no event has it."""
+    values = _list_values(entries, name)
     if values is None:
         return None
-    events = np.empty(len(values), dtype=np.object_)
-    for i, value in enumerate(values):
-        events[i] = to_text(parse_label(value, f"history[{i}].event"))
-    return events
+    checked = [parse(value, f"history[{i}].{name}") for i, value in enumerate(values)]
+    return np.array(checked, dtype)
 
 
-def _parse_weights(entries: Sequence[Any]) -> Doubles | None:
-    values = _list_values(entries, "weight")
-    if values is None:
-        return None
-    weights = [
-        parse_weight(value, f"history[{i}].weight") for i, value in enumerate(values)
-    ]
-    return np.array(weights, np.float64)  # None becomes NaN
+def _parse_event(value: Any, where: str) -> str | None:
+    return to_text(parse_label(value, where))
 
 
 def _key_contexts(
