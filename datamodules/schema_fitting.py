@@ -150,7 +150,7 @@ def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, fl
 def _fit_id_type(train: pd.DataFrame, name: str, previous: Schema | None) -> IdType:
     is_integer = pd.api.types.is_integer_dtype(train[name])
     id_type: IdType = "integer" if is_integer else "string"
-    before = id_type if previous is None else getattr(previous, f"{name}_type")
+    before = getattr(previous, f"{name}_type", id_type)
     if id_type != before:
         raise SchemaError(
             f"{name} is {id_type}; the previous schema has {before} ids: "
@@ -199,8 +199,7 @@ def _fit_ages(
             days = (previous.data_until - schema.data_until) / DAY
             feature = replace(feature, mean=feature.mean + days)
         elif feature.is_date:
-            cells = rows[feature.column].to_numpy()
-            dates = to_days(feature, cells, schema.timezone)
+            dates = to_days(feature, rows[feature.column], schema.timezone)
             date_of = pd.Series(dates, rows[id_name])
             ages = moments["days"] - moments[id_name].map(date_of)
             feature = _with_scale(feature, ages.to_numpy())

@@ -176,8 +176,8 @@ class Graph(nn.Module):
 def user_graph(tower: UserTower) -> Graph:
     if tower.memory is None:
         return Graph(tower, _run_user_tower, USER_AXES, ("user_vectors",))
-    axes = USER_AXES | MEMORY_AXES
-    return Graph(tower, _run_user_tower, axes, ("user_vectors", "memory"))
+    outputs = ("user_vectors", "memory")
+    return Graph(tower, _run_user_tower, USER_AXES | MEMORY_AXES, outputs)
 
 
 def _run_user_tower(tower: UserTower, arrays: Tensors) -> tuple[Tensor, ...]:
@@ -185,8 +185,8 @@ def _run_user_tower(tower: UserTower, arrays: Tensors) -> tuple[Tensor, ...]:
     fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
     if tower.memory is None:
         return (tower.finish(fused),)  # (B, W)
-    inputs = memory_inputs(arrays, arrays["owned_vectors"])
-    return tower.remember(fused, inputs)  # (B, W), (E,)
+    # (B, W), (E,)
+    return tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))
 
 
 def item_graph(cold_items: ColdItems) -> Graph:
@@ -215,8 +215,7 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     for name, axes in graph.axes.items():
         shapes[name] = {place: AXIS_NAMES[axis] for place, axis in enumerate(axes)}
     # it would warn of torchvision
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registration.setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel("ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(

@@ -165,11 +165,10 @@ def start_affinity(
         sizes = np.bincount(categories, minlength=lift.shape[1])[:, None]  # (Q, 1)
         root = np.sqrt(sizes)  # (Q, 1)
         right = _right_vectors(lift * root.T, memory.affinity_dim, seed)  # (Q, A)
-        of_users = (right * root).astype(np.float32)  # (Q, A)
-        memory.affinity_table.copy_(torch.from_numpy(of_users))
+        memory.affinity_table.copy_(torch.from_numpy(right * root))
         inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)  # (Q, 1)
-        of_items = (right * inverse).astype(np.float32)  # (Q, A)
-        towers.item_tower.affinity_table.weight.copy_(torch.from_numpy(of_items))
+        of_items = torch.from_numpy(right * inverse)  # (Q, A)
+        towers.item_tower.affinity_table.weight.copy_(of_items)
 
 
 def start_pooling(towers: Towers, matrix: sp.csr_array, unit: float, seed: int) -> None:
@@ -256,8 +255,8 @@ class Start:
                 raise BundleError(
                     f"{bundle.path} was not exported from {path}: leave --warm_start out"
                 )
-        model = ModelConfig(**bundle.manifest.facts.config["model"])
-        return cls(path, model, weights, rows)
+        config = bundle.manifest.facts.config["model"]
+        return cls(path, ModelConfig(**config), weights, rows)
 
 
 def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
@@ -278,8 +277,9 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
             for feature, span in value_slices(features)
             for entry in range(span.stop - span.start)
         ]
-    categorical = [feature for feature, _ in category_features(schema.item_features)]
-    categories = _name_codes(categorical)
+    categories = _name_codes(
+        [pair[0] for pair in category_features(schema.item_features)]
+    )
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
     rows[f"{MEMORY}.affinity_table"] = categories
     rows[f"{MEMORY}.category_shares"] = categories

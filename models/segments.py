@@ -16,7 +16,6 @@ import faiss
 import numpy as np
 
 from serve.arrays import Doubles, Flags, Floats, Ints
-from serve.encode import encode_features
 from serve.kinds import FIRST_CODE, Feature
 from serve.profiles import Profiles
 from serve.recommendations import (
@@ -197,7 +196,7 @@ def find_traits(
     n_events = np.bincount(owners, minlength=len(profiles))
     for feature in schema.item_features:
         if feature.vocabulary and feature.column in columns:
-            encoded = encode_features([feature], columns, len(names)).codes
+            encoded = feature.encode(columns[feature.column])
             events, codes = _list_values(encoded[rows])
             users = owners[events]
             yield Trait.gather(
@@ -212,9 +211,7 @@ def find_traits(
     for feature in schema.user_features:
         cells = profiles.features[feature.name]
         if feature.vocabulary:
-            column = {feature.column: cells}
-            encoded = encode_features([feature], column, len(profiles)).codes
-            users, codes = _list_values(encoded)
+            users, codes = _list_values(feature.encode(cells))
             yield Trait.gather("user", feature.name, feature.vocabulary, users, codes)
         elif feature.is_numeric and not np.isnan(cells).all():
             yield _quarter(feature, cells)

@@ -96,8 +96,7 @@ def vectors_to_arrow(matrix: Floats) -> pa.Array:
     entries = np.ascontiguousarray(matrix, dtype=np.float32)
     is_missing = to_arrow(is_missing_row(entries))
     flat = to_arrow(entries.ravel())
-    width = entries.shape[1]
-    return pa.FixedSizeListArray.from_arrays(flat, width, mask=is_missing)
+    return pa.FixedSizeListArray.from_arrays(flat, entries.shape[1], mask=is_missing)
 
 
 def _is_there(objects: Objects) -> Flags:
@@ -141,6 +140,6 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
 
 def _read_numbers(values: pa.Array) -> NDArray[Any]:
     stop = values.offset + len(values)
-    content = values.buffers()[1]
-    numbers = np.frombuffer(content, values.type.to_pandas_dtype(), stop)
+    dtype = values.type.to_pandas_dtype()
+    numbers = np.frombuffer(values.buffers()[1], dtype, stop)
     return numbers[values.offset :]

@@ -119,8 +119,8 @@ def hour_of_day(seconds: Ints, timezone: str | None) -> Ints:
 
 def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     """Return the day of the week in a zone, Monday = 0, (n,)."""
-    days = to_local(seconds, find_zone(timezone)) // DAY
-    return (days + 3) % 7  # 1970 began on a Thursday
+    # 1970 began on a Thursday.
+    return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
 
 
 # ---- moments and numbers

@@ -140,8 +140,9 @@ def map_file(folder: int, name: str) -> NDArray[np.uint8]:
             raise BundleError(
                 f"{name} is empty or no plain file with one name: copy the bundle without links"
             )
-        content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(content, dtype=np.uint8)
+        return np.frombuffer(
+            mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8
+        )
     finally:
         os.close(descriptor)
 
@@ -208,8 +209,9 @@ def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
     parts = _SIGNATURE.fullmatch(signature)
     key_id = parts[1].decode() if parts else "damaged"
     if parts is None or key_id not in keys:
-        trusted_ids = ", ".join(keys) or "no public key in PEM"
-        raise BundleError(f"manifest.sig is {key_id}; {trusted} has {trusted_ids}")
+        raise BundleError(
+            f"manifest.sig is {key_id}; {trusted} has the keys: {', '.join(keys) or 'none'}"
+        )
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -267,8 +269,7 @@ NOBODY = ErasureList()
 
 
 def hash_id(salt: bytes, user_id: str | int) -> bytes:
-    text = str(user_id).encode(errors="surrogatepass")
-    return hmac.digest(salt, text, "sha256")
+    return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
 
 
 def read_erasure_list(run: Path) -> ErasureList:

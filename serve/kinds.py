@@ -301,8 +301,7 @@ def to_days(feature: Feature, cells: Any, timezone: str | None) -> Doubles:
 def _parse_date(feature: Feature, value: Any, where: str) -> str:
     """Return an ISO text: a number as a text would take the unit of its column."""
     (seconds,) = parse_times([value], None, lambda _: where)
-    is_iso = isinstance(value, str) and "-" in value
-    return value if is_iso else to_iso(seconds)
+    return value if isinstance(value, str) and "-" in value else to_iso(seconds)
 
 
 def _parse_vector(feature: Feature, value: Any, where: str) -> Vector | None:

@@ -256,11 +256,6 @@ def _parse_values(raw: Any, side: Sequence[Feature], where: str) -> dict[str, An
     return values
 
 
-def _parse_datetime(raw: Any, schema: Schema) -> int:
-    (seconds,) = parse_times([raw], schema.timezone, lambda _: "datetime")
-    return seconds
-
-
 # ---- histories
 
 
@@ -333,7 +328,7 @@ def _key_contexts(
     for entry, time in zip(entries, seconds, strict=True):
         context = entry.get("context")
         values = {} if context is None else _parse_context(context, schema)
-        rows.append({**values, TIME: time})
+        rows.append(values | {TIME: time})
     features = keyed_by_name(schema.context_features)
     encoded = encode_rows(features, rows, schema.timezone)
     keys = context_keys(features, encoded.codes)
@@ -348,7 +343,9 @@ _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
     ),
     "history": _parse_history,
     "context": _parse_context,
-    "datetime": _parse_datetime,
+    "datetime": lambda raw, schema: parse_times(
+        [raw], schema.timezone, lambda _: "datetime"
+    )[0],
     "exclude": lambda raw, schema: parse_distinct_ids(
         raw, schema.item_id_type, "exclude"
     ),

@@ -95,8 +95,10 @@ class Schema:
 
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
-        fields = {"format": FORMAT, **asdict(self)}
-        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
+        return (
+            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
