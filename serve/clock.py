@@ -13,12 +13,10 @@ import numpy as np
 from serve.arrays import Flags, Ints
 from serve.errors import SchemaError, name_nearest, show
 
-EPOCH = datetime(1970, 1, 1)
-SECOND = timedelta(seconds=1)
 DAY = 86_400
 # Bounds of the times that are read: the years 1 to 9999.
-FIRST_SECOND = (datetime(1, 1, 2) - EPOCH) // SECOND
-LAST_SECOND = (datetime(9999, 12, 30) - EPOCH) // SECOND
+FIRST_SECOND = int(datetime(1, 1, 2, tzinfo=UTC).timestamp())
+LAST_SECOND = int(datetime(9999, 12, 30, tzinfo=UTC).timestamp())
 
 # Ticks per second: seconds, milliseconds, microseconds, nanoseconds.
 _UNITS = (1, 10**3, 10**6, 10**9)
@@ -186,12 +184,11 @@ def _read_alike(
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     ticks: dict[int, float] = {}
     moments: dict[int, int] = {}
-    epoch = EPOCH.replace(tzinfo=UTC)
     for row, value in enumerate(values):
         cell = _read_cell(value)
         if isinstance(cell, datetime):
-            moment = cell if cell.tzinfo else cell.replace(tzinfo=zone)
-            moments[row] = (moment - epoch) // SECOND
+            moment = cell.replace(microsecond=0, tzinfo=cell.tzinfo or zone)
+            moments[row] = int(moment.timestamp())
         # False of NaN; an integer may be too large for a float.
         elif cell is not None and abs(cell) < 2**63:
             ticks[row] = cell
@@ -254,26 +251,22 @@ def to_local(seconds: Ints, zone: tzinfo) -> Ints:
     """Turn UTC seconds into seconds on the clocks of the zone."""
     if zone is UTC:
         return seconds
-    epoch = EPOCH.replace(tzinfo=UTC)
-    return seconds + _offsets(
-        seconds, lambda moment: (epoch + moment * SECOND).astimezone(zone)
-    )
+    return seconds + _offsets(seconds, lambda utc: utc.astimezone(zone))
 
 
 def to_utc(local: Ints, zone: tzinfo) -> Ints:
     """Turn seconds on the clocks of the zone into UTC; a repeated hour is its first pass."""
     if zone is UTC:
         return local
-    return local - _offsets(
-        local, lambda moment: (EPOCH + moment * SECOND).replace(tzinfo=zone)
-    )
+    return local - _offsets(local, lambda utc: utc.replace(tzinfo=zone))
 
 
-def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
+def _offsets(seconds: Ints, move: Callable[[datetime], datetime]) -> Ints:
     """Return the UTC offset in seconds at each moment: one look-up per quarter of an hour."""
     quarters, inverse = np.unique(seconds // _QUARTER, return_inverse=True)
     offsets = []
     for quarter in quarters.tolist():
-        offset = clock(quarter * _QUARTER).utcoffset() or timedelta(0)
-        offsets.append(offset // SECOND)
+        moment = move(datetime.fromtimestamp(quarter * _QUARTER, UTC))
+        offset = moment.utcoffset() or timedelta(0)
+        offsets.append(int(offset.total_seconds()))
     return np.array(offsets, np.int64)[inverse]

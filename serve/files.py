@@ -59,12 +59,9 @@ def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> 
 def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
     """Yield a file that gets the name `path` once it is on disk; after an error it is removed."""
     partial = path.with_name(f"{path.name}.part")
-
-    def open_file(name: str, flags: int) -> int:
-        return os.open(name, flags, mode)
-
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with name_file(path), open(partial, "wb", opener=open_file) as file:
+        with name_file(path), open(os.open(partial, flags, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
