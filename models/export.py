@@ -38,7 +38,7 @@ from serve.bundle import (
     write_items,
 )
 from serve.clock import DAY
-from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
+from serve.encode import EncodedFeatures, count_categories
 from serve.errors import BundleError
 from serve.events import (
     Arrays,
@@ -298,7 +298,7 @@ class Cases:
         schema = self.schema
         events = self.draw_events(lengths)
         n_requests = len(lengths)
-        moment = np.full(n_requests, schema.data_until, dtype=np.int64)
+        moment = np.full(n_requests, schema.data_until)
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
         user = draw_features(schema.features("user"), n_requests, self.rng)
@@ -349,15 +349,16 @@ def draw_features(
     """Draw codes, unknown ones among them, and numbers and vectors, some of them missing."""
     codes = [np.zeros((n, 0), dtype=np.int64)]
     values = [np.zeros((n, 0))]
-    for feature, _ in code_slices(features):
-        drawn_codes = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
-        counts = rng.integers(1, feature.width + 1, (n, 1))
-        is_code = np.arange(feature.width) < counts
-        codes.append(np.where(is_code, drawn_codes, PADDING))
-    for feature, _ in value_slices(features):
-        is_missing = rng.random((n, 1)) < 0.2
-        drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
-        values.append(np.where(is_missing, 0.0, drawn))
-        values.append(is_missing.astype(np.float64))
+    for feature in features:
+        shape = (n, feature.width)
+        if feature.has_values:
+            is_missing = rng.random((n, 1)) < 0.2
+            drawn = rng.normal(size=shape) / feature.width**0.5
+            values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
+        else:
+            counts = rng.integers(1, feature.width + 1, (n, 1))
+            is_code = np.arange(feature.width) < counts
+            drawn_codes = rng.integers(UNKNOWN, feature.n_codes, shape)
+            codes.append(np.where(is_code, drawn_codes, PADDING))
     matrix = np.concatenate(values, axis=1).astype(np.float32)
     return EncodedFeatures(np.concatenate(codes, axis=1), matrix)

@@ -246,7 +246,7 @@ class Start:
         path = next(filter(Path.exists, paths), None)
         if path is None:
             raise SchemaError(
-                f"{run / CHECKPOINTS} holds no weights to start from: leave --warm_start out"
+                f"{run} holds no weights to start from: leave --warm_start out"
             )
         weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())

@@ -199,14 +199,9 @@ def find_traits(
             encoded = feature.encode(columns[feature.column])
             events, codes = _list_values(encoded[rows])
             users = owners[events]
-            yield Trait.gather(
-                "category",
-                feature.name,
-                feature.vocabulary,
-                users,
-                codes,
-                1.0 / n_events[users],
-            )
+            part = 1.0 / n_events[users]
+            values = feature.vocabulary
+            yield Trait.gather("category", feature.name, values, users, codes, part)
     yield Trait.gather("item", "item", names, owners, rows)
     for feature in schema.user_features:
         cells = profiles.features[feature.name]

@@ -169,7 +169,7 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
         pause = int(pauses[place])
         moment -= pause
         if history is not None and len(times):
-            moved = np.where(times < moments[place + 1], times, times - pause)
+            moved = times - pause * (times >= moments[place + 1])
             history = replace(history, datetime=moved)
     return replace(request, history=history, datetime=moment)
 
@@ -292,8 +292,7 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
         raise SchemaError(
             "history: some events have a datetime and some have none; give all or none"
         )
-    seconds = parse_times(values, timezone, lambda i: f"history[{i}].datetime")
-    times = np.array(seconds)
+    times = np.array(parse_times(values, timezone, lambda i: f"history[{i}].datetime"))
     earlier = np.flatnonzero(np.diff(times) < 0)
     if len(earlier):
         raise SchemaError(
@@ -330,8 +329,8 @@ def _key_contexts(
         values = {} if context is None else _parse_context(context, schema)
         rows.append(values | {TIME: time})
     features = keyed_by_name(schema.context_features)
-    encoded = encode_rows(features, rows, schema.timezone)
-    keys = context_keys(features, encoded.codes)
+    codes = encode_rows(features, rows, schema.timezone).codes
+    keys = context_keys(features, codes)
     return keys if keys.any() else None
 
 
