@@ -147,8 +147,8 @@ def _find_unit(ticks: np.ndarray) -> int:
     if len(windows) > 1:
         first, second, *_ = ticks[is_clear][firsts]
         raise SchemaError(
-            f"times are in mixed units, as '{first}' and '{second}'; "
-            "give all in one unit, or as ISO times"
+            f"times are in mixed units, as '{first}' and '{second}'; give all in one unit "
+            "(seconds, milliseconds, microseconds or nanoseconds), or as ISO times"
         )
 
     is_unclear = ~is_clear & ((places > 0) | (len(windows) == 0))
