@@ -11,9 +11,9 @@ import pandas as pd
 
 from datamodules.config import DataConfig
 from datamodules.tables import IDS, TARGET_WEIGHT, Tables, is_set
+from serve.arrays import Ties
 from serve.cells import to_text
 from serve.errors import SchemaError, name_nearest
-from serve.schema import Ties
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from serve.arrays import Repeats, Ties
 from serve.clock import find_zone, to_seconds
 from serve.errors import SchemaError, name_nearest
-from serve.kinds import Kind
-from serve.schema import DERIVED, Repeats, Ties
+from serve.kinds import KINDS, Kind
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
 REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed
@@ -155,7 +155,7 @@ class FeatureConfig:
     @property
     def is_derived(self) -> bool:
         """Whether the value is taken from the time of an event or request."""
-        return self.kind in DERIVED
+        return KINDS[self.kind].period > 0
 
     def fill(self, name: str) -> FeatureConfig:
         """Return the feature of a name with its column and separator filled in."""

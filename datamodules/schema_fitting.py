@@ -11,12 +11,12 @@ import pandas as pd
 
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables, is_set
-from serve.arrays import IdType
+from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
 from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.kinds import Feature, Kind, to_days
-from serve.schema import MIN_USERS, Repeats, Schema
+from serve.schema import MIN_USERS, Schema
 
 MEMORY_LENGTH = 4000
 MIN_HISTORY = 10
@@ -58,10 +58,14 @@ def fit_schema(
     _check_times(train, config)
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
-    has_datetime = "datetime" in train
-    span = _measure_span(train)
+    data_until = 0
+    span = DEFAULT_SPAN
+    if "datetime" in train:
+        seconds = train["datetime"]
+        data_until = int(seconds.max()) + 1
+        span = float(max(seconds.max() - seconds.min(), 1)) / DAY
     weight_mean, weight_scale = _fit_weight(train, previous)
-
+    length = config.history_length or _fit_history_length(train, config.repeats)
     schema = Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
@@ -69,27 +73,25 @@ def fit_schema(
         user_id_type=_fit_id_type(train, "user_id", previous),
         item_id_type=_fit_id_type(train, "item_id", previous),
         event_types=_fit_event_types(train, previous),
-        has_datetime=has_datetime,
+        has_datetime="datetime" in train,
         has_weight="weight" in train,
         weight_mean=weight_mean,
         weight_scale=weight_scale,
         timezone=config.timezone,
         ties="simultaneous" if is_set(train) else config.ties,
         repeats=config.repeats,
-        history_length=config.history_length
-        or _fit_history_length(train, config.repeats),
+        history_length=length,
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=_choose_popularity_days(train, config.repeats, span),
-        data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
+        data_until=data_until,
     )
 
     # Dates become ages when the end of the data is known.
     at_events = train[["user_id"]].assign(days=0.0)
-    if has_datetime:
-        at_events["days"] = (train["datetime"] - schema.data_until) / DAY
+    if schema.has_datetime:
+        at_events["days"] = (train["datetime"] - data_until) / DAY
     at_end = items[["item_id"]].assign(days=0.0)
-
     return replace(
         schema,
         user_features=_fit_ages(schema, "user", users, at_events, previous),
@@ -98,20 +100,19 @@ def fit_schema(
 
 
 def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
-    if config.ties == "simultaneous" and "datetime" not in train:
+    has_datetime = "datetime" in train
+    if config.ties == "simultaneous" and not has_datetime:
         raise SchemaError(
             "data.ties is 'simultaneous' and the interactions have no datetime; "
             "allowed: ordered"
         )
-
     if config.repeats == "allow" and is_set(train):
         raise SchemaError(
             "data.repeats is 'allow' and the interactions have no datetime or position; "
             "allowed: exclude"
         )
-
     declared = config.features.of("user").values()
-    if "datetime" not in train and any(feature.kind == "date" for feature in declared):
+    if not has_datetime and any(feature.kind == "date" for feature in declared):
         raise SchemaError(
             "a date of users is declared and the interactions have no datetime; "
             "allowed: of items"
@@ -119,14 +120,6 @@ def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
 
 
 # ---- times, weights, ids and histories
-
-
-def _measure_span(train: pd.DataFrame) -> float:
-    """Return the days from the first to the last event."""
-    if "datetime" not in train:
-        return DEFAULT_SPAN
-    seconds = train["datetime"]
-    return float(max(seconds.max() - seconds.min(), 1)) / DAY
 
 
 def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
@@ -157,7 +150,7 @@ def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, fl
 def _fit_id_type(train: pd.DataFrame, name: str, previous: Schema | None) -> IdType:
     is_integer = pd.api.types.is_integer_dtype(train[name])
     id_type: IdType = "integer" if is_integer else "string"
-    before = id_type if previous is None else getattr(previous, f"{name}_type")
+    before = getattr(previous, f"{name}_type", id_type)
     if id_type != before:
         raise SchemaError(
             f"{name} is {id_type}; the previous schema has {before} ids: "
@@ -175,16 +168,13 @@ def _fit_event_types(train: pd.DataFrame, previous: Schema | None) -> tuple[str,
 
 def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     """Return the length that nearly no history exceeds, within limits."""
-    events = train
     limit = LONGEST_HISTORY
-
     if is_set(train):
-        events = train[["user_id", "item_id"]].drop_duplicates()
+        train = train[["user_id", "item_id"]].drop_duplicates()
         limit = LONGEST_SET
     elif repeats == "allow":
         limit = LONGEST_RECENT
-
-    lengths = events["user_id"].value_counts().to_numpy()
+    lengths = train["user_id"].value_counts().to_numpy()
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
     return int(np.clip(length, MIN_HISTORY, limit))
 
@@ -209,8 +199,7 @@ def _fit_ages(
             days = (previous.data_until - schema.data_until) / DAY
             feature = replace(feature, mean=feature.mean + days)
         elif feature.is_date:
-            cells = rows[feature.column].to_numpy()
-            dates = to_days(feature, cells, schema.timezone)
+            dates = to_days(feature, rows[feature.column], schema.timezone)
             date_of = pd.Series(dates, rows[id_name])
             ages = moments["days"] - moments[id_name].map(date_of)
             feature = _with_scale(feature, ages.to_numpy())
@@ -317,18 +306,12 @@ def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
     if not len(finite):
         return 0.0, 1.0
     # Rounding could leave a deviation that is tiny and not 0.
-    if finite.min() == finite.max():
+    if np.ptp(finite) == 0:
         return float(finite[0]), 1.0
     return float(finite.mean()), float(finite.std())
 
 
 # ---- each kind
-
-
-def _fit_category(
-    feature: Feature, cells: pd.Series, users: pd.Series | None
-) -> Feature:
-    return replace(feature, vocabulary=by_frequency(cells, users))
 
 
 def _fit_several(
@@ -347,19 +330,18 @@ def _fit_several(
 
 def _fit_text(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Take as many buckets as there are n-grams, up to a limit: below it few share one."""
-    texts = dict.fromkeys(map(join_text, cells))
     distinct: set[int] = set()
     width = 1
-    for hashes in hash_texts(texts, WIDEST_TEXT):
+    for hashes in hash_texts(dict.fromkeys(map(join_text, cells)), WIDEST_TEXT):
         distinct.update(hashes)
         width = max(width, len(hashes))
-
     buckets = 1 << max(len(distinct) - 1, 0).bit_length()
-    buckets = min(max(buckets, MIN_BUCKETS), MAX_BUCKETS)
-    return replace(feature, width=width, buckets=buckets)
+    return replace(
+        feature, width=width, buckets=min(max(buckets, MIN_BUCKETS), MAX_BUCKETS)
+    )
 
 
-def _fit_period(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
+def _number_codes(feature: Feature, *_: object) -> Feature:
     return replace(feature, vocabulary=tuple(map(str, range(feature.traits.period))))
 
 
@@ -376,32 +358,29 @@ def _fit_number(feature: Feature, cells: pd.Series, users: pd.Series | None) -> 
     return fitted
 
 
-def _fit_date(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
-    return feature  # `_fit_ages` goes on, when the end of the data is known
-
-
 def _fit_vector(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Measure the width and the root mean square length: one scale keeps the geometry."""
     vectors = [vector for vector in map(read_vector, cells) if vector is not None]
-
     if not vectors:
         raise SchemaError(
             f"feature '{feature.name}': no training row has a vector; leave the feature out"
         )
-
     squares = [float(np.square(vector, dtype=np.float64).sum()) for vector in vectors]
     length = float(np.sqrt(np.mean(squares)))
     return replace(feature, width=len(vectors[0]), scale=length or 1.0)
 
 
 _FITS: dict[Kind, Callable[[Feature, pd.Series, pd.Series | None], Feature]] = {
-    "categorical": _fit_category,
+    "categorical": lambda feature, cells, users: replace(
+        feature, vocabulary=by_frequency(cells, users)
+    ),
     "multi_categorical": _fit_several,
     "hierarchical": _fit_several,
     "text": _fit_text,
-    "hour_of_day": _fit_period,
-    "day_of_week": _fit_period,
+    "hour_of_day": _number_codes,
+    "day_of_week": _number_codes,
     "numeric": _fit_number,
-    "date": _fit_date,
+    # `_fit_ages` goes on.
+    "date": lambda feature, cells, users: feature,
     "vector": _fit_vector,
 }

@@ -12,10 +12,9 @@ from datamodules.clean import only_targets
 from datamodules.config import DataConfig
 from datamodules.sequences import count_within
 from datamodules.tables import PART, TARGET_WEIGHT, is_set
-from serve.arrays import Flags, Ints
+from serve.arrays import Flags, Ints, Repeats
 from serve.clock import to_seconds
 from serve.errors import SchemaError
-from serve.schema import Repeats
 
 VALIDATION_USERS = 2048  # the most users with an event held out for early stopping
 DEFAULT_SHARE = 0.2  # of each user's items, held out by a split by pairs

@@ -25,10 +25,9 @@ from scipy import sparse
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
 from evaluation.ranking import ScoreRows, tiles, top_k
-from serve.arrays import Doubles, Floats, Ints
+from serve.arrays import Doubles, Floats, Ints, Repeats
 from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
-from serve.schema import Repeats
 
 as_binary: Strength = np.ones_like
 as_counts: Strength = np.asarray

@@ -19,10 +19,10 @@ from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
 from evaluation.holdout import Events, HeldOut, Ids
 from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
-from serve.arrays import Doubles, Ints
+from serve.arrays import Doubles, Ints, Repeats
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
-from serve.schema import Repeats, Schema
+from serve.schema import Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"

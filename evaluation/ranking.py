@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from evaluation.metrics import ItemSets, Targets
-from serve.arrays import Flags, Floats, Ints
-from serve.schema import Repeats
+from serve.arrays import Flags, Floats, Ints, Repeats
 
 # Maps rows (b,) of users or requests to scores of the whole catalogue, (b, N).
 ScoreRows = Callable[[Ints], Floats]

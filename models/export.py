@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +37,7 @@ from serve.bundle import (
     write_items,
 )
 from serve.clock import DAY
-from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
+from serve.encode import EncodedFeatures, count_categories
 from serve.errors import BundleError
 from serve.events import (
     Arrays,
@@ -131,81 +131,70 @@ def export_bundle(
     item = item_graph(cold_items)
     path = stage.path / ITEM_TOWER
     export_graph(item, cases.of_item(3), path, space_id)
-    check_parity(item, path, {f"{n} items": cases.of_item(n) for n in BATCHES})
+    check_parity(item, path, map(cases.of_item, BATCHES))
 
 
 @torch.no_grad()
 def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
     """Return the vectors (N, W) of the catalogue, whose popularity is (N,)."""
     vectors = towers.eval().item_vectors(torch.from_numpy(popularity))  # (N, W)
-    result: Floats = np.ascontiguousarray(vectors.numpy())
-    return result
+    return np.ascontiguousarray(vectors.numpy(), np.float32)
 
 
-class Exported(nn.Module):
-    """A part of the towers, run on named arrays."""
+class Graph(nn.Module):
+    """A part of the towers, run on named arrays.
 
-    def __init__(self, part: nn.Module, run: Callable[..., Any]) -> None:
+    Attributes:
+        part: the part.
+        run: its outputs, given the part and the arrays.
+        axes: input -> the letters of its dynamic axes.
+        outputs: names of the outputs.
+    """
+
+    def __init__(
+        self,
+        part: nn.Module,
+        run: Callable[..., tuple[Tensor, ...]],
+        axes: dict[str, str],
+        outputs: tuple[str, ...],
+    ) -> None:
         super().__init__()
         self.part = part
         self.run = run
+        self.axes = axes
+        self.outputs = outputs
 
-    def forward(self, arrays: Tensors) -> Any:
+    def forward(self, arrays: Tensors) -> tuple[Tensor, ...]:
         return self.run(self.part, arrays)
-
-
-def run_user_tower(tower: UserTower, arrays: Tensors) -> Tensor | tuple[Tensor, Tensor]:
-    """Return the user vectors (B, W) and, with a memory, its terms (E,) for owned items."""
-    fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
-    if tower.memory is None:
-        return tower.finish(fused)  # (B, W)
-    return tower.remember(fused, arrays)  # (B, W), (E,)
-
-
-def run_cold_items(cold_items: ColdItems, arrays: Tensors) -> Tensor:
-    """Return the vectors (N, W) of items by their content."""
-    inputs = [arrays[name] for name in ITEM_AXES]
-    vectors: Tensor = cold_items(*inputs)  # (N, W)
-    return vectors
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A module to export.
-
-    Attributes:
-        module: takes a dictionary of arrays.
-        axes: input -> the letters of its dynamic axes.
-        outputs: names of its outputs.
-    """
-
-    module: nn.Module
-    axes: dict[str, str]
-    outputs: tuple[str, ...]
 
     def to_tensors(self, arrays: Arrays) -> Tensors:
         """Return the inputs as tensors, in their order."""
         return {name: torch.from_numpy(arrays[name]) for name in self.axes}
 
-    def run(self, arrays: Arrays) -> Arrays:
-        """Run the module on named arrays."""
-        with torch.no_grad():
-            outputs = self.module.eval()(self.to_tensors(arrays))
-        if isinstance(outputs, Tensor):
-            outputs = (outputs,)
-        named = zip(self.outputs, outputs, strict=True)
-        return {name: output.numpy() for name, output in named}
-
 
 def user_graph(tower: UserTower) -> Graph:
-    module = Exported(tower, run_user_tower)
     if tower.memory is None:
-        return Graph(module, USER_AXES, ("user_vectors",))
-    return Graph(module, USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
+        return Graph(tower, _run_user_tower, USER_AXES, ("user_vectors",))
+    outputs = ("user_vectors", "memory")
+    return Graph(tower, _run_user_tower, USER_AXES | MEMORY_AXES, outputs)
+
+
+def _run_user_tower(tower: UserTower, arrays: Tensors) -> tuple[Tensor, ...]:
+    """Return the user vectors (B, W) and, with a memory, its terms (E,) for owned items."""
+    fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+    if tower.memory is None:
+        return (tower.finish(fused),)  # (B, W)
+    return tower.remember(fused, arrays)  # (B, W), (E,)
 
 
 def item_graph(cold_items: ColdItems) -> Graph:
-    return Graph(Exported(cold_items, run_cold_items), ITEM_AXES, ("item_vectors",))
+    """Return the graph of the vectors (N, W) of items by their content."""
+    return Graph(
+        cold_items,
+        lambda part, arrays: (part(*arrays.values()),),
+        ITEM_AXES,
+        ("item_vectors",),
+    )
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
@@ -224,12 +213,11 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     for name, axes in graph.axes.items():
         shapes[name] = {place: AXIS_NAMES[axis] for place, axis in enumerate(axes)}
     # it would warn of torchvision
-    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registration.setLevel(logging.ERROR)
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel("ERROR")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            graph.module.eval(),
+            graph.eval(),
             (),
             kwargs={"arrays": graph.to_tensors(example)},
             dynamo=True,
@@ -244,34 +232,36 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     model = program.model_proto
     whole = model.graph
     parts = (whole.node, whole.value_info, whole.initializer, whole.input, whole.output)
-    for some in parts:
-        for part in some:
-            # source lines: paths of this machine, and names that differ each time
-            part.ClearField("metadata_props")
+    for part in chain.from_iterable(parts):
+        # source lines: paths of this machine, and names that differ each time
+        part.ClearField("metadata_props")
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
 
 
-def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
+def check_parity(graph: Graph, path: Path, cases: Iterable[Arrays]) -> None:
     """Compare the outputs of a file with those of torch.
 
     Args:
         graph: what was exported.
         path: the ONNX file.
-        cases: inputs by a name for messages.
+        cases: inputs of the graph.
 
     Raises:
         BundleError: an output differs by more than `PARITY`, times its largest entry if above 1.
     """
     tower = Tower(path.name, path.read_bytes(), n_threads=1)
-    for case, arrays in cases.items():
+    for arrays in cases:
         outputs = tower.run({name: arrays[name] for name in tower.inputs})
-        for name, expected in graph.run(arrays).items():
+        with torch.no_grad():
+            results = graph.eval()(graph.to_tensors(arrays))
+        for name, result in zip(graph.outputs, results, strict=True):
+            expected = result.numpy()
             scale = max(1.0, float(np.abs(expected).max(initial=0)))
             difference = np.abs(outputs[name] - expected) / scale
-            if difference.size and not difference.max() <= PARITY:
+            if not difference.max(initial=0) <= PARITY:
                 raise BundleError(
-                    f"{path.name}, {case}: output '{name}' differs from torch by "
+                    f"{path.name}: output '{name}' differs from torch by "
                     f"{difference.max():.2e}; allowed: {PARITY:.0e}. Nothing is published"
                 )
 
@@ -292,28 +282,21 @@ class Cases:
     categories: Ints
     rng: np.random.Generator
 
-    def of_users(self) -> dict[str, Arrays]:
+    def of_users(self) -> Iterator[Arrays]:
         """Make inputs of the user tower for each batch size and length of histories."""
         longest = self.schema.history_length
-        cases: dict[str, Arrays] = {}
         for batch in BATCHES:
-            drawn = self.rng.integers(0, longest, batch).tolist()
-            lengths_by_name = {
-                "0": [0] * batch,
-                "1": [1] * batch,
-                "max": [longest] * batch,
-                "any": drawn,
-            }
-            for name, lengths in lengths_by_name.items():
-                cases[f"batch {batch}, history {name}"] = self.of_user(lengths)
-        return cases
+            yield self.of_user([0] * batch)
+            yield self.of_user([1] * batch)
+            yield self.of_user([longest] * batch)
+            yield self.of_user(self.rng.integers(0, longest, batch).tolist())
 
     def of_user(self, lengths: list[int]) -> Arrays:
         """Make inputs of the user tower for histories of these lengths."""
         schema = self.schema
         events = self.draw_events(lengths)
         n_requests = len(lengths)
-        moment = np.full(n_requests, schema.data_until, dtype=np.int64)
+        moment = np.full(n_requests, schema.data_until)
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
         user = draw_features(schema.features("user"), n_requests, self.rng)
@@ -333,24 +316,23 @@ class Cases:
         schema = self.schema
         n_events = sum(lengths)
         owners = np.repeat(np.arange(len(lengths)), lengths)
-        ages = (self.rng.integers(0, 300, n_events) * DAY).astype(np.int64)
-        times = schema.data_until - ages
+        times = schema.data_until - DAY * self.rng.integers(0, 300, n_events)
         times = times[np.lexsort((times, owners))]
         n_items = max(1, len(self.vectors) // 3)
         n_types = FIRST_CODE + len(schema.event_types)
         return Events(
             item_row=self.rng.integers(0, n_items, n_events),
-            time=times if schema.has_datetime else np.zeros(n_events, dtype=np.int64),
+            time=times if schema.has_datetime else np.zeros_like(times),
             event=self.rng.integers(1, n_types, n_events),
             weight=self.rng.integers(1, 5, n_events).astype(np.float32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            offsets=np.cumsum([0, *lengths]),
         )
 
     def of_item(self, n: int) -> Arrays:
         """Make inputs of the item tower for n drawn items."""
         item_features = self.schema.item_features
         features = draw_features(item_features, n, self.rng)
-        width = sum(feature.kind == "categorical" for feature in item_features)
+        width = sum(feature.is_categorical for feature in item_features)
         n_categories = max(1, count_categories(item_features))
         return {
             "item_codes": features.codes,
@@ -365,15 +347,16 @@ def draw_features(
     """Draw codes, unknown ones among them, and numbers and vectors, some of them missing."""
     codes = [np.zeros((n, 0), dtype=np.int64)]
     values = [np.zeros((n, 0))]
-    for feature, _ in code_slices(features):
-        drawn_codes = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
-        counts = rng.integers(1, feature.width + 1, (n, 1))
-        is_code = np.arange(feature.width) < counts
-        codes.append(np.where(is_code, drawn_codes, PADDING))
-    for feature, _ in value_slices(features):
-        is_missing = rng.random((n, 1)) < 0.2
-        drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
-        values.append(np.where(is_missing, 0.0, drawn))
-        values.append(is_missing.astype(np.float64))
+    for feature in features:
+        shape = (n, feature.width)
+        if feature.has_values:
+            is_missing = rng.random((n, 1)) < 0.2
+            drawn = rng.normal(size=shape) / feature.width**0.5
+            values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
+        else:
+            counts = rng.integers(1, feature.width + 1, (n, 1))
+            is_code = np.arange(feature.width) < counts
+            drawn_codes = rng.integers(UNKNOWN, feature.n_codes, shape)
+            codes.append(np.where(is_code, drawn_codes, PADDING))
     matrix = np.concatenate(values, axis=1).astype(np.float32)
     return EncodedFeatures(np.concatenate(codes, axis=1), matrix)

@@ -39,9 +39,8 @@ from serve.schema import Schema
 CONTENT_STEPS = 60
 # power of a user's number of items, by which their row is scaled: heavy buyers would decide
 REPEATED_USER_POWER = -0.25
-MIN_SINGULAR = (
-    1e-3  # share of the largest singular value below which a factor is left out
-)
+# share of the largest singular value below which a factor is left out
+MIN_SINGULAR = 1e-3
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 # of these checkpoints, the first that exists was exported
 WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
@@ -55,9 +54,8 @@ _SIDES = {
     "user_tower.demographics": "user",
     "user_tower.context": "context",
 }
-Rows = dict[
-    str, list[Hashable]
-]  # weights -> the name of each of their rows, or columns
+# weights -> the name of each of their rows, or columns
+Rows = dict[str, list[Hashable]]
 
 
 def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Towers:
@@ -140,8 +138,7 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
 
     A cold item is then placed where the factors of items like it are.
     """
-    tower = towers.item_tower
-    content = tower.content
+    content = towers.item_tower.content
     codes = towers.item_codes
     values = towers.item_values
     if towers.item_has_content.any():
@@ -155,7 +152,7 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
             optimizer.step()
     with torch.no_grad():
         rest = factors - content.embed_catalogue(codes, values)  # (N, D)
-        tower.id_table.weight.copy_(rest)
+        towers.item_tower.id_table.weight.copy_(rest)
 
 
 def start_affinity(
@@ -165,14 +162,13 @@ def start_affinity(
     with torch.no_grad():
         lift = memory.category_lift(preferences).numpy()  # (U, Q)
         categories = towers.categories.numpy().ravel()
-        sizes = np.bincount(categories, minlength=lift.shape[1])  # (Q,)
-        root = np.sqrt(sizes)  # (Q,)
-        right = _right_vectors(lift * root, memory.affinity_dim, seed)  # (Q, A)
-        of_users = (right * root[:, None]).astype(np.float32)  # (Q, A)
-        memory.affinity_table.copy_(torch.from_numpy(of_users))
-        inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]  # (Q, 1)
-        of_items = (right * inverse).astype(np.float32)  # (Q, A)
-        towers.item_tower.affinity_table.weight.copy_(torch.from_numpy(of_items))
+        sizes = np.bincount(categories, minlength=lift.shape[1])[:, None]  # (Q, 1)
+        root = np.sqrt(sizes)  # (Q, 1)
+        right = _right_vectors(lift * root.T, memory.affinity_dim, seed)  # (Q, A)
+        memory.affinity_table.copy_(torch.from_numpy(right * root))
+        inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)  # (Q, 1)
+        of_items = torch.from_numpy(right * inverse)  # (Q, A)
+        towers.item_tower.affinity_table.weight.copy_(of_items)
 
 
 def start_pooling(towers: Towers, matrix: sp.csr_array, unit: float, seed: int) -> None:
@@ -246,21 +242,21 @@ class Start:
             SchemaError: the run left none.
             BundleError: the bundle was not exported from them.
         """
-        folder = run / CHECKPOINTS
-        paths = [folder / name for name in WEIGHTS if (folder / name).exists()]
-        if not paths:
+        paths = [run / CHECKPOINTS / name for name in WEIGHTS]
+        path = next(filter(Path.exists, paths), None)
+        if path is None:
             raise SchemaError(
-                f"{folder} holds no weights to start from: leave --warm_start out"
+                f"{run} holds no weights to start from: leave --warm_start out"
             )
-        weights = dict[str, Tensor](read_checkpoint(paths[0])["state_dict"])
+        weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())
         for name in rows.keys() & weights.keys():
             if len(rows[name]) != weights[name].shape[_axis(name)]:
                 raise BundleError(
-                    f"{bundle.path} was not exported from {paths[0]}: leave --warm_start out"
+                    f"{bundle.path} was not exported from {path}: leave --warm_start out"
                 )
-        model = ModelConfig(**bundle.manifest.facts.config["model"])
-        return cls(paths[0], model, weights, rows)
+        config = bundle.manifest.facts.config["model"]
+        return cls(path, ModelConfig(**config), weights, rows)
 
 
 def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
@@ -275,23 +271,23 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
     for name, side in _SIDES.items():
         features = schema.features(side)
         coded = [feature for feature in features if not feature.has_values]
-        numbers: list[Hashable] = []
-        for feature, span in value_slices(features):
-            width = span.stop - span.start
-            numbers += [(feature.name, entry) for entry in range(width)]
         rows[f"towers.{name}.table.weight"] = _name_codes(coded) or [None]
-        rows[f"towers.{name}.number_table"] = numbers
-    categorical = [feature for feature, _ in category_features(schema.item_features)]
-    categories = _name_codes(categorical)
+        rows[f"towers.{name}.number_table"] = [
+            (feature.name, entry)
+            for feature, span in value_slices(features)
+            for entry in range(span.stop - span.start)
+        ]
+    categories = _name_codes(
+        [pair[0] for pair in category_features(schema.item_features)]
+    )
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
     rows[f"{MEMORY}.affinity_table"] = categories
     rows[f"{MEMORY}.category_shares"] = categories
     # decays are numbered, since their days change with the span of the data
     decays = range(len(schema.decay_days))
     statistics: list[Hashable] = [*statistic_names(decays, schema.event_types)]
-    rows[f"{MEMORY}.standardise.mean"] = statistics
-    rows[f"{MEMORY}.standardise.scale"] = statistics
-    rows[_PROFILE_WEIGHT] = statistics
+    for name in ("standardise.mean", "standardise.scale", "profile_weight.weight"):
+        rows[f"{MEMORY}.{name}"] = statistics
     n_others = len(USER_STATISTICS) + N_STATE_FEATURES + 1
     rows[_ITEM_SCORE] = [*statistics, *range(n_others)]
     return rows
@@ -329,7 +325,7 @@ def take_over(
     """
     state = model.state_dict()
     names_of_rows = name_rows(schema, item_ids)
-    check_shapes(start, state, model.recipe.to_config())
+    _check_alike(start, state, model.recipe.to_config())
     for name, tensor in state.items():  # these share memory with the model
         earlier = start.weights[name]
         if name not in names_of_rows:
@@ -346,34 +342,32 @@ def take_over(
         tensor.movedim(axis, 0)[is_earlier] = taken
 
 
-def check_shapes(start: Start, state: Mapping[str, Tensor], model: ModelConfig) -> None:
+def _check_alike(start: Start, state: Mapping[str, Tensor], model: ModelConfig) -> None:
     """Raise SchemaError if names or shapes differ, apart from the number of table rows."""
-    differences = []
-    for key in ("dim", "n_blocks", "similarity"):
-        there = getattr(start.model, key)
-        here = getattr(model, key)
-        if there != here:
-            differences.append(f"model.{key} is {there!r} there and {here!r} here")
-    for name in {**start.weights, **state}:
-        shape_there = _fixed_shape(start, start.weights, name)
-        shape_here = _fixed_shape(start, state, name)
-        if shape_there != shape_here:
-            differences.append(f"{name} is {shape_there} there and {shape_here} here")
+    there = _describe(start.model, start.weights, start.rows)
+    here = _describe(model, state, start.rows)
+    differences = [
+        f"{name} is {there.get(name)} there and {here.get(name)} here"
+        for name in {**there, **here}
+        if there.get(name) != here.get(name)
+    ]
     if differences:
-        first = "; ".join(differences[:3])
         raise SchemaError(
-            f"{start.path} holds weights of another shape: {first}; "
+            f"{start.path} holds weights of another shape: {'; '.join(differences[:3])}; "
             "give those, or leave --warm_start out"
         )
 
 
-def _fixed_shape(
-    start: Start, weights: Mapping[str, Tensor], name: str
-) -> list[int] | None:
-    """Return the shape of weights without the axis that depends on the data, None without them."""
-    if name not in weights:
-        return None
-    shape = list(weights[name].shape)
-    if name in start.rows:
-        del shape[_axis(name)]
-    return shape
+def _describe(
+    model: ModelConfig, weights: Mapping[str, Tensor], rows: Rows
+) -> dict[str, object]:
+    """Return settings, and shapes of weights without the axis that depends on the data."""
+    described: dict[str, object] = {}
+    for key in ("dim", "n_blocks", "similarity"):
+        described[f"model.{key}"] = getattr(model, key)
+    for name, tensor in weights.items():
+        shape = list(tensor.shape)
+        if name in rows:
+            del shape[_axis(name)]
+        described[name] = shape
+    return described

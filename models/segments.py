@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 from typing import Any
 
 import faiss
 import numpy as np
 
-from serve.arrays import Doubles, Floats, Ints
-from serve.encode import encode_features
+from serve.arrays import Doubles, Flags, Floats, Ints
 from serve.kinds import FIRST_CODE, Feature
 from serve.profiles import Profiles
 from serve.recommendations import (
@@ -164,15 +164,14 @@ class Trait:
         values: Sequence[str],
         users: Ints,
         codes: Ints,
-        weights: Doubles | None = None,
+        weights: Doubles | float = 1.0,
     ) -> Trait:
-        """Put equal pairs together: their weights are added, or each is 1."""
+        """Put equal pairs together: their weights are added, up to 1."""
         n_values = len(values)
         pairs, places = np.unique(users * n_values + codes, return_inverse=True)
-        sums = np.ones(len(pairs))
-        if weights is not None:
-            sums = np.bincount(places, weights, len(pairs)).astype(np.float64)
-        return cls(kind, name, values, pairs // n_values, pairs % n_values, sums)
+        sums = np.bincount(places, weights * np.ones(len(places)))
+        parts = np.minimum(sums, 1)
+        return cls(kind, name, values, pairs // n_values, pairs % n_values, parts)
 
 
 def find_traits(
@@ -191,27 +190,23 @@ def find_traits(
         columns: (N,) values of each column of the items.
         schema: names the features and their values.
     """
-    all_owners = np.repeat(np.arange(len(profiles)), np.diff(profiles.offsets))
     is_known = item_rows >= 0
-    owners = all_owners[is_known]
+    owners = np.repeat(np.arange(len(profiles)), np.diff(profiles.offsets))[is_known]
     rows = item_rows[is_known]
     n_events = np.bincount(owners, minlength=len(profiles))
-    share = 1.0 / np.maximum(n_events, 1)
     for feature in schema.item_features:
         if feature.vocabulary and feature.column in columns:
-            encoded = encode_features([feature], columns, len(names)).codes
+            encoded = feature.encode(columns[feature.column])
             events, codes = _list_values(encoded[rows])
             users = owners[events]
-            yield Trait.gather(
-                "category", feature.name, feature.vocabulary, users, codes, share[users]
-            )
+            part = 1.0 / n_events[users]
+            values = feature.vocabulary
+            yield Trait.gather("category", feature.name, values, users, codes, part)
     yield Trait.gather("item", "item", names, owners, rows)
     for feature in schema.user_features:
         cells = profiles.features[feature.name]
         if feature.vocabulary:
-            column = {feature.column: cells}
-            encoded = encode_features([feature], column, len(profiles)).codes
-            users, codes = _list_values(encoded)
+            users, codes = _list_values(feature.encode(cells))
             yield Trait.gather("user", feature.name, feature.vocabulary, users, codes)
         elif feature.is_numeric and not np.isnan(cells).all():
             yield _quarter(feature, cells)
@@ -235,69 +230,66 @@ def _quarter(feature: Feature, cells: Doubles) -> Trait:
 
 
 def _describe(labels: Ints, traits: Sequence[Trait], k: int) -> tuple[Segment, ...]:
-    marks_by_trait = [_find_marks(labels, trait, k) for trait in traits]
     segments = []
     for number, size in enumerate(np.bincount(labels, minlength=k).tolist()):
         marks: list[Mark] = []
-        for marks_by_segment in marks_by_trait:
-            marks += marks_by_segment[number]
+        for trait in traits:
+            marks += _find_marks(trait, labels[trait.users] == number)
         share = round(size / len(labels), 4)
         segments.append(Segment(number + 1, size, share, _write(marks), tuple(marks)))
     return tuple(segments)
 
 
-def _find_marks(labels: Ints, trait: Trait, k: int) -> list[list[Mark]]:
-    """Return the values that mark each segment most, by share x log(lift)."""
-    n_values = len(trait.values)
-    cells = labels[trait.users] * n_values + trait.codes
-    n_cells = k * n_values
-    people = np.bincount(cells, minlength=n_cells).reshape(k, n_values)
-    sums = np.bincount(cells, trait.weights, n_cells).reshape(k, n_values)
-    n_known = np.bincount(labels[np.unique(trait.users)], minlength=k)
-    shares = sums / np.maximum(n_known, 1)[:, None]
-    shares_of_all = sums.sum(axis=0) / max(1, n_known.sum())
+def _find_marks(trait: Trait, is_own: Flags) -> Iterator[Mark]:
+    """Yield the values that mark a segment, which has some of the pairs (E,), most.
+
+    Their strength is share x log(lift).
+    """
+    people = np.bincount(trait.codes[is_own], minlength=len(trait.values))
+    shares = _measure_shares(trait, is_own)
+    shares_of_all = _measure_shares(trait, np.ones_like(is_own))
     lifts = shares / np.where(shares_of_all > 0, shares_of_all, 1)
     is_mark = (people >= MIN_PEOPLE) & (lifts >= MIN_LIFT) & (shares >= MIN_SHARE)
-    strength = np.where(is_mark, shares * np.log(np.where(is_mark, lifts, 1)), 0)
-    best = np.argsort(-strength, axis=1, kind="stable")[:, :N_MARKS]
-
-    marks: list[list[Mark]] = [[] for _ in range(k)]
-    for segment, place in np.argwhere(np.take_along_axis(is_mark, best, axis=1)):
-        value = best[segment, place]
-        mark = Mark(
+    marks = np.flatnonzero(is_mark)
+    order = np.argsort(-shares[marks] * np.log(lifts[marks]), kind="stable")
+    for value in marks[order][:N_MARKS].tolist():
+        yield Mark(
             kind=trait.kind,
             trait=trait.name,
             value=str(trait.values[value]),
-            people=int(people[segment, value]),
-            share=round(float(shares[segment, value]), 4),
-            lift=round(float(lifts[segment, value]), 2),
+            people=int(people[value]),
+            share=round(float(shares[value]), 4),
+            lift=round(float(lifts[value]), 2),
         )
-        marks[segment].append(mark)
-    return marks
+
+
+def _measure_shares(trait: Trait, is_own: Flags) -> Doubles:
+    """Return how much of a user, of those with a value, each value takes on average, (V,)."""
+    sums = np.bincount(
+        trait.codes[is_own], trait.weights[is_own], minlength=len(trait.values)
+    )
+    n_known = len(np.unique(trait.users[is_own]))
+    return np.asarray(sums / max(1, n_known))
 
 
 def _write(marks: Sequence[Mark]) -> str:
     """Name what marks a segment: values of two categories, items, and features of its users."""
-    marks_by_trait: dict[tuple[str, str], list[Mark]] = {}
-    for mark in marks:
-        marks_by_trait.setdefault((mark.kind, mark.trait), []).append(mark)
-    categories: list[list[Mark]] = []
-    features: list[Mark] = []
-    for (kind, _), of_trait in marks_by_trait.items():
-        if kind == "category" and len(categories) < 2:
-            categories.append(of_trait[:2])
-        elif kind == "user":
-            features.append(of_trait[0])
-    features.sort(key=lambda mark: -mark.lift)
+    marks_of: dict[str, list[list[Mark]]] = {"category": [], "item": [], "user": []}
+    for (kind, _), group in groupby(marks, attrgetter("kind", "trait")):
+        marks_of[kind].append(list(group))
 
-    more = [f"{mark.value} ({mark.lift:.1f}×)" for pair in categories for mark in pair]
-    typical = list(dict.fromkeys(mark.value for mark in marks if mark.kind == "item"))
+    categories = [mark for group in marks_of["category"][:2] for mark in group[:2]]
+    items = [mark.value for group in marks_of["item"] for mark in group]
+    features = [group[0] for group in marks_of["user"]]
+    features.sort(key=lambda mark: -mark.lift)
     often = [
         f"{mark.trait.replace('_', ' ')} {mark.value} ({mark.lift:.1f}×)"
         for mark in features[:2]
     ]
-    parts = []
-    for head, values in (("more", more), ("typical:", typical), ("often", often)):
-        if values:
-            parts.append(f"{head} {', '.join(values)}")
-    return "; ".join(parts) or "much like all others"
+    parts = {
+        "more": [f"{mark.value} ({mark.lift:.1f}×)" for mark in categories],
+        "typical:": list(dict.fromkeys(items)),
+        "often": often,
+    }
+    texts = [f"{head} {', '.join(values)}" for head, values in parts.items() if values]
+    return "; ".join(texts) or "much like all others"

@@ -1,4 +1,4 @@
-"""Arrays and ids: the names of their types, segments, unit vectors, and Arrow columns and back.
+"""Arrays, ids and events: names of their types, segments, unit vectors, Arrow columns and back.
 
 Arrow's own conversions of Python lists import pandas, which serving does without.
 """
@@ -20,6 +20,8 @@ Objects = NDArray[np.object_]  # ids and texts
 
 Id = str | int  # of a user or an item
 IdType = Literal["string", "integer"]
+Ties = Literal["ordered", "simultaneous"]  # whether events of one time have an order
+Repeats = Literal["exclude", "allow"]  # whether items that a user has are listed again
 
 MIN_LENGTH = 1e-12  # a vector that is shorter has no direction
 
@@ -50,7 +52,7 @@ def spans(start: Ints, stop: Ints) -> Ints:
     counts = stop - start
     first_outputs = np.cumsum(counts) - counts
     shifts = np.repeat(start - first_outputs, counts)
-    return np.asarray(shifts + np.arange(counts.sum()), np.int64)
+    return shifts + np.arange(counts.sum())
 
 
 # ---- to Arrow
@@ -64,7 +66,12 @@ def to_arrow(values: NDArray[Any], is_valid: Flags | None = None) -> pa.Array:
         is_valid: (n,) which numbers or flags there are; None: all.
     """
     if values.dtype == np.object_:
-        return _texts_to_arrow(values)
+        encoded = [b"" if text is None else text.encode() for text in values]
+        ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        content = pa.py_buffer(b"".join(encoded))
+        buffers = [_pack_bits(_is_there(values)), pa.py_buffer(ends), content]
+        large = pa.Array.from_buffers(pa.large_string(), len(values), buffers)
+        return large.cast(pa.string())
 
     validity = None if is_valid is None else _pack_bits(is_valid)
     if values.dtype == np.bool_:
@@ -77,11 +84,9 @@ def to_arrow(values: NDArray[Any], is_valid: Flags | None = None) -> pa.Array:
 
 def ids_to_arrow(ids: Sequence[Id | None] | Objects, id_type: IdType) -> pa.Array:
     """Return ids as an Arrow array of their type, null where there is none."""
-    objects = np.empty(len(ids), dtype=np.object_)
-    objects[:] = ids
+    objects = np.array(ids, dtype=np.object_)
     if id_type == "string":
         return to_arrow(objects)
-
     is_valid = _is_there(objects)
     return to_arrow(np.where(is_valid, objects, 0).astype(np.int64), is_valid)
 
@@ -91,23 +96,7 @@ def vectors_to_arrow(matrix: Floats) -> pa.Array:
     entries = np.ascontiguousarray(matrix, dtype=np.float32)
     is_missing = to_arrow(is_missing_row(entries))
     flat = to_arrow(entries.ravel())
-    width = entries.shape[1]
-    return pa.FixedSizeListArray.from_arrays(flat, width, mask=is_missing)
-
-
-def _texts_to_arrow(texts: Objects) -> pa.Array:
-    encoded = [b"" if text is None else text.encode() for text in texts]
-    lengths = [len(content) for content in encoded]
-    ends = np.cumsum([0, *lengths], dtype=np.int64)
-
-    is_valid = _is_there(texts)
-    buffers = [
-        _pack_bits(is_valid),
-        pa.py_buffer(ends),
-        pa.py_buffer(b"".join(encoded)),
-    ]
-    large = pa.Array.from_buffers(pa.large_string(), len(texts), buffers)
-    return large.cast(pa.string())
+    return pa.FixedSizeListArray.from_arrays(flat, entries.shape[1], mask=is_missing)
 
 
 def _is_there(objects: Objects) -> Flags:
@@ -128,13 +117,11 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
         (n,) numbers of the type of the column, or an object array; equal texts are one object.
     """
     values = column.combine_chunks()
-    is_text = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
-    if not is_text:
+    if values.type not in (pa.string(), pa.large_string()):
         return _read_numbers(values)
 
     encoded = values.dictionary_encode(null_encoding="encode")
-    texts = np.empty(len(encoded.dictionary), dtype=np.object_)
-    texts[:] = encoded.dictionary.to_pylist()
+    texts = np.array(encoded.dictionary.to_pylist(), dtype=np.object_)
     return np.asarray(texts[_read_numbers(encoded.indices)])
 
 
@@ -153,6 +140,6 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
 
 def _read_numbers(values: pa.Array) -> NDArray[Any]:
     stop = values.offset + len(values)
-    content = values.buffers()[1]
-    numbers = np.frombuffer(content, values.type.to_pandas_dtype(), stop)
+    dtype = values.type.to_pandas_dtype()
+    numbers = np.frombuffer(values.buffers()[1], dtype, stop)
     return numbers[values.offset :]

@@ -18,8 +18,8 @@ from zlib import crc32
 
 import numpy as np
 
-from serve.arrays import Doubles, Floats, Id, IdType, holds_numbers, is_missing_row
-from serve.errors import MAX_SHOWN, SchemaError, show
+from serve.arrays import Floats, Id, IdType
+from serve.errors import SchemaError, show
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # a whole id: "007" is a text
 LISTS = (list, tuple, np.ndarray)
@@ -50,28 +50,20 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
     Raises:
         SchemaError: the value is no id of this type.
     """
-    value = to_plain(value)
-    parse = _parse_whole_id if id_type == "integer" else _parse_text_id
-    parsed = parse(value)
-    if parsed is None:
-        raise SchemaError(
-            f"{where} is {show(value)}; expected {_ID_FORMS[id_type]}, as in the training data"
-        )
-    return parsed
-
-
-def _parse_whole_id(value: Any) -> int | None:
-    if isinstance(value, str) and INTEGER.fullmatch(value):
-        value = int(value)
-    is_id = type(value) is int and -(2**63) <= value < 2**63
-    return value if is_id else None
-
-
-def _parse_text_id(value: Any) -> str | None:
-    if type(value) is int and -(2**63) <= value < 2**64:
-        return str(value)
-    is_id = isinstance(value, str) and value.strip() and is_writable(value)
-    return value if is_id else None
+    plain = to_plain(value)
+    if id_type == "string":
+        if type(plain) is int and -(2**63) <= plain < 2**64:
+            return str(plain)
+        if isinstance(plain, str) and plain.strip() and is_writable(plain):
+            return plain
+    else:
+        if isinstance(plain, str) and INTEGER.fullmatch(plain):
+            plain = int(plain)
+        if type(plain) is int and -(2**63) <= plain < 2**63:
+            return plain
+    raise SchemaError(
+        f"{where} is {show(plain)}; expected {_ID_FORMS[id_type]}, as in the training data"
+    )
 
 
 def parse_ids(
@@ -184,15 +176,12 @@ def join_text(cell: Any) -> str | None:
 
 def list_spellings(values: Sequence[str]) -> dict[str, str]:
     """Return spelling -> value: of true and false in any case, of 7.0 also 7, if all are such."""
-    spellings: dict[str, str] = {}
     if all(map(_FRACTION.fullmatch, values)):
-        for value in values:
-            spellings[value.removesuffix(".0")] = value
-    elif {value.lower() for value in values} <= {"true", "false"}:
-        for value in values:
-            spellings |= dict.fromkeys((value.lower(), value.title()), value)
-            spellings[value.upper()] = value
-    return spellings
+        return {value.removesuffix(".0"): value for value in values}
+    if {value.lower() for value in values} <= {"true", "false"}:
+        cases = (str.lower, str.title, str.upper)
+        return {spell(value): value for spell in cases for value in values}
+    return {}
 
 
 # ---- vectors
@@ -213,7 +202,7 @@ def read_vector(cell: Any) -> Floats | None:
     """Read a vector from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]".
 
     Returns:
-        The numbers (W,), None if the cell is missing or empty.
+        The numbers (W,), None if the cell is missing, empty or all NaN.
 
     Raises:
         ValueError: the cell holds something else, or an entry that is not finite.
@@ -231,79 +220,11 @@ def read_vector(cell: Any) -> Floats | None:
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("no list of numbers") from error
+    if np.isnan(entries).all():
+        return None
     if not np.isfinite(entries).all():
         raise ValueError("an entry is not finite")
-    return entries if len(entries) else None
-
-
-# ---- columns of numbers and vectors
-
-
-def read_numbers(cells: Any, where: str) -> Doubles:
-    """Read a column of numbers, or of texts of numbers.
-
-    Args:
-        cells: (n,) an array or a list.
-        where: begins a message.
-
-    Returns:
-        float64 (n,), NaN where missing.
-
-    Raises:
-        SchemaError: a value is no number, or infinite.
-    """
-    if holds_numbers(cells):
-        numbers = cells.astype(np.float64)
-    else:
-        numbers = np.array([_to_number(cell, where) for cell in cells], np.float64)
-    if np.isinf(numbers).any():
-        raise SchemaError(f"{where}: a value is infinite; give a finite number or none")
-    return np.asarray(numbers)
-
-
-def _to_number(cell: Any, where: str) -> float:
-    if to_text(cell) is None:
-        return np.nan
-    try:
-        return float(cell)
-    except (TypeError, ValueError, OverflowError) as error:
-        shown = str(cell)[:MAX_SHOWN]
-        raise SchemaError(f"{where}: '{shown}' is no number") from error
-
-
-def read_vectors(cells: Any, width: int, where: str) -> Floats:
-    """Read a column of vectors.
-
-    Args:
-        cells: n cells as of `read_vector`, or a matrix (n, W), a row of NaN where there is none.
-        width: W of every vector.
-        where: begins a message.
-
-    Returns:
-        float32 (n, W), NaN where missing.
-
-    Raises:
-        SchemaError: a cell is no vector of this width.
-    """
-    matrix = np.full((len(cells), width), np.nan, dtype=np.float32)
-    if isinstance(cells, np.ndarray) and cells.ndim == 2:
-        is_missing = is_missing_row(cells)
-    else:
-        is_missing = np.zeros(len(cells), dtype=bool)
-
-    for row in np.flatnonzero(~is_missing).tolist():
-        try:
-            vector = read_vector(cells[row])
-        except ValueError as error:
-            shown = show(cells[row])
-            raise SchemaError(f"{where}: {error}: {shown}") from error
-        if vector is not None and len(vector) != width:
-            raise SchemaError(
-                f"{where}: a vector of {len(vector)} numbers; expected {width}"
-            )
-        if vector is not None:
-            matrix[row] = vector
-    return matrix
+    return entries
 
 
 # ---- words, pairs of neighbouring words, then n-grams of letters

@@ -10,29 +10,20 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import numpy as np
 
-from serve.arrays import Doubles, Flags, Ints
+from serve.arrays import Flags, Ints
 from serve.errors import SchemaError, name_nearest, show
 
-EPOCH = datetime(1970, 1, 1)
-SECOND = timedelta(seconds=1)
-HOUR = 3600
 DAY = 86_400
 # Bounds of the times that are read: the years 1 to 9999.
-FIRST_SECOND = (datetime(1, 1, 2) - EPOCH) // SECOND
-LAST_SECOND = (datetime(9999, 12, 30) - EPOCH) // SECOND
-TICKS_PER_SECOND = {
-    "seconds": 10**0,
-    "milliseconds": 10**3,
-    "microseconds": 10**6,
-    "nanoseconds": 10**9,
-}
-MIN_CLEAR = 10**8
-MAX_CLEAR = 10**10
-"""A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two
-units do not meet. A number nearer to 0 than all windows takes the unit of its column."""
+FIRST_SECOND = int(datetime(1, 1, 2, tzinfo=UTC).timestamp())
+LAST_SECOND = int(datetime(9999, 12, 30, tzinfo=UTC).timestamp())
 
+# Ticks per second: seconds, milliseconds, microseconds, nanoseconds.
+_UNITS = (1, 10**3, 10**6, 10**9)
+# Where each unit's window begins and ends. A number shows its unit if it means
+# 1973-03-03 .. 2286-11-20 in it; one nearer to 0 than all windows takes the unit of its column.
+_WINDOWS = np.multiply.outer(_UNITS, [1e8, 1e10]).ravel()
 _QUARTER = 900  # seconds; offsets of time zones change at its ends
-_WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 # Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read.
 _ISO = re.compile(
@@ -41,7 +32,6 @@ _ISO = re.compile(
     re.ASCII,
 )
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
-_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 # ---- columns of times
@@ -95,33 +85,11 @@ def parse_times(
         raise SchemaError(f"{name_of(0)}: {error}") from error
     if not is_valid.all():
         index = int(np.argmin(is_valid))
-        shown = show(values[index])
         raise SchemaError(
-            f"{name_of(index)} is {shown}; expected an ISO time, or seconds since 1970"
+            f"{name_of(index)} is {show(values[index])}; "
+            "expected an ISO time, or seconds since 1970"
         )
     return list(seconds.tolist())
-
-
-def read_days(texts: list[str | None], timezone: str | None, where: str) -> Doubles:
-    """Read dates as days since 1970.
-
-    Args:
-        texts: (n,) ISO dates or times, or epoch numbers; None where missing.
-        timezone: zone of naive times.
-        where: begins a message.
-
-    Returns:
-        float64 (n,), NaN where missing.
-
-    Raises:
-        SchemaError: a text is no date.
-    """
-    seconds, is_valid = to_seconds(texts, timezone)
-    is_wrong = ~is_valid & np.array([text is not None for text in texts], bool)
-    if is_wrong.any():
-        shown = show(texts[int(np.argmax(is_wrong))])
-        raise SchemaError(f"{where}: {shown} is no date; give one as 2024-05-31")
-    return np.where(is_valid, seconds / DAY, np.nan)
 
 
 def check_seconds(value: Any, where: str) -> None:
@@ -144,13 +112,13 @@ def to_iso(seconds: int) -> str:
 
 def hour_of_day(seconds: Ints, timezone: str | None) -> Ints:
     """Return the hour 0..23 on the clocks of a zone, (n,)."""
-    return to_local(seconds, find_zone(timezone)) // HOUR % 24
+    return to_local(seconds, find_zone(timezone)) // 3600 % 24
 
 
 def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     """Return the day of the week in a zone, Monday = 0, (n,)."""
-    days = to_local(seconds, find_zone(timezone)) // DAY
-    return (days + _WEEKDAY_OF_EPOCH) % 7
+    # 1970 began on a Thursday.
+    return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
 
 
 # ---- moments and numbers
@@ -172,32 +140,26 @@ def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Flags]:
 
 def _find_unit(ticks: np.ndarray) -> int:
     """Return the ticks per second of the one unit that all numbers are in."""
-    sizes = np.abs(ticks.astype(np.float64))
-    example_by_unit = {}
-    is_clear = np.zeros(len(ticks), dtype=bool)
-    for unit, per_second in TICKS_PER_SECOND.items():
-        is_within = (sizes >= MIN_CLEAR * per_second) & (sizes < MAX_CLEAR * per_second)
-        is_clear |= is_within
-        if is_within.any():
-            example_by_unit[unit] = ticks[is_within][0]
-
-    if len(example_by_unit) > 1:
-        examples = [f"'{tick}' ({unit})" for unit, tick in example_by_unit.items()]
+    # Odd within a window, 0 below all of them.
+    places = np.searchsorted(_WINDOWS, np.abs(ticks.astype(np.float64)), side="right")
+    is_clear = places % 2 == 1
+    windows, firsts = np.unique(places[is_clear], return_index=True)
+    if len(windows) > 1:
+        first, second, *_ = ticks[is_clear][firsts]
         raise SchemaError(
-            f"times are in mixed units: {', '.join(examples)}; "
-            "give all in one unit, or as ISO times"
+            f"times are in mixed units, as '{first}' and '{second}'; give all in one unit "
+            "(seconds, milliseconds, microseconds or nanoseconds), or as ISO times"
         )
 
-    if example_by_unit:
-        is_clear |= sizes < MIN_CLEAR
-    if not is_clear.all():
+    is_unclear = ~is_clear & ((places > 0) | (len(windows) == 0))
+    if is_unclear.any():
         raise SchemaError(
-            f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; "
-            f"allowed: epoch {', '.join(TICKS_PER_SECOND)} of the years 1973 to 2286; "
+            f"the unit of time '{ticks[is_unclear][0]}' is ambiguous; "
+            "allowed: epoch seconds, milliseconds, microseconds, nanoseconds "
+            "of the years 1973 to 2286; "
             "give ISO times, or use 'position' if the number is only an order"
         )
-
-    return TICKS_PER_SECOND[next(iter(example_by_unit), "seconds")]
+    return _UNITS[windows[0] // 2] if len(windows) else 1
 
 
 # ---- texts and other cells
@@ -207,15 +169,12 @@ def _read_alike(
     values: Sequence[Any] | np.ndarray, zone: tzinfo
 ) -> tuple[Ints, Flags] | None:
     """Read ISO times of one form at once; None if they are something else."""
-    types = {type(value) for value in values}
-    if types != {str} or not _PLAIN_ISO.fullmatch(values[0]):
-        return None
-
     texts = list(values)
-    form = texts[0].encode().translate(_TO_ZEROS)
+    if {type(text) for text in texts} != {str} or len(set(map(len, texts))) > 1:
+        return None
+    if not all(map(_PLAIN_ISO.fullmatch, texts)):
+        return None
     try:
-        if any(text.encode().translate(_TO_ZEROS) != form for text in texts):
-            return None
         moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return None
@@ -225,27 +184,23 @@ def _read_alike(
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Flags]:
     ticks: dict[int, float] = {}
     moments: dict[int, int] = {}
-    epoch = EPOCH.replace(tzinfo=UTC)
-
     for row, value in enumerate(values):
         cell = _read_cell(value)
         if isinstance(cell, datetime):
-            moment = cell if cell.tzinfo else cell.replace(tzinfo=zone)
-            moments[row] = (moment - epoch) // SECOND
-        elif cell is not None:
+            moment = cell.replace(microsecond=0, tzinfo=cell.tzinfo or zone)
+            moments[row] = int(moment.timestamp())
+        # False of NaN; an integer may be too large for a float.
+        elif cell is not None and abs(cell) < 2**63:
             ticks[row] = cell
 
     seconds = np.zeros(len(values), np.int64)
     is_valid = np.zeros(len(values), bool)
-    rows = list(moments)
     if len(ticks) > len(moments):
-        rows = list(ticks)
         numbers = np.array(list(ticks.values()))
-        seconds[rows], is_valid[rows] = _read_numbers(numbers)
+        seconds[list(ticks)], is_valid[list(ticks)] = _read_numbers(numbers)
     else:
-        seconds[rows] = list(moments.values())
-        is_valid[rows] = True
-
+        seconds[list(moments)] = list(moments.values())
+        is_valid[list(moments)] = True
     return seconds, is_valid
 
 
@@ -254,15 +209,12 @@ def _read_cell(value: Any) -> float | datetime | None:
         value = str(value.astype("datetime64[us]"))
     elif isinstance(value, date):
         value = value.isoformat()
-    elif isinstance(value, np.integer | np.floating):
-        # A time span is an integer to numpy.
-        value = None if isinstance(value, np.timedelta64) else value.item()
+    elif isinstance(value, np.number) and not isinstance(value, np.timedelta64):
+        value = value.item()
 
     if isinstance(value, str):
         return _read_text(value.strip())
-    if type(value) in (int, float):
-        return _within_int64(value)
-    return None
+    return value if type(value) in (int, float) else None
 
 
 def _read_text(text: str) -> float | datetime | None:
@@ -274,13 +226,7 @@ def _read_text(text: str) -> float | datetime | None:
             return None
     if not _NUMBER.fullmatch(text):
         return None
-    is_whole = text.lstrip("+-").isdigit()
-    return _within_int64(int(text) if is_whole else float(text))
-
-
-def _within_int64(number: float) -> float | None:
-    # False of NaN; an integer may be too large for a float.
-    return number if abs(number) < 2**63 else None
+    return int(text) if text.lstrip("+-").isdigit() else float(text)
 
 
 # ---- zones
@@ -305,28 +251,22 @@ def to_local(seconds: Ints, zone: tzinfo) -> Ints:
     """Turn UTC seconds into seconds on the clocks of the zone."""
     if zone is UTC:
         return seconds
-    epoch = EPOCH.replace(tzinfo=UTC)
-    return seconds + _offsets(
-        seconds, lambda moment: (epoch + moment * SECOND).astimezone(zone)
-    )
+    return seconds + _offsets(seconds, lambda utc: utc.astimezone(zone))
 
 
 def to_utc(local: Ints, zone: tzinfo) -> Ints:
     """Turn seconds on the clocks of the zone into UTC; a repeated hour is its first pass."""
     if zone is UTC:
         return local
-    return local - _offsets(
-        local, lambda moment: (EPOCH + moment * SECOND).replace(tzinfo=zone)
-    )
+    return local - _offsets(local, lambda utc: utc.replace(tzinfo=zone))
 
 
-def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
+def _offsets(seconds: Ints, move: Callable[[datetime], datetime]) -> Ints:
     """Return the UTC offset in seconds at each moment: one look-up per quarter of an hour."""
     quarters, inverse = np.unique(seconds // _QUARTER, return_inverse=True)
     offsets = []
-
     for quarter in quarters.tolist():
-        offset = clock(quarter * _QUARTER).utcoffset() or timedelta(0)
-        offsets.append(offset // SECOND)
-
+        moment = move(datetime.fromtimestamp(quarter * _QUARTER, UTC))
+        offset = moment.utcoffset() or timedelta(0)
+        offsets.append(int(offset.total_seconds()))
     return np.array(offsets, np.int64)[inverse]

@@ -13,10 +13,6 @@ from collections.abc import Iterable
 MAX_NAMES = 20  # listed in a message
 MAX_SHOWN = 40  # characters of a value in a message: requests come from strangers
 
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = MAX_SHOWN
-_SHORT.maxother = MAX_SHOWN
-
 
 class SchemaError(ValueError):
     """Data does not fit the declaration; the message says what was got and what to do."""
@@ -52,8 +48,7 @@ def show(value: object) -> str:
     """Describe a value for a message, with its type: escaped, and cut to `MAX_SHOWN` characters."""
     if isinstance(value, int) and abs(value) >= 2**63:
         return "an integer of more than 64 bits"
-    shown = _SHORT.repr(value)[: MAX_SHOWN + 2]
-    return f"{shown} ({type(value).__name__})"
+    return f"{reprlib.repr(value)[:MAX_SHOWN]} ({type(value).__name__})"
 
 
 def say(error: Exception) -> str:

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Flags, Floats, Ints, spans
 from serve.clock import DAY
 from serve.encode import EncodedFeatures, age_values
 from serve.kinds import FIRST_CODE, LIMIT
 from serve.schema import Schema
-
-# Names that stand in `arrays` and `clock` now.
-__all__ = ("DAY", "spans")
 
 Arrays = dict[str, np.ndarray]
 
@@ -141,16 +140,15 @@ class Events:
 
 def last_moments(events: Events, empty: int = 0) -> Ints:
     """Return the time of each segment's last event, `empty` for one without events, (B,)."""
-    last = events.offsets[1:] - 1
-    return np.asarray(_pick_values(events, last, events.time, empty), np.int64)
+    return _pick_values(events, events.offsets[1:] - 1, events.time, empty)
 
 
 def _pick_values(
-    events: Events, index: Ints, values: np.ndarray, empty: float
-) -> np.ndarray:
+    events: Events, index: Ints, values: NDArray[Any], empty: float
+) -> NDArray[Any]:
     """Return the value (B,) at an index of each segment, `empty` for one without events."""
     picked = np.where(events.counts > 0, index, -1)
-    return np.asarray(np.append(values, empty)[picked])
+    return np.append(values, empty)[picked]
 
 
 def _find_edges(values: Ints) -> Flags:

@@ -32,9 +32,8 @@ PRIVATE = 0o600  # mode of a file; the umask may take more away
 _PUBLIC = 0o666
 _WORKING_DIRECTORY = -100  # AT_FDCWD: paths are relative to it
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
-_SIGNATURE = re.compile(
-    rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n"
-)  # key id, signature
+# Groups: key id, signature.
+_SIGNATURE = re.compile(rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n")
 _PUBLIC_KEY = re.compile(
     rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
 )
@@ -60,12 +59,9 @@ def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> 
 def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
     """Yield a file that gets the name `path` once it is on disk; after an error it is removed."""
     partial = path.with_name(f"{path.name}.part")
-
-    def open_file(name: str, flags: int) -> int:
-        return os.open(name, flags, mode)
-
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     try:
-        with name_file(path), open(partial, "wb", opener=open_file) as file:
+        with name_file(path), open(os.open(partial, flags, mode), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -82,7 +78,7 @@ def name_file(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.filename is not None:
             raise
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        reason = error.strerror or str(error)
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
@@ -112,9 +108,8 @@ def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
 
 def sync_files(folder: Path) -> None:
     """Wait until the content of every file of a folder, and the folder itself, is on disk."""
-    for path in sorted(folder.iterdir()):
+    for path in (*folder.iterdir(), folder):
         sync_folder(path)
-    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -143,8 +138,9 @@ def map_file(folder: int, name: str) -> NDArray[np.uint8]:
             raise BundleError(
                 f"{name} is empty or no plain file with one name: copy the bundle without links"
             )
-        content = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-        return np.frombuffer(content, dtype=np.uint8)
+        return np.frombuffer(
+            mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), np.uint8
+        )
     finally:
         os.close(descriptor)
 
@@ -175,16 +171,10 @@ def place_folder(new: Path, target: Path) -> Path | None:
 
 def exchange(left: Path, right: Path) -> bool:
     """Exchange two names in one step; return False, with nothing done, where that cannot be."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:  # not Linux
-        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)  # of Linux alone
     here = _WORKING_DIRECTORY
-    if rename(here, os.fsencode(left), here, os.fsencode(right), _EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
-        return False
-    raise OSError(code, os.strerror(code), str(left))
+    names = (here, os.fsencode(left), here, os.fsencode(right))
+    return rename is not None and rename(*names, _EXCHANGE) == 0
 
 
 def sign_text(text: bytes, key_file: Path) -> tuple[str, bytes]:
@@ -219,11 +209,11 @@ def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
         public_keys = map(serialization.load_pem_public_key, pems)
         keys = {_identify(key): key for key in public_keys}
     parts = _SIGNATURE.fullmatch(signature)
-    key_id = "" if parts is None else parts[1].decode()
+    key_id = parts[1].decode() if parts else "damaged"
     if parts is None or key_id not in keys:
-        by = f"of the key {key_id}" if key_id else "damaged"
-        trusted_ids = ", ".join(keys) or "no public key in PEM"
-        raise BundleError(f"manifest.sig is {by}; {trusted} has {trusted_ids}")
+        raise BundleError(
+            f"manifest.sig is {key_id}; {trusted} has the keys: {', '.join(keys) or 'none'}"
+        )
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -277,17 +267,25 @@ NOBODY = ErasureList()
 
 
 def hash_id(salt: bytes, user_id: str | int) -> bytes:
-    text = str(user_id).encode(errors="surrogatepass")
-    return hmac.digest(salt, text, "sha256")
+    return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
 
 
 def read_erasure_list(run: Path) -> ErasureList:
-    """Read the erasure list of a run's folder; empty if there is no file.
+    """Read the erasure list of a run's folder, anew if it has changed; empty if there is none.
 
     Raises:
         BundleError: the file is damaged.
     """
     path = run / FORGOTTEN
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return NOBODY
+    return _read_unless_changed(path, status.st_ino, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=16)
+def _read_unless_changed(path: Path, inode: int, changed_at: int) -> ErasureList:
     try:
         content = json.loads(path.read_bytes())
         users = content["users"]
@@ -300,28 +298,12 @@ def read_erasure_list(run: Path) -> ErasureList:
             hashes = frozenset(map(bytes.fromhex, entry["hashes"]))
             sets.append((bytes.fromhex(entry["salt"]), hashes))
         return ErasureList(tuple(sets))
-    except FileNotFoundError:
-        return NOBODY
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
             f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten"
         ) from error
 
 
-@lru_cache(maxsize=16)
-def _read_unless_changed(run: Path, inode: int, changed_at: int) -> ErasureList:
-    return read_erasure_list(run)
-
-
-def current_erasure_list(run: Path) -> ErasureList:
-    """Return the erasure list of a run; it is read again when another process has changed it."""
-    try:
-        status = os.stat(run / FORGOTTEN)
-    except FileNotFoundError:
-        return NOBODY
-    return _read_unless_changed(run, status.st_ino, status.st_mtime_ns)
-
-
 def is_forgotten(run: Path, user_id: str | int) -> bool:
     """Tell whether a user is on the present erasure list of a run."""
-    return current_erasure_list(run).holds(user_id)
+    return read_erasure_list(run).holds(user_id)

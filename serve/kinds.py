@@ -6,7 +6,7 @@ A new kind is a name in `Kind`, an entry here, and its fitting in `datamodules/s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate
@@ -16,7 +16,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Floats, Ints, holds_numbers
+from serve.arrays import Doubles, Floats, Ints, holds_numbers, is_missing_row
 from serve.cells import (
     LISTS,
     Vector,
@@ -25,29 +25,30 @@ from serve.cells import (
     list_spellings,
     parse_label,
     parse_number,
-    read_numbers,
     read_vector,
-    read_vectors,
     to_plain,
     to_text,
 )
-from serve.clock import DAY, day_of_week, hour_of_day, parse_times, read_days, to_iso
+from serve.clock import DAY, day_of_week, hour_of_day, parse_times, to_iso, to_seconds
+from serve.errors import SchemaError, show
 
-# Names that stand in `cells` now.
-__all__ = ("Vector", "hash_texts", "read_vector")
-
-_Words = Literal["categorical", "multi_categorical", "hierarchical", "text"]
-_Times = Literal["hour_of_day", "day_of_week"]
-Kind = Literal[_Words, _Times, "numeric", "date", "vector"]
-Calendar = Callable[[Ints, str | None], Ints]  # UTC seconds (n,), zone -> numbers (n,)
+Kind = Literal[
+    "categorical",
+    "multi_categorical",
+    "hierarchical",
+    "text",
+    "hour_of_day",
+    "day_of_week",
+    "numeric",
+    "date",
+    "vector",
+]
 Role = Literal["category", "number", "date", "vector", "value"]
 
 PADDING = 0
 UNKNOWN = 1
 FIRST_CODE = 2
 LIMIT = 10.0  # standardised values are clipped to +- this many times the scale
-
-_DRAWN_WORDS = 5
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class Feature:
         Raises:
             SchemaError: a cell is of another kind.
         """
-        return self.traits.encode(self, column, timezone)
+        encoded = self.traits.encode(self, column, timezone)
+        return _standardise(self, encoded) if self.has_values else encoded
 
     def parse(self, value: Any, where: str) -> Any:
         """Check the value of a request: of its kind, finite, of its width; None is missing."""
@@ -168,7 +170,10 @@ class Feature:
 
     def write(self, cell: Any) -> str | None:
         """Write a cell as a text that is read as the cell was."""
-        return self.traits.write(self, cell)
+        texts = self.texts(cell)
+        if self.kind == "hierarchical":
+            texts = texts[-1:]
+        return self.separator.join(texts) or None
 
     def draw(self, rng: np.random.Generator) -> Any:
         """Draw a value for a synthetic request; None if the vocabulary is empty."""
@@ -182,33 +187,39 @@ def _encode_category(feature: Feature, cells: Any, timezone: str | None) -> Ints
     if holds_numbers(cells):  # through their distinct values, which are few
         distinct, inverse = np.unique(cells, return_inverse=True)
         return _encode_category(feature, list(distinct), timezone)[inverse]
-    codes = feature.codes
-    found = [codes.get(to_text(cell) or "", UNKNOWN) for cell in cells]
-    return np.array(found, dtype=np.int64)[:, None]
+    codes = [feature.codes.get(to_text(cell) or "", UNKNOWN) for cell in cells]
+    return np.array(codes, dtype=np.int64)[:, None]
 
 
 def _encode_several(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    """Return the codes of cells with several values, each once a row, then PADDING."""
-    encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
-    for row, cell in zip(encoded, cells, strict=True):
+    """Return the codes of cells with several values, each once a row."""
+    codes_by_row = []
+    for cell in cells:
         codes = [feature.codes.get(text, UNKNOWN) for text in feature.texts(cell)]
-        distinct = list(dict.fromkeys(codes))[: feature.width] or [UNKNOWN]
-        row[: len(distinct)] = distinct
-    return encoded
+        codes_by_row.append(list(dict.fromkeys(codes)))
+    return _pad(feature, len(cells), codes_by_row)
 
 
 def _encode_texts(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    """Return the buckets of each text, then PADDING; UNKNOWN where there is no token."""
-    encoded = np.full((len(cells), feature.width), PADDING, dtype=np.int64)
     hashed = hash_texts(map(join_text, cells), feature.width, feature.buckets)
-    for row, buckets in zip(encoded, hashed, strict=True):
-        codes = [FIRST_CODE + bucket for bucket in buckets] or [UNKNOWN]
-        row[: len(codes)] = codes
-    return encoded
+    codes = ([FIRST_CODE + bucket for bucket in buckets] for buckets in hashed)
+    return _pad(feature, len(cells), codes)
+
+
+def _pad(feature: Feature, n: int, codes_by_row: Iterable[list[int]]) -> Ints:
+    """Return rows of codes, UNKNOWN where there is none, then PADDING, (n, width)."""
+    padded = np.full((n, feature.width), PADDING, dtype=np.int64)
+    for row, codes in zip(padded, codes_by_row, strict=True):
+        first = codes[: feature.width] or [UNKNOWN]
+        row[: len(first)] = first
+    return padded
 
 
 def _encode_times(
-    feature: Feature, cells: Any, timezone: str | None, calendar: Calendar
+    feature: Feature,
+    cells: Any,
+    timezone: str | None,
+    calendar: Callable[[Ints, str | None], Ints],
 ) -> Ints:
     """Return the codes of hours or weekdays, which are those of their numbers."""
     numbers = to_numbers(feature, cells)
@@ -221,22 +232,10 @@ def _encode_times(
 # ---- columns of values
 
 
-def _encode_numbers(feature: Feature, cells: Any, timezone: str | None) -> Floats:
-    return _standardise(feature, to_numbers(feature, cells)[:, None])
-
-
-def _encode_dates(feature: Feature, cells: Any, timezone: str | None) -> Floats:
-    """Return ages at the end of the data, which is a part of the mean."""
-    return _standardise(feature, -to_days(feature, cells, timezone)[:, None])
-
-
-def _encode_vectors(feature: Feature, cells: Any, timezone: str | None) -> Floats:
-    return _standardise(feature, to_vectors(feature, cells))
-
-
-def _standardise(feature: Feature, entries: NDArray[Any]) -> Floats:
-    """Return (n, width + 1): standardised entries, and where they are missing."""
-    is_missing = np.isnan(entries).all(axis=1)
+def _standardise(feature: Feature, values: NDArray[Any]) -> Floats:
+    """Return (n, width + 1): standardised values, and where they are missing."""
+    entries = values.reshape(-1, feature.width)
+    is_missing = is_missing_row(entries)
     mean = entries.dtype.type(feature.mean)
     scale = entries.dtype.type(feature.scale)
     # The ends of the range overflow to what is clipped anyway.
@@ -247,42 +246,67 @@ def _standardise(feature: Feature, entries: NDArray[Any]) -> Floats:
 
 
 def to_numbers(feature: Feature, cells: Any) -> Doubles:
-    """Read a numeric column, (n,), NaN where missing."""
-    return read_numbers(cells, f"feature '{feature.name}'")
+    """Read a column of numbers, or of texts of numbers, (n,), NaN where missing.
+
+    Raises:
+        SchemaError: a value is no number, or infinite.
+    """
+    where = f"feature '{feature.name}'"
+    try:
+        if not holds_numbers(cells):
+            cells = [np.nan if to_text(cell) is None else float(cell) for cell in cells]
+        numbers = np.array(cells, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SchemaError(f"{where}: {error}") from error
+    if np.isinf(numbers).any():
+        raise SchemaError(f"{where}: a value is infinite; give a finite number or none")
+    return numbers
 
 
 def to_vectors(feature: Feature, cells: Any) -> Floats:
-    """Read a vector column, cells or a matrix, as (n, W), NaN where missing."""
-    return read_vectors(cells, feature.width, f"feature '{feature.name}'")
+    """Read a column of vectors, cells or a matrix, as (n, W), NaN where missing."""
+    matrix = np.full((len(cells), feature.width), np.nan, dtype=np.float32)
+    for row, cell in zip(matrix, cells, strict=True):
+        try:
+            vector = read_vector(cell)
+            if vector is not None and len(vector) != feature.width:
+                raise ValueError(
+                    f"a vector of {len(vector)} numbers; expected {feature.width}"
+                )
+        except ValueError as error:
+            raise SchemaError(
+                f"feature '{feature.name}': {error}: {show(cell)}"
+            ) from error
+        if vector is not None:
+            row[:] = vector
+    return matrix
 
 
 def to_days(feature: Feature, cells: Any, timezone: str | None) -> Doubles:
     """Read a column of dates as days since 1970, (n,), NaN where missing."""
     texts = [to_text(cell) for cell in cells]
-    return read_days(texts, timezone, f"feature '{feature.name}'")
+    seconds, is_valid = to_seconds(texts, timezone)
+    for row in np.flatnonzero(~is_valid):
+        if texts[row] is not None:
+            raise SchemaError(
+                f"feature '{feature.name}': {show(texts[row])} is no date; "
+                "give one as 2024-05-31"
+            )
+    return np.where(is_valid, seconds / DAY, np.nan)
 
 
 # ---- values of requests
 
 
-def _parse_number(feature: Feature, value: Any, where: str) -> float:
-    return parse_number(value, where)
-
-
 def _parse_date(feature: Feature, value: Any, where: str) -> str:
     """Return an ISO text: a number as a text would take the unit of its column."""
     (seconds,) = parse_times([value], None, lambda _: where)
-    is_iso = isinstance(value, str) and "-" in value
-    return value if is_iso else to_iso(seconds)
+    return value if isinstance(value, str) and "-" in value else to_iso(seconds)
 
 
 def _parse_vector(feature: Feature, value: Any, where: str) -> Vector | None:
     (vector,) = to_vectors(feature, [value])
     return None if np.isnan(vector).all() else Vector(vector.tobytes())
-
-
-def _parse_label(feature: Feature, value: Any, where: str) -> Any:
-    return parse_label(value, where)
 
 
 def _parse_labels(feature: Feature, value: Any, where: str) -> Any:
@@ -315,19 +339,6 @@ def _split_path(feature: Feature, cell: Any) -> list[str]:
     return list(accumulate(levels, lambda path, level: f"{path}{link}{level}"))
 
 
-def _write_whole(feature: Feature, cell: Any) -> str | None:
-    return join_text(cell)
-
-
-def _write_values(feature: Feature, cell: Any) -> str | None:
-    return to_text(feature.separator.join(feature.texts(cell)))
-
-
-def _write_path(feature: Feature, cell: Any) -> str | None:
-    paths = feature.texts(cell)
-    return to_text(paths[-1]) if paths else None
-
-
 def _read_texts(feature: Feature, cells: Any) -> NDArray[Any]:
     texts = np.empty(len(cells), dtype=np.object_)
     texts[:] = [feature.write(cell) for cell in cells]
@@ -342,12 +353,8 @@ def _draw_word(feature: Feature, rng: np.random.Generator) -> str | None:
 
 
 def _draw_text(feature: Feature, rng: np.random.Generator) -> str:
-    numbers = rng.integers(feature.buckets, size=_DRAWN_WORDS)
+    numbers = rng.integers(feature.buckets, size=5)
     return " ".join(f"word{number}" for number in numbers)
-
-
-def _draw_number(feature: Feature, rng: np.random.Generator) -> float:
-    return float(feature.mean + feature.scale * rng.standard_normal())
 
 
 def _draw_date(feature: Feature, rng: np.random.Generator) -> str:
@@ -376,10 +383,11 @@ class Traits:
 
     encode: Callable[[Feature, Any, str | None], NDArray[Any]]
     draw: Callable[[Feature, np.random.Generator], Any] = _draw_word
-    parse: Callable[[Feature, Any, str], Any] = _parse_label
+    parse: Callable[[Feature, Any, str], Any] = lambda _, value, where: parse_label(
+        value, where
+    )
     read: Callable[[Feature, Any], NDArray[Any]] = _read_texts
     split: Callable[[Feature, Any], list[str]] = _keep_whole
-    write: Callable[[Feature, Any], str | None] = _write_whole
     role: Role = "value"
     separator: str | None = None
     has_values: bool = False
@@ -393,7 +401,6 @@ KINDS: dict[Kind, Traits] = {
         encode=_encode_several,
         parse=_parse_labels,
         split=_split_values,
-        write=_write_values,
         separator="|",
         has_several=True,
     ),
@@ -401,36 +408,32 @@ KINDS: dict[Kind, Traits] = {
         encode=_encode_several,
         parse=_parse_labels,
         split=_split_path,
-        write=_write_path,
         separator=">",
         has_several=True,
     ),
     "text": Traits(encode=_encode_texts, draw=_draw_text, parse=_parse_labels),
-    "hour_of_day": Traits(
-        encode=partial(_encode_times, calendar=hour_of_day),
-        period=24,
-    ),
-    "day_of_week": Traits(
-        encode=partial(_encode_times, calendar=day_of_week),
-        period=7,
-    ),
+    "hour_of_day": Traits(partial(_encode_times, calendar=hour_of_day), period=24),
+    "day_of_week": Traits(partial(_encode_times, calendar=day_of_week), period=7),
     "numeric": Traits(
-        encode=_encode_numbers,
-        draw=_draw_number,
-        parse=_parse_number,
+        encode=lambda feature, cells, _: to_numbers(feature, cells),
+        draw=lambda feature, rng: float(
+            feature.mean + feature.scale * rng.standard_normal()
+        ),
+        parse=lambda _, value, where: parse_number(value, where),
         read=to_numbers,
         role="number",
         has_values=True,
     ),
     "date": Traits(
-        encode=_encode_dates,
+        # The age at the end of the data, which is a part of the mean.
+        encode=lambda feature, cells, timezone: -to_days(feature, cells, timezone),
         draw=_draw_date,
         parse=_parse_date,
         role="date",
         has_values=True,
     ),
     "vector": Traits(
-        encode=_encode_vectors,
+        encode=lambda feature, cells, _: to_vectors(feature, cells),
         draw=_draw_vector,
         parse=_parse_vector,
         read=to_vectors,

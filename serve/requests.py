@@ -18,18 +18,12 @@ from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Id, IdType, Ints, Objects
 from serve.cells import (
-    INTEGER,
-    check_id,
     check_list,
-    check_number,
-    is_writable,
     parse_distinct_ids,
     parse_id,
     parse_ids,
     parse_label,
-    parse_number,
     parse_weight,
-    to_plain,
     to_text,
 )
 from serve.clock import DAY, check_seconds, parse_times
@@ -38,33 +32,9 @@ from serve.errors import MAX_SHOWN, SchemaError, name_nearest, show
 from serve.kinds import Feature
 from serve.schema import Schema
 
-# Names that stand in `arrays`, `cells`, `clock` and `errors` now.
-__all__ = (
-    "INTEGER",
-    "MAX_SHOWN",
-    "Id",
-    "check_id",
-    "check_number",
-    "check_seconds",
-    "is_writable",
-    "parse_id",
-    "parse_ids",
-    "parse_label",
-    "parse_number",
-    "parse_times",
-    "parse_weight",
-    "show",
-    "to_plain",
-)
-
 MINUTE = 60  # within which a request is answered alike
 # Without events for longer, popularity and memory would have faded.
 MAX_PAUSE = 30 * DAY
-
-
-def parse_value(value: Any, feature: Feature, where: str) -> Any:
-    """Check the value of a feature."""
-    return feature.parse(value, where)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,16 +165,13 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
 
     moments = np.array([data_until, *past[past > data_until], moment])
     pauses = np.diff(moments)
-    long_pauses = np.flatnonzero(pauses > MAX_PAUSE)
-    if not len(long_pauses):
-        return replace(request, datetime=moment)
-
-    first = long_pauses[0]
-    pause = int(pauses[first])
-    if history is not None and len(times):
-        moved = np.where(times < moments[first + 1], times, times - pause)
-        history = replace(history, datetime=moved)
-    return replace(request, history=history, datetime=moment - pause)
+    for place in np.flatnonzero(pauses > MAX_PAUSE)[:1]:
+        pause = int(pauses[place])
+        moment -= pause
+        if history is not None and len(times):
+            moved = times - pause * (times >= moments[place + 1])
+            history = replace(history, datetime=moved)
+    return replace(request, history=history, datetime=moment)
 
 
 def check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
@@ -247,20 +214,16 @@ def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
 
     at_most = []
     for column, limit in limits.items():
-        if limit is not None:
-            at_most.append((column, parse_limit(column, limit)))
+        if limit is None:
+            continue
+        if not isinstance(column, str) or type(limit) is not int or limit < 1:
+            raise SchemaError(
+                f"filters.at_most of {show(column)} is {show(limit)}; "
+                "expected a whole number, 1 or more"
+            )
+        at_most.append((column, limit))
     filters = Filters(where, only, tuple(sorted(at_most)))
     return None if filters == Filters() else filters
-
-
-def parse_limit(column: Any, limit: Any) -> int:
-    """Return how many items of one list may share a value of a column: at least 1."""
-    if not isinstance(column, str) or type(limit) is not int or limit < 1:
-        raise SchemaError(
-            f"filters.at_most of {show(column)} is {show(limit)}; "
-            "expected a whole number, 1 or more"
-        )
-    return limit
 
 
 def join_filters(first: Filters, second: Filters) -> Filters:
@@ -281,14 +244,6 @@ def join_filters(first: Filters, second: Filters) -> Filters:
 # ---- fields of a request
 
 
-def _parse_user_id(raw: Any, schema: Schema) -> Id:
-    return parse_id(raw, schema.user_id_type, "user_id")
-
-
-def _parse_user_features(raw: Any, schema: Schema) -> dict[str, Any]:
-    return _parse_values(raw, schema.user_features, "features")
-
-
 def _parse_context(raw: Any, schema: Schema) -> dict[str, Any]:
     return _parse_values(raw, schema.context_features, "context")
 
@@ -299,19 +254,6 @@ def _parse_values(raw: Any, side: Sequence[Feature], where: str) -> dict[str, An
     for name, value in check_fields(raw, features, where).items():
         values[name] = features[name].parse(value, f"{where}.{name}")
     return values
-
-
-def _parse_datetime(raw: Any, schema: Schema) -> int:
-    (seconds,) = parse_times([raw], schema.timezone, lambda _: "datetime")
-    return seconds
-
-
-def _parse_exclude(raw: Any, schema: Schema) -> tuple[Id, ...]:
-    return parse_distinct_ids(raw, schema.item_id_type, "exclude")
-
-
-def _parse_filters(raw: Any, schema: Schema) -> Filters | None:
-    return parse_filters(raw, schema.item_id_type)
 
 
 # ---- histories
@@ -330,8 +272,8 @@ def _parse_history(raw: Any, schema: Schema) -> History:
     return History(
         item_id=np.array(ids, np.int64 if id_type == "integer" else np.object_),
         datetime=times,
-        event=_parse_events(entries),
-        weight=_parse_weights(entries),
+        event=_parse_column(entries, "event", _parse_event, np.object_),
+        weight=_parse_column(entries, "weight", parse_weight, np.float64),
         context=_key_contexts(entries, times, schema),
     )
 
@@ -350,8 +292,7 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
         raise SchemaError(
             "history: some events have a datetime and some have none; give all or none"
         )
-    seconds = parse_times(values, timezone, lambda i: f"history[{i}].datetime")
-    times = np.array(seconds)
+    times = np.array(parse_times(values, timezone, lambda i: f"history[{i}].datetime"))
     earlier = np.flatnonzero(np.diff(times) < 0)
     if len(earlier):
         raise SchemaError(
@@ -361,25 +302,19 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
     return times
 
 
-def _parse_events(entries: Sequence[Any]) -> Objects | None:
-    values = _list_values(entries, "event")
+def _parse_column(
+    entries: Sequence[Any], name: str, parse: Callable[[Any, str], Any], dtype: type
+) -> NDArray[Any] | None:
+    """Return the checked values of a field of all events; None if no event has it."""
+    values = _list_values(entries, name)
     if values is None:
         return None
-    events = np.empty(len(values), dtype=np.object_)
-    for i, value in enumerate(values):
-        events[i] = to_text(parse_label(value, f"history[{i}].event"))
-    return events
+    checked = [parse(value, f"history[{i}].{name}") for i, value in enumerate(values)]
+    return np.array(checked, dtype)
 
 
-def _parse_weights(entries: Sequence[Any]) -> Doubles | None:
-    values = _list_values(entries, "weight")
-    if values is None:
-        return None
-    weights = np.full(len(values), np.nan)
-    for i, value in enumerate(values):
-        if value is not None:
-            weights[i] = parse_weight(value, f"history[{i}].weight")
-    return weights
+def _parse_event(value: Any, where: str) -> str | None:
+    return to_text(parse_label(value, where))
 
 
 def _key_contexts(
@@ -392,20 +327,26 @@ def _key_contexts(
     for entry, time in zip(entries, seconds, strict=True):
         context = entry.get("context")
         values = {} if context is None else _parse_context(context, schema)
-        rows.append({**values, TIME: time})
+        rows.append(values | {TIME: time})
     features = keyed_by_name(schema.context_features)
-    encoded = encode_rows(features, rows, schema.timezone)
-    keys = context_keys(features, encoded.codes)
+    codes = encode_rows(features, rows, schema.timezone).codes
+    keys = context_keys(features, codes)
     return keys if keys.any() else None
 
 
 # Field of a request -> how it is checked.
 _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
-    "user_id": _parse_user_id,
-    "features": _parse_user_features,
+    "user_id": lambda raw, schema: parse_id(raw, schema.user_id_type, "user_id"),
+    "features": lambda raw, schema: _parse_values(
+        raw, schema.user_features, "features"
+    ),
     "history": _parse_history,
     "context": _parse_context,
-    "datetime": _parse_datetime,
-    "exclude": _parse_exclude,
-    "filters": _parse_filters,
+    "datetime": lambda raw, schema: parse_times(
+        [raw], schema.timezone, lambda _: "datetime"
+    )[0],
+    "exclude": lambda raw, schema: parse_distinct_ids(
+        raw, schema.item_id_type, "exclude"
+    ),
+    "filters": lambda raw, schema: parse_filters(raw, schema.item_id_type),
 }

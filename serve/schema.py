@@ -10,36 +10,23 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.arrays import IdType
+from serve.arrays import Repeats as Repeats
+from serve.arrays import Ties as Ties
 from serve.errors import SchemaError
-from serve.kinds import FIRST_CODE, KINDS, PADDING, UNKNOWN, Feature, Kind
+from serve.kinds import KINDS, Feature
 
-# Names that stand in `kinds` and `arrays` now.
-__all__ = (
-    "DERIVED",
-    "FIRST_CODE",
-    "PADDING",
-    "SEVERAL",
-    "UNKNOWN",
-    "WORDED",
-    "Feature",
-    "IdType",
-    "Kind",
-)
 DERIVED = tuple(kind for kind, traits in KINDS.items() if traits.period)
 SEVERAL = tuple(kind for kind, traits in KINDS.items() if traits.has_several)
 WORDED = ("categorical", *SEVERAL)
 
 Similarity = Literal["dot", "cosine"]
-Ties = Literal["ordered", "simultaneous"]
-Repeats = Literal["exclude", "allow"]
 
 FORMAT = 1
 # A value or slice of fewer users may tell who they are, and stays when they are erased.
 MIN_USERS = 5
 
-_MAX_SIZE = (
-    1 << 16
-)  # of a width, a length or a number of buckets: 4 times what training gives
+# Of a width, a length or a number of buckets: 4 times what training gives.
+_MAX_SIZE = 1 << 16
 _MAX_LOG = 700  # above it the weight is infinite
 _TINY = 5e-324  # the least positive number
 _SIDES = ("user_features", "item_features", "context_features")
@@ -47,20 +34,18 @@ _SIDES = ("user_features", "item_features", "context_features")
 _NAMES = ("name", "column", "separator", "event_types", "vocabulary", *_SIDES)
 # Field name -> bounds of its numbers.
 _BOUNDS: dict[str, tuple[float, float]] = {
-    "width": (1, _MAX_SIZE),
-    "history_length": (1, _MAX_SIZE),
-    "memory_length": (1, _MAX_SIZE),
-    "dim": (1, _MAX_SIZE),
     "buckets": (0, _MAX_SIZE),
-    "scale": (_TINY, math.inf),
-    "weight_scale": (_TINY, math.inf),
-    "decay_days": (_TINY, math.inf),
-    "popularity_days": (_TINY, math.inf),
-    "popularity_dims": (0, math.inf),
-    "neighbour_decay": (0, math.inf),
-    "neighbour_context_gain": (0, math.inf),
     "weight_mean": (0, _MAX_LOG),
 }
+_BOUNDS |= dict.fromkeys(
+    ("width", "history_length", "memory_length", "dim"), (1, _MAX_SIZE)
+)
+_BOUNDS |= dict.fromkeys(
+    ("scale", "weight_scale", "decay_days", "popularity_days"), (_TINY, math.inf)
+)
+_BOUNDS |= dict.fromkeys(
+    ("popularity_dims", "neighbour_decay", "neighbour_context_gain"), (0, math.inf)
+)
 
 
 @dataclass(frozen=True)
@@ -110,8 +95,10 @@ class Schema:
 
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
-        fields = {"format": FORMAT, **asdict(self)}
-        return json.dumps(fields, indent=1, sort_keys=True) + "\n"
+        return (
+            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
+            + "\n"
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
@@ -129,9 +116,9 @@ class Schema:
                 f"schema.json is not of format {FORMAT}: export the bundle again"
             )
         try:
+            for side in _SIDES:
+                fields[side] = [_read_feature(entry) for entry in fields[side]]
             for name, value in fields.items():
-                if name in _SIDES:
-                    value = [_read_feature(entry) for entry in value]
                 fields[name] = tuple(value) if isinstance(value, list) else value
             schema = cls(**fields)
         except (TypeError, KeyError) as error:
@@ -146,13 +133,13 @@ def _read_feature(fields: dict[str, Any]) -> Feature:
     feature = Feature(**{**fields, "vocabulary": tuple(fields["vocabulary"])})
     check_record(feature)
     is_wide = feature.has_several or feature.is_text or feature.is_vector
-    is_power_of_two = feature.buckets & (feature.buckets - 1) == 0
-    of_kind = (
-        (is_wide or feature.width == 1)
-        and feature.is_text == (feature.buckets > 0)
-        and (not feature.is_derived or len(feature.vocabulary) == feature.traits.period)
-    )
-    if not of_kind or not is_power_of_two:
+    n_buckets = feature.buckets.bit_count()  # 1 of a power of two
+    period = feature.traits.period
+    if (
+        (feature.width > 1 and not is_wide)
+        or n_buckets != int(feature.is_text)
+        or period not in (0, len(feature.vocabulary))
+    ):
         raise SchemaError(
             f"feature '{feature.name}' has sizes of another kind: export again"
         )
@@ -182,8 +169,10 @@ def _is_possible(name: str, value: Any) -> bool:
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
         return all(low <= number <= high for number in entries)
+    if name not in _NAMES:
+        return True
     names = [getattr(entry, "name", entry) for entry in entries]
-    return name not in _NAMES or (len(set(names)) == len(names) and all(names))
+    return all(names) and len(set(names)) == len(names)
 
 
 def _is_of(value: Any, annotation: Any) -> bool:
@@ -195,13 +184,12 @@ def _is_of(value: Any, annotation: Any) -> bool:
     if origin is Literal:
         return value in parts
     if annotation == tuple[str, ...]:  # vocabularies are long
-        return type(value) is tuple and {type(text) for text in value} <= {str}
+        return type(value) is tuple and {*map(type, value)} <= {str}
     if origin is tuple:
         return type(value) is tuple and all(_is_of(entry, parts[0]) for entry in value)
     if origin is Mapping:
-        if type(value) is not dict:
-            return False
-        return all(_is_of(entry, parts[1]) for entry in value.values())
+        is_dict = type(value) is dict
+        return is_dict and all(_is_of(entry, parts[1]) for entry in value.values())
     if annotation in (int, float):
         return type(value) in (int, annotation) and -(2**63) <= value < 2**63
     return type(value) in (parts or (annotation,))  # parts are those of a union

@@ -32,7 +32,6 @@ from serve.errors import SchemaError, name_nearest, show
 from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.kinds import Feature
 from serve.recommender import Recommender
-from serve.requests import parse_value
 
 Values = Mapping[str, Any]  # column -> value of an item in JSON, None if missing
 ITEM_ID = "item_id"
@@ -276,7 +275,7 @@ class Placement:
             return value
 
         if pa.types.is_fixed_size_list(kind) and feature is not None:
-            vector = parse_value(value, feature, where)
+            vector = feature.parse(value, where)
             return vector.entries().tolist() if isinstance(vector, Vector) else None
         if not (pa.types.is_int64(kind) or pa.types.is_floating(kind)):
             raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
@@ -297,7 +296,7 @@ class Placement:
         if feature is None:
             parsed = parse_label(value, where)
         else:
-            parsed = parse_value(value, feature, where)
+            parsed = feature.parse(value, where)
         cell = join_text(parsed) if feature is None else feature.write(parsed)
         if cell is None:
             return None

@@ -23,7 +23,7 @@ from serve.arrays import Id
 from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
-from serve.files import current_erasure_list, is_forgotten, sync_folder
+from serve.files import is_forgotten, read_erasure_list, sync_folder
 from serve.requests import History
 from service.database import name_fault, open_database, user_key
 from service.log import (
@@ -319,7 +319,7 @@ class StateStore:
         self, connection: sqlite3.Connection, user_ids: Iterable[Id]
     ) -> dict[str, int]:
         """Return id as a text -> number, old or new, of users who are not forgotten."""
-        erased = [current_erasure_list(run) for run in self._runs]
+        erased = [read_erasure_list(run) for run in self._runs]
         # A user who is added to a list after this is erased by the call that adds them.
         numbers: dict[str, int] = {}
         for user_id in user_ids:

@@ -12,8 +12,9 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import Catalogue, build_catalogue
 from datamodules.tables import Tables
+from serve.arrays import Repeats, Ties
 from serve.events import Events
-from serve.schema import Repeats, Schema, Ties
+from serve.schema import Schema
 
 U, N = 13, 23  # users, items; the last two items have no row in the items table
 D, A, L = 6, 4, 5  # taste, affinity, history length

@@ -17,12 +17,12 @@ from fastapi import APIRouter, Body, Query, Request, Response
 from pydantic import Discriminator, Tag
 
 from serve import rerank
+from serve.arrays import Repeats
 from serve.errors import SchemaError
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import Request as ParsedRequest
 from serve.rerank import Dials
-from serve.schema import Repeats
 from service.answers import show_answer
 from service.exploration import explore
 from service.http import page, schemas

@@ -138,10 +138,13 @@ def test_what_does_not_grow_is_as_it_was(grown):
 def test_the_memory_gets_a_column_for_a_new_type_of_event(grown):
     old, was, new, before, model, _ = grown
     n_known = len(statistic_names(old.schema.decay_days, old.schema.event_types))
-    for name in (
-        ("item_score.0.weight", "profile_weight.weight") if new.schema.repeats == "allow" else ()
-    ):
-        name = f"towers.user_tower.memory.{name}"
+    names = [
+        name
+        for name in model.state_dict()
+        if name.endswith(("memory.item_score.0.weight", "memory.profile_weight.weight"))
+    ]
+    assert len(names) == (2 if new.schema.repeats == "allow" else 0)
+    for name in names:
         table = model.state_dict()[name]
         assert table.shape[1] == was[name].shape[1] + 1
         assert torch.equal(table[:, :n_known], was[name][:, :n_known])
