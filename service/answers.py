@@ -10,22 +10,21 @@ import pyarrow as pa
 
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
-from serve.cells import parse_id, to_text
-from serve.encode import split_cell
-from serve.kinds import Feature
+from serve.cells import parse_id
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
 from serve.recommendations import Answer, DueList
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.schema import SEVERAL, WORDED, Schema
+from serve.schema import Schema
 
+Content = dict[str, Any]  # of an answer, as JSON values
 DECIMALS = 6  # of scores and cosines
 
 
 def show_answer(
     recommender: Recommender, request: Request, answer: Answer, explain: bool
-) -> dict[str, Any]:
+) -> Content:
     """Return an answer as JSON values.
 
     Args:
@@ -39,7 +38,7 @@ def show_answer(
         {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
         for item_id, score, rank in zip(*columns, strict=True)
     ]
-    content: dict[str, Any] = {
+    content: Content = {
         "items": items,
         "unknown_items": answer.unknown_items,
         "moment": request.datetime,
@@ -67,7 +66,7 @@ def _explain(
     recommender: Recommender,
     request: Request,
     answer: Answer,
-    items: list[dict[str, Any]],
+    items: list[Content],
 ) -> None:
     """Add to each item its columns and the reasons why it is listed."""
     catalogue = recommender.catalogue
@@ -83,7 +82,7 @@ def _explain(
 
 def show_similar(
     recommender: Recommender, item_id: Id, k: int, explain: bool
-) -> dict[str, Any]:
+) -> Content:
     """Return the items nearest to a known item as JSON values.
 
     Args:
@@ -98,7 +97,7 @@ def show_similar(
     id_type = recommender.bundle.schema.item_id_type
     known_id = parse_id(item_id, id_type, "item_id")
     ids, cosines = recommender.similar_items(known_id, k)
-    items: list[dict[str, Any]] = [
+    items: list[Content] = [
         {"item_id": near, "cosine": round(cosine, DECIMALS)}
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
     ]
@@ -109,13 +108,13 @@ def show_similar(
         for item, columns_of_item in zip(items, columns, strict=True):
             item["columns"] = columns_of_item
 
-    content: dict[str, Any] = {"items": items}
+    content: Content = {"items": items}
     if len(ids) < k:
         content["reason"] = f"the catalogue has {len(ids)} other items"
     return content
 
 
-def show_due(request: Request, due: DueList) -> dict[str, Any]:
+def show_due(request: Request, due: DueList) -> Content:
     """Return what a user takes again as JSON values.
 
     Args:
@@ -123,7 +122,7 @@ def show_due(request: Request, due: DueList) -> dict[str, Any]:
         due: its list.
     """
     items = [vars(item) | {"score": round(item.score, DECIMALS)} for item in due.items]
-    content: dict[str, Any] = {"items": items, "moment": request.datetime}
+    content: Content = {"items": items, "moment": request.datetime}
     if request.user_known is not None:
         content["user_known"] = request.user_known
     if due.reason is not None:
@@ -131,7 +130,7 @@ def show_due(request: Request, due: DueList) -> dict[str, Any]:
     return content
 
 
-def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
+def show_items(table: pa.Table, rows: Ints) -> list[Content]:
     """Return the columns of items as JSON values, without ids and vectors.
 
     Args:
@@ -159,8 +158,7 @@ def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
 def _to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    is_json = isinstance(value, str | int | float | list | None)
-    return value if is_json else str(value)
+    return value if isinstance(value, str | int | float | list | None) else str(value)
 
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:
@@ -178,13 +176,9 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
     for side, features in sides.items():
         values = getattr(request, side) or {}
         for feature in features:
-            if _is_unknown(feature, values.get(feature.name)):
+            texts = []
+            if feature.has_vocabulary:
+                texts = feature.texts(values.get(feature.name))
+            if not feature.codes.keys() >= set(texts):
                 names.append(f"{side}.{feature.name}")
     return names
-
-
-def _is_unknown(feature: Feature, value: Any) -> bool:
-    if value is None or feature.kind not in WORDED:
-        return False
-    texts = split_cell(feature, value) if feature.kind in SEVERAL else [to_text(value)]
-    return any(text and text not in feature.codes for text in texts)

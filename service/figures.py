@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,15 @@ USE = "use"
 DRIFT_INDEX = "drift_index"
 DRIFT_STATUS = "drift_status"
 TIMES = "figures_timestamp_seconds"
+_FILES = {"use": f"{FEEDBACK}/{FIGURES}", "drift": DRIFT}
 _GROUPS = ("arm", "version", "segment")  # whose figures are gauges
 _MAX_VALUES = 20  # of a group: those with the most lists
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+_MALFORMED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 Samples = dict[tuple[str, ...], float]  # values of labels -> number
 
 
 def read_figures(folder: Path) -> dict[str, Samples]:
-    """Read the samples of each gauge from small files, each once until it changes.
+    """Read the samples of each gauge from small files.
 
     Args:
         folder: where `feedback/` and `drift.json` lie.
@@ -40,14 +33,11 @@ def read_figures(folder: Path) -> dict[str, Samples]:
         or malformed.
     """
     gauges: dict[str, Samples] = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
-    paths = {"use": folder / FEEDBACK / FIGURES, "drift": folder / DRIFT}
-    for name, path in paths.items():
-        with suppress(OSError):
-            changed = path.stat()
-            samples = _read(name, path, changed.st_mtime_ns)
-            if samples:
-                gauges |= samples
-                gauges[TIMES][(name,)] = changed.st_mtime
+    for name, path in _FILES.items():
+        with suppress(*_MALFORMED):
+            content = json.loads((folder / path).read_bytes())
+            gauges |= _parse_use(content) if name == "use" else _parse_drift(content)
+            gauges[TIMES][(name,)] = (folder / path).stat().st_mtime
     return gauges
 
 
@@ -71,15 +61,11 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
         if level:
             moved[name] = STATUSES[int(level)]
 
-    contents: dict[str, dict[str, Any]] = {
-        "use": {"figures": figures},
-        "drift": {"moved": moved},
-    }
-    times = gauges[TIMES]
-    return {
-        name: {"time": times[name,], **content} if (name,) in times else None
-        for name, content in contents.items()
-    }
+    summary: dict[str, dict[str, Any] | None] = dict.fromkeys(_FILES)
+    contents = {"use": {"figures": figures}, "drift": {"moved": moved}}
+    for (name,), seconds in gauges[TIMES].items():
+        summary[name] = {"time": seconds, **contents[name]}
+    return summary
 
 
 def read_drift(folder: Path) -> dict[str, Any] | None:
@@ -91,24 +77,11 @@ def read_drift(folder: Path) -> dict[str, Any] | None:
     Returns:
         The content of `drift.json`, and its time `at`; None if there is none.
     """
-    at = read_figures(folder)[TIMES].get(("drift",))
-    if at is None:
+    path = folder / DRIFT
+    if not path.exists():
         return None
-    return {
-        "at": datetime.fromtimestamp(at, UTC),
-        **json.loads((folder / DRIFT).read_bytes()),
-    }
-
-
-@lru_cache(maxsize=16)
-def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        # An answer can hold neither NaN nor halves of surrogate pairs.
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
-    except _MALFORMED:
-        return None
+    at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return {"at": at, **json.loads(path.read_bytes())}
 
 
 def _parse_use(content: Any) -> dict[str, Samples]:
@@ -127,12 +100,12 @@ def _parse_use(content: Any) -> dict[str, Samples]:
     return {USE: samples}
 
 
-def _parse_drift(rows: Any) -> dict[str, Samples]:
+def _parse_drift(content: Any) -> dict[str, Samples]:
     indices = Samples()
     levels = Samples()
-    for row in rows:
+    for row in content["rows"]:
         if row["index"] is not None:
-            name = (str(row["name"]),)
+            name = (row["name"],)
             indices[name] = 1.0 * row["index"]
             levels[name] = 1.0 * STATUSES.index(row["status"])
     return {DRIFT_INDEX: indices, DRIFT_STATUS: levels}

@@ -38,8 +38,9 @@ from serve.clock import DAY, check_seconds, parse_times
 from serve.errors import SchemaError, show
 from serve.requests import History
 from serve.schema import Schema
-from service.database import name_fault
+from service.database import name_fault, open_database
 
+Raw = Mapping[str, Any]  # a request or an event as a caller sends it
 DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a history
 UNDISMISS = "undismiss"
 _CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
@@ -118,8 +119,7 @@ class Observation:
         check_id(self.item_id, "item_id")
         check_seconds(self.datetime, "datetime")
 
-        is_nan = self.weight != self.weight
-        if not is_nan:
+        if self.weight == self.weight:  # no NaN
             parse_weight(self.weight, "weight")
 
         if not isinstance(self.event, str | None):
@@ -158,7 +158,7 @@ class Recalled:
 
 
 def parse_observations(
-    raw: Sequence[Mapping[str, Any]], schema: Schema, now: int
+    raw: Sequence[Raw], schema: Schema, now: int
 ) -> list[Observation]:
     """Read events as a caller sends them, with ids of the types of the bundle.
 
@@ -176,7 +176,7 @@ def parse_observations(
     ]
 
 
-def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Observation:
+def _parse(raw: Raw, where: str, schema: Schema, now: int) -> Observation:
     moment = raw.get("datetime")
     seconds = now
     if moment is not None:
@@ -227,20 +227,11 @@ def read_log(path: Path) -> Log:
         Lists and slots in the order of answers, events in the order of time.
 
     Raises:
-        SchemaError: the file is no state of this version.
+        BundleError: the file is no state of this version.
         OSError: the file cannot be read.
     """
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with (
-        name_fault(path),
-        closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
-    ):
+    with name_fault(path), closing(open_database(path, MARK)) as connection:
         connection.execute("BEGIN")  # all tables of one moment
-        if connection.execute("PRAGMA application_id").fetchone() != (MARK,):
-            raise SchemaError(
-                f"{path} is of another kind or format: give the state of a service of "
-                "this version"
-            )
         tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
         return Log(*tables)
 

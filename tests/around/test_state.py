@@ -233,11 +233,6 @@ def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY
-        assert [store.is_recent(time, NOW) for time in (limit - 1, limit, NOW)] == [
-            False,
-            True,
-            True,
-        ]
         for item_id, event, time in (
             ("old", "buy", limit - 1),
             ("x", "dismiss", limit - 1),
