@@ -62,7 +62,10 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
             moved[name] = STATUSES[int(level)]
 
     summary: dict[str, dict[str, Any] | None] = dict.fromkeys(_FILES)
-    contents = {"use": {"figures": figures}, "drift": {"moved": moved}}
+    contents: dict[str, dict[str, Any]] = {
+        "use": {"figures": figures},
+        "drift": {"moved": moved},
+    }
     for (name,), seconds in gauges[TIMES].items():
         summary[name] = {"time": seconds, **contents[name]}
     return summary
