@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,6 @@ from service.figures import read_drift
 from service.known_users import complete
 from service.live_items import LiveItems
 from service.registry import Registry
-from service.sources import BundleSource, RegistrySource, Source
 from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0
@@ -133,14 +132,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def load_served(run: Path) -> Recommender | None:
     """Load the bundle of a run, or the current one of a registry; None if there is none."""
-    source: Source
+    bundle = run / BUNDLE
     if (run / CURRENT).exists():
-        source = RegistrySource(Registry(run))
-    elif (run / BUNDLE).exists():
-        source = BundleSource(run / BUNDLE)
-    else:
+        registry = Registry(run)
+        bundle = registry.folder(registry.current())
+    elif not bundle.exists():
         return None
-    with closing(LiveItems(run / STATE / ITEMS_FILE, source.load())) as items:
+    recommender = Recommender.load(bundle)
+    with closing(LiveItems(run / STATE / ITEMS_FILE, recommender)) as items:
         return items.recommender
 
 
@@ -163,11 +162,10 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
         users = slots["user_id"].dropna().unique()
         with closing(StateStore(state)) as store:
             requests = [complete(Request(user), profiles, store) for user in users]
-        vectors = recommender.encode_users(requests)
-        numbers = [segments.segments[index].id for index in segments.of(vectors)]
-        segment_of_user = dict(zip(users, numbers, strict=True))
-        segment = slots["user_id"].map(segment_of_user).astype("Int64")
-        slots = slots.assign(segment=segment)
+        indices = segments.of(recommender.encode_users(requests))
+        numbers = [segments.segments[index].id for index in indices]
+        segment = slots["user_id"].map(pd.Series(numbers, users, dtype="Int64"))
+        slots = slots.assign(segment=segment.astype("Int64"))
 
     first_event = feedback.events.groupby("user_id")["datetime"].min()
     is_known = slots["user_id"].isin(profiles.user_ids.astype("str"))
@@ -213,14 +211,14 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, 
     }
     for arm in others:
         figures[arm] = dict.fromkeys(users.columns)
-        for name in users.columns:
-            values = users[name].to_numpy(np.float64)
+        for name, column in users.items():
+            values = column.to_numpy(np.float64)
             difference = compare(
                 values[arm_of_user == control], values[arm_of_user == arm]
             )
             if difference is not None and np.isfinite(difference.high):
-                verdict = {"verdict": difference.verdict}
-                figures[arm][name] = asdict(difference) | verdict
+                verdict = difference.verdict
+                figures[arm][name] = {**vars(difference), "verdict": verdict}
     return figures
 
 
@@ -245,13 +243,7 @@ def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -
     )
     style = environment.get_template("report.css").render()
     page = environment.get_template("feedback.html")
-    return page.render(figures=figures, drift=drift, style=style, rate=_write_rate)
-
-
-def _write_rate(figure: Mapping[str, float] | None) -> str:
-    if figure is None:
-        return "none yet"
-    return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
+    return page.render(figures=figures, drift=drift, style=style)
 
 
 if __name__ == "__main__":

@@ -124,17 +124,11 @@ def _read_share(text: str) -> float:
 
 def run(options: argparse.Namespace) -> None:
     """Let tables on disk decide."""
-    paths = (
-        options.holdout,
-        options.train,
-        options.users,
-        options.candidate / MANIFEST,
-    )
-    for path in paths:
-        if path is not None and not path.exists():
-            raise SchemaError(
-                f"{path} does not exist; the working directory is {Path.cwd()}"
-            )
+    path = options.candidate / MANIFEST
+    if not path.exists():
+        raise SchemaError(
+            f"{path} does not exist; the working directory is {Path.cwd()}"
+        )
     tables = (options.holdout, options.train, options.users)
     decide(options, partial(Parts.read, *tables, options.at))
 
@@ -172,27 +166,17 @@ def decide(options: argparse.Namespace, read: Read) -> None:
 
 
 def has_taken_over(registry: Registry, candidate: Path) -> bool:
-    """Tell whether a candidate has been let in before, which happens once.
-
-    A step that a kill left out of the audit log is logged.
-    """
+    """Tell whether a candidate has been let in before, which happens once."""
     version = read_version(candidate)
     path = registry.path / AUDIT
     log = path.read_text(encoding="utf-8") if path.exists() else ""
-    is_published, is_activated = (
-        f'"step": "{step}", "version": "{version}"' in log
-        for step in ("published", "activated")
-    )
-    is_current = version is not None and version == registry.find_current()
-    if not is_current and not is_activated:
+    is_activated = f'"step": "activated", "version": "{version}"' in log
+    if version != registry.current() and not is_activated:
         return False
-    if is_published and not is_activated:
-        left = next(iter(registry.past()), None)
-        audit(registry, "activated", version=version, left=left)
-    end = "was current before: to let it be served again, activate it by hand"
-    if is_current:
-        end = "is current"
-    sys.stdout.write(f"nothing is left to do: {version} {end}\n")
+    sys.stdout.write(
+        f"nothing is left to do: {version} is or was current; to let it be served "
+        "again, activate it by hand\n"
+    )
     return True
 
 
@@ -202,9 +186,9 @@ def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> Non
     Raises:
         BundleError: the current version or the candidate changed meanwhile.
     """
-    names = ("candidate", "current", "verdict")
-    facts = {name: verdict[name] for name in names}
-    failed = [check["name"] for check in verdict["checks"] if not check["is_passed"]]
+    facts = {**verdict}
+    checks = facts.pop("checks")
+    failed = [check["name"] for check in checks if not check["is_passed"]]
     audit(registry, "judged", **facts, failed=failed)
     if verdict["verdict"] != "passed":
         return
@@ -276,9 +260,11 @@ def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], P
     Returns:
         Recommenders with the profiles of the tables, and the tables as the first bundle reads them.
     """
-    tables = [read(bundle.schema) for bundle in bundles]
+    tables = []
     recommenders = []
-    for bundle, parts in zip(bundles, tables, strict=True):
+    for bundle in bundles:
+        parts = read(bundle.schema)
+        tables.append(parts)
         check_unseen(bundle, parts.at)
         profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
         recommenders.append(Recommender(bundle, profiles))
@@ -329,7 +315,7 @@ def make_watcher(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_read_share,
         default=0.05,
         metavar="SHARE",
         help="of the figure that may be lost (default: .05)",
@@ -354,9 +340,6 @@ def watch(options: argparse.Namespace) -> None:
         raise SchemaError(
             f"{path} does not exist; give the folder of the service's state as --state"
         )
-    tolerance = options.tolerance
-    if not 0 <= tolerance < 1:
-        raise SchemaError(f"--tolerance is {tolerance:g}; allowed: from 0 to below 1")
     registry = Registry(options.registry, options.trusted_keys)
     current = registry.current()
     past = registry.past()
@@ -374,7 +357,7 @@ def watch(options: argparse.Namespace) -> None:
         f"{options.figure} {difference.arm:.4g} after {difference.control:.4g}, "
         f"difference {difference.low:.3g} to {difference.high:.3g}"
     )
-    if difference.high >= -tolerance * difference.control:
+    if difference.high >= -options.tolerance * difference.control:
         sys.stdout.write(f"{current} stays: {figures}\n")
         return
     done = rollback(registry)

@@ -411,11 +411,10 @@ DRIFTED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("content", "is_shown"), [({"version": "v", "rows": [DRIFTED]}, True), ([], False)]
-)
-def test_the_page_shows_drift_if_it_was_measured(run, content, is_shown):
-    (run / DRIFT).write_text(json.dumps(content))
+@pytest.mark.parametrize("is_shown", [False, True])
+def test_the_page_shows_drift_if_it_was_measured(run, is_shown):
+    if is_shown:
+        (run / DRIFT).write_text(json.dumps({"version": "v", "rows": [DRIFTED]}))
     assert main(["--run", str(run)]) == 0
     page = (run / FEEDBACK / PAGE).read_text()
     assert ("item &lt;price&gt;" in page, ">red<" in page) == (is_shown, is_shown)
