@@ -22,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 
 from evaluation.experiments import check_shares, compare
-from evaluation.online import Feedback, measure, measure_groups, read_feedback
+from evaluation.online import Feedback, join, measure, measure_groups, read_frames
 from serve.bundle import (
     BUNDLE,
     CURRENT,
@@ -105,7 +105,8 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
         raise SchemaError(
             f"--window-days is {days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
         )
-    return read_feedback(path, arguments.targets, int(days * DAY))
+    window = int(days * DAY)
+    return join(*read_frames(path), targets=arguments.targets, window=window)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ from evaluation.evaluate import Parts
 from evaluation.experiments import Difference
 from evaluation.experiments import compare as compare_users
 from evaluation.holdout import profiles_from_frame, to_moment
-from evaluation.online import WINDOW, read_feedback
+from evaluation.online import WINDOW, join, read_frames
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
@@ -238,7 +238,7 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
     except LOADING_ERRORS as error:
         checks = [Check(_FILES, 0, 1, False, note=str(error))]
     else:
-        limits = Limits(*(getattr(options, name) for name in Limits._fields))
+        limits = Limits(options.loss, options.slice_loss, options.coverage_loss)
         checks = [Check(_FILES, n_golden, 1, True)]
         checks += compare(*prepare(read, [current, candidate]), limits)
     is_passed = all(check.is_passed for check in checks)
@@ -345,7 +345,7 @@ def watch(options: argparse.Namespace) -> None:
     past = registry.past()
     difference = None
     if past:
-        slots = read_feedback(path, options.targets).slots
+        slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
     if difference is None:
         sys.stdout.write(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,10 +141,13 @@ def _ask_lists(
         is_chosen &= slots["datetime"] > schema.data_until
 
     events = {str(user): rows for user, rows in feedback.events.groupby("user_id")}
+    no_events = feedback.events[:0]
     for _, rows in slots[is_chosen].groupby("list", sort=False):
         first = rows.iloc[0]
+        user_id = first["user_id"]
         moment = int(first["datetime"])
-        request = _make_request(recommender, first["user_id"], moment, events)
+        done = events.get(user_id, no_events)
+        request = _make_request(recommender, user_id, moment, done)
         policy = Policy.from_text(first["policy"])
         (candidates,) = find_candidates(recommender, [request], len(rows), None, policy)
 
@@ -165,31 +168,24 @@ def _ask_lists(
 
 
 def _make_request(
-    recommender: Recommender,
-    user_id: str,
-    moment: int,
-    events: Mapping[str, pd.DataFrame],
+    recommender: Recommender, user_id: str, moment: int, events: pd.DataFrame
 ) -> Request:
     """Return the request of a user at a moment, with what they had done before it."""
-    id_type = recommender.bundle.schema.user_id_type
-    request = Request(parse_id(user_id, id_type, "user_id"), datetime=moment)
-    recalled = _recall(events.get(user_id), moment)
-    known = know_user(user_id, recommender.profiles, lambda _: recalled)
-    return fill_in(request, known)
-
-
-def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
-    """Return what a user had done before a moment."""
-    if events is None or not (events["datetime"] < moment).any():
-        return Recalled()
-    events = events[events["datetime"] < moment]
-    events = events.astype({"item_id": object, "event": object})
-    is_dismissal = events["event"].isin(DISMISSALS)
-    last = events[is_dismissal].drop_duplicates("item_id", keep="last")
-    done = events[~is_dismissal]
+    past = events[events["datetime"] < moment]
+    past = past.astype({"item_id": object, "event": object})
+    is_dismissal = past["event"].isin(DISMISSALS)
+    last = past[is_dismissal].drop_duplicates("item_id", keep="last")
+    done = past[~is_dismissal]
     columns = ("item_id", "datetime", "event", "weight")
     history = History(*(done[name].to_numpy() for name in columns))
-    return Recalled(history, tuple(last["item_id"][last["event"] == DISMISS]))
+    dismissed = tuple(last["item_id"][last["event"] == DISMISS])
+    recalled = Recalled(history, dismissed)
+
+    id_type = recommender.bundle.schema.user_id_type
+    request = Request(parse_id(user_id, id_type, "user_id"), datetime=moment)
+    return fill_in(
+        request, know_user(user_id, recommender.profiles, lambda _: recalled)
+    )
 
 
 # ---- the estimates

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from evaluation import gate
 from evaluation.holdout import read_moment
@@ -174,7 +173,7 @@ def export_log(state: Path, out: Path) -> Path:
 
 
 def describe(run: Path, out: Path) -> None:
-    """Say what the training was, and how both bundles ranked their own tests."""
+    """Say what the training was."""
     before, now = (json.loads((folder / METRICS).read_bytes()) for folder in (run, out))
     counts = now["data"]["feedback"].items()
     events = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts if count]
@@ -182,20 +181,7 @@ def describe(run: Path, out: Path) -> None:
         f"{out / BUNDLE}: version {now['version']}, {now['training']['epochs']} epochs "
         f"from {before['version']} in {now['timing']['training']:.0f} s\n"
         f"logged events: {', '.join(events) or 'none'}\n"
-        f"on its own test: {_say_figures(now)}; "
-        f"{run} on its own: {_say_figures(before)}\n"
     )
-
-
-def _say_figures(metrics: dict[str, Any]) -> str:
-    from evaluation.evaluate import headline_metric
-
-    name = headline_metric(metrics["data"]["repeats"])
-    figures = []
-    for view, summary in metrics.get("test", {}).get("bascule", {}).items():
-        if name in summary:
-            figures.append(f"{name} {summary[name]:.4f} ({view})")
-    return ", ".join(figures) or "not tested"
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
-from serve.cells import parse_id
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
 from serve.recommendations import Answer, DueList
@@ -69,15 +69,19 @@ def _explain(
     items: list[Content],
 ) -> None:
     """Add to each item its columns and the reasons why it is listed."""
-    catalogue = recommender.catalogue
-    rows = catalogue.item_ids.find(answer.item_id)
-    columns = show_items(catalogue.table, rows)
+    _add_columns(recommender, answer.item_id, items)
     (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
-    for item, columns_of_item, reasons_of_item in zip(
-        items, columns, reasons, strict=True
-    ):
-        item["columns"] = columns_of_item
+    for item, reasons_of_item in zip(items, reasons, strict=True):
         item["reasons"] = [reason.to_json() for reason in reasons_of_item]
+
+
+def _add_columns(
+    recommender: Recommender, ids: NDArray[Any], items: list[Content]
+) -> None:
+    catalogue = recommender.catalogue
+    columns = show_items(catalogue.table, catalogue.item_ids.find(ids))
+    for item, columns_of_item in zip(items, columns, strict=True):
+        item["columns"] = columns_of_item
 
 
 def show_similar(
@@ -94,19 +98,13 @@ def show_similar(
     Raises:
         SchemaError: the bundle does not know the item.
     """
-    id_type = recommender.bundle.schema.item_id_type
-    known_id = parse_id(item_id, id_type, "item_id")
-    ids, cosines = recommender.similar_items(known_id, k)
+    ids, cosines = recommender.similar_items(item_id, k)
     items: list[Content] = [
         {"item_id": near, "cosine": round(cosine, DECIMALS)}
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
     ]
     if explain:
-        catalogue = recommender.catalogue
-        rows = catalogue.item_ids.require(ids.tolist())
-        columns = show_items(catalogue.table, rows)
-        for item, columns_of_item in zip(items, columns, strict=True):
-            item["columns"] = columns_of_item
+        _add_columns(recommender, ids, items)
 
     content: Content = {"items": items}
     if len(ids) < k:

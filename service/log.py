@@ -140,11 +140,6 @@ class Impressions:
     propensities: Sequence[float]  # P(item at its position | request), 1 if not drawn
     arm: str | None = None
 
-    def __post_init__(self) -> None:
-        check_seconds(self.datetime, "datetime")
-        if self.user_id is not None:
-            check_id(self.user_id, "user_id")
-
 
 @dataclass(frozen=True)
 class Recalled:
@@ -170,40 +165,37 @@ def parse_observations(
     Raises:
         SchemaError: names the first event and field that cannot be read, as `events[3].weight`.
     """
-    return [
-        _parse(event, f"events[{index}]", schema, now)
-        for index, event in enumerate(raw)
-    ]
-
-
-def _parse(raw: Raw, where: str, schema: Schema, now: int) -> Observation:
-    moment = raw.get("datetime")
-    seconds = now
-    if moment is not None:
-        times = parse_times([moment], schema.timezone, lambda _: f"{where}.datetime")
-        seconds = times[0]
-    if seconds > now + _CLOCK_TOLERANCE:
-        raise SchemaError(
-            f"{where}.datetime is {show(moment)}; expected the time when it happened, "
-            "not one to come"
+    observations = []
+    for index, event in enumerate(raw):
+        where = f"events[{index}]"
+        seconds = now
+        moment = event.get("datetime")
+        if moment is not None:
+            names = [f"{where}.datetime"]
+            (seconds,) = parse_times([moment], schema.timezone, names.__getitem__)
+        if seconds > now + _CLOCK_TOLERANCE:
+            raise SchemaError(
+                f"{where}.datetime is {show(moment)}; expected the time when it "
+                "happened, not one to come"
+            )
+        request_id = event.get("request_id")
+        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+            raise SchemaError(
+                f"{where}.request_id is {show(request_id)}; expected the request_id of "
+                "an answer"
+            )
+        user_id = event.get("user_id")
+        item_id = event.get("item_id")
+        observation = Observation(
+            user_id=parse_id(user_id, schema.user_id_type, f"{where}.user_id"),
+            item_id=parse_id(item_id, schema.item_id_type, f"{where}.item_id"),
+            event=to_text(parse_label(event.get("event"), f"{where}.event")),
+            datetime=seconds,
+            weight=parse_weight(event.get("weight"), f"{where}.weight"),
+            request_id=request_id,
         )
-
-    request_id = raw.get("request_id")
-    is_text = isinstance(request_id, str)
-    if request_id is not None and not (is_text and _REQUEST_ID.fullmatch(request_id)):
-        raise SchemaError(
-            f"{where}.request_id is {show(request_id)}; expected the request_id of an "
-            "answer"
-        )
-
-    return Observation(
-        user_id=parse_id(raw.get("user_id"), schema.user_id_type, f"{where}.user_id"),
-        item_id=parse_id(raw.get("item_id"), schema.item_id_type, f"{where}.item_id"),
-        event=to_text(parse_label(raw.get("event"), f"{where}.event")),
-        datetime=seconds,
-        weight=parse_weight(raw.get("weight"), f"{where}.weight"),
-        request_id=request_id,
-    )
+        observations.append(observation)
+    return observations
 
 
 # ---- the log as a whole
