@@ -58,10 +58,6 @@ class Change(NamedTuple):
     def note(self) -> str:
         return f"{self.before.mean():.4f} to {(self.before + self.gain).mean():.4f}"
 
-    def share(self, gain: float) -> float:
-        """Return a gain as a share of the mean before."""
-        return _share(gain, self.before.mean())
-
 
 def compare(
     versions: Sequence[Recommender], parts: Parts, limits: Limits
@@ -144,7 +140,7 @@ def _share(gain: float, base: float) -> float:
 def check_quality(change: Change, loss: float) -> Check:
     """Check the lower bound of the paired difference, as a share of the current mean."""
     low = summarise({METRIC: change.gain})[f"{METRIC}_ci95"][0]  # type: ignore[index]
-    value = change.share(low)
+    value = _share(low, change.before.mean())
     n_users = len(change.before)
     is_known = n_users >= MIN_USERS and bool(change.before.any())
     is_passed = is_known and value >= -loss
@@ -171,7 +167,7 @@ def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
         gain = change.gain
         if len(gain) < MIN_USERS:
             continue
-        value = change.share(gain.mean())
+        value = _share(gain.mean(), change.before.mean())
         high = gain.mean() + bound * gain.std(ddof=1) / np.sqrt(len(gain))
         is_passed = bool(value >= -loss or high >= 0)
         checks.append(Check(name, value, -loss, is_passed, len(gain), change.note))

@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -85,11 +85,6 @@ def run(options: argparse.Namespace) -> None:
     """Compare, write the figures and print the table."""
     state = options.state or options.run / STATE
     path = options.run / METRICS
-    if not (path.exists() and (state / STATE_FILE).exists()):
-        raise SchemaError(
-            f"{path} or {state / STATE_FILE} does not exist; give a run that a service "
-            "has served"
-        )
     metrics = json.loads(path.read_bytes())
     snapshot = metrics.get(SNAPSHOT)
     if not snapshot:
@@ -98,10 +93,11 @@ def run(options: argparse.Namespace) -> None:
             "wrote it"
         )
 
+    frames = read_frames(state / STATE_FILE)
     loaded = Recommender.load(options.run / BUNDLE)
     with closing(LiveItems(state / ITEMS_FILE, loaded)) as items:
         recommender = items.recommender
-    rows = compare(snapshot, recommender, *read_frames(state / STATE_FILE))
+    rows = compare(snapshot, recommender, *frames)
     before = metrics["timing"][LATENCY]
     now = time_answers(recommender)
     moved = f"{before:g} to {now:g} ms"
@@ -235,15 +231,14 @@ def collect(
     times = events["datetime"].to_numpy(np.int64)
     profiles = recommender.profiles
     catalogue = recommender.catalogue
-
-    def read_items(feature: Feature) -> Any:
-        return catalogue.table.column(feature.column).to_pylist()
-
     users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
-    features = [each for each in schema.user_features if each.name in profiles.features]
-    _add_features(users, "user", features, lambda each: profiles.features[each.name])
+    _add_features(users, "user", schema.user_features, profiles.features)
     items = pd.DataFrame({"item_id": catalogue.item_ids.ids.astype(str)})
-    _add_features(items, "item", schema.item_features, read_items)
+    columns = {}
+    for feature in schema.item_features:
+        column = catalogue.table.column(feature.column)
+        columns[feature.name] = column.combine_chunks()
+    _add_features(items, "item", schema.item_features, columns)
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(items["item_id"], fill_value=0).to_numpy(float)
 
@@ -260,26 +255,29 @@ def collect(
 
     known = events.merge(users, on="user_id").merge(items, on="item_id")
     first = slots[slots["position"] == 1]
-    columns = {name: (known[name], known["user_id"]) for name in names}
-    columns[FIRST_SCORE] = (first["score"], first["user_id"])
+    compared = {name: (known[name], known["user_id"]) for name in names}
+    compared[FIRST_SCORE] = (first["score"], first["user_id"])
     for name in ("new user", "new item"):
-        columns[name] = (events[name], events["user_id"])
-    return columns
+        compared[name] = (events[name], events["user_id"])
+    return compared
 
 
 def _add_features(
     frame: pd.DataFrame,
     side: str,
     features: Sequence[Feature],
-    read: Callable[[Feature], Any],
+    columns: Mapping[str, Any],
 ) -> None:
     """Add the features with bins, as numbers or lists of texts; dates age anyway."""
     for feature in features:
+        if feature.name not in columns:
+            continue
+        name = f"{side} {feature.name}"
+        column = columns[feature.name]
         if feature.is_numeric:
-            frame[f"{side} {feature.name}"] = feature.read(read(feature))
+            frame[name] = feature.read(column.tolist())
         elif feature.has_vocabulary:
-            texts = [feature.texts(cell) for cell in read(feature)]
-            frame[f"{side} {feature.name}"] = texts
+            frame[name] = [feature.texts(cell) for cell in column.tolist()]
 
 
 def describe(values: Values, owner: Values) -> Spec:

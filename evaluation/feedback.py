@@ -15,14 +15,20 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from evaluation.experiments import check_shares, compare
-from evaluation.online import Feedback, join, measure, measure_groups, read_frames
+from evaluation.online import (
+    Feedback,
+    Figures,
+    join,
+    measure,
+    measure_groups,
+    read_frames,
+)
 from serve.bundle import (
     BUNDLE,
     CURRENT,
@@ -95,11 +101,6 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 def read_log_of(arguments: argparse.Namespace) -> Feedback:
     """Read the log of a run, with what followed each list in a window."""
     path = arguments.run / STATE / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give a folder, of a run or a registry, that a "
-            "service has served"
-        )
     days = arguments.window_days
     if not 0 < days <= MAX_WINDOW_DAYS:
         raise SchemaError(
@@ -181,7 +182,7 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
 
 def describe(
     feedback: Feedback, item_ids: Collection[str], shares: Mapping[str, float]
-) -> dict[str, Any]:
+) -> Figures:
     """Return the figures of `figures.json`.
 
     Args:
@@ -200,13 +201,13 @@ def describe(
     return figures
 
 
-def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, Any]:
+def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> Figures:
     """Compare each arm with the first one by what a user did, and check the shares of arms."""
     known = slots.dropna(subset=["user_id", "arm"])
     users = known.groupby(["arm", "user_id"])[["clicks", "conversions", "value"]].sum()
     arm_of_user = users.index.get_level_values("arm")
     control, *others = shares
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "shares": check_shares(Counter(arm_of_user), shares),
         "control": control,
     }
@@ -223,7 +224,7 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, 
     return figures
 
 
-def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
+def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
     """Write everything, each file in one step."""
     make_private(folder)
     for name, frame in ((SHOWN, feedback.slots), (EVENTS, feedback.events)):
@@ -234,7 +235,7 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
     write_file(folder / PAGE, render(figures, read_drift(folder.parent)).encode())
 
 
-def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -> str:
+def render(figures: Figures, drift: Figures | None = None) -> str:
     """Render the page."""
     from jinja2 import Environment, FileSystemLoader
 

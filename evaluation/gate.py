@@ -11,10 +11,10 @@ rolled back; 2 a mistake of the call.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -47,11 +47,16 @@ from service.registry import (
     rollback,
 )
 
+Verdict = dict[str, Any]  # the content of `verdict.json`
 Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
 DAYS_BEFORE = 28  # up to the first list of a version: what it is compared with
 _FILES = "files and golden answers"
+_OTHERS = {
+    "--current": "bundle to compare with; nothing is published",
+    "--registry": "compare with its current version, and publish",
+}
 _INPUTS = {
     "--candidate": ("DIR", "the bundle that would take over"),
     "--holdout": ("FILE", "interactions of the last days"),
@@ -69,18 +74,8 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
 
     parser = make_parser(program, str(__doc__))
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--current",
-        type=Path,
-        metavar="DIR",
-        help="bundle to compare with; nothing is published",
-    )
-    which.add_argument(
-        "--registry",
-        type=Path,
-        metavar="DIR",
-        help="compare with its current version, and publish",
-    )
+    for name, text in _OTHERS.items():
+        which.add_argument(name, type=Path, metavar="DIR", help=text)
     for name, (metavar, text) in _INPUTS.items():
         parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text)
     parser.add_argument(
@@ -98,7 +93,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
     return run_command(lambda: run(parser.parse_args(words)))
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
+def add_limits(parser: ArgumentParser) -> None:
     """Add the options that decide what passes."""
     for name, share in Limits._field_defaults.items():
         parser.add_argument(
@@ -118,11 +113,11 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _read_share(text: str) -> float:
     if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}; allowed: a share from 0 to 1")
+        raise ArgumentTypeError(f"got {text}; allowed: a share from 0 to 1")
     return float(text)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     """Let tables on disk decide."""
     path = options.candidate / MANIFEST
     if not path.exists():
@@ -133,7 +128,7 @@ def run(options: argparse.Namespace) -> None:
     decide(options, partial(Parts.read, *tables, options.at))
 
 
-def decide(options: argparse.Namespace, read: Read) -> None:
+def decide(options: Namespace, read: Read) -> None:
     """Judge a candidate, write the verdict and, into a registry, publish.
 
     Args:
@@ -180,7 +175,7 @@ def has_taken_over(registry: Registry, candidate: Path) -> bool:
     return True
 
 
-def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> None:
+def release(registry: Registry, candidate: Path, verdict: Verdict) -> None:
     """Log the verdict, and publish and activate a candidate that passed.
 
     Raises:
@@ -221,7 +216,7 @@ def audit(registry: Registry, step: str, **facts: Any) -> None:
         os.fsync(file.fileno())
 
 
-def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str, Any]:
+def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
     """Return the verdict on a candidate; one that cannot be loaded is stopped at once.
 
     Args:
@@ -240,7 +235,15 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
     else:
         limits = Limits(options.loss, options.slice_loss, options.coverage_loss)
         checks = [Check(_FILES, n_golden, 1, True)]
-        checks += compare(*prepare(read, [current, candidate]), limits)
+        tables = []
+        recommenders = []
+        for bundle in (current, candidate):  # each reads the tables in its own way
+            parts = read(bundle.schema)
+            check_unseen(bundle, parts.at)
+            profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
+            tables.append(parts)
+            recommenders.append(Recommender(bundle, profiles))
+        checks += compare(recommenders, tables[0], limits)
     is_passed = all(check.is_passed for check in checks)
     return {
         "verdict": "passed" if is_passed else "stopped",
@@ -248,27 +251,6 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
         "candidate": read_version(options.candidate),
         "checks": [asdict(check) for check in checks],
     }
-
-
-def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
-    """Read the tables as each bundle does.
-
-    Args:
-        read: as in `decide`.
-        bundles: the current one and the candidate.
-
-    Returns:
-        Recommenders with the profiles of the tables, and the tables as the first bundle reads them.
-    """
-    tables = []
-    recommenders = []
-    for bundle in bundles:
-        parts = read(bundle.schema)
-        tables.append(parts)
-        check_unseen(bundle, parts.at)
-        profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
-        recommenders.append(Recommender(bundle, profiles))
-    return recommenders, tables[0]
 
 
 def check_unseen(bundle: Bundle, at: int | None) -> None:
@@ -284,7 +266,7 @@ def check_unseen(bundle: Bundle, at: int | None) -> None:
 # ---- watching
 
 
-def make_watcher(program: str) -> argparse.ArgumentParser:
+def make_watcher(program: str) -> ArgumentParser:
     """Make the parser of the command that watches a version."""
     parser = make_parser(program, str(__doc__))
     parser.add_argument(
@@ -329,17 +311,13 @@ def make_watcher(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def watch(options: argparse.Namespace) -> None:
+def watch(options: Namespace) -> None:
     """Compare the current version with the one before it, and roll back where it is worse.
 
     Raises:
         SystemExit: with status 3, the version was rolled back.
     """
     path = (options.state or options.registry / STATE) / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give the folder of the service's state as --state"
-        )
     registry = Registry(options.registry, options.trusted_keys)
     current = registry.current()
     past = registry.past()

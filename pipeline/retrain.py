@@ -158,17 +158,12 @@ def export_log(state: Path, out: Path) -> Path:
     """
     from models.checkpoints import CHECKPOINTS
 
-    source = state / STATE_FILE
     path = state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
-    if not source.exists():
-        raise SchemaError(
-            f"{source} does not exist; give the folder 'state' of a service that was "
-            "asked"
-        )
     has_begun = (out / CHECKPOINTS).exists() or (out / BUNDLE).exists()
     if not (path.exists() and has_begun):
+        events = read_log(state / STATE_FILE).events
         make_private(path.parent)
-        write_table(path, read_log(source).events)
+        write_table(path, events)
     return path
 
 

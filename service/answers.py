@@ -51,7 +51,9 @@ def show_answer(
         segment = find_segment(recommender, request)
         if segment is not None:
             content["segment"] = {
-                name: getattr(segment, name) for name in ("id", "size", "text")
+                "id": segment.id,
+                "size": segment.size,
+                "text": segment.text,
             }
 
     unknown = find_unknown(recommender.bundle.schema, request)

@@ -94,10 +94,15 @@ def find_candidates(
             is_more = ~np.isin(more.item_id, ids)
             ids = np.append(ids, more.item_id[is_more])
             scores = np.append(scores, more.score[is_more])
+        # Logits are scores in standard deviations of the pool, by temperature.
         rows = recommender.catalogue.item_ids.find(ids)
-        bonus: Doubles = policy.new_items * is_new[rows].astype(np.float64)
+        bonus = policy.new_items * is_new[rows].astype(np.float64)
+        scale = float(pool.score.std()) or 1.0
+        logits = (scores.astype(np.float64) / scale + bonus) / policy.temperature
         n_listed = min(k, len(pool.item_id))
-        yield Candidates(pool, ids, scores, bonus, n_listed, policy)
+        n_fixed = max(0, n_listed - policy.slots)
+        share = policy.share
+        yield Candidates(pool, ids, scores, logits[n_fixed:], n_fixed, n_listed, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +112,17 @@ class Candidates:
     pool: Answer
     item_id: NDArray[np.generic]  # (M,)
     score: Floats  # (M,)
-    bonus: Doubles  # (M,), of new items, in standard deviations
+    logits: Doubles  # (M - n_fixed,), of the items that may be drawn
+    n_fixed: int  # slots of the list that are not drawn
     n_listed: int
-    policy: Policy
+    share: float  # of lists that are explored
 
     def draw(self, seed: str) -> Ints:
         """Return the indices of the items to list, (K,)."""
         chosen = np.arange(self.n_listed)
-        n_drawn = self.n_listed - self._n_fixed
-        if n_drawn > 0 and is_explored(seed, self.policy.share):
-            drawn = draw(seed, self._logits, n_drawn)
-            chosen[self._n_fixed :] = self._n_fixed + drawn
+        n_drawn = self.n_listed - self.n_fixed
+        if n_drawn > 0 and is_explored(seed, self.share):
+            chosen[self.n_fixed :] = self.n_fixed + draw(seed, self.logits, n_drawn)
         return chosen
 
     def propensities(self, items: Ints, slots: Ints) -> Doubles:
@@ -131,26 +136,14 @@ class Candidates:
             (R,) probabilities under the policy, given the request.
         """
         result: Doubles = (items == slots).astype(np.float64)
-        is_explored_slot = slots >= self._n_fixed
-        result[is_explored_slot] *= 1 - self.policy.share
-        is_drawn = is_explored_slot & (items >= self._n_fixed)
+        is_explored_slot = slots >= self.n_fixed
+        result[is_explored_slot] *= 1 - self.share
+        is_drawn = is_explored_slot & (items >= self.n_fixed)
         if is_drawn.any():
-            items = items[is_drawn] - self._n_fixed
-            slots = slots[is_drawn] - self._n_fixed
-            drawn = probabilities(self._logits, items, slots)
-            result[is_drawn] += self.policy.share * drawn
+            items = items[is_drawn] - self.n_fixed
+            slots = slots[is_drawn] - self.n_fixed
+            result[is_drawn] += self.share * probabilities(self.logits, items, slots)
         return result
-
-    @property
-    def _n_fixed(self) -> int:
-        return max(0, self.n_listed - self.policy.slots)
-
-    @property
-    def _logits(self) -> Doubles:
-        """Return the logits of draws: scores in standard deviations of the pool, by temperature."""
-        scale = float(self.pool.score.std()) or 1.0
-        scores = self.score.astype(np.float64) / scale + self.bonus
-        return (scores / self.policy.temperature)[self._n_fixed :]
 
 
 def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:

@@ -20,9 +20,11 @@ _GROUPS = ("arm", "version", "segment")  # whose figures are gauges
 _MAX_VALUES = 20  # of a group: those with the most lists
 _MALFORMED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 Samples = dict[tuple[str, ...], float]  # values of labels -> number
+Gauges = dict[str, Samples]
+Content = dict[str, Any]  # in JSON
 
 
-def read_figures(folder: Path) -> dict[str, Samples]:
+def read_figures(folder: Path) -> Gauges:
     """Read the samples of each gauge from small files.
 
     Args:
@@ -32,7 +34,7 @@ def read_figures(folder: Path) -> dict[str, Samples]:
         Samples of `USE`, `DRIFT_INDEX`, `DRIFT_STATUS` and `TIMES`, empty where a file is missing
         or malformed.
     """
-    gauges: dict[str, Samples] = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
+    gauges: Gauges = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
     for name, path in _FILES.items():
         with suppress(*_MALFORMED):
             content = json.loads((folder / path).read_bytes())
@@ -41,7 +43,7 @@ def read_figures(folder: Path) -> dict[str, Samples]:
     return gauges
 
 
-def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
+def summarise(folder: Path) -> dict[str, Content | None]:
     """Return the gist of use and drift, for a status.
 
     Args:
@@ -61,8 +63,8 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
         if level:
             moved[name] = STATUSES[int(level)]
 
-    summary: dict[str, dict[str, Any] | None] = dict.fromkeys(_FILES)
-    contents: dict[str, dict[str, Any]] = {
+    summary: dict[str, Content | None] = dict.fromkeys(_FILES)
+    contents: dict[str, Content] = {
         "use": {"figures": figures},
         "drift": {"moved": moved},
     }
@@ -71,7 +73,7 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
     return summary
 
 
-def read_drift(folder: Path) -> dict[str, Any] | None:
+def read_drift(folder: Path) -> Content | None:
     """Return drift as it was measured.
 
     Args:
@@ -87,7 +89,7 @@ def read_drift(folder: Path) -> dict[str, Any] | None:
     return {"at": at, **json.loads(path.read_bytes())}
 
 
-def _parse_use(content: Any) -> dict[str, Samples]:
+def _parse_use(content: Any) -> Gauges:
     groups = [(("all", ""), content["all"])]
     for name in _GROUPS:
         values = list(content["groups"].get(name, {}).items())
@@ -103,7 +105,7 @@ def _parse_use(content: Any) -> dict[str, Samples]:
     return {USE: samples}
 
 
-def _parse_drift(content: Any) -> dict[str, Samples]:
+def _parse_drift(content: Any) -> Gauges:
     indices = Samples()
     levels = Samples()
     for row in content["rows"]:

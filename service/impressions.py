@@ -41,20 +41,18 @@ class ImpressionLog:
         return len(self._waiting)
 
     @property
-    def notes(self) -> list[str]:
-        """Say that nothing is logged any more, if that is so."""
-        if self._thread.is_alive():
-            return []
-        return ["what is shown is no longer logged; start the service again"]
+    def has_stopped(self) -> bool:
+        """Whether nothing is logged any more."""
+        return not self._thread.is_alive()
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
-        while len(self._waiting) >= _MAX_LISTS and self._thread.is_alive():
+        while len(self._waiting) >= _MAX_LISTS and not self.has_stopped:
             time.sleep(_PAUSE)
-        if self._thread.is_alive():
-            self._waiting.extend(impressions)
-        else:
+        if self.has_stopped:
             self.n_lost += len(impressions)
+        else:
+            self._waiting.extend(impressions)
 
     def close(self) -> None:
         """Write what waits, then end."""

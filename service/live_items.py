@@ -71,11 +71,7 @@ class LiveItems:
         self._path = path
         self._writing = Lock()
         self._database = open_database(path, _MARK, _TABLES)
-        try:
-            self.rebase(recommender)
-        except (ValueError, OSError):
-            self._database.close()
-            raise
+        self.rebase(recommender)
 
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle; ids of another type are kept, and noted."""

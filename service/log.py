@@ -219,9 +219,15 @@ def read_log(path: Path) -> Log:
         Lists and slots in the order of answers, events in the order of time.
 
     Raises:
+        SchemaError: there is no such file.
         BundleError: the file is no state of this version.
         OSError: the file cannot be read.
     """
+    if not path.exists():
+        raise SchemaError(
+            f"{path} does not exist; give the folder of a run or a registry that a "
+            "service has served, or its state"
+        )
     with name_fault(path), closing(open_database(path, MARK)) as connection:
         connection.execute("BEGIN")  # all tables of one moment
         tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))

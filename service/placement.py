@@ -60,8 +60,7 @@ class Placement:
         if self._original.facts is not None:
             self._open.discard(REPEAT_RATE)
         features = self._schema.item_features
-        self._readers = {feature.column: feature for feature in features}
-        self._content = list(self._readers)
+        self._content = {feature.column: feature for feature in features}
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before.
@@ -90,7 +89,7 @@ class Placement:
         return item
 
     def _fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
-        """Drop values that the bundle cannot read; return a note for each kind of fault, too."""
+        """Drop what the bundle cannot read or place; return a note for each kind of fault, too."""
         faults: Counter[str] = Counter()
         fitted = []
         for change in changes:
@@ -101,8 +100,9 @@ class Placement:
                 except SchemaError:
                     faults[_UNREAD.format(show(name))] += 1
             item = replace(change, columns=columns)
-            fitted.append(item)
-            if item.is_added and not item.is_removed and not self._can_place(item):
+            if self._can_place(item):
+                fitted.append(item)
+            elif item.is_added and not item.is_removed:
                 faults[_UNLISTED] += 1
         notes = [
             f"live items: {fault} ({count} times)"
@@ -123,8 +123,7 @@ class Placement:
         Returns:
             The catalogue, and a note for each kind of value that the bundle cannot read.
         """
-        fitted, notes = self._fit(changes)
-        changes = [change for change in fitted if self._can_place(change)]
+        changes, notes = self._fit(changes)
         if not changes:
             return catalogue, notes
         item_ids = catalogue.item_ids
@@ -254,7 +253,7 @@ class Placement:
             raise SchemaError(f"items: unknown column {show(name)}; {nearest}")
 
         kind = self._table.field(name).type
-        feature = self._readers.get(name)
+        feature = self._content.get(name)
         where = f"column '{name}'"
         if is_text(kind):
             return self._parse_text(name, feature, value)

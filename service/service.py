@@ -361,7 +361,7 @@ class Service:
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self.items.notes, *self.note_age(), *self.impressions.notes],
+            "notes": [*self.items.notes, *self.note_age()],
             "last_reload": self.last_reload,
         }
 
@@ -392,7 +392,7 @@ class Service:
             is_damaged = True
         fails = {
             "disk": self._state.fault is not None,
-            "impressions": bool(self.impressions.notes),
+            "impressions": self.impressions.has_stopped,
             "reload": last is not None and not last["is_loaded"],
             OUT_OF_SERVICE: is_damaged,
         }

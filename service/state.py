@@ -178,9 +178,16 @@ class StateStore:
         with self._writing() as connection:
             numbers = self._number_users(user_ids)
             for answer in answers:
-                number = numbers.get(str(answer.user_id))
-                if answer.user_id is None or number is not None:
-                    _insert_answer(connection, answer, number)
+                user = numbers.get(str(answer.user_id))
+                if user is None and answer.user_id is not None:
+                    continue
+                facts = (answer.request_id, user, answer.datetime)
+                values = (*facts, answer.bundle_version, answer.policy, answer.arm)
+                number = connection.execute(_INSERT_ANSWER, values).lastrowid
+                columns = (answer.item_ids, answer.scores, answer.propensities)
+                slots = enumerate(zip(*columns, strict=True), start=1)
+                rows = [(number, position, *slot) for position, slot in slots]
+                connection.executemany(_INSERT_SHOWN, rows)
 
     def recall(self, user_id: Id) -> Recalled:
         """Return the latest events of a user."""
@@ -367,20 +374,6 @@ class StateStore:
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows
-
-
-def _insert_answer(
-    connection: sqlite3.Connection, answer: Impressions, user: int | None
-) -> None:
-    request = (answer.request_id, user, to_plain(answer.datetime))
-    values = (*request, answer.bundle_version, answer.policy, answer.arm)
-    number = connection.execute(_INSERT_ANSWER, values).lastrowid
-    slots = zip(answer.item_ids, answer.scores, answer.propensities, strict=True)
-    rows = []
-    for position, (item_id, score, propensity) in enumerate(slots, start=1):
-        row = (number, position, to_plain(item_id), float(score), float(propensity))
-        rows.append(row)
-    connection.executemany(_INSERT_SHOWN, rows)
 
 
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:

@@ -241,7 +241,10 @@ def run(recommender, snapshot, people, shown, tmp_path):
     (tmp_path / STATE).mkdir()
     store = StateStore(tmp_path / STATE / STATE_FILE)
     head = UNTIL, recommender.version, "greedy"
-    answers = [(user, *head, *map(list, shown[user]), [1.0] * K) for user in lists["user_id"]]
+    answers = [
+        (user, *head, *(np.asarray(part).tolist() for part in shown[user]), [1.0] * K)
+        for user in lists["user_id"]
+    ]
     store.log_impressions(
         Impressions(f"r{number}", *answer) for number, answer in enumerate(answers)
     )
