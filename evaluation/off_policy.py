@@ -149,7 +149,7 @@ def _ask_lists(
         done = events.get(user_id, no_events)
         request = _make_request(recommender, user_id, moment, done)
         policy = Policy.from_text(first["policy"])
-        (candidates,) = find_candidates(recommender, [request], len(rows), None, policy)
+        candidates = find_candidates(recommender, request, len(rows), None, policy)
 
         item_ids = map(str, candidates.item_id.tolist())
         indices = pd.Index(item_ids).get_indexer(pd.Index(rows["item_id"]))
