@@ -234,10 +234,10 @@ def collect(
     users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
     _add_features(users, "user", schema.user_features, profiles.features)
     items = pd.DataFrame({"item_id": catalogue.item_ids.ids.astype(str)})
-    columns = {}
-    for feature in schema.item_features:
-        column = catalogue.table.column(feature.column)
-        columns[feature.name] = column.combine_chunks()
+    columns = {
+        feature.name: catalogue.table.column(feature.column).combine_chunks()
+        for feature in schema.item_features
+    }
     _add_features(items, "item", schema.item_features, columns)
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(items["item_id"], fill_value=0).to_numpy(float)

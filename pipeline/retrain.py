@@ -171,11 +171,11 @@ def describe(run: Path, out: Path) -> None:
     """Say what the training was."""
     before, now = (json.loads((folder / METRICS).read_bytes()) for folder in (run, out))
     counts = now["data"]["feedback"].items()
-    events = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts if count]
+    events = ", ".join(f"{name} {count:,}" for name, count in counts)
     sys.stdout.write(
         f"{out / BUNDLE}: version {now['version']}, {now['training']['epochs']} epochs "
         f"from {before['version']} in {now['timing']['training']:.0f} s\n"
-        f"logged events: {', '.join(events) or 'none'}\n"
+        f"logged events: {events}\n"
     )
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +76,7 @@ class Arm:
 
     name: str
     share: float  # of users
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = Policy()
     version: str | None = None  # of the registry; None is the current one
 
 

@@ -25,7 +25,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,6 +94,7 @@ _TYPES = {
     **dict.fromkeys(("score", "propensity", "weight"), pa.float64()),
 }  # other columns are texts
 _BATCH_ROWS = 100_000
+_NO_EVENTS = History(np.empty(0, dtype=np.object_))
 
 
 # ---- records
@@ -145,9 +146,7 @@ class Impressions:
 class Recalled:
     """The live events of a user, oldest first, and their dismissed items."""
 
-    history: History = field(
-        default_factory=lambda: History(np.empty(0, dtype=np.object_))
-    )
+    history: History = _NO_EVENTS
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
 
