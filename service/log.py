@@ -236,15 +236,13 @@ def read_log(path: Path) -> Log:
 def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
     """Read the rows of a query into Arrow columns."""
     cursor = connection.execute(query)
-    names = [column[0] for column in cursor.description]
-    types = [_TYPES.get(name, pa.large_string()) for name in names]
-    schema = pa.schema(list(zip(names, types, strict=True)))
-
+    fields = []
+    for name, *_ in cursor.description:
+        fields.append(pa.field(name, _TYPES.get(name, pa.large_string())))
+    schema = pa.schema(fields)
     tables = [schema.empty_table()]
     while rows := cursor.fetchmany(_BATCH_ROWS):
         columns = zip(*rows, strict=True)
-        arrays = [
-            pa.array(column, kind) for column, kind in zip(columns, types, strict=True)
-        ]
+        arrays = list(map(pa.array, columns, schema.types))
         tables.append(pa.table(arrays, schema=schema))
     return pa.concat_tables(tables)

@@ -90,8 +90,8 @@ class Service:
                     f"--{name} is {folder}; expected a folder called '{name}', in which "
                     "forgetting looks"
                 )
-        runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
-        self._runs = list(runs.values())
+        runs = (folder.absolute().parent for folder in folders.values())
+        self._runs = list(dict.fromkeys(runs))
         self._retention_days = retention_days
         self._clock = clock
         self._source = source
