@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -59,10 +58,6 @@ class Change(NamedTuple):
     def note(self) -> str:
         return f"{self.before.mean():.4f} to {(self.before + self.gain).mean():.4f}"
 
-    def share(self, gain: float) -> float:
-        """Return a gain as a share of the mean before."""
-        return _share(gain, self.before.mean())
-
 
 def compare(
     versions: Sequence[Recommender], parts: Parts, limits: Limits
@@ -83,13 +78,13 @@ def compare(
     examination = Examination.prepare(held_out, ids.events(parts.train), repeats)
     requests = plain_requests(examination.held_out.rows, parts.at)
 
-    views = {**examination.views}
-    views.pop("repeat", None)
+    views = examination.views
     lists = {}
     for view in views:
-        is_novel = view == "novel"
-        lists[view] = [_ask(each, requests, ids, is_novel) for each in versions]
-    everything = next(iter(views))
+        if view != "repeat":
+            is_novel = view == "novel"
+            lists[view] = [_ask(each, requests, ids, is_novel) for each in versions]
+    everything = next(iter(lists))
     targets = views[everything]
 
     groups = examination.label(targets, label_users(parts, ids))
@@ -97,17 +92,19 @@ def compare(
     for name, targets_by_value in slice_targets(targets, groups).items():
         for value, targets_of_slice in targets_by_value.items():
             slices[f"{name} {value}"] = _measure(lists[everything], targets_of_slice)
-    if len(views) > 1:  # a memory of owned items alone may do well among all
+    if len(lists) > 1:  # a memory of owned items alone may do well among all
         slices["view novel"] = _measure(lists["novel"], views["novel"])
 
+    name = f"coverage@{K}"
     n_events = examination.past.count_items()
     before, after = (
-        describe_lists(each, targets, n_events, K)[f"coverage@{K}"]
-        for each in lists[everything]
+        describe_lists(each, targets, n_events, K)[name] for each in lists[everything]
     )
+    reach = _share(after - before, before)
+    loss = limits.coverage_loss
     return [
         check_quality(_measure(lists[everything], targets), limits.loss),
-        check_coverage(before, after, limits.coverage_loss),
+        Check(name, reach, -loss, reach >= -loss),
         *check_slices(slices, limits.slice_loss),
     ]
 
@@ -115,17 +112,17 @@ def compare(
 def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:
     """Number the items of both catalogues and of the tables."""
     tables = (parts.train, parts.test)
-    item_ids = [each.catalogue.item_ids.ids.tolist() for each in versions]
-    item_ids += [table["item_id"].tolist() for table in tables]
-    return Ids.number(dict.fromkeys(chain(*item_ids)), tables)
+    columns = [each.catalogue.item_ids.ids for each in versions]
+    columns += [table["item_id"].to_numpy() for table in tables]
+    item_ids = dict.fromkeys(np.concatenate(columns).tolist())
+    return Ids.number(item_ids, tables)
 
 
 def _ask(
     recommender: Recommender, requests: Requests, ids: Ids, filter_viewed: bool
 ) -> Ints:
     """Return lists of rows among `ids`, (B, K): the rows of two catalogues are not the same."""
-    catalogue_ids = pd.Index(recommender.catalogue.item_ids.ids)
-    rows = ids.items.get_indexer(catalogue_ids)
+    rows = ids.items.get_indexer(pd.Index(recommender.catalogue.item_ids.ids))
     rows = np.append(rows, -1)  # for -1, the missing item
     lists = as_lists(recommender.recommend(requests, K, filter_viewed), K)
     return np.asarray(rows[lists], np.int64)
@@ -143,19 +140,13 @@ def _share(gain: float, base: float) -> float:
 def check_quality(change: Change, loss: float) -> Check:
     """Check the lower bound of the paired difference, as a share of the current mean."""
     low = summarise({METRIC: change.gain})[f"{METRIC}_ci95"][0]  # type: ignore[index]
-    value = change.share(low)
+    value = _share(low, change.before.mean())
     n_users = len(change.before)
     is_known = n_users >= MIN_USERS and bool(change.before.any())
     is_passed = is_known and value >= -loss
     return Check(
         f"{METRIC}, lower bound", value, -loss, is_passed, n_users, change.note
     )
-
-
-def check_coverage(before: float, after: float, loss: float) -> Check:
-    """Check how much of the catalogue the lists reach."""
-    value = _share(after - before, before)
-    return Check(f"coverage@{K}", value, -loss, value >= -loss)
 
 
 def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
@@ -169,16 +160,14 @@ def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
         A check of each slice; one that fell passes if that may be chance, at a level that is
         divided by their number (Bonferroni).
     """
-    large = {
-        name: change
-        for name, change in slices.items()
-        if len(change.before) >= MIN_USERS
-    }
-    bound = norm.ppf(1 - LEVEL / max(len(large), 1))
+    n_large = sum(len(change.gain) >= MIN_USERS for change in slices.values())
+    bound = norm.ppf(1 - LEVEL / max(n_large, 1))
     checks = []
-    for name, change in large.items():
+    for name, change in slices.items():
         gain = change.gain
-        value = change.share(gain.mean())
+        if len(gain) < MIN_USERS:
+            continue
+        value = _share(gain.mean(), change.before.mean())
         high = gain.mean() + bound * gain.std(ddof=1) / np.sqrt(len(gain))
         is_passed = bool(value >= -loss or high >= 0)
         checks.append(Check(name, value, -loss, is_passed, len(gain), change.note))

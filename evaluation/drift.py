@@ -13,10 +13,10 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,19 +28,21 @@ from evaluation.metrics import MAX_VALUES
 from evaluation.online import read_frames
 from serve.arrays import Doubles
 from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
-from serve.cells import to_text
-from serve.clock import DAY, day_of_week, hour_of_day
+from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.files import write_file
-from serve.kinds import Feature, to_numbers
+from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
-from serve.schema import MIN_USERS, SEVERAL, WORDED
+from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
 from service.live_items import LiveItems
 
-Spec = dict[str, Any]  # of a column: users, edges of numbers, names and shares of bins
+Spec = dict[
+    str, Any
+]  # of a column, such as users, edges of numbers, names and shares of bins
+Row = dict[str, Any]  # of the table
 Limits = tuple[float, float]  # of `watch` and `red`
-Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, the user of each
+Values: TypeAlias = "pd.Series[Any]"  # one per row, or a list of some
 
 SNAPSHOT = "snapshot"  # in `metrics.json`
 LATENCY = "answer_ms"  # there, under `timing`
@@ -56,8 +58,6 @@ WEEKS = 4
 N_LISTS = 1000
 N_TIMED = 300
 K = 10
-CALENDAR = {"hour_of_day": hour_of_day, "day_of_week": day_of_week}
-COMPARED = ("numeric", *WORDED)  # kinds with bins; dates age anyway
 FIRST_SCORE = "score of the first item"
 STATUSES = ("red", "watch", "ok", "few")  # worst first
 
@@ -85,11 +85,6 @@ def run(options: argparse.Namespace) -> None:
     """Compare, write the figures and print the table."""
     state = options.state or options.run / STATE
     path = options.run / METRICS
-    if not (path.exists() and (state / STATE_FILE).exists()):
-        raise SchemaError(
-            f"{path} or {state / STATE_FILE} does not exist; give a run that a service "
-            "has served"
-        )
     metrics = json.loads(path.read_bytes())
     snapshot = metrics.get(SNAPSHOT)
     if not snapshot:
@@ -98,15 +93,15 @@ def run(options: argparse.Namespace) -> None:
             "wrote it"
         )
 
+    frames = read_frames(state / STATE_FILE)
     loaded = Recommender.load(options.run / BUNDLE)
     with closing(LiveItems(state / ITEMS_FILE, loaded)) as items:
         recommender = items.recommender
-    rows = compare(snapshot, recommender, *read_frames(state / STATE_FILE))
-    before = metrics.get("timing", {}).get(LATENCY)
-    if before:  # an earlier version did not measure it
-        now = time_answers(recommender)
-        moved = f"{before:g} to {now:g} ms"
-        rows.append(make_row("latency", now / before, 0, moved, SLOWER))
+    rows = compare(snapshot, recommender, *frames)
+    before = metrics["timing"][LATENCY]
+    now = time_answers(recommender)
+    moved = f"{before:g} to {now:g} ms"
+    rows.append(make_row("latency", now / before, 0, moved, SLOWER))
 
     worst = min((row["status"] for row in rows), key=STATUSES.index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
@@ -116,7 +111,7 @@ def run(options: argparse.Namespace) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def take_snapshot(recommender: Recommender) -> dict[str, Any]:
+def take_snapshot(recommender: Recommender) -> Spec:
     """Describe what a recommender was trained on, and lists for users of then.
 
     Args:
@@ -168,12 +163,12 @@ def time_answers(recommender: Recommender) -> float:
 
 
 def compare(
-    snapshot: dict[str, Any],
+    snapshot: Spec,
     recommender: Recommender,
     lists: pd.DataFrame,
     slots: pd.DataFrame,
     events: pd.DataFrame,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Compare the last whole weeks of a log with a snapshot.
 
     Args:
@@ -186,12 +181,10 @@ def compare(
     Returns:
         A row for each column, the catalogue and the reach of lists.
     """
-    known_ids = {
-        "user": recommender.profiles.user_ids,
-        "item": recommender.catalogue.item_ids.ids,
-    }
-    for side, ids in known_ids.items():
-        events[f"new {side}"] = ~events[f"{side}_id"].isin(ids.astype(str))
+    users = recommender.profiles.user_ids.astype(str)
+    items = recommender.catalogue.item_ids.ids.astype(str)
+    events["new user"] = ~events["user_id"].isin(users)
+    events["new item"] = ~events["item_id"].isin(items)
     if len(events):
         last = events["datetime"].max()
         n_weeks = (last + DAY - events["datetime"].min()) // WEEK
@@ -223,7 +216,7 @@ def compare(
 
 def collect(
     recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame
-) -> dict[str, Column]:
+) -> dict[str, tuple[Values, Values]]:
     """Collect what is compared.
 
     Args:
@@ -236,67 +229,58 @@ def collect(
     """
     schema = recommender.bundle.schema
     times = events["datetime"].to_numpy(np.int64)
-    users = _describe_users(recommender)
-    items = _describe_items(recommender)
+    profiles = recommender.profiles
+    catalogue = recommender.catalogue
+    users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
+    _add_features(users, "user", schema.user_features, profiles.features)
+    items = pd.DataFrame({"item_id": catalogue.item_ids.ids.astype(str)})
+    columns = {
+        feature.name: catalogue.table.column(feature.column).combine_chunks()
+        for feature in schema.item_features
+    }
+    _add_features(items, "item", schema.item_features, columns)
+    counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
+    items["popularity"] = counts.reindex(items["item_id"], fill_value=0).to_numpy(float)
 
     events = events.astype({"user_id": "str", "item_id": "str"})
     names = [*users.columns[1:], *items.columns[1:]]
-    for feature in schema.context_features:  # those of other kinds are not in the log
-        if feature.kind in CALENDAR:
+    for feature in schema.context_features:
+        if feature.is_derived:  # others are not in the log
             name = f"context {feature.name}"
-            events[name] = CALENDAR[feature.kind](times, schema.timezone).astype(str)
+            numbers = feature.encode(times, schema.timezone)[:, 0] - FIRST_CODE
+            events[name] = numbers.astype(str)
             names.append(name)
     if schema.event_types:
         names.append("event")
 
     known = events.merge(users, on="user_id").merge(items, on="item_id")
     first = slots[slots["position"] == 1]
-    columns = {name: (known[name], known["user_id"]) for name in names}
-    columns[FIRST_SCORE] = (first["score"], first["user_id"])
+    compared = {name: (known[name], known["user_id"]) for name in names}
+    compared[FIRST_SCORE] = (first["score"], first["user_id"])
     for name in ("new user", "new item"):
-        columns[name] = (events[name], events["user_id"])
-    return columns
+        compared[name] = (events[name], events["user_id"])
+    return compared
 
 
-def _describe_users(recommender: Recommender) -> pd.DataFrame:
-    profiles = recommender.profiles
-    users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
-    for feature in recommender.bundle.schema.user_features:
-        if feature.name in profiles.features and feature.kind in COMPARED:
-            cells = profiles.features[feature.name]
-            users[f"user {feature.name}"] = read_cells(feature, cells)
-    return users
+def _add_features(
+    frame: pd.DataFrame,
+    side: str,
+    features: Sequence[Feature],
+    columns: Mapping[str, Any],
+) -> None:
+    """Add the features with bins, as numbers or lists of texts; dates age anyway."""
+    for feature in features:
+        if feature.name not in columns:
+            continue
+        name = f"{side} {feature.name}"
+        column = columns[feature.name]
+        if feature.is_numeric:
+            frame[name] = feature.read(column.tolist())
+        elif feature.has_vocabulary:
+            frame[name] = [feature.texts(cell) for cell in column.tolist()]
 
 
-def _describe_items(recommender: Recommender) -> pd.DataFrame:
-    catalogue = recommender.catalogue
-    item_ids = catalogue.item_ids.ids.astype(str)
-    items = pd.DataFrame({"item_id": item_ids})
-    for feature in recommender.bundle.schema.item_features:
-        if feature.kind in COMPARED:
-            cells = catalogue.table.column(feature.column).to_pylist()
-            items[f"item {feature.name}"] = read_cells(feature, cells)
-
-    history = pd.Series(recommender.profiles.history.item_id.astype(str))
-    counts = history.value_counts().reindex(item_ids, fill_value=0)
-    return items.assign(popularity=counts.to_numpy(float))
-
-
-def read_cells(feature: Feature, cells: Any) -> list[Any] | Doubles:
-    """Read the cells of a feature: numbers, texts, or lists of texts.
-
-    Args:
-        feature: of users or items.
-        cells: (n,) as profiles or the catalogue have them.
-    """
-    if feature.is_numeric:
-        return to_numbers(feature, cells)
-    if feature.kind in SEVERAL:
-        return [feature.texts(cell) for cell in cells]
-    return [to_text(cell) for cell in cells]
-
-
-def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
+def describe(values: Values, owner: Values) -> Spec:
     """Describe a column by the shares of its values, or of numbers between deciles.
 
     Args:
@@ -324,7 +308,7 @@ def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
     }
 
 
-def to_bins(values: pd.Series[Any], edges: list[float] | None) -> pd.Series[Any]:
+def to_bins(values: Values, edges: list[float] | None) -> Values:
     """Return the values of each row, one or several, or between which edges its number is."""
     if edges is None:
         return values.explode()
@@ -332,7 +316,7 @@ def to_bins(values: pd.Series[Any], edges: list[float] | None) -> pd.Series[Any]
     return bins.astype("str").where(values.notna())
 
 
-def measure_shares(bins: pd.Series[Any], names: list[str]) -> Doubles:
+def measure_shares(bins: Values, names: list[str]) -> Doubles:
     """Return the share of each name, of all others, and of what is missing."""
     is_named = bins.isna() | bins.isin(names)
     shares = bins.where(is_named, OTHERS).fillna(MISSING).value_counts(normalize=True)
@@ -340,9 +324,7 @@ def measure_shares(bins: pd.Series[Any], names: list[str]) -> Doubles:
     return np.asarray(shares, np.float64)
 
 
-def judge(
-    name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]
-) -> dict[str, Any]:
+def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
     """Compare a column with its snapshot, unless chance alone could reach `watch`.
 
     Args:
@@ -372,7 +354,7 @@ def judge(
 
 def make_row(
     name: str, index: float | None, n_users: int, moved: str, limits: Limits = SHIFT
-) -> dict[str, Any]:
+) -> Row:
     """Make a row of the table.
 
     Args:

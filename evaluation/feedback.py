@@ -13,16 +13,22 @@ import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
 from evaluation.experiments import check_shares, compare
-from evaluation.online import Feedback, measure, measure_groups, read_feedback
+from evaluation.online import (
+    Feedback,
+    Figures,
+    join,
+    measure,
+    measure_groups,
+    read_frames,
+)
 from serve.bundle import (
     BUNDLE,
     CURRENT,
@@ -45,7 +51,6 @@ from service.figures import read_drift
 from service.known_users import complete
 from service.live_items import LiveItems
 from service.registry import Registry
-from service.sources import BundleSource, RegistrySource, Source
 from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0
@@ -96,17 +101,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 def read_log_of(arguments: argparse.Namespace) -> Feedback:
     """Read the log of a run, with what followed each list in a window."""
     path = arguments.run / STATE / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give a folder, of a run or a registry, that a "
-            "service has served"
-        )
     days = arguments.window_days
     if not 0 < days <= MAX_WINDOW_DAYS:
         raise SchemaError(
             f"--window-days is {days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
         )
-    return read_feedback(path, arguments.targets, int(days * DAY))
+    window = int(days * DAY)
+    return join(*read_frames(path), targets=arguments.targets, window=window)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -133,14 +134,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 def load_served(run: Path) -> Recommender | None:
     """Load the bundle of a run, or the current one of a registry; None if there is none."""
-    source: Source
+    bundle = run / BUNDLE
     if (run / CURRENT).exists():
-        source = RegistrySource(Registry(run))
-    elif (run / BUNDLE).exists():
-        source = BundleSource(run / BUNDLE)
-    else:
+        registry = Registry(run)
+        bundle = registry.folder(registry.current())
+    elif not bundle.exists():
         return None
-    with closing(LiveItems(run / STATE / ITEMS_FILE, source.load())) as items:
+    recommender = Recommender.load(bundle)
+    with closing(LiveItems(run / STATE / ITEMS_FILE, recommender)) as items:
         return items.recommender
 
 
@@ -163,11 +164,10 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
         users = slots["user_id"].dropna().unique()
         with closing(StateStore(state)) as store:
             requests = [complete(Request(user), profiles, store) for user in users]
-        vectors = recommender.encode_users(requests)
-        numbers = [segments.segments[index].id for index in segments.of(vectors)]
-        segment_of_user = dict(zip(users, numbers, strict=True))
-        segment = slots["user_id"].map(segment_of_user).astype("Int64")
-        slots = slots.assign(segment=segment)
+        indices = segments.of(recommender.encode_users(requests))
+        numbers = [segments.segments[index].id for index in indices]
+        segment = slots["user_id"].map(pd.Series(numbers, users, dtype="Int64"))
+        slots = slots.assign(segment=segment.astype("Int64"))
 
     first_event = feedback.events.groupby("user_id")["datetime"].min()
     is_known = slots["user_id"].isin(profiles.user_ids.astype("str"))
@@ -182,7 +182,7 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
 
 def describe(
     feedback: Feedback, item_ids: Collection[str], shares: Mapping[str, float]
-) -> dict[str, Any]:
+) -> Figures:
     """Return the figures of `figures.json`.
 
     Args:
@@ -201,30 +201,30 @@ def describe(
     return figures
 
 
-def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, Any]:
+def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> Figures:
     """Compare each arm with the first one by what a user did, and check the shares of arms."""
     known = slots.dropna(subset=["user_id", "arm"])
     users = known.groupby(["arm", "user_id"])[["clicks", "conversions", "value"]].sum()
     arm_of_user = users.index.get_level_values("arm")
     control, *others = shares
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "shares": check_shares(Counter(arm_of_user), shares),
         "control": control,
     }
     for arm in others:
         figures[arm] = dict.fromkeys(users.columns)
-        for name in users.columns:
-            values = users[name].to_numpy(np.float64)
+        for name, column in users.items():
+            values = column.to_numpy(np.float64)
             difference = compare(
                 values[arm_of_user == control], values[arm_of_user == arm]
             )
             if difference is not None and np.isfinite(difference.high):
-                verdict = {"verdict": difference.verdict}
-                figures[arm][name] = asdict(difference) | verdict
+                verdict = difference.verdict
+                figures[arm][name] = {**vars(difference), "verdict": verdict}
     return figures
 
 
-def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
+def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
     """Write everything, each file in one step."""
     make_private(folder)
     for name, frame in ((SHOWN, feedback.slots), (EVENTS, feedback.events)):
@@ -235,7 +235,7 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
     write_file(folder / PAGE, render(figures, read_drift(folder.parent)).encode())
 
 
-def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -> str:
+def render(figures: Figures, drift: Figures | None = None) -> str:
     """Render the page."""
     from jinja2 import Environment, FileSystemLoader
 
@@ -245,13 +245,7 @@ def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -
     )
     style = environment.get_template("report.css").render()
     page = environment.get_template("feedback.html")
-    return page.render(figures=figures, drift=drift, style=style, rate=_write_rate)
-
-
-def _write_rate(figure: Mapping[str, float] | None) -> str:
-    if figure is None:
-        return "none yet"
-    return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
+    return page.render(figures=figures, drift=drift, style=style)
 
 
 if __name__ == "__main__":

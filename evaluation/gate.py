@@ -11,10 +11,10 @@ rolled back; 2 a mistake of the call.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from evaluation.evaluate import Parts
 from evaluation.experiments import Difference
 from evaluation.experiments import compare as compare_users
 from evaluation.holdout import profiles_from_frame, to_moment
-from evaluation.online import WINDOW, read_feedback
+from evaluation.online import WINDOW, join, read_frames
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
@@ -46,11 +46,16 @@ from service.registry import (
     rollback,
 )
 
+Verdict = dict[str, Any]  # the content of `verdict.json`
 Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
 DAYS_BEFORE = 28  # up to the first list of a version: what it is compared with
 _FILES = "files and golden answers"
+_OTHERS = {
+    "--current": "bundle to compare with; nothing is published",
+    "--registry": "compare with its current version, and publish",
+}
 _INPUTS = {
     "--candidate": ("DIR", "the bundle that would take over"),
     "--holdout": ("FILE", "interactions of the last days"),
@@ -68,18 +73,8 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
 
     parser = make_parser(program, str(__doc__))
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument(
-        "--current",
-        type=Path,
-        metavar="DIR",
-        help="bundle to compare with; nothing is published",
-    )
-    which.add_argument(
-        "--registry",
-        type=Path,
-        metavar="DIR",
-        help="compare with its current version, and publish",
-    )
+    for name, text in _OTHERS.items():
+        which.add_argument(name, type=Path, metavar="DIR", help=text)
     for name, (metavar, text) in _INPUTS.items():
         parser.add_argument(name, type=Path, required=True, metavar=metavar, help=text)
     parser.add_argument(
@@ -97,7 +92,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
     return run_command(lambda: run(parser.parse_args(words)))
 
 
-def add_limits(parser: argparse.ArgumentParser) -> None:
+def add_limits(parser: ArgumentParser) -> None:
     """Add the options that decide what passes."""
     for name, share in Limits._field_defaults.items():
         parser.add_argument(
@@ -117,28 +112,22 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 def _read_share(text: str) -> float:
     if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"got {text}; allowed: a share from 0 to 1")
+        raise ArgumentTypeError(f"got {text}; allowed: a share from 0 to 1")
     return float(text)
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     """Let tables on disk decide."""
-    paths = (
-        options.holdout,
-        options.train,
-        options.users,
-        options.candidate / MANIFEST,
-    )
-    for path in paths:
-        if path is not None and not path.exists():
-            raise SchemaError(
-                f"{path} does not exist; the working directory is {Path.cwd()}"
-            )
+    path = options.candidate / MANIFEST
+    if not path.exists():
+        raise SchemaError(
+            f"{path} does not exist; the working directory is {Path.cwd()}"
+        )
     tables = (options.holdout, options.train, options.users)
     decide(options, partial(Parts.read, *tables, options.at))
 
 
-def decide(options: argparse.Namespace, read: Read) -> None:
+def decide(options: Namespace, read: Read) -> None:
     """Judge a candidate, write the verdict and, into a registry, publish.
 
     Args:
@@ -171,39 +160,29 @@ def decide(options: argparse.Namespace, read: Read) -> None:
 
 
 def has_taken_over(registry: Registry, candidate: Path) -> bool:
-    """Tell whether a candidate has been let in before, which happens once.
-
-    A step that a kill left out of the audit log is logged.
-    """
+    """Tell whether a candidate has been let in before, which happens once."""
     version = read_version(candidate)
     path = registry.path / AUDIT
     log = path.read_text(encoding="utf-8") if path.exists() else ""
-    is_published, is_activated = (
-        f'"step": "{step}", "version": "{version}"' in log
-        for step in ("published", "activated")
-    )
-    is_current = version is not None and version == registry.find_current()
-    if not is_current and not is_activated:
+    is_activated = f'"step": "activated", "version": "{version}"' in log
+    if version != registry.current() and not is_activated:
         return False
-    if is_published and not is_activated:
-        left = next(iter(registry.past()), None)
-        audit(registry, "activated", version=version, left=left)
-    end = "was current before: to let it be served again, activate it by hand"
-    if is_current:
-        end = "is current"
-    sys.stdout.write(f"nothing is left to do: {version} {end}\n")
+    sys.stdout.write(
+        f"nothing is left to do: {version} is or was current; to let it be served "
+        "again, activate it by hand\n"
+    )
     return True
 
 
-def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> None:
+def release(registry: Registry, candidate: Path, verdict: Verdict) -> None:
     """Log the verdict, and publish and activate a candidate that passed.
 
     Raises:
         BundleError: the current version or the candidate changed meanwhile.
     """
-    names = ("candidate", "current", "verdict")
-    facts = {name: verdict[name] for name in names}
-    failed = [check["name"] for check in verdict["checks"] if not check["is_passed"]]
+    facts = {**verdict}
+    checks = facts.pop("checks")
+    failed = [check["name"] for check in checks if not check["is_passed"]]
     audit(registry, "judged", **facts, failed=failed)
     if verdict["verdict"] != "passed":
         return
@@ -236,7 +215,7 @@ def audit(registry: Registry, step: str, **facts: Any) -> None:
         os.fsync(file.fileno())
 
 
-def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str, Any]:
+def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
     """Return the verdict on a candidate; one that cannot be loaded is stopped at once.
 
     Args:
@@ -253,9 +232,17 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
     except LOADING_ERRORS as error:
         checks = [Check(_FILES, 0, 1, False, note=str(error))]
     else:
-        limits = Limits(*(getattr(options, name) for name in Limits._fields))
+        limits = Limits(options.loss, options.slice_loss, options.coverage_loss)
         checks = [Check(_FILES, n_golden, 1, True)]
-        checks += compare(*prepare(read, [current, candidate]), limits)
+        tables = []
+        recommenders = []
+        for bundle in (current, candidate):  # each reads the tables in its own way
+            parts = read(bundle.schema)
+            check_unseen(bundle, parts.at)
+            profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
+            tables.append(parts)
+            recommenders.append(Recommender(bundle, profiles))
+        checks += compare(recommenders, tables[0], limits)
     is_passed = all(check.is_passed for check in checks)
     return {
         "verdict": "passed" if is_passed else "stopped",
@@ -263,25 +250,6 @@ def judge(options: argparse.Namespace, current: Bundle, read: Read) -> dict[str,
         "candidate": read_version(options.candidate),
         "checks": [asdict(check) for check in checks],
     }
-
-
-def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
-    """Read the tables as each bundle does.
-
-    Args:
-        read: as in `decide`.
-        bundles: the current one and the candidate.
-
-    Returns:
-        Recommenders with the profiles of the tables, and the tables as the first bundle reads them.
-    """
-    tables = [read(bundle.schema) for bundle in bundles]
-    recommenders = []
-    for bundle, parts in zip(bundles, tables, strict=True):
-        check_unseen(bundle, parts.at)
-        profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
-        recommenders.append(Recommender(bundle, profiles))
-    return recommenders, tables[0]
 
 
 def check_unseen(bundle: Bundle, at: int | None) -> None:
@@ -297,7 +265,7 @@ def check_unseen(bundle: Bundle, at: int | None) -> None:
 # ---- watching
 
 
-def make_watcher(program: str) -> argparse.ArgumentParser:
+def make_watcher(program: str) -> ArgumentParser:
     """Make the parser of the command that watches a version."""
     parser = make_parser(program, str(__doc__))
     parser.add_argument(
@@ -328,7 +296,7 @@ def make_watcher(program: str) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--tolerance",
-        type=float,
+        type=_read_share,
         default=0.05,
         metavar="SHARE",
         help="of the figure that may be lost (default: .05)",
@@ -342,26 +310,19 @@ def make_watcher(program: str) -> argparse.ArgumentParser:
     return parser
 
 
-def watch(options: argparse.Namespace) -> None:
+def watch(options: Namespace) -> None:
     """Compare the current version with the one before it, and roll back where it is worse.
 
     Raises:
         SystemExit: with status 3, the version was rolled back.
     """
     path = (options.state or options.registry / STATE) / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give the folder of the service's state as --state"
-        )
-    tolerance = options.tolerance
-    if not 0 <= tolerance < 1:
-        raise SchemaError(f"--tolerance is {tolerance:g}; allowed: from 0 to below 1")
     registry = Registry(options.registry, options.trusted_keys)
     current = registry.current()
     past = registry.past()
     difference = None
     if past:
-        slots = read_feedback(path, options.targets).slots
+        slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
     if difference is None:
         sys.stdout.write(
@@ -373,7 +334,7 @@ def watch(options: argparse.Namespace) -> None:
         f"{options.figure} {difference.arm:.4g} after {difference.control:.4g}, "
         f"difference {difference.low:.3g} to {difference.high:.3g}"
     )
-    if difference.high >= -tolerance * difference.control:
+    if difference.high >= -options.tolerance * difference.control:
         sys.stdout.write(f"{current} stays: {figures}\n")
         return
     done = rollback(registry)

@@ -17,10 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -39,6 +38,9 @@ from service.experiment import Policy
 from service.exploration import find_candidates
 from service.known_users import fill_in, know_user
 from service.log import DISMISS, Recalled
+
+Scores = Doubles | Floats
+Model = Callable[[Scores, Ints], Doubles]  # scores and slots -> expected rewards
 
 DRAWS = 32  # lists drawn for the mean of the reward model
 FOLDS = 2  # parts of the users for its fit
@@ -75,15 +77,6 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
 
 
-class _List(NamedTuple):
-    """A list of S slots that was asked again."""
-
-    rows: pd.DataFrame  # the logged slots
-    target: Doubles  # (S,), probabilities of the other version
-    score: Doubles  # (S,), NaN of an item that it would not draw
-    drawn: Floats  # (S, DRAWS), scores of what it would show
-
-
 def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
     """Ask another version for the lists of a log.
 
@@ -97,104 +90,102 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
     Raises:
         SchemaError: too few lists were drawn for users after the data of the version.
     """
-    slots = _choose_slots(recommender, feedback)
-    lists = list(_ask_lists(recommender, feedback, slots))
+    lists = list(_ask_lists(recommender, feedback))
     if len(lists) < MIN_LISTS:
         raise SchemaError(
             f"{len(lists)} lists of the log were drawn for users after the bundle's "
             f"data; needed: {MIN_LISTS}. Serve with a policy of kind explore first"
         )
-    rows = pd.concat([each.rows for each in lists])
-    score = np.concatenate([each.score for each in lists])
-    drawn = np.concatenate([each.drawn for each in lists])
-    user = rows["user_id"].factorize()[0]
-    reward = (rows["conversions"].to_numpy() > 0).astype(np.float64)
-    position = rows["position"].to_numpy()
+    slots = pd.concat([rows for rows, _ in lists])
+    drawn = np.concatenate([scores for _, scores in lists])
+    user = slots["user_id"].factorize()[0]
+    score = slots["score"].to_numpy()
+    position = slots["position"].to_numpy()
+    reward = (slots["conversions"].to_numpy() > 0).astype(np.float64)
 
-    predicted = np.zeros(len(rows))
-    expected = np.zeros(len(rows))
+    predicted = np.zeros(len(slots))
+    expected = np.zeros(len(slots))
     is_scored = np.isfinite(score)
     for fold in range(FOLDS):
         is_held = user % FOLDS == fold
-        fit = ~is_held & is_scored
-        model = RewardModel(score[fit], position[fit], reward[fit])
+        others = ~is_held & is_scored
+        predict = fit_reward(score[others], position[others], reward[others])
         held = is_held & is_scored
-        predicted[held] = model.predict(score, position)[held]
-        rewards = model.predict(drawn[is_held], position[is_held, None])
+        predicted[held] = predict(score[held], position[held])
+        rewards = predict(drawn[is_held], position[is_held, None])
         expected[is_held] = rewards.mean(axis=1)
     return Logged(
         user=user,
         reward=reward,
-        propensity=rows["propensity"].to_numpy(np.float64),
-        target=np.concatenate([each.target for each in lists]),
+        propensity=slots["propensity"].to_numpy(np.float64),
+        target=slots["target"].to_numpy(),
         predicted=predicted,
         expected=expected,
     )
 
 
-def _choose_slots(recommender: Recommender, feedback: Feedback) -> pd.DataFrame:
+def _ask_lists(
+    recommender: Recommender, feedback: Feedback
+) -> Iterator[tuple[pd.DataFrame, Floats]]:
+    """Ask for each list again that was drawn for a user after the data of the version.
+
+    Yields:
+        The S slots of a list, with the `target` probability and the `score` of the version, NaN of
+        an item that it would not draw; and the scores of what it would show, (S, DRAWS). Lists are
+        left out for which the version has fewer items.
+    """
     slots = feedback.slots
     schema = recommender.bundle.schema
     is_chosen = slots["policy"].str.startswith("explore") & slots["user_id"].notna()
     if schema.has_datetime:
         is_chosen &= slots["datetime"] > schema.data_until
-    return slots[is_chosen]
 
-
-def _ask_lists(
-    recommender: Recommender, feedback: Feedback, slots: pd.DataFrame
-) -> Iterator[_List]:
-    """Ask for each list again; leave out those for which the version has fewer items."""
     events = {str(user): rows for user, rows in feedback.events.groupby("user_id")}
-    for _, rows in slots.groupby("list", sort=False):
-        user_id = str(rows["user_id"].iloc[0])
-        moment = int(rows["datetime"].iloc[0])
-        request = _make_request(recommender, user_id, moment, events)
-        policy = Policy.from_text(rows["policy"].iloc[0])
-        (candidates,) = find_candidates(recommender, [request], len(rows), None, policy)
+    no_events = feedback.events[:0]
+    for _, rows in slots[is_chosen].groupby("list", sort=False):
+        first = rows.iloc[0]
+        user_id = first["user_id"]
+        moment = int(first["datetime"])
+        done = events.get(user_id, no_events)
+        request = _make_request(recommender, user_id, moment, done)
+        policy = Policy.from_text(first["policy"])
+        candidates = find_candidates(recommender, request, len(rows), None, policy)
 
         item_ids = map(str, candidates.item_id.tolist())
         indices = pd.Index(item_ids).get_indexer(pd.Index(rows["item_id"]))
-        position = rows["position"].to_numpy()
         is_listed = indices >= 0
         listed = indices[is_listed]
+        positions = rows["position"].to_numpy()[is_listed]
         target = np.zeros(len(rows))
         score = np.full(len(rows), np.nan)
-        target[is_listed] = candidates.propensities(listed, position[is_listed] - 1)
+        target[is_listed] = candidates.propensities(listed, positions - 1)
         score[is_listed] = candidates.score[listed]
 
         draws = [candidates.draw(f"{number}") for number in range(DRAWS)]
         drawn = candidates.score[np.stack(draws, axis=1)]
         if len(drawn) == len(rows):
-            yield _List(rows, target, score, drawn)
+            yield rows.assign(target=target, score=score), drawn
 
 
 def _make_request(
-    recommender: Recommender,
-    user_id: str,
-    moment: int,
-    events: Mapping[str, pd.DataFrame],
+    recommender: Recommender, user_id: str, moment: int, events: pd.DataFrame
 ) -> Request:
     """Return the request of a user at a moment, with what they had done before it."""
-    id_type = recommender.bundle.schema.user_id_type
-    request = Request(parse_id(user_id, id_type, "user_id"), datetime=moment)
-    recalled = _recall(events.get(user_id), moment)
-    known = know_user(user_id, recommender.profiles, lambda _: recalled)
-    return fill_in(request, known)
-
-
-def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
-    """Return what a user had done before a moment."""
-    if events is None or not (events["datetime"] < moment).any():
-        return Recalled()
-    events = events[events["datetime"] < moment]
-    events = events.astype({"item_id": object, "event": object})
-    is_dismissal = events["event"].isin(DISMISSALS)
-    last = events[is_dismissal].drop_duplicates("item_id", keep="last")
-    done = events[~is_dismissal]
+    past = events[events["datetime"] < moment]
+    past = past.astype({"item_id": object, "event": object})
+    is_dismissal = past["event"].isin(DISMISSALS)
+    last = past[is_dismissal].drop_duplicates("item_id", keep="last")
+    done = past[~is_dismissal]
     columns = ("item_id", "datetime", "event", "weight")
     history = History(*(done[name].to_numpy() for name in columns))
-    return Recalled(history, tuple(last["item_id"][last["event"] == DISMISS]))
+    dismissed = tuple(last["item_id"][last["event"] == DISMISS])
+    recalled = Recalled(history, dismissed)
+
+    id_type = recommender.bundle.schema.user_id_type
+    request = Request(parse_id(user_id, id_type, "user_id"), datetime=moment)
+    return fill_in(
+        request, know_user(user_id, recommender.profiles, lambda _: recalled)
+    )
 
 
 # ---- the estimates
@@ -216,11 +207,11 @@ class Logged:
 class Estimates:
     """The estimates of one policy; all of them None where too few rows count."""
 
-    ips: Estimate | None
-    snips: Estimate | None
-    dr: Estimate | None
     effective: float  # rows
     clipped: int  # rows whose weight was cut
+    ips: Estimate | None = None
+    snips: Estimate | None = None
+    dr: Estimate | None = None
 
 
 def estimate(log: Logged) -> Estimates:
@@ -231,58 +222,49 @@ def estimate(log: Logged) -> Estimates:
     total = weight.sum()
     effective = float(total**2 / max((weight**2).sum(), 1e-300))
     if effective < MIN_EFFECTIVE:
-        return Estimates(None, None, None, effective, clipped)
+        return Estimates(effective, clipped)
 
     ips = weight * log.reward
     value = float(ips.sum() / total)
     snips = value + weight * (log.reward - value) * (len(weight) / total)
     dr = log.expected + weight * (log.reward - log.predicted)
-    return Estimates(
-        estimate_mean(ips, log.user),
-        estimate_mean(snips, log.user),
-        estimate_mean(dr, log.user),
-        effective,
-        clipped,
-    )
+    estimates = (estimate_mean(rows, log.user) for rows in (ips, snips, dr))
+    return Estimates(effective, clipped, *estimates)
 
 
-class RewardModel:
-    """Logistic regression of a reward on score and slot, the direct method of DR."""
+def fit_reward(score: Doubles, position: Ints, reward: Doubles) -> Model:
+    """Fit a logistic regression of a reward on score and slot, the direct method of DR.
 
-    def __init__(self, score: Doubles, position: Ints, reward: Doubles) -> None:
-        """Fit by maximum likelihood.
+    Args:
+        score: (R,) scores of items.
+        position: (R,) slots from 1.
+        reward: (R,) from 0 to 1.
 
-        Args:
-            score: (R,) scores of items.
-            position: (R,) slots from 1.
-            reward: (R,) from 0 to 1.
-        """
-        self._centre = float(score.mean())
-        self._scale = float(score.std()) or 1.0
-        inputs = self._inputs(score, position)
+    Returns:
+        A function of scores and slots: the expected reward, of the shape of the scores.
+    """
+    centre = float(score.mean())
+    scale = float(score.std()) or 1.0
 
-        def loss(coefficients: Doubles) -> tuple[float, Doubles]:
-            logits = inputs @ coefficients
-            likelihood = np.logaddexp(0, logits).sum() - reward @ logits
-            value = likelihood + _RIDGE * coefficients @ coefficients
-            gradient = inputs.T @ (expit(logits) - reward) + 2 * _RIDGE * coefficients
-            return float(value), gradient
-
-        start = np.zeros(inputs.shape[1])
-        self._coefficients: Doubles = minimize(
-            loss, start, jac=True, method="L-BFGS-B"
-        ).x
-
-    def predict(self, score: Doubles | Floats, position: Ints) -> Doubles:
-        """Return the expected reward, of the shape of the scores."""
-        return expit(self._inputs(score, position) @ self._coefficients)
-
-    def _inputs(self, score: Doubles | Floats, position: Ints) -> Doubles:
-        scaled = (score - self._centre) / self._scale
+    def describe(score: Scores, position: Ints) -> Doubles:
+        scaled = (score - centre) / scale
         columns = np.broadcast_arrays(
             np.ones_like(scaled), scaled, scaled**2, np.log(position), 1 / position
         )
         return np.stack(columns, axis=-1)
+
+    inputs = describe(score, position)
+
+    def loss(coefficients: Doubles) -> tuple[float, Doubles]:
+        logits = inputs @ coefficients
+        likelihood = np.logaddexp(0, logits).sum() - reward @ logits
+        value = likelihood + _RIDGE * coefficients @ coefficients
+        gradient = inputs.T @ (expit(logits) - reward) + 2 * _RIDGE * coefficients
+        return float(value), gradient
+
+    start = np.zeros(inputs.shape[1])
+    fitted: Doubles = minimize(loss, start, jac=True, method="L-BFGS-B").x
+    return lambda score, position: expit(describe(score, position) @ fitted)
 
 
 if __name__ == "__main__":

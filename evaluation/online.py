@@ -67,27 +67,16 @@ def estimate_mean(values: Doubles, users: Any) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
-def read_feedback(path: Path, targets: Sequence[str], window: int = WINDOW) -> Feedback:
-    """Read the log of a state, with what followed each list.
-
-    Args:
-        path: the file of the state.
-        targets: as in `join`.
-        window: as in `join`.
-    """
-    return join(*read_frames(path), targets, window)
-
-
-def read_frames(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Read lists, slots and events of a state."""
-    lists, slots, events = read_log(path)
-    return lists.to_pandas(), slots.to_pandas(), events.to_pandas()
+def read_frames(path: Path) -> list[pd.DataFrame]:
+    """Read lists, slots and events of the file of a state."""
+    return [table.to_pandas() for table in read_log(path)]
 
 
 def join(
     lists: pd.DataFrame,
     slots: pd.DataFrame,
     events: pd.DataFrame,
+    *,
     targets: Sequence[str],
     window: int = WINDOW,
 ) -> Feedback:

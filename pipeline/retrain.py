@@ -17,7 +17,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from evaluation import gate
 from evaluation.holdout import read_moment
@@ -159,43 +158,25 @@ def export_log(state: Path, out: Path) -> Path:
     """
     from models.checkpoints import CHECKPOINTS
 
-    source = state / STATE_FILE
     path = state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
-    if not source.exists():
-        raise SchemaError(
-            f"{source} does not exist; give the folder 'state' of a service that was "
-            "asked"
-        )
     has_begun = (out / CHECKPOINTS).exists() or (out / BUNDLE).exists()
     if not (path.exists() and has_begun):
+        events = read_log(state / STATE_FILE).events
         make_private(path.parent)
-        write_table(path, read_log(source).events)
+        write_table(path, events)
     return path
 
 
 def describe(run: Path, out: Path) -> None:
-    """Say what the training was, and how both bundles ranked their own tests."""
+    """Say what the training was."""
     before, now = (json.loads((folder / METRICS).read_bytes()) for folder in (run, out))
     counts = now["data"]["feedback"].items()
-    events = [f"{count:,} {name.replace('_', ' ')}" for name, count in counts if count]
+    events = ", ".join(f"{name} {count:,}" for name, count in counts)
     sys.stdout.write(
         f"{out / BUNDLE}: version {now['version']}, {now['training']['epochs']} epochs "
         f"from {before['version']} in {now['timing']['training']:.0f} s\n"
-        f"logged events: {', '.join(events) or 'none'}\n"
-        f"on its own test: {_say_figures(now)}; "
-        f"{run} on its own: {_say_figures(before)}\n"
+        f"logged events: {events}\n"
     )
-
-
-def _say_figures(metrics: dict[str, Any]) -> str:
-    from evaluation.evaluate import headline_metric
-
-    name = headline_metric(metrics["data"]["repeats"])
-    figures = []
-    for view, summary in metrics.get("test", {}).get("bascule", {}).items():
-        if name in summary:
-            figures.append(f"{name} {summary[name]:.4f} ({view})")
-    return ", ".join(figures) or "not tested"
 
 
 if __name__ == "__main__":

@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
-from serve.cells import parse_id, to_text
-from serve.kinds import Feature
 from serve.reasons import explain as explain_items
 from serve.reasons import find_segment
 from serve.recommendations import Answer, DueList
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.schema import SEVERAL, WORDED, Schema
+from serve.schema import Schema
 
+Content = dict[str, Any]  # of an answer, as JSON values
 DECIMALS = 6  # of scores and cosines
 
 
 def show_answer(
     recommender: Recommender, request: Request, answer: Answer, explain: bool
-) -> dict[str, Any]:
+) -> Content:
     """Return an answer as JSON values.
 
     Args:
@@ -38,7 +38,7 @@ def show_answer(
         {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
         for item_id, score, rank in zip(*columns, strict=True)
     ]
-    content: dict[str, Any] = {
+    content: Content = {
         "items": items,
         "unknown_items": answer.unknown_items,
         "moment": request.datetime,
@@ -51,7 +51,9 @@ def show_answer(
         segment = find_segment(recommender, request)
         if segment is not None:
             content["segment"] = {
-                name: getattr(segment, name) for name in ("id", "size", "text")
+                "id": segment.id,
+                "size": segment.size,
+                "text": segment.text,
             }
 
     unknown = find_unknown(recommender.bundle.schema, request)
@@ -66,23 +68,27 @@ def _explain(
     recommender: Recommender,
     request: Request,
     answer: Answer,
-    items: list[dict[str, Any]],
+    items: list[Content],
 ) -> None:
     """Add to each item its columns and the reasons why it is listed."""
-    catalogue = recommender.catalogue
-    rows = catalogue.item_ids.find(answer.item_id)
-    columns = show_items(catalogue.table, rows)
+    _add_columns(recommender, answer.item_id, items)
     (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
-    for item, columns_of_item, reasons_of_item in zip(
-        items, columns, reasons, strict=True
-    ):
-        item["columns"] = columns_of_item
+    for item, reasons_of_item in zip(items, reasons, strict=True):
         item["reasons"] = [reason.to_json() for reason in reasons_of_item]
+
+
+def _add_columns(
+    recommender: Recommender, ids: NDArray[Any], items: list[Content]
+) -> None:
+    catalogue = recommender.catalogue
+    columns = show_items(catalogue.table, catalogue.item_ids.find(ids))
+    for item, columns_of_item in zip(items, columns, strict=True):
+        item["columns"] = columns_of_item
 
 
 def show_similar(
     recommender: Recommender, item_id: Id, k: int, explain: bool
-) -> dict[str, Any]:
+) -> Content:
     """Return the items nearest to a known item as JSON values.
 
     Args:
@@ -94,27 +100,21 @@ def show_similar(
     Raises:
         SchemaError: the bundle does not know the item.
     """
-    id_type = recommender.bundle.schema.item_id_type
-    known_id = parse_id(item_id, id_type, "item_id")
-    ids, cosines = recommender.similar_items(known_id, k)
-    items: list[dict[str, Any]] = [
+    ids, cosines = recommender.similar_items(item_id, k)
+    items: list[Content] = [
         {"item_id": near, "cosine": round(cosine, DECIMALS)}
         for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
     ]
     if explain:
-        catalogue = recommender.catalogue
-        rows = catalogue.item_ids.require(ids.tolist())
-        columns = show_items(catalogue.table, rows)
-        for item, columns_of_item in zip(items, columns, strict=True):
-            item["columns"] = columns_of_item
+        _add_columns(recommender, ids, items)
 
-    content: dict[str, Any] = {"items": items}
+    content: Content = {"items": items}
     if len(ids) < k:
         content["reason"] = f"the catalogue has {len(ids)} other items"
     return content
 
 
-def show_due(request: Request, due: DueList) -> dict[str, Any]:
+def show_due(request: Request, due: DueList) -> Content:
     """Return what a user takes again as JSON values.
 
     Args:
@@ -122,7 +122,7 @@ def show_due(request: Request, due: DueList) -> dict[str, Any]:
         due: its list.
     """
     items = [vars(item) | {"score": round(item.score, DECIMALS)} for item in due.items]
-    content: dict[str, Any] = {"items": items, "moment": request.datetime}
+    content: Content = {"items": items, "moment": request.datetime}
     if request.user_known is not None:
         content["user_known"] = request.user_known
     if due.reason is not None:
@@ -130,7 +130,7 @@ def show_due(request: Request, due: DueList) -> dict[str, Any]:
     return content
 
 
-def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
+def show_items(table: pa.Table, rows: Ints) -> list[Content]:
     """Return the columns of items as JSON values, without ids and vectors.
 
     Args:
@@ -158,8 +158,7 @@ def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
 def _to_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    is_json = isinstance(value, str | int | float | list | None)
-    return value if is_json else str(value)
+    return value if isinstance(value, str | int | float | list | None) else str(value)
 
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:
@@ -177,13 +176,9 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
     for side, features in sides.items():
         values = getattr(request, side) or {}
         for feature in features:
-            if _is_unknown(feature, values.get(feature.name)):
+            texts = []
+            if feature.has_vocabulary:
+                texts = feature.texts(values.get(feature.name))
+            if not feature.codes.keys() >= set(texts):
                 names.append(f"{side}.{feature.name}")
     return names
-
-
-def _is_unknown(feature: Feature, value: Any) -> bool:
-    if value is None or feature.kind not in WORDED:
-        return False
-    texts = feature.texts(value) if feature.kind in SEVERAL else [to_text(value)]
-    return any(text and text not in feature.codes for text in texts)

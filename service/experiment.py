@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +57,7 @@ class Policy:
         values: dict[str, Any] = {"kind": kind}
         for word in words:
             name, _, number = word.partition("=")
-            values[name] = float(number)
-            if name in _WHOLE:
-                values[name] = int(values[name])
+            values[name] = int(number) if name in _WHOLE else float(number)
         return cls(**values)
 
     def __str__(self) -> str:
@@ -78,7 +76,7 @@ class Arm:
 
     name: str
     share: float  # of users
-    policy: Policy = field(default_factory=Policy)
+    policy: Policy = Policy()
     version: str | None = None  # of the registry; None is the current one
 
 
@@ -143,6 +141,6 @@ def _parse_arm(name: str, content: Any) -> Arm:
         raise SchemaError(
             f"{where}.version is {show(version)}; expected a version of the registry"
         )
-    names = tuple(field.name for field in fields(Policy))
+    names = Policy.__dataclass_fields__
     policy = check_fields(values.get("policy", {}), names, f"{where}.policy")
     return Arm(name, share, Policy(**policy), version)

@@ -10,7 +10,6 @@ that is shown, not a sum over all orders.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +22,7 @@ from serve.requests import Request
 from serve.rerank import POOL, find_new, recommend_only
 from service.experiment import Policy
 
-_EARLIEST = (
-    1e-11  # of clocks, in shares of their mean time: less than 1e-10 lies outside
-)
+_EARLIEST = 1e-11  # of clocks, by their mean time: less than 1e-10 lies outside
 _LATEST = 30.0
 _STEP = 0.1  # of log time: the sum is exact to 1e-9
 _LOWEST = 20.0  # logits are at most so much below the highest, so that all are drawn
@@ -33,71 +30,69 @@ _LOWEST = 20.0  # logits are at most so much below the highest, so that all are 
 
 def explore(
     recommender: Recommender,
-    requests: Sequence[Request],
+    request: Request,
     k: int,
     filter_viewed: bool | None,
     policy: Policy,
-    seeds: Sequence[str],
-) -> list[Answer]:
-    """Answer requests as a policy says.
+    seed: str,
+) -> Answer:
+    """Answer a request as a policy says.
 
     The last slots are drawn from the best items of the request that are not listed above them, and
     from new items where the policy adds to their scores. Items keep the filters of their request.
 
     Args:
         recommender: the version that answers.
-        requests: R requests.
+        request: whose user and filters count.
         k: length of a list.
-        filter_viewed: leave out what users have; None leaves it to the bundle.
+        filter_viewed: leave out what the user has; None leaves it to the bundle.
         policy: which slots are drawn, and how.
-        seeds: (R,) the same seed draws the same.
+        seed: the same seed draws the same.
 
     Returns:
-        (R,) answers with the propensities of their items.
+        An answer with the propensities of its items.
     """
-    lists = find_candidates(recommender, requests, k, filter_viewed, policy)
-    answers = []
-    for candidates, seed in zip(lists, seeds, strict=True):
-        chosen = candidates.draw(seed)
-        answer = replace(
-            candidates.pool,
-            item_id=candidates.item_id[chosen],
-            score=candidates.score[chosen],
-            rank=np.arange(1, len(chosen) + 1),
-            reason=candidates.pool.reason if len(chosen) < k else None,
-            propensity=candidates.propensities(chosen, np.arange(len(chosen))),
-        )
-        answers.append(answer)
-    return answers
+    candidates = find_candidates(recommender, request, k, filter_viewed, policy)
+    chosen = candidates.draw(seed)
+    return replace(
+        candidates.pool,
+        item_id=candidates.item_id[chosen],
+        score=candidates.score[chosen],
+        rank=np.arange(1, len(chosen) + 1),
+        reason=candidates.pool.reason if len(chosen) < k else None,
+        propensity=candidates.propensities(chosen, np.arange(len(chosen))),
+    )
 
 
 def find_candidates(
     recommender: Recommender,
-    requests: Sequence[Request],
+    request: Request,
     k: int,
     filter_viewed: bool | None,
     policy: Policy,
-) -> Iterator[Candidates]:
-    """Yield what the list of each request may hold; the arguments are those of `explore`."""
-    pools = recommender.recommend(requests, max(k, POOL), filter_viewed)
+) -> Candidates:
+    """Find what the list of a request may hold; the arguments are those of `explore`."""
+    (pool,) = recommender.recommend([request], max(k, POOL), filter_viewed)
+    ids = pool.item_id
+    scores = pool.score
     is_new = find_new(recommender)
-    new_items = None
     if policy.new_items and is_new.any():
-        new_items = recommend_only(
-            recommender, requests, policy.slots, filter_viewed, is_new
+        (more,) = recommend_only(
+            recommender, [request], policy.slots, filter_viewed, is_new
         )
-    for index, pool in enumerate(pools):
-        ids = pool.item_id
-        scores = pool.score
-        if new_items is not None:
-            more = new_items.of(index)
-            is_more = ~np.isin(more.item_id, ids)
-            ids = np.append(ids, more.item_id[is_more])
-            scores = np.append(scores, more.score[is_more])
-        rows = recommender.catalogue.item_ids.find(ids)
-        bonus: Doubles = policy.new_items * is_new[rows].astype(np.float64)
-        n_listed = min(k, len(pool.item_id))
-        yield Candidates(pool, ids, scores, bonus, n_listed, policy)
+        is_more = ~np.isin(more.item_id, ids)
+        ids = np.append(ids, more.item_id[is_more])
+        scores = np.append(scores, more.score[is_more])
+
+    # Logits are scores in standard deviations of the pool, by temperature.
+    rows = recommender.catalogue.item_ids.find(ids)
+    bonus = policy.new_items * is_new[rows].astype(np.float64)
+    scale = float(pool.score.std()) or 1.0
+    logits = (scores.astype(np.float64) / scale + bonus) / policy.temperature
+    n_listed = min(k, len(pool.item_id))
+    n_fixed = max(0, n_listed - policy.slots)
+    share = policy.share
+    return Candidates(pool, ids, scores, logits[n_fixed:], n_fixed, n_listed, share)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,17 +102,17 @@ class Candidates:
     pool: Answer
     item_id: NDArray[np.generic]  # (M,)
     score: Floats  # (M,)
-    bonus: Doubles  # (M,), of new items, in standard deviations
+    logits: Doubles  # (M - n_fixed,), of the items that may be drawn
+    n_fixed: int  # slots of the list that are not drawn
     n_listed: int
-    policy: Policy
+    share: float  # of lists that are explored
 
     def draw(self, seed: str) -> Ints:
         """Return the indices of the items to list, (K,)."""
         chosen = np.arange(self.n_listed)
-        n_drawn = self.n_listed - self._n_fixed
-        if n_drawn > 0 and is_explored(seed, self.policy.share):
-            drawn = draw(seed, self._logits, n_drawn)
-            chosen[self._n_fixed :] = self._n_fixed + drawn
+        n_drawn = self.n_listed - self.n_fixed
+        if n_drawn > 0 and is_explored(seed, self.share):
+            chosen[self.n_fixed :] = self.n_fixed + draw(seed, self.logits, n_drawn)
         return chosen
 
     def propensities(self, items: Ints, slots: Ints) -> Doubles:
@@ -131,26 +126,14 @@ class Candidates:
             (R,) probabilities under the policy, given the request.
         """
         result: Doubles = (items == slots).astype(np.float64)
-        is_explored_slot = slots >= self._n_fixed
-        result[is_explored_slot] *= 1 - self.policy.share
-        is_drawn = is_explored_slot & (items >= self._n_fixed)
+        is_explored_slot = slots >= self.n_fixed
+        result[is_explored_slot] *= 1 - self.share
+        is_drawn = is_explored_slot & (items >= self.n_fixed)
         if is_drawn.any():
-            items = items[is_drawn] - self._n_fixed
-            slots = slots[is_drawn] - self._n_fixed
-            drawn = probabilities(self._logits, items, slots)
-            result[is_drawn] += self.policy.share * drawn
+            items = items[is_drawn] - self.n_fixed
+            slots = slots[is_drawn] - self.n_fixed
+            result[is_drawn] += self.share * probabilities(self.logits, items, slots)
         return result
-
-    @property
-    def _n_fixed(self) -> int:
-        return max(0, self.n_listed - self.policy.slots)
-
-    @property
-    def _logits(self) -> Doubles:
-        """Return the logits of draws: scores in standard deviations of the pool, by temperature."""
-        scale = float(self.pool.score.std()) or 1.0
-        scores = self.score.astype(np.float64) / scale + self.bonus
-        return (scores / self.policy.temperature)[self._n_fixed :]
 
 
 def draw(seed: str, logits: Doubles, n_slots: int) -> Ints:

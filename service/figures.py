@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,17 @@ USE = "use"
 DRIFT_INDEX = "drift_index"
 DRIFT_STATUS = "drift_status"
 TIMES = "figures_timestamp_seconds"
+_FILES = {"use": f"{FEEDBACK}/{FIGURES}", "drift": DRIFT}
 _GROUPS = ("arm", "version", "segment")  # whose figures are gauges
 _MAX_VALUES = 20  # of a group: those with the most lists
-_MALFORMED = (
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
+_MALFORMED = (OSError, ValueError, TypeError, KeyError, AttributeError)
 Samples = dict[tuple[str, ...], float]  # values of labels -> number
+Gauges = dict[str, Samples]
+Content = dict[str, Any]  # in JSON
 
 
-def read_figures(folder: Path) -> dict[str, Samples]:
-    """Read the samples of each gauge from small files, each once until it changes.
+def read_figures(folder: Path) -> Gauges:
+    """Read the samples of each gauge from small files.
 
     Args:
         folder: where `feedback/` and `drift.json` lie.
@@ -39,19 +34,16 @@ def read_figures(folder: Path) -> dict[str, Samples]:
         Samples of `USE`, `DRIFT_INDEX`, `DRIFT_STATUS` and `TIMES`, empty where a file is missing
         or malformed.
     """
-    gauges: dict[str, Samples] = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
-    paths = {"use": folder / FEEDBACK / FIGURES, "drift": folder / DRIFT}
-    for name, path in paths.items():
-        with suppress(OSError):
-            changed = path.stat()
-            samples = _read(name, path, changed.st_mtime_ns)
-            if samples:
-                gauges |= samples
-                gauges[TIMES][(name,)] = changed.st_mtime
+    gauges: Gauges = {USE: {}, DRIFT_INDEX: {}, DRIFT_STATUS: {}, TIMES: {}}
+    for name, path in _FILES.items():
+        with suppress(*_MALFORMED):
+            content = json.loads((folder / path).read_bytes())
+            gauges |= _parse_use(content) if name == "use" else _parse_drift(content)
+            gauges[TIMES][(name,)] = (folder / path).stat().st_mtime
     return gauges
 
 
-def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
+def summarise(folder: Path) -> dict[str, Content | None]:
     """Return the gist of use and drift, for a status.
 
     Args:
@@ -71,18 +63,17 @@ def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
         if level:
             moved[name] = STATUSES[int(level)]
 
-    contents: dict[str, dict[str, Any]] = {
+    summary: dict[str, Content | None] = dict.fromkeys(_FILES)
+    contents: dict[str, Content] = {
         "use": {"figures": figures},
         "drift": {"moved": moved},
     }
-    times = gauges[TIMES]
-    return {
-        name: {"time": times[name,], **content} if (name,) in times else None
-        for name, content in contents.items()
-    }
+    for (name,), seconds in gauges[TIMES].items():
+        summary[name] = {"time": seconds, **contents[name]}
+    return summary
 
 
-def read_drift(folder: Path) -> dict[str, Any] | None:
+def read_drift(folder: Path) -> Content | None:
     """Return drift as it was measured.
 
     Args:
@@ -91,27 +82,14 @@ def read_drift(folder: Path) -> dict[str, Any] | None:
     Returns:
         The content of `drift.json`, and its time `at`; None if there is none.
     """
-    at = read_figures(folder)[TIMES].get(("drift",))
-    if at is None:
+    path = folder / DRIFT
+    if not path.exists():
         return None
-    return {
-        "at": datetime.fromtimestamp(at, UTC),
-        **json.loads((folder / DRIFT).read_bytes()),
-    }
+    at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return {"at": at, **json.loads(path.read_bytes())}
 
 
-@lru_cache(maxsize=16)
-def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
-    try:
-        content = json.loads(path.read_bytes())
-        # An answer can hold neither NaN nor halves of surrogate pairs.
-        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
-    except _MALFORMED:
-        return None
-
-
-def _parse_use(content: Any) -> dict[str, Samples]:
+def _parse_use(content: Any) -> Gauges:
     groups = [(("all", ""), content["all"])]
     for name in _GROUPS:
         values = list(content["groups"].get(name, {}).items())
@@ -127,12 +105,12 @@ def _parse_use(content: Any) -> dict[str, Samples]:
     return {USE: samples}
 
 
-def _parse_drift(rows: Any) -> dict[str, Samples]:
+def _parse_drift(content: Any) -> Gauges:
     indices = Samples()
     levels = Samples()
-    for row in rows:
+    for row in content["rows"]:
         if row["index"] is not None:
-            name = (str(row["name"]),)
+            name = (row["name"],)
             indices[name] = 1.0 * row["index"]
             levels[name] = 1.0 * STATUSES.index(row["status"])
     return {DRIFT_INDEX: indices, DRIFT_STATUS: levels}

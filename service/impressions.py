@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from serve.errors import BundleError
 from service.log import Impressions
-from service.state import State
+from service.state import StateStore
 
 _LOG = logging.getLogger("service.http")
 _MAX_LISTS = 20_000  # in the queue: answers wait for a disk that does not keep up
@@ -24,7 +24,7 @@ _WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
 class ImpressionLog:
     """A thread that writes impressions, and removes once an hour what is too old."""
 
-    def __init__(self, store: State) -> None:
+    def __init__(self, store: StateStore) -> None:
         self.store = store
         self.n_lost = 0  # impressions that could not be written
         self._waiting: deque[Impressions] = deque()
@@ -41,20 +41,18 @@ class ImpressionLog:
         return len(self._waiting)
 
     @property
-    def notes(self) -> list[str]:
-        """Say that nothing is logged any more, if that is so."""
-        if self._thread.is_alive():
-            return []
-        return ["what is shown is no longer logged; start the service again"]
+    def has_stopped(self) -> bool:
+        """Whether nothing is logged any more."""
+        return not self._thread.is_alive()
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
-        while len(self._waiting) >= _MAX_LISTS and self._thread.is_alive():
+        while len(self._waiting) >= _MAX_LISTS and not self.has_stopped:
             time.sleep(_PAUSE)
-        if self._thread.is_alive():
-            self._waiting.extend(impressions)
-        else:
+        if self.has_stopped:
             self.n_lost += len(impressions)
+        else:
+            self._waiting.extend(impressions)
 
     def close(self) -> None:
         """Write what waits, then end."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from serve.arrays import Id, IdType
+from serve.arrays import Id
 from serve.catalogue import Catalogue
 from serve.cells import parse_id
 from serve.errors import SchemaError, show
@@ -33,7 +33,7 @@ CREATE TABLE items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
     number INTEGER NOT NULL UNIQUE) STRICT;
 CREATE TABLE loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT;
 """
-_READ = """SELECT item_id, columns, is_added, is_removed FROM items
+_READ = """SELECT item_id, columns, is_added, is_removed, number FROM items
     WHERE number > ? ORDER BY place"""
 _LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM items"
 _WRITE = f"""INSERT INTO items (item_id, columns, is_added, is_removed, number)
@@ -71,27 +71,21 @@ class LiveItems:
         self._path = path
         self._writing = Lock()
         self._database = open_database(path, _MARK, _TABLES)
-        try:
-            self.rebase(recommender)
-        except (ValueError, OSError):
-            self._database.close()
-            raise
+        self.rebase(recommender)
 
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle; ids of another type are kept, and noted."""
         with self._writing, name_fault(self._path):
-            seen = self._last_change()
-            changes, other_ids = self._read(recommender.bundle.schema.item_id_type)
+            changes, other_ids, seen = self._read(recommender, 0)
             placement = Placement(recommender)
-            fitted, notes = placement.fit(changes)
-            catalogue = placement.apply(recommender.catalogue, fitted)
+            catalogue, notes = placement.apply(recommender.catalogue, changes.values())
             completed = recommender.with_catalogue(catalogue)
             if other_ids:
                 notes.append(
                     f"live items: {show(other_ids[0])} is no id of the bundle: not "
                     f"listed ({len(other_ids)} times)"
                 )
-            self._changes = {change.item_id: change for change in changes}
+            self._changes = changes
             self._seen = seen
             self._placement = placement
             self.recommender = completed
@@ -118,7 +112,7 @@ class LiveItems:
             SchemaError: a value does not fit, or nothing says what a new item is.
             OSError: the disk is full or fails.
         """
-        self.put_many({self._parse_id(item_id): columns})
+        self.put_many({item_id: columns})
 
     def put_many(self, items: Mapping[Any, Values]) -> None:
         """Do as `put` with several items: all or none, and far quicker than one by one."""
@@ -133,9 +127,8 @@ class LiveItems:
         with self._changing() as changes:
             item_id = self._parse_id(item_id)
             is_there = self.recommender.catalogue.lists(item_id)
-            before = self._changes.get(item_id, Change(item_id, {}, is_added=False))
-            if not before.is_removed:
-                changes[item_id] = replace(before, is_removed=True)
+            before = self._changes.get(item_id, Change(item_id, {}))
+            changes[item_id] = replace(before, is_removed=True)
         return is_there
 
     def note_load(self, version: str) -> int:
@@ -170,38 +163,35 @@ class LiveItems:
                     columns = json.dumps(change.columns, allow_nan=False)
                     row = (str(item_id), columns, change.is_added, change.is_removed)
                     self._database.execute(_WRITE, row)
-                seen = self._last_change()
+                (seen,) = self._database.execute(_LAST_CHANGE).fetchone()
             self._show(changes, catalogue, seen)
 
     def _catch_up(self) -> None:
-        seen = self._last_change()
+        changes, _, seen = self._read(self.recommender, self._seen)
         if seen > self._seen:
-            id_type = self.recommender.bundle.schema.item_id_type
-            later, _ = self._read(id_type, self._seen)
-            changes = {change.item_id: change for change in later}
             self._show(changes, self._apply(changes), seen)
 
     def _apply(self, changes: Mapping[Id, Change]) -> Catalogue:
-        fitted, _ = self._placement.fit(changes.values())
-        return self._placement.apply(self.recommender.catalogue, fitted)
+        catalogue = self.recommender.catalogue
+        return self._placement.apply(catalogue, changes.values())[0]
 
     def _show(
         self, changes: Mapping[Id, Change], catalogue: Catalogue, seen: int
     ) -> None:
         self._changes.update(changes)
         self._seen = seen
-        if changes:
-            self.recommender = self.recommender.with_catalogue(catalogue)
+        self.recommender = self.recommender.with_catalogue(catalogue)
 
-    def _last_change(self) -> int:
-        return int(self._database.execute(_LAST_CHANGE).fetchone()[0])
-
-    def _read(self, id_type: IdType, seen: int = 0) -> tuple[list[Change], list[str]]:
-        """Return changes after a number, and items, not removed, whose ids are of another type."""
-        changes = []
+    def _read(
+        self, recommender: Recommender, seen: int
+    ) -> tuple[dict[Id, Change], list[str], int]:
+        """Return changes after a number, items with ids of another type, and the last number."""
+        id_type = recommender.bundle.schema.item_id_type
+        changes: dict[Id, Change] = {}
         other_ids = []
         rows = self._database.execute(_READ, (seen,)).fetchall()
-        for text, columns, is_added, is_removed in rows:
+        for text, columns, is_added, is_removed, number in rows:
+            seen = max(seen, number)
             try:
                 item_id = parse_id(text, id_type, ITEM_ID)
             except SchemaError:
@@ -209,8 +199,9 @@ class LiveItems:
                     other_ids.append(text)
                 continue
             values = json.loads(columns)
-            changes.append(Change(item_id, values, bool(is_added), bool(is_removed)))
-        return changes, other_ids
+            change = Change(item_id, values, bool(is_added), bool(is_removed))
+            changes[item_id] = change
+        return changes, other_ids, seen
 
 
 class Arms:
@@ -222,14 +213,10 @@ class Arms:
         """Load the versions; `items` is the file of live items."""
         self.experiment = experiment
         self._items: dict[str, LiveItems] = {}
-        try:
-            for arm in experiment.arms:
-                version = arm.version
-                if version is not None and version not in self._items:
-                    self._items[version] = LiveItems(items, load(version))
-        except (ValueError, OSError):
-            self.close()
-            raise
+        for arm in experiment.arms:
+            version = arm.version
+            if version is not None and version not in self._items:
+                self._items[version] = LiveItems(items, load(version))
 
     def recommender(self, arm: Arm, current: Recommender) -> Recommender:
         """Return what answers in an arm."""

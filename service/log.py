@@ -25,7 +25,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,8 +38,9 @@ from serve.clock import DAY, check_seconds, parse_times
 from serve.errors import SchemaError, show
 from serve.requests import History
 from serve.schema import Schema
-from service.database import name_fault
+from service.database import name_fault, open_database
 
+Raw = Mapping[str, Any]  # a request or an event as a caller sends it
 DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a history
 UNDISMISS = "undismiss"
 _CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
@@ -93,6 +94,7 @@ _TYPES = {
     **dict.fromkeys(("score", "propensity", "weight"), pa.float64()),
 }  # other columns are texts
 _BATCH_ROWS = 100_000
+_NO_EVENTS = History(np.empty(0, dtype=np.object_))
 
 
 # ---- records
@@ -118,8 +120,7 @@ class Observation:
         check_id(self.item_id, "item_id")
         check_seconds(self.datetime, "datetime")
 
-        is_nan = self.weight != self.weight
-        if not is_nan:
+        if self.weight == self.weight:  # no NaN
             parse_weight(self.weight, "weight")
 
         if not isinstance(self.event, str | None):
@@ -140,25 +141,18 @@ class Impressions:
     propensities: Sequence[float]  # P(item at its position | request), 1 if not drawn
     arm: str | None = None
 
-    def __post_init__(self) -> None:
-        check_seconds(self.datetime, "datetime")
-        if self.user_id is not None:
-            check_id(self.user_id, "user_id")
-
 
 @dataclass(frozen=True)
 class Recalled:
     """The live events of a user, oldest first, and their dismissed items."""
 
-    history: History = field(
-        default_factory=lambda: History(np.empty(0, dtype=np.object_))
-    )
+    history: History = _NO_EVENTS
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
 
 
 def parse_observations(
-    raw: Sequence[Mapping[str, Any]], schema: Schema, now: int
+    raw: Sequence[Raw], schema: Schema, now: int
 ) -> list[Observation]:
     """Read events as a caller sends them, with ids of the types of the bundle.
 
@@ -170,40 +164,37 @@ def parse_observations(
     Raises:
         SchemaError: names the first event and field that cannot be read, as `events[3].weight`.
     """
-    return [
-        _parse(event, f"events[{index}]", schema, now)
-        for index, event in enumerate(raw)
-    ]
-
-
-def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Observation:
-    moment = raw.get("datetime")
-    seconds = now
-    if moment is not None:
-        times = parse_times([moment], schema.timezone, lambda _: f"{where}.datetime")
-        seconds = times[0]
-    if seconds > now + _CLOCK_TOLERANCE:
-        raise SchemaError(
-            f"{where}.datetime is {show(moment)}; expected the time when it happened, "
-            "not one to come"
+    observations = []
+    for index, event in enumerate(raw):
+        where = f"events[{index}]"
+        seconds = now
+        moment = event.get("datetime")
+        if moment is not None:
+            names = [f"{where}.datetime"]
+            (seconds,) = parse_times([moment], schema.timezone, names.__getitem__)
+        if seconds > now + _CLOCK_TOLERANCE:
+            raise SchemaError(
+                f"{where}.datetime is {show(moment)}; expected the time when it "
+                "happened, not one to come"
+            )
+        request_id = event.get("request_id")
+        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+            raise SchemaError(
+                f"{where}.request_id is {show(request_id)}; expected the request_id of "
+                "an answer"
+            )
+        user_id = event.get("user_id")
+        item_id = event.get("item_id")
+        observation = Observation(
+            user_id=parse_id(user_id, schema.user_id_type, f"{where}.user_id"),
+            item_id=parse_id(item_id, schema.item_id_type, f"{where}.item_id"),
+            event=to_text(parse_label(event.get("event"), f"{where}.event")),
+            datetime=seconds,
+            weight=parse_weight(event.get("weight"), f"{where}.weight"),
+            request_id=request_id,
         )
-
-    request_id = raw.get("request_id")
-    is_text = isinstance(request_id, str)
-    if request_id is not None and not (is_text and _REQUEST_ID.fullmatch(request_id)):
-        raise SchemaError(
-            f"{where}.request_id is {show(request_id)}; expected the request_id of an "
-            "answer"
-        )
-
-    return Observation(
-        user_id=parse_id(raw.get("user_id"), schema.user_id_type, f"{where}.user_id"),
-        item_id=parse_id(raw.get("item_id"), schema.item_id_type, f"{where}.item_id"),
-        event=to_text(parse_label(raw.get("event"), f"{where}.event")),
-        datetime=seconds,
-        weight=parse_weight(raw.get("weight"), f"{where}.weight"),
-        request_id=request_id,
-    )
+        observations.append(observation)
+    return observations
 
 
 # ---- the log as a whole
@@ -227,20 +218,17 @@ def read_log(path: Path) -> Log:
         Lists and slots in the order of answers, events in the order of time.
 
     Raises:
-        SchemaError: the file is no state of this version.
+        SchemaError: there is no such file.
+        BundleError: the file is no state of this version.
         OSError: the file cannot be read.
     """
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with (
-        name_fault(path),
-        closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection,
-    ):
+    if not path.exists():
+        raise SchemaError(
+            f"{path} does not exist; give the folder of a run or a registry that a "
+            "service has served, or its state"
+        )
+    with name_fault(path), closing(open_database(path, MARK)) as connection:
         connection.execute("BEGIN")  # all tables of one moment
-        if connection.execute("PRAGMA application_id").fetchone() != (MARK,):
-            raise SchemaError(
-                f"{path} is of another kind or format: give the state of a service of "
-                "this version"
-            )
         tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
         return Log(*tables)
 
@@ -248,15 +236,13 @@ def read_log(path: Path) -> Log:
 def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
     """Read the rows of a query into Arrow columns."""
     cursor = connection.execute(query)
-    names = [column[0] for column in cursor.description]
-    types = [_TYPES.get(name, pa.large_string()) for name in names]
-    schema = pa.schema(list(zip(names, types, strict=True)))
-
+    fields = []
+    for name, *_ in cursor.description:
+        fields.append(pa.field(name, _TYPES.get(name, pa.large_string())))
+    schema = pa.schema(fields)
     tables = [schema.empty_table()]
     while rows := cursor.fetchmany(_BATCH_ROWS):
         columns = zip(*rows, strict=True)
-        arrays = [
-            pa.array(column, kind) for column, kind in zip(columns, types, strict=True)
-        ]
+        arrays = list(map(pa.array, columns, schema.types))
         tables.append(pa.table(arrays, schema=schema))
     return pa.concat_tables(tables)

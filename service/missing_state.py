@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,7 +13,7 @@ from service.log import Recalled
 
 
 class MissingState:
-    """Stands for both: it holds nothing, and any other method raises why."""
+    """Stands for both: it holds nothing, and to ask for any other method raises why."""
 
     n_changed = 0
     notes = ("live items and state cannot be opened: what is sent is not kept",)
@@ -25,12 +25,9 @@ class MissingState:
         self.fault = fault
         self._runs = runs
 
-    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+    def __getattr__(self, name: str) -> NoReturn:
         """Refuse to keep anything."""
-        return self._refuse
-
-    def _refuse(self, *_: Any) -> NoReturn:
-        raise OSError(self.fault.errno, self.fault.strerror, self.fault.filename)
+        raise OSError(*self.fault.args)
 
     def recall(self, user_id: Id) -> Recalled:
         is_erased = any(is_forgotten(run, user_id) for run in self._runs)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -18,14 +18,14 @@ import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Id, Ints, to_arrow
-from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
+from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts, is_text
 from serve.cells import (
     Vector,
     is_writable,
-    join_text,
     parse_label,
     parse_number,
     to_plain,
+    to_text,
 )
 from serve.encode import category_rows, encode_features
 from serve.errors import SchemaError, name_nearest, show
@@ -35,9 +35,13 @@ from serve.recommender import Recommender
 
 Values = Mapping[str, Any]  # column -> value of an item in JSON, None if missing
 ITEM_ID = "item_id"
+_LARGEST = {
+    pa.int64(): 2.0**63 - 1024,
+    pa.float32(): float(np.finfo(np.float32).max),
+    pa.float64(): float("inf"),
+}  # numbers of the types that live values can have
 _UNREAD = "a value of column {} does not fit the bundle: it is not read"
 _UNLISTED = "nothing that the bundle reads says what an item is: it is not listed"
-_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class Change:
 
     item_id: Id
     columns: Values  # of a removed item those before: its vector stays in histories
-    is_added: bool  # new to the bundle of then: another bundle may list it, too
+    is_added: bool = False  # new to the bundle of then: another bundle may list it, too
     is_removed: bool = False
 
 
@@ -60,14 +64,10 @@ class Placement:
         self._original = recommender.catalogue
         self._table: pa.Schema = self._original.table.schema
         self._open = set(self._table.names) - {ITEM_ID}
-        self._rates: Doubles = np.empty(0)
-        facts = self._original.facts
-        if facts is not None:
+        if self._original.facts is not None:
             self._open.discard(REPEAT_RATE)
-            self._rates = _rate_categories(facts)
         features = self._schema.item_features
-        self._readers = {feature.column: feature for feature in features}
-        self._content = list(self._readers)
+        self._content = {feature.column: feature for feature in features}
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before.
@@ -81,40 +81,35 @@ class Placement:
             SchemaError: a value does not fit, or nothing says what a new item is.
         """
         if before is None or before.is_removed:
-            before = Change(item_id, {}, is_added=False)
-        is_added = before.is_added or not self._knows(item_id)
-        columns = {**before.columns, **self._parse(raw)}
+            before = Change(item_id, {})
+        is_added = before.is_added or not self._original.lists(item_id)
+        columns = {**before.columns}
+        for name, value in raw.items():
+            columns[name] = self._parse(name, to_plain(value))
         item = Change(item_id, columns, is_added)
         if not self._can_place(item):
-            hint = "the bundle reads no feature of items: train again"
-            if self._content:
-                hint = f"give it at least one of {', '.join(self._content)}"
+            names = ", ".join(self._content) or "the features that the bundle lacks"
             raise SchemaError(
-                f"item_id {show(item_id)} is new and nothing says what it is: {hint}"
+                f"item_id {show(item_id)} is new and nothing says what it is: give it "
+                f"at least one of {names}"
             )
         return item
 
-    def fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
-        """Drop values that the bundle cannot read.
-
-        Args:
-            changes: made for this bundle or for another one.
-
-        Returns:
-            The changes with the other values, and a note for each kind of fault.
-        """
+    def _fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
+        """Drop what the bundle cannot read or place; return a note for each kind of fault, too."""
         faults: Counter[str] = Counter()
         fitted = []
         for change in changes:
             columns: dict[str, Any] = {}
             for name, value in change.columns.items():
                 try:
-                    columns |= self._parse({name: value})
+                    columns[name] = self._parse(name, value)
                 except SchemaError:
                     faults[_UNREAD.format(show(name))] += 1
             item = replace(change, columns=columns)
-            fitted.append(item)
-            if item.is_added and not item.is_removed and not self._can_place(item):
+            if self._can_place(item):
+                fitted.append(item)
+            elif item.is_added and not item.is_removed:
                 faults[_UNLISTED] += 1
         notes = [
             f"live items: {fault} ({count} times)"
@@ -122,16 +117,22 @@ class Placement:
         ]
         return fitted, notes
 
-    def apply(self, catalogue: Catalogue, changes: Sequence[Change]) -> Catalogue:
+    def apply(
+        self, catalogue: Catalogue, changes: Iterable[Change]
+    ) -> tuple[Catalogue, list[str]]:
         """Return a catalogue with changes.
 
         Args:
             catalogue: that of this bundle, or what this method made of it.
-            changes: fitted changes of distinct items; those that cannot be placed are left out.
+            changes: of distinct items, made for this bundle or for another one; those that cannot
+                be placed are left out.
+
+        Returns:
+            The catalogue, and a note for each kind of value that the bundle cannot read.
         """
-        changes = [change for change in changes if self._can_place(change)]
+        changes, notes = self._fit(changes)
         if not changes:
-            return catalogue
+            return catalogue, notes
         item_ids = catalogue.item_ids
         rows = item_ids.find([change.item_id for change in changes])
 
@@ -165,15 +166,13 @@ class Placement:
         sources = len(catalogue) + np.arange(len(rows))
         sources = _put_rows(np.arange(len(catalogue)), rows, sources)
         table = table.take(to_arrow(sources)).combine_chunks()
-        return Catalogue(item_ids, ItemIndex(vectors, is_removed), table, facts)
-
-    def _knows(self, item_id: Id) -> bool:
-        return bool(self._original.item_ids.find([item_id])[0] != UNKNOWN_ROW)
+        placed = Catalogue(item_ids, ItemIndex(vectors, is_removed), table, facts)
+        return placed, notes
 
     def _can_place(self, item: Change) -> bool:
         """Tell whether the item has a vector from training, or content to get one by."""
         has_content = any(item.columns.get(name) is not None for name in self._content)
-        return self._knows(item.item_id) or (item.is_added and has_content)
+        return self._original.lists(item.item_id) or (item.is_added and has_content)
 
     def _place_facts(
         self, facts: ItemFacts, rows: Ints, items: Sequence[Values]
@@ -190,9 +189,10 @@ class Placement:
         encoded = encode_features(features, columns, len(rows), self._schema.timezone)
         categories = category_rows(features, encoded.codes)
 
-        rates = np.full(len(rows), self._rates.mean())
+        rates_by_category = _rate_categories(cast(ItemFacts, self._original.facts))
+        rates = np.full(len(rows), rates_by_category.mean())
         if categories.size:
-            rates = self._rates[categories].mean(axis=1)
+            rates = rates_by_category[categories].mean(axis=1)
         return replace(
             facts,
             repeat_rate=_put_rows(facts.repeat_rate, rows, rates),
@@ -232,43 +232,41 @@ class Placement:
         JSON is the way since `pa.array` of Python values would import pandas.
         """
         names = list(dict.fromkeys(chain.from_iterable(items)))
-        types = [self._table.field(name).type for name in names]
-
+        schema = pa.schema([self._table.field(name) for name in names])
         read = []
-        for name, kind in zip(names, types, strict=True):
-            is_vector = pa.types.is_fixed_size_list(kind)
-            read.append((name, pa.list_(kind.value_type) if is_vector else kind))
+        for field in schema:
+            if pa.types.is_fixed_size_list(field.type):
+                field = field.with_type(pa.list_(field.type.value_type))
+            read.append(field)
 
         lines = "".join(json.dumps(item) + "\n" for item in items)
         options = pa_json.ParseOptions(explicit_schema=pa.schema(read))
         buffer = pa.BufferReader(lines.encode())
-        table = pa_json.read_json(buffer, parse_options=options).select(names)
-        return table.cast(pa.schema(list(zip(names, types, strict=True))))
+        table = pa_json.read_json(buffer, parse_options=options)
+        return table.select(names).cast(schema)
 
     def _is_flag(self, name: str) -> bool:
         """Tell a column of true and false, as such or as texts."""
         return self._recommender.admission.columns.read(name).holds == "true or false"
 
-    def _parse(self, raw: Values) -> dict[str, Any]:
-        """Check values of an item and return them as JSON has them.
+    def _parse(self, name: str, value: Any) -> Any:
+        """Check a value of a column and return it as JSON has it.
 
         Raises:
             SchemaError: names the column, and says what it may hold.
         """
-        values = {}
-        for name, value in raw.items():
-            if name not in self._open:
-                nearest = name_nearest(str(name)[:40], self._open)
-                raise SchemaError(f"items: unknown column {show(name)}; {nearest}")
-            values[name] = self._parse_value(name, to_plain(value))
-        return values
+        if name not in self._open:
+            nearest = name_nearest(str(name)[:40], self._open)
+            raise SchemaError(f"items: unknown column {show(name)}; {nearest}")
 
-    def _parse_value(self, name: str, value: Any) -> Any:
         kind = self._table.field(name).type
-        feature = self._readers.get(name)
+        feature = self._content.get(name)
         where = f"column '{name}'"
-        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if is_text(kind):
             return self._parse_text(name, feature, value)
+        if pa.types.is_fixed_size_list(kind) and feature is not None:
+            vector = feature.parse(value, where)
+            return None if vector is None else vector.entries().tolist()
         if pa.types.is_boolean(kind):
             if not isinstance(value, bool | None):
                 raise _refuse(name, value, "true or false")
@@ -277,30 +275,24 @@ class Placement:
         if pa.types.is_fixed_size_list(kind) and feature is not None:
             vector = feature.parse(value, where)
             return vector.entries().tolist() if isinstance(vector, Vector) else None
-        if not (pa.types.is_int64(kind) or pa.types.is_floating(kind)):
+        if kind not in _LARGEST:
             raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
-
         if value is None:
             return None
         number = parse_number(value, where)
-        if pa.types.is_int64(kind):
-            if value != int(value) or not -(2**63) <= value < 2**63:
-                raise _refuse(name, value, "a whole number of 64 bits")
-            return int(value)
-        if pa.types.is_float32(kind) and abs(number) > _MAX_FLOAT32:
-            raise _refuse(name, value, "a number of 32 bits")
-        return number
+        is_whole = kind == pa.int64()
+        if abs(number) > _LARGEST[kind] or (is_whole and not number.is_integer()):
+            raise _refuse(name, value, f"a number of the type {kind}")
+        return int(value) if is_whole else number
 
     def _parse_text(self, name: str, feature: Feature | None, value: Any) -> str | None:
         where = f"column '{name}'"
         if feature is None:
-            parsed = parse_label(value, where)
+            cell = to_text(parse_label(value, where))
         else:
-            parsed = feature.parse(value, where)
-        cell = join_text(parsed) if feature is None else feature.write(parsed)
+            cell = feature.write(feature.parse(value, where))
         if cell is None:
             return None
-
         if not is_writable(cell):
             raise _refuse(name, value, "a text without halves of surrogate pairs")
         # Another text in a column of flags would break the filters of all callers.

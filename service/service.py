@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import cache, partial
@@ -26,17 +26,17 @@ from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
-from service.answers import show_due, show_similar
+from service.answers import Content, show_due, show_similar
 from service.experiment import Experiment, Policy
 from service.forget import Erasures
 from service.impressions import ImpressionLog
 from service.known_users import fill_in, know_user
 from service.live_items import Arms, LiveItems
-from service.log import Impressions, parse_observations
+from service.log import Impressions, Raw, parse_observations
 from service.missing_state import MissingState
 from service.registry import LOADING_ERRORS
 from service.sources import Source, explain_fault
-from service.state import State, StateStore
+from service.state import StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
@@ -50,6 +50,7 @@ FAULTS = {
 }
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
+_NOT_FOLLOWED = "other processes cannot be followed: %s"
 _LOG = logging.getLogger("service.http")
 
 
@@ -81,16 +82,16 @@ class Service:
             BundleError: no version can be loaded.
             ValueError: a folder or the retention is not allowed.
         """
-        folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
+        self._folder = state or home / STATE
+        folders = {PROFILES: profiles or home / PROFILES, STATE: self._folder}
         for name, folder in folders.items():
             if folder.absolute().name != name:
                 raise ValueError(
                     f"--{name} is {folder}; expected a folder called '{name}', in which "
                     "forgetting looks"
                 )
-        runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
-        self._runs = list(runs.values())
-        self._folder = folders[STATE]
+        runs = (folder.absolute().parent for folder in folders.values())
+        self._runs = list(dict.fromkeys(runs))
         self._retention_days = retention_days
         self._clock = clock
         self._source = source
@@ -100,13 +101,13 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        self._is_open = self._open(recommender)
+        self._open(recommender)
         self.arms: Arms | None = None
         if experiment is not None:
             items = self._folder / ITEMS_FILE
             self.arms = Arms(experiment, items, source.load_version)
 
-        self.last_reload: dict[str, Any] | None = None
+        self.last_reload: Content | None = None
         if reason is not None:
             self._note_reload(reason)
         # The last version that any process of this state has loaded.
@@ -133,9 +134,7 @@ class Service:
 
     # ---- answers
 
-    def read(
-        self, raw: Sequence[Mapping[str, Any]], current: Recommender
-    ) -> Iterator[Request]:
+    def read(self, raw: Sequence[Raw], current: Recommender) -> Iterator[Request]:
         """Read the requests of one caller, with what is known of their users.
 
         Args:
@@ -222,12 +221,12 @@ class Service:
         n_today = self._state.count_answers(user_id, today, policy.kind)
         return n_today < policy.lists_per_day
 
-    def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
+    def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, Content]:
         """Find the items nearest to a known one; return the version and the answer."""
         recommender = self.current
         return recommender.version, show_similar(recommender, item_id, k, explain)
 
-    def due(self, raw: Mapping[str, Any], k: int) -> tuple[str, dict[str, Any]]:
+    def due(self, raw: Raw, k: int) -> tuple[str, Content]:
         """List what a user takes again; return the version and the answer."""
         recommender = self.current
         (request,) = self.read([raw], recommender)
@@ -236,16 +235,16 @@ class Service:
 
     # ---- events and users
 
-    def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
+    def observe(self, events: Sequence[Raw]) -> int:
         """Keep events, all or none, but old ones and those of forgotten users; return how many."""
         now = int(time.time())
         observations = parse_observations(events, self._schema, now)
-        state = self._state
-        return state.observe_many(
-            one for one in observations if state.is_recent(one.datetime, now)
+        begin = now - self._retention_days * DAY
+        return self._state.observe_many(
+            each for each in observations if each.datetime >= begin
         )
 
-    def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
+    def forget(self, user_id: Id) -> Future[list[Content]]:
         """Let a user be erased; the result is a receipt for each folder with profiles or state."""
         user_id = parse_id(user_id, self._schema.user_id_type, "user_id")
         return self._erasures.add(user_id)
@@ -255,23 +254,21 @@ class Service:
         known = know_user(user_id, self.current.profiles, self._state.recall)
         return bool(known.user_known)
 
-    def _open(self, recommender: Recommender) -> bool:
-        """Open live items and state, or go on without; tell whether they are open."""
+    def _open(self, recommender: Recommender) -> None:
+        """Open live items and state, or go on without."""
         try:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
                 path = self._folder / STATE_FILE
-                self._state: State = StateStore(path, self._runs, self._retention_days)
+                state = StateStore(path, self._runs, self._retention_days)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
             missing: Any = MissingState(recommender, self._runs, error)
-            self.items: LiveItems = missing
-            self._state = missing
-            return False
+            items = state = missing
         self.items = items
-        return True
+        self._state = state
 
     # ---- versions, here and in other processes
 
@@ -299,9 +296,11 @@ class Service:
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
-        while not self._is_open and not self._is_closing.wait(_RETRY_SECONDS):
+        while isinstance(self._state, MissingState):
+            if self._is_closing.wait(_RETRY_SECONDS):
+                return
             with self._reloading:
-                self._is_open = self._open(self.current)
+                self._open(self.current)
             self.impressions.store = self._state
 
         while not self._is_closing.wait(_FOLLOW_SECONDS):
@@ -316,9 +315,7 @@ class Service:
                         if reason is not None:
                             _LOG.error(_FAILED_HERE, version, reason)
             except LOADING_ERRORS as error:
-                _LOG.error(
-                    "other processes cannot be followed: %s", explain_fault(error)
-                )
+                _LOG.error(_NOT_FOLLOWED, explain_fault(error))
 
     def _announce(self) -> None:
         """Let other processes load the version that answers here."""
@@ -348,7 +345,7 @@ class Service:
             names |= {feature.name for feature in self._schema.features(side)}
         return frozenset(names)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Content:
         """Return what answers, and how the last reload ended."""
         current = self.current
         schema = self._schema
@@ -364,7 +361,7 @@ class Service:
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self.items.notes, *self.note_age(), *self.impressions.notes],
+            "notes": [*self.items.notes, *self.note_age()],
             "last_reload": self.last_reload,
         }
 
@@ -376,21 +373,17 @@ class Service:
         days = int(time.time() - until) // DAY
         if not schema.has_datetime or days * DAY <= MAX_PAUSE:
             return []
-
-        ended = f"the data ended {days} days ago: "
+        moment = "now, and popularity and memory have faded"
         if self.clock(current) == "data":
-            return [
-                f"{ended}a request without datetime is asked at its end (--clock data)"
-            ]
-        if schema.repeats != "allow" and not schema.popularity_days:
-            return []
+            moment = "at its end (--clock data)"
         return [
-            f"{ended}popularity and memory have faded for a request without datetime"
+            f"the data ended {days} days ago: a request without datetime is asked "
+            f"{moment}"
         ]
 
     def find_faults(self) -> dict[str, str]:
         """Name what fails, of `FAULTS`. The service still answers, except for `OUT_OF_SERVICE`."""
-        is_refused = self.last_reload is not None and not self.last_reload["is_loaded"]
+        last = self.last_reload
         is_damaged = False
         try:
             for run in self._runs:
@@ -399,13 +392,13 @@ class Service:
             is_damaged = True
         fails = {
             "disk": self._state.fault is not None,
-            "impressions": bool(self.impressions.notes),
-            "reload": is_refused,
+            "impressions": self.impressions.has_stopped,
+            "reload": last is not None and not last["is_loaded"],
             OUT_OF_SERVICE: is_damaged,
         }
         return {name: text for name, text in FAULTS.items() if fails[name]}
 
-    def measure(self) -> dict[str, Any]:
+    def measure(self) -> Content:
         """Return the figures of the metrics that are the same for all workers."""
         folders = (self._folder, *self._folder.parents)
         present = next(folder for folder in folders if folder.is_dir())

@@ -1,7 +1,6 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
-`State` is what the rest of the house asks of it, so that another engine may take the place of
-`StateStore`, which keeps it in the SQLite file `DIR/state/state.db`. Its records and tables are in
+`StateStore` keeps it in the SQLite file `DIR/state/state.db`. Its records and tables are in
 `service/log.py`.
 """
 
@@ -14,8 +13,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +41,7 @@ _MAX_RETENTION = 36_500
 _MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
 _MAX_LIVE = 1000  # latest events of a user in the history
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
-_SLICE_SECONDS = 0.01  # of deleting in one transaction, so that no event waits for long
-_MAX_SLICE = 1000  # events or answers of one transaction
+_SLICE = 200  # rows deleted in one transaction, so that no event waits for long
 _LOG_TIMEOUT = 20  # milliseconds that writers wait for the log to be emptied
 _LOG_PATIENCE = 10.0  # seconds of attempts to empty it
 _UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
@@ -69,51 +68,18 @@ _INSERT_EVENT = """INSERT INTO event_rows
      AND item_id = :item_id AND event IS :event AND weight IS :weight AND number >
      (SELECT ifnull(max(number), 0) FROM event_rows WHERE user = :user
       AND datetime = :datetime AND item_id = :item_id AND event = :undone_by))"""
+_DELETE = """DELETE FROM {table} WHERE number IN
+    (SELECT number FROM {table} WHERE {condition} LIMIT {n}) RETURNING number"""
+_DELETE_SHOWN = "DELETE FROM shown WHERE answer = ?"
 _INSERT_ANSWER = "INSERT INTO answer_rows VALUES (NULL, ?, ?, ?, ?, ?, ?)"
 _INSERT_SHOWN = "INSERT INTO shown VALUES (?, ?, ?, ?, ?)"
 _NUMBER_OF_USER = """(SELECT u.number FROM user_keys k JOIN users u
     ON u.place = k.place WHERE k.key = ? AND u.id = ?)"""
+_FIND_NUMBER = f"SELECT {_NUMBER_OF_USER}"
 _RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
     WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""
-
-
-class State(Protocol):
-    """The live state that services, erasure and figures of use need; safe to use from many threads.
-
-    Each write is kept whole or not at all, and is durable when its call returns. Nothing is kept of
-    forgotten users. Errors of the storage are `OSError`.
-    """
-
-    fault: Exception | None  # of the last write, None if it succeeded
-
-    def observe_many(self, observations: Iterable[Observation]) -> int:
-        """Keep events, each once; return how many are kept."""
-
-    def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown."""
-
-    def recall(self, user_id: Id) -> Recalled:
-        """Return the latest events of a user."""
-
-    def count_answers(self, user_id: Id, since: int, policy: str) -> int:
-        """Count the lists of a user since a time, of policies that begin with a text."""
-
-    def is_recent(self, time: int, now: int) -> bool:
-        """Tell whether a time lies within the retention window."""
-
-    def expire_slices(self, now: int) -> Iterator[int]:
-        """Remove what is too old; yield the number of events and answers of each slice."""
-
-    def list_known(self, user_ids: Iterable[Id]) -> set[str]:
-        """Return, as texts, the users who have events or answers."""
-
-    def forget(self, *user_ids: Id) -> dict[str, int]:
-        """Erase users; return how many `events` and `impressions` they had."""
-
-    def close(self) -> None:
-        """Release the storage."""
 
 
 class StateStore:
@@ -189,21 +155,19 @@ class StateStore:
     def observe_many(self, observations: Iterable[Observation]) -> int:
         """Keep events, all or none, each once; return how many are on disk."""
         observations = list(observations)
+        user_ids = [observation.user_id for observation in observations]
+        rows = []
         with self._writing() as connection:
-            user_ids = [observation.user_id for observation in observations]
-            numbers = self._number_users(connection, user_ids)
-            rows = []
+            numbers = self._number_users(user_ids)
             for observation in observations:
-                number = numbers.get(str(observation.user_id))
-                if number is None:
-                    continue
                 # SQLite would keep the bytes of a numpy number.
                 row = {
                     name: to_plain(value) for name, value in vars(observation).items()
                 }
-                row["user"] = number
+                row["user"] = numbers.get(str(observation.user_id))
                 row["undone_by"] = _UNDONE_BY.get(observation.event or "")
-                rows.append(row)
+                if row["user"] is not None:
+                    rows.append(row)
             connection.executemany(_INSERT_EVENT, rows)
         return len(rows)
 
@@ -212,13 +176,21 @@ class StateStore:
         answers = list(answers)
         user_ids = [answer.user_id for answer in answers if answer.user_id is not None]
         with self._writing() as connection:
-            numbers = self._number_users(connection, user_ids)
+            numbers = self._number_users(user_ids)
             for answer in answers:
-                number = numbers.get(str(answer.user_id))
-                if answer.user_id is None or number is not None:
-                    _insert_answer(connection, answer, number)
+                user = numbers.get(str(answer.user_id))
+                if user is None and answer.user_id is not None:
+                    continue
+                facts = (answer.request_id, user, answer.datetime)
+                values = (*facts, answer.bundle_version, answer.policy, answer.arm)
+                number = connection.execute(_INSERT_ANSWER, values).lastrowid
+                columns = (answer.item_ids, answer.scores, answer.propensities)
+                slots = enumerate(zip(*columns, strict=True), start=1)
+                rows = [(number, position, *slot) for position, slot in slots]
+                connection.executemany(_INSERT_SHOWN, rows)
 
     def recall(self, user_id: Id) -> Recalled:
+        """Return the latest events of a user."""
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
 
@@ -237,13 +209,11 @@ class StateStore:
         return Recalled(history, _list_dismissed(rows))
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
+        """Count the lists of a user since a time, of policies that begin with a text."""
         text = str(user_id)
         key = user_key(self._salt, text)
         ((count,),) = self._read(_COUNT_ANSWERS, key, text, since, f"{policy}*")
         return int(count)
-
-    def is_recent(self, time: int, now: int) -> bool:
-        return time >= now - self.retention_days * DAY
 
     def expire_slices(self, now: int) -> Iterator[int]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
@@ -253,9 +223,9 @@ class StateStore:
             yield n_deleted["event_rows"] + n_deleted["answer_rows"]
 
         unused = self._read("SELECT place, id FROM unused_users")
-        for start in range(0, len(unused), _MAX_SLICE):
+        for start in range(0, len(unused), _SLICE):
             with self._writing() as connection:
-                for place, text in unused[start : start + _MAX_SLICE]:
+                for place, text in unused[start : start + _SLICE]:
                     erase = f"{_ERASE_USER} {_IS_UNUSED}"
                     if connection.execute(erase, (place, text)).rowcount:
                         key = user_key(self._salt, text)
@@ -264,10 +234,11 @@ class StateStore:
         self._empty_log()
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
+        """Return, as texts, the users who have events or answers."""
         known = set()
         for text in map(str, user_ids):
-            rows = self._read(_FIND_USER, text, user_key(self._salt, text))
-            if any(number is not None for _, number in rows):
+            ((number,),) = self._read(_FIND_NUMBER, user_key(self._salt, text), text)
+            if number is not None:
                 known.add(text)
         return known
 
@@ -303,9 +274,8 @@ class StateStore:
                 users = [(place, number) for _, place, number in rows]
                 connection.executemany(f"{_ERASE_USER} AND number = ?", users)
             self._empty_log()
-            with (
-                self._writing() as connection
-            ):  # the keys last: they lead a second call here
+            # the keys last: they lead a second call here
+            with self._writing() as connection:
                 keys = [(key, place) for key, place, _ in rows]
                 connection.executemany(_DELETE_KEY, keys)
         return {"events": n_deleted["event_rows"], "impressions": n_deleted["shown"]}
@@ -315,46 +285,48 @@ class StateStore:
         while self._readers:
             self._readers.pop().close()
 
-    def _number_users(
-        self, connection: sqlite3.Connection, user_ids: Iterable[Id]
-    ) -> dict[str, int]:
+    def _number_users(self, user_ids: Iterable[Id]) -> dict[str, int]:
         """Return id as a text -> number, old or new, of users who are not forgotten."""
         erased = [read_erasure_list(run) for run in self._runs]
         # A user who is added to a list after this is erased by the call that adds them.
         numbers: dict[str, int] = {}
         for user_id in user_ids:
             text = str(user_id)
-            if text not in numbers and not any(who.holds(user_id) for who in erased):
-                is_integer = not isinstance(user_id, str)
-                numbers[text] = self._number_user(connection, text, is_integer)
+            if text in numbers or any(who.holds(user_id) for who in erased):
+                continue
+            key = user_key(self._salt, text)
+            number: int | None
+            (number,) = self._writer.execute(_FIND_NUMBER, (key, text)).fetchone()
+            if number is None:
+                user = {"id": text, "is_integer": not isinstance(user_id, str)}
+                ((place, number),) = self._writer.execute(_ADD_USER, user).fetchall()
+                self._writer.execute(
+                    "REPLACE INTO user_keys VALUES (?, ?)", (key, place)
+                )
+            numbers[text] = number
         return numbers
-
-    def _number_user(
-        self, connection: sqlite3.Connection, text: str, is_integer: bool
-    ) -> int:
-        key = user_key(self._salt, text)
-        for _, number in connection.execute(_FIND_USER, (text, key)):
-            if number is not None:
-                return int(number)
-        user = {"id": text, "is_integer": is_integer}
-        ((place, number),) = connection.execute(_ADD_USER, user).fetchall()
-        connection.execute("REPLACE INTO user_keys VALUES (?, ?)", (key, place))
-        return int(number)
 
     def _delete_slices(
         self, condition: str, value: float | None
     ) -> Iterator[Counter[str]]:
         """Delete rows that meet a condition, while others write; yield how many of each table."""
-        is_done = False
-        while not is_done:
+        n_most = _SLICE
+        while n_most == _SLICE:
             begin = time.monotonic()
+            n_deleted = Counter[str]()
             with self._writing() as connection:
-                n_deleted, is_done = _delete_some(connection, condition, value)
+                for table in ("event_rows", "answer_rows"):
+                    delete = _DELETE.format(table=table, condition=condition, n=_SLICE)
+                    numbers = connection.execute(delete, (value,)).fetchall()
+                    n_deleted[table] = len(numbers)
+                shown = connection.executemany(_DELETE_SHOWN, numbers)  # of answers
+                n_deleted["shown"] = shown.rowcount
             seconds = time.monotonic() - begin
 
             # Here, so that the commits of others need not do it.
             self._read("PRAGMA wal_checkpoint(PASSIVE)")
-            time.sleep(0 if is_done else seconds)
+            n_most = max(n_deleted["event_rows"], n_deleted["answer_rows"])
+            time.sleep(seconds if n_most == _SLICE else 0)
             yield n_deleted
 
     def _empty_log(self) -> None:
@@ -404,48 +376,12 @@ class StateStore:
         return rows
 
 
-def _insert_answer(
-    connection: sqlite3.Connection, answer: Impressions, user: int | None
-) -> None:
-    request = (answer.request_id, user, to_plain(answer.datetime))
-    values = (*request, answer.bundle_version, answer.policy, answer.arm)
-    number = connection.execute(_INSERT_ANSWER, values).lastrowid
-    slots = zip(answer.item_ids, answer.scores, answer.propensities, strict=True)
-    rows = []
-    for position, (item_id, score, propensity) in enumerate(slots, start=1):
-        row = (number, position, to_plain(item_id), float(score), float(propensity))
-        rows.append(row)
-    connection.executemany(_INSERT_SHOWN, rows)
-
-
-def _delete_some(
-    connection: sqlite3.Connection, condition: str, value: float | None
-) -> tuple[Counter[str], bool]:
-    """Delete rows for a moment; return how many of each table, and whether these were all."""
-    n_deleted = Counter[str]()
-    end = time.monotonic() + _SLICE_SECONDS
-    for table in ("event_rows", "answer_rows"):
-        query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"
-        delete = f"DELETE FROM {table} WHERE number = ?"
-        for number in connection.execute(query, (value,)).fetchall():
-            if table == "answer_rows":
-                slots = connection.execute("DELETE FROM shown WHERE answer = ?", number)
-                n_deleted["shown"] += slots.rowcount
-            n_deleted[table] += connection.execute(delete, number).rowcount
-            if time.monotonic() > end:
-                return n_deleted, False
-    n_most = max(n_deleted["event_rows"], n_deleted["answer_rows"])
-    return n_deleted, n_most < _MAX_SLICE
-
-
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
     """Return the dismissed items: the sign that arrived last counts, whatever the clocks say."""
-    signs = [row for row in rows if row[2] in _UNDONE_BY]
-    signs.sort(key=lambda row: row[4])  # number
     dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, *_ in signs:
+    for item_id, _, event, *_ in sorted(rows, key=itemgetter(4)):  # by number
         if event == DISMISS:
             dismissed.setdefault(str(item_id), item_id)
-        else:
+        elif event == UNDISMISS:
             dismissed.pop(str(item_id), None)
     return tuple(dismissed.values())

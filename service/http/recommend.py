@@ -330,10 +330,8 @@ def _answer_in_arm(
     recommender = arms.recommender(arm, call.current)
     if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm.name)
-    answers = explore(
-        recommender, [parsed], call.k, call.filter_viewed, arm.policy, [seed]
-    )
-    return _Batch(recommender, [parsed], answers, str(arm.policy), arm.name)
+    answer = explore(recommender, parsed, call.k, call.filter_viewed, arm.policy, seed)
+    return _Batch(recommender, [parsed], [answer], str(arm.policy), arm.name)
 
 
 async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:

@@ -109,16 +109,7 @@ def test_an_event_that_nobody_could_read_again_is_not_kept(store, event):
     assert items_of(store, "u") == ["b"]
 
 
-def test_answers_forgotten_users_and_limits_are_checked_too(store, path):
-    for about in (
-        {"time": NOW * 1000},
-        {"time": NOW + 0.5},
-        {"user_id": 7.0},
-        {"user_id": 2**63},
-    ):
-        with pytest.raises(SchemaError):
-            store.log_impressions(iter([answer_of("u"), answer_of(**{"user_id": "u", **about})]))
-    assert query(path, "SELECT count(*) FROM answers") == [(0,)]
+def test_forgotten_users_and_limits_are_checked_too(store):
     store.observe("7", "a", "view", NOW)
     for said in (["7"], 7.0, None, True):
         with pytest.raises(SchemaError, match="user_id is"):
@@ -233,11 +224,6 @@ def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY
-        assert [store.is_recent(time, NOW) for time in (limit - 1, limit, NOW)] == [
-            False,
-            True,
-            True,
-        ]
         for item_id, event, time in (
             ("old", "buy", limit - 1),
             ("x", "dismiss", limit - 1),

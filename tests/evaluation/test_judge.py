@@ -49,7 +49,7 @@ def serve(recommender, run, n_lists, policy, seed, liked):
         for number in range(n_lists):
             moment, user = UNTIL + 3600 * (number + 1), users[number % len(users)]
             request = complete(Request(user, datetime=moment), recommender.profiles, store)
-            (answer,) = explore(recommender, [request], K, None, policy, [f"{seed} {number}"])
+            answer = explore(recommender, request, K, None, policy, f"{seed} {number}")
             ids, scores = answer.item_id.tolist(), answer.score.tolist()
             head = (f"r{number}", user, moment, recommender.version, str(policy))
             store.log_impressions([Impressions(*head, ids, scores, answer.propensity.tolist())])

