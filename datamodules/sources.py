@@ -48,7 +48,6 @@ class Records:
     rejects: pd.DataFrame
     dropped: tuple[str, ...]  # columns that are not declared
     is_text: bool = False  # each cell is a text, so canonical integers mean integers
-    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
     n_erased: int = 0  # records of erased users that were taken out
 
     @property
@@ -94,7 +93,7 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
         name: column for name, (_, column) in zip(names, frame.items(), strict=True)
     }
     lines = np.arange(1, len(frame) + 1)
-    return _take(name, FileRecords(names, cells, lines, []), columns)
+    return _take(name, FileRecords(names, cells, lines, {}), columns)
 
 
 def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
@@ -133,10 +132,10 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
     requested = {column.source for column in columns}
     rejects = make_rejects(
         file,
-        [bad.line for bad in records.bad],
+        records.bad,
         None,
-        [bad.text for bad in records.bad],
-        [bad.reason for bad in records.bad],
+        [bad.text for bad in records.bad.values()],
+        [bad.reason for bad in records.bad.values()],
     )
     return Records(
         file,
@@ -146,7 +145,6 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
         rejects,
         tuple(name for name in records.names if name not in requested),
         records.is_text,
-        records.is_broken,
     )
 
 
@@ -223,7 +221,7 @@ def _read_query(
         )
     cells = dict(zip(rows.column_names, rows.columns, strict=True))
     lines = np.arange(1, len(rows) + 1)
-    return _take(name, FileRecords(rows.column_names, cells, lines, []), columns)
+    return _take(name, FileRecords(rows.column_names, cells, lines, {}), columns)
 
 
 def _attach(path: str) -> str:

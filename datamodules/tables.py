@@ -20,7 +20,6 @@ from datamodules.config import (
     columns_of_table,
 )
 from datamodules.feedback import append_log, list_columns
-from datamodules.read import REPLACED
 from datamodules.rejects import (
     KINDS,
     OUTLYING,
@@ -34,7 +33,6 @@ from datamodules.rejects import (
 )
 from datamodules.sources import Records, read_file, read_files, take_frame
 from datamodules.values import find_outlying, join_frames, read_cells, unify_ids
-from serve.arrays import Flags
 from serve.cells import to_text
 from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
@@ -290,11 +288,14 @@ def _type_file(
     is_lost = np.zeros(len(file.frame), bool)
     for column in file.columns:
         cells = file.frame[column.name]
-        values, faults_of_cells = _type_column(file, column, timezone, layout)
+        try:
+            values, reasons = read_cells(column, cells, timezone, file.is_text, layout)
+        except SchemaError as error:
+            raise SchemaError(f"{file.file}: {error}") from error
         costs = "cell" if keeps_rows and column.role != "id" else "record"
         is_listed = is_lost.copy()
         is_wrong = np.zeros(len(cells), bool)
-        for reason, is_fault in faults_of_cells.items():
+        for reason, is_fault in reasons.items():
             listed = make_rejects(
                 file.file,
                 file.lines[is_fault],
@@ -326,23 +327,6 @@ def _type_file(
         file.n_erased,
         file.dropped,
     )
-
-
-def _type_column(
-    file: Records, column: Column, timezone: str | None, layout: TableConfig
-) -> tuple[pd.Series[Any], dict[str, Flags]]:
-    """Return the values of a column, and reason -> the rows at fault (n,)."""
-    cells = file.frame[column.name]
-    broken: dict[str, Flags] = {}
-    if file.is_broken:
-        is_broken = cells.str.contains(REPLACED, regex=False).fillna(False)
-        broken["not UTF-8"] = is_broken.to_numpy(bool)
-        cells = cells.mask(is_broken, None)
-    try:
-        read = read_cells(column, cells, timezone, file.is_text, layout)
-    except SchemaError as error:
-        raise SchemaError(f"{file.file}: {error}") from error
-    return read.values, broken | read.faults
 
 
 def _reject_outliers(table: TypedTable) -> TypedTable:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
 
 from datamodules.config import Column, TableConfig
+from datamodules.read import REPLACED
 from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH
 from serve.arrays import Flags, Ints
 from serve.cells import Vector, read_vector, to_text
@@ -53,22 +54,31 @@ def read_cells(
     """
     if column.role != "vector":
         cells = _to_plain(cells)
-    is_missing = _is_one_of(cells, {mark.strip() for mark in layout.missing})
-    if is_missing.any():
-        cells = cells.mask(is_missing, None)
-    if column.role == "vector":
-        return _read_vectors(cells, layout.decimal)
-    if column.role == "id":
-        return _read_ids(column, cells, is_text)
-    if column.role == "time":
-        return _read_times(column, cells, timezone, layout.time_formats)
-    if column.role == "date":
-        return _read_dates(column, cells, timezone, layout.time_formats)
+    marks = {"", *(mark.strip() for mark in layout.missing)}
     if column.role in ("number", "order"):
-        if layout.decimal == ",":
-            cells = _point_decimals(cells)
-        return _read_numbers(column, cells)
-    return _read_values(column, cells)
+        marks |= {"nan", "NaN"}
+    is_missing = cells.isna().to_numpy(bool) | _is_one_of(cells, marks)
+    faults: dict[str, Flags] = {}
+    if not column.may_be_empty:
+        faults["missing"] = is_missing
+    is_unset = is_missing
+    if is_text and types.is_string_dtype(cells.dtype):
+        is_broken = cells.str.contains(REPLACED, regex=False).fillna(False)
+        faults["not UTF-8"] = is_broken.to_numpy(bool)
+        is_unset = is_missing | faults["not UTF-8"]
+    if is_unset.any():
+        cells = cells.mask(is_unset, None)
+    if column.role == "vector":
+        read = _read_vectors(cells, layout.decimal)
+    elif column.role == "id":
+        read = _read_ids(column, cells, is_text)
+    elif column.role in ("time", "date"):
+        read = _read_times(column, cells, timezone, layout.time_formats)
+    elif column.role in ("number", "order"):
+        read = _read_numbers(column, cells, layout.decimal)
+    else:
+        read = _read_values(column, cells)
+    return Cells(read.values, faults | read.faults)
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -126,17 +136,9 @@ def _to_plain_value(value: object) -> object:
 
 
 def _is_one_of(cells: pd.Series, texts: Collection[str]) -> Flags:
-    if texts and isinstance(cells.dtype, pd.StringDtype):
-        return cells.str.strip().isin(texts).to_numpy(bool)
-    if texts and types.is_object_dtype(cells.dtype):
-        is_one = [isinstance(cell, str) and cell.strip() in texts for cell in cells]
-        return np.array(is_one, bool)
-    return np.zeros(len(cells), bool)
-
-
-def _is_missing(cells: pd.Series, texts: Collection[str] = ("",)) -> Flags:
-    """Return which cells are null or blank, or another text that says so."""
-    return np.asarray(cells.isna().to_numpy(bool) | _is_one_of(cells, texts))
+    if not types.is_string_dtype(cells.dtype):
+        return np.zeros(len(cells), bool)
+    return cells.astype("str").str.strip().isin(texts).to_numpy(bool)
 
 
 def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
@@ -147,25 +149,25 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 
 
 def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
-    """Return int64 or texts; a missing id is 0 or blank, and a fault."""
-    is_missing = _is_missing(cells)
-    is_wrong = np.zeros(len(cells), bool)
+    """Return int64 or texts; a missing id is 0 or blank."""
+    is_set = cells.notna().to_numpy()
+    is_id = is_set
     if cells.dtype == object:
-        is_wrong = ~_is_any(cells, (str, int, np.integer)) | _is_any(cells, (bool,))
-        is_wrong &= ~is_missing
+        is_id = _is_any(cells, (str, int, np.integer)) & ~_is_any(cells, (bool,))
     elif cells.dtype == bool or not (
         types.is_numeric_dtype(cells.dtype) or types.is_string_dtype(cells.dtype)
     ):
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed for an id: integers or texts"
         )
-    ids = cells[~(is_missing | is_wrong)]
-    integers = _to_integers(column, ids, is_text)
-    faults = {"missing": is_missing, "not an id": is_wrong}
-    if integers is not None:
-        return Cells(integers.reindex(cells.index, fill_value=0), faults)
-    texts = ids.astype("str")
-    return Cells(texts.reindex(cells.index, fill_value=""), faults)
+    ids = cells[is_id]
+    values = _to_integers(column, ids, is_text)
+    fill: Any = 0
+    if values is None:
+        values = ids.astype("str")
+        fill = ""
+    values = values.reindex(cells.index, fill_value=fill)
+    return Cells(values, {"not an id": is_set & ~is_id})
 
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
@@ -196,27 +198,18 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
 def _read_times(
     column: Column, cells: pd.Series, timezone: str | None, formats: list[str]
 ) -> Cells:
-    """Return int64 UTC seconds."""
+    """Return times as int64 UTC seconds, dates as ISO texts on the clocks of the zone."""
     seconds, is_valid = _read_moments(column, cells, timezone, formats)
-    is_missing = _is_missing(cells)
-    faults = {"missing": is_missing, "not a time": ~is_valid & ~is_missing}
-    faults |= _find_beyond(column, seconds, is_valid)
-    return Cells(pd.Series(seconds, cells.index), faults)
-
-
-def _read_dates(
-    column: Column, cells: pd.Series, timezone: str | None, formats: list[str]
-) -> Cells:
-    """Return ISO texts on the clocks of the zone, None where missing."""
-    seconds, is_valid = _read_moments(column, cells, timezone, formats)
-    local = to_local(seconds, find_zone(timezone))
-    moments = local.astype("datetime64[s]")
-    days = moments.astype("datetime64[D]")
-    texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
-    values = pd.Series(texts.astype(object), cells.index).where(is_valid, None)
-    faults = {"not a time": ~is_valid & ~_is_missing(cells)}
-    faults |= _find_beyond(column, seconds, is_valid)
-    return Cells(values.astype("str"), faults)
+    values = pd.Series(seconds, cells.index)
+    if column.role == "date":
+        local = to_local(seconds, find_zone(timezone))
+        moments = local.astype("datetime64[s]")
+        days = moments.astype("datetime64[D]")
+        texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
+        dates = pd.Series(texts.astype(object), cells.index)
+        values = dates.where(is_valid, None).astype("str")
+    faults = {"not a time": ~is_valid & cells.notna().to_numpy()}
+    return Cells(values, faults | _find_beyond(column, seconds, is_valid))
 
 
 def _read_moments(
@@ -241,9 +234,7 @@ def _read_moments(
 
 def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     """Write the times that one of the formats fits, the first that does, in the form of ISO."""
-    if types.is_integer_dtype(cells.dtype):  # 20240531
-        cells = cells.astype("str")
-    texts = cells.astype(object).where(_is_any(cells, (str,)), None).str.strip()
+    texts = cells.astype("str").str.strip()
     cells = cells.astype(object)
     for form in reversed(formats):
         has_zone = "%z" in form
@@ -305,42 +296,35 @@ def _write_limit(column: Column, limit: float) -> str:
 # ---- numbers and vectors
 
 
-def _point_decimals(cells: pd.Series) -> pd.Series:
-    """Write numbers with a decimal point; a text that is none with a comma is no number then."""
-    if types.is_numeric_dtype(cells.dtype):
-        return cells
-    return pd.Series(list(map(_point_decimal, cells)), cells.index, dtype=object)
-
-
 def _point_decimal(cell: object) -> object:
-    text = cell.strip() if isinstance(cell, str) else ""
-    if not text:
+    """Write a number with a decimal point; a text that is none with a comma is no number then."""
+    if not isinstance(cell, str):
         return cell
-    if not re.fullmatch(COMMA_NUMBER, text):
+    if not re.fullmatch(COMMA_NUMBER, cell.strip()):
         return "?"
-    return re.sub(GROUPS, "", text).replace(",", ".")
+    return re.sub(GROUPS, "", cell).replace(",", ".")
 
 
-def _read_numbers(column: Column, cells: pd.Series) -> Cells:
+def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64: near ones would tie."""
-    if cells.dtype == object:
-        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
-    elif types.is_datetime64_any_dtype(cells.dtype):
+    if types.is_datetime64_any_dtype(cells.dtype):
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed: numbers"
         )
-    is_missing = _is_missing(cells, ("", "nan", "NaN"))
-    numbers = pd.to_numeric(cells, errors="coerce")
+    is_set = cells.notna().to_numpy()
+    if cells.dtype == object:
+        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
+    if decimal == ",":
+        cells = cells.map(_point_decimal)
+    values = pd.to_numeric(cells, errors="coerce")
     if column.role != "order":
-        numbers = numbers.astype("float64")
+        values = values.astype("float64")
+    numbers = values.to_numpy()
     faults = {
-        "not a number": numbers.isna().to_numpy() & ~is_missing,
-        "not finite": np.isinf(numbers.to_numpy()),
+        "not a number": is_set & np.isnan(numbers),
+        "not finite": np.isinf(numbers),
     }
-    faults |= _find_beyond(column, numbers.to_numpy(), ~is_missing)
-    if not column.may_be_empty:
-        faults["missing"] = is_missing
-    return Cells(numbers, faults)
+    return Cells(values, faults | _find_beyond(column, numbers, is_set))
 
 
 def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
@@ -351,10 +335,10 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
-    rows = np.flatnonzero(~_is_missing(cells))
+    rows = np.flatnonzero(cells.notna())
     for row, cell in zip(rows, cells.iloc[rows], strict=True):
-        has_point = not isinstance(cell, str) or "." in cell  # Python's 0.1, 0.2
-        if decimal == "," and not has_point:
+        # a text with a point is Python's 0.1, 0.2
+        if decimal == "," and isinstance(cell, str) and "." not in cell:
             cell = cell.replace(",", ".").replace(";", " ")
         try:
             entries = read_vector(cell)
@@ -374,26 +358,17 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
 
 def _read_values(column: Column, cells: pd.Series) -> Cells:
     """Return texts, or values as they are; a list is for kinds that take several values alone."""
-    if types.is_datetime64_any_dtype(cells.dtype):
-        return Cells(_to_texts(cells.astype(object)), {})
+    faults = {}
     if cells.dtype == np.float32:  # 0.1 stays 0.1
         cells = cells.astype(str).astype("float64")
-    is_wrong = np.zeros(len(cells), bool)
     if cells.dtype == object:
         is_list = _is_any(cells, LISTS)
-        if column.role == "category" and is_list.any():
-            example = str(cells[is_list].iloc[0])[:40]
-            raise SchemaError(
-                f"column '{column.source}', {column.reason} as categorical, holds lists such as "
-                f"{example}; "
-                "allowed: one value in each cell; declare multi_categorical or vector"
-            )
-        is_wrong = _is_any(cells, (dict, set, bytes))
-        if column.role == "text":
-            is_wrong |= is_list
-        cells = cells.mask(is_wrong, None)
-    values = _to_texts(cells) if column.role == "text" else cells
-    return Cells(values, {"not a value": is_wrong})
+        faults["a list"] = is_list & (column.role != "value")
+        faults["not a value"] = _is_any(cells, (dict, set, bytes))
+        cells = cells.mask(faults["a list"] | faults["not a value"], None)
+    if column.role == "text" or types.is_datetime64_any_dtype(cells.dtype):
+        cells = _to_texts(cells.astype(object))
+    return Cells(cells, faults)
 
 
 def _to_texts(cells: pd.Series) -> pd.Series:

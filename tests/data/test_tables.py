@@ -207,8 +207,10 @@ def test_a_bad_cell_of_an_item_costs_the_cell_and_is_listed_with_a_reason():
     listed = rejects.frame[["line", "reason", "costs"]].to_numpy().tolist()
     assert listed == [[2, "not a value", "cell"], [4, "not a value", "cell"]]
     assert tables.items["x"].isna().tolist() == [False, True, False, True]
-    with pytest.raises(SchemaError, match=r"holds lists such as \('a',\).*multi_categorical"):
-        read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
+    _, rejects = read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
+    assert rejects.frame[["line", "reason", "costs"]].to_numpy().tolist() == [[1, "a list", "cell"]]
+    with pytest.raises(SchemaError, match=r"does not hold single values.*multi_categorical"):
+        read_items(pd.Series([["a"], ["b"], ["c"], "d"], dtype=object), "categorical")
 
 
 @pytest.mark.parametrize(
