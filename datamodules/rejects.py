@@ -61,25 +61,37 @@ _SCHEMA = pa.schema(
 class Rejects:
     """The records of the files that did not become a row, by table or file of the split."""
 
-    tables: dict[str, pd.DataFrame]
-    """File, line or record number from 1, column, value and reason of each bad record with its
-    first fault."""
-    cells: dict[str, pd.DataFrame]
-    """The same of bad cells of users and items, whose rows are kept without them."""
+    faults: dict[str, pd.DataFrame]
+    """File, line or record number from 1, column, value and reason of each fault, and what it
+    costs: "record"; "cell" of users and items, whose row is kept without it; or nothing more."""
     records: dict[str, int]  # records in the files, the bad ones included
     dropped: dict[str, tuple[str, ...]]  # columns that are not declared
     forgotten: dict[str, int] = field(default_factory=dict)
     """Records of erased users, which are counted nowhere else."""
-    hints: tuple[str, ...] = ()  # lines that look odd, though they were read
     logged: dict[str, int] = field(default_factory=dict)
     """What became of the rows of a log of events."""
 
     @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The bad records of each table, each with its first fault."""
+        return {
+            name: faults[faults["costs"] == "record"]
+            for name, faults in self.faults.items()
+        }
+
+    @property
     def frame(self) -> pd.DataFrame:
-        """The rejects and the bad cells of all tables, and which of the two they are."""
-        records = [frame.assign(costs="record") for frame in self.tables.values()]
-        cells = [frame.assign(costs="cell") for frame in self.cells.values()]
-        return pd.concat([*records, *cells], ignore_index=True)
+        """The bad records and the bad cells of all tables."""
+        faults = pd.concat(self.faults.values())
+        return faults[faults["costs"] != ""].reset_index(drop=True)
+
+    @property
+    def hints(self) -> list[str]:
+        """How many cells and times were set aside, and where; published, so no cell is quoted."""
+        hints: list[str] = []
+        for name, faults in self.faults.items():
+            hints.extend(_describe_losses(name, faults))
+        return hints
 
 
 def make_rejects(
@@ -215,8 +227,7 @@ def find_limit(
     return min(n_right, max_rate * (len(wrong) + n_right))
 
 
-def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
-    """Say how many cells and times were set aside, and where; published, so no cell is quoted."""
+def _describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
     cells = faults[faults["costs"] == "cell"]
     for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
         yield (
@@ -225,9 +236,7 @@ def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
         )
     odd = faults[faults["reason"] == OUTLYING]
     if len(odd):
-        days = sorted(set(odd["value"].str[:10]))
         yield (
-            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: "
-            f"see {place_of(odd)}; they are rejected, unless data.{setting_of(name)} has "
-            "min_datetime or max_datetime"
+            f"{len(odd):,} events are {OUTLYING}: see {place_of(odd)}; they are rejected, unless "
+            f"data.{setting_of(name)} has min_datetime or max_datetime"
         )

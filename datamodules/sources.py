@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from datamodules.read import (
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, make_rejects
-from serve.arrays import Ints
 from serve.errors import SchemaError, name_nearest
 
 _PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
@@ -39,20 +40,49 @@ _SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one file or data frame: rows of raw cells, and those that are no rows."""
+    """The records of one table or file of it: rows of raw cells, and those that are no rows."""
 
-    file: str
+    file: str  # of several the first
     columns: tuple[Column, ...]  # the requested columns that are there
-    frame: pd.DataFrame  # by our names; cells of a text file are texts still
-    lines: Ints  # (n,) line or record number of each row
+    frame: pd.DataFrame  # by our names
+    places: pd.DataFrame  # file, and line or record number, of each row
     rejects: pd.DataFrame
     dropped: tuple[str, ...]  # columns that are not declared
-    is_text: bool = False  # each cell is a text, so canonical integers mean integers
+    is_text: bool = False  # cells of a text file, where 7 is an integer as well
     n_erased: int = 0  # records of erased users that were taken out
 
     @property
     def n_records(self) -> int:
         return len(self.frame) + len(self.rejects)
+
+
+def join_records(files: Sequence[Records]) -> Records:
+    """Put the records of the files of one table below each other."""
+    first = find_fullest(files)
+    filled = [file for file in files if len(file.frame)] or files
+    dropped = chain.from_iterable(file.dropped for file in files)
+    return Records(
+        first.file,
+        first.columns,
+        pd.concat([file.frame for file in filled], ignore_index=True),
+        pd.concat([file.places for file in filled], ignore_index=True),
+        pd.concat([file.rejects for file in files]),
+        tuple(dict.fromkeys(dropped)),
+        any(file.is_text for file in files),
+    )
+
+
+def find_fullest(files: Sequence[Records]) -> Records:
+    """Refuse a file that lacks a column of the others; return the first one with all columns."""
+    filled = [file for file in files if len(file.frame)] or files
+    fullest = max(filled, key=lambda file: len(file.columns))
+    for file in filled:
+        for column in fullest.columns:
+            if column not in file.columns:
+                raise SchemaError(
+                    f"{file.file}: column '{column.source}' is absent, which {fullest.file} has"
+                )
+    return fullest
 
 
 def read_files(
@@ -137,11 +167,12 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
         [bad.text for bad in records.bad.values()],
         [bad.reason for bad in records.bad.values()],
     )
+    places = pd.DataFrame({"line": records.lines})
     return Records(
         file,
         present,
         pd.DataFrame(cells),
-        records.lines,
+        places.assign(file=pd.Series(file, places.index, dtype=object)),
         rejects,
         tuple(name for name in records.names if name not in requested),
         records.is_text,

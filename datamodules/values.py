@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from pandas.api import types
 
 from datamodules.config import Column, TableConfig
 from datamodules.read import REPLACED
-from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH
+from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING
 from serve.arrays import Flags, Ints
 from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
@@ -22,8 +22,8 @@ from serve.errors import SchemaError
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
-_MAX_INTEGER = 2**63 - 1
 _INTEGER = r"0|-?[1-9][0-9]{0,18}"  # "007" is a text
+_MAX_INTEGER = 2**63 - 1
 
 
 class Cells(NamedTuple):
@@ -46,7 +46,8 @@ def read_cells(
         column: its role, limits, and whether a cell may be empty.
         cells: (n,) cells as a file or data frame has them.
         timezone: IANA name by whose clocks naive times are read; None: UTC.
-        is_text: the cells come from a text file, so canonical integers mean integers.
+        is_text: the cells come from a text file: canonical integers mean integers, and `REPLACED`
+            stands for what is not UTF-8.
         layout: how the table writes missing values, decimals and times.
 
     Raises:
@@ -63,7 +64,8 @@ def read_cells(
         faults["missing"] = is_missing
     is_unset = is_missing
     if is_text and types.is_string_dtype(cells.dtype):
-        is_broken = cells.str.contains(REPLACED, regex=False).fillna(False)
+        texts = cells.astype("str")
+        is_broken = texts.str.contains(REPLACED, regex=False).fillna(False)
         faults["not UTF-8"] = is_broken.to_numpy(bool)
         is_unset = is_missing | faults["not UTF-8"]
     if is_unset.any():
@@ -86,21 +88,6 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     if all(map(types.is_integer_dtype, columns)):
         return columns
     return [ids.astype("str") for ids in columns]
-
-
-def join_frames(
-    frames: Sequence[pd.DataFrame], columns: Sequence[Column]
-) -> pd.DataFrame:
-    """Put rows of the same columns below each other; those without rows have no say in a type."""
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return frames[0]
-    joined = pd.concat(filled, ignore_index=True)
-    for column in columns:
-        if column.role == "id":
-            ids = unify_ids([frame[column.name] for frame in filled])
-            joined[column.name] = pd.concat(ids, ignore_index=True)
-    return joined
 
 
 # ---- cells of every kind
@@ -172,18 +159,18 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
     """Return int64 if the ids are integers, in a text file without leading zeros, else None."""
-    if types.is_float_dtype(ids.dtype):
+    if types.is_integer_dtype(ids.dtype):
+        is_integer = not (ids > _MAX_INTEGER).any()  # would become negative
+    elif types.is_float_dtype(ids.dtype):
         is_integer = not ids.mod(1).any() and ids.abs().max() < _EXACT_FLOAT
         if not is_integer:
             raise SchemaError(
                 f"column '{column.source}' holds fractions; allowed for an id: integers or texts"
             )
-    elif types.is_object_dtype(ids.dtype):
-        is_integer = _is_any(ids, (int, np.integer)).all()
-    elif types.is_string_dtype(ids.dtype):
-        is_integer = is_text and ids.str.fullmatch(_INTEGER).all()
+    elif is_text:
+        is_integer = bool(ids.astype("str").str.fullmatch(_INTEGER).all())
     else:
-        is_integer = not (ids > _MAX_INTEGER).any()  # would become negative
+        is_integer = bool(_is_any(ids, (int, np.integer)).all())
     if not is_integer or (ids.empty and not types.is_integer_dtype(ids.dtype)):
         return None
     try:
@@ -209,7 +196,13 @@ def _read_times(
         dates = pd.Series(texts.astype(object), cells.index)
         values = dates.where(is_valid, None).astype("str")
     faults = {"not a time": ~is_valid & cells.notna().to_numpy()}
-    return Cells(values, faults | _find_beyond(column, seconds, is_valid))
+    faults |= _find_beyond(column, seconds, is_valid)
+    if column.role == "time":
+        is_good = is_valid & ~np.logical_or.reduce([*faults.values()])
+        is_outlying = np.zeros(len(cells), bool)
+        is_outlying[is_good] = _find_outlying(seconds[is_good], column)
+        faults[OUTLYING] = is_outlying
+    return Cells(values, faults)
 
 
 def _read_moments(
@@ -245,7 +238,7 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     return cells
 
 
-def find_outlying(seconds: Ints, column: Column) -> Flags:
+def _find_outlying(seconds: Ints, column: Column) -> Flags:
     """Mark times that a void parts from nearly all others, unless a limit says which are right.
 
     Times in the outer 5 % are outliers if a gap of at least 3 years, and of the span of the middle

@@ -100,7 +100,8 @@ def _declare(schema: Schema) -> DataConfig:
         user=_declare_features(schema.user_features),
         context=_declare_features(schema.context_features),
     )
-    return DataConfig(features=features, timezone=schema.timezone)
+    all_times = TableConfig(min_datetime="0001-01-02", max_datetime="9999-12-30")
+    return DataConfig(all_times, features=features, timezone=schema.timezone)
 
 
 def _declare_features(features: Iterable[Feature]) -> dict[str, FeatureConfig]:
@@ -112,7 +113,7 @@ def _declare_features(features: Iterable[Feature]) -> dict[str, FeatureConfig]:
 
 def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.DataFrame:
     file = read_file(path, TableConfig(), tuple(columns))
-    table = type_records([file], TableConfig(), schema.timezone, keeps_rows=False)
+    table = type_records(file, TableConfig(), schema.timezone, keeps_rows=False)
     if len(table.faults):
         raise SchemaError(f"{describe(table.faults)}; mend it or leave the record out")
     frame = table.frame
