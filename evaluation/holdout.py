@@ -31,12 +31,12 @@ from evaluation.metrics import ItemSets, Targets
 from serve.arrays import Doubles, Flags, Floats, IdType, Ints
 from serve.cells import parse_id
 from serve.clock import to_seconds
-from serve.encode import context_keys, encode_features, write_cell
+from serve.encode import context_keys, encode_features
 from serve.errors import SchemaError
 from serve.kinds import Feature
 from serve.profiles import Profiles, feature_values
 from serve.requests import History
-from serve.schema import DERIVED, WORDED, Schema
+from serve.schema import Schema
 
 Strength = Callable[
     [Doubles], Doubles
@@ -136,7 +136,7 @@ def _list_present(features: Iterable[Feature], rows: pd.DataFrame) -> list[Featu
     return [
         feature
         for feature in features
-        if feature.kind not in DERIVED and feature.column in rows
+        if not feature.is_derived and feature.column in rows
     ]
 
 
@@ -172,9 +172,7 @@ def profiles_from_frame(
 def _profile_features(
     users: pd.DataFrame, user_ids: np.ndarray, schema: Schema
 ) -> dict[str, np.ndarray]:
-    rows = users.set_index("user_id")
-    integers = rows.select_dtypes("integer")
-    rows = rows.astype(dict.fromkeys(integers, object))  # exact above 2**53
+    rows = users.set_index("user_id").astype(object)  # integers exact above 2**53
     rows = rows.reindex(user_ids)
     columns: dict[str, Any] = {}
     for feature in schema.user_features:
@@ -189,22 +187,16 @@ def _to_history(events: pd.DataFrame, schema: Schema) -> History:
         "datetime": np.int64,
         "weight": np.float64,
     }
-    columns = {
-        name: events[name].to_numpy(kind)
-        for name, kind in kinds.items()
-        if name in events
-    }
+    columns: dict[str, Any] = {}
+    for name in events.columns.intersection([*kinds]):
+        columns[name] = events[name].to_numpy(kinds[name])
     if "event" in events:
         types = events["event"].astype(object)
         columns["event"] = types.where(types.notna(), None).to_numpy(object)
     features = schema.context_features
     if features:
-        context = {
-            feature.column: events[feature.column]
-            for feature in features
-            if feature.column in events
-        }
-        encoded = encode_features(features, context, len(events), schema.timezone)
+        cells: Any = dict(events.items())
+        encoded = encode_features(features, cells, len(events), schema.timezone)
         columns["context"] = context_keys(features, encoded.codes)
     return History(**columns)
 
@@ -351,16 +343,12 @@ class Ids:
 
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
+        time = None
+        if "datetime" in interactions:
+            time = interactions["datetime"].to_numpy(np.int64)
+        user_row = _rows_of(self.users, interactions["user_id"])
         item_row = _rows_of(self.items, interactions["item_id"])
-        events = Events(
-            _rows_of(self.users, interactions["user_id"]),
-            item_row,
-            interactions["datetime"].to_numpy(np.int64)
-            if "datetime" in interactions
-            else None,
-            len(self.users),
-            len(self.items),
-        )
+        events = Events(user_row, item_row, time, len(self.users), len(self.items))
         return events.keep(item_row >= 0)
 
 
@@ -421,12 +409,12 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = to_moment(seconds)
     for feature in _list_present(schema.context_features, rows):
-        column = rows[feature.column]
-        cells: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-        is_worded = feature.kind in WORDED
+        column = rows[feature.column].astype(object)
+        cells: list[Any] = column.where(column.notna(), None).tolist()
+        if feature.has_vocabulary:
+            cells = list(map(feature.write, cells))
         for request, cell in zip(requests, cells, strict=True):
-            value = write_cell(feature, cell) if is_worded else cell
-            request.setdefault("context", {})[feature.name] = value
+            request.setdefault("context", {})[feature.name] = cell
     return requests
 
 
