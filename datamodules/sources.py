@@ -56,7 +56,7 @@ class Records:
         return len(self.frame) + len(self.rejects)
 
 
-def join_records(files: Sequence[Records]) -> Records:
+def _join(files: Sequence[Records]) -> Records:
     """Put the records of the files of one table below each other."""
     first = find_fullest(files)
     filled = [file for file in files if len(file.frame)] or files
@@ -87,7 +87,7 @@ def find_fullest(files: Sequence[Records]) -> Records:
 
 def read_files(
     setting: str, table: TableConfig, columns: tuple[Column, ...]
-) -> list[Records]:
+) -> Records:
     """Read the files of a table, or its query.
 
     Args:
@@ -96,19 +96,19 @@ def read_files(
         columns: the columns to read; one without a `reason` may be absent.
 
     Returns:
-        The records of each file, in the order of their names.
+        The records of all files, in the order of their names.
 
     Raises:
         SchemaError: no file, no record, or a declared column is absent.
     """
     if table.query is not None:
         name = setting.removesuffix(".path")
-        return [_read_query(name, table.query, table, columns)]
+        return _read_query(name, table.query, table, columns)
     paths = _find_files(setting, table.path)
-    files = [read_file(path, table, columns) for path in paths]
-    if not any(file.n_records for file in files):
+    records = _join([read_file(path, table, columns) for path in paths])
+    if not records.n_records:
         raise SchemaError(f"{table.path} is empty: expected at least one record")
-    return files
+    return records
 
 
 def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> Records:
@@ -119,9 +119,8 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
             "records"
         )
     names = list(map(str, frame.columns))
-    cells = {
-        name: column for name, (_, column) in zip(names, frame.items(), strict=True)
-    }
+    columns_of_frame = (cells for _, cells in frame.items())
+    cells = dict(zip(names, columns_of_frame, strict=True))
     lines = np.arange(1, len(frame) + 1)
     return _take(name, FileRecords(names, cells, lines, {}), columns)
 

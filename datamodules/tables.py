@@ -30,7 +30,6 @@ from datamodules.rejects import (
 from datamodules.sources import (
     Records,
     find_fullest,
-    join_records,
     read_file,
     read_files,
     take_frame,
@@ -103,7 +102,7 @@ def tables_from_frames(
     files = {}
     for name, frame in frames.items():
         if frame is not None:
-            files[name] = [take_frame(name, frame, columns[name])]
+            files[name] = take_frame(name, frame, columns[name])
     return _type_tables(config, columns, files, erased)
 
 
@@ -114,7 +113,7 @@ def _list_columns(config: DataConfig) -> dict[str, tuple[Column, ...]]:
 def _type_tables(
     config: DataConfig,
     columns: Mapping[str, tuple[Column, ...]],
-    files: dict[str, list[Records]],
+    files: dict[str, Records],
     erased: ErasureList,
 ) -> tuple[Tables, Rejects]:
     for name in IDS:
@@ -123,20 +122,21 @@ def _type_tables(
             raise SchemaError(
                 f"column '{column.source}' is declared, {column.reason}; set data.{name}"
             )
-    files |= _read_split_files(config, columns["interactions"])
-    _check_parts([file for name in _PARTS for file in files.get(name, ())])
+    if config.split.kind == "files":
+        files |= _read_split_files(config, columns["interactions"])
+        _check_parts([files[name] for name in _PARTS if name in files])
     if config.feedback is not None:
-        present = files["interactions"][0].columns
+        present = files["interactions"].columns
         log = read_file(Path(config.feedback), TableConfig(), list_columns(present))
         # ids of the log are texts whatever they are in the tables
-        files["feedback"] = [replace(log, dropped=(), is_text=True)]
+        files["feedback"] = replace(log, dropped=(), is_text=True)
 
     layouts = {"users": config.users, "items": config.items, "feedback": None}
     tables = {}
     problems: list[str] = []
-    for name in files:
+    for name, raw in files.items():
         layout = layouts.get(name, config.interactions) or TableConfig()
-        records = _leave_out(join_records(files[name]), erased)
+        records = _leave_out(raw, erased)
         table = type_records(records, layout, config.timezone, name in IDS)
         problems.extend(_find_problems(name, table, config.max_reject_rate))
         tables[name] = table
@@ -161,10 +161,8 @@ def _type_tables(
 
 def _read_split_files(
     config: DataConfig, columns: tuple[Column, ...]
-) -> dict[str, list[Records]]:
+) -> dict[str, Records]:
     """Read the files that a split names, which have the columns and layout of the interactions."""
-    if config.split.kind != "files":
-        return {}
     if any(column.name == PART for column in columns):
         raise SchemaError(
             f"column '{PART}' is reserved where the split is given by files: rename yours"
@@ -195,10 +193,10 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     )
 
 
-def _check_parts(files: Sequence[Records]) -> None:
-    """Refuse files of a split with other columns, and one that is read twice."""
-    find_fullest(files)
-    counts = Counter(Path(file.file).resolve() for file in files)
+def _check_parts(parts: Sequence[Records]) -> None:
+    """Refuse parts of a split with other columns, and a file that is read twice."""
+    find_fullest(parts)
+    counts = Counter(path for part in parts for path in part.places["file"].unique())
     path, count = counts.most_common(1)[0]
     if count > 1:
         raise SchemaError(

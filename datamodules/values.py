@@ -272,18 +272,15 @@ def _find_beyond(
 ) -> dict[str, Flags]:
     """Find values below the minimum and above the maximum, if any."""
     faults = {}
-    if column.low is not None:
-        is_below = is_valid & (values < column.low)
-        faults[f"below the minimum {_write_limit(column, column.low)}"] = is_below
-    if column.high is not None:
-        is_above = is_valid & (values > column.high)
-        faults[f"above the maximum {_write_limit(column, column.high)}"] = is_above
+    for limit, is_beyond, name in (
+        (column.low, np.less, "below the minimum"),
+        (column.high, np.greater, "above the maximum"),
+    ):
+        if limit is not None:
+            is_time = column.role in ("time", "date")
+            shown = f"{np.datetime64(int(limit), 's')}Z" if is_time else limit
+            faults[f"{name} {shown}"] = is_valid & is_beyond(values, limit)
     return faults
-
-
-def _write_limit(column: Column, limit: float) -> str:
-    is_time = column.role in ("time", "date")
-    return f"{np.datetime64(int(limit), 's')}Z" if is_time else str(limit)
 
 
 # ---- numbers and vectors
@@ -328,8 +325,8 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
-    rows = np.flatnonzero(cells.notna())
-    for row, cell in zip(rows, cells.iloc[rows], strict=True):
+    for row in np.flatnonzero(cells.notna()):
+        cell = cells.iloc[row]
         # a text with a point is Python's 0.1, 0.2
         if decimal == "," and isinstance(cell, str) and "." not in cell:
             cell = cell.replace(",", ".").replace(";", " ")
