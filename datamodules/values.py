@@ -22,7 +22,7 @@ from serve.errors import SchemaError
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
-_INTEGER = r"0|-?[1-9][0-9]{0,18}"  # "007" is a text
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # "007" is a text
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -73,7 +73,7 @@ def read_cells(
     if column.role == "vector":
         read = _read_vectors(cells, layout.decimal)
     elif column.role == "id":
-        read = _read_ids(column, cells, is_text)
+        read = _read_ids(cells, is_text)
     elif column.role in ("time", "date"):
         read = _read_times(column, cells, timezone, layout.time_formats)
     elif column.role in ("number", "order"):
@@ -135,48 +135,31 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 # ---- ids
 
 
-def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
-    """Return int64 or texts; a missing id is 0 or blank."""
-    is_set = cells.notna().to_numpy()
-    is_id = is_set
-    if cells.dtype == object:
-        is_id = _is_any(cells, (str, int, np.integer)) & ~_is_any(cells, (bool,))
-    elif cells.dtype == bool or not (
-        types.is_numeric_dtype(cells.dtype) or types.is_string_dtype(cells.dtype)
-    ):
-        raise SchemaError(
-            f"column '{column.source}' is {cells.dtype}; allowed for an id: integers or texts"
-        )
-    ids = cells[is_id]
-    values = _to_integers(column, ids, is_text)
-    fill: Any = 0
-    if values is None:
-        values = ids.astype("str")
-        fill = ""
-    values = values.reindex(cells.index, fill_value=fill)
-    return Cells(values, {"not an id": is_set & ~is_id})
-
-
-def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
-    """Return int64 if the ids are integers, in a text file without leading zeros, else None."""
-    if types.is_integer_dtype(ids.dtype):
-        is_integer = not (ids > _MAX_INTEGER).any()  # would become negative
-    elif types.is_float_dtype(ids.dtype):
-        is_integer = not ids.mod(1).any() and ids.abs().max() < _EXACT_FLOAT
-        if not is_integer:
-            raise SchemaError(
-                f"column '{column.source}' holds fractions; allowed for an id: integers or texts"
-            )
-    elif is_text:
-        is_integer = bool(ids.astype("str").str.fullmatch(_INTEGER).all())
+def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
+    """Return int64 if all ids are integers, else texts; where there is none 0 or blank."""
+    ids = [_to_id(cell, is_text) for cell in cells]
+    is_id = np.array([value is not None for value in ids], bool)
+    kinds = {type(value) for value in ids} - {type(None)}
+    values: pd.Series[Any]
+    if kinds == {int}:
+        values = pd.Series([value or 0 for value in ids], cells.index)
     else:
-        is_integer = bool(_is_any(ids, (int, np.integer)).all())
-    if not is_integer or (ids.empty and not types.is_integer_dtype(ids.dtype)):
+        texts = ["" if value is None else str(value) for value in ids]
+        values = pd.Series(texts, cells.index, dtype="str")
+    return Cells(values, {"not an id": cells.notna().to_numpy() & ~is_id})
+
+
+def _to_id(cell: Any, is_text: bool) -> int | str | None:
+    """Return an integer, or a text also of one beyond 64 bits; None for what is no id."""
+    if isinstance(cell, str):
+        if not is_text or not _INTEGER.fullmatch(cell):
+            return cell
+        cell = int(cell)
+    if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():
+        cell = int(cell)
+    if not isinstance(cell, (int, np.integer)) or isinstance(cell, bool):
         return None
-    try:
-        return ids.astype("int64")
-    except (OverflowError, ValueError):  # beyond 64 bits
-        return None
+    return int(cell) if abs(int(cell)) <= _MAX_INTEGER else str(cell)
 
 
 # ---- times and dates

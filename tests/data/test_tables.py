@@ -145,15 +145,15 @@ def test_ids_keep_their_type_and_value(tmp_path, ids, expected):
 @pytest.mark.parametrize(
     "ids",
     [
-        [1.5, 2.0],
-        [2.0**53, 1.0],
+        [1.5, 2.5],
+        [2.0**53, 2.0**54],
         [True, False],
         [pd.Timestamp(0)] * 2,
         [Decimal("4.5")] * 2,
     ],
 )
 def test_ids_of_another_kind_are_refused(ids):
-    with pytest.raises(SchemaError, match=r"allowed for an id|does not hold ids"):
+    with pytest.raises(SchemaError, match="does not hold ids"):
         tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
 
 
