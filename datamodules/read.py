@@ -196,6 +196,11 @@ def read_parquet(path: Path, wanted: Collection[str]) -> FileRecords:
     with naming(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         table = file.read([name for name in names if name in wanted])
+    return number_rows(names, table)
+
+
+def number_rows(names: list[str], table: pa.Table) -> FileRecords:
+    """Number the rows of a table from 1; it may lack some of the columns of its file."""
     columns = dict(zip(table.column_names, table.columns, strict=True))
     return FileRecords(names, columns, np.arange(1, len(table) + 1), {})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,9 +88,21 @@ class Rejects:
     @property
     def hints(self) -> list[str]:
         """How many cells and times were set aside, and where; published, so no cell is quoted."""
-        hints: list[str] = []
+        hints = []
         for name, faults in self.faults.items():
-            hints.extend(_describe_losses(name, faults))
+            bad_cells = faults[faults["costs"] == "cell"]
+            groups = bad_cells.groupby(["column", "reason"], sort=False)
+            for (column, reason), bad in groups:
+                hints.append(
+                    f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
+                    f"see {place_of(bad)}"
+                )
+            odd = faults[faults["reason"] == OUTLYING]
+            if len(odd):
+                hints.append(
+                    f"{len(odd):,} events are {OUTLYING}: see {place_of(odd)}; they are rejected, "
+                    f"unless data.{setting_of(name)} has min_datetime or max_datetime"
+                )
         return hints
 
 
@@ -225,18 +237,3 @@ def find_limit(
     if not key or key.startswith("missing"):
         return n_right
     return min(n_right, max_rate * (len(wrong) + n_right))
-
-
-def _describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
-    cells = faults[faults["costs"] == "cell"]
-    for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
-        yield (
-            f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
-            f"see {place_of(bad)}"
-        )
-    odd = faults[faults["reason"] == OUTLYING]
-    if len(odd):
-        yield (
-            f"{len(odd):,} events are {OUTLYING}: see {place_of(odd)}; they are rejected, unless "
-            f"data.{setting_of(name)} has min_datetime or max_datetime"
-        )

@@ -22,6 +22,7 @@ from datamodules.read import (
     TEXTS,
     FileRecords,
     kind_of,
+    number_rows,
     read_json_lines,
     read_parquet,
     read_text,
@@ -249,9 +250,7 @@ def _read_query(
         raise SchemaError(
             f"{name} gives no row: expected a SELECT at its end, of at least one record"
         )
-    cells = dict(zip(rows.column_names, rows.columns, strict=True))
-    lines = np.arange(1, len(rows) + 1)
-    return _take(name, FileRecords(rows.column_names, cells, lines, {}), columns)
+    return _take(name, number_rows(rows.column_names, rows), columns)
 
 
 def _attach(path: str) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
+from datamodules.read import read_rows
 from datamodules.tables import read_tables
 from serve.errors import SchemaError
 
@@ -159,6 +160,25 @@ def test_records_are_conserved_over_the_batches_that_a_file_is_read_in(tmp_path,
     tables, rejects = read(tmp_path, content, features=FEATURES)
     assert list_rejects(rejects) == bad
     assert tables.interactions["user_id"].tolist() == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv.gz"])
+def test_rows_of_a_text_file_come_before_a_later_one_is_looked_at(tmp_path, suffix):
+    path = tmp_path / f"r.{suffix}"
+    text = "user_id\tage\n" + "a\t3\n" * 50_000 + "b\n"
+    path.write_bytes(gzip.compress(text.encode()) if suffix == "tsv.gz" else text.encode())
+    rows = read_rows(path)
+    assert [next(rows) for _ in range(3)] == [
+        (f"line {line}", {"user_id": "a", "age": "3"}) for line in (2, 3, 4)
+    ]
+    with pytest.raises(SchemaError, match="line 50002: too few columns"):
+        list(rows)
+
+
+def test_a_stray_quote_costs_its_record(tmp_path):
+    tables, rejects = read(tmp_path, 'user_id,item_id\n1,a\n2,"b" c\n3,5" pipe\n')
+    assert tables.interactions["item_id"].tolist() == ["a", '5" pipe']
+    assert rejects.frame[["line", "costs"]].to_numpy().tolist() == [[3, "record"]]
 
 
 @pytest.mark.parametrize("late", ["1,a,2017-12-01", '1,"x",2017-12-01'])
