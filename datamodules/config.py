@@ -382,14 +382,14 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
             )
         )
     audited = config.audit_only if side == "user" else []
-    reserved = {*audited, REPEAT_RATE} if config.repeats == "allow" else {*audited}
+    reserved = [*audited, REPEAT_RATE] if config.repeats == "allow" else audited
     if any(column.name in reserved for column in columns):
         raise SchemaError(
             f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of "
             "data.audit_only"
         )
-    for name in dict.fromkeys(audited):
-        columns.append(Column(name, name, "value", "named in data.audit_only"))
+    reason = "named in data.audit_only"
+    columns += [Column(name, name, "value", reason) for name in dict.fromkeys(audited)]
     return tuple(columns)
 
 

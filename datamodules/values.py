@@ -238,15 +238,13 @@ def _find_outlying(seconds: Ints, column: Column) -> Flags:
     tail = len(seconds) // 20
     if not tail:
         return is_outlying
-    ordered = np.sort(seconds)
-    middle = ordered[tail : len(ordered) - tail]
-    is_void = np.diff(ordered) >= max(middle[-1] - middle[0], MIN_VOID)
-    early_voids = np.flatnonzero(is_void[:tail])
-    if len(early_voids) and column.low is None:
-        is_outlying |= seconds <= ordered[early_voids[-1]]
-    late_voids = np.flatnonzero(is_void[-tail:])
-    if len(late_voids) and column.high is None:
-        is_outlying |= seconds > ordered[len(is_void) - tail + late_voids[0]]
+    for sign, limit in ((1, column.low), (-1, column.high)):  # early, late
+        ordered = np.sort(sign * seconds)
+        middle = ordered[tail : len(ordered) - tail]
+        min_void = max(middle[-1] - middle[0], MIN_VOID)
+        voids = np.flatnonzero(np.diff(ordered[: tail + 1]) >= min_void)
+        if limit is None and len(voids):
+            is_outlying |= sign * seconds <= ordered[voids[-1]]
     return is_outlying
 
 

@@ -96,19 +96,15 @@ def read_moment(text: str, timezone: str | None) -> int:
 
 def _declare(schema: Schema) -> DataConfig:
     """Declare the features of a bundle as its training did."""
-    features = FeaturesConfig(
-        user=_declare_features(schema.user_features),
-        context=_declare_features(schema.context_features),
-    )
+    features = FeaturesConfig()
+    for side in ("user", "context"):
+        declared = {
+            feature.name: FeatureConfig(feature.kind, feature.column)
+            for feature in schema.features(side)
+        }
+        features = replace(features, **{side: declared})
     all_times = TableConfig(min_datetime="0001-01-02", max_datetime="9999-12-30")
     return DataConfig(all_times, features=features, timezone=schema.timezone)
-
-
-def _declare_features(features: Iterable[Feature]) -> dict[str, FeatureConfig]:
-    return {
-        feature.name: FeatureConfig(feature.kind, feature.column)
-        for feature in features
-    }
 
 
 def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.DataFrame:
