@@ -39,11 +39,11 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
         tables.items.drop_duplicates(ignore_index=True),
     )
     report = CleaningReport(
-        int((~is_first).sum()),
-        int((is_first & is_return).sum()),
-        int((is_first & (weights == 0)).sum()),
-        len(tables.users) - len(cleaned.users),
-        len(tables.items) - len(cleaned.items),
+        duplicate_events=int((~is_first).sum()),
+        negative_weights=int((is_first & is_return).sum()),
+        zero_weights_kept=int((is_first & (weights == 0)).sum()),
+        duplicate_users=len(tables.users) - len(cleaned.users),
+        duplicate_items=len(tables.items) - len(cleaned.items),
     )
     return cleaned, report
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from serve.clock import find_zone, to_seconds
+from serve.clock import find_zone, parse_times
 from serve.errors import SchemaError, name_nearest
 from serve.kinds import KINDS, Kind, Traits
 from serve.schema import Repeats, Ties
@@ -370,17 +370,12 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         if role == "time":
             lows = [layout.min_datetime]
             highs = [layout.max_datetime]
-        columns.append(
-            Column(
-                name,
-                source,
-                role,
-                reason=reason if name in required else "",
-                may_be_empty=name == "event" or name not in roles,
-                low=max(_read_limits(lows, config.timezone), default=None),
-                high=min(_read_limits(highs, config.timezone), default=None),
-            )
-        )
+        if name not in required:
+            reason = ""
+        may_be_empty = name == "event" or name not in roles
+        low = max(_read_limits(lows, config.timezone), default=None)
+        high = min(_read_limits(highs, config.timezone), default=None)
+        columns.append(Column(name, source, role, reason, may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
     reserved = [*audited, REPEAT_RATE] if config.repeats == "allow" else audited
     if any(column.name in reserved for column in columns):
@@ -435,11 +430,7 @@ def _read_limits(
     """Yield the limits as numbers, those of times in UTC seconds."""
     for limit in limits:
         if isinstance(limit, str):
-            seconds, is_valid = to_seconds([limit], timezone)
-            if not is_valid[0]:
-                raise SchemaError(
-                    f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
-                )
-            yield float(seconds[0])
+            moments = parse_times([limit], timezone, lambda _: "a limit of times")
+            yield float(moments[0])
         elif limit is not None:
             yield limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -62,14 +62,15 @@ def _join(files: Sequence[Records]) -> Records:
     first = find_fullest(files)
     filled = [file for file in files if len(file.frame)] or files
     dropped = chain.from_iterable(file.dropped for file in files)
-    return Records(
-        first.file,
-        first.columns,
-        pd.concat([file.frame for file in filled], ignore_index=True),
-        pd.concat([file.places for file in filled], ignore_index=True),
-        pd.concat([file.rejects for file in files]),
-        tuple(dict.fromkeys(dropped)),
-        any(file.is_text for file in files),
+    frames = [file.frame for file in filled]
+    places = [file.places for file in filled]
+    return replace(
+        first,
+        frame=pd.concat(frames, ignore_index=True),
+        places=pd.concat(places, ignore_index=True),
+        rejects=pd.concat([file.rejects for file in files]),
+        dropped=tuple(dict.fromkeys(dropped)),
+        is_text=any(file.is_text for file in files),
     )
 
 
@@ -160,23 +161,13 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
         for column in present
     }
     requested = {column.source for column in columns}
-    rejects = make_rejects(
-        file,
-        records.bad,
-        None,
-        [bad.text for bad in records.bad.values()],
-        [bad.reason for bad in records.bad.values()],
-    )
+    bad = pd.DataFrame(list(records.bad.values()), columns=["text", "reason"])
+    rejects = make_rejects(file, records.bad, None, bad["text"], bad["reason"])
     places = pd.DataFrame({"line": records.lines})
-    return Records(
-        file,
-        present,
-        pd.DataFrame(cells),
-        places.assign(file=pd.Series(file, places.index, dtype=object)),
-        rejects,
-        tuple(name for name in records.names if name not in requested),
-        records.is_text,
-    )
+    places["file"] = pd.Series(file, places.index, dtype=object)
+    dropped = tuple(name for name in records.names if name not in requested)
+    frame = pd.DataFrame(cells)
+    return Records(file, present, frame, places, rejects, dropped, records.is_text)
 
 
 def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:

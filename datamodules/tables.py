@@ -150,11 +150,11 @@ def _type_tables(
     all_records = {name: table.records for name, table in tables.items()}
     erasures = {name: records.n_erased for name, records in all_records.items()}
     rejects = Rejects(
-        {name: table.faults for name, table in tables.items()},
-        {name: records.n_records for name, records in all_records.items()},
-        {name: records.dropped for name, records in all_records.items()},
-        {name: count for name, count in erasures.items() if count},
-        logged,
+        faults={name: table.faults for name, table in tables.items()},
+        records={name: records.n_records for name, records in all_records.items()},
+        dropped={name: records.dropped for name, records in all_records.items()},
+        forgotten={name: count for name, count in erasures.items() if count},
+        logged=logged,
     )
     return typed, rejects
 
@@ -184,11 +184,12 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     ids = records.frame["user_id"].astype(object)
     ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
     is_erased = ids.isin(list(filter(erased.holds, ids.dropna().unique())))
+    rejects = records.rejects.assign(value=None).astype({"value": "str"})
     return replace(
         records,
         frame=records.frame[~is_erased].reset_index(drop=True),
         places=records.places[~is_erased].reset_index(drop=True),
-        rejects=records.rejects.assign(value=None).astype({"value": "str"}),
+        rejects=rejects,
         n_erased=int(is_erased.sum()),
     )
 

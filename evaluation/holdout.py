@@ -157,11 +157,12 @@ def profiles_from_frame(
     user_ids = np.unique(np.concatenate([interactions["user_id"], users["user_id"]]))
     rows = np.searchsorted(user_ids, events["user_id"].to_numpy())
     counts = np.bincount(rows, minlength=len(user_ids))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Profiles(
         user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
         features=_profile_features(users, user_ids, schema),
         history=_to_history(events, schema),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=offsets,
     )
 
 
@@ -261,24 +262,19 @@ class Events:
 
     def keep(self, is_kept: Flags) -> Events:
         """Keep the events of a mask (E,)."""
-        return replace(
-            self,
-            user_row=self.user_row[is_kept],
-            item_row=self.item_row[is_kept],
-            time=None if self.time is None else self.time[is_kept],
-        )
+        time = None if self.time is None else self.time[is_kept]
+        user_row = self.user_row[is_kept]
+        item_row = self.item_row[is_kept]
+        return replace(self, user_row=user_row, item_row=item_row, time=time)
 
     def join(self, other: Events) -> Events:
         """Put the events of two parts of one data set together."""
         time = None
         if self.time is not None and other.time is not None:
             time = np.concatenate([self.time, other.time])
-        return replace(
-            self,
-            user_row=np.concatenate([self.user_row, other.user_row]),
-            item_row=np.concatenate([self.item_row, other.item_row]),
-            time=time,
-        )
+        user_row = np.concatenate([self.user_row, other.user_row])
+        item_row = np.concatenate([self.item_row, other.item_row])
+        return replace(self, user_row=user_row, item_row=item_row, time=time)
 
     def since_last(self) -> Ints:
         """Return the seconds from each event to the last of all, (E,)."""
