@@ -145,14 +145,9 @@ class FeatureConfig:
         """What all features of its kind have in common."""
         return KINDS[self.kind]
 
-    @property
-    def is_derived(self) -> bool:
-        """Whether the value is taken from the time of an event or request."""
-        return self.traits.period > 0
-
     def fill(self, name: str) -> FeatureConfig:
         """Return the feature of a name with its column and separator filled in."""
-        column = self.column or ("datetime" if self.is_derived else name)
+        column = self.column or ("datetime" if self.traits.period else name)
         separator = self.separator or self.traits.separator
         return replace(self, column=column, separator=separator)
 
@@ -406,7 +401,7 @@ def _list_readers(
             raise SchemaError(
                 f"{key} is a date; allowed: of users and items, whose age it gives"
             )
-        if feature.is_derived and (side, column) != ("context", "datetime"):
+        if feature.traits.period and (side, column) != ("context", "datetime"):
             raise SchemaError(
                 f"{key} is taken from '{column}'; allowed: a feature of the context of 'datetime'"
             )

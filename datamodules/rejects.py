@@ -114,19 +114,15 @@ def make_rejects(
     reason: Any = "",
 ) -> pd.DataFrame:
     """Make rejects; `file` and `reason` are those of all, or a list."""
+    texts = pd.Series(list(values), dtype=object).astype("str").str[:MAX_VALUE]
     columns = {
         "file": file,
         "line": np.array(list(lines), np.int64),
         "column": column,
-        "value": list(map(_write_value, values)),
+        "value": texts.to_numpy(),
         "reason": reason,
     }
     return pd.DataFrame(columns).astype(dict.fromkeys(_TEXTS, "str"))
-
-
-def _write_value(value: Any) -> str | None:
-    is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
-    return None if is_missing else str(value)[:MAX_VALUE]
 
 
 def check_reject_rates(rejects: Rejects, max_rate: float) -> None:

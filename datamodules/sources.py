@@ -121,8 +121,7 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
             "records"
         )
     names = list(map(str, frame.columns))
-    columns_of_frame = (cells for _, cells in frame.items())
-    cells = dict(zip(names, columns_of_frame, strict=True))
+    cells = dict(zip(names, (column for _, column in frame.items()), strict=True))
     lines = np.arange(1, len(frame) + 1)
     return _take(name, FileRecords(names, cells, lines, {}), columns)
 
@@ -131,8 +130,7 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
     """Read one file by its suffix; it may hold no record."""
     kind = kind_of(path)
     layout = (table.names, table.delimiter, table.encoding)
-    is_typed = kind in (PARQUET, *JSON_LINES)
-    if is_typed and layout != _PLAIN:
+    if kind in (PARQUET, *JSON_LINES) and layout != _PLAIN:
         raise SchemaError(
             f"{path}: names, delimiter and encoding are those of a text file; take them out for "
             f"{kind}"
