@@ -99,9 +99,11 @@ class Rejects:
                 )
             odd = faults[faults["reason"] == OUTLYING]
             if len(odd):
+                days = ", ".join(odd["value"].str[:10].unique()[:4])
                 hints.append(
-                    f"{len(odd):,} events are {OUTLYING}: see {place_of(odd)}; they are rejected, "
-                    f"unless data.{setting_of(name)} has min_datetime or max_datetime"
+                    f"{len(odd):,} events are {OUTLYING}, such as of {days}: see {place_of(odd)}; "
+                    f"they are rejected, unless data.{setting_of(name)} has min_datetime or "
+                    "max_datetime"
                 )
         return hints
 
