@@ -32,14 +32,15 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
     events = tables.interactions
     is_first = ~events.duplicated()
     weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
+    is_return = weights < 0
     cleaned = Tables(
-        events[is_first & ~(weights < 0)].reset_index(drop=True),
+        events[is_first & ~is_return].reset_index(drop=True),
         tables.users.drop_duplicates(ignore_index=True),
         tables.items.drop_duplicates(ignore_index=True),
     )
     report = CleaningReport(
         duplicate_events=int((~is_first).sum()),
-        negative_weights=int((is_first & (weights < 0)).sum()),
+        negative_weights=int((is_first & is_return).sum()),
         zero_weights_kept=int((is_first & (weights == 0)).sum()),
         duplicate_users=len(tables.users) - len(cleaned.users),
         duplicate_items=len(tables.items) - len(cleaned.items),
@@ -49,11 +50,11 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
     """Return the share of users and items with events that have no row in a given table."""
-    shares = {}
-    for name in IDS:
-        if name in given:
-            shares[name] = float((~_find_listed(tables, name)).mean())
-    return shares
+    return {
+        name: float((~_find_listed(tables, name)).mean())
+        for name in IDS
+        if name in given
+    }
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:

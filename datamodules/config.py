@@ -9,13 +9,12 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.arrays import Repeats, Ties
-from serve.clock import find_zone, to_seconds
+from serve.clock import find_zone, parse_times
 from serve.errors import SchemaError, name_nearest
-from serve.kinds import KINDS, Kind
+from serve.kinds import KINDS, Kind, Traits
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
 REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed
-_SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
 Role = Literal[
     "id", "time", "date", "order", "number", "text", "vector", "category", "value"
 ]
@@ -27,13 +26,7 @@ EVENT_ROLES: dict[str, Role] = {
     "event": "text",
     "weight": "number",
 }  # the columns of interactions that have a meaning of their own, in their order
-_ROLES: dict[Kind, Role] = {
-    "vector": "vector",
-    "date": "date",
-    "numeric": "number",
-    "categorical": "category",
-}  # the others are read as values
-_PRECEDENCE = (*_ROLES.values(), "value")  # of the features that read one column
+_PRECEDENCE: tuple[Role, ...] = ("vector", "date", "number", "category", "value")
 _LIMITS: dict[Role, tuple[type, ...]] = {"number": (int, float), "date": (str,)}
 _UNFIT: dict[Role, tuple[Role, ...]] = {
     **dict.fromkeys(EVENT_ROLES.values(), ("vector", "date")),
@@ -134,7 +127,7 @@ class FeatureConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "feature")
-        types = (*_LIMITS.get(self.role, ()), type(None))
+        types = (*_LIMITS.get(self.traits.role, ()), type(None))
         if not isinstance(self.min, types) or not isinstance(self.max, types):
             raise SchemaError(
                 f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: numbers with "
@@ -148,19 +141,14 @@ class FeatureConfig:
             )
 
     @property
-    def role(self) -> Role:
-        """How cells of the column are read."""
-        return _ROLES.get(self.kind, "value")
-
-    @property
-    def is_derived(self) -> bool:
-        """Whether the value is taken from the time of an event or request."""
-        return KINDS[self.kind].period > 0
+    def traits(self) -> Traits:
+        """What all features of its kind have in common."""
+        return KINDS[self.kind]
 
     def fill(self, name: str) -> FeatureConfig:
         """Return the feature of a name with its column and separator filled in."""
-        column = self.column or ("datetime" if self.is_derived else name)
-        separator = self.separator or _SEPARATORS.get(self.kind)
+        column = self.column or ("datetime" if self.traits.period else name)
+        separator = self.separator or self.traits.separator
         return replace(self, column=column, separator=separator)
 
 
@@ -370,32 +358,28 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
             source = layout.columns.get(name, name)
             reason = f"which is read as data.{table}.columns.{name}"
         else:
-            role = min((feature.role for feature in features), key=_PRECEDENCE.index)
+            readings = {feature.traits.role for feature in features}
+            role = min(readings, key=_PRECEDENCE.index)
             source = name
             reason = f"read by data.features.{side}"
         if role == "time":
             lows = [layout.min_datetime]
             highs = [layout.max_datetime]
-        columns.append(
-            Column(
-                name,
-                source,
-                role,
-                reason=reason if name in required else "",
-                may_be_empty=name == "event" or name not in roles,
-                low=max(_read_limits(lows, config.timezone), default=None),
-                high=min(_read_limits(highs, config.timezone), default=None),
-            )
-        )
+        if name not in required:
+            reason = ""
+        may_be_empty = name == "event" or name not in roles
+        low = max(_read_limits(lows, config.timezone), default=None)
+        high = min(_read_limits(highs, config.timezone), default=None)
+        columns.append(Column(name, source, role, reason, may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
-    reserved = {*audited, REPEAT_RATE} if config.repeats == "allow" else {*audited}
+    reserved = [*audited, REPEAT_RATE] if config.repeats == "allow" else audited
     if any(column.name in reserved for column in columns):
         raise SchemaError(
             f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of "
             "data.audit_only"
         )
-    for name in dict.fromkeys(audited):
-        columns.append(Column(name, name, "value", "named in data.audit_only"))
+    reason = "named in data.audit_only"
+    columns += [Column(name, name, "value", reason) for name in dict.fromkeys(audited)]
     return tuple(columns)
 
 
@@ -407,25 +391,26 @@ def _list_readers(
     for name, feature in config.features.of(side).items():
         key = f"data.features.{side}.{name}"
         column = str(feature.column)
+        role = feature.traits.role
         if side != "item" and column in ("user_id", user_column):
             raise SchemaError(
                 f"{key} reads '{column}', and ids of users are no feature: nothing is learned for "
                 "others"
             )
-        if feature.role == "date" and side == "context":
+        if role == "date" and side == "context":
             raise SchemaError(
                 f"{key} is a date; allowed: of users and items, whose age it gives"
             )
-        if feature.is_derived and (side, column) != ("context", "datetime"):
+        if feature.traits.period and (side, column) != ("context", "datetime"):
             raise SchemaError(
                 f"{key} is taken from '{column}'; allowed: a feature of the context of 'datetime'"
             )
-        if feature.role in _UNFIT.get(roles.get(column, "value"), ()):
+        if role in _UNFIT.get(roles.get(column, "value"), ()):
             raise SchemaError(
-                f"{key} reads '{column}' as {feature.role}; allowed: categorical, or another column"
+                f"{key} reads '{column}' as {role}; allowed: categorical, or another column"
             )
         readers.setdefault(column, []).append(feature)
-        roles_of_column = {reader.role for reader in readers[column]}
+        roles_of_column = {reader.traits.role for reader in readers[column]}
         if len(roles_of_column) > 1 and roles_of_column & {"vector", "date"}:
             raise SchemaError(
                 f"{key}: column '{column}' is read as {' and '.join(roles_of_column)}; allowed: "
@@ -440,11 +425,7 @@ def _read_limits(
     """Yield the limits as numbers, those of times in UTC seconds."""
     for limit in limits:
         if isinstance(limit, str):
-            seconds, is_valid = to_seconds([limit], timezone)
-            if not is_valid[0]:
-                raise SchemaError(
-                    f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31"
-                )
-            yield float(seconds[0])
+            moments = parse_times([limit], timezone, lambda _: "a limit of times")
+            yield float(moments[0])
         elif limit is not None:
             yield limit

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,29 @@ MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that ar
 OTHER_LENGTH = "of another length than most"
 KINDS = {
     "not a number": "numbers such as 1234.5",
-    "not a time": "times such as 2024-05-31, 2024-05-31 18:05:00, or epoch seconds or milliseconds",
+    "not a time": "times such as 2024-05-31 18:05, epoch seconds, or as in time_formats",
     "not an id": "ids",
     "no list of numbers": "vectors",
     "not UTF-8": "UTF-8",
+    "a list": "single values, as those of kind multi_categorical or vector need not be",
     OTHER_LENGTH: "vectors of one length",
 }  # reason of a fault -> what the cells should be
 GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
 COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
 _TEXTS = ("file", "column", "value", "reason")
-_COMMA_NUMBER = re.compile(f"(?=.*,){COMMA_NUMBER}")
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
-_POINT_NUMBER = re.compile(r"[+-]?\d+\.\d+")
+_THOUSANDS = r"[+-]?\d{1,3}(?:,\d{3})+"
+_POINT_NUMBER = r"[+-]?\d+\.\d+"
+_TIME_FORMATS = (
+    "%d.%m.%Y",
+    "%d.%m.%Y %H:%M",
+    "%d.%m.%Y %H:%M%z",
+    "%d.%m.%Y %H:%M:%S",
+    "%d/%m/%Y",
+    "%d/%m/%Y %H:%M",
+    "%m/%d/%Y",
+    "%m/%d/%Y %H:%M",
+    "%Y/%m/%d %H:%M",
+)
 _SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -50,25 +61,51 @@ _SCHEMA = pa.schema(
 class Rejects:
     """The records of the files that did not become a row, by table or file of the split."""
 
-    tables: dict[str, pd.DataFrame]
-    """File, line or record number from 1, column, value and reason of each bad record with its
-    first fault."""
-    cells: dict[str, pd.DataFrame]
-    """The same of bad cells of users and items, whose rows are kept without them."""
+    faults: dict[str, pd.DataFrame]
+    """File, line or record number from 1, column, value and reason of each fault, and what it
+    costs: "record"; "cell" of users and items, whose row is kept without it; or nothing more."""
     records: dict[str, int]  # records in the files, the bad ones included
     dropped: dict[str, tuple[str, ...]]  # columns that are not declared
     forgotten: dict[str, int] = field(default_factory=dict)
     """Records of erased users, which are counted nowhere else."""
-    hints: tuple[str, ...] = ()  # lines that look odd, though they were read
     logged: dict[str, int] = field(default_factory=dict)
     """What became of the rows of a log of events."""
 
     @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """The bad records of each table, each with its first fault."""
+        return {
+            name: faults[faults["costs"] == "record"]
+            for name, faults in self.faults.items()
+        }
+
+    @property
     def frame(self) -> pd.DataFrame:
-        """The rejects and the bad cells of all tables, and which of the two they are."""
-        records = [frame.assign(costs="record") for frame in self.tables.values()]
-        cells = [frame.assign(costs="cell") for frame in self.cells.values()]
-        return pd.concat([*records, *cells], ignore_index=True)
+        """The bad records and the bad cells of all tables."""
+        faults = pd.concat(self.faults.values())
+        return faults[faults["costs"] != ""].reset_index(drop=True)
+
+    @property
+    def hints(self) -> list[str]:
+        """How many cells and times were set aside, and where; published, so no cell is quoted."""
+        hints = []
+        for name, faults in self.faults.items():
+            bad_cells = faults[faults["costs"] == "cell"]
+            groups = bad_cells.groupby(["column", "reason"], sort=False)
+            for (column, reason), bad in groups:
+                hints.append(
+                    f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
+                    f"see {place_of(bad)}"
+                )
+            odd = faults[faults["reason"] == OUTLYING]
+            if len(odd):
+                days = ", ".join(odd["value"].str[:10].unique()[:4])
+                hints.append(
+                    f"{len(odd):,} events are {OUTLYING}, such as of {days}: see {place_of(odd)}; "
+                    f"they are rejected, unless data.{setting_of(name)} has min_datetime or "
+                    "max_datetime"
+                )
+        return hints
 
 
 def make_rejects(
@@ -79,19 +116,15 @@ def make_rejects(
     reason: Any = "",
 ) -> pd.DataFrame:
     """Make rejects; `file` and `reason` are those of all, or a list."""
+    texts = pd.Series(list(values), dtype=object).astype("str").str[:MAX_VALUE]
     columns = {
         "file": file,
-        "line": np.array(lines, np.int64),
+        "line": np.array(list(lines), np.int64),
         "column": column,
-        "value": list(map(_write_value, values)),
+        "value": texts.to_numpy(),
         "reason": reason,
     }
     return pd.DataFrame(columns).astype(dict.fromkeys(_TEXTS, "str"))
-
-
-def _write_value(value: Any) -> str | None:
-    is_missing = pd.api.types.is_scalar(value) and pd.isna(value)
-    return None if is_missing else str(value)[:MAX_VALUE]
 
 
 def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
@@ -149,32 +182,47 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
         name: table or file of the split.
         rejects: its rejects, at least one.
     """
-    first = rejects.iloc[0]
-    setting = f"in data.{setting_of(name)}"
-    if first["reason"] == "not a time":
-        example = 'time_formats: ["%d.%m.%Y %H:%M"]'
-        return f"; declare how times are written, such as {example}, {setting}"
-    is_alike = rejects["column"].eq(first["column"])
-    is_alike &= rejects["reason"].eq(first["reason"])
-    texts = rejects["value"][is_alike].dropna().str.strip().tolist()
-    key = _find_declaration(first["reason"], texts)
-    return f"; declare {key} {setting}" if key else ""
+    reason = rejects["reason"].iloc[0]
+    is_alike = rejects["column"].eq(rejects["column"].iloc[0])
+    is_alike &= rejects["reason"].eq(reason)
+    key = _find_declaration(reason, rejects["value"][is_alike])
+    return f"; declare {key} in data.{setting_of(name)}" if key else ""
 
 
-def _find_declaration(reason: str, texts: Sequence[str]) -> str:
+def _find_declaration(reason: str, values: pd.Series[Any]) -> str:
     """Return the key and value of a table that reads all of some bad cells, or an empty text."""
+    texts = values.dropna().str.strip()
     if reason == "not UTF-8":
         return "encoding: latin-1"
-    if reason != "not a number" or not texts:
+    if reason == "not a time":
+        forms = _find_formats(texts)
+        return f"time_formats: {json.dumps(forms)}" if forms else ""
+    if reason != "not a number" or texts.empty:
         return ""
-    with_comma = [text for text in texts if _COMMA_NUMBER.fullmatch(text)]
-    if with_comma and all(map(_THOUSANDS.fullmatch, with_comma)):
-        return 'decimal: "," or numbers without commas for thousands'
-    if with_comma:
-        return 'decimal: ","'
-    if all(map(_POINT_NUMBER.fullmatch, texts)):
+    with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
+    if len(with_comma):
+        is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
+        other = " or numbers without commas for thousands" if is_thousands else ""
+        return f'decimal: ","{other}'
+    if texts.str.fullmatch(_POINT_NUMBER).all():
         return 'decimal: "."'
-    return f'missing: ["{texts[0]}"]' if len(set(texts)) == 1 else ""
+    return f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
+
+
+def _find_formats(texts: pd.Series[Any]) -> list[str]:
+    """Return the common formats that read the texts, each the one that reads most of the rest."""
+    formats: list[str] = []
+    while len(texts):
+        unread = {}
+        for form in _TIME_FORMATS:
+            times = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
+            unread[form] = texts[times.isna()]
+        best = min(unread, key=lambda form: len(unread[form]))
+        if len(unread[best]) == len(texts):
+            break
+        formats.append(best)
+        texts = unread[best]
+    return formats
 
 
 def find_limit(
@@ -183,26 +231,7 @@ def find_limit(
     """Return how many bad cells of a column are slips; few if another declaration reads them."""
     if reason == OTHER_LENGTH:
         return MAX_WIDTHS * n_right
-    texts = wrong["value"].dropna().str.strip().tolist()
-    key = _find_declaration(reason, texts)
+    key = _find_declaration(reason, wrong["value"])
     if not key or key.startswith("missing"):
         return n_right
     return min(n_right, max_rate * (len(wrong) + n_right))
-
-
-def describe_losses(name: str, faults: pd.DataFrame) -> Iterator[str]:
-    """Say how many cells and times were set aside, and where; published, so no cell is quoted."""
-    cells = faults[faults["costs"] == "cell"]
-    for (column, reason), bad in cells.groupby(["column", "reason"], sort=False):
-        yield (
-            f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: "
-            f"see {place_of(bad)}"
-        )
-    odd = faults[faults["reason"] == OUTLYING]
-    if len(odd):
-        days = sorted(set(odd["value"].str[:10]))
-        yield (
-            f"{len(odd):,} events are years from all others, such as of {', '.join(days[:4])}: "
-            f"see {place_of(odd)}; they are rejected, unless data.{setting_of(name)} has "
-            "min_datetime or max_datetime"
-        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,12 @@ from datamodules.read import (
     TEXTS,
     FileRecords,
     kind_of,
+    number_rows,
     read_json_lines,
     read_parquet,
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, make_rejects
-from serve.arrays import Ints
 from serve.errors import SchemaError, name_nearest
 
 _PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
@@ -39,16 +41,15 @@ _SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
 
 @dataclass(frozen=True)
 class Records:
-    """The records of one file or data frame: rows of raw cells, and those that are no rows."""
+    """The records of one table or file of it: rows of raw cells, and those that are no rows."""
 
-    file: str
+    file: str  # of several the first
     columns: tuple[Column, ...]  # the requested columns that are there
-    frame: pd.DataFrame  # by our names; cells of a text file are texts still
-    lines: Ints  # (n,) line or record number of each row
+    frame: pd.DataFrame  # by our names
+    places: pd.DataFrame  # file, and line or record number, of each row
     rejects: pd.DataFrame
     dropped: tuple[str, ...]  # columns that are not declared
-    is_text: bool = False  # each cell is a text, so canonical integers mean integers
-    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
+    is_text: bool = False  # cells of a text file, where 7 is an integer as well
     n_erased: int = 0  # records of erased users that were taken out
 
     @property
@@ -56,9 +57,39 @@ class Records:
         return len(self.frame) + len(self.rejects)
 
 
+def _join(files: Sequence[Records]) -> Records:
+    """Put the records of the files of one table below each other."""
+    first = find_fullest(files)
+    filled = [file for file in files if len(file.frame)] or files
+    dropped = chain.from_iterable(file.dropped for file in files)
+    frames = [file.frame for file in filled]
+    places = [file.places for file in filled]
+    return replace(
+        first,
+        frame=pd.concat(frames, ignore_index=True),
+        places=pd.concat(places, ignore_index=True),
+        rejects=pd.concat([file.rejects for file in files]),
+        dropped=tuple(dict.fromkeys(dropped)),
+        is_text=any(file.is_text for file in files),
+    )
+
+
+def find_fullest(files: Sequence[Records]) -> Records:
+    """Refuse a file that lacks a column of the others; return the first one with all columns."""
+    filled = [file for file in files if len(file.frame)] or files
+    fullest = max(filled, key=lambda file: len(file.columns))
+    for file in filled:
+        for column in fullest.columns:
+            if column not in file.columns:
+                raise SchemaError(
+                    f"{file.file}: column '{column.source}' is absent, which {fullest.file} has"
+                )
+    return fullest
+
+
 def read_files(
     setting: str, table: TableConfig, columns: tuple[Column, ...]
-) -> list[Records]:
+) -> Records:
     """Read the files of a table, or its query.
 
     Args:
@@ -67,19 +98,19 @@ def read_files(
         columns: the columns to read; one without a `reason` may be absent.
 
     Returns:
-        The records of each file, in the order of their names.
+        The records of all files, in the order of their names.
 
     Raises:
         SchemaError: no file, no record, or a declared column is absent.
     """
     if table.query is not None:
         name = setting.removesuffix(".path")
-        return [_read_query(name, table.query, table, columns)]
+        return _read_query(name, table.query, table, columns)
     paths = _find_files(setting, table.path)
-    files = [read_file(path, table, columns) for path in paths]
-    if not any(file.n_records for file in files):
+    records = _join([read_file(path, table, columns) for path in paths])
+    if not records.n_records:
         raise SchemaError(f"{table.path} is empty: expected at least one record")
-    return files
+    return records
 
 
 def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> Records:
@@ -90,19 +121,16 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
             "records"
         )
     names = list(map(str, frame.columns))
-    cells = {
-        name: column for name, (_, column) in zip(names, frame.items(), strict=True)
-    }
+    cells = dict(zip(names, (column for _, column in frame.items()), strict=True))
     lines = np.arange(1, len(frame) + 1)
-    return _take(name, FileRecords(names, cells, lines, []), columns)
+    return _take(name, FileRecords(names, cells, lines, {}), columns)
 
 
 def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
     """Read one file by its suffix; it may hold no record."""
     kind = kind_of(path)
     layout = (table.names, table.delimiter, table.encoding)
-    is_typed = kind in (PARQUET, *JSON_LINES)
-    if is_typed and layout != _PLAIN:
+    if kind in (PARQUET, *JSON_LINES) and layout != _PLAIN:
         raise SchemaError(
             f"{path}: names, delimiter and encoding are those of a text file; take them out for "
             f"{kind}"
@@ -131,23 +159,13 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
         for column in present
     }
     requested = {column.source for column in columns}
-    rejects = make_rejects(
-        file,
-        [bad.line for bad in records.bad],
-        None,
-        [bad.text for bad in records.bad],
-        [bad.reason for bad in records.bad],
-    )
-    return Records(
-        file,
-        present,
-        pd.DataFrame(cells),
-        records.lines,
-        rejects,
-        tuple(name for name in records.names if name not in requested),
-        records.is_text,
-        records.is_broken,
-    )
+    bad = pd.DataFrame(list(records.bad.values()), columns=["text", "reason"])
+    rejects = make_rejects(file, records.bad, None, bad["text"], bad["reason"])
+    places = pd.DataFrame({"line": records.lines})
+    places["file"] = pd.Series(file, places.index, dtype=object)
+    dropped = tuple(name for name in records.names if name not in requested)
+    frame = pd.DataFrame(cells)
+    return Records(file, present, frame, places, rejects, dropped, records.is_text)
 
 
 def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
@@ -221,9 +239,7 @@ def _read_query(
         raise SchemaError(
             f"{name} gives no row: expected a SELECT at its end, of at least one record"
         )
-    cells = dict(zip(rows.column_names, rows.columns, strict=True))
-    lines = np.arange(1, len(rows) + 1)
-    return _take(name, FileRecords(rows.column_names, cells, lines, []), columns)
+    return _take(name, number_rows(rows.column_names, rows), columns)
 
 
 def _attach(path: str) -> str:

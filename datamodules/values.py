@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from pandas.api import types
 
 from datamodules.config import Column, TableConfig
-from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH
+from datamodules.read import REPLACED
+from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING
 from serve.arrays import Flags, Ints
 from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
@@ -21,8 +22,8 @@ from serve.errors import SchemaError
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # "007" is a text
 _MAX_INTEGER = 2**63 - 1
-_INTEGER = r"0|-?[1-9][0-9]{0,18}"  # "007" is a text
 
 
 class Cells(NamedTuple):
@@ -45,7 +46,8 @@ def read_cells(
         column: its role, limits, and whether a cell may be empty.
         cells: (n,) cells as a file or data frame has them.
         timezone: IANA name by whose clocks naive times are read; None: UTC.
-        is_text: the cells come from a text file, so canonical integers mean integers.
+        is_text: the cells come from a text file: canonical integers mean integers, and `REPLACED`
+            stands for what is not UTF-8.
         layout: how the table writes missing values, decimals and times.
 
     Raises:
@@ -53,22 +55,32 @@ def read_cells(
     """
     if column.role != "vector":
         cells = _to_plain(cells)
-    is_missing = _is_one_of(cells, {mark.strip() for mark in layout.missing})
-    if is_missing.any():
-        cells = cells.mask(is_missing, None)
-    if column.role == "vector":
-        return _read_vectors(cells, layout.decimal)
-    if column.role == "id":
-        return _read_ids(column, cells, is_text)
-    if column.role == "time":
-        return _read_times(column, cells, timezone, layout.time_formats)
-    if column.role == "date":
-        return _read_dates(column, cells, timezone, layout.time_formats)
+    marks = {"", *(mark.strip() for mark in layout.missing)}
     if column.role in ("number", "order"):
-        if layout.decimal == ",":
-            cells = _point_decimals(cells)
-        return _read_numbers(column, cells)
-    return _read_values(column, cells)
+        marks |= {"nan", "NaN"}
+    is_missing = cells.isna().to_numpy(bool) | _is_one_of(cells, marks)
+    faults: dict[str, Flags] = {}
+    if not column.may_be_empty:
+        faults["missing"] = is_missing
+    is_unset = is_missing
+    if is_text and types.is_string_dtype(cells.dtype):
+        texts = cells.astype("str")
+        is_broken = texts.str.contains(REPLACED, regex=False).fillna(False)
+        faults["not UTF-8"] = is_broken.to_numpy(bool)
+        is_unset = is_missing | faults["not UTF-8"]
+    if is_unset.any():
+        cells = cells.mask(is_unset, None)
+    if column.role == "vector":
+        read = _read_vectors(cells, layout.decimal)
+    elif column.role == "id":
+        read = _read_ids(cells, is_text)
+    elif column.role in ("time", "date"):
+        read = _read_times(column, cells, timezone, layout.time_formats)
+    elif column.role in ("number", "order"):
+        read = _read_numbers(column, cells, layout.decimal)
+    else:
+        read = _read_values(column, cells)
+    return Cells(read.values, faults | read.faults)
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -76,21 +88,6 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     if all(map(types.is_integer_dtype, columns)):
         return columns
     return [ids.astype("str") for ids in columns]
-
-
-def join_frames(
-    frames: Sequence[pd.DataFrame], columns: Sequence[Column]
-) -> pd.DataFrame:
-    """Put rows of the same columns below each other; those without rows have no say in a type."""
-    filled = [frame for frame in frames if len(frame)]
-    if not filled:
-        return frames[0]
-    joined = pd.concat(filled, ignore_index=True)
-    for column in columns:
-        if column.role == "id":
-            ids = unify_ids([frame[column.name] for frame in filled])
-            joined[column.name] = pd.concat(ids, ignore_index=True)
-    return joined
 
 
 # ---- cells of every kind
@@ -126,17 +123,9 @@ def _to_plain_value(value: object) -> object:
 
 
 def _is_one_of(cells: pd.Series, texts: Collection[str]) -> Flags:
-    if texts and isinstance(cells.dtype, pd.StringDtype):
-        return cells.str.strip().isin(texts).to_numpy(bool)
-    if texts and types.is_object_dtype(cells.dtype):
-        is_one = [isinstance(cell, str) and cell.strip() in texts for cell in cells]
-        return np.array(is_one, bool)
-    return np.zeros(len(cells), bool)
-
-
-def _is_missing(cells: pd.Series, texts: Collection[str] = ("",)) -> Flags:
-    """Return which cells are null or blank, or another text that says so."""
-    return np.asarray(cells.isna().to_numpy(bool) | _is_one_of(cells, texts))
+    if not types.is_string_dtype(cells.dtype):
+        return np.zeros(len(cells), bool)
+    return cells.astype("str").str.strip().isin(texts).to_numpy(bool)
 
 
 def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
@@ -146,48 +135,31 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 # ---- ids
 
 
-def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
-    """Return int64 or texts; a missing id is 0 or blank, and a fault."""
-    is_missing = _is_missing(cells)
-    is_wrong = np.zeros(len(cells), bool)
-    if cells.dtype == object:
-        is_wrong = ~_is_any(cells, (str, int, np.integer)) | _is_any(cells, (bool,))
-        is_wrong &= ~is_missing
-    elif cells.dtype == bool or not (
-        types.is_numeric_dtype(cells.dtype) or types.is_string_dtype(cells.dtype)
-    ):
-        raise SchemaError(
-            f"column '{column.source}' is {cells.dtype}; allowed for an id: integers or texts"
-        )
-    ids = cells[~(is_missing | is_wrong)]
-    integers = _to_integers(column, ids, is_text)
-    faults = {"missing": is_missing, "not an id": is_wrong}
-    if integers is not None:
-        return Cells(integers.reindex(cells.index, fill_value=0), faults)
-    texts = ids.astype("str")
-    return Cells(texts.reindex(cells.index, fill_value=""), faults)
-
-
-def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
-    """Return int64 if the ids are integers, in a text file without leading zeros, else None."""
-    if types.is_float_dtype(ids.dtype):
-        is_integer = not ids.mod(1).any() and ids.abs().max() < _EXACT_FLOAT
-        if not is_integer:
-            raise SchemaError(
-                f"column '{column.source}' holds fractions; allowed for an id: integers or texts"
-            )
-    elif types.is_object_dtype(ids.dtype):
-        is_integer = _is_any(ids, (int, np.integer)).all()
-    elif types.is_string_dtype(ids.dtype):
-        is_integer = is_text and ids.str.fullmatch(_INTEGER).all()
+def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
+    """Return int64 if all ids are integers, else texts; where there is none 0 or blank."""
+    ids = [_to_id(cell, is_text) for cell in cells]
+    is_id = np.array([value is not None for value in ids], bool)
+    kinds = {type(value) for value in ids} - {type(None)}
+    values: pd.Series[Any]
+    if kinds == {int}:
+        values = pd.Series([value or 0 for value in ids], cells.index)
     else:
-        is_integer = not (ids > _MAX_INTEGER).any()  # would become negative
-    if not is_integer or (ids.empty and not types.is_integer_dtype(ids.dtype)):
+        texts = ["" if value is None else str(value) for value in ids]
+        values = pd.Series(texts, cells.index, dtype="str")
+    return Cells(values, {"not an id": cells.notna().to_numpy() & ~is_id})
+
+
+def _to_id(cell: Any, is_text: bool) -> int | str | None:
+    """Return an integer, or a text also of one beyond 64 bits; None for what is no id."""
+    if isinstance(cell, str):
+        if not is_text or not _INTEGER.fullmatch(cell):
+            return cell
+        cell = int(cell)
+    if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():
+        cell = int(cell)
+    if not isinstance(cell, (int, np.integer)) or isinstance(cell, bool):
         return None
-    try:
-        return ids.astype("int64")
-    except (OverflowError, ValueError):  # beyond 64 bits
-        return None
+    return int(cell) if abs(int(cell)) <= _MAX_INTEGER else str(cell)
 
 
 # ---- times and dates
@@ -196,27 +168,24 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
 def _read_times(
     column: Column, cells: pd.Series, timezone: str | None, formats: list[str]
 ) -> Cells:
-    """Return int64 UTC seconds."""
+    """Return times as int64 UTC seconds, dates as ISO texts on the clocks of the zone."""
     seconds, is_valid = _read_moments(column, cells, timezone, formats)
-    is_missing = _is_missing(cells)
-    faults = {"missing": is_missing, "not a time": ~is_valid & ~is_missing}
+    values = pd.Series(seconds, cells.index)
+    if column.role == "date":
+        local = to_local(seconds, find_zone(timezone))
+        moments = local.astype("datetime64[s]")
+        days = moments.astype("datetime64[D]")
+        texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
+        dates = pd.Series(texts.astype(object), cells.index)
+        values = dates.where(is_valid, None).astype("str")
+    faults = {"not a time": ~is_valid & cells.notna().to_numpy()}
     faults |= _find_beyond(column, seconds, is_valid)
-    return Cells(pd.Series(seconds, cells.index), faults)
-
-
-def _read_dates(
-    column: Column, cells: pd.Series, timezone: str | None, formats: list[str]
-) -> Cells:
-    """Return ISO texts on the clocks of the zone, None where missing."""
-    seconds, is_valid = _read_moments(column, cells, timezone, formats)
-    local = to_local(seconds, find_zone(timezone))
-    moments = local.astype("datetime64[s]")
-    days = moments.astype("datetime64[D]")
-    texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
-    values = pd.Series(texts.astype(object), cells.index).where(is_valid, None)
-    faults = {"not a time": ~is_valid & ~_is_missing(cells)}
-    faults |= _find_beyond(column, seconds, is_valid)
-    return Cells(values.astype("str"), faults)
+    if column.role == "time":
+        is_good = is_valid & ~np.logical_or.reduce([*faults.values()])
+        is_outlying = np.zeros(len(cells), bool)
+        is_outlying[is_good] = _find_outlying(seconds[is_good], column)
+        faults[OUTLYING] = is_outlying
+    return Cells(values, faults)
 
 
 def _read_moments(
@@ -241,9 +210,7 @@ def _read_moments(
 
 def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     """Write the times that one of the formats fits, the first that does, in the form of ISO."""
-    if types.is_integer_dtype(cells.dtype):  # 20240531
-        cells = cells.astype("str")
-    texts = cells.astype(object).where(_is_any(cells, (str,)), None).str.strip()
+    texts = cells.astype("str").str.strip()
     cells = cells.astype(object)
     for form in reversed(formats):
         has_zone = "%z" in form
@@ -254,7 +221,7 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     return cells
 
 
-def find_outlying(seconds: Ints, column: Column) -> Flags:
+def _find_outlying(seconds: Ints, column: Column) -> Flags:
     """Mark times that a void parts from nearly all others, unless a limit says which are right.
 
     Times in the outer 5 % are outliers if a gap of at least 3 years, and of the span of the middle
@@ -271,15 +238,13 @@ def find_outlying(seconds: Ints, column: Column) -> Flags:
     tail = len(seconds) // 20
     if not tail:
         return is_outlying
-    ordered = np.sort(seconds)
-    middle = ordered[tail : len(ordered) - tail]
-    is_void = np.diff(ordered) >= max(middle[-1] - middle[0], MIN_VOID)
-    early_voids = np.flatnonzero(is_void[:tail])
-    if len(early_voids) and column.low is None:
-        is_outlying |= seconds <= ordered[early_voids[-1]]
-    late_voids = np.flatnonzero(is_void[-tail:])
-    if len(late_voids) and column.high is None:
-        is_outlying |= seconds > ordered[len(is_void) - tail + late_voids[0]]
+    for sign, limit in ((1, column.low), (-1, column.high)):  # early, late
+        ordered = np.sort(sign * seconds)
+        middle = ordered[tail : len(ordered) - tail]
+        min_void = max(middle[-1] - middle[0], MIN_VOID)
+        voids = np.flatnonzero(np.diff(ordered[: tail + 1]) >= min_void)
+        if limit is None and len(voids):
+            is_outlying |= sign * seconds <= ordered[voids[-1]]
     return is_outlying
 
 
@@ -288,59 +253,49 @@ def _find_beyond(
 ) -> dict[str, Flags]:
     """Find values below the minimum and above the maximum, if any."""
     faults = {}
-    if column.low is not None:
-        is_below = is_valid & (values < column.low)
-        faults[f"below the minimum {_write_limit(column, column.low)}"] = is_below
-    if column.high is not None:
-        is_above = is_valid & (values > column.high)
-        faults[f"above the maximum {_write_limit(column, column.high)}"] = is_above
+    for limit, is_beyond, name in (
+        (column.low, np.less, "below the minimum"),
+        (column.high, np.greater, "above the maximum"),
+    ):
+        if limit is not None:
+            is_time = column.role in ("time", "date")
+            shown = f"{np.datetime64(int(limit), 's')}Z" if is_time else limit
+            faults[f"{name} {shown}"] = is_valid & is_beyond(values, limit)
     return faults
-
-
-def _write_limit(column: Column, limit: float) -> str:
-    is_time = column.role in ("time", "date")
-    return f"{np.datetime64(int(limit), 's')}Z" if is_time else str(limit)
 
 
 # ---- numbers and vectors
 
 
-def _point_decimals(cells: pd.Series) -> pd.Series:
-    """Write numbers with a decimal point; a text that is none with a comma is no number then."""
-    if types.is_numeric_dtype(cells.dtype):
-        return cells
-    return pd.Series(list(map(_point_decimal, cells)), cells.index, dtype=object)
-
-
 def _point_decimal(cell: object) -> object:
-    text = cell.strip() if isinstance(cell, str) else ""
-    if not text:
+    """Write a number with a decimal point; a text that is none with a comma is no number then."""
+    if not isinstance(cell, str):
         return cell
-    if not re.fullmatch(COMMA_NUMBER, text):
+    if not re.fullmatch(COMMA_NUMBER, cell.strip()):
         return "?"
-    return re.sub(GROUPS, "", text).replace(",", ".")
+    return re.sub(GROUPS, "", cell).replace(",", ".")
 
 
-def _read_numbers(column: Column, cells: pd.Series) -> Cells:
+def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64: near ones would tie."""
-    if cells.dtype == object:
-        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
-    elif types.is_datetime64_any_dtype(cells.dtype):
+    if types.is_datetime64_any_dtype(cells.dtype):
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed: numbers"
         )
-    is_missing = _is_missing(cells, ("", "nan", "NaN"))
-    numbers = pd.to_numeric(cells, errors="coerce")
+    is_set = cells.notna().to_numpy()
+    if cells.dtype == object:
+        cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
+    if decimal == ",":
+        cells = cells.map(_point_decimal)
+    values = pd.to_numeric(cells, errors="coerce")
     if column.role != "order":
-        numbers = numbers.astype("float64")
+        values = values.astype("float64")
+    numbers = values.to_numpy()
     faults = {
-        "not a number": numbers.isna().to_numpy() & ~is_missing,
-        "not finite": np.isinf(numbers.to_numpy()),
+        "not a number": is_set & np.isnan(numbers),
+        "not finite": np.isinf(numbers),
     }
-    faults |= _find_beyond(column, numbers.to_numpy(), ~is_missing)
-    if not column.may_be_empty:
-        faults["missing"] = is_missing
-    return Cells(numbers, faults)
+    return Cells(values, faults | _find_beyond(column, numbers, is_set))
 
 
 def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
@@ -351,10 +306,10 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
-    rows = np.flatnonzero(~_is_missing(cells))
-    for row, cell in zip(rows, cells.iloc[rows], strict=True):
-        has_point = not isinstance(cell, str) or "." in cell  # Python's 0.1, 0.2
-        if decimal == "," and not has_point:
+    for row in np.flatnonzero(cells.notna()):
+        cell = cells.iloc[row]
+        # a text with a point is Python's 0.1, 0.2
+        if decimal == "," and isinstance(cell, str) and "." not in cell:
             cell = cell.replace(",", ".").replace(";", " ")
         try:
             entries = read_vector(cell)
@@ -374,26 +329,17 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
 
 def _read_values(column: Column, cells: pd.Series) -> Cells:
     """Return texts, or values as they are; a list is for kinds that take several values alone."""
-    if types.is_datetime64_any_dtype(cells.dtype):
-        return Cells(_to_texts(cells.astype(object)), {})
+    faults = {}
     if cells.dtype == np.float32:  # 0.1 stays 0.1
         cells = cells.astype(str).astype("float64")
-    is_wrong = np.zeros(len(cells), bool)
     if cells.dtype == object:
         is_list = _is_any(cells, LISTS)
-        if column.role == "category" and is_list.any():
-            example = str(cells[is_list].iloc[0])[:40]
-            raise SchemaError(
-                f"column '{column.source}', {column.reason} as categorical, holds lists such as "
-                f"{example}; "
-                "allowed: one value in each cell; declare multi_categorical or vector"
-            )
-        is_wrong = _is_any(cells, (dict, set, bytes))
-        if column.role == "text":
-            is_wrong |= is_list
-        cells = cells.mask(is_wrong, None)
-    values = _to_texts(cells) if column.role == "text" else cells
-    return Cells(values, {"not a value": is_wrong})
+        faults["a list"] = is_list & (column.role != "value")
+        faults["not a value"] = _is_any(cells, (dict, set, bytes))
+        cells = cells.mask(faults["a list"] | faults["not a value"], None)
+    if column.role == "text" or types.is_datetime64_any_dtype(cells.dtype):
+        cells = _to_texts(cells.astype(object))
+    return Cells(cells, faults)
 
 
 def _to_texts(cells: pd.Series) -> pd.Series:

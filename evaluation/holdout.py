@@ -36,7 +36,7 @@ from serve.errors import SchemaError
 from serve.kinds import Feature
 from serve.profiles import Profiles, feature_values
 from serve.requests import History
-from serve.schema import DERIVED, WORDED, Schema
+from serve.schema import Schema
 
 Strength = Callable[
     [Doubles], Doubles
@@ -96,23 +96,20 @@ def read_moment(text: str, timezone: str | None) -> int:
 
 def _declare(schema: Schema) -> DataConfig:
     """Declare the features of a bundle as its training did."""
-    features = FeaturesConfig(
-        user=_declare_features(schema.user_features),
-        context=_declare_features(schema.context_features),
-    )
-    return DataConfig(features=features, timezone=schema.timezone)
-
-
-def _declare_features(features: Iterable[Feature]) -> dict[str, FeatureConfig]:
-    return {
-        feature.name: FeatureConfig(feature.kind, feature.column)
-        for feature in features
-    }
+    features = FeaturesConfig()
+    for side in ("user", "context"):
+        declared = {
+            feature.name: FeatureConfig(feature.kind, feature.column)
+            for feature in schema.features(side)
+        }
+        features = replace(features, **{side: declared})
+    all_times = TableConfig(min_datetime="0001-01-02", max_datetime="9999-12-30")
+    return DataConfig(all_times, features=features, timezone=schema.timezone)
 
 
 def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.DataFrame:
     file = read_file(path, TableConfig(), tuple(columns))
-    table = type_records([file], TableConfig(), schema.timezone, keeps_rows=False)
+    table = type_records(file, TableConfig(), schema.timezone, keeps_rows=False)
     if len(table.faults):
         raise SchemaError(f"{describe(table.faults)}; mend it or leave the record out")
     frame = table.frame
@@ -135,7 +132,7 @@ def _list_present(features: Iterable[Feature], rows: pd.DataFrame) -> list[Featu
     return [
         feature
         for feature in features
-        if feature.kind not in DERIVED and feature.column in rows
+        if not feature.is_derived and feature.column in rows
     ]
 
 
@@ -160,20 +157,19 @@ def profiles_from_frame(
     user_ids = np.unique(np.concatenate([interactions["user_id"], users["user_id"]]))
     rows = np.searchsorted(user_ids, events["user_id"].to_numpy())
     counts = np.bincount(rows, minlength=len(user_ids))
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Profiles(
         user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
         features=_profile_features(users, user_ids, schema),
         history=_to_history(events, schema),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        offsets=offsets,
     )
 
 
 def _profile_features(
     users: pd.DataFrame, user_ids: np.ndarray, schema: Schema
 ) -> dict[str, np.ndarray]:
-    rows = users.set_index("user_id")
-    integers = rows.select_dtypes("integer")
-    rows = rows.astype(dict.fromkeys(integers, object))  # exact above 2**53
+    rows = users.set_index("user_id").astype(object)  # integers exact above 2**53
     rows = rows.reindex(user_ids)
     columns: dict[str, Any] = {}
     for feature in schema.user_features:
@@ -188,22 +184,16 @@ def _to_history(events: pd.DataFrame, schema: Schema) -> History:
         "datetime": np.int64,
         "weight": np.float64,
     }
-    columns = {
-        name: events[name].to_numpy(kind)
-        for name, kind in kinds.items()
-        if name in events
-    }
+    columns: dict[str, Any] = {}
+    for name in events.columns.intersection([*kinds]):
+        columns[name] = events[name].to_numpy(kinds[name])
     if "event" in events:
         types = events["event"].astype(object)
         columns["event"] = types.where(types.notna(), None).to_numpy(object)
     features = schema.context_features
     if features:
-        context = {
-            feature.column: events[feature.column]
-            for feature in features
-            if feature.column in events
-        }
-        encoded = encode_features(features, context, len(events), schema.timezone)
+        cells: Any = dict(events.items())
+        encoded = encode_features(features, cells, len(events), schema.timezone)
         columns["context"] = context_keys(features, encoded.codes)
     return History(**columns)
 
@@ -272,24 +262,19 @@ class Events:
 
     def keep(self, is_kept: Flags) -> Events:
         """Keep the events of a mask (E,)."""
-        return replace(
-            self,
-            user_row=self.user_row[is_kept],
-            item_row=self.item_row[is_kept],
-            time=None if self.time is None else self.time[is_kept],
-        )
+        time = None if self.time is None else self.time[is_kept]
+        user_row = self.user_row[is_kept]
+        item_row = self.item_row[is_kept]
+        return replace(self, user_row=user_row, item_row=item_row, time=time)
 
     def join(self, other: Events) -> Events:
         """Put the events of two parts of one data set together."""
         time = None
         if self.time is not None and other.time is not None:
             time = np.concatenate([self.time, other.time])
-        return replace(
-            self,
-            user_row=np.concatenate([self.user_row, other.user_row]),
-            item_row=np.concatenate([self.item_row, other.item_row]),
-            time=time,
-        )
+        user_row = np.concatenate([self.user_row, other.user_row])
+        item_row = np.concatenate([self.item_row, other.item_row])
+        return replace(self, user_row=user_row, item_row=item_row, time=time)
 
     def since_last(self) -> Ints:
         """Return the seconds from each event to the last of all, (E,)."""
@@ -350,16 +335,12 @@ class Ids:
 
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
+        time = None
+        if "datetime" in interactions:
+            time = interactions["datetime"].to_numpy(np.int64)
+        user_row = _rows_of(self.users, interactions["user_id"])
         item_row = _rows_of(self.items, interactions["item_id"])
-        events = Events(
-            _rows_of(self.users, interactions["user_id"]),
-            item_row,
-            interactions["datetime"].to_numpy(np.int64)
-            if "datetime" in interactions
-            else None,
-            len(self.users),
-            len(self.items),
-        )
+        events = Events(user_row, item_row, time, len(self.users), len(self.items))
         return events.keep(item_row >= 0)
 
 
@@ -420,12 +401,12 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = to_moment(seconds)
     for feature in _list_present(schema.context_features, rows):
-        column = rows[feature.column]
-        cells: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-        is_worded = feature.kind in WORDED
+        column = rows[feature.column].astype(object)
+        cells: list[Any] = column.where(column.notna(), None).tolist()
+        if feature.has_vocabulary:
+            cells = list(map(feature.write, cells))
         for request, cell in zip(requests, cells, strict=True):
-            value = feature.write(cell) if is_worded else cell
-            request.setdefault("context", {})[feature.name] = value
+            request.setdefault("context", {})[feature.name] = cell
     return requests
 
 

@@ -44,15 +44,12 @@ from serve.arrays import Flags, Floats, Ints
 MAX_INVERTED = 16_000
 
 CHUNK = 2**24  # entries of a matrix that are dense at once
-MAX_SPARSE = (
-    0.02  # share of entries up to which a product with a sparse matrix is faster
-)
-MIN_EVENT_WEIGHT = (
-    0.02  # events of a history that weigh less are left out of the regression
-)
-FILTER_WEIGHT = (
-    0.3  # of the ideal low-pass filter beside the linear one, as in the paper
-)
+# share of entries up to which a product with a sparse matrix is faster
+MAX_SPARSE = 0.02
+# events of a history that weigh less are left out of the regression
+MIN_EVENT_WEIGHT = 0.02
+# of the ideal low-pass filter beside the linear one, as in the paper
+FILTER_WEIGHT = 0.3
 
 # Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
 MIN_EIGENVALUE = 1e-5
@@ -64,9 +61,8 @@ class Interactions:
 
     user: Ints  # (E,) ascending
     item: Ints  # (E,) item rows
-    is_target: (
-        Flags  # (E,) whether an event is predicted; the others only stand in histories
-    )
+    # (E,) whether an event is predicted; the others only stand in histories
+    is_target: Flags
     n_users: int
     n_items: int
 

@@ -57,9 +57,8 @@ CONTEXT_GAINS = (1.0, 3.0)  # candidates: such an event counts 2 or 4 times
 STRENGTH = 4.0  # events that content is worth; 2 to 8 ranked alike
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
 ROUNDS = 2  # searches for each alpha
-PLAN_ERRORS = (
-    1.0  # standard errors by which another plan than the usual one must be better
-)
+# standard errors by which another plan than the usual one must be better
+PLAN_ERRORS = 1.0
 
 MAX_BATCHES = 16  # validation batches that are ranked
 MAX_DRAWN = 512  # users whose scores show how much these vary
@@ -70,9 +69,8 @@ RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 MIN_SPREAD = 1e-9
 
-TREND_SHARE = (
-    0.02  # of the time span, in which events fade for the trend: a week of a year
-)
+# of the time span, in which events fade for the trend: a week of a year
+TREND_SHARE = 0.02
 MAX_TRENDING = 512  # items with a trend
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
@@ -109,9 +107,8 @@ class Refinement:
     alphas: Mapping[str, float] = field(default_factory=dict)  # by estimator
     decay: float = 0.0
     context_gain: float = 0.0
-    content_events: float = (
-        0.0  # the s of the shrinkage; 0: items stay where they were trained
-    )
+    # the s of the shrinkage; 0: items stay where they were trained
+    content_events: float = 0.0
     ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
 

@@ -49,9 +49,8 @@ Recommend = Callable[[list[dict[str, Any]], int], Iterable[Answer]]
 View = Literal["all", "novel", "owned"]
 
 _MAX_GOLDEN = 1000
-_TOLERANCE = (
-    2e-4  # of a score on another machine, per unit of the k-th where that is above 1
-)
+# of a score on another machine, per unit of the k-th where that is above 1
+_TOLERANCE = 2e-4
 _TILE = 256  # requests or items at once, so that memory does not grow with a batch
 
 

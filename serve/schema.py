@@ -13,11 +13,7 @@ from serve.arrays import IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
 from serve.errors import SchemaError
-from serve.kinds import KINDS, Feature
-
-DERIVED = tuple(kind for kind, traits in KINDS.items() if traits.period)
-SEVERAL = tuple(kind for kind, traits in KINDS.items() if traits.has_several)
-WORDED = ("categorical", *SEVERAL)
+from serve.kinds import Feature
 
 Similarity = Literal["dot", "cosine"]
 

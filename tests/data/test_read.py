@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
+from datamodules.read import read_rows
 from datamodules.tables import read_tables
 from serve.errors import SchemaError
 
@@ -145,17 +146,39 @@ def test_every_record_is_a_row_or_a_reject_with_its_line_and_first_fault(tmp_pat
     tables, rejects = read(tmp_path, content, features=FEATURES)
     assert list_rejects(rejects) == bad
     assert rejects.records == {"interactions": len(rows) + len(bad)}
-    expected = [(*row[:5], None if row[5] is None else float(row[5])) for row in rows]
+    expected = [
+        (*row[:4], row[4] if (row[4] or "").strip() else None, row[5] and float(row[5]))
+        for row in rows
+    ]  # a blank cell is missing
     assert without_nan(tables.interactions[list(NAMES)]) == expected
     assert set(rejects.frame["file"]) == {str(tmp_path / "events.csv")}
 
 
-def test_records_are_conserved_over_the_blocks_that_a_file_is_parsed_in(tmp_path, monkeypatch):
-    monkeypatch.setattr("datamodules.read._BLOCK", 4096)
+def test_records_are_conserved_over_the_batches_that_a_file_is_read_in(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.read.ROWS_AT_ONCE", 40)
     content, rows, bad = write_records(9, 900, 90, b"\n")
     tables, rejects = read(tmp_path, content, features=FEATURES)
     assert list_rejects(rejects) == bad
     assert tables.interactions["user_id"].tolist() == [row[0] for row in rows]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv.gz"])
+def test_rows_of_a_text_file_come_before_a_later_one_is_looked_at(tmp_path, suffix):
+    path = tmp_path / f"r.{suffix}"
+    text = "user_id\tage\n" + "a\t3\n" * 50_000 + "b\n"
+    path.write_bytes(gzip.compress(text.encode()) if suffix == "tsv.gz" else text.encode())
+    rows = read_rows(path)
+    assert [next(rows) for _ in range(3)] == [
+        (f"line {line}", {"user_id": "a", "age": "3"}) for line in (2, 3, 4)
+    ]
+    with pytest.raises(SchemaError, match="line 50002: too few columns"):
+        list(rows)
+
+
+def test_a_stray_quote_costs_its_record(tmp_path):
+    tables, rejects = read(tmp_path, 'user_id,item_id\n1,a\n2,"b" c\n3,5" pipe\n')
+    assert tables.interactions["item_id"].tolist() == ["a", '5" pipe']
+    assert rejects.frame[["line", "costs"]].to_numpy().tolist() == [[3, "record"]]
 
 
 @pytest.mark.parametrize("late", ["1,a,2017-12-01", '1,"x",2017-12-01'])

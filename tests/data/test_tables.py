@@ -145,15 +145,15 @@ def test_ids_keep_their_type_and_value(tmp_path, ids, expected):
 @pytest.mark.parametrize(
     "ids",
     [
-        [1.5, 2.0],
-        [2.0**53, 1.0],
+        [1.5, 2.5],
+        [2.0**53, 2.0**54],
         [True, False],
         [pd.Timestamp(0)] * 2,
         [Decimal("4.5")] * 2,
     ],
 )
 def test_ids_of_another_kind_are_refused(ids):
-    with pytest.raises(SchemaError, match=r"allowed for an id|does not hold ids"):
+    with pytest.raises(SchemaError, match="does not hold ids"):
         tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
 
 
@@ -207,8 +207,10 @@ def test_a_bad_cell_of_an_item_costs_the_cell_and_is_listed_with_a_reason():
     listed = rejects.frame[["line", "reason", "costs"]].to_numpy().tolist()
     assert listed == [[2, "not a value", "cell"], [4, "not a value", "cell"]]
     assert tables.items["x"].isna().tolist() == [False, True, False, True]
-    with pytest.raises(SchemaError, match=r"holds lists such as \('a',\).*multi_categorical"):
-        read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
+    _, rejects = read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
+    assert rejects.frame[["line", "reason", "costs"]].to_numpy().tolist() == [[1, "a list", "cell"]]
+    with pytest.raises(SchemaError, match=r"does not hold single values.*multi_categorical"):
+        read_items(pd.Series([["a"], ["b"], ["c"], "d"], dtype=object), "categorical")
 
 
 @pytest.mark.parametrize(
@@ -263,7 +265,7 @@ def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
     assert clean(tables)[0].items["item_id"].tolist() == [3, 4, 5]
     with pytest.raises(
         SchemaError,
-        match=r"items: item_id 3 has rows that differ in 'price' \(1 such ids\)",
+        match=r"items: item_id 3 has rows that differ in 'price': items, line 1; items, line 3; keep",
     ):
         tables_from_frames(config, EVENTS, items=items.assign(price=[1, 2, 9, 3]))
 

@@ -44,9 +44,9 @@ class World:
                 fold == one,
             )
             predicted[mine] = predict(score[mine], position[mine])
-            of_slots = (
-                predict(self.scores[:, :, None], slot[None, None] + 1) * self.target
-            ).sum(axis=1)
+            of_slots = (predict(self.scores[:, :, None], slot[None, None] + 1) * self.target).sum(
+                axis=1
+            )
             expected[mine] = of_slots[np.repeat(context, N_SLOTS), position - 1][mine]
         logged, judged = (each[(*where, slot)].ravel() for each in (self.logging, self.target))
         return Logged(user, reward, logged, judged, predicted, expected)

@@ -14,9 +14,8 @@ from tests.served import ROOT, Server
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 USER = 10_001
-MAY_REACH = (
-    "-all,+dac_read_search"  # the interpreter may lie in a home; nothing can be written with it
-)
+# the interpreter may lie in a home; nothing can be written with it
+MAY_REACH = "-all,+dac_read_search"
 # what `docker run --read-only --user --cap-drop ALL --security-opt no-new-privileges -v RUN:/run/bascule` does
 CONTAINER = f"""
 mount -t tmpfs tmpfs /run

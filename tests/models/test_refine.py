@@ -197,9 +197,8 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
     wanted = np.zeros((N, N), np.float32)
     for batch in data.validation_batches:
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
-            wanted[batch.history_rows[user, 0], item] = (
-                1  # of the oldest event, which a decay forgets
-            )
+            # of the oldest event, which a decay forgets
+            wanted[batch.history_rows[user, 0], item] = 1
     planted = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf")}
     monkeypatch.setattr(
         refine,
