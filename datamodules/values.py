@@ -22,7 +22,8 @@ from serve.errors import SchemaError
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
-_INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # "007" is a text
+_INTEGER = "(?:0|-?[1-9][0-9]{0,18})"  # "007" is a text
+_SURE_LENGTH = 18  # letters of an integer that surely has 64 bits
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -137,6 +138,20 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 
 def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
     """Return int64 if all ids are integers, else texts; where there is none 0 or blank."""
+    nothing = {"not an id": np.zeros(len(cells), bool)}
+    if isinstance(cells.dtype, pd.StringDtype):
+        texts = cells.dropna()
+        if not is_text or not texts.str.fullmatch(_INTEGER).all():
+            return Cells(cells.fillna(""), nothing)
+        if texts.str.len().max() <= _SURE_LENGTH:
+            return Cells(cells.fillna("0").astype("int64"), nothing)
+    elif cells.dtype.kind == "i" and cells.min() >= -_MAX_INTEGER:
+        return Cells(cells.astype("int64"), nothing)
+    return _read_mixed_ids(cells, is_text)
+
+
+def _read_mixed_ids(cells: pd.Series, is_text: bool) -> Cells:
+    """Do as `_read_ids` cell by cell."""
     ids = [_to_id(cell, is_text) for cell in cells]
     is_id = np.array([value is not None for value in ids], bool)
     kinds = {type(value) for value in ids} - {type(None)}
@@ -152,7 +167,7 @@ def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
 def _to_id(cell: Any, is_text: bool) -> int | str | None:
     """Return an integer, or a text also of one beyond 64 bits; None for what is no id."""
     if isinstance(cell, str):
-        if not is_text or not _INTEGER.fullmatch(cell):
+        if not is_text or not re.fullmatch(_INTEGER, cell):
             return cell
         cell = int(cell)
     if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():
