@@ -173,6 +173,7 @@ def _draw_sample(rows: pd.DataFrame) -> _Sample:
     names = [name for name in ("position", "datetime") if name in rows]
     keys = [rank, *(rows[name].to_numpy() for name in names)]
     neighbours = [_pair_up(np.lexsort([*keys, user]), item, user)]
+
     if "datetime" in rows:
         together = np.zeros(len(rows), np.int64)
         neighbours.append(_pair_up(np.lexsort(keys), item, together))
@@ -197,6 +198,7 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
     features = config.features.of("context").values()
     kinds = {str(feature.column): feature.kind for feature in features}
     kinds.pop("datetime", None)
+
     for column, of_column in kinds.items():
         codes = code_cells(sample.rows[column])
         ranges = codes
@@ -287,6 +289,7 @@ def _find_item_leaks(
     items = tables.items.set_index("item_id")
     features = config.features.of("item").values()
     kinds = {str(feature.column): feature.kind for feature in features}
+
     for column, of_column in kinds.items():
         if of_column != "numeric":
             continue

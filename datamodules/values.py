@@ -61,6 +61,7 @@ def read_cells(
         marks |= {"nan", "NaN"}
     is_missing = cells.isna().to_numpy(bool) | _is_one_of(cells, marks)
     faults: dict[str, Flags] = {}
+
     if not column.may_be_empty:
         faults["missing"] = is_missing
     is_unset = is_missing
@@ -81,6 +82,7 @@ def read_cells(
         read = _read_numbers(column, cells, layout.decimal)
     else:
         read = _read_values(column, cells)
+
     return Cells(read.values, faults | read.faults)
 
 
@@ -107,6 +109,7 @@ def _to_plain(cells: pd.Series) -> pd.Series:
     values = pd.Series(list(map(_to_plain_value, cells)), cells.index, dtype=object)
     values = values.where(values.notna(), None)
     kind = types.infer_dtype(values, skipna=True)
+
     if kind == "string":
         return values.astype("str")
     if kind == "floating":
@@ -161,6 +164,7 @@ def _read_mixed_ids(cells: pd.Series, is_text: bool) -> Cells:
     else:
         texts = ["" if value is None else str(value) for value in ids]
         values = pd.Series(texts, cells.index, dtype="str")
+
     return Cells(values, {"not an id": cells.notna().to_numpy() & ~is_id})
 
 
@@ -193,13 +197,16 @@ def _read_times(
         texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
         dates = pd.Series(texts.astype(object), cells.index)
         values = dates.where(is_valid, None).astype("str")
+
     faults = {"not a time": ~is_valid & cells.notna().to_numpy()}
     faults |= _find_beyond(column, seconds, is_valid)
+
     if column.role == "time":
         is_good = is_valid & ~np.logical_or.reduce([*faults.values()])
         is_outlying = np.zeros(len(cells), bool)
         is_outlying[is_good] = _find_outlying(seconds[is_good], column)
         faults[OUTLYING] = is_outlying
+
     return Cells(values, faults)
 
 
@@ -227,6 +234,7 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     """Write the times that one of the formats fits, the first that does, in the form of ISO."""
     texts = cells.astype("str").str.strip()
     cells = cells.astype(object)
+
     for form in reversed(formats):
         has_zone = "%z" in form
         times = pd.to_datetime(texts, format=form, errors="coerce", utc=has_zone)
@@ -253,6 +261,7 @@ def _find_outlying(seconds: Ints, column: Column) -> Flags:
     tail = len(seconds) // 20
     if not tail:
         return is_outlying
+
     for sign, limit in ((1, column.low), (-1, column.high)):  # early, late
         ordered = np.sort(sign * seconds)
         middle = ordered[tail : len(ordered) - tail]
@@ -260,6 +269,7 @@ def _find_outlying(seconds: Ints, column: Column) -> Flags:
         voids = np.flatnonzero(np.diff(ordered[: tail + 1]) >= min_void)
         if limit is None and len(voids):
             is_outlying |= sign * seconds <= ordered[voids[-1]]
+
     return is_outlying
 
 
@@ -297,12 +307,14 @@ def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed: numbers"
         )
+
     is_set = cells.notna().to_numpy()
     if cells.dtype == object:
         cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
     if decimal == ",":
         cells = cells.map(_point_decimal)
     values = pd.to_numeric(cells, errors="coerce")
+
     if column.role != "order":
         values = values.astype("float64")
     numbers = values.to_numpy()
@@ -321,6 +333,7 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
+
     for row in np.flatnonzero(cells.notna()):
         cell = cells.iloc[row]
         # a text with a point is Python's 0.1, 0.2
@@ -334,8 +347,10 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
         if entries is not None:
             vectors[row] = Vector(entries.tobytes())
             widths[row] = len(entries)
+
     usual = np.bincount(widths[widths > 0]).argmax() if widths.any() else 0
     faults[OTHER_LENGTH] = (widths > 0) & (widths != usual)
+
     return Cells(pd.Series(vectors, cells.index, dtype=object), faults)
 
 
@@ -353,11 +368,9 @@ def _read_values(column: Column, cells: pd.Series) -> Cells:
         faults["not a value"] = _is_any(cells, (dict, set, bytes))
         cells = cells.mask(faults["a list"] | faults["not a value"], None)
     if column.role == "text" or types.is_datetime64_any_dtype(cells.dtype):
-        cells = _to_texts(cells.astype(object))
+        cells = cells.astype(object)
+        # each value is written the one way that vocabularies know it
+        texts = {value: to_text(value) for value in cells.unique()}
+        cells = cells.map(texts).astype("str")
+
     return Cells(cells, faults)
-
-
-def _to_texts(cells: pd.Series) -> pd.Series:
-    """Write each value the one way vocabularies know it."""
-    texts = {value: to_text(value) for value in cells.unique()}
-    return cells.map(texts).astype("str")

@@ -187,6 +187,7 @@ def fit_first(work: Work) -> Trained:
     rows = (split.train, split.validation)
     data = make_data(work, known, rows, split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
+
     return fit_stage(work, data, "select", model)
 
 
@@ -230,6 +231,7 @@ def train_on(work: Work, previous: Previous) -> Trained:
     start = Start.read(previous.bundle, previous.run)
     take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
     trained = fit_stage(work, data, "final", model)
+
     return refine(work, trained, Refinement(**previous.refinement))
 
 
