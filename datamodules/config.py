@@ -195,6 +195,11 @@ class FeaturesConfig:
             features[name] = feature.fill(name)
         return features
 
+    def kinds_of(self, side: str) -> dict[str, Kind]:
+        """Return column -> kind of the last feature that reads it."""
+        features = self.of(side).values()
+        return {str(feature.column): feature.kind for feature in features}
+
 
 @dataclass(frozen=True)
 class SplitConfig:

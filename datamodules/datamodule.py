@@ -84,6 +84,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.horizon = horizon
         self.validation_at = validation_at
         self.dropout = dropout or FeatureDropout()
+
         everyone = pd.concat([users, validation[["user_id"]]])
         everyone = everyone.drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)

@@ -69,8 +69,7 @@ class FileRecords:
 
 def kind_of(path: Path) -> str:
     """Return the suffix of a file, or of the one that is compressed in it."""
-    name = path.name.lower().removesuffix(_GZIP)
-    return Path(name).suffix
+    return Path(path.name.lower().removesuffix(_GZIP)).suffix
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
         )
 
     names = list(map(str, frame.columns))
-    cells = dict(zip(names, (column for _, column in frame.items()), strict=True))
+    cells = {str(name): column for name, column in frame.items()}
     lines = np.arange(1, len(frame) + 1)
 
     return _take(name, FileRecords(names, cells, lines, {}), columns)
@@ -283,7 +283,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     if path.is_file():
         return [path]
     matches = sorted(set(glob.glob(pattern, recursive=True)))
-    files = [Path(match) for match in matches if Path(match).is_file()]
+    files = [path for path in map(Path, matches) if path.is_file()]
 
     if not files:
         raise SchemaError(say_missing(str(path), setting))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from datamodules.clean import only_targets
 from datamodules.config import DataConfig
 from datamodules.sequences import count_within
 from datamodules.tables import PART, TARGET_WEIGHT, is_set
+from datamodules.values import mark_shared
 from serve.arrays import Flags, Ints, Repeats
 from serve.clock import to_seconds
 from serve.errors import SchemaError
@@ -269,11 +269,9 @@ def _take_parts(
 # ---- checks
 
 
-def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series[Any]:
+def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> Flags:
     """Mark which distinct pairs of user and item of held-out rows are in the known rows too."""
-    pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
-    owned = pd.MultiIndex.from_frame(known[_PAIR])
-    return pd.Series(pairs.isin(owned), dtype=bool)
+    return mark_shared(part.drop_duplicates(_PAIR), known, _PAIR)
 
 
 def check_targets(split: Split, repeats: Repeats) -> None:

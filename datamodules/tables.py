@@ -314,10 +314,12 @@ def _check_one_row_each(name: str, table: TypedTable) -> None:
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if conflicting.empty:
         return
+
     rows = distinct[distinct[id_name] == conflicting.iloc[0]].head(2)
     columns = [f"'{column}'" for column in rows if not rows[column].duplicated().any()]
     places = table.places.loc[rows.index]
     lines = [f"{place.file}, line {place.line}" for place in places.itertuples()]
+
     raise SchemaError(
         f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
         f"{', '.join(columns)}: {'; '.join(lines)}; keep one row each"

@@ -93,6 +93,12 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     return [ids.astype("str") for ids in columns]
 
 
+def mark_shared(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> Flags:
+    """Mark the rows that equal one of the others in some columns, (n,)."""
+    keys = pd.MultiIndex.from_frame(rows[columns])
+    return np.asarray(keys.isin(pd.MultiIndex.from_frame(others[columns])))
+
+
 # ---- cells of every kind
 
 
@@ -155,15 +161,14 @@ def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
 
 def _read_mixed_ids(cells: pd.Series, is_text: bool) -> Cells:
     """Do as `_read_ids` cell by cell."""
-    ids = [_to_id(cell, is_text) for cell in cells]
-    is_id = np.array([value is not None for value in ids], bool)
-    kinds = {type(value) for value in ids} - {type(None)}
+    plain = [_to_id(cell, is_text) for cell in cells]
+    ids = pd.Series(plain, cells.index, dtype=object)
+    is_id = ids.notna().to_numpy()
     values: pd.Series[Any]
-    if kinds == {int}:
-        values = pd.Series([value or 0 for value in ids], cells.index)
+    if types.infer_dtype(ids, skipna=True) == "integer":
+        values = ids.where(is_id, 0).astype("int64")
     else:
-        texts = ["" if value is None else str(value) for value in ids]
-        values = pd.Series(texts, cells.index, dtype="str")
+        values = ids.where(is_id, "").astype("str")
 
     return Cells(values, {"not an id": cells.notna().to_numpy() & ~is_id})
 

@@ -158,8 +158,8 @@ def produce(work: Work, stage: Stage) -> Product:
     }
     segments = recommender.bundle.segments
     if segments is not None:
-        stability = segments.stability
-        report["segments"] = {"stability": stability, "found": segments.describe()}
+        found = segments.describe()
+        report["segments"] = {"stability": segments.stability, "found": found}
 
     return Product(facts, recommender, metrics, report)
 

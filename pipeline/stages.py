@@ -310,6 +310,7 @@ def make_data(
         previous = Bundle.load(config.previous).schema
     schema = fit_schema(tables, known, config.data, previous)
     catalogue = build_catalogue(tables.items, known, schema)
+
     return InteractionsDataModule(
         *rows,
         tables.users,
@@ -360,6 +361,7 @@ def fit_stage(
     )
     if work.previous is not None:
         origin["weights of version"] = work.previous.bundle.manifest.version
+
     epochs = epochs or work.recipe.max_epochs
     epochs, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     temperature = float(model.temperature.detach())
