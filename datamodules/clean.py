@@ -30,22 +30,22 @@ class CleaningReport:
 def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
     """Remove rows that equal another in every column, and events of negative weight."""
     events = tables.interactions
-    is_first = ~events.duplicated()
-    weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
+    distinct = events.drop_duplicates()
+    weights = distinct.get("weight", pd.Series(1.0, distinct.index))
     is_return = weights < 0
-    cleaned = Tables(
-        events[is_first & ~is_return].reset_index(drop=True),
-        tables.users.drop_duplicates(ignore_index=True),
-        tables.items.drop_duplicates(ignore_index=True),
-    )
+    kept = distinct[~is_return].reset_index(drop=True)
+    users = tables.users.drop_duplicates(ignore_index=True)
+    items = tables.items.drop_duplicates(ignore_index=True)
+
     report = CleaningReport(
-        duplicate_events=int((~is_first).sum()),
-        negative_weights=int((is_first & is_return).sum()),
-        zero_weights_kept=int((is_first & (weights == 0)).sum()),
-        duplicate_users=len(tables.users) - len(cleaned.users),
-        duplicate_items=len(tables.items) - len(cleaned.items),
+        duplicate_events=len(events) - len(distinct),
+        negative_weights=int(is_return.sum()),
+        zero_weights_kept=int((weights == 0).sum()),
+        duplicate_users=len(tables.users) - len(users),
+        duplicate_items=len(tables.items) - len(items),
     )
-    return cleaned, report
+
+    return Tables(kept, users, items), report
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
@@ -144,6 +144,7 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
     _check_target_columns(interactions, config, types)
     is_target = np.ones(len(interactions), bool)
     weight = np.ones(len(interactions), np.float64)
+
     if target_types:
         is_target &= interactions["event"].isin(target_types).to_numpy()
     if min_weight is not None:
@@ -155,7 +156,9 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
         raise SchemaError(
             "data.targets: no event is a target; declare other events or a lower min_weight"
         )
+
     weight = np.where(is_target, weight / weight[is_target].mean(), 0.0)
+
     return interactions.assign(**{TARGET_WEIGHT: weight})
 
 
@@ -183,9 +186,11 @@ def _check_target_columns(
                 f"data.targets or data.events reads '{name}', which is absent: set "
                 "data.interactions.columns"
             )
+
     if not types:
         return
     seen = set(interactions["event"].dropna().unique())
+
     for name in types:
         if name not in seen:
             raise SchemaError(

@@ -29,8 +29,11 @@ EVENT_ROLES: dict[str, Role] = {
 _PRECEDENCE: tuple[Role, ...] = ("vector", "date", "number", "category", "value")
 _LIMITS: dict[Role, tuple[type, ...]] = {"number": (int, float), "date": (str,)}
 _UNFIT: dict[Role, tuple[Role, ...]] = {
-    **dict.fromkeys(EVENT_ROLES.values(), ("vector", "date")),
-    **dict.fromkeys(("id", "text"), ("vector", "date", "number")),
+    "id": ("vector", "date", "number"),
+    "text": ("vector", "date", "number"),
+    "time": ("vector", "date"),
+    "order": ("vector", "date"),
+    "number": ("vector", "date"),
 }  # role of a column of ours -> how no feature reads it
 _A_DAY = datetime(2003, 11, 22, tzinfo=UTC)
 # key of the split -> the one kind that it belongs to
@@ -192,6 +195,11 @@ class FeaturesConfig:
             features[name] = feature.fill(name)
         return features
 
+    def kinds_of(self, side: str) -> dict[str, Kind]:
+        """Return column -> kind of the last feature that reads it."""
+        features = self.of(side).values()
+        return {str(feature.column): feature.kind for feature in features}
+
 
 @dataclass(frozen=True)
 class SplitConfig:
@@ -216,12 +224,14 @@ class SplitConfig:
     def __post_init__(self) -> None:
         _check_choices(self, "data.split")
         kind = self.kind
+
         for name, only_kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value not in (None, False) and kind != only_kind:
                 raise SchemaError(
                     f"data.split.{name} is {value!r}; allowed: with kind {only_kind}, not {kind}"
                 )
+
         needed = {"time": "at", "files": "test"}.get(kind)
         if needed is not None and getattr(self, needed) is None:
             raise SchemaError(
@@ -284,6 +294,7 @@ class DataConfig:
             raise SchemaError(
                 f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}"
             )
+
         for name, weight in self.events.items():
             if not 0 < weight < float("inf"):
                 raise SchemaError(
@@ -340,14 +351,17 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     roles = EVENT_ROLES
     if side != "context":
         roles = {f"{side}_id": "id"}
+
     for name in layout.columns:
         if name not in roles:
             raise SchemaError(
                 f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}"
             )
+
     readers = _list_readers(side, config, roles, layout.columns.get("user_id"))
     required = {"user_id", "item_id", *layout.columns, *readers}
-    required |= {"datetime"} if config.split.kind == "time" else set()
+    if config.split.kind == "time":
+        required.add("datetime")
     columns = []
     for name in dict.fromkeys((*roles, *readers)):
         features = readers.get(name, [])
@@ -371,6 +385,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         low = max(_read_limits(lows, config.timezone), default=None)
         high = min(_read_limits(highs, config.timezone), default=None)
         columns.append(Column(name, source, role, reason, may_be_empty, low, high))
+
     audited = config.audit_only if side == "user" else []
     reserved = [*audited, REPEAT_RATE] if config.repeats == "allow" else audited
     if any(column.name in reserved for column in columns):

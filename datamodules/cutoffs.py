@@ -142,11 +142,13 @@ class CutoffExamples(Examples):
         n_batches = max(n_full, len(self.maker.trends.moments))
         trends, counts = np.unique(drawn.trend, return_counts=True)
         batches: list[Ints] = []
+
         for trend, n_parts in zip(
             trends, share_batches(counts, n_batches), strict=True
         ):
             rows = rng.permutation(np.flatnonzero(drawn.trend == trend))
             batches += np.array_split(rows, n_parts)
+
         return drawn, batches
 
     def __getitem__(self, plan: Cutoffs) -> RequestBatch:

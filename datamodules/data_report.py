@@ -54,6 +54,7 @@ def report_data(
     cold = _measure_cold(tables, split)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     targets = None
+
     if TARGET_WEIGHT in events:
         targets = {name: len(only_targets(part)) for name, part in parts.items()}
 
@@ -64,12 +65,16 @@ def report_data(
         "users_table": len(tables.users),
         "items_table": len(tables.items),
     }
-    described = {
-        "kind": split.kind,
-        "strict": config.split.strict,
-        "validation_at": split.validation_at and to_iso(split.validation_at),
-        "test_at": split.test_at and to_iso(split.test_at),
-    }
+    described = {"kind": split.kind, "strict": config.split.strict}
+
+    for name in ("validation_at", "test_at"):
+        at = getattr(split, name)
+        described[name] = at and to_iso(at)
+
+    lengths = {}
+    for share in QUANTILES:
+        lengths[f"p{share * 100:g}"] = float(np.quantile(user_counts, share))
+
     return {
         "counts": counts | {name: len(part) for name, part in parts.items()},
         "split": described,
@@ -85,10 +90,7 @@ def report_data(
         "hints": [*rejects.hints, *_find_hints(events, cold, config)],
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(item_counts),
-        "history_length": {
-            f"p{share * 100:g}": float(np.quantile(user_counts, share))
-            for share in QUANTILES
-        },
+        "history_length": lengths,
         "leaks": [asdict(leak) for leak in leaks],
     }
 
@@ -186,12 +188,14 @@ def _long_tail(counts: Ints) -> dict[str, float]:
     n = len(counts)
     total = counts.sum()
     tail = {}
+
     for share in HEAD_SHARES:
         n_head = max(round(share * n), 1)
         tail[f"top_{share:.0%}"] = float(counts[:n_head].sum() / total)
 
     weighted = (np.arange(n, 0, -1) * counts).sum()
     tail["gini"] = float(2 * weighted / (n * total) - (n + 1) / n)
+
     return tail
 
 
@@ -208,6 +212,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
     for hint in report["hints"]:
         table.add_row("looks odd", hint)
+
     messages = [leak["message"] for leak in report["leaks"]]
     for message in messages or ["none found"]:
         table.add_row("leaks", message)

@@ -84,6 +84,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.horizon = horizon
         self.validation_at = validation_at
         self.dropout = dropout or FeatureDropout()
+
         everyone = pd.concat([users, validation[["user_id"]]])
         everyone = everyone.drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
@@ -119,6 +120,7 @@ class InteractionsDataModule(pl.LightningDataModule):
             moments = _cutoff_moments(first, end, self.horizon)
 
         days = self.schema.popularity_days
+
         return measure_trends(events, moments, days, len(self.catalogue))
 
     def _make_examples(self) -> Examples:
@@ -129,11 +131,13 @@ class InteractionsDataModule(pl.LightningDataModule):
         if self.schema.is_set:
             return SetExamples(sequences, self.maker, size, self.dropout)
         timeline: Timeline
+
         if self.horizon is None:
             timeline = NextGroupTimeline(sequences, self.trends, self.schema)
         else:
             moments = self.trends.moments[:-1]
             timeline = HorizonTimeline(sequences, moments, self.horizon)
+
         return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
 
     def count_targets(self) -> Ints:
@@ -182,6 +186,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         targets = distinct_targets(held_out.events, held_out.target_weight)
         users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)  # (R,)
         context = encode_features(self.schema.context_features, {}, len(users))
+
         if self.schema.context_features and self.schema.repeats == "exclude":
             positions = np.flatnonzero(held_out.target_weight > 0)
             pairs = number_pairs(held_out.events)[positions]
@@ -195,6 +200,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         tiles = _tile(np.argsort(lengths, kind="stable"))
         order = np.random.default_rng(self.seed).permutation(len(tiles))
         tiles = [tiles[number] for number in order]
+
         return self._make_requests(users, targets, context, tiles)
 
     def _make_requests(
@@ -207,6 +213,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         """Yield batches of requests of users, with all their training events."""
         events = self.sequences.events
         last = len(self.trends.moments) - 1
+
         for rows in tiles:
             of_batch = users[rows]
             past = events.between(

@@ -12,6 +12,7 @@ import pandas as pd
 from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables, is_set
+from datamodules.values import mark_shared
 from serve.arrays import Flags, Ints
 from serve.cells import join_text
 from serve.errors import SchemaError
@@ -97,8 +98,7 @@ def _find_shared_events(split: Split) -> Iterator[Leak]:
         (split.train, split.validation, "validation"),
     ):
         keys = _event_columns(before, split.kind)
-        rows = pd.MultiIndex.from_frame(held_out[keys])
-        n = int(rows.isin(pd.MultiIndex.from_frame(before[keys])).sum())
+        n = int(mark_shared(held_out, before, keys).sum())
         if n:
             columns = ", ".join(keys)
             message = (
@@ -173,6 +173,7 @@ def _draw_sample(rows: pd.DataFrame) -> _Sample:
     names = [name for name in ("position", "datetime") if name in rows]
     keys = [rank, *(rows[name].to_numpy() for name in names)]
     neighbours = [_pair_up(np.lexsort([*keys, user]), item, user)]
+
     if "datetime" in rows:
         together = np.zeros(len(rows), np.int64)
         neighbours.append(_pair_up(np.lexsort(keys), item, together))
@@ -194,9 +195,9 @@ def _pair_up(order: Ints, item: Ints, group: Ints) -> tuple[Ints, Ints]:
 
 def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
     """Judge each column of the context by what it and the item tell of each other."""
-    features = config.features.of("context").values()
-    kinds = {str(feature.column): feature.kind for feature in features}
+    kinds = config.features.kinds_of("context")
     kinds.pop("datetime", None)
+
     for column, of_column in kinds.items():
         codes = code_cells(sample.rows[column])
         ranges = codes
@@ -285,9 +286,8 @@ def _find_item_leaks(
     before = split.refit["item_id"].value_counts()
     before = before.reindex(tested.index, fill_value=0)
     items = tables.items.set_index("item_id")
-    features = config.features.of("item").values()
-    kinds = {str(feature.column): feature.kind for feature in features}
-    for column, of_column in kinds.items():
+
+    for column, of_column in config.features.kinds_of("item").items():
         if of_column != "numeric":
             continue
         numbers = items[column].astype(np.float64).reindex(tested.index).dropna()

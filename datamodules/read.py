@@ -69,8 +69,7 @@ class FileRecords:
 
 def kind_of(path: Path) -> str:
     """Return the suffix of a file, or of the one that is compressed in it."""
-    name = path.name.lower().removesuffix(_GZIP)
-    return Path(name).suffix
+    return Path(path.name.lower().removesuffix(_GZIP)).suffix
 
 
 @contextmanager
@@ -140,6 +139,7 @@ def read_rows(path: Path, columns: Mapping[str, str] = SAME_NAMES) -> Iterator[R
         rows = _read_parquet_rows(path, columns)
     else:
         rows = _read_text_rows(path, columns)
+
     return ((place, _rename(cells, columns)) for place, cells in rows)
 
 
@@ -210,6 +210,7 @@ def read_json_lines(path: Path) -> FileRecords:
     rows = dict(read_objects(path, bad.__setitem__))
     names = list(dict.fromkeys(chain.from_iterable(rows.values())))
     columns = {name: [row.get(name) for row in rows.values()] for name in names}
+
     return FileRecords(names, columns, np.array(list(rows), np.int64), bad)
 
 
@@ -226,7 +227,9 @@ def read_text(path: Path, *layout: Any) -> FileRecords:
         columns = zip(*rows.values(), strict=True)
         cells = [pa.array(column, pa.string()) for column in columns]
         tables.append(pa.Table.from_arrays(cells, schema=schema))
+
     columns_by_name = dict(zip(names, pa.concat_tables(tables).columns, strict=True))
+
     return FileRecords(names, columns_by_name, np.array(lines, np.int64), bad, True)
 
 

@@ -142,10 +142,11 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
     for table, rejected in rejects.tables.items():
         n_records = rejects.records[table]
         if len(rejected) > max_rate * n_records:
+            count = f"{len(rejected):,} of {n_records:,}"
             raise SchemaError(
-                f"{table}: {len(rejected):,} of {n_records:,} records are bad, more than "
-                f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; "
-                f"mend them or raise the rate{advise(table, rejected)}"
+                f"{table}: {count} records are bad, more than data.max_reject_rate = "
+                f"{max_rate:g}; the first: {describe(rejected)}; mend them or raise the rate"
+                f"{advise(table, rejected)}"
             )
 
 
@@ -186,6 +187,7 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     is_alike = rejects["column"].eq(rejects["column"].iloc[0])
     is_alike &= rejects["reason"].eq(reason)
     key = _find_declaration(reason, rejects["value"][is_alike])
+
     return f"; declare {key} in data.{setting_of(name)}" if key else ""
 
 
@@ -200,6 +202,7 @@ def _find_declaration(reason: str, values: pd.Series[Any]) -> str:
     if reason != "not a number" or texts.empty:
         return ""
     with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
+
     if len(with_comma):
         is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
         other = " or numbers without commas for thousands" if is_thousands else ""

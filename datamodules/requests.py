@@ -205,9 +205,11 @@ class Examples:
         rng = np.random.default_rng([seed, epoch])
         drawn, batches = self.draw(rng)
         plans = []
+
         for number in rng.permutation(len(batches)).tolist():
             plan = drawn.take(batches[number])
             plans.append(replace(plan, seed=(seed, epoch, number)))
+
         return plans
 
     def draw(self, rng: np.random.Generator) -> tuple[Plan, list[Ints]]:
@@ -263,6 +265,7 @@ class RequestMaker:
         rates = self.trends.repeat_rate[trend]  # (N,)
         n_types = len(schema.event_types)
         owned = summarise_owned(past, times, schema.decay_days, n_types, rates)
+
         if schema.repeats == "allow":
             catalogue = self.catalogue
             arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)

@@ -60,10 +60,12 @@ def fit_schema(
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     data_until = 0
     span = DEFAULT_SPAN
+
     if "datetime" in train:
         seconds = train["datetime"]
         data_until = int(seconds.max()) + 1
         span = float(max(seconds.max() - seconds.min(), 1)) / DAY
+
     weight_mean, weight_scale = _fit_weight(train, previous)
     length = config.history_length or _fit_history_length(train, config.repeats)
     schema = Schema(
@@ -89,6 +91,7 @@ def fit_schema(
 
     # Dates become ages when the end of the data is known.
     at_events = train[["user_id"]].assign(days=0.0)
+
     if schema.has_datetime:
         at_events["days"] = (train["datetime"] - data_until) / DAY
     at_end = items[["item_id"]].assign(days=0.0)
@@ -111,6 +114,7 @@ def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
             "data.repeats is 'allow' and the interactions have no datetime or position; "
             "allowed: exclude"
         )
+
     declared = config.features.of("user").values()
     if not has_datetime and any(feature.kind == "date" for feature in declared):
         raise SchemaError(
@@ -156,6 +160,7 @@ def _fit_id_type(train: pd.DataFrame, name: str, previous: Schema | None) -> IdT
             f"{name} is {id_type}; the previous schema has {before} ids: "
             "give the ids as they were"
         )
+
     return id_type
 
 
@@ -174,8 +179,10 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
         limit = LONGEST_SET
     elif repeats == "allow":
         limit = LONGEST_RECENT
+
     lengths = train["user_id"].value_counts().to_numpy()
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
+
     return int(np.clip(length, MIN_HISTORY, limit))
 
 
@@ -193,6 +200,7 @@ def _fit_ages(
     before = _by_name(previous, side)
     id_name = f"{side}_id"
     features = []
+
     for feature in schema.features(side):
         if feature.is_date and previous is not None and feature.name in before:
             # The same age stays the same number.
@@ -204,6 +212,7 @@ def _fit_ages(
             ages = moments["days"] - moments[id_name].map(date_of)
             feature = _with_scale(feature, ages.to_numpy())
         features.append(feature)
+
     return tuple(features)
 
 
@@ -226,9 +235,11 @@ def _fit_features(
     before = _by_name(previous, side)
     users = None if side == "item" else rows["user_id"]
     features = []
+
     for name, declared in config.features.of(side).items():
         cells = rows[str(declared.column)]
         features.append(fit_feature(name, declared, cells, before.get(name), users))
+
     return tuple(features)
 
 
@@ -263,6 +274,7 @@ def fit_feature(
         )
 
     grown = replace(previous, column=blank.column, separator=blank.separator)
+
     if not blank.has_vocabulary:
         return grown
     fitted = fit(blank, cells, users)
@@ -287,6 +299,7 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
         cells = cells.where(users.groupby(cells).transform("nunique") >= MIN_USERS)
 
     counts: Counter[str] = Counter()
+
     for value, count in cells.value_counts().items():
         text = to_text(value)
         if text is not None:  # 7, 7.0 and "7" are one text
@@ -297,6 +310,7 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
             f"column '{cells.name}' has {len(counts):,} values; allowed: {MAX_VOCABULARY:,}; "
             "declare it as text, or as numeric or date if it is one"
         )
+
     return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
 
 
@@ -332,9 +346,11 @@ def _fit_text(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Fe
     """Take as many buckets as there are n-grams, up to a limit: below it few share one."""
     distinct: set[int] = set()
     width = 1
+
     for hashes in hash_texts(dict.fromkeys(map(join_text, cells)), WIDEST_TEXT):
         distinct.update(hashes)
         width = max(width, len(hashes))
+
     buckets = 1 << max(len(distinct) - 1, 0).bit_length()
     return replace(
         feature, width=width, buckets=min(max(buckets, MIN_BUCKETS), MAX_BUCKETS)
@@ -349,6 +365,7 @@ def _fit_number(feature: Feature, cells: pd.Series, users: pd.Series | None) -> 
     numbers = cells.to_numpy(np.float64)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # refused below
         fitted = _with_scale(feature, numbers)
+
     # Every value would be 0, or none a number.
     if not np.isfinite([fitted.mean, fitted.scale]).all() or fitted.scale == 0.0:
         raise SchemaError(
@@ -365,8 +382,10 @@ def _fit_vector(feature: Feature, cells: pd.Series, users: pd.Series | None) -> 
         raise SchemaError(
             f"feature '{feature.name}': no training row has a vector; leave the feature out"
         )
+
     squares = [float(np.square(vector, dtype=np.float64).sum()) for vector in vectors]
     length = float(np.sqrt(np.mean(squares)))
+
     return replace(feature, width=len(vectors[0]), scale=length or 1.0)
 
 

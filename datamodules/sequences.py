@@ -47,6 +47,7 @@ class Catalogue:
         readers = {feature.column: feature for feature in self.item_features}
         columns = {}
         vectors = {}
+
         for name, cells in self.table.items():
             feature = readers.get(str(name))
             if feature is not None and feature.is_vector:
@@ -68,6 +69,7 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
     is_number = kind in ("floating", "mixed-integer-float")
     if is_number and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
+
     # A column without a value would have no type.
     return cells.map(feature.write if feature else join_text).astype("str")
 

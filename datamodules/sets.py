@@ -72,6 +72,7 @@ class SetExamples(Examples):
         target_users = self.pair_user[self.target_pairs]  # (T,) ascending
         self.n_targets = np.bincount(target_users, minlength=len(events))  # (U,)
         self.n_folds = self.n_targets  # (U,)
+
         if not self.schema.context_features:
             self.n_folds = np.minimum(self.n_targets, FOLDS)  # (U,)
 
@@ -91,6 +92,7 @@ class SetExamples(Examples):
         blurred = lengths * rng.uniform(0.8, 1.2, len(users))
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = max(1, -(-len(order) // self.batch_size))
+
         return plan, np.array_split(order, n_batches)
 
     def __getitem__(self, plan: SetPlan) -> RequestBatch:

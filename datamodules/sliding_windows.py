@@ -54,6 +54,7 @@ class WindowExamples(Examples):
         blurred = lengths + rng.uniform(0, 2, len(lengths))
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = count_batches(np.diff(offsets), length, self.batch_size)
+
         return WindowPlan(users, starts, stops), np.array_split(order, n_batches)
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:

@@ -61,16 +61,19 @@ def _join(files: Sequence[Records]) -> Records:
     """Put the records of the files of one table below each other."""
     first = find_fullest(files)
     filled = [file for file in files if len(file.frame)] or files
-    dropped = chain.from_iterable(file.dropped for file in files)
-    frames = [file.frame for file in filled]
-    places = [file.places for file in filled]
+    frame = pd.concat([file.frame for file in filled], ignore_index=True)
+    places = pd.concat([file.places for file in filled], ignore_index=True)
+    rejects = pd.concat([file.rejects for file in files])
+    dropped = dict.fromkeys(chain.from_iterable(file.dropped for file in files))
+    is_text = any(file.is_text for file in files)
+
     return replace(
         first,
-        frame=pd.concat(frames, ignore_index=True),
-        places=pd.concat(places, ignore_index=True),
-        rejects=pd.concat([file.rejects for file in files]),
-        dropped=tuple(dict.fromkeys(dropped)),
-        is_text=any(file.is_text for file in files),
+        frame=frame,
+        places=places,
+        rejects=rejects,
+        dropped=tuple(dropped),
+        is_text=is_text,
     )
 
 
@@ -78,6 +81,7 @@ def find_fullest(files: Sequence[Records]) -> Records:
     """Refuse a file that lacks a column of the others; return the first one with all columns."""
     filled = [file for file in files if len(file.frame)] or files
     fullest = max(filled, key=lambda file: len(file.columns))
+
     for file in filled:
         for column in fullest.columns:
             if column not in file.columns:
@@ -106,10 +110,12 @@ def read_files(
     if table.query is not None:
         name = setting.removesuffix(".path")
         return _read_query(name, table.query, table, columns)
+
     paths = _find_files(setting, table.path)
     records = _join([read_file(path, table, columns) for path in paths])
     if not records.n_records:
         raise SchemaError(f"{table.path} is empty: expected at least one record")
+
     return records
 
 
@@ -120,9 +126,11 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
             f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with "
             "records"
         )
+
     names = list(map(str, frame.columns))
-    cells = dict(zip(names, (column for _, column in frame.items()), strict=True))
+    cells = {str(name): column for name, column in frame.items()}
     lines = np.arange(1, len(frame) + 1)
+
     return _take(name, FileRecords(names, cells, lines, {}), columns)
 
 
@@ -146,6 +154,7 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
         raise SchemaError(
             f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
         )
+
     return _take(str(path), records, columns)
 
 
@@ -165,6 +174,7 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
     places["file"] = pd.Series(file, places.index, dtype=object)
     dropped = tuple(name for name in records.names if name not in requested)
     frame = pd.DataFrame(cells)
+
     return Records(file, present, frame, places, rejects, dropped, records.is_text)
 
 
@@ -220,6 +230,7 @@ def _read_query(
         raise SchemaError(
             f"{setting} has a query beside names, delimiter or encoding; take them out"
         )
+
     name = f"{setting}.query"
     try:
         with duckdb.connect(
@@ -235,10 +246,12 @@ def _read_query(
             f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
             "needs INSTALL once"
         ) from error
+
     if not len(rows):
         raise SchemaError(
             f"{name} gives no row: expected a SELECT at its end, of at least one record"
         )
+
     return _take(name, number_rows(rows.column_names, rows), columns)
 
 
@@ -259,6 +272,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
             f"{setting} is {got}; allowed: a file of {KINDS}, or a pattern such as "
             "'events/*.parquet'"
         )
+
     scheme, is_remote, _ = pattern.partition("://")
     if is_remote:
         raise SchemaError(
@@ -269,7 +283,8 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     if path.is_file():
         return [path]
     matches = sorted(set(glob.glob(pattern, recursive=True)))
-    files = [Path(match) for match in matches if Path(match).is_file()]
+    files = [path for path in map(Path, matches) if path.is_file()]
+
     if not files:
         raise SchemaError(say_missing(str(path), setting))
     return files

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from datamodules.clean import only_targets
 from datamodules.config import DataConfig
 from datamodules.sequences import count_within
 from datamodules.tables import PART, TARGET_WEIGHT, is_set
+from datamodules.values import mark_shared
 from serve.arrays import Flags, Ints, Repeats
 from serve.clock import to_seconds
 from serve.errors import SchemaError
@@ -81,6 +81,7 @@ def split_interactions(
     is_test = timeline.hold_out(0, seed)
     max_users = None if config.split.strict else timeline.count_users(~is_test)
     is_validation = timeline.hold_out(1, seed, max_users)
+
     return _take_parts(interactions, is_validation, is_test, kind)
 
 
@@ -136,6 +137,7 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     order = np.lexsort([*reversed(keys), user])
     user = user[order]
     is_start = np.ones(n, bool)
+
     if has_groups:
         is_start[1:] = (np.diff(user) != 0) | (np.diff(keys[0][order]) != 0)
     group = np.cumsum(is_start) - 1
@@ -144,6 +146,7 @@ def _order(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Timeli
     n_up_to = np.cumsum(is_head)  # target groups up to each event's own
     n_later = np.cumsum(np.bincount(user, is_head))[user] - n_up_to
     position = np.argsort(order)
+
     return _Timeline(user[position], n_later[position], is_head[position])
 
 
@@ -241,6 +244,7 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
     last = int(times.max())
     test_at = int(seconds[0])
     validation_at = test_at - max(last - test_at, 1)
+
     if last < test_at or validation_at <= first:
         dates = f"{np.datetime64(first, 's')} and {np.datetime64(last, 's')}"
         raise SchemaError(
@@ -251,6 +255,7 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
     is_test = times >= test_at
     is_validation = (times >= validation_at) & ~is_test
     parts = _take_parts(interactions, is_validation, is_test, "time")
+
     return replace(parts, validation_at=validation_at, test_at=test_at)
 
 
@@ -264,11 +269,9 @@ def _take_parts(
 # ---- checks
 
 
-def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series[Any]:
+def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> Flags:
     """Mark which distinct pairs of user and item of held-out rows are in the known rows too."""
-    pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
-    owned = pd.MultiIndex.from_frame(known[_PAIR])
-    return pd.Series(pairs.isin(owned), dtype=bool)
+    return mark_shared(part.drop_duplicates(_PAIR), known, _PAIR)
 
 
 def check_targets(split: Split, repeats: Repeats) -> None:

@@ -100,9 +100,11 @@ def tables_from_frames(
     columns = _list_columns(config)
     frames = {"interactions": interactions, "users": users, "items": items}
     files = {}
+
     for name, frame in frames.items():
         if frame is not None:
             files[name] = take_frame(name, frame, columns[name])
+
     return _type_tables(config, columns, files, erased)
 
 
@@ -122,6 +124,7 @@ def _type_tables(
             raise SchemaError(
                 f"column '{column.source}' is declared, {column.reason}; set data.{name}"
             )
+
     if config.split.kind == "files":
         files |= _read_split_files(config, columns["interactions"])
         _check_parts([files[name] for name in _PARTS if name in files])
@@ -134,29 +137,36 @@ def _type_tables(
     layouts = {"users": config.users, "items": config.items, "feedback": None}
     tables = {}
     problems: list[str] = []
+
     for name, raw in files.items():
         layout = layouts.get(name, config.interactions) or TableConfig()
         records = _leave_out(raw, erased)
         table = type_records(records, layout, config.timezone, name in IDS)
         problems.extend(_find_problems(name, table, config.max_reject_rate))
         tables[name] = table
+
     if problems:
         raise SchemaError("; ".join(problems))
+
     for name in IDS:
         if name in tables:
             _check_one_row_each(name, tables[name])
 
     typed, logged = _join_tables(config, tables)
-    all_records = {name: table.records for name, table in tables.items()}
-    erasures = {name: records.n_erased for name, records in all_records.items()}
-    rejects = Rejects(
-        faults={name: table.faults for name, table in tables.items()},
-        records={name: records.n_records for name, records in all_records.items()},
-        dropped={name: records.dropped for name, records in all_records.items()},
-        forgotten={name: count for name, count in erasures.items() if count},
-        logged=logged,
-    )
-    return typed, rejects
+    return typed, _sum_up(tables, logged)
+
+
+def _sum_up(tables: Mapping[str, TypedTable], logged: dict[str, int]) -> Rejects:
+    """Gather what was left out of each table."""
+    rejects = Rejects({}, {}, {}, {}, logged)
+    for name, table in tables.items():
+        records = table.records
+        rejects.faults[name] = table.faults
+        rejects.records[name] = records.n_records
+        rejects.dropped[name] = records.dropped
+        if records.n_erased:
+            rejects.forgotten[name] = records.n_erased
+    return rejects
 
 
 def _read_split_files(
@@ -168,6 +178,7 @@ def _read_split_files(
             f"column '{PART}' is reserved where the split is given by files: rename yours"
         )
     files = {}
+
     for name in ("validation", "test"):
         path = getattr(config.split, name)
         if path:
@@ -184,13 +195,13 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     ids = records.frame["user_id"].astype(object)
     ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
     is_erased = ids.isin(list(filter(erased.holds, ids.dropna().unique())))
+    frame = records.frame[~is_erased].reset_index(drop=True)
+    places = records.places[~is_erased].reset_index(drop=True)
     rejects = records.rejects.assign(value=None).astype({"value": "str"})
+    n_erased = int(is_erased.sum())
+
     return replace(
-        records,
-        frame=records.frame[~is_erased].reset_index(drop=True),
-        places=records.places[~is_erased].reset_index(drop=True),
-        rejects=rejects,
-        n_erased=int(is_erased.sum()),
+        records, frame=frame, places=places, rejects=rejects, n_erased=n_erased
     )
 
 
@@ -238,6 +249,7 @@ def type_records(
     n_right = {}
     faults = [records.rejects.assign(costs="record")]
     is_lost = np.zeros(len(records.frame), bool)
+
     for column in records.columns:
         cells = records.frame[column.name]
         try:
@@ -262,14 +274,14 @@ def type_records(
         else:
             is_lost |= is_wrong
         columns[column.name] = values
-    in_order = pd.concat(faults).sort_values(["file", "line"], kind="stable")
-    return TypedTable(
-        records,
-        pd.DataFrame(columns)[~is_lost].reset_index(drop=True),
-        records.places[~is_lost].reset_index(drop=True),
-        in_order.reset_index(drop=True),
-        n_right,
+
+    frame = pd.DataFrame(columns)[~is_lost].reset_index(drop=True)
+    places = records.places[~is_lost].reset_index(drop=True)
+    in_order = pd.concat(faults).sort_values(
+        ["file", "line"], kind="stable", ignore_index=True
     )
+
+    return TypedTable(records, frame, places, in_order, n_right)
 
 
 # ---- what is refused, and what is said
@@ -302,10 +314,12 @@ def _check_one_row_each(name: str, table: TypedTable) -> None:
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if conflicting.empty:
         return
+
     rows = distinct[distinct[id_name] == conflicting.iloc[0]].head(2)
     columns = [f"'{column}'" for column in rows if not rows[column].duplicated().any()]
     places = table.places.loc[rows.index]
     lines = [f"{place.file}, line {place.line}" for place in places.itertuples()]
+
     raise SchemaError(
         f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
         f"{', '.join(columns)}: {'; '.join(lines)}; keep one row each"
@@ -321,20 +335,22 @@ def _join_tables(
     """Join the parts of the split and the log, and give the ids of a side one type."""
     frames = {name: table.frame for name, table in tables.items()}
     for side, id_name in IDS.items():
-        names = [
-            name for name in (*_PARTS, "feedback", side) if len(frames.get(name, ()))
-        ]
+        sources = (*_PARTS, "feedback", side)
+        names = [name for name in sources if len(frames.get(name, ()))]
         columns = unify_ids([frames[name][id_name] for name in names])
         for name, ids in zip(names, columns, strict=True):
             frames[name] = frames[name].assign(**{id_name: ids})
+
     if config.split.kind == "files":
         parts = []
         for name, part in _PARTS.items():
             if len(frames.get(name, ())):
                 parts.append(frames[name].assign(**{PART: part}))
         frames["interactions"] = pd.concat(parts, ignore_index=True)
+
     interactions = frames["interactions"]
     logged: dict[str, int] = {}
+
     if "feedback" in frames:
         interactions, logged = append_log(interactions, frames["feedback"])
     if PART in interactions:
@@ -342,4 +358,5 @@ def _join_tables(
     users = interactions[["user_id"]].drop_duplicates(ignore_index=True)
     items = interactions[["item_id"]].head(0)
     typed = Tables(interactions, frames.get("users", users), frames.get("items", items))
+
     return typed, logged

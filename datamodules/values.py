@@ -22,7 +22,8 @@ from serve.errors import SchemaError
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
 _EXACT_FLOAT = 2**53
-_INTEGER = re.compile("0|-?[1-9][0-9]{0,18}")  # "007" is a text
+_INTEGER = "(?:0|-?[1-9][0-9]{0,18})"  # "007" is a text
+_SURE_LENGTH = 18  # letters of an integer that surely has 64 bits
 _MAX_INTEGER = 2**63 - 1
 
 
@@ -60,6 +61,7 @@ def read_cells(
         marks |= {"nan", "NaN"}
     is_missing = cells.isna().to_numpy(bool) | _is_one_of(cells, marks)
     faults: dict[str, Flags] = {}
+
     if not column.may_be_empty:
         faults["missing"] = is_missing
     is_unset = is_missing
@@ -80,6 +82,7 @@ def read_cells(
         read = _read_numbers(column, cells, layout.decimal)
     else:
         read = _read_values(column, cells)
+
     return Cells(read.values, faults | read.faults)
 
 
@@ -88,6 +91,12 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     if all(map(types.is_integer_dtype, columns)):
         return columns
     return [ids.astype("str") for ids in columns]
+
+
+def mark_shared(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) -> Flags:
+    """Mark the rows that equal one of the others in some columns, (n,)."""
+    keys = pd.MultiIndex.from_frame(rows[columns])
+    return np.asarray(keys.isin(pd.MultiIndex.from_frame(others[columns])))
 
 
 # ---- cells of every kind
@@ -106,6 +115,7 @@ def _to_plain(cells: pd.Series) -> pd.Series:
     values = pd.Series(list(map(_to_plain_value, cells)), cells.index, dtype=object)
     values = values.where(values.notna(), None)
     kind = types.infer_dtype(values, skipna=True)
+
     if kind == "string":
         return values.astype("str")
     if kind == "floating":
@@ -137,22 +147,36 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 
 def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
     """Return int64 if all ids are integers, else texts; where there is none 0 or blank."""
-    ids = [_to_id(cell, is_text) for cell in cells]
-    is_id = np.array([value is not None for value in ids], bool)
-    kinds = {type(value) for value in ids} - {type(None)}
+    nothing = {"not an id": np.zeros(len(cells), bool)}
+    if isinstance(cells.dtype, pd.StringDtype):
+        texts = cells.dropna()
+        if not is_text or not texts.str.fullmatch(_INTEGER).all():
+            return Cells(cells.fillna(""), nothing)
+        if texts.str.len().max() <= _SURE_LENGTH:
+            return Cells(cells.fillna("0").astype("int64"), nothing)
+    elif cells.dtype.kind == "i" and cells.min() >= -_MAX_INTEGER:
+        return Cells(cells.astype("int64"), nothing)
+    return _read_mixed_ids(cells, is_text)
+
+
+def _read_mixed_ids(cells: pd.Series, is_text: bool) -> Cells:
+    """Do as `_read_ids` cell by cell."""
+    plain = [_to_id(cell, is_text) for cell in cells]
+    ids = pd.Series(plain, cells.index, dtype=object)
+    is_id = ids.notna().to_numpy()
     values: pd.Series[Any]
-    if kinds == {int}:
-        values = pd.Series([value or 0 for value in ids], cells.index)
+    if types.infer_dtype(ids, skipna=True) == "integer":
+        values = ids.where(is_id, 0).astype("int64")
     else:
-        texts = ["" if value is None else str(value) for value in ids]
-        values = pd.Series(texts, cells.index, dtype="str")
+        values = ids.where(is_id, "").astype("str")
+
     return Cells(values, {"not an id": cells.notna().to_numpy() & ~is_id})
 
 
 def _to_id(cell: Any, is_text: bool) -> int | str | None:
     """Return an integer, or a text also of one beyond 64 bits; None for what is no id."""
     if isinstance(cell, str):
-        if not is_text or not _INTEGER.fullmatch(cell):
+        if not is_text or not re.fullmatch(_INTEGER, cell):
             return cell
         cell = int(cell)
     if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():
@@ -178,13 +202,16 @@ def _read_times(
         texts = np.where(local % DAY == 0, days.astype(str), moments.astype(str))
         dates = pd.Series(texts.astype(object), cells.index)
         values = dates.where(is_valid, None).astype("str")
+
     faults = {"not a time": ~is_valid & cells.notna().to_numpy()}
     faults |= _find_beyond(column, seconds, is_valid)
+
     if column.role == "time":
         is_good = is_valid & ~np.logical_or.reduce([*faults.values()])
         is_outlying = np.zeros(len(cells), bool)
         is_outlying[is_good] = _find_outlying(seconds[is_good], column)
         faults[OUTLYING] = is_outlying
+
     return Cells(values, faults)
 
 
@@ -212,6 +239,7 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
     """Write the times that one of the formats fits, the first that does, in the form of ISO."""
     texts = cells.astype("str").str.strip()
     cells = cells.astype(object)
+
     for form in reversed(formats):
         has_zone = "%z" in form
         times = pd.to_datetime(texts, format=form, errors="coerce", utc=has_zone)
@@ -238,6 +266,7 @@ def _find_outlying(seconds: Ints, column: Column) -> Flags:
     tail = len(seconds) // 20
     if not tail:
         return is_outlying
+
     for sign, limit in ((1, column.low), (-1, column.high)):  # early, late
         ordered = np.sort(sign * seconds)
         middle = ordered[tail : len(ordered) - tail]
@@ -245,6 +274,7 @@ def _find_outlying(seconds: Ints, column: Column) -> Flags:
         voids = np.flatnonzero(np.diff(ordered[: tail + 1]) >= min_void)
         if limit is None and len(voids):
             is_outlying |= sign * seconds <= ordered[voids[-1]]
+
     return is_outlying
 
 
@@ -282,12 +312,14 @@ def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
         raise SchemaError(
             f"column '{column.source}' is {cells.dtype}; allowed: numbers"
         )
+
     is_set = cells.notna().to_numpy()
     if cells.dtype == object:
         cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
     if decimal == ",":
         cells = cells.map(_point_decimal)
     values = pd.to_numeric(cells, errors="coerce")
+
     if column.role != "order":
         values = values.astype("float64")
     numbers = values.to_numpy()
@@ -306,6 +338,7 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
     faults: dict[str, Flags] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     widths = np.zeros(len(cells), np.int64)  # 0: missing
+
     for row in np.flatnonzero(cells.notna()):
         cell = cells.iloc[row]
         # a text with a point is Python's 0.1, 0.2
@@ -319,8 +352,10 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
         if entries is not None:
             vectors[row] = Vector(entries.tobytes())
             widths[row] = len(entries)
+
     usual = np.bincount(widths[widths > 0]).argmax() if widths.any() else 0
     faults[OTHER_LENGTH] = (widths > 0) & (widths != usual)
+
     return Cells(pd.Series(vectors, cells.index, dtype=object), faults)
 
 
@@ -338,11 +373,9 @@ def _read_values(column: Column, cells: pd.Series) -> Cells:
         faults["not a value"] = _is_any(cells, (dict, set, bytes))
         cells = cells.mask(faults["a list"] | faults["not a value"], None)
     if column.role == "text" or types.is_datetime64_any_dtype(cells.dtype):
-        cells = _to_texts(cells.astype(object))
+        cells = cells.astype(object)
+        # each value is written the one way that vocabularies know it
+        texts = {value: to_text(value) for value in cells.unique()}
+        cells = cells.map(texts).astype("str")
+
     return Cells(cells, faults)
-
-
-def _to_texts(cells: pd.Series) -> pd.Series:
-    """Write each value the one way vocabularies know it."""
-    texts = {value: to_text(value) for value in cells.unique()}
-    return cells.map(texts).astype("str")

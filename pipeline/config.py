@@ -191,6 +191,15 @@ def gives_trainer(words: Sequence[str]) -> bool:
     return False
 
 
+def _name_config(words: Sequence[str]) -> list[str]:
+    """Name the bundled sample, from any working directory, if there is no `--config`."""
+    if any(word.split("=")[0] == "--config" for word in words):
+        return list(words)
+    tables = ("interactions", "users", "items")
+    paths = [f"--data.{name}.path={SAMPLE / name}.parquet" for name in tables]
+    return [f"--config={DEFAULT_CONFIG}", *paths, *words]
+
+
 def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, str]:
     """Parse the command line.
 
@@ -205,14 +214,7 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         SchemaError: an option or a value is not allowed.
     """
     parser = make_parser(program)
-    words = list(argv)
-    if not any(word.split("=")[0] == "--config" for word in words):
-        # The bundled sample is found from any working directory.
-        paths = [
-            f"--data.{name}.path={SAMPLE / name}.parquet"
-            for name in ("interactions", "users", "items")
-        ]
-        words = [f"--config={DEFAULT_CONFIG}", *paths, *words]
+    words = _name_config(argv)
     if gives_trainer(words):
         add_trainer(parser)
     else:
@@ -238,10 +240,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         )
 
     defaults = parser.get_defaults().trainer or {}
-    trainer = {}
-    for name, value in (values.trainer or {}).items():
-        if value != defaults.get(name):
-            trainer[name] = value
+    arguments = values.trainer or {}
+    trainer = {
+        name: value for name, value in arguments.items() if value != defaults.get(name)
+    }
 
     files = [path for path in values.config if path]  # None: YAML itself
     name = Path(str(files[-1])).stem if files else "run"
@@ -268,6 +270,7 @@ def check_paths(data: DataConfig, previous: str | None) -> None:
     paths = {"--previous": previous, "data.feedback": data.feedback}
     paths["data.split.validation"] = data.split.validation
     paths["data.split.test"] = data.split.test
+
     for name in ("interactions", "users", "items"):
         table = getattr(data, name)
         paths[f"data.{name}.path"] = table and table.path

@@ -36,9 +36,11 @@ def write_golden(
     """
     entries = []
     for request, answer in zip(requests, recommend(requests, 2 * k), strict=True):
-        entry = {"request": request, "k": k}
-        entry |= {"item_ids": answer.item_id.tolist(), "scores": answer.score.tolist()}
-        entries.append(entry)
+        item_ids = answer.item_id.tolist()
+        scores = answer.score.tolist()
+        entries.append(
+            {"request": request, "k": k, "item_ids": item_ids, "scores": scores}
+        )
 
     text = json.dumps(entries, indent=1, allow_nan=False)
     write_file(path, f"{text}\n".encode())

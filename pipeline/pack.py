@@ -110,6 +110,7 @@ def make_facts(
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
+
     return Facts(
         similarity=towers.item_tower.similarity,
         popularity_dims=popularity_dims,
@@ -145,6 +146,7 @@ def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recomme
 
     table = catalogue.table
     columns = {}
+
     for feature in schema.item_features:
         if feature.vocabulary:
             columns[feature.column] = table.column(feature.column).to_pylist()

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule retrain") ->
             metavar=metavar,
             help=text,
         )
+
     parser.add_argument(
         "--at",
         metavar="TIME",
@@ -85,6 +86,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
             f"{run} holds no '{BUNDLE}' to train on from; give the folder of a finished "
             "run"
         )
+
     registry = None
     if options.registry is not None:
         registry = Registry(options.registry, options.trusted_keys)
@@ -164,6 +166,7 @@ def export_log(state: Path, out: Path) -> Path:
         events = read_log(state / STATE_FILE).events
         make_private(path.parent)
         write_table(path, events)
+
     return path
 
 
@@ -172,9 +175,12 @@ def describe(run: Path, out: Path) -> None:
     before, now = (json.loads((folder / METRICS).read_bytes()) for folder in (run, out))
     counts = now["data"]["feedback"].items()
     events = ", ".join(f"{name} {count:,}" for name, count in counts)
+    epochs = now["training"]["epochs"]
+    seconds = now["timing"]["training"]
+
     sys.stdout.write(
-        f"{out / BUNDLE}: version {now['version']}, {now['training']['epochs']} epochs "
-        f"from {before['version']} in {now['timing']['training']:.0f} s\n"
+        f"{out / BUNDLE}: version {now['version']}, {epochs} epochs "
+        f"from {before['version']} in {seconds:.0f} s\n"
         f"logged events: {events}\n"
     )
 

@@ -158,8 +158,8 @@ def produce(work: Work, stage: Stage) -> Product:
     }
     segments = recommender.bundle.segments
     if segments is not None:
-        stability = segments.stability
-        report["segments"] = {"stability": stability, "found": segments.describe()}
+        found = segments.describe()
+        report["segments"] = {"stability": segments.stability, "found": found}
 
     return Product(facts, recommender, metrics, report)
 
@@ -217,6 +217,7 @@ def measure(
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
             seconds[f"baseline_{name}"] = record.pop("seconds")
@@ -234,11 +235,13 @@ def set_apart(work: Work) -> Parts:
         if feature.kind in ("categorical", "numeric")
     ]
     test = only_targets(split.test)
+    validation = only_targets(split.validation)
     evidence = only_evidence(split.validation)
+
     return Parts(
         test,
         split.train,
-        only_targets(split.validation),
+        validation,
         work.tables.users,
         group_columns=[*groups, *data.audit_only],
         at=split.test_at,

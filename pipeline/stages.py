@@ -187,6 +187,7 @@ def fit_first(work: Work) -> Trained:
     rows = (split.train, split.validation)
     data = make_data(work, known, rows, split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
+
     return fit_stage(work, data, "select", model)
 
 
@@ -230,6 +231,7 @@ def train_on(work: Work, previous: Previous) -> Trained:
     start = Start.read(previous.bundle, previous.run)
     take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
     trained = fit_stage(work, data, "final", model)
+
     return refine(work, trained, Refinement(**previous.refinement))
 
 
@@ -308,6 +310,7 @@ def make_data(
         previous = Bundle.load(config.previous).schema
     schema = fit_schema(tables, known, config.data, previous)
     catalogue = build_catalogue(tables.items, known, schema)
+
     return InteractionsDataModule(
         *rows,
         tables.users,
@@ -358,6 +361,7 @@ def fit_stage(
     )
     if work.previous is not None:
         origin["weights of version"] = work.previous.bundle.manifest.version
+
     epochs = epochs or work.recipe.max_epochs
     epochs, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     temperature = float(model.temperature.detach())
