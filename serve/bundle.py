@@ -312,16 +312,20 @@ def _build(
     if SEGMENTS in contents:
         text = contents[SEGMENTS].tobytes()
         segments = _read(SEGMENTS, lambda: Segments.from_bytes(text, manifest.dim))
+    user_tower = _read_tower(USER_TOWER, contents, manifest, n_threads)
+    item_tower = _read_tower(ITEM_TOWER, contents, manifest, n_threads)
+    items = read_items(contents[ITEMS], len(index), schema.item_id_type)
+    golden = contents[GOLDEN].tobytes() if GOLDEN in contents else b""
     return Bundle(
         path=path,
         manifest=manifest,
         schema=schema,
-        user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
-        item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
+        user_tower=user_tower,
+        item_tower=item_tower,
         index=index,
         neighbours=neighbours,
-        items=read_items(contents[ITEMS], len(index), schema.item_id_type),
-        golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
+        items=items,
+        golden=golden,
         segments=segments,
     )
 

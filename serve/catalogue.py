@@ -374,12 +374,14 @@ class Columns:
         distinct = [*dict.fromkeys(chain(*values_by_cell))]
         code_of = {value: code for code, value in enumerate(distinct)}
         codes = [code_of[value] for value in chain(*values_by_cell)]
+        cell_of_row = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
+        offsets = np.cumsum([0, *map(len, values_by_cell)])
         return Column(
             name=name,
             values=np.array(distinct, dtype),
-            cell=to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64),
+            cell=cell_of_row,
             codes=np.array(codes, np.int64),
-            offsets=np.cumsum([0, *map(len, values_by_cell)]),
+            offsets=offsets,
         )
 
     def _holds_flags(self, name: str, texts: Sequence[str | None]) -> bool:

@@ -159,10 +159,12 @@ class Profiles:
             [user_id not in left_out for user_id in self.positions], bool
         )
         counts = np.diff(self.offsets)
+        features = {name: values[is_other] for name, values in self.features.items()}
+        history = self.history.take(np.repeat(is_other, counts))
         return Profiles(
             user_ids=self.user_ids[is_other],
-            features={name: values[is_other] for name, values in self.features.items()},
-            history=self.history.take(np.repeat(is_other, counts)),
+            features=features,
+            history=history,
             offsets=_count_up(counts[is_other]),
         )
 

@@ -342,11 +342,12 @@ def _measure_rhythm(times: Ints, usual: float, moment: int) -> dict[str, Any]:
     is_overdue = bool(due < moment)
     if is_overdue:
         due = moment + WAIT * irregularity * (moment - first) / n_days
+    every_days = float(typical) / DAY
     return {
         "due": int(due),
         "is_overdue": is_overdue,
         "last": last,
         "n_days": n_days,
-        "every_days": round(float(typical) / DAY, 2),
+        "every_days": round(every_days, 2),
         "regularity": round(1 - float(irregularity), 2),
     }

@@ -96,14 +96,18 @@ class Recommendations:
         requests, places = (rows >= 0).nonzero()
         if reason is None:
             reason = np.full(len(rows), None)
+
+        rows_of_items = rows[requests, places]
+        scores_of_items = scores[requests, places].astype(np.float32, copy=False)
+        offsets = requests.searchsorted(np.arange(len(rows) + 1))
         return cls(
             user_id=np.array([*user_ids], dtype=np.object_),
             user_id_type=user_id_type,
-            item_row=rows[requests, places],
+            item_row=rows_of_items,
             item_ids=item_ids,
-            score=scores[requests, places].astype(np.float32, copy=False),
+            score=scores_of_items,
             rank=places + 1,
-            offsets=requests.searchsorted(np.arange(len(rows) + 1)),
+            offsets=offsets,
             unknown_items=unknown_items,
             reason=reason,
         )
@@ -123,21 +127,25 @@ class Recommendations:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
+        rows = self.item_row[entries]
+        user_id = self.user_id[index]
+        unknown_items = int(self.unknown_items[index])
         return Answer(
-            user_id=self.user_id[index],
-            item_id=self.item_ids[self.item_row[entries]],
-            score=self.score[entries],
-            rank=self.rank[entries],
-            unknown_items=int(self.unknown_items[index]),
-            reason=self.reason[index],
+            user_id,
+            self.item_ids[rows],
+            self.score[entries],
+            self.rank[entries],
+            unknown_items,
+            self.reason[index],
         )
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; null: anonymous."""
-        user_ids = np.repeat(self.user_id, np.diff(self.offsets))
+        owners = np.repeat(self.user_id, np.diff(self.offsets))
+        user_ids = ids_to_arrow(owners, self.user_id_type)
         return pa.table(
             {
-                "user_id": ids_to_arrow(user_ids, self.user_id_type),
+                "user_id": user_ids,
                 "item_id": to_arrow(self.item_id),
                 "score": to_arrow(self.score),
                 "rank": to_arrow(self.rank),

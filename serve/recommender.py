@@ -287,8 +287,10 @@ class Recommender:
                 reason[tile] = explain_short(
                     self.admission, filters, left_out, rows[tile], k
                 )
+
+        user_ids = [request.user_id for request in checked]
         return Recommendations.from_lists(
-            (request.user_id for request in checked),
+            user_ids,
             rows,
             scores,
             item_ids=self.catalogue.item_ids.ids,

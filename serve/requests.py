@@ -268,14 +268,12 @@ def _parse_history(raw: Any, schema: Schema) -> History:
     raw_ids = [entry.get("item_id") for entry in entries]
     id_type = schema.item_id_type
     ids = parse_ids(raw_ids, id_type, lambda i: f"history[{i}].item_id")
+    item_ids = np.array(ids, np.int64 if id_type == "integer" else np.object_)
     times = _parse_history_times(entries, schema.timezone)
-    return History(
-        item_id=np.array(ids, np.int64 if id_type == "integer" else np.object_),
-        datetime=times,
-        event=_parse_column(entries, "event", _parse_event, np.object_),
-        weight=_parse_column(entries, "weight", parse_weight, np.float64),
-        context=_key_contexts(entries, times, schema),
-    )
+    events = _parse_column(entries, "event", _parse_event, np.object_)
+    weights = _parse_column(entries, "weight", parse_weight, np.float64)
+    contexts = _key_contexts(entries, times, schema)
+    return History(item_ids, times, events, weights, contexts)
 
 
 def _list_values(entries: Sequence[Any], name: str) -> list[Any] | None:

@@ -152,14 +152,17 @@ class RequestEncoder:
         weight = np.minimum(weight, np.finfo(np.float32).max)
         code_of = self._event_codes.get
         names = _join(histories, "event", None, np.object_)
+        codes = np.array([code_of(name, UNKNOWN) for name in names], np.int64)
         times = _join(histories, "datetime", NO_TIME, np.int64)
+        offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
+        contexts = _join(histories, "context", 0, np.int64)
         return Events(
             item_row=self._item_ids.find(ids),
             time=times * schema.has_datetime,
-            event=np.array([code_of(name, UNKNOWN) for name in names], np.int64),
+            event=codes,
             weight=weight.astype(np.float32),
-            offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
-            context=_join(histories, "context", 0, np.int64),
+            offsets=offsets,
+            context=contexts,
         )
 
     def _find_moments(self, requests: Sequence[Request], events: Events) -> Ints:

@@ -101,10 +101,9 @@ def show_similar(
         SchemaError: the bundle does not know the item.
     """
     ids, cosines = recommender.similar_items(item_id, k)
-    items: list[Content] = [
-        {"item_id": near, "cosine": round(cosine, DECIMALS)}
-        for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
-    ]
+    items: list[Content] = []
+    for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
+        items.append({"item_id": near, "cosine": round(cosine, DECIMALS)})
     if explain:
         _add_columns(recommender, ids, items)
 

@@ -54,13 +54,16 @@ def explore(
     """
     candidates = find_candidates(recommender, request, k, filter_viewed, policy)
     chosen = candidates.draw(seed)
+    slots = np.arange(len(chosen))
+    propensities = candidates.propensities(chosen, slots)
+    pool = candidates.pool
     return replace(
-        candidates.pool,
+        pool,
         item_id=candidates.item_id[chosen],
         score=candidates.score[chosen],
-        rank=np.arange(1, len(chosen) + 1),
-        reason=candidates.pool.reason if len(chosen) < k else None,
-        propensity=candidates.propensities(chosen, np.arange(len(chosen))),
+        rank=slots + 1,
+        reason=pool.reason if len(chosen) < k else None,
+        propensity=propensities,
     )
 
 

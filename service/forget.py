@@ -49,7 +49,7 @@ from service.export import (
     write_table,
 )
 from service.publish import read_version
-from service.state import StateStore
+from service.state import State, StateStore
 
 _LOCK = ".forgotten.lock"
 _VALUE = "value"
@@ -130,9 +130,10 @@ def forget_known(
         known = erase_users(run / PROFILES, user_ids)
         erased["profiles"] = len(known)
     if (run / STATE / STATE_FILE).exists():
-        with closing(StateStore(run / STATE / STATE_FILE)) as store:
-            known |= store.list_known(user_ids)
-            erased |= store.forget(*user_ids)
+        state: State
+        with closing(StateStore(run / STATE / STATE_FILE)) as state:
+            known |= state.list_known(user_ids)
+            erased |= state.forget(*user_ids)
     erased |= erase_from_rejects(run, user_ids)
     texts = set(map(str, user_ids))
     erased["outputs"] = erase_from_outputs(run, texts)

@@ -19,13 +19,13 @@ from serve.cells import INTEGER
 from serve.profiles import Profiles
 from serve.requests import History, Request
 from service.log import Recalled
-from service.state import StateStore
+from service.state import State
 
 # The columns that tell two events of a user apart.
 _TELLING = ("item_id", "datetime", "event")
 
 
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
+def complete(request: Request, profiles: Profiles, state: State) -> Request:
     """Return the request with its user's live events and dismissals in it.
 
     A history of its own stays. Otherwise the history becomes that of the profile and the live

@@ -183,15 +183,15 @@ def parse_observations(
                 f"{where}.request_id is {show(request_id)}; expected the request_id of "
                 "an answer"
             )
+
         user_id = event.get("user_id")
+        user_id = parse_id(user_id, schema.user_id_type, f"{where}.user_id")
         item_id = event.get("item_id")
+        item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
+        label = parse_label(event.get("event"), f"{where}.event")
+        weight = parse_weight(event.get("weight"), f"{where}.weight")
         observation = Observation(
-            user_id=parse_id(user_id, schema.user_id_type, f"{where}.user_id"),
-            item_id=parse_id(item_id, schema.item_id_type, f"{where}.item_id"),
-            event=to_text(parse_label(event.get("event"), f"{where}.event")),
-            datetime=seconds,
-            weight=parse_weight(event.get("weight"), f"{where}.weight"),
-            request_id=request_id,
+            user_id, item_id, to_text(label), seconds, weight, request_id
         )
         observations.append(observation)
     return observations

@@ -99,11 +99,11 @@ class Stage:
 
     def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
         """Hash the files and write the manifest over them; again whenever a file was added."""
-        files = {
-            path.name: FileEntry.of(np.fromfile(path, np.uint8))
-            for path in self.path.iterdir()
-            if path.name != MANIFEST
-        }
+        files = {}
+        for path in self.path.iterdir():
+            if path.name != MANIFEST:
+                files[path.name] = FileEntry.of(np.fromfile(path, np.uint8))
+
         space_id, dim = read_space(self.path)
         manifest = Manifest(facts, space_id, files, dim, metrics, sha256="").seal()
         write_file(self.path / MANIFEST, manifest.to_bytes())

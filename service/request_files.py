@@ -68,12 +68,12 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
     if name in ("user_id", "datetime"):
         return "", None
     sides = {"features": schema.user_features, "context": schema.context_features}
-    matches = [
-        (side, feature)
-        for side, features in sides.items()
-        for feature in features
-        if feature.name == name and not feature.is_derived
-    ]
+    matches = []
+    for side, features in sides.items():
+        for feature in features:
+            if feature.name == name and not feature.is_derived:
+                matches.append((side, feature))
+
     if len(matches) != 1:
         raise SchemaError(
             f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single "

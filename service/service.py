@@ -36,7 +36,7 @@ from service.log import Impressions, Raw, parse_observations
 from service.missing_state import MissingState
 from service.registry import LOADING_ERRORS
 from service.sources import Source, explain_fault
-from service.state import StateStore
+from service.state import State, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
@@ -200,15 +200,15 @@ class Service:
             if propensities is None:
                 propensities = np.ones(len(answer.item_id))
             impression = Impressions(
-                request_id=request_id,
-                user_id=answer.user_id,
-                datetime=now,
-                bundle_version=current.version,
-                policy=policy,
-                item_ids=answer.item_id.tolist(),
-                scores=answer.score.tolist(),
-                propensities=propensities.tolist(),
-                arm=arm,
+                request_id,
+                answer.user_id,
+                now,
+                current.version,
+                policy,
+                answer.item_id.tolist(),
+                answer.score.tolist(),
+                propensities.tolist(),
+                arm,
             )
             impressions.append(impression)
         self.impressions.add(impressions)
@@ -261,7 +261,7 @@ class Service:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
                 path = self._folder / STATE_FILE
-                state = StateStore(path, self._runs, self._retention_days)
+                state: State = StateStore(path, self._runs, self._retention_days)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
@@ -349,14 +349,15 @@ class Service:
         """Return what answers, and how the last reload ended."""
         current = self.current
         schema = self._schema
-        now = int(time.time())
+        data_until = schema.data_until if schema.has_datetime else None
+        asked_now = ask_now(Request(), self._end(current), int(time.time()))
         return {
             "version": current.version,
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
-            "data_until": schema.data_until if schema.has_datetime else None,
+            "data_until": data_until,
             "clock": self.clock(current),
-            "moment": ask_now(Request(), self._end(current), now).datetime,
+            "moment": asked_now.datetime,
             "items": current.catalogue.n_listed,
             "users": len(current.profiles),
             "repeats": schema.repeats,
@@ -402,11 +403,12 @@ class Service:
         """Return the figures of the metrics that are the same for all workers."""
         folders = (self._folder, *self._folder.parents)
         present = next(folder for folder in folders if folder.is_dir())
+        n_bytes = sum(map(_measure, self._folder.rglob("*")))
         return {
             "version": self.version,
             "items": self.current.catalogue.n_listed,
             "live_items": self.items.n_changed,
-            "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
+            "state_bytes": n_bytes,
             "state_free_bytes": disk_usage(present).free,
         }
 

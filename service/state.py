@@ -1,7 +1,7 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
-`StateStore` keeps it in the SQLite file `DIR/state/state.db`. Its records and tables are in
-`service/log.py`.
+`State` is the protocol of its engines. `StateStore` keeps it in the SQLite file
+`DIR/state/state.db`. Its records and tables are in `service/log.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -80,6 +80,40 @@ _RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
     WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""
+
+
+class State(Protocol):
+    """The live state that services and erasure need; safe to use from many threads.
+
+    Each write is kept whole or not at all, and is durable when its call returns. Nothing is kept of
+    forgotten users. Errors of the storage are `OSError`.
+    """
+
+    fault: Exception | None  # of the last write, None if it succeeded
+
+    def observe_many(self, observations: Iterable[Observation]) -> int:
+        """Keep events, all or none, each once; return how many are kept."""
+
+    def log_impressions(self, answers: Iterable[Impressions]) -> None:
+        """Keep what users were shown."""
+
+    def recall(self, user_id: Id) -> Recalled:
+        """Return the latest events of a user."""
+
+    def count_answers(self, user_id: Id, since: int, policy: str) -> int:
+        """Count the lists of a user since a time, of policies that begin with a text."""
+
+    def expire_slices(self, now: int) -> Iterator[int]:
+        """Remove what is too old; yield the number of events and answers of each slice."""
+
+    def list_known(self, user_ids: Iterable[Id]) -> set[str]:
+        """Return, as texts, the users who have events or answers."""
+
+    def forget(self, *user_ids: Id) -> dict[str, int]:
+        """Erase users; return how many `events` and `impressions` they had."""
+
+    def close(self) -> None:
+        """Release the storage."""
 
 
 class StateStore:
@@ -199,13 +233,8 @@ class StateStore:
         rows.reverse()
         done = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
         columns = tuple(zip(*done, strict=True)) or ((),) * 5
-        item_ids, times, events, weights, _ = columns
-        history = History(
-            np.array(item_ids, dtype=np.object_),
-            np.array(times, dtype=np.int64),
-            np.array(events, dtype=np.object_),
-            np.array(weights, dtype=np.float64),  # None becomes NaN
-        )
+        dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
+        history = History(*map(np.array, columns, dtypes))
         return Recalled(history, _list_dismissed(rows))
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
