@@ -153,6 +153,7 @@ class Manifest:
                 raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not of a bundle: {error}") from error
+
         return manifest
 
 
@@ -200,6 +201,7 @@ def _read_once(
         raise BundleError(
             f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}"
         ) from error
+
     try:
         names = set(os.listdir(folder))
         if MANIFEST not in names:
@@ -216,11 +218,14 @@ def _read_once(
         raise BundleError(
             f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
         )
+
     needed = listed | required if trusted is None else listed | required | {SIGNATURE}
     for name in sorted(needed - names):
         raise BundleError(f"{name} is missing from the bundle: copy it again")
+
     if trusted is not None:
         check_signature(text, contents[SIGNATURE].tobytes(), trusted)
+
     for name, entry in manifest.files.items():
         if FileEntry.of(contents[name]) != entry:
             raise BundleError(
@@ -312,6 +317,7 @@ def _build(
     if SEGMENTS in contents:
         text = contents[SEGMENTS].tobytes()
         segments = _read(SEGMENTS, lambda: Segments.from_bytes(text, manifest.dim))
+
     user_tower = _read_tower(USER_TOWER, contents, manifest, n_threads)
     item_tower = _read_tower(ITEM_TOWER, contents, manifest, n_threads)
     items = read_items(contents[ITEMS], len(index), schema.item_id_type)
@@ -387,6 +393,7 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
         raise BundleError(
             f"{ITEMS} is no Parquet file with item_id: {error}"
         ) from error
+
     is_distinct = not ids.null_count and len(ids.unique()) == len(ids) == n_items
     if not is_distinct or ids.type not in _ID_TYPES[id_type]:
         raise BundleError(

@@ -245,6 +245,7 @@ def as_sets(events: Events) -> Events:
     distinct = events.pick(heaviest, offsets)
     if events.context is None or not len(order):
         return distinct
+
     starts = np.flatnonzero(is_edge[:-1])
     contexts = np.maximum.reduceat(events.context[order], starts)
     return replace(distinct, context=contexts)
@@ -410,6 +411,7 @@ def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
     weights = owned.preference.repeat(cell.shape[1])
     summed = np.bincount(cell.ravel(), weights, minlength=n_users * n_categories)
     preferences = summed.reshape(n_users, n_categories).astype(np.float32)
+
     return {
         "owned_users": owned.user,
         "owned_statistics": owned.statistics,

@@ -140,10 +140,12 @@ class Profiles:
         position = self.positions.get(user_id)
         if position is None:
             return None
+
         features = {}
         for name, values in self.features.items():
             cell = values[position]
             features[name] = None if np.any(cell != cell) else cell
+
         events = slice(self.offsets[position], self.offsets[position + 1])
         return Profile(user_id, features, self.history.take(events))
 
@@ -161,6 +163,7 @@ class Profiles:
         counts = np.diff(self.offsets)
         features = {name: values[is_other] for name, values in self.features.items()}
         history = self.history.take(np.repeat(is_other, counts))
+
         return Profiles(
             user_ids=self.user_ids[is_other],
             features=features,
@@ -233,6 +236,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
                 erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
+
     return erased
 
 
@@ -287,6 +291,7 @@ def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     for column, values in columns.items():
         write = vectors_to_arrow if values.ndim == 2 else to_arrow
         arrays[column] = write(values)
+
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays), sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
@@ -313,6 +318,7 @@ def _read_manifest(folder: Path) -> Entries:
             f"{path}: not a manifest of profiles: {error!r}; "
             "remove it or write it again"
         ) from error
+
     return manifest
 
 
@@ -341,6 +347,7 @@ def _read_parts(folder: Path, entries: Entries) -> Profiles:
     for name, values in users.items():
         if name.startswith(_FEATURE):
             features[name.removeprefix(_FEATURE)] = values
+
     offsets = _count_up(users["n_events"])
     for values in (*users.values(), *events.values(), offsets):
         values.flags.writeable = False
@@ -354,8 +361,10 @@ def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
             f"{folder}: file '{entry['file']}' was altered: "
             "its sha256 is not the manifest's"
         )
+
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read()
+
     columns = {}
     for name in table.column_names:
         column = table.column(name)

@@ -97,11 +97,12 @@ class Recommendations:
         if reason is None:
             reason = np.full(len(rows), None)
 
+        users = np.array([*user_ids], dtype=np.object_)
         rows_of_items = rows[requests, places]
         scores_of_items = scores[requests, places].astype(np.float32, copy=False)
         offsets = requests.searchsorted(np.arange(len(rows) + 1))
         return cls(
-            user_id=np.array([*user_ids], dtype=np.object_),
+            user_id=users,
             user_id_type=user_id_type,
             item_row=rows_of_items,
             item_ids=item_ids,
@@ -130,6 +131,7 @@ class Recommendations:
         rows = self.item_row[entries]
         user_id = self.user_id[index]
         unknown_items = int(self.unknown_items[index])
+
         return Answer(
             user_id,
             self.item_ids[rows],
@@ -294,6 +296,7 @@ class Segments:
             check_record(bundled)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it holds no segments: {error!r}") from error
+
         widths = {len(row) for row in (bundled.centre, *bundled.centroids)}
         if widths != {width} or not len(bundled.centroids) == len(segments) > 0:
             raise ValueError(

@@ -107,10 +107,12 @@ class Schema:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SchemaError(f"schema.json is no JSON: {error}") from error
+
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise SchemaError(
                 f"schema.json is not of format {FORMAT}: export the bundle again"
             )
+
         try:
             for side in _SIDES:
                 fields[side] = [_read_feature(entry) for entry in fields[side]]
@@ -121,6 +123,7 @@ class Schema:
             raise SchemaError(
                 f"schema.json is of another program: {error}; export the bundle again"
             ) from error
+
         check_record(schema)
         return schema
 
@@ -139,6 +142,7 @@ def _read_feature(fields: dict[str, Any]) -> Feature:
         raise SchemaError(
             f"feature '{feature.name}' has sizes of another kind: export again"
         )
+
     return feature
 
 

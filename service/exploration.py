@@ -56,13 +56,15 @@ def explore(
     chosen = candidates.draw(seed)
     slots = np.arange(len(chosen))
     propensities = candidates.propensities(chosen, slots)
+
     pool = candidates.pool
+    reason = pool.reason if len(chosen) < k else None
     return replace(
         pool,
         item_id=candidates.item_id[chosen],
         score=candidates.score[chosen],
         rank=slots + 1,
-        reason=pool.reason if len(chosen) < k else None,
+        reason=reason,
         propensity=propensities,
     )
 

@@ -58,6 +58,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
         raise SchemaError(
             f"{path.name}: cannot write '{path.suffix}'; allowed: .csv, .parquet"
         )
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as sink, _open_writer(suffix, sink, schema) as writer:
         for table in tables:
@@ -224,10 +225,12 @@ def _export(
         "rows_per_shard": ROWS_PER_SHARD,
     }
     folder.mkdir(parents=True, exist_ok=True)
+
     with take_lock(folder / _LOCK, wait=False):
         _begin(folder, plan, overwrite)
         n_shards = 0
         remaining = iter(rows)
+
         while (some := list(islice(remaining, ROWS_PER_SHARD))) or not n_shards:
             path = folder / f"part-{n_shards:05d}.parquet"
             if not path.exists():
@@ -238,7 +241,9 @@ def _export(
                 names = [f"{side}_id", "vector"]
                 write_table(path, pa.Table.from_arrays(columns, names))
             n_shards += 1
+
         n_rows = _finish(folder)
+
     return f"{n_rows} {side} vectors: {folder}"
 
 
@@ -252,11 +257,13 @@ def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
         raise SchemaError(
             f"{folder} holds a finished export: choose another --out, or add --overwrite"
         )
+
     has_shards = any(folder.glob(_SHARDS))
     if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
         raise SchemaError(
             f"{folder} holds part of another export: choose another --out, or add --overwrite"
         )
+
     write_file(folder / PLAN, _to_json(plan))
 
 
@@ -267,6 +274,7 @@ def _finish(folder: Path) -> int:
     for path in paths:
         with open_table(path) as file:
             n_rows += file.metadata.num_rows
+
     sync_folder(folder)  # the shards must be there before it is said
     write_file(folder / SUCCESS, _to_json({"shards": len(paths), "rows": n_rows}))
     sync_folder(folder)
@@ -304,6 +312,7 @@ def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
         if "user_id" not in file.schema_arrow.names:
             return 0
         table = file.read()
+
     ids = table.column("user_id").to_pylist()
     is_kept = [str(user_id) not in user_ids for user_id in ids]
     remaining = table.filter(to_arrow(np.array(is_kept, bool)))
@@ -323,4 +332,5 @@ def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
         if (folder / SUCCESS).exists():
             _finish(folder)  # also where no row went: a kill may have come before this
         sync_folder(folder)
+
     return n_erased

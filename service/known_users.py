@@ -64,6 +64,7 @@ def know_user(
     if len(live):
         profile = profiles.get(user_id)
         history = live if profile is None else _join(profile.history, live)
+
     return Request(
         user_id,
         history=history,
@@ -111,6 +112,7 @@ def _join(known: History, live: History) -> History:
     """
     if not len(known):
         return live
+
     names = [name for name in _TELLING if name in known.columns()]
     keys = _key_events(known, names)
     live_keys = _key_events(live, names)

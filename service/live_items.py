@@ -85,6 +85,7 @@ class LiveItems:
                     f"live items: {show(other_ids[0])} is no id of the bundle: not "
                     f"listed ({len(other_ids)} times)"
                 )
+
             self._changes = changes
             self._seen = seen
             self._placement = placement
@@ -164,6 +165,7 @@ class LiveItems:
                     row = (str(item_id), columns, change.is_added, change.is_removed)
                     self._database.execute(_WRITE, row)
                 (seen,) = self._database.execute(_LAST_CHANGE).fetchone()
+
             self._show(changes, catalogue, seen)
 
     def _catch_up(self) -> None:
@@ -201,6 +203,7 @@ class LiveItems:
             values = json.loads(columns)
             change = Change(item_id, values, bool(is_added), bool(is_removed))
             changes[item_id] = change
+
         return changes, other_ids, seen
 
 

@@ -177,6 +177,7 @@ def parse_observations(
                 f"{where}.datetime is {show(moment)}; expected the time when it "
                 "happened, not one to come"
             )
+
         request_id = event.get("request_id")
         if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
             raise SchemaError(
@@ -194,6 +195,7 @@ def parse_observations(
             user_id, item_id, to_text(label), seconds, weight, request_id
         )
         observations.append(observation)
+
     return observations
 
 
@@ -239,6 +241,7 @@ def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
     fields = []
     for name, *_ in cursor.description:
         fields.append(pa.field(name, _TYPES.get(name, pa.large_string())))
+
     schema = pa.schema(fields)
     tables = [schema.empty_table()]
     while rows := cursor.fetchmany(_BATCH_ROWS):

@@ -148,6 +148,7 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         raise BundleError(
             f"{stage.target} exists: publish into another directory, or overwrite it"
         )
+
     directory = stage.target.parent
     sync_files(stage.beside)
     os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
@@ -193,12 +194,14 @@ def _settle(directory: Path) -> None:
     for aside in sorted(directory.glob(f"{_ASIDE}*")):
         if not target.exists():  # killed between two renames
             os.rename(aside, target)
+
     version = read_version(target)
     settle_profiles(directory / PROFILES, version)
     for folder in directory.glob(f"{_BESIDE}{version}"):
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         sync_folder(directory)
+
     remove_all(directory, _STAGED)
     remove_all(directory, _BESIDE)
 

@@ -90,6 +90,7 @@ class Service:
                     f"--{name} is {folder}; expected a folder called '{name}', in which "
                     "forgetting looks"
                 )
+
         runs = (folder.absolute().parent for folder in folders.values())
         self._runs = list(dict.fromkeys(runs))
         self._retention_days = retention_days
@@ -110,6 +111,7 @@ class Service:
         self.last_reload: Content | None = None
         if reason is not None:
             self._note_reload(reason)
+
         # The last version that any process of this state has loaded.
         self._load, version = self.items.follow()
         if reason is None and version != self.version:
@@ -152,6 +154,7 @@ class Service:
         recall = self._state.recall
         know = cache(partial(know_user, profiles=current.profiles, recall=recall))
         is_batch = len(raw) > 1
+
         for index, content in enumerate(raw):
             try:
                 request = parse_request(content, current.bundle.schema)
@@ -199,18 +202,21 @@ class Service:
             propensities = answer.propensity
             if propensities is None:
                 propensities = np.ones(len(answer.item_id))
+
+            item_ids = answer.item_id.tolist()
             impression = Impressions(
                 request_id,
                 answer.user_id,
                 now,
                 current.version,
                 policy,
-                answer.item_id.tolist(),
+                item_ids,
                 answer.score.tolist(),
                 propensities.tolist(),
                 arm,
             )
             impressions.append(impression)
+
         self.impressions.add(impressions)
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
@@ -267,6 +273,7 @@ class Service:
             _LOG.error("live items and state cannot be opened: %s", error)
             missing: Any = MissingState(recommender, self._runs, error)
             items = state = missing
+
         self.items = items
         self._state = state
 
@@ -289,6 +296,7 @@ class Service:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
             reason = explain_fault(error)
+
         self._note_reload(reason)
         if reason is None and self.version not in (before, announced):
             self._announce()
@@ -374,9 +382,11 @@ class Service:
         days = int(time.time() - until) // DAY
         if not schema.has_datetime or days * DAY <= MAX_PAUSE:
             return []
+
         moment = "now, and popularity and memory have faded"
         if self.clock(current) == "data":
             moment = "at its end (--clock data)"
+
         return [
             f"the data ended {days} days ago: a request without datetime is asked "
             f"{moment}"
@@ -391,6 +401,7 @@ class Service:
                 is_forgotten(run, "")  # reads the erasure list, if it was changed
         except (BundleError, OSError):
             is_damaged = True
+
         fails = {
             "disk": self._state.fault is not None,
             "impressions": self.impressions.has_stopped,

@@ -149,6 +149,7 @@ class StateStore:
                 f"retention_days is {retention_days:g}; allowed: above 0, below "
                 f"{_MAX_RETENTION}"
             )
+
         self.path = path
         self.retention_days = retention_days
         self.fault: Exception | None = None
@@ -202,7 +203,9 @@ class StateStore:
                 row["undone_by"] = _UNDONE_BY.get(observation.event or "")
                 if row["user"] is not None:
                     rows.append(row)
+
             connection.executemany(_INSERT_EVENT, rows)
+
         return len(rows)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
@@ -260,6 +263,7 @@ class StateStore:
                         key = user_key(self._salt, text)
                         connection.execute(_DELETE_KEY, (key, place))
             yield 0
+
         self._empty_log()
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
@@ -307,6 +311,7 @@ class StateStore:
             with self._writing() as connection:
                 keys = [(key, place) for key, place, _ in rows]
                 connection.executemany(_DELETE_KEY, keys)
+
         return {"events": n_deleted["event_rows"], "impressions": n_deleted["shown"]}
 
     def close(self) -> None:
@@ -323,6 +328,7 @@ class StateStore:
             text = str(user_id)
             if text in numbers or any(who.holds(user_id) for who in erased):
                 continue
+
             key = user_key(self._salt, text)
             number: int | None
             (number,) = self._writer.execute(_FIND_NUMBER, (key, text)).fetchone()
@@ -332,7 +338,9 @@ class StateStore:
                 self._writer.execute(
                     "REPLACE INTO user_keys VALUES (?, ?)", (key, place)
                 )
+
             numbers[text] = number
+
         return numbers
 
     def _delete_slices(
@@ -350,6 +358,7 @@ class StateStore:
                     n_deleted[table] = len(numbers)
                 shown = connection.executemany(_DELETE_SHOWN, numbers)  # of answers
                 n_deleted["shown"] = shown.rowcount
+
             seconds = time.monotonic() - begin
 
             # Here, so that the commits of others need not do it.
@@ -373,6 +382,7 @@ class StateStore:
                 cursor = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 is_busy = cursor.fetchone()[0]
                 time.sleep(_PAUSE * is_busy)
+
         if is_busy:
             raise OSError(
                 errno.EBUSY,
@@ -392,6 +402,7 @@ class StateStore:
             if getattr(error, "errno", None) != errno.EBUSY:
                 self.fault = error
             raise
+
         # A transaction without a change does not show that the disk has room again.
         if self._writer.total_changes > n_changes:
             self.fault = None
