@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 from serve.arrays import Floats, IdType
 from serve.clock import check_seconds, find_zone
 from serve.errors import BundleError
-from serve.files import check_signature, map_file, name_file, write_file
+from serve.files import (
+    check_signature,
+    map_file,
+    name_file,
+    to_canonical_json,
+    write_file,
+)
 from serve.index import Content, ItemIndex, Neighbours
 from serve.recommendations import Segments
 from serve.schema import Schema, Similarity, check_record
@@ -124,7 +130,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Write the canonical text."""
-        return _render(self._to_json())
+        return to_canonical_json(self._to_json())
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Manifest:
@@ -135,7 +141,10 @@ class Manifest:
                 raise ValueError(
                     f"format is {content['format']}; expected {FORMAT}: train again"
                 )
-            if _render(content) != text or _hash(content) != content["sha256"]:
+            if (
+                to_canonical_json(content) != text
+                or _hash(content) != content["sha256"]
+            ):
                 raise ValueError(
                     "it was altered after it was written, its hash differs; export again"
                 )
@@ -159,12 +168,7 @@ class Manifest:
 
 def _hash(content: Mapping[str, Any]) -> str:
     hashed = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(_render(hashed)).hexdigest()
-
-
-def _render(content: Mapping[str, Any]) -> bytes:
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    return f"{text}\n".encode()
+    return hashlib.sha256(to_canonical_json(hashed)).hexdigest()
 
 
 def read_folder(

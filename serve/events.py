@@ -121,16 +121,15 @@ class Events:
 
     def pick(self, index: Ints, offsets: Ints) -> Events:
         """Take events by their index in the flat arrays, in the segments of `offsets`."""
-        picked = Events(
+        context = None if self.context is None else self.context[index]
+        return Events(
             self.item_row[index],
             self.time[index],
             self.event[index],
             self.weight[index],
             offsets,
+            context,
         )
-        if self.context is None:
-            return picked
-        return replace(picked, context=self.context[index])
 
     def last(self, length: int) -> Events:
         """Keep the last `length` events of each segment."""

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +37,12 @@ _SIGNATURE = re.compile(rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n")
 _PUBLIC_KEY = re.compile(
     rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
 )
+
+
+def to_canonical_json(content: Mapping[str, Any]) -> bytes:
+    """Write JSON of one form: the same content gives the same bytes."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def make_private(folder: Path) -> None:

@@ -99,8 +99,7 @@ def _make_error(character: int) -> SchemaError:
 def _compare(columns: Columns, comparison: re.Match[str]) -> Flags:
     column = columns.read(comparison["column"].strip("`"))
     if comparison["sign"]:
-        value = _read_value(comparison["value"])
-        return column.compare(comparison["sign"], [value])
+        return column.compare(comparison["sign"], [_read_value(comparison["value"])])
     if comparison["list"] is None:
         return column.are_true()
     values = [_read_value(text) for text in _VALUES.findall(comparison["list"])]

@@ -175,9 +175,10 @@ def _write_array(values: NDArray[Any]) -> bytes:
 
 def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
     """Read an array (n,) of a type that `np.save` wrote."""
-    file = io.BytesIO(content.data)
     try:
-        values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        values: NDArray[Any] = np.lib.format.read_array(
+            io.BytesIO(content.data), allow_pickle=False
+        )
     except (MemoryError, TokenError) as error:
         raise ValueError(f"its header is none of an array: {error!r}") from error
     if values.dtype != kind or values.ndim != 1:

@@ -38,7 +38,14 @@ from serve.arrays import (
     vectors_to_arrow,
 )
 from serve.errors import BundleError
-from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file
+from serve.files import (
+    PRIVATE,
+    make_private,
+    sync_folder,
+    take_lock,
+    to_canonical_json,
+    write_file,
+)
 from serve.kinds import Feature
 from serve.requests import History, Request
 from serve.schema import Schema
@@ -269,8 +276,7 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
         path.unlink(missing_ok=True)
         return
     sync_folder(folder)  # the files must be there before they are named
-    text = json.dumps(manifest | {"format": FORMAT}, indent=1, sort_keys=True)
-    write_file(path, f"{text}\n".encode(), PRIVATE)
+    write_file(path, to_canonical_json(manifest | {"format": FORMAT}), PRIVATE)
     sync_folder(folder)
 
 

@@ -102,11 +102,10 @@ def explain(
     Returns:
         By request and item, at most `MAX_SAID` reasons: those that carry its score most come first.
     """
-    checked = recommender.check(requests)
-    return [
-        _explain_items(recommender, request, item_ids)
-        for request, item_ids in zip(checked, items, strict=True)
-    ]
+    explained = []
+    for request, item_ids in zip(recommender.check(requests), items, strict=True):
+        explained.append(_explain_items(recommender, request, item_ids))
+    return explained
 
 
 def _explain_items(

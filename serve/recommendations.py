@@ -26,6 +26,7 @@ from serve.arrays import (
     to_arrow,
     to_unit,
 )
+from serve.files import to_canonical_json
 from serve.schema import check_record
 
 FORMAT = 1  # of `segments.json`
@@ -264,9 +265,7 @@ class Segments:
 
     def to_bytes(self) -> bytes:
         """Write canonical JSON."""
-        content = {"format": FORMAT, **asdict(self)}
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        return f"{text}\n".encode()
+        return to_canonical_json({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, content: bytes, width: int) -> Segments:

@@ -13,6 +13,7 @@ from serve.arrays import IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
 from serve.errors import SchemaError
+from serve.files import to_canonical_json
 from serve.kinds import Feature
 
 Similarity = Literal["dot", "cosine"]
@@ -91,10 +92,7 @@ class Schema:
 
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
-        return (
-            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
-            + "\n"
-        )
+        return to_canonical_json({"format": FORMAT, **asdict(self)}).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Schema:

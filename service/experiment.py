@@ -145,6 +145,7 @@ def _parse_arm(name: str, content: Any) -> Arm:
             f"{where}.version is {show(version)}; expected a version of the registry"
         )
 
-    names = Policy.__dataclass_fields__
-    policy = check_fields(values.get("policy", {}), names, f"{where}.policy")
+    policy = check_fields(
+        values.get("policy", {}), Policy.__dataclass_fields__, f"{where}.policy"
+    )
     return Arm(name, share, Policy(**policy), version)

@@ -96,8 +96,8 @@ def find_candidates(
     logits = (scores.astype(np.float64) / scale + bonus) / policy.temperature
     n_listed = min(k, len(pool.item_id))
     n_fixed = max(0, n_listed - policy.slots)
-    share = policy.share
-    return Candidates(pool, ids, scores, logits[n_fixed:], n_fixed, n_listed, share)
+    logits = logits[n_fixed:]
+    return Candidates(pool, ids, scores, logits, n_fixed, n_listed, policy.share)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from datamodules.read import SAME_NAMES, Row
 from serve.arrays import Floats, ids_to_arrow, to_arrow
 from serve.cells import parse_ids
 from serve.errors import BundleError, SchemaError
-from serve.files import replacing, sync_folder, take_lock, write_file
+from serve.files import replacing, sync_folder, take_lock, to_canonical_json, write_file
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import Request
@@ -242,9 +242,7 @@ def _export(
                 write_table(path, pa.Table.from_arrays(columns, names))
             n_shards += 1
 
-        n_rows = _finish(folder)
-
-    return f"{n_rows} {side} vectors: {folder}"
+        return f"{_finish(folder)} {side} vectors: {folder}"
 
 
 def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
@@ -259,12 +257,12 @@ def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
         )
 
     has_shards = any(folder.glob(_SHARDS))
-    if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
+    if has_shards and read_plan(folder) != json.loads(to_canonical_json(plan)):
         raise SchemaError(
             f"{folder} holds part of another export: choose another --out, or add --overwrite"
         )
 
-    write_file(folder / PLAN, _to_json(plan))
+    write_file(folder / PLAN, to_canonical_json(plan))
 
 
 def _finish(folder: Path) -> int:
@@ -276,7 +274,9 @@ def _finish(folder: Path) -> int:
             n_rows += file.metadata.num_rows
 
     sync_folder(folder)  # the shards must be there before it is said
-    write_file(folder / SUCCESS, _to_json({"shards": len(paths), "rows": n_rows}))
+    write_file(
+        folder / SUCCESS, to_canonical_json({"shards": len(paths), "rows": n_rows})
+    )
     sync_folder(folder)
     return n_rows
 
@@ -289,10 +289,6 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise SchemaError(
             f"{folder} holds no export with a {PLAN}: {error}; give the --out of `export`"
         ) from error
-
-
-def _to_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 # ---- erasing

@@ -66,8 +66,9 @@ class Placement:
         if self._original.facts is not None:
             self._open.discard(REPEAT_RATE)
 
-        features = self._schema.item_features
-        self._content = {feature.column: feature for feature in features}
+        self._content = {
+            feature.column: feature for feature in self._schema.item_features
+        }
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before.

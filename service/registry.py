@@ -290,9 +290,8 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     manifest, contents = read_folder(bundle, PUBLISHED)
     version = manifest.version
     target = registry.path / version
-    is_there = os.path.lexists(target)
-    is_signed = SIGNATURE in contents
-    if is_there and not is_signed and _find_fault(registry, version) is None:
+    may_stay = os.path.lexists(target) and SIGNATURE not in contents
+    if may_stay and _find_fault(registry, version) is None:
         return version, False
 
     stage = registry.make_aside()

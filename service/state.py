@@ -77,9 +77,10 @@ _NUMBER_OF_USER = """(SELECT u.number FROM user_keys k JOIN users u
     ON u.place = k.place WHERE k.key = ? AND u.id = ?)"""
 _FIND_NUMBER = f"SELECT {_NUMBER_OF_USER}"
 _RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
-    WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""
+    WHERE user = {_NUMBER_OF_USER}
+    ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
-    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""
+    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
 
 
 class State(Protocol):
@@ -409,8 +410,8 @@ class StateStore:
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
-            is_idle = bool(self._readers)
-            reader = self._readers.pop() if is_idle else open_database(self.path, MARK)
+            readers = self._readers
+            reader = readers.pop() if readers else open_database(self.path, MARK)
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows
