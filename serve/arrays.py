@@ -78,6 +78,7 @@ def to_arrow(values: NDArray[Any], is_valid: Flags | None = None) -> pa.Array:
         content = _pack_bits(values)
     else:
         content = pa.py_buffer(np.ascontiguousarray(values))
+
     arrow_type = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(arrow_type, len(values), [validity, content])
 

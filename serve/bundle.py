@@ -23,7 +23,13 @@ import pyarrow.parquet as pq
 from serve.arrays import Floats, IdType
 from serve.clock import check_seconds, find_zone
 from serve.errors import BundleError
-from serve.files import check_signature, map_file, name_file, write_file
+from serve.files import (
+    check_signature,
+    map_file,
+    name_file,
+    to_canonical_json,
+    write_file,
+)
 from serve.index import Content, ItemIndex, Neighbours
 from serve.recommendations import Segments
 from serve.schema import Schema, Similarity, check_record
@@ -124,7 +130,7 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Write the canonical text."""
-        return _render(self._to_json())
+        return to_canonical_json(self._to_json())
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Manifest:
@@ -135,7 +141,10 @@ class Manifest:
                 raise ValueError(
                     f"format is {content['format']}; expected {FORMAT}: train again"
                 )
-            if _render(content) != text or _hash(content) != content["sha256"]:
+            if (
+                to_canonical_json(content) != text
+                or _hash(content) != content["sha256"]
+            ):
                 raise ValueError(
                     "it was altered after it was written, its hash differs; export again"
                 )
@@ -153,17 +162,13 @@ class Manifest:
                 raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is not of a bundle: {error}") from error
+
         return manifest
 
 
 def _hash(content: Mapping[str, Any]) -> str:
     hashed = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(_render(hashed)).hexdigest()
-
-
-def _render(content: Mapping[str, Any]) -> bytes:
-    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-    return f"{text}\n".encode()
+    return hashlib.sha256(to_canonical_json(hashed)).hexdigest()
 
 
 def read_folder(
@@ -200,6 +205,7 @@ def _read_once(
         raise BundleError(
             f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}"
         ) from error
+
     try:
         names = set(os.listdir(folder))
         if MANIFEST not in names:
@@ -216,11 +222,14 @@ def _read_once(
         raise BundleError(
             f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again"
         )
+
     needed = listed | required if trusted is None else listed | required | {SIGNATURE}
     for name in sorted(needed - names):
         raise BundleError(f"{name} is missing from the bundle: copy it again")
+
     if trusted is not None:
         check_signature(text, contents[SIGNATURE].tobytes(), trusted)
+
     for name, entry in manifest.files.items():
         if FileEntry.of(contents[name]) != entry:
             raise BundleError(
@@ -312,16 +321,21 @@ def _build(
     if SEGMENTS in contents:
         text = contents[SEGMENTS].tobytes()
         segments = _read(SEGMENTS, lambda: Segments.from_bytes(text, manifest.dim))
+
+    user_tower = _read_tower(USER_TOWER, contents, manifest, n_threads)
+    item_tower = _read_tower(ITEM_TOWER, contents, manifest, n_threads)
+    items = read_items(contents[ITEMS], len(index), schema.item_id_type)
+    golden = contents[GOLDEN].tobytes() if GOLDEN in contents else b""
     return Bundle(
         path=path,
         manifest=manifest,
         schema=schema,
-        user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
-        item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
+        user_tower=user_tower,
+        item_tower=item_tower,
         index=index,
         neighbours=neighbours,
-        items=read_items(contents[ITEMS], len(index), schema.item_id_type),
-        golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
+        items=items,
+        golden=golden,
         segments=segments,
     )
 
@@ -383,6 +397,7 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
         raise BundleError(
             f"{ITEMS} is no Parquet file with item_id: {error}"
         ) from error
+
     is_distinct = not ids.null_count and len(ids.unique()) == len(ids) == n_items
     if not is_distinct or ids.type not in _ID_TYPES[id_type]:
         raise BundleError(

@@ -96,11 +96,13 @@ def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
         columns = items.select([feature.column for feature in features]).to_pydict()
     except KeyError as error:
         raise BundleError(f"the catalogue: {error}; export again") from error
+
     if rates.dtype.kind != "f" or not np.isfinite(rates).all():
         raise BundleError(
             f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: "
             "export again"
         )
+
     codes = encode_features(features, columns, len(items)).codes
     return ItemFacts(
         repeat_rate=rates.astype(np.float32),
@@ -175,6 +177,7 @@ def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
     if IN_STOCK not in items.column_names:
         in_stock = np.ones(len(items), dtype=np.bool_)
         items = items.append_column(IN_STOCK, to_arrow(in_stock))
+
     numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
     fields = []
     for field in items.schema:
@@ -264,6 +267,7 @@ class Column:
                     raise self._make_error("these have no order; use = or in")
                 return self.have(_ORDER[sign](self.values, wanted[0]))
             is_met = self.have(self._are_among(wanted))
+
         if sign != "!=":
             return is_met
         return ~is_met & self.have(np.ones(len(self.values), np.bool_))
@@ -374,12 +378,15 @@ class Columns:
         distinct = [*dict.fromkeys(chain(*values_by_cell))]
         code_of = {value: code for code, value in enumerate(distinct)}
         codes = [code_of[value] for value in chain(*values_by_cell)]
+        cell_of_row = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
+        offsets = np.cumsum([0, *map(len, values_by_cell)])
+
         return Column(
             name=name,
             values=np.array(distinct, dtype),
-            cell=to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64),
+            cell=cell_of_row,
             codes=np.array(codes, np.int64),
-            offsets=np.cumsum([0, *map(len, values_by_cell)]),
+            offsets=offsets,
         )
 
     def _holds_flags(self, name: str, texts: Sequence[str | None]) -> bool:
@@ -402,6 +409,7 @@ def _find_type(name: str, kind: pa.DataType) -> Any:
         return np.float64
     if pa.types.is_integer(kind):
         return np.int64
+
     raise SchemaError(
         f"filters: column '{name}' holds {kind}; "
         "allowed are numbers, texts, and true or false"

@@ -61,6 +61,7 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
             plain = int(plain)
         if type(plain) is int and -(2**63) <= plain < 2**63:
             return plain
+
     raise SchemaError(
         f"{where} is {show(plain)}; expected {_ID_FORMS[id_type]}, as in the training data"
     )
@@ -213,6 +214,7 @@ def read_vector(cell: Any) -> Floats | None:
         return None
     if isinstance(cell, str):
         cell = cell.strip("[]() \t\n").replace(",", " ").split()
+
     try:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
             entries = np.asarray(cell).astype(np.float32)
@@ -220,6 +222,7 @@ def read_vector(cell: Any) -> Floats | None:
             raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("no list of numbers") from error
+
     if np.isnan(entries).all():
         return None
     if not np.isfinite(entries).all():
@@ -251,6 +254,7 @@ def hash_texts(
         tokens = list(words)
         for line in lines:
             tokens += [f"{left} {right}" for left, right in pairwise(line)]
+
         # Size by size, so that every word has its first.
         for grams_by_word in zip(*map(grams_of, words), strict=True):
             for grams in grams_by_word:
@@ -260,6 +264,7 @@ def hash_texts(
         for token in tokens:
             content = token.encode("utf-8", "surrogatepass")
             buckets[crc32(content) & (n_buckets - 1)] = None
+
         yield list(buckets)[:most]
 
 

@@ -83,6 +83,7 @@ def parse_times(
         seconds, is_valid = to_seconds(values, timezone)
     except SchemaError as error:
         raise SchemaError(f"{name_of(0)}: {error}") from error
+
     if not is_valid.all():
         index = int(np.argmin(is_valid))
         raise SchemaError(
@@ -174,6 +175,7 @@ def _read_alike(
         return None
     if not all(map(_PLAIN_ISO.fullmatch, texts)):
         return None
+
     try:
         moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell

@@ -67,6 +67,7 @@ def encode_features(
             column = np.asarray(column)
         encoded = feature.encode(column, timezone)
         (values if feature.has_values else codes).append(encoded)
+
     return EncodedFeatures(
         np.concatenate(codes, axis=1), np.concatenate(values, axis=1)
     )

@@ -121,13 +121,14 @@ class Events:
 
     def pick(self, index: Ints, offsets: Ints) -> Events:
         """Take events by their index in the flat arrays, in the segments of `offsets`."""
+        context = None if self.context is None else self.context[index]
         return Events(
-            item_row=self.item_row[index],
-            time=self.time[index],
-            event=self.event[index],
-            weight=self.weight[index],
-            offsets=offsets,
-            context=None if self.context is None else self.context[index],
+            self.item_row[index],
+            self.time[index],
+            self.event[index],
+            self.weight[index],
+            offsets,
+            context,
         )
 
     def last(self, length: int) -> Events:
@@ -204,11 +205,13 @@ def history_arrays(
         padded[is_event] = values
         return padded
 
+    weights = standardise_weight(recent.weight, schema)
+    groups = number_groups(recent, schema)
     arrays = {
         "history_events": pad(recent.event),
-        "history_weights": pad(standardise_weight(recent.weight, schema)),
+        "history_weights": pad(weights),
         "history_times": pad(recent.time),
-        "history_groups": pad(number_groups(recent, schema)),
+        "history_groups": pad(groups),
         "history_lengths": recent.counts,
     }
     if recent.context is not None and keys is not None:
@@ -241,6 +244,7 @@ def as_sets(events: Events) -> Events:
     distinct = events.pick(heaviest, offsets)
     if events.context is None or not len(order):
         return distinct
+
     starts = np.flatnonzero(is_edge[:-1])
     contexts = np.maximum.reduceat(events.context[order], starts)
     return replace(distinct, context=contexts)
@@ -357,12 +361,13 @@ def summarise_owned(
     scale = min(SCALE_CONSTANT, len(decayed) - 1)
     preference = np.log1p(PREFERENCE_GAIN * decayed[scale])
     n_items = np.bincount(user, minlength=len(events))
+    of_users = _summarise_users(events, since, n_items, decay_days)
     return Owned(
         user=user,
         item_row=row,
         statistics=statistics.astype(np.float32, order="C"),
         preference=preference.astype(np.float32),
-        user_statistics=_summarise_users(events, since, n_items, decay_days),
+        user_statistics=of_users,
     )
 
 
@@ -383,14 +388,11 @@ def _summarise_users(
     recent_days = decay_days[min(RECENT_CONSTANT, len(decay_days) - 1)]
     is_recent = since < recent_days
     is_visit = is_recent & events.is_first_of_time
-    columns = [
-        n_items,
-        np.bincount(events.segments, is_recent, len(events)),
-        events.counts,
-        np.bincount(events.segments, is_visit, len(events)),
-        _pick_values(events, events.offsets[1:] - 1, since, 0.0),
-        _pick_values(events, events.offsets[:-1], since, 0.0),
-    ]
+    n_recent = np.bincount(events.segments, is_recent, len(events))
+    n_visits = np.bincount(events.segments, is_visit, len(events))
+    since_last = _pick_values(events, events.offsets[1:] - 1, since, 0.0)
+    since_first = _pick_values(events, events.offsets[:-1], since, 0.0)
+    columns = [n_items, n_recent, events.counts, n_visits, since_last, since_first]
     summed = np.log1p(np.array(columns, dtype=np.float64))
     return summed.T.astype(np.float32, order="C")
 
@@ -408,6 +410,7 @@ def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
     weights = owned.preference.repeat(cell.shape[1])
     summed = np.bincount(cell.ravel(), weights, minlength=n_users * n_categories)
     preferences = summed.reshape(n_users, n_categories).astype(np.float32)
+
     return {
         "owned_users": owned.user,
         "owned_statistics": owned.statistics,

@@ -13,7 +13,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +37,12 @@ _SIGNATURE = re.compile(rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n")
 _PUBLIC_KEY = re.compile(
     rb"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL
 )
+
+
+def to_canonical_json(content: Mapping[str, Any]) -> bytes:
+    """Write JSON of one form: the same content gives the same bytes."""
+    text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
+    return f"{text}\n".encode()
 
 
 def make_private(folder: Path) -> None:
@@ -131,6 +137,7 @@ def map_file(folder: int, name: str) -> NDArray[np.uint8]:
         raise BundleError(
             f"{name} cannot be read: {error.strerror}; links are refused"
         ) from error
+
     try:
         status = os.fstat(descriptor)
         is_single = stat.S_ISREG(status.st_mode) and status.st_nlink == 1
@@ -159,6 +166,7 @@ def place_folder(new: Path, target: Path) -> Path | None:
         return None
     if exchange(new, target):
         return new
+
     aside = target.with_name(f".{target.name}-old-{uuid.uuid4().hex}")
     os.rename(target, aside)
     try:
@@ -208,12 +216,14 @@ def check_signature(text: bytes, signature: bytes, trusted: Path) -> None:
         pems = _PUBLIC_KEY.findall(trusted.read_bytes())
         public_keys = map(serialization.load_pem_public_key, pems)
         keys = {_identify(key): key for key in public_keys}
+
     parts = _SIGNATURE.fullmatch(signature)
     key_id = parts[1].decode() if parts else "damaged"
     if parts is None or key_id not in keys:
         raise BundleError(
             f"manifest.sig is {key_id}; {trusted} has the keys: {', '.join(keys) or 'none'}"
         )
+
     from cryptography.exceptions import InvalidSignature
 
     try:
@@ -234,6 +244,7 @@ def _reading_keys(path: Path) -> Iterator[Any]:
         raise BundleError(
             "signatures need cryptography: pip install cryptography"
         ) from error
+
     try:
         yield serialization
     except (ValueError, TypeError, AttributeError, UnsupportedAlgorithm) as error:

@@ -63,6 +63,7 @@ def parse_where(text: str) -> list[str | re.Match[str]]:
     waiting: list[str] = []
     is_open = True  # a comparison must come before the next `and`, `or` or bracket
     text = f"({text})"
+
     for token in _TOKENS.finditer(text):
         operator = (token["operator"] or "").lower()
         is_behind_end = token.start() > 0 and not waiting
@@ -73,13 +74,16 @@ def parse_where(text: str) -> list[str | re.Match[str]]:
         elif operator not in ("not", "("):
             while _RANKS[waiting[-1]] >= _RANKS[operator]:
                 steps.append(waiting.pop())
+
         if operator == ")":
             waiting.pop()
         elif operator:
             waiting.append(operator)
+
         is_open = operator not in ("", ")")
         if len(waiting) > _MAX_WAITING:
             raise SchemaError("where has more than 32 brackets and nots in each other")
+
     if waiting:
         raise _make_error(len(text) - 1)
     return steps
@@ -95,8 +99,7 @@ def _make_error(character: int) -> SchemaError:
 def _compare(columns: Columns, comparison: re.Match[str]) -> Flags:
     column = columns.read(comparison["column"].strip("`"))
     if comparison["sign"]:
-        value = _read_value(comparison["value"])
-        return column.compare(comparison["sign"], [value])
+        return column.compare(comparison["sign"], [_read_value(comparison["value"])])
     if comparison["list"] is None:
         return column.are_true()
     values = [_read_value(text) for text in _VALUES.findall(comparison["list"])]
@@ -131,6 +134,7 @@ def admit(columns: Columns, where: str) -> Flags:
                 join = np.logical_and if step == "and" else np.logical_or
                 operands[-2:] = [join(*operands[-2:])]
         masks[where] = operands[0]
+
     return masks[where]
 
 
@@ -202,11 +206,13 @@ def rank_filtered(
             lists = index.search(query.take(requests), k, barred)
             scores[requests], rows[requests] = lists
             continue
+
         for request in requests:
             part = query.take(np.array([request]))
             items = _walk(index, part, limits, barred.copy(), _DEPTH * k)
             for position, item in enumerate(islice(items, k)):
                 scores[request, position], rows[request, position] = item
+
     return scores, rows
 
 
@@ -231,6 +237,7 @@ def _walk(
                 return
             if barred[row]:
                 continue
+
             yield score, row
             barred[row] = True
             for (column, most), n in zip(limits, n_by_value, strict=True):
@@ -275,11 +282,13 @@ def _count_down(
     n_items = np.count_nonzero(~admission.bar(None))
     n_left = np.count_nonzero(~barred)
     yield f"the filters leave {n_left} of {n_items}"
+
     for reason, (requests, rows) in left_out.items():
         rows_of_request = np.unique(rows[requests == request])
         n_left_out = np.count_nonzero(~barred[rows_of_request])
         barred[rows_of_request] = True
         if n_left_out:
             yield f"{n_left_out} of them are {reason}"
+
     for column, most in filters.at_most:
         yield f"at most {most} per {column}"

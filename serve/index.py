@@ -175,9 +175,10 @@ def _write_array(values: NDArray[Any]) -> bytes:
 
 def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
     """Read an array (n,) of a type that `np.save` wrote."""
-    file = io.BytesIO(content.data)
     try:
-        values: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+        values: NDArray[Any] = np.lib.format.read_array(
+            io.BytesIO(content.data), allow_pickle=False
+        )
     except (MemoryError, TokenError) as error:
         raise ValueError(f"its header is none of an array: {error!r}") from error
     if values.dtype != kind or values.ndim != 1:
@@ -223,6 +224,7 @@ class Query:
         number = np.full(len(self), -1)
         number[requests] = np.arange(len(requests))
         parts: list[Any] = [self.left_out, self.added, self.only]
+
         for place, part in enumerate(parts):
             if part is not None:
                 numbers = number[part[0]]
@@ -267,12 +269,14 @@ class ItemIndex:
             stored = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)
         except RuntimeError as error:
             raise ValueError(f"no FAISS index: {error}") from error
+
         n_items = stored.ntotal
         if type(stored) is not faiss.IndexFlatIP or not n_items:
             raise ValueError(
                 f"{n_items} vectors in a {type(stored).__name__}; "
                 "expected some in an IndexFlatIP"
             )
+
         entries: Floats = faiss.rev_swig_ptr(stored.get_xb(), n_items * stored.d)
         # The file puts vectors at an odd address, where BLAS takes eight times as long.
         vectors = entries.copy()
@@ -295,6 +299,7 @@ class ItemIndex:
         """
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
+
         best = _TopItems(len(query), min(k, len(self)))
         block = max(_MIN_BLOCK, _BLOCK_SCORES // max(1, len(query)))
         added = _split(query.added, block, len(self))
@@ -310,11 +315,14 @@ class ItemIndex:
                 scores_of_pairs = scores[pairs]
                 scores.fill(-np.inf)
                 scores[pairs] = scores_of_pairs
+
             if query.left_out is not None:
                 scores[next(left_out)] = -np.inf
             if barred is not None:
                 scores[:, barred[start : start + block]] = -np.inf
+
             best.add(scores, start)
+
         return best.lists()
 
     def score(self, query: Query, rows: Ints) -> Doubles:
@@ -344,6 +352,7 @@ class _TopItems:
     def __init__(self, n: int, k: int) -> None:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
+
         self._scores = np.empty((n, k), np.float32)
         self._rows = np.empty((n, k), np.int64)
         self._heaps = faiss.float_minheap_array_t()
@@ -377,11 +386,13 @@ def _split(
     if part is None or block >= n_items:
         yield part or ()
         return
+
     requests, rows, *values = part
     blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
     order = blocks.argsort(kind="stable")
     n_blocks = -(-n_items // block)
     bounds = blocks[order].searchsorted(np.arange(n_blocks + 1))
+
     for number in range(n_blocks):
         here = order[bounds[number] : bounds[number + 1]]
         columns = rows[here] - number * block

@@ -241,6 +241,7 @@ def _standardise(feature: Feature, values: NDArray[Any]) -> Floats:
     # The ends of the range overflow to what is clipped anyway.
     with np.errstate(over="ignore"):
         standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
+
     standard[is_missing] = 0.0
     return np.column_stack([standard, is_missing]).astype(np.float32)
 
@@ -258,6 +259,7 @@ def to_numbers(feature: Feature, cells: Any) -> Doubles:
         numbers = np.array(cells, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise SchemaError(f"{where}: {error}") from error
+
     if np.isinf(numbers).any():
         raise SchemaError(f"{where}: a value is infinite; give a finite number or none")
     return numbers
@@ -277,8 +279,10 @@ def to_vectors(feature: Feature, cells: Any) -> Floats:
             raise SchemaError(
                 f"feature '{feature.name}': {error}: {show(cell)}"
             ) from error
+
         if vector is not None:
             row[:] = vector
+
     return matrix
 
 

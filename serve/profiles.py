@@ -38,7 +38,14 @@ from serve.arrays import (
     vectors_to_arrow,
 )
 from serve.errors import BundleError
-from serve.files import PRIVATE, make_private, sync_folder, take_lock, write_file
+from serve.files import (
+    PRIVATE,
+    make_private,
+    sync_folder,
+    take_lock,
+    to_canonical_json,
+    write_file,
+)
 from serve.kinds import Feature
 from serve.requests import History, Request
 from serve.schema import Schema
@@ -140,10 +147,12 @@ class Profiles:
         position = self.positions.get(user_id)
         if position is None:
             return None
+
         features = {}
         for name, values in self.features.items():
             cell = values[position]
             features[name] = None if np.any(cell != cell) else cell
+
         events = slice(self.offsets[position], self.offsets[position + 1])
         return Profile(user_id, features, self.history.take(events))
 
@@ -159,10 +168,13 @@ class Profiles:
             [user_id not in left_out for user_id in self.positions], bool
         )
         counts = np.diff(self.offsets)
+        features = {name: values[is_other] for name, values in self.features.items()}
+        history = self.history.take(np.repeat(is_other, counts))
+
         return Profiles(
             user_ids=self.user_ids[is_other],
-            features={name: values[is_other] for name, values in self.features.items()},
-            history=self.history.take(np.repeat(is_other, counts)),
+            features=features,
+            history=history,
             offsets=_count_up(counts[is_other]),
         )
 
@@ -231,6 +243,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
                 erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
+
     return erased
 
 
@@ -263,8 +276,7 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
         path.unlink(missing_ok=True)
         return
     sync_folder(folder)  # the files must be there before they are named
-    text = json.dumps(manifest | {"format": FORMAT}, indent=1, sort_keys=True)
-    write_file(path, f"{text}\n".encode(), PRIVATE)
+    write_file(path, to_canonical_json(manifest | {"format": FORMAT}), PRIVATE)
     sync_folder(folder)
 
 
@@ -285,6 +297,7 @@ def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     for column, values in columns.items():
         write = vectors_to_arrow if values.ndim == 2 else to_arrow
         arrays[column] = write(values)
+
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(arrays), sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
@@ -311,6 +324,7 @@ def _read_manifest(folder: Path) -> Entries:
             f"{path}: not a manifest of profiles: {error!r}; "
             "remove it or write it again"
         ) from error
+
     return manifest
 
 
@@ -339,6 +353,7 @@ def _read_parts(folder: Path, entries: Entries) -> Profiles:
     for name, values in users.items():
         if name.startswith(_FEATURE):
             features[name.removeprefix(_FEATURE)] = values
+
     offsets = _count_up(users["n_events"])
     for values in (*users.values(), *events.values(), offsets):
         values.flags.writeable = False
@@ -352,8 +367,10 @@ def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
             f"{folder}: file '{entry['file']}' was altered: "
             "its sha256 is not the manifest's"
         )
+
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read()
+
     columns = {}
     for name in table.column_names:
         column = table.column(name)

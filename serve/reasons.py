@@ -62,6 +62,7 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
     schema = recommender.bundle.schema
     if request.datetime is not None or not schema.has_datetime:
         return completed
+
     moment = schema.data_until
     history = completed.history
     if history and history.datetime is not None:
@@ -101,11 +102,10 @@ def explain(
     Returns:
         By request and item, at most `MAX_SAID` reasons: those that carry its score most come first.
     """
-    checked = recommender.check(requests)
-    return [
-        _explain_items(recommender, request, item_ids)
-        for request, item_ids in zip(checked, items, strict=True)
-    ]
+    explained = []
+    for request, item_ids in zip(recommender.check(requests), items, strict=True):
+        explained.append(_explain_items(recommender, request, item_ids))
+    return explained
 
 
 def _explain_items(
@@ -134,6 +134,7 @@ def _explain_items(
                 reason = replace(reason, kind="memory", text=habit)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
+
     return explained
 
 
@@ -147,11 +148,13 @@ def _leave_out_items(
     history = request.history
     if history is None:
         return
+
     latest = [*dict.fromkeys(history.item_id[::-1].tolist())]
     latest.sort(key=lambda item_id: item_id not in listed)
     rows = recommender.catalogue.item_ids.find(latest)
     places = np.flatnonzero(rows != UNKNOWN_ROW)[:MAX_VARIED]
     names = _name_rows(recommender, rows[places])
+
     for place, name in zip(places.tolist(), names, strict=True):
         item_id = latest[place]
         is_of_item = history.item_id == item_id
@@ -171,6 +174,7 @@ def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Re
         n_days = len(np.unique(times // DAY))
         if n_days > 1:
             every_days = round(int(times[-1] - times[0]) / DAY / (n_days - 1), 1)
+
     past, _ = _find_verb(event)
     text = f"because you {past.format(name)}{_say_ago(days_ago)}"
     return Reason("history", 0.0, text, item_id, event, days_ago, every_days, name)
@@ -250,14 +254,17 @@ def find_due(
     """
     if k < 1:
         raise ValueError(f"k is {k}; allowed: 1 or more")
+
     checked = recommender.check(requests)
     schema = recommender.bundle.schema
     if schema.repeats != "allow" or not schema.has_datetime:
         reason = "the bundle's data has no times, or no items that are taken again"
         return [DueList(request.user_id, (), reason) for request in checked]
+
     completed = [complete_request(recommender, request) for request in checked]
     lengths = [len(request.history or ()) for request in completed]
     ranked = recommender.rank_owned(completed, max([1, *lengths]))
+
     lists = []
     for request, history, answer in zip(checked, completed, ranked, strict=True):
         items = _list_due(recommender, history, answer, k)
@@ -273,6 +280,7 @@ def _list_due(
     moment = request.datetime
     if history is None or history.datetime is None or moment is None:
         return ()
+
     find_rows = recommender.catalogue.item_ids.find
     times_by_row = _group_times(
         find_rows(history.item_id), np.minimum(history.datetime, moment)
@@ -280,6 +288,7 @@ def _list_due(
     usual = 1.0
     if times_by_row:
         usual = np.median(np.concatenate([*map(np.diff, times_by_row.values())]))
+
     last_event: dict[Id, str | None] = {}
     if history.event is not None:
         pairs = zip(history.item_id.tolist(), history.event.tolist(), strict=True)
@@ -342,11 +351,13 @@ def _measure_rhythm(times: Ints, usual: float, moment: int) -> dict[str, Any]:
     is_overdue = bool(due < moment)
     if is_overdue:
         due = moment + WAIT * irregularity * (moment - first) / n_days
+
+    every_days = float(typical) / DAY
     return {
         "due": int(due),
         "is_overdue": is_overdue,
         "last": last,
         "n_days": n_days,
-        "every_days": round(float(typical) / DAY, 2),
+        "every_days": round(every_days, 2),
         "regularity": round(1 - float(irregularity), 2),
     }

@@ -26,6 +26,7 @@ from serve.arrays import (
     to_arrow,
     to_unit,
 )
+from serve.files import to_canonical_json
 from serve.schema import check_record
 
 FORMAT = 1  # of `segments.json`
@@ -96,14 +97,19 @@ class Recommendations:
         requests, places = (rows >= 0).nonzero()
         if reason is None:
             reason = np.full(len(rows), None)
+
+        users = np.array([*user_ids], dtype=np.object_)
+        rows_of_items = rows[requests, places]
+        scores_of_items = scores[requests, places].astype(np.float32, copy=False)
+        offsets = requests.searchsorted(np.arange(len(rows) + 1))
         return cls(
-            user_id=np.array([*user_ids], dtype=np.object_),
+            user_id=users,
             user_id_type=user_id_type,
-            item_row=rows[requests, places],
+            item_row=rows_of_items,
             item_ids=item_ids,
-            score=scores[requests, places].astype(np.float32, copy=False),
+            score=scores_of_items,
             rank=places + 1,
-            offsets=requests.searchsorted(np.arange(len(rows) + 1)),
+            offsets=offsets,
             unknown_items=unknown_items,
             reason=reason,
         )
@@ -123,21 +129,26 @@ class Recommendations:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
+        rows = self.item_row[entries]
+        user_id = self.user_id[index]
+        unknown_items = int(self.unknown_items[index])
+
         return Answer(
-            user_id=self.user_id[index],
-            item_id=self.item_ids[self.item_row[entries]],
-            score=self.score[entries],
-            rank=self.rank[entries],
-            unknown_items=int(self.unknown_items[index]),
-            reason=self.reason[index],
+            user_id,
+            self.item_ids[rows],
+            self.score[entries],
+            self.rank[entries],
+            unknown_items,
+            self.reason[index],
         )
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; null: anonymous."""
-        user_ids = np.repeat(self.user_id, np.diff(self.offsets))
+        owners = np.repeat(self.user_id, np.diff(self.offsets))
+        user_ids = ids_to_arrow(owners, self.user_id_type)
         return pa.table(
             {
-                "user_id": ids_to_arrow(user_ids, self.user_id_type),
+                "user_id": user_ids,
                 "item_id": to_arrow(self.item_id),
                 "score": to_arrow(self.score),
                 "rank": to_arrow(self.rank),
@@ -254,9 +265,7 @@ class Segments:
 
     def to_bytes(self) -> bytes:
         """Write canonical JSON."""
-        content = {"format": FORMAT, **asdict(self)}
-        text = json.dumps(content, indent=1, sort_keys=True, allow_nan=False)
-        return f"{text}\n".encode()
+        return to_canonical_json({"format": FORMAT, **asdict(self)})
 
     @classmethod
     def from_bytes(cls, content: bytes, width: int) -> Segments:
@@ -286,6 +295,7 @@ class Segments:
             check_record(bundled)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"it holds no segments: {error!r}") from error
+
         widths = {len(row) for row in (bundled.centre, *bundled.centroids)}
         if widths != {width} or not len(bundled.centroids) == len(segments) > 0:
             raise ValueError(

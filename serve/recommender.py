@@ -108,6 +108,7 @@ class Recommender:
         beside = path.absolute().parent / PROFILES
         if profiles is None and (beside / MANIFEST).exists():
             profiles = beside
+
         while True:
             identity = identify_folder(path)
             bundle = Bundle.load(path, trusted=trusted)
@@ -117,6 +118,7 @@ class Recommender:
             # Another bundle may have taken its place meanwhile.
             if identify_folder(path) == identity:
                 break
+
         recommender = cls(bundle, known)
         replay(bundle.golden, recommender.recommend)
         return recommender
@@ -233,6 +235,7 @@ class Recommender:
                 nearest = name_nearest(str(name), known)
                 raise SchemaError(f"items: unknown column '{name}'; {nearest}")
             columns[name] = [row.get(name) for row in rows]
+
         encoded = encode_features(
             schema.item_features, columns, len(rows), schema.timezone
         )
@@ -266,6 +269,7 @@ class Recommender:
     ) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
+
         checked = self.check(requests)
         index = self.catalogue.index
         length = min(k, len(index))
@@ -273,6 +277,7 @@ class Recommender:
         rows = np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
         reason = np.full(len(checked), None)
+
         for tile, encoded in self._encode(checked):
             filters = [request.filters for request in checked[tile]]
             query = self._make_query(encoded, view)
@@ -280,6 +285,7 @@ class Recommender:
                 lists = rank_filtered(index, self.admission, filters, query, length)
             else:
                 lists = index.search(query, length)
+
             scores[tile], rows[tile] = lists
             unknown[tile] = encoded.unknown_items
             if view != "owned":
@@ -287,8 +293,10 @@ class Recommender:
                 reason[tile] = explain_short(
                     self.admission, filters, left_out, rows[tile], k
                 )
+
+        user_ids = [request.user_id for request in checked]
         return Recommendations.from_lists(
-            (request.user_id for request in checked),
+            user_ids,
             rows,
             scores,
             item_ids=self.catalogue.item_ids.ids,
@@ -311,6 +319,7 @@ class Recommender:
         terms = [of_histories, neighbours.of_all(len(users))]
         if view != "novel" and len(memory):
             terms.append((tower.arrays["owned_users"], tower.owned_rows, memory))
+
         return Query(
             users,
             left_out=join_terms(_leave_out(encoded, view).values()),

@@ -132,12 +132,14 @@ def fit_request(request: Request, schema: Schema) -> Request:
     user_id = request.user_id
     if user_id is not None:
         user_id = parse_id(user_id, schema.user_id_type, "user_id")
+
     filters = request.filters
     if filters is not None and filters.only is not None:
         only = parse_distinct_ids(filters.only, item_type, "filters.only")
         filters = replace(filters, only=only)
     if request.datetime is not None:
         check_seconds(request.datetime, "datetime")
+
     exclude = parse_distinct_ids(request.exclude, item_type, "exclude")
     return replace(request, user_id=user_id, exclude=exclude, filters=filters)
 
@@ -158,6 +160,7 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
     times = np.empty(0, np.int64)
     if history is not None and history.datetime is not None:
         times = history.datetime
+
     past = times[times <= now]
     moment = max([now - now % MINUTE, *past[-1:].tolist()])
     if data_until is None:
@@ -203,11 +206,13 @@ def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
             f"filters.where is {show(where)}; "
             "expected a text, as in \"price <= 20 and brand = 'x'\""
         )
+
     limits = parts.get("at_most") or {}
     if not isinstance(limits, Mapping):
         raise SchemaError(
             f"filters.at_most is {show(limits)}; expected a mapping of columns to numbers"
         )
+
     only = parts.get("only")
     if only is not None:
         only = parse_distinct_ids(only, item_id_type, "filters.only")
@@ -222,6 +227,7 @@ def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
                 "expected a whole number, 1 or more"
             )
         at_most.append((column, limit))
+
     filters = Filters(where, only, tuple(sorted(at_most)))
     return None if filters == Filters() else filters
 
@@ -236,6 +242,7 @@ def join_filters(first: Filters, second: Filters) -> Filters:
     if first.only is not None and second.only is not None:
         admitted = set(second.only)
         only = tuple(item_id for item_id in first.only if item_id in admitted)
+
     # Of one column, the least limit comes last and stays.
     limits = dict(sorted((*first.at_most, *second.at_most), reverse=True))
     return Filters(where, only, tuple(sorted(limits.items())))
@@ -265,17 +272,16 @@ def _parse_history(raw: Any, schema: Schema) -> History:
     for i, entry in enumerate(entries):
         if type(entry) is not dict or not entry.keys() <= _EVENT_FIELDS:
             check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
+
     raw_ids = [entry.get("item_id") for entry in entries]
     id_type = schema.item_id_type
     ids = parse_ids(raw_ids, id_type, lambda i: f"history[{i}].item_id")
+    item_ids = np.array(ids, np.int64 if id_type == "integer" else np.object_)
     times = _parse_history_times(entries, schema.timezone)
-    return History(
-        item_id=np.array(ids, np.int64 if id_type == "integer" else np.object_),
-        datetime=times,
-        event=_parse_column(entries, "event", _parse_event, np.object_),
-        weight=_parse_column(entries, "weight", parse_weight, np.float64),
-        context=_key_contexts(entries, times, schema),
-    )
+    events = _parse_column(entries, "event", _parse_event, np.object_)
+    weights = _parse_column(entries, "weight", parse_weight, np.float64)
+    contexts = _key_contexts(entries, times, schema)
+    return History(item_ids, times, events, weights, contexts)
 
 
 def _list_values(entries: Sequence[Any], name: str) -> list[Any] | None:
@@ -292,6 +298,7 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
         raise SchemaError(
             "history: some events have a datetime and some have none; give all or none"
         )
+
     times = np.array(parse_times(values, timezone, lambda i: f"history[{i}].datetime"))
     earlier = np.flatnonzero(np.diff(times) < 0)
     if len(earlier):
@@ -322,12 +329,14 @@ def _key_contexts(
 ) -> Ints | None:
     if not schema.context_features:
         return None
+
     seconds = [None] * len(entries) if times is None else times.tolist()
     rows: list[dict[str, Any]] = []
     for entry, time in zip(entries, seconds, strict=True):
         context = entry.get("context")
         values = {} if context is None else _parse_context(context, schema)
         rows.append(values | {TIME: time})
+
     features = keyed_by_name(schema.context_features)
     codes = encode_rows(features, rows, schema.timezone).codes
     keys = context_keys(features, codes)

@@ -98,6 +98,7 @@ def recommend(
     checked = recommender.check(requests)
     if dials == Dials() or k < 1:  # which is refused
         return recommender.recommend(checked, k, filter_viewed)
+
     size = max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k)))
     pools = recommender.recommend(checked, size, filter_viewed)
     fresh = pools
@@ -113,6 +114,7 @@ def recommend(
         chosen = _choose(pool, worth, cost, is_new[pool.rows], k, dials.new_share)
         rows[place, : len(chosen)] = pool.rows[chosen]
         scores[place, : len(chosen)] = pool.scores[chosen]
+
     reason = pools.reason.copy()
     reason[rows[:, -1] >= 0] = None
     return Recommendations.from_lists(
@@ -211,6 +213,7 @@ def _weigh(
         if len(past):
             familiar = (directions @ to_unit(vectors[past]).T).max(axis=1)
             worth -= dials.novelty * _standardise(familiar, familiar[best])
+
     likeness = directions @ directions.T
     is_pair = ~np.eye(pool.size, dtype=np.bool_)
     pairs = likeness[best, best][is_pair]
@@ -242,6 +245,7 @@ def _choose(
     is_best = np.arange(len(worth)) < pool.size
     is_left = np.ones(len(worth), np.bool_)
     highest_cost = np.zeros(len(worth))
+
     for position in range(1, min(k, pool.size) + 1):
         value: Floats | Doubles = pool.scores
         is_open = is_left & is_new
@@ -253,4 +257,5 @@ def _choose(
         is_left[place] = False
         highest_cost = np.maximum(highest_cost, cost[place]) if chosen else cost[place]
         chosen.append(place)
+
     return chosen

@@ -13,6 +13,7 @@ from serve.arrays import IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
 from serve.errors import SchemaError
+from serve.files import to_canonical_json
 from serve.kinds import Feature
 
 Similarity = Literal["dot", "cosine"]
@@ -91,10 +92,7 @@ class Schema:
 
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
-        return (
-            json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True)
-            + "\n"
-        )
+        return to_canonical_json({"format": FORMAT, **asdict(self)}).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
@@ -107,10 +105,12 @@ class Schema:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise SchemaError(f"schema.json is no JSON: {error}") from error
+
         if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
             raise SchemaError(
                 f"schema.json is not of format {FORMAT}: export the bundle again"
             )
+
         try:
             for side in _SIDES:
                 fields[side] = [_read_feature(entry) for entry in fields[side]]
@@ -121,6 +121,7 @@ class Schema:
             raise SchemaError(
                 f"schema.json is of another program: {error}; export the bundle again"
             ) from error
+
         check_record(schema)
         return schema
 
@@ -139,6 +140,7 @@ def _read_feature(fields: dict[str, Any]) -> Feature:
         raise SchemaError(
             f"feature '{feature.name}' has sizes of another kind: export again"
         )
+
     return feature
 
 

@@ -134,6 +134,7 @@ class RequestEncoder:
             )
             arrays |= owned_arrays(owned, facts.categories, facts.n_categories)
             owned_rows = owned.item_row
+
         return EncodedRequests(
             tower=TowerInputs(arrays, history_rows, owned_rows),
             owned=(events.segments, events.item_row),
@@ -152,14 +153,18 @@ class RequestEncoder:
         weight = np.minimum(weight, np.finfo(np.float32).max)
         code_of = self._event_codes.get
         names = _join(histories, "event", None, np.object_)
-        times = _join(histories, "datetime", NO_TIME, np.int64)
+        codes = np.array([code_of(name, UNKNOWN) for name in names], np.int64)
+        times = _join(histories, "datetime", NO_TIME, np.int64) * schema.has_datetime
+        offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
+        contexts = _join(histories, "context", 0, np.int64)
+
         return Events(
             item_row=self._item_ids.find(ids),
-            time=times * schema.has_datetime,
-            event=np.array([code_of(name, UNKNOWN) for name in names], np.int64),
+            time=times,
+            event=codes,
             weight=weight.astype(np.float32),
-            offsets=np.cumsum([0, *map(len, histories)], dtype=np.int64),
-            context=_join(histories, "context", 0, np.int64),
+            offsets=offsets,
+            context=contexts,
         )
 
     def _find_moments(self, requests: Sequence[Request], events: Events) -> Ints:
@@ -256,6 +261,7 @@ class Tower:
             raise BundleError(
                 f"{name} is no ONNX graph that runs here: {error}"
             ) from error
+
         self.name = name
         self.inputs = {entry.name: entry for entry in self._session.get_inputs()}
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -282,6 +288,7 @@ class Tower:
             values = self._session.run(self._outputs, fed)
         except _ORT_ERRORS as error:
             raise ValueError(f"{self.name} refuses its inputs: {error}") from error
+
         outputs = dict(zip(self._outputs, values, strict=True))
         for name, value in outputs.items():
             if not np.isfinite(value).all():
@@ -303,6 +310,7 @@ class TowerPair:
                     f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: "
                     "export the bundle again"
                 )
+
         self._user = user
         self._item = item
         self._schema = schema
@@ -313,6 +321,7 @@ class TowerPair:
                 f"{user.name} reads no history of a fixed width: "
                 "export the bundle again"
             )
+
         # The first columns of the item vectors: histories hold them, and `similar` compares them.
         self.taste_dim: int = width
 

@@ -47,7 +47,11 @@ def show_answer(
         content["user_known"] = request.user_known
 
     if explain:
-        _explain(recommender, request, answer, items)
+        _add_columns(recommender, answer.item_id, items)
+        (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
+        for item, reasons_of_item in zip(items, reasons, strict=True):
+            item["reasons"] = [reason.to_json() for reason in reasons_of_item]
+
         segment = find_segment(recommender, request)
         if segment is not None:
             content["segment"] = {
@@ -62,19 +66,6 @@ def show_answer(
     if answer.reason is not None:
         content["reason"] = answer.reason
     return content
-
-
-def _explain(
-    recommender: Recommender,
-    request: Request,
-    answer: Answer,
-    items: list[Content],
-) -> None:
-    """Add to each item its columns and the reasons why it is listed."""
-    _add_columns(recommender, answer.item_id, items)
-    (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
-    for item, reasons_of_item in zip(items, reasons, strict=True):
-        item["reasons"] = [reason.to_json() for reason in reasons_of_item]
 
 
 def _add_columns(
@@ -101,10 +92,10 @@ def show_similar(
         SchemaError: the bundle does not know the item.
     """
     ids, cosines = recommender.similar_items(item_id, k)
-    items: list[Content] = [
-        {"item_id": near, "cosine": round(cosine, DECIMALS)}
-        for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True)
-    ]
+    items: list[Content] = []
+    for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
+        items.append({"item_id": near, "cosine": round(cosine, DECIMALS)})
+
     if explain:
         _add_columns(recommender, ids, items)
 
@@ -148,6 +139,7 @@ def show_items(table: pa.Table, rows: Ints) -> list[Content]:
         )
         if field.name not in ("item_id", REPEAT_RATE) and not is_vector:
             names.append(field.name)
+
     chosen = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64)))
     return [
         {name: _to_json(value) for name, value in item.items()}
@@ -181,4 +173,5 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
                 texts = feature.texts(values.get(feature.name))
             if not feature.codes.keys() >= set(texts):
                 names.append(f"{side}.{feature.name}")
+
     return names

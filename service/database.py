@@ -44,6 +44,7 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
     # not opened, since closing it would end the locks of this process
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, PRIVATE))
+
     with name_fault(path):
         connection = sqlite3.connect(
             path, timeout=PATIENCE, isolation_level=None, check_same_thread=False
@@ -53,6 +54,7 @@ def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection
         except (sqlite3.Error, BundleError):
             connection.close()
             raise
+
     return connection
 
 
@@ -66,16 +68,20 @@ def _prepare(
         raise BundleError(
             f"{path} is of another kind or format: move it away to begin a new one"
         )
+
     for setting in _SETTINGS:
         connection.execute(f"PRAGMA {setting}")
+
     connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
     if not tables or found_mark == mark:
         return
+
     connection.execute("BEGIN IMMEDIATE")
     if _read_mark(connection) != mark:  # no other process came first
         for statement in tables.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {mark}")
+
     connection.execute("COMMIT")
 
 

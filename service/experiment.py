@@ -44,6 +44,7 @@ class Policy:
             raise SchemaError(
                 f"policy.kind is {show(self.kind)}; allowed: greedy, explore"
             )
+
         check_number(self.temperature, "policy.temperature", 0.01, MAX_TEMPERATURE)
         check_number(self.new_items, "policy.new_items", 0, MAX_TEMPERATURE)
         check_number(self.slots, "policy.slots", 1, MAX_EXPLORED, int)
@@ -110,10 +111,12 @@ class Experiment:
                 f"salt is {show(salt)}; expected a text, another one for each "
                 "experiment"
             )
+
         if not isinstance(arms, Mapping) or not arms:
             raise SchemaError(
                 f"arms is {show(arms)}; expected name -> {{share, policy, version}}"
             )
+
         parsed = tuple(_parse_arm(str(name), arm) for name, arm in arms.items())
         total = sum(arm.share for arm in parsed)
         if abs(total - 1) > _ROUNDING:
@@ -141,6 +144,8 @@ def _parse_arm(name: str, content: Any) -> Arm:
         raise SchemaError(
             f"{where}.version is {show(version)}; expected a version of the registry"
         )
-    names = Policy.__dataclass_fields__
-    policy = check_fields(values.get("policy", {}), names, f"{where}.policy")
+
+    policy = check_fields(
+        values.get("policy", {}), Policy.__dataclass_fields__, f"{where}.policy"
+    )
     return Arm(name, share, Policy(**policy), version)

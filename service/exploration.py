@@ -54,13 +54,18 @@ def explore(
     """
     candidates = find_candidates(recommender, request, k, filter_viewed, policy)
     chosen = candidates.draw(seed)
+    slots = np.arange(len(chosen))
+    propensities = candidates.propensities(chosen, slots)
+
+    pool = candidates.pool
+    reason = pool.reason if len(chosen) < k else None
     return replace(
-        candidates.pool,
+        pool,
         item_id=candidates.item_id[chosen],
         score=candidates.score[chosen],
-        rank=np.arange(1, len(chosen) + 1),
-        reason=candidates.pool.reason if len(chosen) < k else None,
-        propensity=candidates.propensities(chosen, np.arange(len(chosen))),
+        rank=slots + 1,
+        reason=reason,
+        propensity=propensities,
     )
 
 
@@ -91,8 +96,8 @@ def find_candidates(
     logits = (scores.astype(np.float64) / scale + bonus) / policy.temperature
     n_listed = min(k, len(pool.item_id))
     n_fixed = max(0, n_listed - policy.slots)
-    share = policy.share
-    return Candidates(pool, ids, scores, logits[n_fixed:], n_fixed, n_listed, share)
+    logits = logits[n_fixed:]
+    return Candidates(pool, ids, scores, logits, n_fixed, n_listed, policy.share)
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ from datamodules.read import SAME_NAMES, Row
 from serve.arrays import Floats, ids_to_arrow, to_arrow
 from serve.cells import parse_ids
 from serve.errors import BundleError, SchemaError
-from serve.files import replacing, sync_folder, take_lock, write_file
+from serve.files import replacing, sync_folder, take_lock, to_canonical_json, write_file
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import Request
@@ -58,6 +58,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
         raise SchemaError(
             f"{path.name}: cannot write '{path.suffix}'; allowed: .csv, .parquet"
         )
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as sink, _open_writer(suffix, sink, schema) as writer:
         for table in tables:
@@ -224,10 +225,12 @@ def _export(
         "rows_per_shard": ROWS_PER_SHARD,
     }
     folder.mkdir(parents=True, exist_ok=True)
+
     with take_lock(folder / _LOCK, wait=False):
         _begin(folder, plan, overwrite)
         n_shards = 0
         remaining = iter(rows)
+
         while (some := list(islice(remaining, ROWS_PER_SHARD))) or not n_shards:
             path = folder / f"part-{n_shards:05d}.parquet"
             if not path.exists():
@@ -238,8 +241,8 @@ def _export(
                 names = [f"{side}_id", "vector"]
                 write_table(path, pa.Table.from_arrays(columns, names))
             n_shards += 1
-        n_rows = _finish(folder)
-    return f"{n_rows} {side} vectors: {folder}"
+
+        return f"{_finish(folder)} {side} vectors: {folder}"
 
 
 def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
@@ -252,12 +255,14 @@ def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
         raise SchemaError(
             f"{folder} holds a finished export: choose another --out, or add --overwrite"
         )
+
     has_shards = any(folder.glob(_SHARDS))
-    if has_shards and read_plan(folder) != json.loads(_to_json(plan)):
+    if has_shards and read_plan(folder) != json.loads(to_canonical_json(plan)):
         raise SchemaError(
             f"{folder} holds part of another export: choose another --out, or add --overwrite"
         )
-    write_file(folder / PLAN, _to_json(plan))
+
+    write_file(folder / PLAN, to_canonical_json(plan))
 
 
 def _finish(folder: Path) -> int:
@@ -267,8 +272,11 @@ def _finish(folder: Path) -> int:
     for path in paths:
         with open_table(path) as file:
             n_rows += file.metadata.num_rows
+
     sync_folder(folder)  # the shards must be there before it is said
-    write_file(folder / SUCCESS, _to_json({"shards": len(paths), "rows": n_rows}))
+    write_file(
+        folder / SUCCESS, to_canonical_json({"shards": len(paths), "rows": n_rows})
+    )
     sync_folder(folder)
     return n_rows
 
@@ -281,10 +289,6 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise SchemaError(
             f"{folder} holds no export with a {PLAN}: {error}; give the --out of `export`"
         ) from error
-
-
-def _to_json(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
 # ---- erasing
@@ -304,6 +308,7 @@ def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
         if "user_id" not in file.schema_arrow.names:
             return 0
         table = file.read()
+
     ids = table.column("user_id").to_pylist()
     is_kept = [str(user_id) not in user_ids for user_id in ids]
     remaining = table.filter(to_arrow(np.array(is_kept, bool)))
@@ -323,4 +328,5 @@ def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
         if (folder / SUCCESS).exists():
             _finish(folder)  # also where no row went: a kill may have come before this
         sync_folder(folder)
+
     return n_erased

@@ -58,6 +58,7 @@ def summarise(folder: Path) -> dict[str, Content | None]:
     for (figure, group, _), number in gauges[USE].items():
         if group == "all":
             figures[figure] = number
+
     moved = {}
     for (name,), level in gauges[DRIFT_STATUS].items():
         if level:

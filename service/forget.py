@@ -49,7 +49,7 @@ from service.export import (
     write_table,
 )
 from service.publish import read_version
-from service.state import StateStore
+from service.state import State, StateStore
 
 _LOCK = ".forgotten.lock"
 _VALUE = "value"
@@ -105,10 +105,12 @@ def forget_users(
         raise SchemaError(
             f"user_ids is {show(user_ids)}; expected a list of one id or more"
         )
+
     schema = run / BUNDLE / SCHEMA
     id_type: IdType = "string"  # any id is a text
     if schema.exists():
         id_type = Schema.from_json(schema.read_text(encoding="utf-8")).user_id_type
+
     checked = [parse_id(user_id, id_type, "user") for user_id in user_ids]
     return forget_known(run, checked, exports)
 
@@ -123,6 +125,7 @@ def forget_known(
             raise SchemaError(
                 f"{folder} is an export of side {side!r}, which names no user; allowed: user"
             )
+
     hashes = add_to_erasure_list(run, user_ids)
     erased: dict[str, Any] = {"profiles": 0, "events": 0, "impressions": 0}
     known: set[str] = set()
@@ -130,9 +133,11 @@ def forget_known(
         known = erase_users(run / PROFILES, user_ids)
         erased["profiles"] = len(known)
     if (run / STATE / STATE_FILE).exists():
-        with closing(StateStore(run / STATE / STATE_FILE)) as store:
-            known |= store.list_known(user_ids)
-            erased |= store.forget(*user_ids)
+        state: State
+        with closing(StateStore(run / STATE / STATE_FILE)) as state:
+            known |= state.list_known(user_ids)
+            erased |= state.forget(*user_ids)
+
     erased |= erase_from_rejects(run, user_ids)
     texts = set(map(str, user_ids))
     erased["outputs"] = erase_from_outputs(run, texts)
@@ -188,6 +193,7 @@ class Erasures:
         with self._lock:
             user_ids = list(dict.fromkeys(self._waiting))
             self._waiting = []
+
         receipts = []
         for run in self._runs:
             if holds_run(run):
@@ -242,6 +248,7 @@ def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
             inherited = _join(inherited, read_erasure_list(bundle.parent))
     if not len(inherited):
         return read_erasure_list(run)
+
     with take_lock(run / _LOCK, mode=PRIVATE):
         joined = _join(read_erasure_list(run), inherited)
         _write(run, joined)
@@ -277,12 +284,15 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
     naming = re.compile(rf"(?<!\w)({names})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
     of_a_training = run.glob(f".beside-*/{REJECTS}")
+
     for path in chain(run.glob(REJECTS), of_a_training):
         with open_table(path) as file:
             table = file.read()
             values = table.column(_VALUE).to_pylist()
+
         if not any(values):  # an earlier erasure deleted them
             continue
+
         is_kept = [value is None or not naming.search(value) for value in values]
         table = table.filter(to_arrow(np.array(is_kept, bool)))
         column = table.column(_VALUE)
@@ -292,6 +302,7 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
         blank = pa.nulls(len(table), column.type)
         write_table(path, table.set_column(place, _VALUE, blank))
         sync_folder(path.parent)
+
     return erased
 
 
@@ -304,9 +315,11 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     n_rows_by_name: dict[str, int] = {}
     for path in run.glob("*.csv"):
         n_rows_by_name[path.name] = _erase_from_text(path, user_ids)
+
     for path in chain(run.glob("*.parquet"), run.glob(f"{FEEDBACK}/*.parquet")):
         name = str(path.relative_to(run))
         n_rows_by_name[name] = erase_from_table(path, user_ids)
+
     for plan in run.glob(f"*/{PLAN}"):
         folder = plan.parent
         if read_plan(folder).get("side") == "user":
@@ -320,9 +333,11 @@ def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
     for user_id in user_ids:
         quoted = user_id.replace('"', '""')
         starts += [f"{quoted},".encode(), f'"{quoted}",'.encode()]
+
     head, *lines = path.read_bytes().split(b"\n")
     if not head.startswith(b"user_id,"):
         return 0
+
     remaining = [line for line in lines if not line.startswith(tuple(starts))]
     if len(remaining) < len(lines):
         write_file(path, b"\n".join((head, *remaining)))

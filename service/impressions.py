@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from serve.errors import BundleError
 from service.log import Impressions
-from service.state import StateStore
+from service.state import State
 
 _LOG = logging.getLogger("service.http")
 _MAX_LISTS = 20_000  # in the queue: answers wait for a disk that does not keep up
@@ -24,7 +24,7 @@ _WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
 class ImpressionLog:
     """A thread that writes impressions, and removes once an hour what is too old."""
 
-    def __init__(self, store: StateStore) -> None:
+    def __init__(self, store: State) -> None:
         self.store = store
         self.n_lost = 0  # impressions that could not be written
         self._waiting: deque[Impressions] = deque()

@@ -19,13 +19,13 @@ from serve.cells import INTEGER
 from serve.profiles import Profiles
 from serve.requests import History, Request
 from service.log import Recalled
-from service.state import StateStore
+from service.state import State
 
 # The columns that tell two events of a user apart.
 _TELLING = ("item_id", "datetime", "event")
 
 
-def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
+def complete(request: Request, profiles: Profiles, state: State) -> Request:
     """Return the request with its user's live events and dismissals in it.
 
     A history of its own stays. Otherwise the history becomes that of the profile and the live
@@ -64,6 +64,7 @@ def know_user(
     if len(live):
         profile = profiles.get(user_id)
         history = live if profile is None else _join(profile.history, live)
+
     return Request(
         user_id,
         history=history,
@@ -111,6 +112,7 @@ def _join(known: History, live: History) -> History:
     """
     if not len(known):
         return live
+
     names = [name for name in _TELLING if name in known.columns()]
     keys = _key_events(known, names)
     live_keys = _key_events(live, names)

@@ -39,7 +39,7 @@ _LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM items"
 _WRITE = f"""INSERT INTO items (item_id, columns, is_added, is_removed, number)
     VALUES (?, ?, ?, ?, ({_LAST_CHANGE}) + 1) ON CONFLICT (item_id) DO UPDATE SET
     columns = excluded.columns, is_added = excluded.is_added,
-    is_removed = excluded.is_removed, number = excluded.number"""
+    is_removed = excluded.is_removed, number = excluded.number"""  # noqa: S608
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
 _ADD_LOAD = "INSERT INTO loads (version) VALUES (?)"
 
@@ -85,6 +85,7 @@ class LiveItems:
                     f"live items: {show(other_ids[0])} is no id of the bundle: not "
                     f"listed ({len(other_ids)} times)"
                 )
+
             self._changes = changes
             self._seen = seen
             self._placement = placement
@@ -164,6 +165,7 @@ class LiveItems:
                     row = (str(item_id), columns, change.is_added, change.is_removed)
                     self._database.execute(_WRITE, row)
                 (seen,) = self._database.execute(_LAST_CHANGE).fetchone()
+
             self._show(changes, catalogue, seen)
 
     def _catch_up(self) -> None:
@@ -198,9 +200,10 @@ class LiveItems:
                 if not is_removed:
                     other_ids.append(text)
                 continue
-            values = json.loads(columns)
-            change = Change(item_id, values, bool(is_added), bool(is_removed))
-            changes[item_id] = change
+            changes[item_id] = Change(
+                item_id, json.loads(columns), bool(is_added), bool(is_removed)
+            )
+
         return changes, other_ids, seen
 
 

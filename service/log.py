@@ -177,23 +177,25 @@ def parse_observations(
                 f"{where}.datetime is {show(moment)}; expected the time when it "
                 "happened, not one to come"
             )
+
         request_id = event.get("request_id")
         if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
             raise SchemaError(
                 f"{where}.request_id is {show(request_id)}; expected the request_id of "
                 "an answer"
             )
+
         user_id = event.get("user_id")
+        user_id = parse_id(user_id, schema.user_id_type, f"{where}.user_id")
         item_id = event.get("item_id")
+        item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
+        label = parse_label(event.get("event"), f"{where}.event")
+        weight = parse_weight(event.get("weight"), f"{where}.weight")
         observation = Observation(
-            user_id=parse_id(user_id, schema.user_id_type, f"{where}.user_id"),
-            item_id=parse_id(item_id, schema.item_id_type, f"{where}.item_id"),
-            event=to_text(parse_label(event.get("event"), f"{where}.event")),
-            datetime=seconds,
-            weight=parse_weight(event.get("weight"), f"{where}.weight"),
-            request_id=request_id,
+            user_id, item_id, to_text(label), seconds, weight, request_id
         )
         observations.append(observation)
+
     return observations
 
 
@@ -239,6 +241,7 @@ def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
     fields = []
     for name, *_ in cursor.description:
         fields.append(pa.field(name, _TYPES.get(name, pa.large_string())))
+
     schema = pa.schema(fields)
     tables = [schema.empty_table()]
     while rows := cursor.fetchmany(_BATCH_ROWS):

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from serve.arrays import Doubles, Id, Ints, to_arrow
 from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts, is_text
 from serve.cells import (
-    Vector,
     is_writable,
     parse_label,
     parse_number,
@@ -66,8 +65,10 @@ class Placement:
         self._open = set(self._table.names) - {ITEM_ID}
         if self._original.facts is not None:
             self._open.discard(REPEAT_RATE)
-        features = self._schema.item_features
-        self._content = {feature.column: feature for feature in features}
+
+        self._content = {
+            feature.column: feature for feature in self._schema.item_features
+        }
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before.
@@ -82,10 +83,12 @@ class Placement:
         """
         if before is None or before.is_removed:
             before = Change(item_id, {})
+
         is_added = before.is_added or not self._original.lists(item_id)
         columns = {**before.columns}
         for name, value in raw.items():
             columns[name] = self._parse(name, to_plain(value))
+
         item = Change(item_id, columns, is_added)
         if not self._can_place(item):
             names = ", ".join(self._content) or "the features that the bundle lacks"
@@ -106,11 +109,13 @@ class Placement:
                     columns[name] = self._parse(name, value)
                 except SchemaError:
                     faults[_UNREAD.format(show(name))] += 1
+
             item = replace(change, columns=columns)
             if self._can_place(item):
                 fitted.append(item)
             elif item.is_added and not item.is_removed:
                 faults[_UNLISTED] += 1
+
         notes = [
             f"live items: {fault} ({count} times)"
             for fault, count in sorted(faults.items())
@@ -133,6 +138,7 @@ class Placement:
         changes, notes = self._fit(changes)
         if not changes:
             return catalogue, notes
+
         item_ids = catalogue.item_ids
         rows = item_ids.find([change.item_id for change in changes])
 
@@ -158,6 +164,7 @@ class Placement:
         is_removed = catalogue.is_removed
         if is_removed is None:
             is_removed = np.zeros(len(catalogue), np.bool_)
+
         removals = np.array([change.is_removed for change in changes])
         is_removed = _put_rows(is_removed, rows, removals)
 
@@ -193,6 +200,7 @@ class Placement:
         rates = np.full(len(rows), rates_by_category.mean())
         if categories.size:
             rates = rates_by_category[categories].mean(axis=1)
+
         return replace(
             facts,
             repeat_rate=_put_rows(facts.repeat_rate, rows, rates),
@@ -272,13 +280,11 @@ class Placement:
                 raise _refuse(name, value, "true or false")
             return value
 
-        if pa.types.is_fixed_size_list(kind) and feature is not None:
-            vector = feature.parse(value, where)
-            return vector.entries().tolist() if isinstance(vector, Vector) else None
         if kind not in _LARGEST:
             raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
         if value is None:
             return None
+
         number = parse_number(value, where)
         is_whole = kind == pa.int64()
         if abs(number) > _LARGEST[kind] or (is_whole and not number.is_integer()):

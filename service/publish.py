@@ -99,11 +99,11 @@ class Stage:
 
     def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
         """Hash the files and write the manifest over them; again whenever a file was added."""
-        files = {
-            path.name: FileEntry.of(np.fromfile(path, np.uint8))
-            for path in self.path.iterdir()
-            if path.name != MANIFEST
-        }
+        files = {}
+        for path in self.path.iterdir():
+            if path.name != MANIFEST:
+                files[path.name] = FileEntry.of(np.fromfile(path, np.uint8))
+
         space_id, dim = read_space(self.path)
         manifest = Manifest(facts, space_id, files, dim, metrics, sha256="").seal()
         write_file(self.path / MANIFEST, manifest.to_bytes())
@@ -148,6 +148,7 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         raise BundleError(
             f"{stage.target} exists: publish into another directory, or overwrite it"
         )
+
     directory = stage.target.parent
     sync_files(stage.beside)
     os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
@@ -193,12 +194,14 @@ def _settle(directory: Path) -> None:
     for aside in sorted(directory.glob(f"{_ASIDE}*")):
         if not target.exists():  # killed between two renames
             os.rename(aside, target)
+
     version = read_version(target)
     settle_profiles(directory / PROFILES, version)
     for folder in directory.glob(f"{_BESIDE}{version}"):
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         sync_folder(directory)
+
     remove_all(directory, _STAGED)
     remove_all(directory, _BESIDE)
 

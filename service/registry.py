@@ -139,6 +139,7 @@ class Registry:
                 f"{self.path} is a bundle, no registry: "
                 "give another folder, or the bundle as --bundle"
             )
+
         with take_lock(self.path / LOCK, wait):
             remove_all(self.path, _COPIED)
             try:
@@ -234,6 +235,7 @@ def rollback(registry: Registry) -> RolledBack:
                 registry.set_current(version, past[position + 1 :])
                 return RolledBack(version, current, faults)
             faults.append(fault)
+
         tried = f" ({'; '.join(faults)})" if faults else ""
         raise BundleError(
             f"no version to go back to: no earlier one is whole{tried}; use `bascule activate`"
@@ -245,6 +247,7 @@ def describe_registry(registry: Registry) -> list[str]:
     versions = registry.versions()
     if not versions:
         return [f"no versions in {registry.path}: publish a bundle into it first"]
+
     current = registry.find_current()
     rows = [["", "version", "published (UTC)", "data until (UTC)", "headline"]]
     for version in versions:
@@ -252,6 +255,7 @@ def describe_registry(registry: Registry) -> list[str]:
         mark = "*" if version == current else ""
         published_at = os.path.getmtime(folder)
         rows.append([mark, version, _format_minute(published_at), *_describe(folder)])
+
     lines = align(rows)
     try:
         registry.folder(registry.current())
@@ -272,6 +276,7 @@ def _describe(folder: Path) -> tuple[str, str]:
                 break
     except (ValueError, AttributeError, TypeError, OSError) as error:
         return "", f"damaged: {say(error)}"
+
     until = manifest.facts.data_until
     return _format_minute(until) if until else "no times", headline
 
@@ -285,20 +290,21 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     manifest, contents = read_folder(bundle, PUBLISHED)
     version = manifest.version
     target = registry.path / version
-    is_there = os.path.lexists(target)
-    is_signed = SIGNATURE in contents
-    if is_there and not is_signed and _find_fault(registry, version) is None:
+    may_stay = os.path.lexists(target) and SIGNATURE not in contents
+    if may_stay and _find_fault(registry, version) is None:
         return version, False
 
     stage = registry.make_aside()
     stage.mkdir()
     for name, content in contents.items():
         write_file(stage / name, content.data)
+
     sync_folder(stage)
     _verify(stage, version, registry.trusted)
     old = place_folder(stage, target)
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
+
     sync_folder(registry.path)
     return version, True
 
@@ -320,10 +326,12 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     current = registry.find_current()
     if current is None and os.path.lexists(registry.path / CURRENT):
         return []  # nobody can tell which one is served
+
     versions = registry.versions()
     earlier = [version for version in registry.past() if version in versions]
     needed = {published, current, *earlier[:1]}
     removed = [version for version in versions[keep:] if version not in needed]
+
     for version in removed:
         # readers see all of it or nothing; the end of `writing` removes it
         os.rename(registry.path / version, registry.make_aside())

@@ -60,6 +60,7 @@ def nest_cells(cells: Mapping[str, str | None], schema: Schema) -> dict[str, Any
         if feature is not None and feature.is_numeric:
             with suppress(ValueError):  # a text is refused later
                 fields[name] = float(cell)
+
     return request
 
 
@@ -67,13 +68,14 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
     """Return the field of a request that holds a column, or an empty text, and the feature."""
     if name in ("user_id", "datetime"):
         return "", None
+
     sides = {"features": schema.user_features, "context": schema.context_features}
-    matches = [
-        (side, feature)
-        for side, features in sides.items()
-        for feature in features
-        if feature.name == name and not feature.is_derived
-    ]
+    matches = []
+    for side, features in sides.items():
+        for feature in features:
+            if feature.name == name and not feature.is_derived:
+                matches.append((side, feature))
+
     if len(matches) != 1:
         raise SchemaError(
             f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single "
@@ -92,6 +94,7 @@ def read_items(
             raise SchemaError(
                 f"columns: no feature of items reads '{name}'; {name_nearest(name, wanted)}"
             )
+
     for number, (place, raw) in enumerate(read_rows(path, columns)):
         if ITEM_ID not in raw:
             raise SchemaError(
@@ -116,5 +119,6 @@ def read_filters(
                 f"--at-most is '{option}'; expected COLUMN=N, each column once, as in category=2"
             )
         limits[column] = int(number)
+
     ids = None if only is None else [raw.get(ITEM_ID) for _, raw in read_rows(only)]
     return parse_filters({"where": where, "only": ids, "at_most": limits}, id_type)

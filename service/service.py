@@ -36,7 +36,7 @@ from service.log import Impressions, Raw, parse_observations
 from service.missing_state import MissingState
 from service.registry import LOADING_ERRORS
 from service.sources import Source, explain_fault
-from service.state import StateStore
+from service.state import State, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
@@ -90,6 +90,7 @@ class Service:
                     f"--{name} is {folder}; expected a folder called '{name}', in which "
                     "forgetting looks"
                 )
+
         runs = (folder.absolute().parent for folder in folders.values())
         self._runs = list(dict.fromkeys(runs))
         self._retention_days = retention_days
@@ -110,6 +111,7 @@ class Service:
         self.last_reload: Content | None = None
         if reason is not None:
             self._note_reload(reason)
+
         # The last version that any process of this state has loaded.
         self._load, version = self.items.follow()
         if reason is None and version != self.version:
@@ -152,6 +154,7 @@ class Service:
         recall = self._state.recall
         know = cache(partial(know_user, profiles=current.profiles, recall=recall))
         is_batch = len(raw) > 1
+
         for index, content in enumerate(raw):
             try:
                 request = parse_request(content, current.bundle.schema)
@@ -199,18 +202,21 @@ class Service:
             propensities = answer.propensity
             if propensities is None:
                 propensities = np.ones(len(answer.item_id))
+
+            item_ids = answer.item_id.tolist()
             impression = Impressions(
-                request_id=request_id,
-                user_id=answer.user_id,
-                datetime=now,
-                bundle_version=current.version,
-                policy=policy,
-                item_ids=answer.item_id.tolist(),
-                scores=answer.score.tolist(),
-                propensities=propensities.tolist(),
-                arm=arm,
+                request_id,
+                answer.user_id,
+                now,
+                current.version,
+                policy,
+                item_ids,
+                answer.score.tolist(),
+                propensities.tolist(),
+                arm,
             )
             impressions.append(impression)
+
         self.impressions.add(impressions)
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
@@ -261,12 +267,13 @@ class Service:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
                 path = self._folder / STATE_FILE
-                state = StateStore(path, self._runs, self._retention_days)
+                state: State = StateStore(path, self._runs, self._retention_days)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
             missing: Any = MissingState(recommender, self._runs, error)
             items = state = missing
+
         self.items = items
         self._state = state
 
@@ -289,6 +296,7 @@ class Service:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
             reason = explain_fault(error)
+
         self._note_reload(reason)
         if reason is None and self.version not in (before, announced):
             self._announce()
@@ -349,14 +357,15 @@ class Service:
         """Return what answers, and how the last reload ended."""
         current = self.current
         schema = self._schema
-        now = int(time.time())
+        data_until = schema.data_until if schema.has_datetime else None
+        asked_now = ask_now(Request(), self._end(current), int(time.time()))
         return {
             "version": current.version,
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
-            "data_until": schema.data_until if schema.has_datetime else None,
+            "data_until": data_until,
             "clock": self.clock(current),
-            "moment": ask_now(Request(), self._end(current), now).datetime,
+            "moment": asked_now.datetime,
             "items": current.catalogue.n_listed,
             "users": len(current.profiles),
             "repeats": schema.repeats,
@@ -373,9 +382,11 @@ class Service:
         days = int(time.time() - until) // DAY
         if not schema.has_datetime or days * DAY <= MAX_PAUSE:
             return []
+
         moment = "now, and popularity and memory have faded"
         if self.clock(current) == "data":
             moment = "at its end (--clock data)"
+
         return [
             f"the data ended {days} days ago: a request without datetime is asked "
             f"{moment}"
@@ -390,6 +401,7 @@ class Service:
                 is_forgotten(run, "")  # reads the erasure list, if it was changed
         except (BundleError, OSError):
             is_damaged = True
+
         fails = {
             "disk": self._state.fault is not None,
             "impressions": self.impressions.has_stopped,
@@ -402,11 +414,12 @@ class Service:
         """Return the figures of the metrics that are the same for all workers."""
         folders = (self._folder, *self._folder.parents)
         present = next(folder for folder in folders if folder.is_dir())
+        n_bytes = sum(map(_measure, self._folder.rglob("*")))
         return {
             "version": self.version,
             "items": self.current.catalogue.n_listed,
             "live_items": self.items.n_changed,
-            "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
+            "state_bytes": n_bytes,
             "state_free_bytes": disk_usage(present).free,
         }
 

@@ -62,14 +62,17 @@ class RegistrySource:
         # clear what a killed publisher left, unless one is at work
         with suppress(OSError), self.registry.writing(wait=False):
             pass
+
         try:
             return self.load(), None
         except LOADING_ERRORS as error:
             reason = explain_fault(error)
+
         for version in self.registry.past():
             with suppress(*LOADING_ERRORS):
                 recommender = self.load_version(version)
                 return recommender, f"{reason}; the earlier version {version} answers"
+
         raise BundleError(f"{reason}; nor can an earlier version be loaded")
 
     def load(self) -> Recommender:

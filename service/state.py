@@ -1,7 +1,7 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
-`StateStore` keeps it in the SQLite file `DIR/state/state.db`. Its records and tables are in
-`service/log.py`.
+`State` is the protocol of its engines. `StateStore` keeps it in the SQLite file
+`DIR/state/state.db`. Its records and tables are in `service/log.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,9 +77,44 @@ _NUMBER_OF_USER = """(SELECT u.number FROM user_keys k JOIN users u
     ON u.place = k.place WHERE k.key = ? AND u.id = ?)"""
 _FIND_NUMBER = f"SELECT {_NUMBER_OF_USER}"
 _RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
-    WHERE user = {_NUMBER_OF_USER} ORDER BY datetime DESC, number DESC LIMIT ?"""
+    WHERE user = {_NUMBER_OF_USER}
+    ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
-    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""
+    WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
+
+
+class State(Protocol):
+    """The live state that services and erasure need; safe to use from many threads.
+
+    Each write is kept whole or not at all, and is durable when its call returns. Nothing is kept of
+    forgotten users. Errors of the storage are `OSError`.
+    """
+
+    fault: Exception | None  # of the last write, None if it succeeded
+
+    def observe_many(self, observations: Iterable[Observation]) -> int:
+        """Keep events, all or none, each once; return how many are kept."""
+
+    def log_impressions(self, answers: Iterable[Impressions]) -> None:
+        """Keep what users were shown."""
+
+    def recall(self, user_id: Id) -> Recalled:
+        """Return the latest events of a user."""
+
+    def count_answers(self, user_id: Id, since: int, policy: str) -> int:
+        """Count the lists of a user since a time, of policies that begin with a text."""
+
+    def expire_slices(self, now: int) -> Iterator[int]:
+        """Remove what is too old; yield the number of events and answers of each slice."""
+
+    def list_known(self, user_ids: Iterable[Id]) -> set[str]:
+        """Return, as texts, the users who have events or answers."""
+
+    def forget(self, *user_ids: Id) -> dict[str, int]:
+        """Erase users; return how many `events` and `impressions` they had."""
+
+    def close(self) -> None:
+        """Release the storage."""
 
 
 class StateStore:
@@ -115,6 +150,7 @@ class StateStore:
                 f"retention_days is {retention_days:g}; allowed: above 0, below "
                 f"{_MAX_RETENTION}"
             )
+
         self.path = path
         self.retention_days = retention_days
         self.fault: Exception | None = None
@@ -168,7 +204,9 @@ class StateStore:
                 row["undone_by"] = _UNDONE_BY.get(observation.event or "")
                 if row["user"] is not None:
                     rows.append(row)
+
             connection.executemany(_INSERT_EVENT, rows)
+
         return len(rows)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
@@ -199,13 +237,8 @@ class StateStore:
         rows.reverse()
         done = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
         columns = tuple(zip(*done, strict=True)) or ((),) * 5
-        item_ids, times, events, weights, _ = columns
-        history = History(
-            np.array(item_ids, dtype=np.object_),
-            np.array(times, dtype=np.int64),
-            np.array(events, dtype=np.object_),
-            np.array(weights, dtype=np.float64),  # None becomes NaN
-        )
+        dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
+        history = History(*map(np.array, columns, dtypes))
         return Recalled(history, _list_dismissed(rows))
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
@@ -231,6 +264,7 @@ class StateStore:
                         key = user_key(self._salt, text)
                         connection.execute(_DELETE_KEY, (key, place))
             yield 0
+
         self._empty_log()
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
@@ -278,6 +312,7 @@ class StateStore:
             with self._writing() as connection:
                 keys = [(key, place) for key, place, _ in rows]
                 connection.executemany(_DELETE_KEY, keys)
+
         return {"events": n_deleted["event_rows"], "impressions": n_deleted["shown"]}
 
     def close(self) -> None:
@@ -294,6 +329,7 @@ class StateStore:
             text = str(user_id)
             if text in numbers or any(who.holds(user_id) for who in erased):
                 continue
+
             key = user_key(self._salt, text)
             number: int | None
             (number,) = self._writer.execute(_FIND_NUMBER, (key, text)).fetchone()
@@ -303,7 +339,9 @@ class StateStore:
                 self._writer.execute(
                     "REPLACE INTO user_keys VALUES (?, ?)", (key, place)
                 )
+
             numbers[text] = number
+
         return numbers
 
     def _delete_slices(
@@ -321,6 +359,7 @@ class StateStore:
                     n_deleted[table] = len(numbers)
                 shown = connection.executemany(_DELETE_SHOWN, numbers)  # of answers
                 n_deleted["shown"] = shown.rowcount
+
             seconds = time.monotonic() - begin
 
             # Here, so that the commits of others need not do it.
@@ -344,6 +383,7 @@ class StateStore:
                 cursor = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 is_busy = cursor.fetchone()[0]
                 time.sleep(_PAUSE * is_busy)
+
         if is_busy:
             raise OSError(
                 errno.EBUSY,
@@ -363,14 +403,15 @@ class StateStore:
             if getattr(error, "errno", None) != errno.EBUSY:
                 self.fault = error
             raise
+
         # A transaction without a change does not show that the disk has room again.
         if self._writer.total_changes > n_changes:
             self.fault = None
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
-            is_idle = bool(self._readers)
-            reader = self._readers.pop() if is_idle else open_database(self.path, MARK)
+            readers = self._readers
+            reader = readers.pop() if readers else open_database(self.path, MARK)
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows

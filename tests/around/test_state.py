@@ -18,7 +18,7 @@ from serve.errors import BundleError, SchemaError
 from service.forget import add_to_erasure_list
 from service.impressions import ImpressionLog
 from service.log import Impressions, Observation, parse_observations
-from service.state import StateStore
+from service.state import State, StateStore
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP
 
@@ -57,6 +57,15 @@ def answer_of(user_id, request_id="r1", time=NOW, items=("a", "b", "c")):
 
 def events_of(n, user_id="u"):
     return [Observation(user_id, f"i{n}", "view", NOW + n) for n in range(n)]
+
+
+def test_the_sqlite_store_is_a_state(path):
+    names = [name for name in vars(State) if not name.startswith("_")]
+    assert len(names) == 8
+    state: State
+    with closing(StateStore(path)) as state:
+        assert state.fault is None
+        assert all(callable(getattr(state, name)) for name in names)
 
 
 def test_a_history_is_ordered_by_time_then_by_arrival(store):

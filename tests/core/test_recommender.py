@@ -181,7 +181,7 @@ def test_new_items_are_placed_by_content(recommenders):
 def test_a_column_that_no_feature_reads_is_refused(recommenders):
     with pytest.raises(SchemaError, match="unknown column 'prise'; did you mean 'price'"):
         recommenders["shop"].encode_items([{"price": 1.0}, {"prise": 1.0}])
-    with pytest.raises(SchemaError, match="'price': 'dear' is no number"):
+    with pytest.raises(SchemaError, match=r"'price': .*'dear'"):
         recommenders["shop"].encode_items([{"price": "dear"}])
 
 
