@@ -241,33 +241,35 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
-    personal = [
-        Baseline("personal", lambda events, _: iter([fit_personal(events)])),
-        Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
-    ]
-    return [
+
+    declared = [
         Baseline(
             "popularity", lambda events, _: iter([fit_popularity(events, counted)])
         ),
         Baseline("popularity-recent", recent, "days", WINDOWS, True),
-        *(personal if is_repeating else []),
-        # Three copies of 400 neighbours of 12 bytes.
-        Baseline(
-            "itemknn",
-            itemknn,
-            "neighbours",
-            neighbours,
-            n_bytes=lambda n_items, _: 36 * 400 * n_items,
-        ),
-        # Five matrices, float32 between items or float64 between users.
-        Baseline(
-            "ease",
-            ease,
-            "lambda",
-            regularisations,
-            n_bytes=lambda n_items, n_users: 20 * min(n_items**2, 2 * n_users**2),
-        ),
     ]
+    if is_repeating:
+        declared += [
+            Baseline("personal", lambda events, _: iter([fit_personal(events)])),
+            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
+        ]
+    declared += [
+        Baseline(
+            "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
+        ),
+        Baseline("ease", ease, "lambda", regularisations, n_bytes=_count_ease_bytes),
+    ]
+    return declared
+
+
+def _count_knn_bytes(n_items: int, _: int) -> int:
+    """Count three copies of 400 neighbours of 12 bytes."""
+    return 36 * 400 * n_items
+
+
+def _count_ease_bytes(n_items: int, n_users: int) -> int:
+    """Count five matrices, float32 between items or float64 between users."""
+    return 20 * min(n_items**2, 2 * n_users**2)
 
 
 def fit_baselines(
@@ -312,6 +314,7 @@ def _fit(
     n_items = int(np.count_nonzero(whole.count_items()))
     if baseline.n_bytes(n_items, whole.n_users) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
+
     start = time.perf_counter()
     best = baseline.values[len(baseline.values) // 2]
     parameter = {}
@@ -319,20 +322,17 @@ def _fit(
 
     if baseline.parameter is not None:
         if criterion is not None:
-            validation = dict(
-                zip(
-                    baseline.values,
-                    map(criterion, baseline.fit(train, baseline.values)),
-                    strict=True,
-                )
-            )
+            qualities = map(criterion, baseline.fit(train, baseline.values))
+            validation = dict(zip(baseline.values, qualities, strict=True))
             best = max(baseline.values, key=validation.__getitem__)
         parameter[baseline.parameter] = best
+
     (score,) = baseline.fit(whole, [best])
+    seconds = round(time.perf_counter() - start, 3)
     record = {
         "parameter": parameter,
         "validation": {f"{value:g}": quality for value, quality in validation.items()},
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": seconds,
     }
     return record, score
 

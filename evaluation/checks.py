@@ -102,11 +102,9 @@ def compare(
     )
     reach = _share(after - before, before)
     loss = limits.coverage_loss
-    return [
-        check_quality(_measure(lists[everything], targets), limits.loss),
-        Check(name, reach, -loss, reach >= -loss),
-        *check_slices(slices, limits.slice_loss),
-    ]
+    coverage = Check(name, reach, -loss, reach >= -loss)
+    quality = check_quality(_measure(lists[everything], targets), limits.loss)
+    return [quality, coverage, *check_slices(slices, limits.slice_loss)]
 
 
 def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:

@@ -47,6 +47,8 @@ def print_summary(
         f"metrics  {out / METRICS}",
         f"bundle   {out / BUNDLE}",
         "\nTry next:",
+    ]
+    lines += [
         f"  bascule recommend --bundle {bundle} --all-users --k 10 --out {table}",
         f"  bascule similar --bundle {bundle} {item} --k 5",
         f"  bascule verify --bundle {bundle}",
@@ -115,13 +117,13 @@ def build_table(
             ends = _write_ends(difference, metric, "+.3f")
             colour = {1: "green", 0: "default", -1: "red"}[sign(difference, metric)]
             comparison = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
-        table.add_row(
-            model.removeprefix("bascule "),  # for 80 columns
-            f"{figures[metric]:.4f} ({_write_ends(figures, metric, '.3f')})",
-            comparison,
-            *[f"{figures[name]:.4f}" for name in others],
-            style="bold" if model == champion else None,
-        )
+
+        ends = _write_ends(figures, metric, ".3f")
+        cells = [f"{figures[metric]:.4f} ({ends})", comparison]
+        cells += [f"{figures[name]:.4f}" for name in others]
+        style = "bold" if model == champion else None
+        label = model.removeprefix("bascule ")  # for 80 columns
+        table.add_row(label, *cells, style=style)
     return table
 
 

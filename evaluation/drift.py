@@ -37,9 +37,8 @@ from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
 from service.live_items import LiveItems
 
-Spec = dict[
-    str, Any
-]  # of a column, such as users, edges of numbers, names and shares of bins
+# of a column: users, edges of numbers, names and shares of bins
+Spec = dict[str, Any]
 Row = dict[str, Any]  # of the table
 Limits = tuple[float, float]  # of `watch` and `red`
 Values: TypeAlias = "pd.Series[Any]"  # one per row, or a list of some
@@ -140,11 +139,12 @@ def take_snapshot(recommender: Recommender) -> Spec:
     slots = slots.rename(columns={"rank": "position"})
 
     columns = collect(recommender, events, slots)
+    specs = {name: describe(*column) for name, column in columns.items()}
     return {
         "items": recommender.catalogue.n_listed,
         "lists": len(users),
         "listed": slots["item_id"].nunique(),
-        "columns": {name: describe(*column) for name, column in columns.items()},
+        "columns": specs,
     }
 
 

@@ -138,11 +138,13 @@ class Examination:
         described = {}
         for view, targets in self.views.items():
             is_owned = find_owned(targets, self.owned)
-            described[view] = metrics.summarise(measured.values[view]) | {
+            is_outside = targets.items.item_row < 0
+            counts = {
                 "targets": len(is_owned),
-                "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
+                "targets_outside_catalogue": int(is_outside.sum()),
                 "unreachable_targets": int(is_owned.sum()) if view == "novel" else 0,
             }
+            described[view] = metrics.summarise(measured.values[view]) | counts
         return described
 
     def label(self, targets: Targets, groups: dict[str, Labels]) -> dict[str, Labels]:
@@ -154,12 +156,11 @@ class Examination:
 
     def slice(self, measured: Measured, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        return {
-            view: metrics.measure_slices(
-                measured.lists[view], targets, self.label(targets, groups)
-            )
-            for view, targets in self.views.items()
-        }
+        slices = {}
+        for view, targets in self.views.items():
+            labels = self.label(targets, groups)
+            slices[view] = metrics.measure_slices(measured.lists[view], targets, labels)
+        return slices
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -275,14 +276,18 @@ def _compare_models(
     view = next(iter(examination.views))  # whose targets are all there are
     targets = examination.held_out.targets
     n_events = examination.past.count_items()
+
+    test = {}
+    effects = {}
+    for name, model in models.items():
+        lists = model.lists[view]
+        test[name] = examination.describe(model)
+        effects[name] = metrics.describe_lists(lists, targets, n_events, DEPTH)
     return {
-        "test": {name: examination.describe(models[name]) for name in models},
+        "test": test,
         "paired": {name: compare(models[first], models[name]) for name in others},
         "slices": examination.slice(models[first], groups),
-        "beyond_accuracy": {
-            name: metrics.describe_lists(model.lists[view], targets, n_events, DEPTH)
-            for name, model in models.items()
-        },
+        "beyond_accuracy": effects,
     }
 
 

@@ -54,19 +54,23 @@ def compare(
     Returns:
         The difference, or None while an arm has fewer than `MIN_USERS`.
     """
-    if min(len(control), len(arm)) < MIN_USERS:
+    users = (len(control), len(arm))
+    if min(users) < MIN_USERS:
         return None
-    difference = float(arm.mean() - control.mean())
+
+    mean_of_control = float(control.mean())
+    mean_of_arm = float(arm.mean())
+    difference = mean_of_arm - mean_of_control
     variance = float(control.var(ddof=1) / len(control) + arm.var(ddof=1) / len(arm))
     mean = float(np.concatenate([control, arm]).mean())
     half = half_width(variance, (sensible_lift * mean) ** 2, level)
     return Difference(
-        control=float(control.mean()),
-        arm=float(arm.mean()),
+        control=mean_of_control,
+        arm=mean_of_arm,
         difference=difference,
         low=difference - half,
         high=difference + half,
-        users=(len(control), len(arm)),
+        users=users,
     )
 
 

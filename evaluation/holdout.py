@@ -38,9 +38,8 @@ from serve.profiles import Profiles, feature_values
 from serve.requests import History
 from serve.schema import Schema
 
-Strength = Callable[
-    [Doubles], Doubles
-]  # counts of (user, item) pairs -> their strengths
+# counts of (user, item) pairs -> their strengths
+Strength = Callable[[Doubles], Doubles]
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
@@ -115,16 +114,12 @@ def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.Dat
     frame = table.frame
     id_types = {"user_id": schema.user_id_type, "item_id": schema.item_id_type}
     for name in frame.columns.intersection(PAIR):
+        id_type = id_types[name]
         where = f"{path.name}: {name}"
-        frame[name] = _to_ids(frame[name], id_types[name], where)
+        codes, distinct = pd.factorize(frame[name])
+        ids = [parse_id(value, id_type, where) for value in distinct]
+        frame[name] = np.array(ids, _ID_KINDS[id_type])[codes]
     return frame
-
-
-def _to_ids(ids: pd.Series, id_type: IdType, where: str) -> np.ndarray:
-    """Return ids in the type of the bundle."""
-    codes, distinct = pd.factorize(ids)
-    parsed = [parse_id(value, id_type, where) for value in distinct]
-    return np.array(parsed, _ID_KINDS[id_type])[codes]
 
 
 def _list_present(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
@@ -158,8 +153,10 @@ def profiles_from_frame(
     rows = np.searchsorted(user_ids, events["user_id"].to_numpy())
     counts = np.bincount(rows, minlength=len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    kind = _ID_KINDS[schema.user_id_type]
     return Profiles(
-        user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
+        user_ids=np.asarray(user_ids, kind),
         features=_profile_features(users, user_ids, schema),
         history=_to_history(events, schema),
         offsets=offsets,

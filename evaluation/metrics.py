@@ -202,13 +202,15 @@ def describe_lists(
 
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
     chosen = popularity[targets.items.item_row].mean()
+    lift = float(popularity[shown].sum() / n_shown / chosen)
     novelty = float(-np.log2(share[shown]).mean()) if len(shown) else 0.0
     inequality = (2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure
+    gini = float(inequality / (n_items * n_shown))
     return {
         f"coverage@{k}": np.count_nonzero(exposure) / n_items,
         f"novelty@{k}": novelty,
-        f"popularity_lift@{k}": float(popularity[shown].sum() / n_shown / chosen),
-        f"gini@{k}": float(inequality / (n_items * n_shown)),
+        f"popularity_lift@{k}": lift,
+        f"gini@{k}": gini,
     }
 
 
@@ -272,13 +274,13 @@ def measure_slices(
         targets: the items to find.
         labels: slice -> a label per target, (T,).
     """
-    return {
-        name: {
+    measured = {}
+    for name, targets_by_value in slice_targets(targets, labels).items():
+        measured[name] = {
             value: summarise(measure_users(lists, part))
             for value, part in targets_by_value.items()
         }
-        for name, targets_by_value in slice_targets(targets, labels).items()
-    }
+    return measured
 
 
 def slice_targets(
@@ -306,9 +308,9 @@ def slice_targets(
         values = values.where(is_own, OTHER)
 
         n_left = user.groupby(values).nunique()  # `other` may have too few
+        large = sorted(n_left.index[n_left >= MIN_USERS])
         slices[name] = {
-            value: targets.keep((values == value).to_numpy())
-            for value in sorted(n_left.index[n_left >= MIN_USERS])
+            value: targets.keep((values == value).to_numpy()) for value in large
         }
     return slices
 
@@ -336,8 +338,9 @@ def label_targets(
     length = np.searchsorted([1, 5, 20], history_length, side="right")
     is_cold = np.append(event_count < COLD_EVENTS, True)[item_row]
     is_tail = np.append(~find_head(event_count), True)[item_row]
+    lengths = np.array(["0", "1-4", "5-19", "20+"])
     labels: dict[str, Labels] = {
-        "history": np.array(["0", "1-4", "5-19", "20+"])[length][request],
+        "history": lengths[length][request],
         "item_events": np.where(is_cold, "0-4", "5+"),
         "popularity": np.where(is_tail, "tail", "head"),
     }

@@ -146,14 +146,16 @@ def measure(feedback: Feedback, item_ids: Collection[str]) -> Figures:
         coverage = float(catalogue.isin(shown).mean())
         is_unknown = ~events["item_id"].isin(catalogue)
         unknown_share = _mean(is_unknown, events["user_id"])
-    return {
-        **measure_rates(feedback.slots),
-        **_measure_engagement(feedback),
+
+    is_nobody = feedback.lists["user_id"].isna()
+    has_no_list = events["slot"] < 0
+    figures = measure_rates(feedback.slots) | _measure_engagement(feedback)
+    return figures | {
         "items_shown": int(shown.nunique()),
         "coverage": coverage,
         "unknown_item_share": unknown_share,
-        "lists_of_nobody": int(feedback.lists["user_id"].isna().sum()),
-        "events_without_list": int((events["slot"] < 0).sum()),
+        "lists_of_nobody": int(is_nobody.sum()),
+        "events_without_list": int(has_no_list.sum()),
     }
 
 
@@ -172,13 +174,17 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
         "users": int(slots["user_id"].nunique()),
         "lists": len(lists),
         "click_through": _mean(slots["clicks"] > 0, owner),
-        "lists_with_event": _mean(lists["clicks"] > 0, owner_of_list),
-        "conversion": _mean(lists["conversions"] > 0, owner_of_list),
-        "value_per_list": _mean(lists["value"], owner_of_list),
-        "dismissals_per_list": _mean(lists["dismissals"], owner_of_list),
-        "new_item_share": None,
-        "unknown_user_share": None,
     }
+    outcomes = {
+        "lists_with_event": lists["clicks"] > 0,
+        "conversion": lists["conversions"] > 0,
+        "value_per_list": lists["value"],
+        "dismissals_per_list": lists["dismissals"],
+    }
+    for name, values in outcomes.items():
+        figures[name] = _mean(values, owner_of_list)
+
+    figures |= {"new_item_share": None, "unknown_user_share": None}
     if "is_new" in slots:
         is_unknown = by_list["is_unknown"].first()
         figures["new_item_share"] = _mean(slots["is_new"], owner)

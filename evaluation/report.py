@@ -91,11 +91,9 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
         raise SchemaError(
             f"{path} is not of version {version}, as the bundle beside it"
         )
-    test = (
-        None
-        if holdout is None
-        else read_interactions(holdout, recommender.bundle.schema)
-    )
+    test = None
+    if holdout is not None:
+        test = read_interactions(holdout, recommender.bundle.schema)
     write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
@@ -119,7 +117,22 @@ def write_report(
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
     requests, targets = draw_requests(recommender, content, holdout, seed)
-    has_config = (folder / CONFIG).is_file()
+    config = None
+    if (folder / CONFIG).is_file():
+        config = shlex.quote(str(run / CONFIG))
+    answers = {
+        "n_asked": len(requests),
+        "is_test": targets is not None,
+        "examples": describe_examples(recommender, requests, targets, seed),
+        "exposure": measure_exposure(recommender, requests) if requests else None,
+    }
+    charts = {
+        "curves": read_curves(run),
+        "draw_intervals": draw_intervals,
+        "find_limits": find_limits,
+        "draw_curves": draw_curves,
+    }
+
     page = render(
         "report.html",
         content,
@@ -127,17 +140,11 @@ def write_report(
         recommender.bundle.schema,
         facts=facts,
         python=platform.python_version(),
-        config=shlex.quote(str(run / CONFIG)) if has_config else None,
+        config=config,
         without_context=WITHOUT_CONTEXT,
         depth=DEPTH,
-        n_asked=len(requests),
-        is_test=targets is not None,
-        examples=describe_examples(recommender, requests, targets, seed),
-        exposure=measure_exposure(recommender, requests) if requests else None,
-        curves=read_curves(run),
-        draw_intervals=draw_intervals,
-        find_limits=find_limits,
-        draw_curves=draw_curves,
+        **answers,
+        **charts,
     )
     write_file(folder / REPORT, page.encode())
 
@@ -204,9 +211,10 @@ def draw_intervals(
 def find_limits(slices: Sequence[Content]) -> tuple[float, float]:
     """Return the ends of an axis that holds the intervals of all groups."""
     ends = []
-    for one in slices:
-        for group in one["charted"].values():
-            ends += group[f"{one['metric']}_ci95"]
+    for groups in slices:
+        interval = f"{groups['metric']}_ci95"
+        for summary in groups["charted"].values():
+            ends += summary[interval]
     return max(0.0, min(ends) - 0.02), max(ends) + 0.02
 
 
@@ -275,9 +283,7 @@ def draw_requests(
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    return as_lists(
-        recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH
-    )
+    return as_lists(recommender.recommend(requests, DEPTH, filter_viewed), DEPTH)
 
 
 def _item_ids(recommender: Recommender) -> Any:
@@ -345,10 +351,11 @@ def describe_examples(
             shown[title] = [
                 (names[item], item in wanted, item in owned) for item in items
             ]
+        events = _describe_events(history, names[owned], schema.timezone)
         examples.append(
             {
                 "n_events": len(history),
-                "events": _describe_events(history, names[owned], schema.timezone),
+                "events": events,
                 "lists": shown,
                 "targets": [names[item] for item in wanted],
             }

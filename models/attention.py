@@ -179,12 +179,10 @@ class EventBlock(nn.Module):
         self.project_out = nn.Linear(dim, dim)
         self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # at each knot
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
+        widen = nn.Linear(dim, 2 * dim)
+        narrow = nn.Linear(2 * dim, dim)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, 2 * dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(2 * dim, dim),
+            nn.LayerNorm(dim), widen, nn.GELU(), Dropout(dropout), narrow
         )
         self.dropout = Dropout(dropout)
 

@@ -157,17 +157,18 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
     if has_no_order:
         n_examples = int(history.clip(upper=FOLDS).sum())
-    is_used = tables.items["item_id"].isin(rows["item_id"])
+    is_unused = ~tables.items["item_id"].isin(rows["item_id"])
     usual_history = history.clip(upper=MAX_OF_MEDIAN * history.median())
+    mean_history = float(usual_history.mean())
     is_repeated = config.repeats == "allow"
     has_order = config.ties == "ordered" and not has_no_order
 
     return DataCounts(
         n_examples=n_examples,
         n_items=rows["item_id"].nunique(),
-        n_unused=int((~is_used).sum()),
+        n_unused=int(is_unused.sum()),
         n_events=len(rows),
-        mean_history=float(usual_history.mean()),
+        mean_history=mean_history,
         is_set=has_no_order,
         is_repeated=is_repeated,
         is_ordered=has_order and not is_repeated,
@@ -224,6 +225,8 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
     has_many = counts.n_events >= MANY_EVENTS
     dropout = family.dropout_of_many if has_many else family.dropout
     id_dropout = family.id_dropout if counts.has_content else 0.0
+    neighbours = _neighbours(counts, family)
+    batch_size = _batch_size(counts, family)
     placed = "items too" if id_dropout else "cold items alone"
 
     return {
@@ -232,13 +235,10 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "dropout": (dropout, events),
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
-        "neighbours": (
-            _neighbours(counts, family),
-            f"{catalogue}: items that go together",
-        ),
+        "neighbours": (neighbours, f"{catalogue}: items that go together"),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
-        "batch_size": (_batch_size(counts, family), f"{examples}, {shape}"),
+        "batch_size": (batch_size, f"{examples}, {shape}"),
         "max_epochs": (epochs, f"{examples}, {events}"),
         "patience": (patience, shape),
     }

@@ -214,21 +214,25 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         shapes[name] = {place: AXIS_NAMES[axis] for place, axis in enumerate(axes)}
     # it would warn of torchvision
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel("ERROR")
+    graph.eval()
+    inputs = {"arrays": graph.to_tensors(example)}
+    outputs = list(graph.outputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            graph.eval(),
+            graph,
             (),
-            kwargs={"arrays": graph.to_tensors(example)},
+            kwargs=inputs,
             dynamo=True,
             dynamic_shapes={"arrays": shapes},
             input_names=list(graph.axes),
-            output_names=list(graph.outputs),
+            output_names=outputs,
             external_data=False,
             verbose=False,
         )
     if program is None:
         raise BundleError(f"{path.name}: torch exported nothing")
+
     model = program.model_proto
     whole = model.graph
     parts = (whole.node, whole.value_info, whole.initializer, whole.input, whole.output)
@@ -314,19 +318,19 @@ class Cases:
     def draw_events(self, lengths: list[int]) -> Events:
         """Draw histories of these lengths from few items, so that some occur again."""
         schema = self.schema
+        rng = self.rng
         n_events = sum(lengths)
         owners = np.repeat(np.arange(len(lengths)), lengths)
-        times = schema.data_until - DAY * self.rng.integers(0, 300, n_events)
+        times = schema.data_until - DAY * rng.integers(0, 300, n_events)
         times = times[np.lexsort((times, owners))]
+        if not schema.has_datetime:
+            times = np.zeros_like(times)
+
         n_items = max(1, len(self.vectors) // 3)
-        n_types = FIRST_CODE + len(schema.event_types)
-        return Events(
-            item_row=self.rng.integers(0, n_items, n_events),
-            time=times if schema.has_datetime else np.zeros_like(times),
-            event=self.rng.integers(1, n_types, n_events),
-            weight=self.rng.integers(1, 5, n_events).astype(np.float32),
-            offsets=np.cumsum([0, *lengths]),
-        )
+        item_row = rng.integers(0, n_items, n_events)
+        event = rng.integers(1, FIRST_CODE + len(schema.event_types), n_events)
+        weight = rng.integers(1, 5, n_events).astype(np.float32)
+        return Events(item_row, times, event, weight, np.cumsum([0, *lengths]))
 
     def of_item(self, n: int) -> Arrays:
         """Make inputs of the item tower for n drawn items."""

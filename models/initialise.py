@@ -272,11 +272,12 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
         features = schema.features(side)
         coded = [feature for feature in features if not feature.has_values]
         rows[f"towers.{name}.table.weight"] = _name_codes(coded) or [None]
-        rows[f"towers.{name}.number_table"] = [
-            (feature.name, entry)
-            for feature, span in value_slices(features)
-            for entry in range(span.stop - span.start)
-        ]
+        numbers: list[Hashable] = []
+        for feature, span in value_slices(features):
+            entries = range(span.stop - span.start)
+            numbers += [(feature.name, entry) for entry in entries]
+        rows[f"towers.{name}.number_table"] = numbers
+
     categories = _name_codes(
         [pair[0] for pair in category_features(schema.item_features)]
     )
@@ -346,11 +347,12 @@ def _check_alike(start: Start, state: Mapping[str, Tensor], model: ModelConfig) 
     """Raise SchemaError if names or shapes differ, apart from the number of table rows."""
     there = _describe(start.model, start.weights, start.rows)
     here = _describe(model, state, start.rows)
-    differences = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
+    differences = []
+    for name in {**there, **here}:
+        earlier = there.get(name)
+        later = here.get(name)
+        if earlier != later:
+            differences.append(f"{name} is {earlier} there and {later} here")
     if differences:
         raise SchemaError(
             f"{start.path} holds weights of another shape: {'; '.join(differences[:3])}; "

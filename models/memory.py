@@ -87,13 +87,10 @@ class Memory(nn.Module):
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(self.dim, N_STATE_FEATURES)
-        self.item_score = nn.Sequential(
-            nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, 1),
-        )
+        widen = nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN)
+        mix = nn.Linear(HIDDEN, HIDDEN)
+        narrow = nn.Linear(HIDDEN, 1)
+        self.item_score = nn.Sequential(widen, nn.GELU(), mix, nn.GELU(), narrow)
         self.skip = nn.Linear(self.n_decays, 1)
 
         # Share of u . v_i that the memory takes back.

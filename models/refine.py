@@ -343,12 +343,11 @@ def apply(
     nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
     of_items = sum(terms.values(), nothing)  # (N, N)
     of_items.sort_indices()
+    offsets = of_items.indptr.astype(np.int64)
+    columns = np.concatenate([of_items.indices, trend.indices])
+    values = np.concatenate([of_items.data, trend.data]).astype(np.float32)
     towers.neighbours = Neighbours(
-        of_items.indptr.astype(np.int64),
-        np.concatenate([of_items.indices, trend.indices]),
-        np.concatenate([of_items.data, trend.data]).astype(np.float32),
-        refinement.decay,
-        refinement.context_gain,
+        offsets, columns, values, refinement.decay, refinement.context_gain
     )
 
 

@@ -73,11 +73,13 @@ def find_segments(
         order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
         segments = _describe(np.argsort(order)[labels], traits, k)
         if segments[-1].size >= MIN_PEOPLE:
+            indices = {str(n): round(index, 3) for n, index in stability.items()}
+            points = tuple(map(tuple, centroids[order].tolist()))
             return Segments(
                 users=len(vectors),
-                stability={str(n): round(index, 3) for n, index in stability.items()},
+                stability=indices,
                 centre=tuple(centre.tolist()),
-                centroids=tuple(map(tuple, centroids[order].tolist())),
+                centroids=points,
                 segments=segments,
             )
     return None
@@ -253,13 +255,15 @@ def _find_marks(trait: Trait, is_own: Flags) -> Iterator[Mark]:
     marks = np.flatnonzero(is_mark)
     order = np.argsort(-shares[marks] * np.log(lifts[marks]), kind="stable")
     for value in marks[order][:N_MARKS].tolist():
+        share = round(float(shares[value]), 4)
+        lift = round(float(lifts[value]), 2)
         yield Mark(
             kind=trait.kind,
             trait=trait.name,
             value=str(trait.values[value]),
             people=int(people[value]),
-            share=round(float(shares[value]), 4),
-            lift=round(float(lifts[value]), 2),
+            share=share,
+            lift=lift,
         )
 
 

@@ -56,12 +56,9 @@ class UserTower(nn.Module):
         self.demographics = FeatureEmbedding(schema.user_features, dim)
         self.context = FeatureEmbedding(schema.context_features, dim)
         self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
-        self.head = nn.Sequential(
-            nn.Linear(2 * dim, 2 * dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(2 * dim, dim),
-        )
+        mix = nn.Linear(2 * dim, 2 * dim)
+        narrow = nn.Linear(2 * dim, dim)
+        self.head = nn.Sequential(mix, nn.GELU(), Dropout(dropout), narrow)
         self.project_state = nn.Linear(dim, dim)
         power = torch.tensor(1.0 if has_blocks else 0.5)
         self.pool_power = nn.Parameter(power, requires_grad=not has_blocks)
