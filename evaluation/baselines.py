@@ -45,8 +45,8 @@ _MEMINFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # Candidates for days of popularity and of personal frequency.
-WINDOWS = (7.0, 14.0, 28.0, 56.0, 112.0)
-DECAYS = (15.0, 30.0, 60.0, 120.0, 240.0)
+WINDOWS = (7, 14, 28, 56, 112)
+DECAYS = (15, 30, 60, 120, 240)
 
 # Added to the product of norms, so that a cosine over few users counts less.
 SHRINK = 10.0
@@ -181,6 +181,7 @@ def _find_nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Floats]:
         tile /= norms[rows, None] * norms + SHRINK
         items[rows] = top_k(tile, k)
         cosines[rows] = np.take_along_axis(tile, items[rows], axis=1)
+
     return items, cosines
 
 
@@ -218,26 +219,31 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
     declared = declare_baselines(repeats == "allow")
     if names is None:
         return declared
+
     allowed = [baseline.name for baseline in declared]
+
     for name in names:
         if name not in allowed:
             raise SchemaError(
                 f"'{name}' is no baseline where repeats is {repeats}; "
                 f"{name_nearest(name, allowed)}"
             )
+
     return [baseline for baseline in declared if baseline.name in names]
 
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
     counted = logged = as_binary
-    neighbours = (20.0, 50.0, 100.0, 200.0, 400.0)
-    regularisations = (10.0, 30.0, 100.0, 300.0, 1000.0)
+    neighbours = (20, 50, 100, 200, 400)
+    regularisations = (10, 30, 100, 300, 1000)
+
     if is_repeating:
         counted = as_counts
         logged = as_logs
-        neighbours = (2.0, 5.0, 20.0, 100.0, 400.0)
-        regularisations = (3.0, 10.0, 30.0, 100.0, 300.0)
+        neighbours = (2, 5, 20, 100, 400)
+        regularisations = (3, 10, 30, 100, 300)
+
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
@@ -248,11 +254,13 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
         ),
         Baseline("popularity-recent", recent, "days", WINDOWS, True),
     ]
+
     if is_repeating:
         declared += [
             Baseline("personal", lambda events, _: iter([fit_personal(events)])),
             Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
         ]
+
     declared += [
         Baseline(
             "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
@@ -300,6 +308,7 @@ def fit_baselines(
         log(f"{baseline.name}: {size}, fits: {n_fits}")
         record, score = _fit(baseline, train, whole, criterion)
         yield baseline.name, record, score
+
         outcome = record.get("skipped", "no parameter")
         for name, value in record.get("parameter", {}).items():
             outcome = f"{name} {value:g}"
@@ -311,6 +320,7 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
+
     n_items = int(np.count_nonzero(whole.count_items()))
     if baseline.n_bytes(n_items, whole.n_users) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None

@@ -40,6 +40,7 @@ def print_summary(
         console.print(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
+
     bundle = shlex.quote(str(out / BUNDLE))
     table = shlex.quote(str(out / "recommendations.csv"))
     item = shlex.quote(f"--item={item_id}")
@@ -53,6 +54,7 @@ def print_summary(
         f"  bascule similar --bundle {bundle} {item} --k 5",
         f"  bascule verify --bundle {bundle}",
     ]
+
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -77,6 +79,7 @@ def print_metrics(
             metrics["with_context"],
             metrics["paired_with_context"],
         )
+
     for remark, (test, paired) in tables.items():
         for view in next(iter(test.values())):
             title = f"view '{view}'{remark}"
@@ -105,10 +108,12 @@ def build_table(
         padding=0,
     )
     table.add_column("model", no_wrap=True)
+
     for name in (metric, f"{champion} minus it", *others):
         table.add_column(name, justify="right", no_wrap=True)
     measured = [model for model in test if metric in test[model].get(view, {})]
     measured.sort(key=lambda model: -test[model][view][metric])
+
     for model in measured:
         figures = test[model][view]
         comparison = ""
@@ -124,6 +129,7 @@ def build_table(
         style = "bold" if model == champion else None
         label = model.removeprefix("bascule ")  # for 80 columns
         table.add_row(label, *cells, style=style)
+
     return table
 
 

@@ -64,6 +64,7 @@ def compare(
     variance = float(control.var(ddof=1) / len(control) + arm.var(ddof=1) / len(arm))
     mean = float(np.concatenate([control, arm]).mean())
     half = half_width(variance, (sensible_lift * mean) ** 2, level)
+
     return Difference(
         control=mean_of_control,
         arm=mean_of_arm,
@@ -99,6 +100,7 @@ def check_shares(
     declared = {arm: share for arm, share in shares.items() if share > 0}
     counts = np.array([users.get(arm, 0) for arm in declared], float)
     expected = counts.sum() * np.array([*declared.values()]) / sum(declared.values())
+
     p_value = 1.0
     if len(declared) > 1 and counts.any():
         p_value = float(chisquare(counts, expected).pvalue)

@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
         help="when the holdout begins: the moment that each user is asked at",
     )
     add_limits(parser)
+
     return run_command(lambda: run(parser.parse_args(words)))
 
 
@@ -102,6 +103,7 @@ def add_limits(parser: ArgumentParser) -> None:
             metavar="SHARE",
             help=f"default: {share}",
         )
+
     parser.add_argument(
         "--trusted-keys",
         type=Path,
@@ -170,6 +172,7 @@ def has_taken_over(registry: Registry, candidate: Path) -> bool:
     version = read_version(candidate)
     path = registry.path / AUDIT
     log = path.read_text(encoding="utf-8") if path.exists() else ""
+
     is_published = f'"step": "published", "version": "{version}"' in log
     is_activated = f'"step": "activated", "version": "{version}"' in log
     if version != registry.current() and not is_activated:
@@ -178,6 +181,7 @@ def has_taken_over(registry: Registry, candidate: Path) -> bool:
     if is_published and not is_activated:
         left = next(iter(registry.past()), None)
         audit(registry, "activated", version=version, left=left)
+
     sys.stdout.write(
         f"nothing is left to do: {version} is or was current; to let it be served "
         "again, activate it by hand\n"
@@ -195,6 +199,7 @@ def release(registry: Registry, candidate: Path, verdict: Verdict) -> None:
     checks = facts.pop("checks")
     failed = [check["name"] for check in checks if not check["is_passed"]]
     audit(registry, "judged", **facts, failed=failed)
+
     if verdict["verdict"] != "passed":
         return
 
@@ -322,6 +327,7 @@ def make_watcher(program: str) -> ArgumentParser:
         metavar="FILE",
         help="public keys: no version without a signature becomes current",
     )
+
     return parser
 
 
@@ -340,6 +346,7 @@ def watch(options: Namespace) -> None:
     if past:
         slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
+
     if difference is None:
         sys.stdout.write(
             f"{current} stays: too few users yet, or no version before it\n"
@@ -351,6 +358,7 @@ def watch(options: Namespace) -> None:
         f"{options.figure} {difference.arm:.4g} after {difference.control:.4g}, "
         f"difference {interval}"
     )
+
     if difference.high >= -options.tolerance * difference.control:
         sys.stdout.write(f"{current} stays: {figures}\n")
         return

@@ -78,6 +78,7 @@ def environment() -> Environment:
         "sign": sign,
         "markdown": _escape_markdown,
     }
+
     return templates
 
 
@@ -102,8 +103,10 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
     """
     if "test" not in metrics:
         return []
+
     metric = headline_metric(metrics["protocol"]["repeats"])
     test = metrics["test"]
+
     views = []
     for view, ours in test[MODEL].items():
         names = [name for name in test if metric in test[name][view]]
@@ -114,6 +117,7 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
             models[name] = test[name][view]
             if name != MODEL:
                 paired[name] = metrics["paired"][name][view]
+
         views.append(
             {
                 "name": view,
@@ -123,6 +127,7 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
                 "paired": paired,
             }
         )
+
     return views
 
 
@@ -134,8 +139,10 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
     """
     if "slices" not in metrics:
         return []
+
     metric = headline_metric(metrics["protocol"]["repeats"])
     views = list(metrics["slices"])
+
     slices = []
     for name in metrics["slices"][views[0]]:
         large: dict[str, dict[str, Content]] = defaultdict(dict)
@@ -143,6 +150,7 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
             for label, summary in metrics["slices"][view].get(name, {}).items():
                 if summary["users"] >= MIN_USERS_SHOWN:
                     large[label][view] = summary
+
         groups = {label: large[label] for label in sorted(large, key=_order_label)}
         charted = {
             label: summaries[views[0]]
@@ -162,6 +170,7 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
                 "ranked": ranked if is_compared else [],
             }
         )
+
     return slices
 
 
@@ -183,6 +192,7 @@ def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
                 text = f"{leaf:.1%}"
             elif type(leaf) in (int, float):
                 text = f"{round(leaf, 3):,}"
+
             if label:
                 first, colon, others = label.partition(": ")
                 first = first[:1].upper() + first[1:].replace("_", " ")
@@ -190,6 +200,7 @@ def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
             elif name != "leaks":
                 table = "Looks wrong" if isinstance(value, list) else "Habits"
                 tables[table].append((title, text))
+
     if "Time" in tables:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return tables

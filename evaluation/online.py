@@ -106,6 +106,7 @@ def join(
         "value": events["weight"].fillna(1.0).where(is_target, 0.0),
     }
     has_slot = slot >= 0
+
     for name, outcome in outcomes.items():
         weights = np.asarray(outcome, np.float64)[has_slot]
         slots[name] = np.bincount(slot[has_slot], weights, minlength=len(slots))
@@ -181,6 +182,7 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
         "value_per_list": lists["value"],
         "dismissals_per_list": lists["dismissals"],
     }
+
     for name, values in outcomes.items():
         figures[name] = _mean(values, owner_of_list)
 
@@ -189,6 +191,7 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
         is_unknown = by_list["is_unknown"].first()
         figures["new_item_share"] = _mean(slots["is_new"], owner)
         figures["unknown_user_share"] = _mean(is_unknown, owner_of_list)
+
     return figures
 
 
@@ -223,6 +226,7 @@ def _measure_engagement(feedback: Feedback) -> Figures:
     lists = feedback.lists.dropna(subset="user_id")
     days = pd.concat([table[["user_id", "datetime"]] for table in (lists, events)])
     days = days.assign(day=days["datetime"] // DAY).drop_duplicates(["user_id", "day"])
+
     by_user = days.groupby("user_id")["day"]
     n_days = by_user.size()
     n_events = events.groupby("user_id").size().reindex(n_days.index, fill_value=0)
@@ -230,9 +234,11 @@ def _measure_engagement(feedback: Feedback) -> Figures:
         "events_per_user": _mean(n_events, n_events.index),
         "active_days_per_user": _mean(n_days, n_days.index),
     }
+
     last = days["day"].max()
     first = by_user.min()
     since = days["day"] - days["user_id"].map(first)
+
     for span in RETENTION_DAYS:
         is_back = ((since > 0) & (since <= span)).groupby(days["user_id"]).any()
         is_back = is_back[first + span <= last]  # of later users nobody knows yet

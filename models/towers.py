@@ -107,6 +107,7 @@ class Towers(nn.Module):
             popularity[rows],
             self.item_has_content[rows],
         )
+
         return vectors  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
@@ -123,8 +124,10 @@ class Towers(nn.Module):
         arrays = batch.arrays
         targets = batch.targets  # (M,) both
         windows, positions = targets  # (M,) both
+
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         states = tower.encode_events(history, arrays)  # (B, T, D)
+
         sees_history = batch.sees_history[targets]  # (M,)
         tokens = torch.where(sees_history, positions, 0)  # (M,), 0 is the start token
         places = windows * states.shape[1] + tokens  # (M,)
@@ -133,14 +136,16 @@ class Towers(nn.Module):
         user_values = arrays["user_values"]  # (B, V), or (B, L, V) if they change
         rows = targets if user_values.dim() == 3 else windows
         recency = torch.where(sees_history, batch.recency[targets], 0)  # (M,)
+        user_codes = arrays["user_codes"][windows]  # (M, C)
         fused = tower.fuse(
             state,
-            arrays["user_codes"][windows],
+            user_codes,
             user_values[rows],
             batch.context_codes[targets],
             batch.context_values[targets],
             recency,
         )  # (M, D)
+
         return tower.finish(fused)  # (M, W)
 
     def request_vectors(
@@ -177,6 +182,7 @@ class Towers(nn.Module):
         rows = batch.history_rows.numpy()  # (B, L)
         lengths = batch.arrays["history_lengths"].numpy()  # (B,)
         matches = batch.arrays["history_matches"].numpy()  # (B, L)
+
         owned = None
         if self.user_tower.memory is not None:
             owned = (batch.owned_users.numpy(), batch.owned_rows.numpy())  # (E,) both
