@@ -197,9 +197,8 @@ class UserTower(nn.Module):
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
 
-        With blocks, the n tokens of the last group weigh 1 / n. Without, they weigh 1 / n^p, and p
-        is
-        learned: a longer history may say more than a short one.
+        With blocks, the n tokens of the last group weigh 1 / n. Without, they weigh 1 / n^p, where
+        p is learned: a longer history may say more than a short one.
         """
         positions = torch.arange(
             history_groups.shape[1], device=history_groups.device
