@@ -70,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise SchemaError(
             f"--json {figures} is a folder or in none; give a file in a folder that exists"
         )
+
     bundle = Bundle.load(arguments.bundle)
     schema = bundle.schema
     parts = Parts.read(
@@ -77,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     catalogue = pd.Series(bundle.items.column("item_id").to_pylist())
     check_reachable(parts.test, parts.train, catalogue, schema)
+
     for note in find_doubts(parts.test, parts.train, schema, parts.at):
         print(f"note: {note}", file=sys.stderr)
     recommender = Recommender(
@@ -90,6 +92,7 @@ def run(arguments: argparse.Namespace) -> None:
     log = Console(stderr=True, log_path=False).log
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
+
     if figures is not None:
         write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
         print(f"figures: {figures}")
@@ -120,6 +123,7 @@ def check_reachable(
             f"catalogue: item_id is {got!r} in the holdout and {catalogue.tolist()[0]!r} in the "
             "catalogue; expected: ids as in the bundle's data"
         )
+
     is_owned = _find_rows(listed, history, PAIR)
     if schema.repeats == "exclude" and len(listed) and is_owned.all():
         user, item = listed[PAIR].iloc[0].tolist()
@@ -145,6 +149,7 @@ def find_doubts(
         "event": bool(schema.event_types),
         "weight": schema.has_weight,
     }
+
     lacking = [name for name in is_read if is_read[name] and name not in history]
     if lacking:
         yield (
@@ -153,6 +158,7 @@ def find_doubts(
         )
     if "datetime" not in history:
         return
+
     if "datetime" in holdout:
         shared = history.columns.intersection(holdout.columns)
         keys = shared.intersection([*PAIR, *is_read]).tolist()
@@ -162,6 +168,7 @@ def find_doubts(
                 f"events of --holdout that are in --train too: {n_known:,} of {len(holdout):,}; "
                 "the answer is known"
             )
+
     n_later = 0 if at is None else int((history["datetime"] >= at).sum())
     if n_later:
         yield (

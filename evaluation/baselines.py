@@ -45,8 +45,8 @@ _MEMINFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # Candidates for days of popularity and of personal frequency.
-WINDOWS = (7.0, 14.0, 28.0, 56.0, 112.0)
-DECAYS = (15.0, 30.0, 60.0, 120.0, 240.0)
+WINDOWS = (7, 14, 28, 56, 112)
+DECAYS = (15, 30, 60, 120, 240)
 
 # Added to the product of norms, so that a cosine over few users counts less.
 SHRINK = 10.0
@@ -181,6 +181,7 @@ def _find_nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Floats]:
         tile /= norms[rows, None] * norms + SHRINK
         items[rows] = top_k(tile, k)
         cosines[rows] = np.take_along_axis(tile, items[rows], axis=1)
+
     return items, cosines
 
 
@@ -218,56 +219,65 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
     declared = declare_baselines(repeats == "allow")
     if names is None:
         return declared
+
     allowed = [baseline.name for baseline in declared]
+
     for name in names:
         if name not in allowed:
             raise SchemaError(
                 f"'{name}' is no baseline where repeats is {repeats}; "
                 f"{name_nearest(name, allowed)}"
             )
+
     return [baseline for baseline in declared if baseline.name in names]
 
 
 def declare_baselines(is_repeating: bool) -> list[Baseline]:
     """Declare the baselines: counts matter where items repeat, elsewhere a pair counts once."""
     counted = logged = as_binary
-    neighbours = (20.0, 50.0, 100.0, 200.0, 400.0)
-    regularisations = (10.0, 30.0, 100.0, 300.0, 1000.0)
+    neighbours = (20, 50, 100, 200, 400)
+    regularisations = (10, 30, 100, 300, 1000)
+
     if is_repeating:
         counted = as_counts
         logged = as_logs
-        neighbours = (2.0, 5.0, 20.0, 100.0, 400.0)
-        regularisations = (3.0, 10.0, 30.0, 100.0, 300.0)
+        neighbours = (2, 5, 20, 100, 400)
+        regularisations = (3, 10, 30, 100, 300)
+
     recent = partial(fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
-    personal = [
-        Baseline("personal", lambda events, _: iter([fit_personal(events)])),
-        Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
-    ]
-    return [
+
+    declared = [
         Baseline(
             "popularity", lambda events, _: iter([fit_popularity(events, counted)])
         ),
         Baseline("popularity-recent", recent, "days", WINDOWS, True),
-        *(personal if is_repeating else []),
-        # Three copies of 400 neighbours of 12 bytes.
-        Baseline(
-            "itemknn",
-            itemknn,
-            "neighbours",
-            neighbours,
-            n_bytes=lambda n_items, _: 36 * 400 * n_items,
-        ),
-        # Five matrices, float32 between items or float64 between users.
-        Baseline(
-            "ease",
-            ease,
-            "lambda",
-            regularisations,
-            n_bytes=lambda n_items, n_users: 20 * min(n_items**2, 2 * n_users**2),
-        ),
     ]
+
+    if is_repeating:
+        declared += [
+            Baseline("personal", lambda events, _: iter([fit_personal(events)])),
+            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
+        ]
+
+    declared += [
+        Baseline(
+            "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
+        ),
+        Baseline("ease", ease, "lambda", regularisations, n_bytes=_count_ease_bytes),
+    ]
+    return declared
+
+
+def _count_knn_bytes(n_items: int, _: int) -> int:
+    """Count three copies of 400 neighbours of 12 bytes."""
+    return 36 * 400 * n_items
+
+
+def _count_ease_bytes(n_items: int, n_users: int) -> int:
+    """Count five matrices, float32 between items or float64 between users."""
+    return 20 * min(n_items**2, 2 * n_users**2)
 
 
 def fit_baselines(
@@ -298,6 +308,7 @@ def fit_baselines(
         log(f"{baseline.name}: {size}, fits: {n_fits}")
         record, score = _fit(baseline, train, whole, criterion)
         yield baseline.name, record, score
+
         outcome = record.get("skipped", "no parameter")
         for name, value in record.get("parameter", {}).items():
             outcome = f"{name} {value:g}"
@@ -309,9 +320,11 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
+
     n_items = int(np.count_nonzero(whole.count_items()))
     if baseline.n_bytes(n_items, whole.n_users) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
+
     start = time.perf_counter()
     best = baseline.values[len(baseline.values) // 2]
     parameter = {}
@@ -319,20 +332,17 @@ def _fit(
 
     if baseline.parameter is not None:
         if criterion is not None:
-            validation = dict(
-                zip(
-                    baseline.values,
-                    map(criterion, baseline.fit(train, baseline.values)),
-                    strict=True,
-                )
-            )
+            qualities = map(criterion, baseline.fit(train, baseline.values))
+            validation = dict(zip(baseline.values, qualities, strict=True))
             best = max(baseline.values, key=validation.__getitem__)
         parameter[baseline.parameter] = best
+
     (score,) = baseline.fit(whole, [best])
+    seconds = round(time.perf_counter() - start, 3)
     record = {
         "parameter": parameter,
         "validation": {f"{value:g}": quality for value, quality in validation.items()},
-        "seconds": round(time.perf_counter() - start, 3),
+        "seconds": seconds,
     }
     return record, score
 

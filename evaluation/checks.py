@@ -84,6 +84,7 @@ def compare(
         if view != "repeat":
             is_novel = view == "novel"
             lists[view] = [_ask(each, requests, ids, is_novel) for each in versions]
+
     everything = next(iter(lists))
     targets = views[everything]
 
@@ -92,6 +93,7 @@ def compare(
     for name, targets_by_value in slice_targets(targets, groups).items():
         for value, targets_of_slice in targets_by_value.items():
             slices[f"{name} {value}"] = _measure(lists[everything], targets_of_slice)
+
     if len(lists) > 1:  # a memory of owned items alone may do well among all
         slices["view novel"] = _measure(lists["novel"], views["novel"])
 
@@ -102,11 +104,10 @@ def compare(
     )
     reach = _share(after - before, before)
     loss = limits.coverage_loss
-    return [
-        check_quality(_measure(lists[everything], targets), limits.loss),
-        Check(name, reach, -loss, reach >= -loss),
-        *check_slices(slices, limits.slice_loss),
-    ]
+    coverage = Check(name, reach, -loss, reach >= -loss)
+    quality = check_quality(_measure(lists[everything], targets), limits.loss)
+
+    return [quality, coverage, *check_slices(slices, limits.slice_loss)]
 
 
 def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:
@@ -171,4 +172,5 @@ def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:
         high = gain.mean() + bound * gain.std(ddof=1) / np.sqrt(len(gain))
         is_passed = bool(value >= -loss or high >= 0)
         checks.append(Check(name, value, -loss, is_passed, len(gain), change.note))
+
     return checks

@@ -40,6 +40,7 @@ def print_summary(
         console.print(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
+
     bundle = shlex.quote(str(out / BUNDLE))
     table = shlex.quote(str(out / "recommendations.csv"))
     item = shlex.quote(f"--item={item_id}")
@@ -47,10 +48,13 @@ def print_summary(
         f"metrics  {out / METRICS}",
         f"bundle   {out / BUNDLE}",
         "\nTry next:",
+    ]
+    lines += [
         f"  bascule recommend --bundle {bundle} --all-users --k 10 --out {table}",
         f"  bascule similar --bundle {bundle} {item} --k 5",
         f"  bascule verify --bundle {bundle}",
     ]
+
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -75,6 +79,7 @@ def print_metrics(
             metrics["with_context"],
             metrics["paired_with_context"],
         )
+
     for remark, (test, paired) in tables.items():
         for view in next(iter(test.values())):
             title = f"view '{view}'{remark}"
@@ -103,10 +108,12 @@ def build_table(
         padding=0,
     )
     table.add_column("model", no_wrap=True)
+
     for name in (metric, f"{champion} minus it", *others):
         table.add_column(name, justify="right", no_wrap=True)
     measured = [model for model in test if metric in test[model].get(view, {})]
     measured.sort(key=lambda model: -test[model][view][metric])
+
     for model in measured:
         figures = test[model][view]
         comparison = ""
@@ -115,13 +122,14 @@ def build_table(
             ends = _write_ends(difference, metric, "+.3f")
             colour = {1: "green", 0: "default", -1: "red"}[sign(difference, metric)]
             comparison = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
-        table.add_row(
-            model.removeprefix("bascule "),  # for 80 columns
-            f"{figures[metric]:.4f} ({_write_ends(figures, metric, '.3f')})",
-            comparison,
-            *[f"{figures[name]:.4f}" for name in others],
-            style="bold" if model == champion else None,
-        )
+
+        ends = _write_ends(figures, metric, ".3f")
+        cells = [f"{figures[metric]:.4f} ({ends})", comparison]
+        cells += [f"{figures[name]:.4f}" for name in others]
+        style = "bold" if model == champion else None
+        label = model.removeprefix("bascule ")  # for 80 columns
+        table.add_row(label, *cells, style=style)
+
     return table
 
 

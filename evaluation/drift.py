@@ -37,9 +37,8 @@ from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
 from service.live_items import LiveItems
 
-Spec = dict[
-    str, Any
-]  # of a column, such as users, edges of numbers, names and shares of bins
+# of a column: users, edges of numbers, names and shares of bins
+Spec = dict[str, Any]
 Row = dict[str, Any]  # of the table
 Limits = tuple[float, float]  # of `watch` and `red`
 Values: TypeAlias = "pd.Series[Any]"  # one per row, or a list of some
@@ -78,6 +77,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
         metavar="DIR",
         help="folder of the state; default: in the run",
     )
+
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -86,6 +86,7 @@ def run(options: argparse.Namespace) -> None:
     state = options.state or options.run / STATE
     path = options.run / METRICS
     metrics = json.loads(path.read_bytes())
+
     snapshot = metrics.get(SNAPSHOT)
     if not snapshot:
         raise SchemaError(
@@ -124,13 +125,16 @@ def take_snapshot(recommender: Recommender) -> Spec:
     profiles = recommender.profiles
     if profiles.history.datetime is None:
         return {}
+
     until = recommender.bundle.schema.data_until
     begin = until - WEEKS * WEEK
     owner = np.repeat(profiles.user_ids, np.diff(profiles.offsets))
     events = pd.DataFrame({"user_id": owner, **profiles.history.columns()})
+
     for side in ("user", "item"):
         first = events.groupby(f"{side}_id")["datetime"].transform("min")
         events[f"new {side}"] = first >= begin
+
     events = events[events["datetime"] >= begin]
 
     users = np.unique(events["user_id"].to_numpy())
@@ -140,11 +144,12 @@ def take_snapshot(recommender: Recommender) -> Spec:
     slots = slots.rename(columns={"rank": "position"})
 
     columns = collect(recommender, events, slots)
+    specs = {name: describe(*column) for name, column in columns.items()}
     return {
         "items": recommender.catalogue.n_listed,
         "lists": len(users),
         "listed": slots["item_id"].nunique(),
-        "columns": {name: describe(*column) for name, column in columns.items()},
+        "columns": specs,
     }
 
 
@@ -153,12 +158,14 @@ def time_answers(recommender: Recommender) -> float:
     rng = np.random.default_rng(0)
     users = rng.permutation(recommender.profiles.user_ids)[:N_TIMED].tolist()
     requests = [{"user_id": user} for user in users] or [{}]
+
     seconds = []
     with threadpool_limits(1):
         for request in requests:
             begin = time.thread_time()
             recommender.recommend([request], K)
             seconds.append(time.thread_time() - begin)
+
     return round(float(np.median(seconds)) * 1000, 4)
 
 
@@ -185,6 +192,7 @@ def compare(
     items = recommender.catalogue.item_ids.ids.astype(str)
     events["new user"] = ~events["user_id"].isin(users)
     events["new item"] = ~events["item_id"].isin(items)
+
     if len(events):
         last = events["datetime"].max()
         n_weeks = (last + DAY - events["datetime"].min()) // WEEK
@@ -204,6 +212,7 @@ def compare(
     before = snapshot["items"]
     n_items = recommender.catalogue.n_listed
     n_listed = slots["item_id"].nunique()
+
     reach = None
     if len(lists) == snapshot["lists"]:
         reach = abs(n_listed - snapshot["listed"]) / before
@@ -231,14 +240,17 @@ def collect(
     times = events["datetime"].to_numpy(np.int64)
     profiles = recommender.profiles
     catalogue = recommender.catalogue
+
     users = pd.DataFrame({"user_id": profiles.user_ids.astype(str)})
     _add_features(users, "user", schema.user_features, profiles.features)
+
     items = pd.DataFrame({"item_id": catalogue.item_ids.ids.astype(str)})
     columns = {
         feature.name: catalogue.table.column(feature.column).combine_chunks()
         for feature in schema.item_features
     }
     _add_features(items, "item", schema.item_features, columns)
+
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(items["item_id"], fill_value=0).to_numpy(float)
 
@@ -250,6 +262,7 @@ def collect(
             numbers = feature.encode(times, schema.timezone)[:, 0] - FIRST_CODE
             events[name] = numbers.astype(str)
             names.append(name)
+
     if schema.event_types:
         names.append("event")
 
@@ -257,6 +270,7 @@ def collect(
     first = slots[slots["position"] == 1]
     compared = {name: (known[name], known["user_id"]) for name in names}
     compared[FIRST_SCORE] = (first["score"], first["user_id"])
+
     for name in ("new user", "new item"):
         compared[name] = (events[name], events["user_id"])
     return compared
@@ -342,6 +356,7 @@ def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
     now = np.maximum(shares, LEAST)
     terms = (now - before) * np.log(now / before)
     index: float | None = float(terms.sum())  # the population stability index
+
     per_user = 1 / max(n_users, 1) + 1 / max(spec["users"], 1)
     if chi2.isf(CHANCE, len(terms) - 1) * per_user > SHIFT[0]:
         index = None
@@ -371,6 +386,7 @@ def make_row(
         status = "red"
     else:
         status = "watch" if index >= limits[0] else "ok"
+
     return {
         "name": name,
         "status": status,

@@ -95,6 +95,7 @@ def _fit_dual(
         for rows in tiles(n_users, n_items):
             products = matrix[rows].multiply((by_item @ inverse[:, rows]).T)  # (b, N)
             explained += products.sum(axis=0)
+
         diagonal = (1 - explained) / regularisation  # (N,)
         scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr()  # (N, U)
         yield partial(

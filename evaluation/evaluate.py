@@ -81,6 +81,7 @@ class Parts:
         ]
         moment = None if at is None else holdout.read_moment(at, schema.timezone)
         future = holdout.read_interactions(test, schema)
+
         return cls(future, past, past[:0], table, groups, moment)
 
 
@@ -138,11 +139,14 @@ class Examination:
         described = {}
         for view, targets in self.views.items():
             is_owned = find_owned(targets, self.owned)
-            described[view] = metrics.summarise(measured.values[view]) | {
+            is_outside = targets.items.item_row < 0
+            counts = {
                 "targets": len(is_owned),
-                "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
+                "targets_outside_catalogue": int(is_outside.sum()),
                 "unreachable_targets": int(is_owned.sum()) if view == "novel" else 0,
             }
+            described[view] = metrics.summarise(measured.values[view]) | counts
+
         return described
 
     def label(self, targets: Targets, groups: dict[str, Labels]) -> dict[str, Labels]:
@@ -154,12 +158,11 @@ class Examination:
 
     def slice(self, measured: Measured, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        return {
-            view: metrics.measure_slices(
-                measured.lists[view], targets, self.label(targets, groups)
-            )
-            for view, targets in self.views.items()
-        }
+        slices = {}
+        for view, targets in self.views.items():
+            labels = self.label(targets, groups)
+            slices[view] = metrics.measure_slices(measured.lists[view], targets, labels)
+        return slices
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -222,43 +225,43 @@ def evaluate(
     item_ids = recommender.bundle.items.column("item_id").to_pylist()
     ids = Ids.number(item_ids, (parts.train, later, parts.test))
     groups = label_users(parts, ids)
+
     train = ids.events(parts.train)
     late = ids.events(later)
     past = train.join(late)
 
-    examination = Examination.prepare(
-        holdout.group_requests(parts.test, ids), past, schema.repeats
-    )
+    held_out = holdout.group_requests(parts.test, ids)
+    examination = Examination.prepare(held_out, past, schema.repeats)
     requests = holdout.plain_requests(examination.held_out.rows, parts.at)
     ours = _recommend(recommender, examination, requests, log)
     protocol = describe_protocol(examination, parts.at, schema)
+
     in_context = {}
     if parts.at is None and holdout.has_context(parts.test, schema):
-        situations = Examination.prepare(
-            holdout.group_situations(parts.test, ids), past, schema.repeats
-        )
+        held_out = holdout.group_situations(parts.test, ids)
+        situations = Examination.prepare(held_out, past, schema.repeats)
         each = "user and time" if "datetime" in parts.test else "user and item"
         protocol["with_context"] = (
             f"{len(situations.user):,} requests, one per {each} of the holdout, "
             "in the context of its first event; the figure without context beside it is of the "
             "same requests, and only that one compares"
         )
-        in_context = _measure_in_context(
-            recommender, situations, (examination, ours), log
-        )
+        plain = (examination, ours)
+        in_context = _measure_in_context(recommender, situations, plain, log)
 
     criterion = None
     if len(parts.validation):
         sample = holdout.sample_users(parts.validation, seed)
-        criterion = make_criterion(
-            holdout.group_requests(sample, ids), train, schema.repeats
-        )
+        held_out = holdout.group_requests(sample, ids)
+        criterion = make_criterion(held_out, train, schema.repeats)
+
     models = {MODEL: ours}
     records = {}
     for name, record, score in fit_baselines(chosen, train, late, criterion, log):
         records[name] = record
         if score is not None:
             models[name] = examination.score(score)
+
     return {
         **_compare_models(examination, models, groups),
         "baselines": records,
@@ -275,14 +278,20 @@ def _compare_models(
     view = next(iter(examination.views))  # whose targets are all there are
     targets = examination.held_out.targets
     n_events = examination.past.count_items()
+
+    test = {}
+    effects = {}
+    for name, model in models.items():
+        lists = model.lists[view]
+        test[name] = examination.describe(model)
+        effects[name] = metrics.describe_lists(lists, targets, n_events, DEPTH)
+
+    paired = {name: compare(models[first], models[name]) for name in others}
     return {
-        "test": {name: examination.describe(models[name]) for name in models},
-        "paired": {name: compare(models[first], models[name]) for name in others},
+        "test": test,
+        "paired": paired,
         "slices": examination.slice(models[first], groups),
-        "beyond_accuracy": {
-            name: metrics.describe_lists(model.lists[view], targets, n_events, DEPTH)
-            for name, model in models.items()
-        },
+        "beyond_accuracy": effects,
     }
 
 
@@ -308,6 +317,7 @@ def _recommend(
         else:
             answers = recommender.recommend(requests, LIST_LENGTH, view == "novel")
         lists[view] = as_lists(answers, LIST_LENGTH)
+
     log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
     return examination.measure(lists)
 
@@ -335,9 +345,8 @@ def _measure_in_context(
 
     examination, measured = plain  # one list per user
     row = np.searchsorted(examination.user, situations.user)  # users ascend
-    uninformed = situations.measure(
-        {view: lists[row] for view, lists in measured.lists.items()}
-    )
+    repeated = {view: lists[row] for view, lists in measured.lists.items()}
+    uninformed = situations.measure(repeated)
     return {
         "with_context": {
             MODEL: situations.describe(informed),

@@ -54,19 +54,24 @@ def compare(
     Returns:
         The difference, or None while an arm has fewer than `MIN_USERS`.
     """
-    if min(len(control), len(arm)) < MIN_USERS:
+    users = (len(control), len(arm))
+    if min(users) < MIN_USERS:
         return None
-    difference = float(arm.mean() - control.mean())
+
+    mean_of_control = float(control.mean())
+    mean_of_arm = float(arm.mean())
+    difference = mean_of_arm - mean_of_control
     variance = float(control.var(ddof=1) / len(control) + arm.var(ddof=1) / len(arm))
     mean = float(np.concatenate([control, arm]).mean())
     half = half_width(variance, (sensible_lift * mean) ** 2, level)
+
     return Difference(
-        control=float(control.mean()),
-        arm=float(arm.mean()),
+        control=mean_of_control,
+        arm=mean_of_arm,
         difference=difference,
         low=difference - half,
         high=difference + half,
-        users=(len(control), len(arm)),
+        users=users,
     )
 
 
@@ -95,6 +100,7 @@ def check_shares(
     declared = {arm: share for arm, share in shares.items() if share > 0}
     counts = np.array([users.get(arm, 0) for arm in declared], float)
     expected = counts.sum() * np.array([*declared.values()]) / sum(declared.values())
+
     p_value = 1.0
     if len(declared) > 1 and counts.any():
         p_value = float(chisquare(counts, expected).pvalue)

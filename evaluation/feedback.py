@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule feedback") -
         metavar="FILE",
         help="the experiment that was served: its arms are compared",
     )
+
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -124,6 +125,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.experiment is not None:
         arms = Experiment.read(arguments.experiment).arms
         shares = {arm.name: arm.share for arm in arms}
+
     folder = arguments.run / FEEDBACK
     write(folder, feedback, describe(feedback, item_ids, shares))
     sys.stdout.write(
@@ -140,6 +142,7 @@ def load_served(run: Path) -> Recommender | None:
         bundle = registry.folder(registry.current())
     elif not bundle.exists():
         return None
+
     recommender = Recommender.load(bundle)
     with closing(LiveItems(run / STATE / ITEMS_FILE, recommender)) as items:
         return items.recommender
@@ -177,6 +180,7 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
         is_new=slots["item_id"].isin(new_items.astype("str")),
         is_unknown=slots["user_id"].notna() & ~is_known,
     )
+
     return replace(feedback, slots=slots)
 
 
@@ -196,6 +200,7 @@ def describe(
         "all": measure(feedback, item_ids),
         "groups": measure_groups(slots, groups),
     }
+
     if shares:
         figures["arms"] = compare_arms(slots, shares)
     return figures
@@ -211,6 +216,7 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> Figures:
         "shares": check_shares(Counter(arm_of_user), shares),
         "control": control,
     }
+
     for arm in others:
         figures[arm] = dict.fromkeys(users.columns)
         for name, column in users.items():
@@ -221,6 +227,7 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> Figures:
             if difference is not None and np.isfinite(difference.high):
                 verdict = difference.verdict
                 figures[arm][name] = {**vars(difference), "verdict": verdict}
+
     return figures
 
 

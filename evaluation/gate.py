@@ -89,6 +89,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
         help="when the holdout begins: the moment that each user is asked at",
     )
     add_limits(parser)
+
     return run_command(lambda: run(parser.parse_args(words)))
 
 
@@ -102,6 +103,7 @@ def add_limits(parser: ArgumentParser) -> None:
             metavar="SHARE",
             help=f"default: {share}",
         )
+
     parser.add_argument(
         "--trusted-keys",
         type=Path,
@@ -147,12 +149,15 @@ def decide(options: Namespace, read: Read) -> None:
         current = Bundle.load(registry.folder(registry.current()))
 
     verdict = judge(options, current, read)
+
     text = json.dumps(verdict, indent=1, allow_nan=False) + "\n"
     write_file(options.out, text.encode())
+
     outcome = verdict["verdict"]
     versions = f"{verdict['candidate']} in place of {verdict['current']}"
     lines = [*tabulate(verdict["checks"]), f"{outcome}: {versions}"]
     sys.stdout.write("\n".join(lines) + "\n")
+
     if registry is not None:
         release(registry, options.candidate, verdict)
     if outcome != "passed":
@@ -160,13 +165,23 @@ def decide(options: Namespace, read: Read) -> None:
 
 
 def has_taken_over(registry: Registry, candidate: Path) -> bool:
-    """Tell whether a candidate has been let in before, which happens once."""
+    """Tell whether a candidate has been let in before, which happens once.
+
+    A kill after the activation leaves its line out of the audit log: it is added here.
+    """
     version = read_version(candidate)
     path = registry.path / AUDIT
     log = path.read_text(encoding="utf-8") if path.exists() else ""
+
+    is_published = f'"step": "published", "version": "{version}"' in log
     is_activated = f'"step": "activated", "version": "{version}"' in log
     if version != registry.current() and not is_activated:
         return False
+
+    if is_published and not is_activated:
+        left = next(iter(registry.past()), None)
+        audit(registry, "activated", version=version, left=left)
+
     sys.stdout.write(
         f"nothing is left to do: {version} is or was current; to let it be served "
         "again, activate it by hand\n"
@@ -184,14 +199,17 @@ def release(registry: Registry, candidate: Path, verdict: Verdict) -> None:
     checks = facts.pop("checks")
     failed = [check["name"] for check in checks if not check["is_passed"]]
     audit(registry, "judged", **facts, failed=failed)
+
     if verdict["verdict"] != "passed":
         return
+
     judged = (verdict["current"], verdict["candidate"])
     if (registry.current(), read_version(candidate)) != judged:
         raise BundleError(
             "another version became current, or the candidate was replaced, meanwhile: "
             "judge it again"
         )
+
     version = publish_version(registry, candidate).version
     audit(registry, "published", version=version)
     activate(registry, version)
@@ -242,7 +260,9 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
             profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
             tables.append(parts)
             recommenders.append(Recommender(bundle, profiles))
+
         checks += compare(recommenders, tables[0], limits)
+
     is_passed = all(check.is_passed for check in checks)
     return {
         "verdict": "passed" if is_passed else "stopped",
@@ -307,6 +327,7 @@ def make_watcher(program: str) -> ArgumentParser:
         metavar="FILE",
         help="public keys: no version without a signature becomes current",
     )
+
     return parser
 
 
@@ -321,22 +342,27 @@ def watch(options: Namespace) -> None:
     current = registry.current()
     past = registry.past()
     difference = None
+
     if past:
         slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
+
     if difference is None:
         sys.stdout.write(
             f"{current} stays: too few users yet, or no version before it\n"
         )
         return
 
+    interval = f"{difference.low:.3g} to {difference.high:.3g}"
     figures = (
         f"{options.figure} {difference.arm:.4g} after {difference.control:.4g}, "
-        f"difference {difference.low:.3g} to {difference.high:.3g}"
+        f"difference {interval}"
     )
+
     if difference.high >= -options.tolerance * difference.control:
         sys.stdout.write(f"{current} stays: {figures}\n")
         return
+
     done = rollback(registry)
     audit(registry, "rolled back", version=done.version, left=done.left, reason=figures)
     sys.stdout.write(f"current: {done.version}, in place of {done.left}: {figures}\n")
@@ -362,6 +388,7 @@ def compare_versions(
     ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= end)]
     begin = ripe["datetime"][ripe["version"] == current].min() - DAYS_BEFORE * DAY
     recent = ripe[ripe["datetime"] >= begin]
+
     outcomes = recent.groupby(["version", "user_id", "list"])[figure].sum()
     users = (outcomes > 0).groupby(["version", "user_id"]).mean()
     version = users.index.get_level_values("version")

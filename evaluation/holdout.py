@@ -38,9 +38,8 @@ from serve.profiles import Profiles, feature_values
 from serve.requests import History
 from serve.schema import Schema
 
-Strength = Callable[
-    [Doubles], Doubles
-]  # counts of (user, item) pairs -> their strengths
+# counts of (user, item) pairs -> their strengths
+Strength = Callable[[Doubles], Doubles]
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
@@ -103,6 +102,7 @@ def _declare(schema: Schema) -> DataConfig:
             for feature in schema.features(side)
         }
         features = replace(features, **{side: declared})
+
     all_times = TableConfig(min_datetime="0001-01-02", max_datetime="9999-12-30")
     return DataConfig(all_times, features=features, timezone=schema.timezone)
 
@@ -112,19 +112,18 @@ def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.Dat
     table = type_records(file, TableConfig(), schema.timezone, keeps_rows=False)
     if len(table.faults):
         raise SchemaError(f"{describe(table.faults)}; mend it or leave the record out")
+
     frame = table.frame
     id_types = {"user_id": schema.user_id_type, "item_id": schema.item_id_type}
+
     for name in frame.columns.intersection(PAIR):
+        id_type = id_types[name]
         where = f"{path.name}: {name}"
-        frame[name] = _to_ids(frame[name], id_types[name], where)
+        codes, distinct = pd.factorize(frame[name])
+        ids = [parse_id(value, id_type, where) for value in distinct]
+        frame[name] = np.array(ids, _ID_KINDS[id_type])[codes]
+
     return frame
-
-
-def _to_ids(ids: pd.Series, id_type: IdType, where: str) -> np.ndarray:
-    """Return ids in the type of the bundle."""
-    codes, distinct = pd.factorize(ids)
-    parsed = [parse_id(value, id_type, where) for value in distinct]
-    return np.array(parsed, _ID_KINDS[id_type])[codes]
 
 
 def _list_present(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
@@ -158,8 +157,10 @@ def profiles_from_frame(
     rows = np.searchsorted(user_ids, events["user_id"].to_numpy())
     counts = np.bincount(rows, minlength=len(user_ids))
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    kind = _ID_KINDS[schema.user_id_type]
     return Profiles(
-        user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
+        user_ids=np.asarray(user_ids, kind),
         features=_profile_features(users, user_ids, schema),
         history=_to_history(events, schema),
         offsets=offsets,
@@ -184,17 +185,20 @@ def _to_history(events: pd.DataFrame, schema: Schema) -> History:
         "datetime": np.int64,
         "weight": np.float64,
     }
+
     columns: dict[str, Any] = {}
     for name in events.columns.intersection([*kinds]):
         columns[name] = events[name].to_numpy(kinds[name])
     if "event" in events:
         types = events["event"].astype(object)
         columns["event"] = types.where(types.notna(), None).to_numpy(object)
+
     features = schema.context_features
     if features:
         cells: Any = dict(events.items())
         encoded = encode_features(features, cells, len(events), schema.timezone)
         columns["context"] = context_keys(features, encoded.codes)
+
     return History(**columns)
 
 
@@ -223,12 +227,14 @@ def split_validation(
         is_late = train["datetime"] >= at - length
         if is_late.any() and not is_late.all():
             return train[~is_late], train[is_late]
+
     for name in ("datetime", "position"):
         if name in train:
             of_user = train.groupby("user_id")[name]
             is_last = train[name] == of_user.transform("max")
             is_last &= train[name] > of_user.transform("min")
             return train[~is_last], train[is_last]
+
     is_drawn = _draw_pairs(train, len(holdout.drop_duplicates(PAIR)), seed)
     return train[~is_drawn], train[is_drawn]
 
@@ -400,6 +406,7 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
     if schema.has_datetime and "datetime" in rows:
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = to_moment(seconds)
+
     for feature in _list_present(schema.context_features, rows):
         column = rows[feature.column].astype(object)
         cells: list[Any] = column.where(column.notna(), None).tolist()
@@ -407,6 +414,7 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
             cells = list(map(feature.write, cells))
         for request, cell in zip(requests, cells, strict=True):
             request.setdefault("context", {})[feature.name] = cell
+
     return requests
 
 

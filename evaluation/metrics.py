@@ -149,6 +149,7 @@ def measure_requests(
         values[f"NDCG@{k}"] = ndcg(hits, n_targets, k)
         values[f"MRR@{k}"] = has_hit / (top.argmax(axis=1) + 1)
         values[f"MAP@{k}"] = (precision * top).sum(axis=1) / np.minimum(n_targets, k)
+
     return values
 
 
@@ -202,13 +203,16 @@ def describe_lists(
 
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
     chosen = popularity[targets.items.item_row].mean()
+    lift = float(popularity[shown].sum() / n_shown / chosen)
     novelty = float(-np.log2(share[shown]).mean()) if len(shown) else 0.0
     inequality = (2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure
+    gini = float(inequality / (n_items * n_shown))
+
     return {
         f"coverage@{k}": np.count_nonzero(exposure) / n_items,
         f"novelty@{k}": novelty,
-        f"popularity_lift@{k}": float(popularity[shown].sum() / n_shown / chosen),
-        f"gini@{k}": float(inequality / (n_items * n_shown)),
+        f"popularity_lift@{k}": lift,
+        f"gini@{k}": gini,
     }
 
 
@@ -251,6 +255,7 @@ def resample_means(values: Doubles) -> Doubles:
     rng = np.random.default_rng(SEED)
     n_users = len(values)
     block = max(1, BLOCK_BYTES // (8 * n_users))
+
     means = []
     for start in range(0, RESAMPLES, block):
         counts = np.empty((min(block, RESAMPLES - start), n_users))
@@ -259,6 +264,7 @@ def resample_means(values: Doubles) -> Doubles:
                 rng.integers(n_users, size=n_users), minlength=n_users
             )
         means.append(counts @ values / n_users)
+
     return np.concatenate(means)
 
 
@@ -272,13 +278,13 @@ def measure_slices(
         targets: the items to find.
         labels: slice -> a label per target, (T,).
     """
-    return {
-        name: {
+    measured = {}
+    for name, targets_by_value in slice_targets(targets, labels).items():
+        measured[name] = {
             value: summarise(measure_users(lists, part))
             for value, part in targets_by_value.items()
         }
-        for name, targets_by_value in slice_targets(targets, labels).items()
-    }
+    return measured
 
 
 def slice_targets(
@@ -306,10 +312,11 @@ def slice_targets(
         values = values.where(is_own, OTHER)
 
         n_left = user.groupby(values).nunique()  # `other` may have too few
+        large = sorted(n_left.index[n_left >= MIN_USERS])
         slices[name] = {
-            value: targets.keep((values == value).to_numpy())
-            for value in sorted(n_left.index[n_left >= MIN_USERS])
+            value: targets.keep((values == value).to_numpy()) for value in large
         }
+
     return slices
 
 
@@ -336,11 +343,12 @@ def label_targets(
     length = np.searchsorted([1, 5, 20], history_length, side="right")
     is_cold = np.append(event_count < COLD_EVENTS, True)[item_row]
     is_tail = np.append(~find_head(event_count), True)[item_row]
-    labels: dict[str, Labels] = {
-        "history": np.array(["0", "1-4", "5-19", "20+"])[length][request],
-        "item_events": np.where(is_cold, "0-4", "5+"),
-        "popularity": np.where(is_tail, "tail", "head"),
-    }
+
+    lengths = np.array(["0", "1-4", "5-19", "20+"])[length]
+    labels: dict[str, Labels] = {"history": lengths[request]}
+    labels["item_events"] = np.where(is_cold, "0-4", "5+")
+    labels["popularity"] = np.where(is_tail, "tail", "head")
+
     for name, column in groups.items():
         unique_name = f"{name} (column)" if name in SLICES else name
         labels[unique_name] = column[targets.user][request]

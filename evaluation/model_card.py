@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,18 +46,15 @@ def render(
     Raises:
         jinja2.UndefinedError: the template names something that is not there.
     """
-    return (
-        environment()
-        .get_template(template)
-        .render(
-            content=content,
-            data=data,
-            schema=schema,
-            tables=describe_data(data, schema),
-            views=read_views(content),
-            slices=read_slices(content),
-            **more,
-        )
+    page = environment().get_template(template)
+    return page.render(
+        content=content,
+        data=data,
+        schema=schema,
+        tables=describe_data(data, schema),
+        views=read_views(content),
+        slices=read_slices(content),
+        **more,
     )
 
 
@@ -74,14 +71,24 @@ def environment() -> Environment:
     )
     templates.globals["min_users"] = MIN_USERS_SHOWN
     templates.filters |= {
-        "figure": lambda value: f"{value:.4f}".replace("-", "−"),
-        "signed": lambda value: f"{value:+.4f}".replace("-", "−"),
+        "figure": _write_figure,
+        "signed": partial(_write_figure, form="+.4f"),
         "percent": "{:.1%}".format,
         "day": _write_day,
         "sign": sign,
-        "markdown": lambda text: _MARKS.sub(r"\\\1", " ".join(str(text).split())),
+        "markdown": _escape_markdown,
     }
+
     return templates
+
+
+def _write_figure(figure: float, form: str = ".4f") -> str:
+    return format(figure, form).replace("-", "−")
+
+
+def _escape_markdown(text: Any) -> str:
+    """Put a text of the data on one line, in which no mark has a meaning."""
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def _write_day(moment: str, schema: Schema) -> str:
@@ -96,25 +103,31 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
     """
     if "test" not in metrics:
         return []
+
     metric = headline_metric(metrics["protocol"]["repeats"])
     test = metrics["test"]
+
     views = []
     for view, ours in test[MODEL].items():
         names = [name for name in test if metric in test[name][view]]
         names.sort(key=lambda name: -test[name][view][metric])
+        models = {}
+        paired = {}
+        for name in names:
+            models[name] = test[name][view]
+            if name != MODEL:
+                paired[name] = metrics["paired"][name][view]
+
         views.append(
             {
                 "name": view,
                 "metric": metric,
                 "ours": ours,
-                "models": {name: test[name][view] for name in names},
-                "paired": {
-                    name: metrics["paired"][name][view]
-                    for name in names
-                    if name != MODEL
-                },
+                "models": models,
+                "paired": paired,
             }
         )
+
     return views
 
 
@@ -126,8 +139,10 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
     """
     if "slices" not in metrics:
         return []
+
     metric = headline_metric(metrics["protocol"]["repeats"])
     views = list(metrics["slices"])
+
     slices = []
     for name in metrics["slices"][views[0]]:
         large: dict[str, dict[str, Content]] = defaultdict(dict)
@@ -135,6 +150,7 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
             for label, summary in metrics["slices"][view].get(name, {}).items():
                 if summary["users"] >= MIN_USERS_SHOWN:
                     large[label][view] = summary
+
         groups = {label: large[label] for label in sorted(large, key=_order_label)}
         charted = {
             label: summaries[views[0]]
@@ -154,6 +170,7 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
                 "ranked": ranked if is_compared else [],
             }
         )
+
     return slices
 
 
@@ -175,6 +192,7 @@ def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
                 text = f"{leaf:.1%}"
             elif type(leaf) in (int, float):
                 text = f"{round(leaf, 3):,}"
+
             if label:
                 first, colon, others = label.partition(": ")
                 first = first[:1].upper() + first[1:].replace("_", " ")
@@ -182,6 +200,7 @@ def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
             elif name != "leaks":
                 table = "Looks wrong" if isinstance(value, list) else "Habits"
                 tables[table].append((title, text))
+
     if "Time" in tables:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return tables

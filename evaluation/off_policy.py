@@ -61,6 +61,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule judge") -> i
         metavar="DIR",
         help="bundle of the other version, with its profiles beside it",
     )
+
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -96,6 +97,7 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
             f"{len(lists)} lists of the log were drawn for users after the bundle's "
             f"data; needed: {MIN_LISTS}. Serve with a policy of kind explore first"
         )
+
     slots = pd.concat([rows for rows, _ in lists])
     drawn = np.concatenate([scores for _, scores in lists])
     user = slots["user_id"].factorize()[0]
@@ -106,6 +108,7 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
     predicted = np.zeros(len(slots))
     expected = np.zeros(len(slots))
     is_scored = np.isfinite(score)
+
     for fold in range(FOLDS):
         is_held = user % FOLDS == fold
         others = ~is_held & is_scored
@@ -114,6 +117,7 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
         predicted[held] = predict(score[held], position[held])
         rewards = predict(drawn[is_held], position[is_held, None])
         expected[is_held] = rewards.mean(axis=1)
+
     return Logged(
         user=user,
         reward=reward,
@@ -137,6 +141,7 @@ def _ask_lists(
     slots = feedback.slots
     schema = recommender.bundle.schema
     is_chosen = slots["policy"].str.startswith("explore") & slots["user_id"].notna()
+
     if schema.has_datetime:
         is_chosen &= slots["datetime"] > schema.data_until
 
@@ -147,6 +152,7 @@ def _ask_lists(
         user_id = first["user_id"]
         moment = int(first["datetime"])
         done = events.get(user_id, no_events)
+
         request = _make_request(recommender, user_id, moment, done)
         policy = Policy.from_text(first["policy"])
         candidates = find_candidates(recommender, request, len(rows), None, policy)
@@ -156,6 +162,7 @@ def _ask_lists(
         is_listed = indices >= 0
         listed = indices[is_listed]
         positions = rows["position"].to_numpy()[is_listed]
+
         target = np.zeros(len(rows))
         score = np.full(len(rows), np.nan)
         target[is_listed] = candidates.propensities(listed, positions - 1)
@@ -173,9 +180,11 @@ def _make_request(
     """Return the request of a user at a moment, with what they had done before it."""
     past = events[events["datetime"] < moment]
     past = past.astype({"item_id": object, "event": object})
+
     is_dismissal = past["event"].isin(DISMISSALS)
     last = past[is_dismissal].drop_duplicates("item_id", keep="last")
     done = past[~is_dismissal]
+
     columns = ("item_id", "datetime", "event", "weight")
     history = History(*(done[name].to_numpy() for name in columns))
     dismissed = tuple(last["item_id"][last["event"] == DISMISS])
@@ -220,6 +229,7 @@ def estimate(log: Logged) -> Estimates:
     weight = np.minimum(ratio, MAX_WEIGHT)
     clipped = int((ratio > MAX_WEIGHT).sum())
     total = weight.sum()
+
     effective = float(total**2 / max((weight**2).sum(), 1e-300))
     if effective < MIN_EFFECTIVE:
         return Estimates(effective, clipped)

@@ -106,6 +106,7 @@ def join(
         "value": events["weight"].fillna(1.0).where(is_target, 0.0),
     }
     has_slot = slot >= 0
+
     for name, outcome in outcomes.items():
         weights = np.asarray(outcome, np.float64)[has_slot]
         slots[name] = np.bincount(slot[has_slot], weights, minlength=len(slots))
@@ -146,14 +147,16 @@ def measure(feedback: Feedback, item_ids: Collection[str]) -> Figures:
         coverage = float(catalogue.isin(shown).mean())
         is_unknown = ~events["item_id"].isin(catalogue)
         unknown_share = _mean(is_unknown, events["user_id"])
-    return {
-        **measure_rates(feedback.slots),
-        **_measure_engagement(feedback),
+
+    is_nobody = feedback.lists["user_id"].isna()
+    has_no_list = events["slot"] < 0
+    figures = measure_rates(feedback.slots) | _measure_engagement(feedback)
+    return figures | {
         "items_shown": int(shown.nunique()),
         "coverage": coverage,
         "unknown_item_share": unknown_share,
-        "lists_of_nobody": int(feedback.lists["user_id"].isna().sum()),
-        "events_without_list": int((events["slot"] < 0).sum()),
+        "lists_of_nobody": int(is_nobody.sum()),
+        "events_without_list": int(has_no_list.sum()),
     }
 
 
@@ -172,17 +175,23 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
         "users": int(slots["user_id"].nunique()),
         "lists": len(lists),
         "click_through": _mean(slots["clicks"] > 0, owner),
-        "lists_with_event": _mean(lists["clicks"] > 0, owner_of_list),
-        "conversion": _mean(lists["conversions"] > 0, owner_of_list),
-        "value_per_list": _mean(lists["value"], owner_of_list),
-        "dismissals_per_list": _mean(lists["dismissals"], owner_of_list),
-        "new_item_share": None,
-        "unknown_user_share": None,
     }
+    outcomes = {
+        "lists_with_event": lists["clicks"] > 0,
+        "conversion": lists["conversions"] > 0,
+        "value_per_list": lists["value"],
+        "dismissals_per_list": lists["dismissals"],
+    }
+
+    for name, values in outcomes.items():
+        figures[name] = _mean(values, owner_of_list)
+
+    figures |= {"new_item_share": None, "unknown_user_share": None}
     if "is_new" in slots:
         is_unknown = by_list["is_unknown"].first()
         figures["new_item_share"] = _mean(slots["is_new"], owner)
         figures["unknown_user_share"] = _mean(is_unknown, owner_of_list)
+
     return figures
 
 
@@ -217,6 +226,7 @@ def _measure_engagement(feedback: Feedback) -> Figures:
     lists = feedback.lists.dropna(subset="user_id")
     days = pd.concat([table[["user_id", "datetime"]] for table in (lists, events)])
     days = days.assign(day=days["datetime"] // DAY).drop_duplicates(["user_id", "day"])
+
     by_user = days.groupby("user_id")["day"]
     n_days = by_user.size()
     n_events = events.groupby("user_id").size().reindex(n_days.index, fill_value=0)
@@ -224,9 +234,11 @@ def _measure_engagement(feedback: Feedback) -> Figures:
         "events_per_user": _mean(n_events, n_events.index),
         "active_days_per_user": _mean(n_days, n_days.index),
     }
+
     last = days["day"].max()
     first = by_user.min()
     since = days["day"] - days["user_id"].map(first)
+
     for span in RETENTION_DAYS:
         is_back = ((since > 0) & (since <= span)).groupby(days["user_id"]).any()
         is_back = is_back[first + span <= last]  # of later users nobody knows yet

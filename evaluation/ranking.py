@@ -55,6 +55,7 @@ def top_k(scores: Floats, k: int) -> Ints:
         best = np.partition(keys, k - 1, axis=1)[:, :k]  # (b, k)
         best.sort(axis=1)
         lists[rows, :k] = np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
+
     return lists
 
 
@@ -101,10 +102,12 @@ def rank_views(
         own = owned.take(requests)
         is_owned = np.zeros(scores.shape, np.bool_)  # (b, N)
         is_owned[own.request, own.item_row] = True
+
         for view, ranked in lists.items():
             allowed = scores  # (b, N)
             if view != "all":
                 is_in_view = is_owned == (view == "repeat")  # (b, N)
                 allowed = np.where(is_in_view, scores, np.float32(-np.inf))  # (b, N)
             ranked[requests] = top_k(allowed, k)
+
     return lists

@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule report") -> 
         type=Path,
         help="the test interactions, to mark what was right in the examples",
     )
+
     return run_command(lambda: rewrite_report(**vars(parser.parse_args(argv))))
 
 
@@ -86,16 +87,16 @@ def rewrite_report(run: Path, holdout: Path | None) -> None:
     path = run / METRICS
     recommender = Recommender.load(run / BUNDLE)
     version = recommender.bundle.manifest.version
+
     content = json.loads(path.read_bytes())
     if content.get("version") != version:
         raise SchemaError(
             f"{path} is not of version {version}, as the bundle beside it"
         )
-    test = (
-        None
-        if holdout is None
-        else read_interactions(holdout, recommender.bundle.schema)
-    )
+
+    test = None
+    if holdout is not None:
+        test = read_interactions(holdout, recommender.bundle.schema)
     write_report(run, run, content, recommender, test)
     sys.stdout.write(f"report: {run / REPORT}\n")
 
@@ -116,28 +117,42 @@ def write_report(
         recommender: the bundle of the run with its profiles.
         holdout: the test interactions, to mark what was right in the examples.
     """
-    facts = recommender.bundle.manifest.facts
+    bundle = recommender.bundle
+    facts = bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
     requests, targets = draw_requests(recommender, content, holdout, seed)
-    has_config = (folder / CONFIG).is_file()
+
+    config = None
+    if (folder / CONFIG).is_file():
+        config = shlex.quote(str(run / CONFIG))
+    exposure = None
+    if requests:
+        exposure = measure_exposure(recommender, requests)
+    answers = {
+        "n_asked": len(requests),
+        "is_test": targets is not None,
+        "examples": describe_examples(recommender, requests, targets, seed),
+        "exposure": exposure,
+    }
+    charts = {
+        "depth": DEPTH,
+        "curves": read_curves(run),
+        "draw_intervals": draw_intervals,
+        "find_limits": find_limits,
+        "draw_curves": draw_curves,
+    }
+
     page = render(
         "report.html",
         content,
         content["data"],
-        recommender.bundle.schema,
+        bundle.schema,
         facts=facts,
         python=platform.python_version(),
-        config=shlex.quote(str(run / CONFIG)) if has_config else None,
+        config=config,
         without_context=WITHOUT_CONTEXT,
-        depth=DEPTH,
-        n_asked=len(requests),
-        is_test=targets is not None,
-        examples=describe_examples(recommender, requests, targets, seed),
-        exposure=measure_exposure(recommender, requests) if requests else None,
-        curves=read_curves(run),
-        draw_intervals=draw_intervals,
-        find_limits=find_limits,
-        draw_curves=draw_curves,
+        **answers,
+        **charts,
     )
     write_file(folder / REPORT, page.encode())
 
@@ -159,9 +174,11 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
         text = io.StringIO()
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(text, format="svg", transparent=True, metadata=no_metadata)
+
     svg = text.getvalue().partition("<svg ")[2]
     prefix = re.sub(r"\W+", "-", label)
     svg = re.sub(r'id="|\(#|"#', lambda mark: mark[0] + prefix, svg)
+
     for place, colour in enumerate(COLOURS):
         svg = svg.replace(colour, f"var(--c{place})")
     head = Markup('<svg class="chart" role="img" aria-label="{}" ').format(label)
@@ -190,6 +207,7 @@ def draw_intervals(
             ends = summary[f"{metric}_ci95"]
             axes.plot(ends, [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
+
         names = [NAMES.get(name, name)[:24] for name in summaries]
         axes.set_yticks(range(len(names)), names)
         bottom = len(names) - 0.4  # the first row is on top
@@ -204,9 +222,10 @@ def draw_intervals(
 def find_limits(slices: Sequence[Content]) -> tuple[float, float]:
     """Return the ends of an axis that holds the intervals of all groups."""
     ends = []
-    for one in slices:
-        for group in one["charted"].values():
-            ends += group[f"{one['metric']}_ci95"]
+    for groups in slices:
+        interval = f"{groups['metric']}_ci95"
+        for summary in groups["charted"].values():
+            ends += summary[interval]
     return max(0.0, min(ends) - 0.02), max(ends) + 0.02
 
 
@@ -220,7 +239,9 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
         path = run / LOGS / stage / CURVES
         if not path.is_file():
             continue
+
         rows = pd.read_csv(path).groupby("epoch").last().dropna(axis=1, how="all")
+
         for start, meaning in CURVES_SHOWN.items():
             logged = rows.filter(regex=f"^{start}")
             if len(logged.columns):
@@ -228,6 +249,7 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
                     f"{meaning} of the {title}; the upright line is the chosen epoch"
                 )
                 charts[caption] = {str(name): logged[name].dropna() for name in logged}
+
     return charts
 
 
@@ -259,6 +281,7 @@ def draw_requests(
     requests = [
         {"user_id": user_id} for user_id in recommender.profiles.user_ids.tolist()
     ]
+
     targets = None
     if holdout is not None and len(holdout):
         test_at = content["data"]["split"].get("test_at")
@@ -268,6 +291,7 @@ def draw_requests(
         )
         requests = plain_requests(held_out.rows, at)
         targets = held_out.targets.items
+
     order = np.random.default_rng(seed).permutation(len(requests))
     rows = np.sort(order[:MAX_REQUESTS])
     drawn = [requests[row] for row in rows.tolist()]
@@ -275,9 +299,7 @@ def draw_requests(
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    return as_lists(
-        recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH
-    )
+    return as_lists(recommender.recommend(requests, DEPTH, filter_viewed), DEPTH)
 
 
 def _item_ids(recommender: Recommender) -> Any:
@@ -304,11 +326,13 @@ def measure_exposure(
     n_shown = np.bincount(lists[lists >= 0], minlength=n_items)
     order = np.argsort(-n_events, kind="stable")
     places = np.unique(np.geomspace(1, n_items, 120).round().astype(int))
+
     shares = {}
     for name, counts in (("recommendations", n_shown), ("events", n_events)):
         totals = np.cumsum(counts[order])
         values = totals[places - 1] / max(totals[-1], 1)
         shares[name] = pd.Series(values, places / n_items)
+
     return shares
 
 
@@ -320,6 +344,7 @@ def describe_examples(
     for request in requests:
         profile = recommender.profiles.get(request["user_id"])
         histories.append(profile.history if profile else History(np.empty(0, object)))
+
     chosen = _choose_rows([len(history) for history in histories], seed)
 
     schema = recommender.bundle.schema
@@ -334,25 +359,30 @@ def describe_examples(
     ids = _item_ids(recommender)
     # the last name answers -1
     names = np.array([*name_all(recommender), "an item outside the catalogue"], object)
+
     examples = []
     for place, row in enumerate(chosen):
         history = histories[row]
         owned = ids.get_indexer(pd.Index(history.item_id))
         wanted: Any = [] if targets is None else targets.take(np.array([row])).item_row
+
         shown = {}
         for title, ranked in lists.items():
             items = ranked[place][ranked[place] >= 0]
             shown[title] = [
                 (names[item], item in wanted, item in owned) for item in items
             ]
+
+        events = _describe_events(history, names[owned], schema.timezone)
         examples.append(
             {
                 "n_events": len(history),
-                "events": _describe_events(history, names[owned], schema.timezone),
+                "events": events,
                 "lists": shown,
                 "targets": [names[item] for item in wanted],
             }
         )
+
     return examples
 
 

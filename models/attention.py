@@ -36,6 +36,7 @@ class Dropout(nn.Module):
         """Drop entries of a tensor of any shape (...) while training."""
         if not self.training or not self.n_dropped:
             return values
+
         n = values.numel()
         highest = (1 << 63) - 1
         words = torch.randint(
@@ -152,6 +153,7 @@ class EventBlocks(nn.Module):
             query_groups = groups_of_rows.gather(1, positions)  # (B, 1)
             query_times = times.gather(1, positions)  # (B, 1)
             relations = self.relate(query_times, query_groups, times, groups)
+
         last = self.blocks[-1](tokens, relations, positions)  # (B, 1, D)
         return self.norm(last).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
@@ -179,12 +181,12 @@ class EventBlock(nn.Module):
         self.project_out = nn.Linear(dim, dim)
         self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # at each knot
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
+
+        widen = nn.Linear(dim, 2 * dim)
+        narrow = nn.Linear(2 * dim, dim)
+
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, 2 * dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(2 * dim, dim),
+            nn.LayerNorm(dim), widen, nn.GELU(), Dropout(dropout), narrow
         )
         self.dropout = Dropout(dropout)
 
@@ -209,6 +211,7 @@ class EventBlock(nn.Module):
         bias = bias + self.gap_logits(relations.pieces, relations.log_positions)
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
         queries = tokens  # (B, T, D)
+
         if positions is not None:
             queries = take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)

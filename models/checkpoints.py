@@ -76,6 +76,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} is torn or altered: its hash differs; "
             "leave --ckpt_path out to start anew"
         )
+
     checkpoint: dict[str, Any] = torch.load(
         io.BytesIO(body), map_location="cpu", weights_only=True
     )

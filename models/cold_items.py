@@ -151,11 +151,14 @@ def fit_places(
     tower = towers.item_tower
     taste = vectors[:, : tower.dim]  # (N, D)
     content = _fit_content(towers, taste, rows, generator)
+
     if not len(rows):  # one content at the origin moves nothing
         origin = taste.new_zeros(1, tower.dim)  # (1, D)
         return ContentPlaces(tower, content, origin, origin, taste.new_ones(1)).eval()
+
     codes = towers.item_codes[rows]  # (n, C)
     values = towers.item_values[rows].contiguous()  # (n, V)
+
     bits = torch.cat([codes.int(), values.view(torch.int32)], dim=1)  # (n, C + V)
     _, group, counts = torch.unique(
         bits, dim=0, return_inverse=True, return_counts=True
@@ -163,13 +166,16 @@ def fit_places(
     lot = torch.randperm(len(counts), generator=generator)  # (K,)
     by_count = counts[lot].argsort(descending=True, stable=True)  # (K,)
     frequent = lot[by_count][:max_contents]  # (K',)
+
     zeros = taste.new_zeros(len(counts), tower.dim)  # (K, D)
     means = zeros.index_add(0, group, taste[rows]) / counts.unsqueeze(1)  # (K, D)
+
     examples = group.new_zeros(len(counts))  # (K,)
     examples = examples.scatter(0, group, torch.arange(len(rows)))[frequent]  # (K',)
     embedded = content(codes[examples], values[examples])  # (K', D)
     keys = normalize(embedded, dim=1)  # (K', D)
     n_items = counts[frequent].to(taste.dtype)  # (K',)
+
     return ContentPlaces(tower, content, keys, means[frequent], n_items).eval()
 
 
@@ -189,6 +195,7 @@ def _fit_content(
     content = copy.deepcopy(tower.content)
     if not len(rows):
         return content.eval()
+
     content.requires_grad_(True).train()  # training may have frozen it
     n_batches = math.ceil(len(rows) / BATCH)
     epochs = max(EPOCHS, math.ceil(MIN_STEPS / n_batches))
@@ -204,6 +211,7 @@ def _fit_content(
             torch.autograd.backward(errors.square().sum(dim=1).mean())
             optimizer.step()
             schedule.step()
+
     return content.eval()
 
 
@@ -236,6 +244,7 @@ class Shrinkage:
 
         if not len(self.rows):
             return
+
         vectors = towers.item_vectors(towers.no_popularity)  # (N, W)
         generator = torch.Generator().manual_seed(seed)
         places = fit_places(
@@ -297,6 +306,7 @@ def fit_cold_items(
             Contest(towers, vectors, stand_ins, cold, batch) for batch in requests
         ]
         share = len(stand_ins) / len(vectors)
+
         if len(level):
             highest = popularity.amax(dim=0)  # (P,)
             bounds = (float(level.min()), float(highest.max()))
@@ -306,6 +316,7 @@ def fit_cold_items(
             length = find_fair(
                 contests, Contest.with_length, share, MIN_LENGTH, MAX_LENGTH
             )
+
     places = fit_places(towers, vectors, rows, generator, MAX_CONTENTS)
     return ColdItems(tower, places, level, length).eval()
 
@@ -344,6 +355,7 @@ class Contest:
         is_barred = is_owned.index_fill(1, stand_ins, True)  # (B, N)
         scores = towers.score_items(users, vectors, batch)  # (B, N)
         scores = scores.masked_fill(is_barred, -math.inf)  # (B, N)
+
         placed = place_all(
             cold,
             towers.item_codes[stand_ins],
@@ -352,6 +364,7 @@ class Contest:
         )  # (s, W)
         new_scores = users @ placed.T  # (B, s)
         weights = users[:, users.shape[1] - len(cold.popularity) :]  # (B, P)
+
         self.others = scores.topk(min(SLOTS, len(vectors)), dim=1).values
         self.scores = new_scores.masked_fill(is_owned[:, stand_ins], -math.inf)
         self.popularity_weight = weights.sum(dim=1, keepdim=True)
@@ -389,4 +402,5 @@ def find_fair(
             low = middle
         else:
             high = middle
+
     return high

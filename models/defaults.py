@@ -157,22 +157,25 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
     if has_no_order:
         n_examples = int(history.clip(upper=FOLDS).sum())
-    is_used = tables.items["item_id"].isin(rows["item_id"])
+    is_unused = ~tables.items["item_id"].isin(rows["item_id"])
     usual_history = history.clip(upper=MAX_OF_MEDIAN * history.median())
+    mean_history = float(usual_history.mean())
+    n_items = rows["item_id"].nunique()
+    features = config.features
     is_repeated = config.repeats == "allow"
     has_order = config.ties == "ordered" and not has_no_order
 
     return DataCounts(
         n_examples=n_examples,
-        n_items=rows["item_id"].nunique(),
-        n_unused=int((~is_used).sum()),
+        n_items=n_items,
+        n_unused=int(is_unused.sum()),
         n_events=len(rows),
-        mean_history=float(usual_history.mean()),
+        mean_history=mean_history,
         is_set=has_no_order,
         is_repeated=is_repeated,
         is_ordered=has_order and not is_repeated,
-        has_content=bool(config.features.item),
-        has_context=bool(config.features.context),
+        has_content=bool(features.item),
+        has_context=bool(features.context),
     )
 
 
@@ -197,6 +200,7 @@ def choose_recipe(
             f"model.neighbours is {config.neighbours}; "
             "allowed where data.ties is simultaneous: 0"
         )
+
     values = asdict(config)
 
     choices = []
@@ -221,9 +225,13 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
     examples = f"{counts.n_examples:,} examples"
     epochs = _epochs(counts)
     patience = max(epochs // 3, 3) if counts.is_repeated else family.patience
+
     has_many = counts.n_events >= MANY_EVENTS
     dropout = family.dropout_of_many if has_many else family.dropout
     id_dropout = family.id_dropout if counts.has_content else 0.0
+
+    neighbours = _neighbours(counts, family)
+    batch_size = _batch_size(counts, family)
     placed = "items too" if id_dropout else "cold items alone"
 
     return {
@@ -232,13 +240,10 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "dropout": (dropout, events),
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
-        "neighbours": (
-            _neighbours(counts, family),
-            f"{catalogue}: items that go together",
-        ),
+        "neighbours": (neighbours, f"{catalogue}: items that go together"),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
-        "batch_size": (_batch_size(counts, family), f"{examples}, {shape}"),
+        "batch_size": (batch_size, f"{examples}, {shape}"),
         "max_epochs": (epochs, f"{examples}, {events}"),
         "patience": (patience, shape),
     }
@@ -258,9 +263,11 @@ def _negatives(counts: DataCounts) -> int:
         return 0
     if not counts.is_ordered:
         return NEGATIVES_OF_REQUESTS if counts.n_listed > MANY_ITEMS_OF_REQUESTS else 0
+
     is_large = counts.is_long and counts.n_events >= MANY_EVENTS
     if counts.n_listed <= (MANY_ITEMS_OF_LONG if is_large else MANY_ITEMS):
         return 0
+
     share = 2 ** round(math.log2(SHARE_OF_LONG * counts.n_listed))
 
     return min(share, MAX_OF_LONG) if counts.is_long else NEGATIVES

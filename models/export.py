@@ -214,27 +214,35 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         shapes[name] = {place: AXIS_NAMES[axis] for place, axis in enumerate(axes)}
     # it would warn of torchvision
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel("ERROR")
+    graph.eval()
+    inputs = {"arrays": graph.to_tensors(example)}
+    outputs = list(graph.outputs)
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
-            graph.eval(),
+            graph,
             (),
-            kwargs={"arrays": graph.to_tensors(example)},
+            kwargs=inputs,
             dynamo=True,
             dynamic_shapes={"arrays": shapes},
             input_names=list(graph.axes),
-            output_names=list(graph.outputs),
+            output_names=outputs,
             external_data=False,
             verbose=False,
         )
+
     if program is None:
         raise BundleError(f"{path.name}: torch exported nothing")
+
     model = program.model_proto
     whole = model.graph
     parts = (whole.node, whole.value_info, whole.initializer, whole.input, whole.output)
+
     for part in chain.from_iterable(parts):
         # source lines: paths of this machine, and names that differ each time
         part.ClearField("metadata_props")
+
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
 
@@ -297,11 +305,14 @@ class Cases:
         events = self.draw_events(lengths)
         n_requests = len(lengths)
         moment = np.full(n_requests, schema.data_until)
+
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
+
         user = draw_features(schema.features("user"), n_requests, self.rng)
         context = draw_features(schema.features("context"), n_requests, self.rng)
         arrays |= request_arrays(moment, user, context, schema)
+
         if schema.repeats == "allow":
             rates = self.rng.normal(size=len(self.vectors)).astype(np.float32)
             n_types = len(schema.event_types)
@@ -309,24 +320,26 @@ class Cases:
             n_categories = count_categories(schema.item_features)
             arrays |= owned_arrays(owned, self.categories, n_categories)
             arrays["owned_vectors"] = self.vectors[owned.item_row]
+
         return arrays
 
     def draw_events(self, lengths: list[int]) -> Events:
         """Draw histories of these lengths from few items, so that some occur again."""
         schema = self.schema
+        rng = self.rng
         n_events = sum(lengths)
         owners = np.repeat(np.arange(len(lengths)), lengths)
-        times = schema.data_until - DAY * self.rng.integers(0, 300, n_events)
+        times = schema.data_until - DAY * rng.integers(0, 300, n_events)
         times = times[np.lexsort((times, owners))]
+
+        if not schema.has_datetime:
+            times = np.zeros_like(times)
+
         n_items = max(1, len(self.vectors) // 3)
-        n_types = FIRST_CODE + len(schema.event_types)
-        return Events(
-            item_row=self.rng.integers(0, n_items, n_events),
-            time=times if schema.has_datetime else np.zeros_like(times),
-            event=self.rng.integers(1, n_types, n_events),
-            weight=self.rng.integers(1, 5, n_events).astype(np.float32),
-            offsets=np.cumsum([0, *lengths]),
-        )
+        item_row = rng.integers(0, n_items, n_events)
+        event = rng.integers(1, FIRST_CODE + len(schema.event_types), n_events)
+        weight = rng.integers(1, 5, n_events).astype(np.float32)
+        return Events(item_row, times, event, weight, np.cumsum([0, *lengths]))
 
     def of_item(self, n: int) -> Arrays:
         """Make inputs of the item tower for n drawn items."""
@@ -358,5 +371,6 @@ def draw_features(
             is_code = np.arange(feature.width) < counts
             drawn_codes = rng.integers(UNKNOWN, feature.n_codes, shape)
             codes.append(np.where(is_code, drawn_codes, PADDING))
+
     matrix = np.concatenate(values, axis=1).astype(np.float32)
     return EncodedFeatures(np.concatenate(codes, axis=1), matrix)

@@ -46,10 +46,12 @@ class FeatureEmbedding(nn.Module):
         self.has_single_codes = n_columns == len(slices)
         self.table = nn.Embedding(max(n_codes, 1), dim)
         self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))
+
         code_offsets = torch.tensor(offsets, dtype=torch.int64)  # (C,)
         missing_columns = torch.tensor(stops, dtype=torch.int64) - 1
         feature_of_column = torch.zeros(n_columns, max(len(slices), 1))  # (C, features)
         feature_of_column[torch.arange(n_columns), columns] = 1.0
+
         self.missing_columns = nn.Buffer(missing_columns, persistent=False)
         self.code_offsets = nn.Buffer(code_offsets, persistent=False)
         self.feature_of_column = nn.Buffer(feature_of_column, persistent=False)
@@ -122,11 +124,13 @@ class FeatureEmbedding(nn.Module):
         # A single code has the whole share of its feature, or is padding, whose row is zero.
         if is_exporting and self.has_single_codes:
             return embedding(rows, weight).sum(dim=1)  # (B, D)
+
         share = self._share(codes, dtype)  # (B, C)
 
         if is_exporting:
             vectors = embedding(rows, weight)  # (B, C, D)
             return (vectors * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
+
         return embedding_bag(
             rows, weight, mode="sum", per_sample_weights=share
         )  # (B, D)

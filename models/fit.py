@@ -65,7 +65,7 @@ class EpochLog(Callback):
         self.n_targets = 0
         self.best = float("-inf")
         self.training = self.to_best = 0.0
-        self.started = self.resumed = time.perf_counter()
+        self.started = self.resumed = 0.0
 
     @property
     def pace(self) -> dict[str, float]:
@@ -101,9 +101,11 @@ class EpochLog(Callback):
         mean = sum(recent) / len(recent)
         metrics[MONITOR] = metrics[NDCG].new_tensor(mean)
         self.resumed = time.perf_counter()
+
         if mean > self.best:
             self.best = mean
             self.to_best = self.resumed - self.started
+
         self.validated = {
             name: float(value)
             for name, value in metrics.items()
@@ -125,6 +127,7 @@ class EpochLog(Callback):
             if NDCG in self.validated:
                 line += f", {NDCG} {self.validated[NDCG]:.4f}"
             get_console().print(line, highlight=False)
+
         self.validated = {}
 
 
@@ -167,11 +170,13 @@ def fit(
     checkpoints = folder / CHECKPOINTS / stage
     options = dict(trainer_options)
     patience = model.recipe.patience if data.validation_batches else None
+
     is_shown = options.pop("enable_progress_bar", True)
     is_terminal = get_console().is_terminal
     options["enable_progress_bar"] = is_shown and is_terminal
     log = EpochLog(folder / LOGS / stage / CURVES, is_shown and not is_terminal)
     callbacks = [log, *_make_checkpoints(checkpoints, patience)]
+
     last = checkpoints / f"{LAST}.ckpt"
     start = str(last) if last.exists() else None
 
@@ -183,12 +188,14 @@ def fit(
 
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
+
     best = last if patience is None else checkpoints / f"{BEST}.ckpt"
     if not best.exists():
         raise SchemaError(
             "the training ended before its first epoch or validation: see --trainer.max_time, "
             "max_steps, limit_train_batches and check_val_every_n_epoch"
         )
+
     return _load_weights(model, best), log.pace
 
 
@@ -209,8 +216,10 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
         "enable_version_counter": False,
     }
     last = ModelCheckpoint(folder, LAST, **options)
+
     if patience is None:
         return [last]
+
     best = ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options)
 
     # Not strict: `fit` reports that there was no validation.
@@ -230,6 +239,7 @@ def _make_trainer(
     if precision not in PRECISIONS:
         allowed = "32-true, 16-mixed, bf16-mixed"
         raise SchemaError(f"trainer.precision is {precision!r}; allowed: {allowed}")
+
     options = {
         "max_epochs": max_epochs,
         # Others, as of a Mac, lack 64 bit numbers.
@@ -244,6 +254,7 @@ def _make_trainer(
         "gradient_clip_val": 1.0,
         **options,
     }
+
     try:
         trainer = pl.Trainer(**options, callbacks=callbacks)
     except (
@@ -267,6 +278,7 @@ def _quiet_lightning() -> Iterator[None]:
     logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.WARNING)
+
     try:
         with warnings.catch_warnings():
             for message in QUIET:
@@ -286,4 +298,5 @@ def _load_weights(model: TwoTower, path: Path) -> int:
             raise FloatingPointError(
                 f"after training '{name}' is not finite: lower --model.learning_rate"
             )
+
     return int(checkpoint["epoch"]) + 1

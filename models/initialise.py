@@ -78,6 +78,7 @@ def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Tow
             start_affinity(towers, memory, sample.category_preferences, seed)
     elif data.schema.is_set and not recipe.n_blocks:
         start_pooling(towers, read_matrix(data), recipe.logit_unit, seed)
+
     return towers
 
 
@@ -141,6 +142,7 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
     content = towers.item_tower.content
     codes = towers.item_codes
     values = towers.item_values
+
     if towers.item_has_content.any():
         optimizer = torch.optim.Adam(content.parameters(), lr=0.05)
         for _ in range(CONTENT_STEPS):
@@ -150,6 +152,7 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
             penalty = 1e-4 * content.table.weight.square().sum()  # scalar
             torch.autograd.backward(error + penalty)
             optimizer.step()
+
     with torch.no_grad():
         rest = factors - content.embed_catalogue(codes, values)  # (N, D)
         towers.item_tower.id_table.weight.copy_(rest)
@@ -163,9 +166,11 @@ def start_affinity(
         lift = memory.category_lift(preferences).numpy()  # (U, Q)
         categories = towers.categories.numpy().ravel()
         sizes = np.bincount(categories, minlength=lift.shape[1])[:, None]  # (Q, 1)
+
         root = np.sqrt(sizes)  # (Q, 1)
         right = _right_vectors(lift * root.T, memory.affinity_dim, seed)  # (Q, A)
         memory.affinity_table.copy_(torch.from_numpy(right * root))
+
         inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)  # (Q, 1)
         of_items = torch.from_numpy(right * inverse)  # (Q, A)
         towers.item_tower.affinity_table.weight.copy_(of_items)
@@ -188,6 +193,7 @@ def start_pooling(towers: Towers, matrix: sp.csr_array, unit: float, seed: int) 
         for layer in (tower.event_table, tower.project_weight, tower.project_gap):
             layer.weight.zero_()
         tower.start_token.zero_()
+
     if tower.popularity_gate is not None:
         # undoes the division of the standardised popularity by its spread
         spread = float(np.log1p(matrix.sum(axis=0)).std())
@@ -205,6 +211,7 @@ def _right_vectors(
     rank = min(dim, min(matrix.shape) - 1)
     if rank < 1:  # a single user or item
         return vectors
+
     _, values, right = svds(matrix, k=rank, random_state=seed)
     right[values <= MIN_SINGULAR * values.max()] = 0
     # of entries that differ by rounding errors the first is the largest
@@ -212,6 +219,7 @@ def _right_vectors(
     signs = np.sign(right[np.arange(rank), largest])
     leading = (right * signs[:, None])[::-1].T
     vectors[:, :rank] = leading.round(5) + 0.0  # without -0.0
+
     return vectors
 
 
@@ -248,6 +256,7 @@ class Start:
             raise SchemaError(
                 f"{run} holds no weights to start from: leave --warm_start out"
             )
+
         weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())
         for name in rows.keys() & weights.keys():
@@ -255,6 +264,7 @@ class Start:
                 raise BundleError(
                     f"{bundle.path} was not exported from {path}: leave --warm_start out"
                 )
+
         config = bundle.manifest.facts.config["model"]
         return cls(path, ModelConfig(**config), weights, rows)
 
@@ -268,15 +278,17 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
             *schema.event_types,
         ],
     }
+
     for name, side in _SIDES.items():
         features = schema.features(side)
         coded = [feature for feature in features if not feature.has_values]
         rows[f"towers.{name}.table.weight"] = _name_codes(coded) or [None]
-        rows[f"towers.{name}.number_table"] = [
-            (feature.name, entry)
-            for feature, span in value_slices(features)
-            for entry in range(span.stop - span.start)
-        ]
+        numbers: list[Hashable] = []
+        for feature, span in value_slices(features):
+            entries = range(span.stop - span.start)
+            numbers += [(feature.name, entry) for entry in entries]
+        rows[f"towers.{name}.number_table"] = numbers
+
     categories = _name_codes(
         [pair[0] for pair in category_features(schema.item_features)]
     )
@@ -286,6 +298,7 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
     # decays are numbered, since their days change with the span of the data
     decays = range(len(schema.decay_days))
     statistics: list[Hashable] = [*statistic_names(decays, schema.event_types)]
+
     for name in ("standardise.mean", "standardise.scale", "profile_weight.weight"):
         rows[f"{MEMORY}.{name}"] = statistics
     n_others = len(USER_STATISTICS) + N_STATE_FEATURES + 1
@@ -326,15 +339,18 @@ def take_over(
     state = model.state_dict()
     names_of_rows = name_rows(schema, item_ids)
     _check_alike(start, state, model.recipe.to_config())
+
     for name, tensor in state.items():  # these share memory with the model
         earlier = start.weights[name]
         if name not in names_of_rows:
             tensor.copy_(earlier)
             continue
+
         earlier_rows = {row: index for index, row in enumerate(start.rows[name])}
         indices = [earlier_rows.get(row, -1) for row in names_of_rows[name]]
         sources = torch.tensor(indices, dtype=torch.int64)  # (rows,)
         is_earlier = sources >= 0
+
         if name == IDS:
             tensor[~is_earlier & model.towers.item_has_content] = 0.0
         axis = _axis(name)
@@ -346,11 +362,13 @@ def _check_alike(start: Start, state: Mapping[str, Tensor], model: ModelConfig) 
     """Raise SchemaError if names or shapes differ, apart from the number of table rows."""
     there = _describe(start.model, start.weights, start.rows)
     here = _describe(model, state, start.rows)
-    differences = [
-        f"{name} is {there.get(name)} there and {here.get(name)} here"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
+    differences = []
+    for name in {**there, **here}:
+        earlier = there.get(name)
+        later = here.get(name)
+        if earlier != later:
+            differences.append(f"{name} is {earlier} there and {later} here")
+
     if differences:
         raise SchemaError(
             f"{start.path} holds weights of another shape: {'; '.join(differences[:3])}; "
@@ -370,4 +388,5 @@ def _describe(
         if name in rows:
             del shape[_axis(name)]
         described[name] = shape
+
     return described

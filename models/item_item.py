@@ -131,9 +131,11 @@ def next_item(
     positions = np.full(interactions.n_items, -1, np.int64)  # (N,)
     positions[items] = np.arange(len(items))
     position = positions[interactions.item]  # (E,)
+
     together, following = _count_pairs(interactions, position, len(items), decay)
     inverse = invert_regularised(together, ridge)  # (n, n)
     del together
+
     is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
     factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
@@ -162,10 +164,12 @@ def gf_cf(
     matrix = interactions.matrix()  # (U, N)
     per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
     per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
+
     by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
     scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
     by_item = scaled.T.tocsr()  # (N, U)
     vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
+
     root = np.sqrt(per_item)[:, None]  # (N, 1)
     rows = FILTER_WEIGHT * vectors / root  # (N, K)
     columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
@@ -191,6 +195,7 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     rank = min(n_factors, min(matrix.shape) - 1)
     if rank < 1:
         return np.zeros((matrix.shape[1], 1), np.float32)
+
     _, values, right = svds(matrix, k=rank, random_state=seed)  # (K,), (K, N)
     n_kept = max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
     right = right[np.argsort(-values)][:n_kept]  # (K, N)
@@ -265,9 +270,12 @@ def _count_pairs(
         is_inside = (position[later] >= 0) & (position[later - distance] >= 0)  # (l,)
         later = later[is_inside]  # (l,)
         earlier = later - distance  # (l,)
+
         both = sum_pairs(earlier, later, sum_histories(distance, later))  # (n, n)
         together = together + both + both.T
+
         weight = math.exp(-decay * (distance - 1))
         of_targets = weight * interactions.is_target[later]  # (l,)
         following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
+
     return together.toarray(), following

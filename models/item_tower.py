@@ -32,6 +32,7 @@ class ItemTower(nn.Module):
         self.similarity = recipe.similarity
         self.id_dropout = recipe.id_dropout
         self.affinity_dim = AFFINITY_DIM if has_affinity else 0
+
         self.id_table = nn.Embedding(n_items, self.dim)
         self.content = FeatureEmbedding(features, self.dim)
         self.affinity_table = nn.Embedding(

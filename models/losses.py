@@ -79,6 +79,7 @@ def repeat_loss(
     among_all = softmax_loss(
         users, items, memory, logits, batch.target_users, batch.target_weights
     )
+
     return among_all + NOVEL_WEIGHT * novel_loss(users, items, batch)  # scalar
 
 
@@ -149,6 +150,7 @@ def weighted_log_sum_exp(
     items = at_least_float32(items)
     values = sparse.values.to(users.dtype)  # (E,)
     weights = weights.to(users.dtype)  # (B,)
+
     total = users.new_zeros(())  # scalar
     by_users = torch.empty_like(users)  # (B, W)
     by_items = torch.zeros_like(items)  # (N, W)
@@ -161,13 +163,16 @@ def weighted_log_sum_exp(
             logits = torch.mm(users[span], items.T, out=room)  # (chunk, N)
             logits[rows, columns] += values[cells]  # (cells of the chunk,)
             highest, powers = to_powers(logits)  # (chunk, 1), (chunk, N)
+
             sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
             weight = weights[span].unsqueeze(1)  # (chunk, 1)
             log_sums = weight * (highest + sums.log())  # (chunk, 1)
             total += torch.where(weight == 0, 0, log_sums).sum()  # scalar
+
             factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
             torch.mm(powers, items, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_items.addmm_(powers.T, users[span] * factor)  # (N, W)
+
             of_cells = powers[rows, columns]  # (cells of the chunk,)
             by_values[cells] = of_cells * factor[rows, 0]  # (cells of the chunk,)
 

@@ -73,27 +73,29 @@ class Memory(nn.Module):
         self.unit = recipe.logit_unit
         self.standardise = Standardise(sample.statistics)
         self.standardise_user = Standardise(sample.user_statistics)
+
         n_statistics = sample.statistics.shape[1]
         n_user = sample.user_statistics.shape[1]
         n_features = len(category_features(schema.item_features))
+
         sums = sample.category_preferences.sum(dim=0)  # (Q,)
         shares = sums * n_features / sums.sum().clamp(min=1e-12)  # (Q,)
         self.category_shares = nn.Buffer(shares.clamp(min=1e-6))
+
         popularity_dim = len(schema.popularity_days)
         first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY]
         first_gates += [FIRST_POPULARITY] * popularity_dim
         self.first_gates = nn.Buffer(torch.tensor(first_gates) * self.unit)  # (2 + P,)
+
         self.affinity_table = nn.Parameter(torch.empty(len(sums), affinity_dim))
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(self.dim, N_STATE_FEATURES)
-        self.item_score = nn.Sequential(
-            nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, HIDDEN),
-            nn.GELU(),
-            nn.Linear(HIDDEN, 1),
-        )
+
+        widen = nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN)
+        mix = nn.Linear(HIDDEN, HIDDEN)
+        narrow = nn.Linear(HIDDEN, 1)
+        self.item_score = nn.Sequential(widen, nn.GELU(), mix, nn.GELU(), narrow)
         self.skip = nn.Linear(self.n_decays, 1)
 
         # Share of u . v_i that the memory takes back.
@@ -111,6 +113,7 @@ class Memory(nn.Module):
                 if isinstance(module, nn.Linear):
                     xavier_uniform_(module.weight)
                     zeros_(module.bias)
+
             zeros_(self.item_score[-1].weight)  # type: ignore[arg-type]
             constant_(self.skip.weight, 0.5)
             # Owned items begin above most others.
@@ -131,6 +134,7 @@ class Memory(nn.Module):
             -1
         )  # (E, D)
         summed = sum_by_user(vectors, arrays["owned_users"], n_users)  # (B, D)
+
         return normalize(summed, dim=-1, eps=1e-6)  # (B, D)
 
     def category_lift(self, preferences: Tensor) -> Tensor:
@@ -162,6 +166,7 @@ class Memory(nn.Module):
         gate = gates[:, 1:2]  # (B, 1)
         lift = self.category_lift(arrays["category_preferences"])  # (B, Q)
         affinity = gate * (lift @ self.affinity_table)  # (B, A)
+
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
     def score_owned(self, state: Tensor, vectors: Tensor, arrays: Tensors) -> Tensor:

@@ -120,6 +120,7 @@ class Refinement:
         if self.content_events:
             parts.append(f"content worth {self.content_events:g} events")
         line = f"refined by {', '.join(parts) or 'nothing'}"
+
         if self.ndcg:
             line += f": validation NDCG@10 {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
         return line
@@ -153,10 +154,13 @@ def list_estimators(
     """Return the estimators that plans may name, each with its arguments."""
     if not top_k:
         return {}
+
     interactions = read_interactions(data)
     estimate = partial(ease, interactions, top_k)
+
     if data.schema.repeats == "allow":
         return {"ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY)}
+
     n_items = len(np.unique(interactions.item))
     n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
     estimators: dict[str, Estimator] = {
@@ -169,11 +173,13 @@ def list_estimators(
         estimators["ease_of_targets"] = partial(
             ease, interactions.only_targets(), top_k, RIDGE
         )
+
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
         estimators["next_item"] = partial(next_item, interactions, top_k, RIDGE, decay)
         if data.schema.has_datetime:
             estimators["trend"] = partial(find_trend, data)
+
     return estimators
 
 
@@ -237,6 +243,7 @@ def choose(
         planned = {name: estimators[name] for name in start.alphas}
         weights = build_weights(planned, towers, requests, plan.decay)
         (usual,) = _rank(validation, weights, start, [start.alphas])
+
         if data.schema.context_features:
             usual = _choose_gain(validation, weights, usual)
         is_usual = plan is plans[0]
@@ -294,8 +301,10 @@ def _choose_alphas(
         trials = [{**alphas, name: alpha} for alpha in ALPHAS]
         if others_of_search.get(name) == trials[0]:  # no other alpha has changed
             continue
+
         others_of_search[name] = trials[0]
         ranked = _rank(validation, weights, best.refinement, trials)
+
         highest = max(ranked, key=lambda candidate: candidate.ndcg).figures
         if is_better(highest, best.figures, errors):
             now = bisect_left(ALPHAS, alphas[name])
@@ -305,6 +314,7 @@ def _choose_alphas(
                 for trial in nearest
                 if not is_better(highest, ranked[trial].figures, errors)
             )
+
     return best
 
 
@@ -328,6 +338,7 @@ def apply(
     if refinement.content_events:
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
         shrinkage.apply(refinement.content_events)
+
     estimators = list_estimators(data, top_k, seed)
     chosen = {
         name: estimators[name]
@@ -343,12 +354,12 @@ def apply(
     nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
     of_items = sum(terms.values(), nothing)  # (N, N)
     of_items.sort_indices()
+
+    offsets = of_items.indptr.astype(np.int64)
+    columns = np.concatenate([of_items.indices, trend.indices])
+    values = np.concatenate([of_items.data, trend.data]).astype(np.float32)
     towers.neighbours = Neighbours(
-        of_items.indptr.astype(np.int64),
-        np.concatenate([of_items.indices, trend.indices]),
-        np.concatenate([of_items.data, trend.data]).astype(np.float32),
-        refinement.decay,
-        refinement.context_gain,
+        offsets, columns, values, refinement.decay, refinement.context_gain
     )
 
 
@@ -399,6 +410,7 @@ def build_weights(
         sums = [add_up(batch, matrix, decay) for batch in requests]  # (B, N) each
         spread = max(_spread(sums, is_compared), MIN_SPREAD)
         weights[name] = matrix * np.float32(spread_of_towers / spread)
+
     return weights
 
 

@@ -65,6 +65,7 @@ class NegativeSampler:
         """
         if not n_negatives:
             return None
+
         is_target = target_counts > 0  # (N,)
         n_items = len(target_counts)
         n_targets = int(is_target.sum())
@@ -112,6 +113,7 @@ def sampled_window_loss(
     shifts = negatives.correct(is_own)  # (B, K)
     rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = embedding(negatives.rows, items)  # (K, W)
+
     return sampled_softmax_loss(
         users, vectors, shifts, batch.targets[0], logits, rows, weights
     )
@@ -141,6 +143,7 @@ def sampled_novel_loss(
     shifts = negatives.correct(is_own)  # (B, K)
     requests = torch.arange(len(users), device=users.device)  # (B,)
     vectors = embedding(negatives.rows, items)  # (K, W)
+
     return sampled_softmax_loss(users, vectors, shifts, requests, logits, rows, weights)
 
 
@@ -176,6 +179,7 @@ def sampled_softmax_loss(
     shifts = shifts.to(logits.dtype)  # (B, K)
     users = at_least_float32(users)  # (R, W)
     negatives = at_least_float32(negatives)  # (K, W)
+
     total = logits.new_zeros(())  # scalar
     by_users = torch.empty_like(users)  # (R, W)
     by_negatives = torch.zeros_like(negatives)  # (K, W)
@@ -189,17 +193,20 @@ def sampled_softmax_loss(
             others.addmm_(users[span], negatives.T)  # (chunk, K)
             highest, powers = to_powers(others)  # (chunk, 1), (chunk, K)
             sums = powers.sum(dim=1)  # (chunk,)
+
             row = target_rows[targets] - span.start  # (targets of the chunk,)
             share = shares[targets]  # (targets of the chunk,)
             own = logits[targets]  # (targets of the chunk,)
             rest = (sums.log() + highest.squeeze(1))[row]  # (targets of the chunk,)
             log_sums = torch.logaddexp(own, rest)  # (targets of the chunk,)
             total += (share * log_sums).sum()  # scalar
+
             by_logits[targets] = share * (own - log_sums).exp()
             of_rest = share * (rest - log_sums).exp()  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, row, of_rest)  # (chunk,)
             factor = weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)  # (chunk,)
             factor = factor.unsqueeze(1)  # (chunk, 1)
+
             torch.mm(powers, negatives, out=by_users[span]).mul_(factor)  # (chunk, W)
             by_negatives += powers.T @ (users[span] * factor)  # (K, W)
 

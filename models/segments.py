@@ -64,22 +64,28 @@ def find_segments(
     stability = {
         k: _measure_stability(directions, k, seed) for k in range(2, max_segments + 1)
     }
+
     for k in sorted(stability, reverse=True):
         neighbours = [stability.get(k - 1, 0), stability.get(k + 1, 0)]
         if stability[k] < max(STABLE, *neighbours):
             continue
+
         centroids = _cluster(directions, k, seed).round(_DECIMALS)
         labels = find_nearest(directions, centroids)
         order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
+
         segments = _describe(np.argsort(order)[labels], traits, k)
         if segments[-1].size >= MIN_PEOPLE:
+            indices = {str(n): round(index, 3) for n, index in stability.items()}
+            points = tuple(map(tuple, centroids[order].tolist()))
             return Segments(
                 users=len(vectors),
-                stability={str(n): round(index, 3) for n, index in stability.items()},
+                stability=indices,
                 centre=tuple(centre.tolist()),
-                centroids=tuple(map(tuple, centroids[order].tolist())),
+                centroids=points,
                 segments=segments,
             )
+
     return None
 
 
@@ -95,6 +101,7 @@ def _cluster(directions: Floats, k: int, seed: int) -> Floats:
         max_points_per_centroid=MAX_USERS,
     )
     kmeans.train(directions)
+
     return np.asarray(kmeans.centroids, np.float32)
 
 
@@ -108,6 +115,7 @@ def _measure_stability(directions: Floats, k: int, seed: int) -> float:
             centroids = _cluster(directions[half], k, seed + number)
             labels.append(find_nearest(directions, centroids))
         indices.append(adjusted_rand(*labels))
+
     return float(np.mean(indices))
 
 
@@ -127,6 +135,7 @@ def adjusted_rand(first: Ints, second: Ints) -> float:
     by_first = _count_pairs(table.sum(axis=1))
     by_second = _count_pairs(table.sum(axis=0))
     by_chance = by_first * by_second / _count_pairs(table.sum())
+
     maximum = (by_first + by_second) / 2
     if maximum == by_chance:
         return 1.0
@@ -194,6 +203,7 @@ def find_traits(
     owners = np.repeat(np.arange(len(profiles)), np.diff(profiles.offsets))[is_known]
     rows = item_rows[is_known]
     n_events = np.bincount(owners, minlength=len(profiles))
+
     for feature in schema.item_features:
         if feature.vocabulary and feature.column in columns:
             encoded = feature.encode(columns[feature.column])
@@ -202,6 +212,7 @@ def find_traits(
             part = 1.0 / n_events[users]
             values = feature.vocabulary
             yield Trait.gather("category", feature.name, values, users, codes, part)
+
     yield Trait.gather("item", "item", names, owners, rows)
     for feature in schema.user_features:
         cells = profiles.features[feature.name]
@@ -252,14 +263,18 @@ def _find_marks(trait: Trait, is_own: Flags) -> Iterator[Mark]:
     is_mark = (people >= MIN_PEOPLE) & (lifts >= MIN_LIFT) & (shares >= MIN_SHARE)
     marks = np.flatnonzero(is_mark)
     order = np.argsort(-shares[marks] * np.log(lifts[marks]), kind="stable")
+
     for value in marks[order][:N_MARKS].tolist():
+        text = str(trait.values[value])
+        share = round(float(shares[value]), 4)
+        lift = round(float(lifts[value]), 2)
         yield Mark(
             kind=trait.kind,
             trait=trait.name,
-            value=str(trait.values[value]),
+            value=text,
             people=int(people[value]),
-            share=round(float(shares[value]), 4),
-            lift=round(float(lifts[value]), 2),
+            share=share,
+            lift=lift,
         )
 
 
@@ -292,4 +307,5 @@ def _write(marks: Sequence[Mark]) -> str:
         "often": often,
     }
     texts = [f"{head} {', '.join(values)}" for head, values in parts.items() if values]
+
     return "; ".join(texts) or "much like all others"

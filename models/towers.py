@@ -107,6 +107,7 @@ class Towers(nn.Module):
             popularity[rows],
             self.item_has_content[rows],
         )
+
         return vectors  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
@@ -123,22 +124,26 @@ class Towers(nn.Module):
         arrays = batch.arrays
         targets = batch.targets  # (M,) both
         windows, positions = targets  # (M,) both
+
         history = embedding(batch.history_rows, items)[..., : tower.dim]  # (B, L, D)
         states = tower.encode_events(history, arrays)  # (B, T, D)
+
         sees_history = batch.sees_history[targets]  # (M,)
         tokens = torch.where(sees_history, positions, 0)  # (M,), 0 is the start token
-        state = states.flatten(0, 1).index_select(
-            0, windows * states.shape[1] + tokens
-        )  # (M, D)
+        places = windows * states.shape[1] + tokens  # (M,)
+        state = states.flatten(0, 1).index_select(0, places)  # (M, D)
+
         user_values = arrays["user_values"]  # (B, V), or (B, L, V) if they change
         rows = targets if user_values.dim() == 3 else windows
+        recency = torch.where(sees_history, batch.recency[targets], 0)  # (M,)
+        user_codes = arrays["user_codes"][windows]  # (M, C)
         fused = tower.fuse(
             state,
-            arrays["user_codes"][windows],
+            user_codes,
             user_values[rows],
             batch.context_codes[targets],
             batch.context_values[targets],
-            torch.where(sees_history, batch.recency[targets], 0),
+            recency,
         )  # (M, D)
 
         return tower.finish(fused)  # (M, W)
@@ -177,13 +182,12 @@ class Towers(nn.Module):
         rows = batch.history_rows.numpy()  # (B, L)
         lengths = batch.arrays["history_lengths"].numpy()  # (B,)
         matches = batch.arrays["history_matches"].numpy()  # (B, L)
+
         owned = None
         if self.user_tower.memory is not None:
             owned = (batch.owned_users.numpy(), batch.owned_rows.numpy())  # (E,) both
         scores = users @ items.T  # (B, N)
         of_history = self.neighbours.of_histories(rows, lengths, owned, matches)
-        terms = join_terms([of_history, self.neighbours.of_all(len(rows))])
-
-        if terms is not None:
-            add_terms(scores.numpy(), terms)
+        of_all = self.neighbours.of_all(len(rows))
+        add_terms(scores.numpy(), join_terms([of_history, of_all]))
         return scores  # (B, N)

@@ -60,9 +60,11 @@ class TwoTower(pl.LightningModule):
         self.recipe = recipe
         self.sampler = sampler
         self.seed = seed
+
         is_cosine = recipe.similarity == "cosine"
         first = torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0)
         self.log_temperature = nn.Parameter(first, requires_grad=is_cosine)
+
         self.validation_figures: list[Figures] = []
         self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
@@ -94,12 +96,14 @@ class TwoTower(pl.LightningModule):
             loss = self.window_step(batch)
         else:
             loss = self.request_step(batch)
+
         if not torch.isfinite(loss):
             step = f"epoch {self.current_epoch + 1}, step {self.global_step}"
             raise FloatingPointError(
                 f"the loss is {loss.item()} in {step}: nothing is published; "
                 "lower --model.learning_rate, or look for extreme values in the features"
             )
+
         self.log(
             TRAIN_LOSS, loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1
         )
@@ -143,6 +147,7 @@ class TwoTower(pl.LightningModule):
         items = self.towers.some_item_vectors(needed, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
         negatives = replace(negatives, rows=rows)
+
         return sampled_novel_loss(users / self.temperature, items, local, negatives)
 
     def on_validation_epoch_start(self) -> None:

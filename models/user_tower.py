@@ -40,10 +40,12 @@ class UserTower(nn.Module):
         dropout = recipe.dropout
         popularity_dim = len(schema.popularity_days)
         has_blocks = recipe.n_blocks > 0
+
         self.dim = dim
         self.is_ordered = schema.ties == "ordered"  # each event is a group of its own
         self.is_set = schema.is_set  # all events are one group of one time
         self.similarity = recipe.similarity
+
         self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
         self.event_table = nn.Embedding(FIRST_CODE + len(schema.event_types), dim)
@@ -52,16 +54,16 @@ class UserTower(nn.Module):
         self.project_gap = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
         self.start_token = nn.Parameter(torch.empty(dim))
         self.input_dropout = Dropout(dropout)
+
         self.blocks = EventBlocks(dim, recipe.n_blocks, recipe.n_heads, dropout)
         self.demographics = FeatureEmbedding(schema.user_features, dim)
         self.context = FeatureEmbedding(schema.context_features, dim)
         self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
-        self.head = nn.Sequential(
-            nn.Linear(2 * dim, 2 * dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(2 * dim, dim),
-        )
+
+        mix = nn.Linear(2 * dim, 2 * dim)
+        narrow = nn.Linear(2 * dim, dim)
+        self.head = nn.Sequential(mix, nn.GELU(), Dropout(dropout), narrow)
+
         self.project_state = nn.Linear(dim, dim)
         power = torch.tensor(1.0 if has_blocks else 0.5)
         self.pool_power = nn.Parameter(power, requires_grad=not has_blocks)
@@ -85,6 +87,7 @@ class UserTower(nn.Module):
         # A history starts near its items, in the space that it is searched in.
         eye_(self.project_state.weight)
         eye_(self.project_vector.weight)
+
         if self.popularity_gate is not None:
             zeros_(self.popularity_gate.weight)
             ones_(self.popularity_gate.bias)
@@ -140,11 +143,13 @@ class UserTower(nn.Module):
             is_padding = positions >= arrays["history_lengths"].unsqueeze(1)  # (B, L)
             groups = arrays["history_groups"]  # (B, L)
             groups = torch.where(is_padding, PADDING_GROUP, groups)  # (B, L)
+
             if not self.is_set:  # whose pairs would be too many
                 is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L)
                 first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
                 earlier = torch.where(is_earlier, times.unsqueeze(1), first)
                 before = earlier.amax(dim=2)  # (B, L)
+
         return self.time_basis(times - before), groups
 
     def fuse(
@@ -192,9 +197,8 @@ class UserTower(nn.Module):
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
 
-        With blocks, the n tokens of the last group weigh 1 / n. Without, they weigh 1 / n^p, and p
-        is
-        learned: a longer history may say more than a short one.
+        With blocks, the n tokens of the last group weigh 1 / n. Without, they weigh 1 / n^p, where
+        p is learned: a longer history may say more than a short one.
         """
         positions = torch.arange(
             history_groups.shape[1], device=history_groups.device
@@ -223,6 +227,7 @@ class UserTower(nn.Module):
             return torch.bmm(of_events, values).squeeze(1)  # (B, any)
 
         vectors = add_up(history_vectors) * self.vector_scale  # (B, D)
+
         total = of_events.sum(dim=2)  # (B, 1)
         project = self.project_vector
         state = linear(vectors, project.weight)  # (B, D)
@@ -256,6 +261,7 @@ class UserTower(nn.Module):
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)
             weights = self.last_weights(arrays["history_groups"], lengths)  # (B, T)
             state = (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
+
         last = (lengths - 1).clamp(min=0).unsqueeze(1)  # (B, 1)
         last_times = arrays["history_times"].gather(1, last).squeeze(1)  # (B,)
         has_events = lengths > 0  # (B,)
@@ -282,8 +288,10 @@ class UserTower(nn.Module):
         """
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
+
         taste = self.project_state(fused)  # (B, D)
         vectors = self.memory.complete_vector(taste, arrays)  # (B, W)
+
         if self.similarity == "cosine":
             taste = vectors[:, : self.dim]  # (B, D)
             rest = vectors[:, self.dim :]  # (B, A + P)

@@ -55,9 +55,11 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Fig
     owned = (batch.owned_users, batch.owned_rows)  # (E,) both
     is_target = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
     is_target[batch.target_users, batch.target_rows] = True
+
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
         figures["all"] = _ndcg(scores, is_target)
+
     scores[owned] = -torch.inf
     is_target[owned] = False
     figures["novel"] = _ndcg(scores, is_target)
@@ -134,11 +136,13 @@ class Validation:
                 if bonus is not None:  # items that the memory scores get nothing
                     added = added.masked_fill(batch.mark_owned(len(self.items)), 0.0)
                 sums[name] = added
+
             for alphas, figures in zip(trials, parts, strict=True):
                 changed = scores.clone()  # (B, N)
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
                 figures.append(rank_views(changed, bonus, batch))
+
         return [join_figures(figures) for figures in parts]
 
 
@@ -159,13 +163,16 @@ def add_up(
     if weights.shape[0] == 1:
         trend = torch.from_numpy(weights.toarray())  # (1, N)
         return trend.expand(len(batch.history_rows), -1)  # (B, N)
+
     rows = batch.history_rows.numpy()  # (B, L)
     lengths = batch.arrays["history_lengths"].numpy()[:, None]  # (B, 1)
     n_later = lengths - 1 - np.arange(rows.shape[1])  # (B, L), below 0 of padding
+
     fading = np.exp(-decay * np.maximum(n_later, 0))  # (B, L)
     counts = np.where(n_later >= 0, fading, 0.0)  # (B, L)
     counts *= 1 + context_gain * batch.arrays["history_matches"].numpy()
     counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SUM))
+
     requests, positions = counts.nonzero()  # (E,) both
     values = counts[requests, positions].astype(np.float32)  # (E,)
     cells = (requests, rows[requests, positions])  # (E,) both

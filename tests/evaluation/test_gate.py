@@ -265,6 +265,25 @@ def test_what_passes_is_published_and_activated_and_what_does_not_leaves_all_as_
     assert not any(person in (registry.path / AUDIT).read_text() for person in PEOPLE)
 
 
+def test_a_gate_that_runs_again_logs_the_activation_that_a_kill_left_out(
+    bundles, options, tmp_path
+):
+    registry = Registry(tmp_path / "registry")
+    first = publish_version(registry, bundles["permuted"], is_activated=True).version
+    words = ["--registry", registry.path, *options, "--out", tmp_path / "verdict.json"]
+    words += ["--candidate", bundles["whole"]]
+    assert ask(words) == 0
+    log = registry.path / AUDIT
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]))  # killed before the line of the activation
+
+    for _ in range(2):  # it is written once
+        assert ask(words) == 0
+        steps = read_audit(registry.path)
+        assert [step["step"] for step in steps] == ["judged", "published", "activated"]
+        assert (steps[2]["version"], steps[2]["left"]) == (registry.current(), first)
+
+
 def test_a_candidate_whose_files_were_altered_is_stopped(bundles, options, tmp_path):
     broken = shutil.copytree(bundles["whole"], tmp_path / "broken")
     (broken / "item_tower.onnx").write_bytes((bundles["permuted"] / "item_tower.onnx").read_bytes())
