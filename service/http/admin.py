@@ -13,8 +13,8 @@ from pydantic import Discriminator, Tag
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
-from service.http.recommend import find_tag, get_state, write_answer
 from service.http.schemas import EventBody, EventsBody, ForgetBody, ItemBody
+from service.http.shared import get_state, write_answer
 from service.service import OUT_OF_SERVICE
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,7 +31,7 @@ operating = APIRouter(responses=schemas.describe_errors())
 reloading = APIRouter(responses=schemas.describe_errors(409))
 EventBodies = Annotated[
     Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")],
-    Discriminator(lambda body: find_tag(body, "events")),
+    Discriminator(lambda body: schemas.find_tag(body, "events")),
 ]
 ItemPath = Annotated[
     str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")

@@ -13,7 +13,7 @@ from service.http.access import Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware, Worker
-from service.http.recommend import ENCODER, AppState
+from service.http.shared import ENCODER, AppState
 from service.service import FAULTS, Service
 
 _ABOUT = (

@@ -1,12 +1,8 @@
-"""The routes that only read: lists of items, and what the page at `/` asks for.
-
-The state and the form of answers that all routes share come first.
-"""
+"""The routes that only read: lists of items, and what the page at `/` asks for."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,14 +22,12 @@ from serve.rerank import Dials
 from service.answers import show_answer
 from service.exploration import explore
 from service.http import page, schemas
-from service.http.access import Access
-from service.http.metrics import Metrics
-from service.http.middleware import Worker, finish
+from service.http.middleware import finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
+from service.http.shared import ENCODER, get_state, write_answer, write_json
 from service.live_items import Arms
 from service.service import POLICY, Service
 
-ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULT_K = 10  # items of a list
 _DIALS = tuple(field.name for field in fields(Dials))
 _NO_DIALS = Dials()
@@ -45,68 +39,10 @@ _MAX_BRIEF = 200_000  # items among which one request is answered in the event l
 _MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
 
 
-@dataclass(frozen=True)
-class AppState:
-    """The state that the routes of one server share."""
-
-    service: Service
-    metrics: Metrics
-    answers: Worker
-    access: Access
-
-    async def refresh(self) -> None:
-        """Take the service's own counts into the metrics; the server does so every second."""
-        service = self.service
-        impressions = service.impressions
-        reload = service.last_reload
-        gauges = {
-            "waiting": self.answers.n_waiting,
-            "impressions_waiting": impressions.n_waiting,
-            "last_reload_timestamp_seconds": service.current.loaded_at,
-        }
-        if reload is not None:
-            gauges["last_reload_timestamp_seconds"] = reload["time"]
-            gauges["last_reload_success"] = reload["is_loaded"]
-        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
-
-    def close(self) -> None:
-        """Finish the calls that wait, and release threads and files."""
-        self.answers.close()
-        self.service.close()
-
-
-def get_state(request: Request) -> AppState:
-    """Return the state of the server that got a request."""
-    return request.app.state.shared  # type: ignore[no-any-return]
-
-
-def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
-    """Write an answer behind its head: request id, version and latency."""
-    return Response(
-        write_json(request, version, content), media_type="application/json"
-    )
-
-
-def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
-    """Return the text of an answer."""
-    seconds = time.perf_counter() - request.state.started
-    head = {
-        "request_id": request.state.request_id,
-        "version": version,
-        "latency_ms": round(seconds * 1000, 3),
-    }
-    return ENCODER.encode(head | content)
-
-
-def find_tag(body: Any, name: str) -> str:
-    """Tell a body of many requests or events by the name of their list."""
-    return "many" if isinstance(body, dict) and name in body else "one"
-
-
 router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
 RecommendBodies = Annotated[
     Annotated[RecommendBody, Tag("one")] | Annotated[RecommendManyBody, Tag("many")],
-    Discriminator(lambda body: find_tag(body, "requests")),
+    Discriminator(lambda body: schemas.find_tag(body, "requests")),
 ]
 SearchText = Annotated[
     str, Query(min_length=1, max_length=256, description="Words, or parts of some.")
@@ -343,6 +279,8 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     is_brief = len(current.catalogue) <= _MAX_BRIEF
     worker = get_state(call.request).answers
     answer = await worker.answer(key, parsed, rank, is_brief)
+    worker.adapt(time.perf_counter() - call.request.state.started)
+
     batch = _Batch(current, [parsed], [answer], POLICY)
     lists = batch.show(is_explained=False)
     return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])

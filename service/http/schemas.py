@@ -378,3 +378,8 @@ def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[st
                     for summary, value in examples[path].items()
                 }
     return document
+
+
+def find_tag(body: Any, name: str) -> str:
+    """Tell a body of many requests or events by the name of their list."""
+    return "many" if isinstance(body, dict) and name in body else "one"
