@@ -22,9 +22,10 @@ from serve.rerank import Dials
 from service.answers import show_answer
 from service.exploration import explore
 from service.http import page, schemas
-from service.http.middleware import finish
+from service.http.metrics import Metrics
+from service.http.middleware import Worker, finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
-from service.http.shared import ENCODER, get_state, write_answer, write_json
+from service.http.writing import ENCODER, write_answer, write_json
 from service.live_items import Arms
 from service.service import POLICY, Service
 
@@ -40,8 +41,10 @@ _MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a seco
 
 
 router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
+OneBody = Annotated[RecommendBody, Tag("one")]
+ManyBody = Annotated[RecommendManyBody, Tag("many")]
 RecommendBodies = Annotated[
-    Annotated[RecommendBody, Tag("one")] | Annotated[RecommendManyBody, Tag("many")],
+    OneBody | ManyBody,
     Discriminator(lambda body: schemas.find_tag(body, "requests")),
 ]
 SearchText = Annotated[
@@ -60,11 +63,14 @@ async def recommend(
 ) -> Response:
     content = cast(Mapping[str, Any], body)
     call = _Call.read(request, content)
+
     if call.service.arms is None and not content.keys() & _SLOW:
         return await _recommend_one(call, _drop_shared(content))
+
     raw = content.get("requests") or [_drop_shared(content)]
     _check_cost(raw, call.k, len(call.current.catalogue))
-    worker = get_state(request).answers
+
+    worker: Worker = request.app.state.shared.answers
     steps = _recommend_in_steps(call, raw)
     if len(raw) > _MAX_SHORT:
         return await worker.run_steps(steps, request.is_disconnected)
@@ -77,7 +83,7 @@ async def recommend(
     summary="The items nearest to an item",
 )
 async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     k = body.get("k", DEFAULT_K)
     explain = body.get("explain", False)
     return await _compute(
@@ -91,7 +97,7 @@ async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Res
     summary="What a user takes again, and when it is due",
 )
 async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     raw = _drop_shared(cast(Mapping[str, Any], body))
     return await _compute(request, partial(service.due, raw, body.get("k", DEFAULT_K)))
 
@@ -104,7 +110,7 @@ async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
 async def items(
     request: Request, search: SearchText, k: SearchLength = DEFAULT_K
 ) -> Response:
-    current = get_state(request).service.current
+    current: Recommender = request.app.state.shared.service.current
 
     def find() -> tuple[str, dict[str, Any]]:
         return current.version, {"items": page.search_items(current, search, k)}
@@ -116,7 +122,8 @@ async def _compute(
     request: Request, call: Callable[[], tuple[str, dict[str, Any]]]
 ) -> Response:
     """Write the version and the content that a call returns in a computing thread."""
-    version, content = await get_state(request).answers.run(call)
+    worker: Worker = request.app.state.shared.answers
+    version, content = await worker.run(call)
     return write_answer(request, version, content)
 
 
@@ -126,7 +133,7 @@ async def _compute(
     summary="Kinds of users, and what marks them",
 )
 async def segments(request: Request) -> Response:
-    current = get_state(request).service.current
+    current: Recommender = request.app.state.shared.service.current
     segments = current.bundle.segments
     described = [] if segments is None else segments.describe()
     return write_answer(request, current.version, {"segments": described})
@@ -136,15 +143,18 @@ async def segments(request: Request) -> Response:
     "/v1/page", response_model=dict[str, Any], summary="What the page at / offers"
 )
 async def form(request: Request) -> Response:
-    state = get_state(request)
-    service = state.service
+    state = request.app.state.shared
+    service: Service = state.service
     current = service.current
     role = getattr(request.state, "role", schemas.Role.ADMIN)
 
+    may_change = role >= schemas.Role.WRITE and not state.access.read_only
+
     def answer() -> Response:
-        content = page.describe_form(current) | {
+        content = page.describe_form(current)
+        content |= {
             "users": [],
-            "may_change": role >= schemas.Role.WRITE and not state.access.read_only,
+            "may_change": may_change,
             "clock": service.clock(current),
         }
         if role is schemas.Role.ADMIN:  # people are not for all to see
@@ -173,15 +183,16 @@ class _Call:
 
     @classmethod
     def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
-        service = get_state(request).service
+        service: Service = request.app.state.shared.service
         chosen = {name: body[name] for name in _DIALS if name in body}
+
         return cls(
             request=request,
             service=service,
             current=service.current,
             k=body.get("k", DEFAULT_K),
             repeats=body.get("repeats"),
-            dials=Dials(**chosen) if chosen else _NO_DIALS,
+            dials=Dials(**chosen),
             is_explained=body.get("explain", False),
             started=time.perf_counter(),
         )
@@ -219,6 +230,7 @@ def _recommend_in_steps(
     for parsed in call.service.read(raw, call.current):
         requests.append(parsed)
         yield
+
     batches = []
     lists: list[dict[str, Any]] = []
     texts = []
@@ -229,6 +241,7 @@ def _recommend_in_steps(
         lists += shown
         texts.append(ENCODER.encode(shown)[1:-1])
         yield
+
     return _write_lists(call, batches, lists, texts)
 
 
@@ -240,6 +253,7 @@ def _answer_in_batches(
         for position, parsed in enumerate(requests):
             yield _answer_in_arm(call, arms, parsed, position)
         return
+
     starts = range(0, max(1, len(requests) - _STEP + 1), _STEP)
     for start in starts:
         end = None if start == starts[-1] else start + _STEP
@@ -264,8 +278,10 @@ def _answer_in_arm(
     user_id = parsed.user_id
     arm = arms.experiment.assign(seed if user_id is None else user_id)
     recommender = arms.recommender(arm, call.current)
+
     if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm.name)
+
     answer = explore(recommender, parsed, call.k, call.filter_viewed, arm.policy, seed)
     return _Batch(recommender, [parsed], [answer], str(arm.policy), arm.name)
 
@@ -274,10 +290,11 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     """Answer one request in a batch with others that came at the same time."""
     current = call.current
     (parsed,) = call.service.read([raw], current)
+
     rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
     key = current, call.k, call.filter_viewed
     is_brief = len(current.catalogue) <= _MAX_BRIEF
-    worker = get_state(call.request).answers
+    worker: Worker = call.request.app.state.shared.answers
     answer = await worker.answer(key, parsed, rank, is_brief)
     worker.adapt(time.perf_counter() - call.request.state.started)
 
@@ -298,7 +315,7 @@ def _write_lists(
         call.service.log_shown(
             batch.recommender, batch.answers, request_id, batch.policy, batch.arm
         )
-    metrics = get_state(call.request).metrics
+    metrics: Metrics = call.request.app.state.shared.metrics
     metrics.count_lists(lists, call.k, time.perf_counter() - call.started)
 
     content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
@@ -317,6 +334,7 @@ def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
             f"requests: k times their number is above {schemas.MAX_LISTED:,}; "
             "ask for shorter lists, or in several bodies"
         )
+
     conditions = {(body.get("filters") or {}).get("where") or "" for body in raw}
     n_characters = sum(map(len, conditions))
     allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
