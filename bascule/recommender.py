@@ -158,11 +158,12 @@ class Recommender:
         notes += _note_short(lists.reason.tolist())
 
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+        names = self._name(lists.item_row)
         columns: dict[str, Any] = {
             "request": request_of_row,
             "user_id": lists.to_table().column("user_id"),
             "rank": lists.rank,
-            "name": self._name(lists.item_row),
+            "name": names,
             "item_id": lists.item_id,
             "score": lists.score,
         }

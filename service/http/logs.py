@@ -35,6 +35,7 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
+        facts: dict[str, Any] = getattr(record, "facts", {})
         # below the first line libraries repeat exceptions
         message, _, _ = record.getMessage().partition("\n")
         fields: dict[str, Any] = {
@@ -42,8 +43,8 @@ class _Formatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": message,
-            **getattr(record, "facts", {}),
         }
+        fields |= facts
 
         if request_id := REQUEST_ID.get():
             fields["request_id"] = request_id

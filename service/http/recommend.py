@@ -184,16 +184,18 @@ class _Call:
     @classmethod
     def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
         service: Service = request.app.state.shared.service
+        k = body.get("k", DEFAULT_K)
+        is_explained = body.get("explain", False)
         chosen = {name: body[name] for name in _DIALS if name in body}
 
         return cls(
             request=request,
             service=service,
             current=service.current,
-            k=body.get("k", DEFAULT_K),
+            k=k,
             repeats=body.get("repeats"),
             dials=Dials(**chosen),
-            is_explained=body.get("explain", False),
+            is_explained=is_explained,
             started=time.perf_counter(),
         )
 
