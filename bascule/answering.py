@@ -70,11 +70,13 @@ def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Req
         )
     else:
         requests = list_users(recommender.profiles, "--requests")
+
     filters = read_filters(
         options.where, options.only, options.at_most, schema.item_id_type
     )
     if filters is None:
         return requests
+
     admission.check(filters)
     return (
         replace(request, filters=join_filters(filters, request.filters or Filters()))
@@ -90,6 +92,7 @@ def _note(unknown: Counter[str], reasons: Sequence[str | None]) -> Iterator[str]
     if counts:
         names = ", ".join(counts)
         yield f"training has not seen some values and items; they count as missing: {names}"
+
     short = [reason for reason in reasons if reason is not None]
     if short:
         yield f"{len(short)} of {len(reasons)} lists are short; the first because {short[0]}"
@@ -101,6 +104,7 @@ def similar(options: Namespace) -> None:
     ids, cosines = recommender.similar_items(options.item, options.k)
     item_ids = [options.item, *ids.tolist()]
     rows = recommender.catalogue.item_ids.require(item_ids)
+
     columns = show_items(recommender.bundle.items, rows)
     shown_cosines = ["", *(f"{cosine:.3f}" for cosine in cosines)]
 
@@ -120,6 +124,7 @@ def export(options: Namespace) -> None:
     columns = read_columns(options.columns)
     if options.rows is None and columns:
         raise SchemaError("columns describe a file of rows: give the file with --rows")
+
     recommender = Recommender.load(
         options.bundle, options.profiles, options.trusted_keys
     )
@@ -131,6 +136,7 @@ def verify(options: Namespace) -> None:
     """Load a bundle, replay its golden requests, and print what was checked."""
     bundle = Bundle.load(options.bundle, trusted=options.trusted_keys)
     n_requests = replay(bundle.golden, Recommender(bundle).recommend)
+
     sizes = [entry.size for entry in bundle.manifest.files.values()]
     print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
     print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")

@@ -157,11 +157,13 @@ class Recommender:
             notes.append(f"unknown users: {len(unknown)}, the first {show(unknown[0])}")
         notes += _note_short(lists.reason.tolist())
 
+        request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
+        names = self._name(lists.item_row)
         columns: dict[str, Any] = {
-            "request": np.repeat(np.arange(len(lists)), np.diff(lists.offsets)),
+            "request": request_of_row,
             "user_id": lists.to_table().column("user_id"),
             "rank": lists.rank,
-            "name": self._name(lists.item_row),
+            "name": names,
             "item_id": lists.item_id,
             "score": lists.score,
         }
@@ -191,10 +193,11 @@ class Recommender:
         index = ItemIndex(self._to_taste(catalogue.index.vectors))
         vectors = self._to_taste(self.encode_items(listed))
         query = _make_query(vectors, self._find_rows(listed))
-        n_items = min(k, len(index))
+        filters_of_items = [parsed] * len(listed)
         cosines, rows = rank_filtered(
-            index, admission, [parsed] * len(listed), query, n_items
+            index, admission, filters_of_items, query, min(k, len(index))
         )
+
         columns, item_rows, cosine = _list_nearest(cosines, rows)
         columns["name"] = self._name(item_rows)
         columns["item_id"] = catalogue.item_ids.ids[item_rows]
@@ -208,14 +211,17 @@ class Recommender:
             raise SchemaError(
                 "there are no profiles beside the bundle, so there is no user to compare with"
             )
+
         own_rows = np.full(len(requests), UNKNOWN_ROW)
         for number, request in enumerate(requests):
             if request.user_id in profiles.positions:
                 own_rows[number] = profiles.positions[request.user_id]
+
         index = ItemIndex(self._taste_of_users)
         vectors = self._to_taste(self.served.encode_users(requests))
         query = _make_query(vectors, own_rows)
         cosines, rows = index.search(query, min(k, len(index)))
+
         columns, user_rows, cosine = _list_nearest(cosines, rows)
         columns["user_id"] = profiles.user_ids[user_rows]
         return Answers(pa.table(columns | {"cosine": cosine}), len(requests))
@@ -254,6 +260,7 @@ class Recommender:
             for item_id, reasons in pairs:
                 place = {"request": request, "item_id": item_id}
                 rows += [vars(reason) | place for reason in reasons]
+
         item_ids = [row["item_id"] for row in rows]
         for row, name in zip(rows, self._name(ids.find(item_ids)), strict=True):
             row["name"] = name
@@ -277,6 +284,7 @@ class Recommender:
             for rank, item in enumerate(answer.items, start=1):
                 place = {"request": request, "user_id": answer.user_id, "rank": rank}
                 rows.append(place | vars(item))
+
         reasons = [answer.reason for answer in lists if not answer.items]
         return self._answer(rows, _DUE, len(lists), _note_short(reasons))
 
@@ -292,6 +300,7 @@ class Recommender:
             requests = self._check(users_or_requests)
             found = [find_segment(self.served, request) for request in requests]
             lists = [() if segment is None else (segment,) for segment in found]
+
         rows = [
             {"request": request, "segment": segment.id} | vars(segment)
             for request, listed in enumerate(lists)
@@ -335,6 +344,7 @@ class Recommender:
         target.mkdir(parents=True, exist_ok=True)
         if any(target.iterdir()):
             raise SchemaError(f"{target} is not empty: choose another folder")
+
         for name in (METRICS, REPORT, FORGOTTEN):
             source = self.path.parent / name
             if source.exists():
@@ -349,7 +359,6 @@ class Recommender:
     def _check(
         self, users: Users, filters: Mapping[str, Any] | None = None
     ) -> list[Request]:
-        """Return checked requests."""
         return self.served.check(to_requests(users, self.served.bundle.schema, filters))
 
     def _answer(

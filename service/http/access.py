@@ -101,6 +101,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     """
     keys = []
     lines = path.read_text(encoding="utf-8-sig").splitlines()
+
     for number, line in enumerate(lines, 1):
         if text := line.partition("#")[0].strip():
             keys.append(_read_key(f"{path}, line {number}", text))
@@ -117,6 +118,7 @@ def _read_key(where: str, line: str) -> Key:
             f"{where} is no line of a key; expected {_FORM}, "
             "and the hash of a key that is not empty"
         )
+
     key = Key(match[1], Role[match[2].upper()], bytes.fromhex(match[3]))
     if match[4]:
         key.per_second = float(match[4])
@@ -153,6 +155,7 @@ class Access:
                 "the body has a content-length and a transfer-encoding",
                 {"connection": "close"},
             )
+
         self._check_host(headers, scope["server"][0])
         if role is Role.ADMIN and self.admin_port not in (None, scope["server"][1]):
             raise HTTPException(404, "Not Found")
@@ -160,6 +163,7 @@ class Access:
             raise HTTPException(
                 403, "this service only reads: it takes no events, items or erasures"
             )
+
         credentials = headers.get(b"authorization", b"")
         if path == "/v1/reload" and self._is_token(credentials, scope["client"]):
             scope["state"]["key"] = "reload-token"

@@ -13,9 +13,10 @@ from pydantic import Discriminator, Tag
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
-from service.http.recommend import find_tag, get_state, write_answer
+from service.http.metrics import Metrics
 from service.http.schemas import EventBody, EventsBody, ForgetBody, ItemBody
-from service.service import OUT_OF_SERVICE
+from service.http.writing import write_answer
+from service.service import OUT_OF_SERVICE, Service
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: dict[int | str, dict[str, Any]] = {
@@ -29,9 +30,11 @@ _LOG = logging.getLogger(LOGGER)
 changing = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
 operating = APIRouter(responses=schemas.describe_errors())
 reloading = APIRouter(responses=schemas.describe_errors(409))
+OneBody = Annotated[EventBody, Tag("one")]
+ManyBody = Annotated[EventsBody, Tag("many")]
 EventBodies = Annotated[
-    Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")],
-    Discriminator(lambda body: find_tag(body, "events")),
+    OneBody | ManyBody,
+    Discriminator(lambda body: schemas.find_tag(body, "events")),
 ]
 ItemPath = Annotated[
     str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")
@@ -46,12 +49,14 @@ ItemPath = Annotated[
 async def add_events(
     request: Request, body: Annotated[EventBodies, Body()]
 ) -> Response:
-    state = get_state(request)
+    service: Service = request.app.state.shared.service
+    metrics: Metrics = request.app.state.shared.metrics
+
     content = cast(dict[str, Any], body)
     events = content.get("events", [content])
-    n_saved = await asyncio.to_thread(state.service.observe, events)
-    state.metrics.counters["events"].inc(n_saved)
-    return write_answer(request, state.service.version, {"kept": n_saved})
+    n_saved = await asyncio.to_thread(service.observe, events)
+    metrics.counters["events"].inc(n_saved)
+    return write_answer(request, service.version, {"kept": n_saved})
 
 
 @changing.post(
@@ -62,7 +67,7 @@ async def add_events(
 async def forget_user(
     request: Request, body: Annotated[ForgetBody, Body()]
 ) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     user_known = service.knows(body["user_id"])
     receipts = await asyncio.shield(
         asyncio.wrap_future(service.forget(body["user_id"]))
@@ -83,7 +88,7 @@ async def forget_user(
 async def put_item(
     request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body()]
 ) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     await asyncio.to_thread(service.items.put, item_id, body["columns"])
     return write_answer(request, service.version, {})
 
@@ -94,7 +99,7 @@ async def put_item(
     summary="Remove an item from all versions",
 )
 async def delete_item(request: Request, item_id: ItemPath) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     was_there = await asyncio.to_thread(service.items.remove, item_id)
     return write_answer(request, service.version, {"was_there": was_there})
 
@@ -110,7 +115,8 @@ async def health() -> dict[str, str]:
     responses=_NOT_READY,
 )
 async def ready(request: Request, response: Response) -> dict[str, Any]:
-    faults = get_state(request).service.find_faults()
+    service: Service = request.app.state.shared.service
+    faults = service.find_faults()
     if not faults:
         return {"status": "ready"}
     if OUT_OF_SERVICE in faults:
@@ -120,7 +126,7 @@ async def ready(request: Request, response: Response) -> dict[str, Any]:
 
 @operating.get("/v1/status", summary="What answers, and what became of the last reload")
 async def status(request: Request) -> dict[str, Any]:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     return service.describe() | {"measured": summarise(service.beside)}
 
 
@@ -131,7 +137,7 @@ async def status(request: Request) -> dict[str, Any]:
     summary="Counts and times for Prometheus",
 )
 async def metrics(request: Request) -> Response:
-    state = get_state(request)
+    state = request.app.state.shared
     await state.refresh()
     return Response(state.metrics.write(), media_type=_PROMETHEUS)
 
@@ -140,11 +146,12 @@ async def metrics(request: Request) -> Response:
     "/v1/reload", response_model=schemas.ReloadAnswer, summary="Take up what is current"
 )
 async def reload(request: Request) -> dict[str, Any]:
-    state = get_state(request)
-    service = state.service
+    service: Service = request.app.state.shared.service
+    metrics: Metrics = request.app.state.shared.metrics
     reason = await asyncio.to_thread(service.reload)
+
     outcome = "loaded" if reason is None else "refused"
-    state.metrics.counters["reloads"].labels(outcome).inc()
+    metrics.counters["reloads"].labels(outcome).inc()
     if reason is not None:
         _LOG.warning("reload refused, keeping version %s: %s", service.version, reason)
         raise HTTPException(409, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from service.http.access import Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware, Worker
-from service.http.recommend import ENCODER, AppState
+from service.http.writing import ENCODER
 from service.service import FAULTS, Service
 
 _ABOUT = (
@@ -29,6 +30,36 @@ _PAGES = {
     "/page.css": "page.css",
     "/page.js": "page.js",
 }
+
+
+@dataclass(frozen=True)
+class AppState:
+    """The state that the routes of one server share."""
+
+    service: Service
+    metrics: Metrics
+    answers: Worker
+    access: Access
+
+    async def refresh(self) -> None:
+        """Take the service's own counts into the metrics; the server does so every second."""
+        service = self.service
+        impressions = service.impressions
+        reload = service.last_reload
+        gauges = {
+            "waiting": self.answers.n_waiting,
+            "impressions_waiting": impressions.n_waiting,
+            "last_reload_timestamp_seconds": service.current.loaded_at,
+        }
+        if reload is not None:
+            gauges["last_reload_timestamp_seconds"] = reload["time"]
+            gauges["last_reload_success"] = reload["is_loaded"]
+        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
+
+    def close(self) -> None:
+        """Finish the calls that wait, and release threads and files."""
+        self.answers.close()
+        self.service.close()
 
 
 def make_app(

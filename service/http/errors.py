@@ -65,6 +65,7 @@ def answer_error(
     error = {"code": code, "message": message[:MAX_MESSAGE]}
     if field:
         error["field"] = field
+
     body = json.dumps({"error": error, "request_id": request.state.request_id})
     return Response(body, status, headers=headers, media_type="application/json")
 
@@ -77,17 +78,16 @@ async def _answer_http(request: Request, error: Any) -> Response:
 
 async def _answer_invalid(request: Request, error: Any) -> Response:
     """Name the first fault of a body of another form; pydantic's messages hold no input."""
-    first, *others = error.errors()[:_MAX_KINDS]
+    faults = error.errors()[:_MAX_KINDS]
+    first = faults[0]
     if first["type"] == "json_invalid":
         return answer_error(
             request, 400, f"the body is no JSON: {first['ctx']['error']}"
         )
+
     field = _name_field(first["loc"])
-    messages = [first["msg"]]
-    for other in others:
-        if _name_field(other["loc"]) == field and other["msg"] not in messages:
-            messages.append(other["msg"])
-    return answer_error(request, 422, "; or ".join(messages), field)
+    messages = [fault["msg"] for fault in faults if _name_field(fault["loc"]) == field]
+    return answer_error(request, 422, "; or ".join(dict.fromkeys(messages)), field)
 
 
 def _name_field(location: tuple[Any, ...]) -> str:

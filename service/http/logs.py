@@ -35,16 +35,20 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
+        facts: dict[str, Any] = getattr(record, "facts", {})
+        # below the first line libraries repeat exceptions
+        message, _, _ = record.getMessage().partition("\n")
         fields: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            # below the first line libraries repeat exceptions
-            "message": record.getMessage().partition("\n")[0],
-            **getattr(record, "facts", {}),
+            "message": message,
         }
+        fields |= facts
+
         if request_id := REQUEST_ID.get():
             fields["request_id"] = request_id
+
         if record.exc_info:
             _, error, frames = record.exc_info
             places = "".join(traceback.format_tb(frames))

@@ -46,6 +46,7 @@ class Metrics:
             faults: names of the faults that the service may have.
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter
+
         shared = os.environ.get(_SHARED)
         self._faults = faults
         self._n_lost = 0
@@ -54,6 +55,7 @@ class Metrics:
             "namespace": "bascule",
             "registry": None if shared else self.registry,
         }
+
         self.counters = {
             name: Counter(name, **options, **arguments)
             for name, arguments in _TABLE["counters"].items()
@@ -87,6 +89,7 @@ class Metrics:
         """
         for name, value in gauges.items():
             self.gauges[name].set(value)
+
         self.counters["impressions_lost"].inc(n_lost - self._n_lost)
         self._n_lost = n_lost
         for fault in self._faults:
@@ -109,6 +112,7 @@ class Metrics:
     ) -> None:
         """Count the lists of one answer, which took some seconds."""
         self._histograms["answer_seconds"].observe(seconds)
+
         counters = self.counters
         counters["recommendations"].inc(len(answers))
         for answer in answers:

@@ -31,6 +31,8 @@ _MAX_LONG = 5  # deadlines that a long call may take
 _TURN_SECONDS = 0.002  # of a long call between two looks whether single requests wait
 _MAX_PAUSES = 5
 _PAUSE_SECONDS = 0.002  # after a turn, in which the event loop sees what has come
+_SLOW_SECONDS = 0.1  # of a single request: fewer may wait
+_MIN_SINGLE = 48  # single requests that may always wait
 _LOOK_SECONDS = 0.1  # between two looks whether the client of a long call is gone
 _SHEDDING = frozenset(  # paths that are refused when too many requests wait
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
@@ -68,11 +70,19 @@ class Worker:
         self.n_waiting = 0
         # requests whose body is read and whose answer has not begun
         self.n_admitted = 0
+        self._most_single = 2.0 * max_waiting
+        self._max_single = self._most_single
 
     @property
     def is_full(self) -> bool:
         """Whether too many requests are being answered outside the threads."""
-        return self.n_admitted - self.n_waiting >= 2 * self._max_waiting
+        return self.n_admitted - self.n_waiting >= self._max_single
+
+    def adapt(self, seconds: float) -> None:
+        """Let fewer single requests wait after one that took long, and slowly more after others."""
+        fewer = max(_MIN_SINGLE, self._max_single * 0.97)
+        more = min(self._most_single, self._max_single + 0.5)
+        self._max_single = fewer if seconds > _SLOW_SECONDS else more
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run a short call.

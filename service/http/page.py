@@ -31,17 +31,18 @@ _MAX_EVENTS = 100  # events among which they are looked for
 def describe_form(current: Recommender) -> dict[str, Any]:
     """Return what the form of the page offers to everybody."""
     schema = current.bundle.schema
+    user_features = [part for part in schema.user_features if not part.is_derived]
+    data_until = schema.data_until if schema.has_datetime else None
+
     return {
         "names": name_columns(current.catalogue.table, schema.item_features),
-        "features": _describe_features(
-            [part for part in schema.user_features if not part.is_derived]
-        ),
+        "features": _describe_features(user_features),
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
         "repeats": schema.repeats,
         "timezone": schema.timezone,
-        "data_until": schema.data_until if schema.has_datetime else None,
+        "data_until": data_until,
         "items": current.catalogue.n_listed,
         "known_users": len(current.profiles),
     }
@@ -62,6 +63,7 @@ def choose_users(current: Recommender) -> list[dict[str, Any]]:
     """Choose known users of short to long histories, of whom much is known."""
     profiles = current.profiles
     order = np.argsort(np.diff(profiles.offsets), kind="stable")
+
     users = []
     for group in np.array_split(order, _MAX_USERS):
         middle = group[len(group) // 2 :][:_N_CANDIDATES]
@@ -80,14 +82,17 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
     rows = current.catalogue.item_ids.find([*dict.fromkeys(latest)])
     rows = rows[rows != UNKNOWN_ROW][:_MAX_RECENT]
     recent = current.catalogue.table.take(to_arrow(rows))
-    texts = {
-        name: None if isinstance(value, np.ndarray) else to_text(value)
-        for name, value in profile.features.items()
-    }
+
+    texts = {}
+    for name, value in profile.features.items():
+        text = None if isinstance(value, np.ndarray) else to_text(value)
+        if text is not None:
+            texts[name] = text
+
     return {
         "user_id": user_id,
         "events": len(profile.history),
-        "features": {name: text for name, text in texts.items() if text is not None},
+        "features": texts,
         "recent": name_items(recent, current.bundle.schema.item_features),
     }
 
@@ -102,11 +107,13 @@ def search_items(current: Recommender, text: str, k: int) -> list[dict[str, Any]
         if all(word in item_text for word in words)
     )
     rows = [*islice(matches, _MAX_MATCHES)]
+
     request = Request(
         filters=Filters(only=tuple(ids.ids[rows].tolist())),
         datetime=current.bundle.schema.data_until,
     )
     (answer,) = current.recommend([request], k, filter_viewed=False)
+
     columns = show_items(current.catalogue.table, ids.find(answer.item_id))
     return [
         {"item_id": item_id, "columns": values}

@@ -1,12 +1,8 @@
-"""The routes that only read: lists of items, and what the page at `/` asks for.
-
-The state and the form of answers that all routes share come first.
-"""
+"""The routes that only read: lists of items, and what the page at `/` asks for."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -26,14 +22,13 @@ from serve.rerank import Dials
 from service.answers import show_answer
 from service.exploration import explore
 from service.http import page, schemas
-from service.http.access import Access
 from service.http.metrics import Metrics
 from service.http.middleware import Worker, finish
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
+from service.http.writing import ENCODER, write_answer, write_json
 from service.live_items import Arms
 from service.service import POLICY, Service
 
-ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 DEFAULT_K = 10  # items of a list
 _DIALS = tuple(field.name for field in fields(Dials))
 _NO_DIALS = Dials()
@@ -45,68 +40,12 @@ _MAX_BRIEF = 200_000  # items among which one request is answered in the event l
 _MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
 
 
-@dataclass(frozen=True)
-class AppState:
-    """The state that the routes of one server share."""
-
-    service: Service
-    metrics: Metrics
-    answers: Worker
-    access: Access
-
-    async def refresh(self) -> None:
-        """Take the service's own counts into the metrics; the server does so every second."""
-        service = self.service
-        impressions = service.impressions
-        reload = service.last_reload
-        gauges = {
-            "waiting": self.answers.n_waiting,
-            "impressions_waiting": impressions.n_waiting,
-            "last_reload_timestamp_seconds": service.current.loaded_at,
-        }
-        if reload is not None:
-            gauges["last_reload_timestamp_seconds"] = reload["time"]
-            gauges["last_reload_success"] = reload["is_loaded"]
-        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
-
-    def close(self) -> None:
-        """Finish the calls that wait, and release threads and files."""
-        self.answers.close()
-        self.service.close()
-
-
-def get_state(request: Request) -> AppState:
-    """Return the state of the server that got a request."""
-    return request.app.state.shared  # type: ignore[no-any-return]
-
-
-def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
-    """Write an answer behind its head: request id, version and latency."""
-    return Response(
-        write_json(request, version, content), media_type="application/json"
-    )
-
-
-def write_json(request: Request, version: str, content: dict[str, Any]) -> str:
-    """Return the text of an answer."""
-    seconds = time.perf_counter() - request.state.started
-    head = {
-        "request_id": request.state.request_id,
-        "version": version,
-        "latency_ms": round(seconds * 1000, 3),
-    }
-    return ENCODER.encode(head | content)
-
-
-def find_tag(body: Any, name: str) -> str:
-    """Tell a body of many requests or events by the name of their list."""
-    return "many" if isinstance(body, dict) and name in body else "one"
-
-
 router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
+OneBody = Annotated[RecommendBody, Tag("one")]
+ManyBody = Annotated[RecommendManyBody, Tag("many")]
 RecommendBodies = Annotated[
-    Annotated[RecommendBody, Tag("one")] | Annotated[RecommendManyBody, Tag("many")],
-    Discriminator(lambda body: find_tag(body, "requests")),
+    OneBody | ManyBody,
+    Discriminator(lambda body: schemas.find_tag(body, "requests")),
 ]
 SearchText = Annotated[
     str, Query(min_length=1, max_length=256, description="Words, or parts of some.")
@@ -124,11 +63,14 @@ async def recommend(
 ) -> Response:
     content = cast(Mapping[str, Any], body)
     call = _Call.read(request, content)
+
     if call.service.arms is None and not content.keys() & _SLOW:
         return await _recommend_one(call, _drop_shared(content))
+
     raw = content.get("requests") or [_drop_shared(content)]
     _check_cost(raw, call.k, len(call.current.catalogue))
-    worker = get_state(request).answers
+
+    worker: Worker = request.app.state.shared.answers
     steps = _recommend_in_steps(call, raw)
     if len(raw) > _MAX_SHORT:
         return await worker.run_steps(steps, request.is_disconnected)
@@ -141,7 +83,7 @@ async def recommend(
     summary="The items nearest to an item",
 )
 async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     k = body.get("k", DEFAULT_K)
     explain = body.get("explain", False)
     return await _compute(
@@ -155,7 +97,7 @@ async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Res
     summary="What a user takes again, and when it is due",
 )
 async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
-    service = get_state(request).service
+    service: Service = request.app.state.shared.service
     raw = _drop_shared(cast(Mapping[str, Any], body))
     return await _compute(request, partial(service.due, raw, body.get("k", DEFAULT_K)))
 
@@ -168,7 +110,7 @@ async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
 async def items(
     request: Request, search: SearchText, k: SearchLength = DEFAULT_K
 ) -> Response:
-    current = get_state(request).service.current
+    current: Recommender = request.app.state.shared.service.current
 
     def find() -> tuple[str, dict[str, Any]]:
         return current.version, {"items": page.search_items(current, search, k)}
@@ -180,7 +122,8 @@ async def _compute(
     request: Request, call: Callable[[], tuple[str, dict[str, Any]]]
 ) -> Response:
     """Write the version and the content that a call returns in a computing thread."""
-    version, content = await get_state(request).answers.run(call)
+    worker: Worker = request.app.state.shared.answers
+    version, content = await worker.run(call)
     return write_answer(request, version, content)
 
 
@@ -190,7 +133,7 @@ async def _compute(
     summary="Kinds of users, and what marks them",
 )
 async def segments(request: Request) -> Response:
-    current = get_state(request).service.current
+    current: Recommender = request.app.state.shared.service.current
     segments = current.bundle.segments
     described = [] if segments is None else segments.describe()
     return write_answer(request, current.version, {"segments": described})
@@ -200,15 +143,18 @@ async def segments(request: Request) -> Response:
     "/v1/page", response_model=dict[str, Any], summary="What the page at / offers"
 )
 async def form(request: Request) -> Response:
-    state = get_state(request)
-    service = state.service
+    state = request.app.state.shared
+    service: Service = state.service
     current = service.current
     role = getattr(request.state, "role", schemas.Role.ADMIN)
 
+    may_change = role >= schemas.Role.WRITE and not state.access.read_only
+
     def answer() -> Response:
-        content = page.describe_form(current) | {
+        content = page.describe_form(current)
+        content |= {
             "users": [],
-            "may_change": role >= schemas.Role.WRITE and not state.access.read_only,
+            "may_change": may_change,
             "clock": service.clock(current),
         }
         if role is schemas.Role.ADMIN:  # people are not for all to see
@@ -237,16 +183,19 @@ class _Call:
 
     @classmethod
     def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
-        service = get_state(request).service
+        service: Service = request.app.state.shared.service
+        k = body.get("k", DEFAULT_K)
+        is_explained = body.get("explain", False)
         chosen = {name: body[name] for name in _DIALS if name in body}
+
         return cls(
             request=request,
             service=service,
             current=service.current,
-            k=body.get("k", DEFAULT_K),
+            k=k,
             repeats=body.get("repeats"),
-            dials=Dials(**chosen) if chosen else _NO_DIALS,
-            is_explained=body.get("explain", False),
+            dials=Dials(**chosen),
+            is_explained=is_explained,
             started=time.perf_counter(),
         )
 
@@ -283,6 +232,7 @@ def _recommend_in_steps(
     for parsed in call.service.read(raw, call.current):
         requests.append(parsed)
         yield
+
     batches = []
     lists: list[dict[str, Any]] = []
     texts = []
@@ -293,6 +243,7 @@ def _recommend_in_steps(
         lists += shown
         texts.append(ENCODER.encode(shown)[1:-1])
         yield
+
     return _write_lists(call, batches, lists, texts)
 
 
@@ -304,6 +255,7 @@ def _answer_in_batches(
         for position, parsed in enumerate(requests):
             yield _answer_in_arm(call, arms, parsed, position)
         return
+
     starts = range(0, max(1, len(requests) - _STEP + 1), _STEP)
     for start in starts:
         end = None if start == starts[-1] else start + _STEP
@@ -328,8 +280,10 @@ def _answer_in_arm(
     user_id = parsed.user_id
     arm = arms.experiment.assign(seed if user_id is None else user_id)
     recommender = arms.recommender(arm, call.current)
+
     if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm.name)
+
     answer = explore(recommender, parsed, call.k, call.filter_viewed, arm.policy, seed)
     return _Batch(recommender, [parsed], [answer], str(arm.policy), arm.name)
 
@@ -338,11 +292,14 @@ async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     """Answer one request in a batch with others that came at the same time."""
     current = call.current
     (parsed,) = call.service.read([raw], current)
+
     rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
     key = current, call.k, call.filter_viewed
     is_brief = len(current.catalogue) <= _MAX_BRIEF
-    worker = get_state(call.request).answers
+    worker: Worker = call.request.app.state.shared.answers
     answer = await worker.answer(key, parsed, rank, is_brief)
+    worker.adapt(time.perf_counter() - call.request.state.started)
+
     batch = _Batch(current, [parsed], [answer], POLICY)
     lists = batch.show(is_explained=False)
     return _write_lists(call, [batch], lists, [ENCODER.encode(lists)[1:-1]])
@@ -360,7 +317,7 @@ def _write_lists(
         call.service.log_shown(
             batch.recommender, batch.answers, request_id, batch.policy, batch.arm
         )
-    metrics = get_state(call.request).metrics
+    metrics: Metrics = call.request.app.state.shared.metrics
     metrics.count_lists(lists, call.k, time.perf_counter() - call.started)
 
     content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
@@ -379,6 +336,7 @@ def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
             f"requests: k times their number is above {schemas.MAX_LISTED:,}; "
             "ask for shorter lists, or in several bodies"
         )
+
     conditions = {(body.get("filters") or {}).get("where") or "" for body in raw}
     n_characters = sum(map(len, conditions))
     allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)

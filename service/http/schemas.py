@@ -29,16 +29,14 @@ MAX_NAMES = 64  # features or columns
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-ItemId = (
-    Annotated[str, StringConstraints(min_length=1, max_length=256)]
-    | Annotated[int, Field(ge=-(2**63), lt=2**64)]
-)
+ItemId = Name | Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Number = int | float
 Value = Text | int | float | bool | None
 # the first fault of a list ends its check: a body of faults alone would take a minute to list
 Cells = Annotated[list[Value], Field(max_length=MAX_TEXT, fail_fast=True)]
 Values = Annotated[dict[Name, Value | Cells], Field(max_length=MAX_NAMES)]
 Ids = Annotated[list[ItemId], Field(max_length=MAX_IDS, fail_fast=True)]
+Limit = Annotated[int, Field(ge=1, le=MAX_ITEMS)]
 Length = Annotated[
     int,
     Field(
@@ -79,10 +77,7 @@ class FilterBody(TypedDict, total=False):
     """A condition on the columns of the items."""
     only: Ids | None
     """Only these items."""
-    at_most: Annotated[
-        dict[Name, Annotated[int, Field(ge=1, le=MAX_ITEMS)]] | None,
-        Field(max_length=MAX_NAMES),
-    ]
+    at_most: Annotated[dict[Name, Limit] | None, Field(max_length=MAX_NAMES)]
     """Column -> most items of one value."""
 
 
@@ -378,3 +373,8 @@ def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[st
                     for summary, value in examples[path].items()
                 }
     return document
+
+
+def find_tag(body: Any, name: str) -> str:
+    """Tell a body of many requests or events by the name of their list."""
+    return "many" if isinstance(body, dict) and name in body else "one"

@@ -49,15 +49,13 @@ class Connection(H11Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        open_here = [
-            other for other in self.connections if isinstance(other, Connection)
-        ]
-        n_open = Counter(other.address for other in open_here)
+        connections: Any = self.connections
+        n_open = Counter(other.address for other in connections)
         idlest = min(
-            filter(Connection.is_idle, open_here),
+            filter(Connection.is_idle, connections),
             key=lambda other: (-n_open[other.address], other.idle_since),
         )
-        self.connections.discard(idlest)
+        connections.discard(idlest)
         idlest.transport.abort()
         app: Any = self.config.app
         app.state.shared.metrics.counters["dropped_connections"].inc()

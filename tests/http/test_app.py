@@ -273,7 +273,10 @@ def test_the_dials_order_a_list_and_its_order_is_logged_as_shown(changing, own, 
     assert replies[1]["answers"] == ask(changing, "POST", "/v1/recommend", sent).json["answers"]
     changing.state.shared.service.impressions.close()
     with closing(sqlite3.connect(own.parent / "state" / "state.db")) as database:
-        query = "SELECT policy, item_id FROM answer_rows a JOIN shown s ON s.answer = a.number ORDER BY answer, position"
+        query = (
+            "SELECT policy, item_id FROM answer_rows a JOIN shown s ON s.answer = a.number"
+            " ORDER BY answer, position"
+        )
         shown = database.execute(query).fetchall()
     logged = [item for policy, item in shown if policy == "greedy diversity=0.9 novelty=0.5"]
     assert logged == [

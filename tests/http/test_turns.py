@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from serve.recommender import Recommender
+from service.http import middleware
 from service.http import recommend as application
 from service.http.errors import OverloadError
 from service.http.middleware import Worker
@@ -194,6 +195,7 @@ def test_of_very_many_live_events_the_latest_count_and_every_dismissal(tmp_path)
 
 
 def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, monkeypatch):
+    monkeypatch.setattr(middleware, "_SLOW_SECONDS", 60)
     worker, asking_item = app.state.shared.answers, {"item_id": item_ids(SHOP)[0]}
 
     def statuses():
@@ -211,6 +213,23 @@ def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, mo
     assert worker.n_admitted == 128
     worker.n_admitted = 127
     assert statuses() == [200] * 7
+
+
+def test_where_answers_take_long_fewer_requests_wait_and_by_and_by_more_again():
+    with closing(Worker(max_waiting=100, deadline=1)) as worker:
+
+        def find_most():
+            worker.n_admitted = 0
+            while not worker.is_full:
+                worker.n_admitted += 1
+            return worker.n_admitted
+
+        sizes = [find_most()]
+        for seconds in (9, 0.001):
+            for _ in range(500):
+                worker.adapt(seconds)
+            sizes.append(find_most())
+    assert sizes == [200, 48, 200]
 
 
 def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
