@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig
-from datamodules.tables import IDS, TARGET_WEIGHT, Tables, is_set
+from datamodules.tables import IDS, Tables
+from datamodules.values import TARGET_WEIGHT, is_set
 from serve.arrays import Ties
 from serve.cells import to_text
 from serve.errors import SchemaError, name_nearest

@@ -1,5 +1,9 @@
 """Training by cutoffs: where items repeat or come in baskets, what follows a moment is predicted.
 
+Elsewhere each event is predicted from those before it (`datamodules/sliding_windows.py`), or an
+unordered history from itself (`datamodules/sets.py`). A *trend* is the popularity of items as of a
+moment: a batch shares one, so that popularity never knows the future.
+
 Letters: U users, E events, G moments of `ItemTrends`, D drawn cutoffs, B requests of a batch.
 """
 

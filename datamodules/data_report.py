@@ -17,7 +17,8 @@ from datamodules.config import DataConfig
 from datamodules.leaks import MISSING, Leak, code_cells
 from datamodules.rejects import Rejects
 from datamodules.splits import Split, mark_owned
-from datamodules.tables import TARGET_WEIGHT, Tables
+from datamodules.tables import Tables
+from datamodules.values import TARGET_WEIGHT
 from serve.arrays import Flags, Ints
 from serve.clock import DAY, to_iso
 

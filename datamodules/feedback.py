@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import Column
-from datamodules.values import mark_shared
 from serve.arrays import Flags
 
 DISMISS = "dismiss"  # as `service.state` logs them
@@ -82,4 +81,5 @@ def _fill(log: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
 def _find_dismissed(rows: pd.DataFrame, signs: pd.DataFrame) -> Flags:
     """Mark the rows of pairs whose last sign is a dismissal, (n,)."""
     last = signs.drop_duplicates(_PAIR, keep="last")
-    return mark_shared(rows, last[last["event"] == DISMISS], _PAIR)
+    dismissed = pd.MultiIndex.from_frame(last.loc[last["event"] == DISMISS, _PAIR])
+    return np.asarray(pd.MultiIndex.from_frame(rows[_PAIR]).isin(dismissed))

@@ -11,8 +11,8 @@ import pandas as pd
 
 from datamodules.config import DataConfig
 from datamodules.splits import Split
-from datamodules.tables import Tables, is_set
-from datamodules.values import mark_shared
+from datamodules.tables import Tables
+from datamodules.values import is_set, mark_shared
 from serve.arrays import Flags, Ints
 from serve.cells import join_text
 from serve.errors import SchemaError

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig, FeatureConfig
-from datamodules.tables import Tables, is_set
+from datamodules.tables import Tables
+from datamodules.values import is_set
 from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
 from serve.clock import DAY

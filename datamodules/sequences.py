@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamodules.tables import TARGET_WEIGHT, is_set
+from datamodules.values import TARGET_WEIGHT, is_set
 from serve.arrays import Floats, Ints, spans, vectors_to_arrow
 from serve.cells import join_text
 from serve.encode import (

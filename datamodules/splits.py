@@ -10,8 +10,8 @@ import pandas as pd
 from datamodules.clean import only_targets
 from datamodules.config import DataConfig
 from datamodules.sequences import count_within
-from datamodules.tables import PART, TARGET_WEIGHT, is_set
-from datamodules.values import mark_shared
+from datamodules.tables import PART
+from datamodules.values import TARGET_WEIGHT, is_set, mark_shared
 from serve.arrays import Flags, Ints, Repeats
 from serve.clock import to_seconds
 from serve.errors import SchemaError

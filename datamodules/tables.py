@@ -40,8 +40,6 @@ from serve.errors import SchemaError
 from serve.files import NOBODY, ErasureList
 
 PART = "part of the split"  # reserved column: the part that a file of the split gives
-# reserved column: 0 for an event that is evidence alone; absent: 1 for all
-TARGET_WEIGHT = "weight as a target"
 IDS = {"users": "user_id", "items": "item_id"}
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
 
@@ -56,11 +54,6 @@ class Tables:
     users: pd.DataFrame
     """user_id, features, audit columns; without a users table the ids of the interactions."""
     items: pd.DataFrame  # item_id, feature columns; empty without an items table
-
-
-def is_set(interactions: pd.DataFrame) -> bool:
-    """Return whether a user's events have no order: there is neither a time nor a position."""
-    return "datetime" not in interactions and "position" not in interactions
 
 
 def read_tables(

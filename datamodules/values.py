@@ -25,6 +25,13 @@ _EXACT_FLOAT = 2**53
 _INTEGER = "(?:0|-?[1-9][0-9]{0,18})"  # "007" is a text
 _SURE_LENGTH = 18  # letters of an integer that surely has 64 bits
 _MAX_INTEGER = 2**63 - 1
+# reserved column: 0 for an event that is evidence alone; absent: 1 for all
+TARGET_WEIGHT = "weight as a target"
+
+
+def is_set(interactions: pd.DataFrame) -> bool:
+    """Return whether a user's events have no order: there is neither a time nor a position."""
+    return "datetime" not in interactions and "position" not in interactions
 
 
 class Cells(NamedTuple):

@@ -8,20 +8,17 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from rich.console import Console
-
-from evaluation.console import print_metrics
-from evaluation.evaluate import Parts, evaluate, headline_metric
-from evaluation.holdout import PAIR, profiles_from_frame, split_validation
-from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.files import write_file
-from serve.recommender import Recommender
-from serve.schema import Schema
 from service.command_line import make_parser, run_command
+
+# pandas and scipy take a second: they come after the checks of options
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from serve.bundle import Bundle
+    from serve.schema import Schema
 
 _DESCRIPTION = """Evaluate any bundle on any holdout.
 
@@ -70,32 +67,48 @@ def run(arguments: argparse.Namespace) -> None:
         raise SchemaError(
             f"--json {figures} is a folder or in none; give a file in a folder that exists"
         )
+    for path in (arguments.holdout, arguments.train, arguments.users):
+        if path is not None and not path.exists():
+            raise SchemaError(
+                f"{path} does not exist; the working directory is {Path.cwd()}"
+            )
+    from serve.bundle import Bundle
 
-    bundle = Bundle.load(arguments.bundle)
+    judge(arguments, Bundle.load(arguments.bundle))
+
+
+def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Read the tables and evaluate the bundle."""
+    import pandas as pd
+    from rich.console import Console
+
+    from evaluation.console import print_metrics
+    from evaluation.evaluate import Parts, evaluate, headline_metric
+    from evaluation.holdout import profiles_from_frame, split_validation
+    from serve.files import write_file
+    from serve.recommender import Recommender
+
     schema = bundle.schema
     parts = Parts.read(
         arguments.holdout, arguments.train, arguments.users, arguments.at, schema
     )
     catalogue = pd.Series(bundle.items.column("item_id").to_pylist())
     check_reachable(parts.test, parts.train, catalogue, schema)
-
     for note in find_doubts(parts.test, parts.train, schema, parts.at):
         print(f"note: {note}", file=sys.stderr)
-    recommender = Recommender(
-        bundle, profiles_from_frame(parts.train, parts.users, schema)
-    )
+    profiles = profiles_from_frame(parts.train, parts.users, schema)
     train, validation = split_validation(
         parts.train, parts.test, parts.at, arguments.seed
     )
     parts = replace(parts, train=train, validation=validation)
 
     log = Console(stderr=True, log_path=False).log
+    recommender = Recommender(bundle, profiles)
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
-
-    if figures is not None:
-        write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
-        print(f"figures: {figures}")
+    if arguments.json is not None:
+        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
+        print(f"figures: {arguments.json}")
 
 
 def check_reachable(
@@ -115,6 +128,8 @@ def check_reachable(
     Raises:
         SchemaError: every figure would be 0.
     """
+    from evaluation.holdout import PAIR
+
     listed = holdout[holdout["item_id"].isin(catalogue)]
     if len(holdout) and listed.empty:
         got = holdout["item_id"].tolist()[0]
@@ -136,6 +151,8 @@ def check_reachable(
 
 def _find_rows(rows: pd.DataFrame, table: pd.DataFrame, columns: list[str]) -> Any:
     """Mark the rows whose columns are those of a row of the table."""
+    import pandas as pd
+
     wanted = pd.MultiIndex.from_frame(table[columns])
     return pd.MultiIndex.from_frame(rows[columns]).isin(wanted)
 
@@ -144,6 +161,8 @@ def find_doubts(
     holdout: pd.DataFrame, history: pd.DataFrame, schema: Schema, at: int | None
 ) -> Iterator[str]:
     """Yield notes on histories that lack columns, or know the answers."""
+    from evaluation.holdout import PAIR
+
     is_read = {
         "datetime": schema.has_datetime,
         "event": bool(schema.event_types),

@@ -5,6 +5,8 @@ if its files and golden answers are whole, the lower bound of its paired NDCG@10
 figure or above, no group of users or items has lost much, and its lists reach as much of the
 catalogue. It is then published and activated. Later, bascule gate watch --registry DIR rolls it
 back where users do less with its lists than with those of the version before.
+What is checked, and what a new guardrail joins, stands in `evaluation/guardrails.py`.
+
 `REGISTRY/audit.jsonl` has a line for each step. Exit status: 0 passed, or stays; 3 stopped, or
 rolled back; 2 a mistake of the call.
 """
@@ -24,10 +26,10 @@ from typing import Any
 
 import pandas as pd
 
-from evaluation.checks import Check, Limits, compare
 from evaluation.evaluate import Parts
 from evaluation.experiments import Difference
 from evaluation.experiments import compare as compare_users
+from evaluation.guardrails import Check, Limits, compare
 from evaluation.holdout import profiles_from_frame, to_moment
 from evaluation.online import WINDOW, join, read_frames
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle

@@ -34,10 +34,10 @@ from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.requests import History, Request
 from service.command_line import make_parser, run_command
+from service.event_log import DISMISS, Recalled
 from service.experiment import Policy
 from service.exploration import find_candidates
 from service.known_users import fill_in, know_user
-from service.log import DISMISS, Recalled
 
 Scores = Doubles | Floats
 Model = Callable[[Scores, Ints], Doubles]  # scores and slots -> expected rewards

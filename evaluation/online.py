@@ -1,9 +1,9 @@
 """Figures of use: what followed the lists that were shown, with intervals over users.
 
-They are computed from the three tables of `service/log.py`: lists, slots and events. A request may
-ask for the lists of many users. An event belongs to the slot of the list that it names, else to the
-latest slot that showed its item to its user within a window before it; the others followed no list,
-and are counted apart.
+They are computed from the three tables of `service/event_log.py`: lists, slots and events. A
+request may ask for the lists of many users. An event belongs to the slot of the list that it names,
+else to the latest slot that showed its item to its user within a window before it; the others
+followed no list, and are counted apart.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 
 from serve.arrays import Doubles
 from serve.clock import DAY
-from service.log import DISMISS, UNDISMISS, read_log
+from service.event_log import DISMISS, UNDISMISS, read_log
 
 Figures = dict[str, Any]
 
@@ -83,7 +83,7 @@ def join(
     """Find the slot that each event followed.
 
     Args:
-        lists: as `service.log.Log` has them, and so the other tables.
+        lists: as `service.event_log.Log` has them, and so the other tables.
         slots: the items of the lists.
         events: what users did.
         targets: types of events that are conversions; all but dismissals, if none is named.

@@ -8,7 +8,8 @@ from typing import Any
 
 from datamodules.config import DataConfig
 from datamodules.sets import FOLDS
-from datamodules.tables import Tables, is_set
+from datamodules.tables import Tables
+from datamodules.values import is_set
 from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
 from serve.schema import Similarity

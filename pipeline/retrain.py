@@ -26,9 +26,9 @@ from serve.errors import SchemaError
 from serve.files import make_private
 from serve.recommender import Recommender
 from service.command_line import make_parser, run_command
+from service.event_log import read_log
 from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
-from service.log import read_log
 from service.registry import Registry
 
 VERDICT = "verdict.json"

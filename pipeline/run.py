@@ -1,4 +1,8 @@
-"""One run, read from top to bottom: prepare, train, export, evaluate, publish."""
+"""One run, read from top to bottom: prepare, train, export, evaluate, publish.
+
+A `Stage` (`service/publish.py`) is the hidden folder in which a bundle is made. Nothing that
+readers see changes before `publish` gives it its name; profiles and files beside the bundle follow.
+"""
 
 from __future__ import annotations
 

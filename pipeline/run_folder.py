@@ -14,7 +14,8 @@ from types import NoneType
 from typing import Any
 
 from datamodules.splits import Split
-from datamodules.tables import Tables, is_set
+from datamodules.tables import Tables
+from datamodules.values import is_set
 from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
 from models.defaults import Choice

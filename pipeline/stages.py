@@ -24,7 +24,8 @@ from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.splits import split_interactions
-from datamodules.tables import Tables, is_set, read_tables, tables_from_frames
+from datamodules.tables import Tables, read_tables, tables_from_frames
+from datamodules.values import is_set
 from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.fit import fit, load_best

@@ -1,5 +1,8 @@
 """Events of many users as flat arrays, and the named arrays that the user tower reads of them.
 
+A field that clients send with an event is declared in `service/event_log.py` (`Observation`) and in
+`service/http/schemas.py`; here is what the towers read of it.
+
 The same numpy code runs in training and in serving. The tower reads item *vectors*; here are item
 rows, for which training gathers vectors from its table and serving from the bundle's.
 Letters: B requests, L history positions, E owned items of all requests, C codes, V values.

@@ -2,6 +2,10 @@
 
     score(u, i) = u . v_i  +  sum over the history of item-item weights  +  memory of item i
 
+A user *owns* the items of their history. The memory is a learned term for each owned item: how soon
+it is taken again. Item-item weights of nobody in particular (the trend: what has been popular
+lately) count for everybody.
+
 The path of a request:
 
 1. `parse_request` checks it against the schema of the bundle.
@@ -306,7 +310,11 @@ class Recommender:
         )
 
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
-        """Run the user tower and put together what is added to its products."""
+        """Run the user tower and put together what is added to its products.
+
+        Items that the memory scores get no item-item terms. An event whose context is that of the
+        request (a match) counts more.
+        """
         tower = encoded.tower
         users, memory = self.towers.users(tower, self.catalogue.index.vectors)
         neighbours = self.bundle.neighbours

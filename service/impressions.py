@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from serve.errors import BundleError
-from service.log import Impressions
+from service.event_log import Impressions
 from service.state import State
 
 _LOG = logging.getLogger("service.http")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,11 @@ from numpy.typing import NDArray
 from serve import profiles as profile_files
 from serve.arrays import Id
 from serve.cells import INTEGER
+from serve.files import is_forgotten
 from serve.profiles import Profiles
+from serve.recommender import Recommender
 from serve.requests import History, Request
-from service.log import Recalled
+from service.event_log import Recalled
 from service.state import State
 
 # The columns that tell two events of a user apart.
@@ -148,3 +151,36 @@ def _append(known: History, live: History) -> History:
     for name, values in columns.items():
         columns[name] = np.concatenate([values, later[name]])
     return History(**columns)
+
+
+class MissingState:
+    """Stands for both: it holds nothing, and to ask for any other method raises why."""
+
+    n_changed = 0
+    notes = ("live items and state cannot be opened: what is sent is not kept",)
+
+    def __init__(
+        self, recommender: Recommender, runs: Sequence[Path], fault: OSError
+    ) -> None:
+        self.recommender = recommender
+        self.fault = fault
+        self._runs = runs
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse to keep anything."""
+        raise OSError(*self.fault.args)
+
+    def recall(self, user_id: Id) -> Recalled:
+        is_erased = any(is_forgotten(run, user_id) for run in self._runs)
+        return Recalled(is_forgotten=is_erased)
+
+    def count_answers(self, *_: Any) -> int:
+        return 0
+
+    def rebase(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+
+    def follow(self) -> tuple[int, str]:
+        return 0, ""
+
+    def close(self) -> None: ...

@@ -27,13 +27,12 @@ from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
 from service.answers import Content, show_due, show_similar
+from service.event_log import Impressions, Raw, parse_observations
 from service.experiment import Experiment, Policy
 from service.forget import Erasures
 from service.impressions import ImpressionLog
-from service.known_users import fill_in, know_user
+from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
-from service.log import Impressions, Raw, parse_observations
-from service.missing_state import MissingState
 from service.registry import LOADING_ERRORS
 from service.sources import Source, explain_fault
 from service.state import State, StateStore

@@ -1,7 +1,7 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
 `State` is the protocol of its engines. `StateStore` keeps it in the SQLite file
-`DIR/state/state.db`. Its records and tables are in `service/log.py`.
+`DIR/state/state.db`. Its records and tables are in `service/event_log.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serve.errors import BundleError
 from serve.files import is_forgotten, read_erasure_list, sync_folder
 from serve.requests import History
 from service.database import name_fault, open_database, user_key
-from service.log import (
+from service.event_log import (
     DISMISS,
     MARK,
     TABLES,
@@ -46,10 +46,14 @@ _LOG_TIMEOUT = 20  # milliseconds that writers wait for the log to be emptied
 _LOG_PATIENCE = 10.0  # seconds of attempts to empty it
 _UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 
+# A user has a place (their row in `users`), a number (which the rows of events and answers bear)
+# and a key (the salted hash of their id, by which they are found).
+
 # Of a forgotten user of whom the write-ahead log may still hold something, the number is NULL.
 _FIND_USER = """SELECT u.place, iif(u.id = ?, u.number, NULL)
     FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ?"""
-# A free row that is as long is overwritten, else one is appended.
+# A free row that is as long is overwritten, so that no byte of its former id stays; else one is
+# appended.
 _ADD_USER = """INSERT INTO users VALUES (
     (SELECT place FROM users WHERE typeof(id) = 'blob'
      AND length(id) = length(CAST(:id AS BLOB)) LIMIT 1),

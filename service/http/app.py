@@ -9,7 +9,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from starlette.responses import FileResponse
 
-from service.http import admin, recommend, schemas
+from service.http import admin, routes, schemas
 from service.http.access import Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
@@ -89,7 +89,7 @@ def make_app(
     app.state.shared = AppState(service, metrics, worker, access)
     app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker, access=access)
 
-    app.include_router(recommend.router)
+    app.include_router(routes.router)
     app.include_router(admin.operating)
     if not access.read_only:
         app.include_router(admin.changing)

@@ -9,7 +9,7 @@ import random
 import sys
 from pathlib import Path
 
-from service.log import Observation
+from service.event_log import Observation
 from service.state import StateStore
 
 N_EVENTS, N_USERS = 1000, 7

@@ -22,6 +22,7 @@ from serve.files import is_forgotten, read_erasure_list
 from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
+from service.event_log import Impressions, Observation
 from service.forget import (
     Erasures,
     add_to_erasure_list,
@@ -31,7 +32,6 @@ from service.forget import (
 )
 from service.known_users import complete
 from service.live_items import LiveItems
-from service.log import Impressions, Observation
 from service.state import StateStore
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from serve.profiles import Profiles
 from serve.requests import History, Request, parse_request
+from service.event_log import Observation
 from service.known_users import complete
-from service.log import Observation
 from service.state import StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
 from tests.linear_profiles import known_users

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serve.errors import BundleError, SchemaError
+from service.event_log import Impressions, Observation, parse_observations
 from service.forget import add_to_erasure_list
 from service.impressions import ImpressionLog
-from service.log import Impressions, Observation, parse_observations
 from service.state import State, StateStore
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP

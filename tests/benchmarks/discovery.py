@@ -213,7 +213,8 @@ def check_reasons(world: World, n_users: int) -> str:
                     abs(full[place] - recommender.score([reduced], items)[0][place] - one.effect),
                 )
                 n_effects += 1
-    return f"{n_effects} effects for {n_users} users differ by {worst:.1e} at most from those of requests reduced by hand"
+    figures = f"{n_effects} effects for {n_users} users differ by {worst:.1e} at most"
+    return f"{figures} from those of requests reduced by hand"
 
 
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:

@@ -21,7 +21,7 @@ from datamodules.config import DataConfig, FeaturesConfig, SplitConfig  # noqa: 
 from models.config import ModelConfig  # noqa: E402
 from pipeline.config import Config, EvaluationConfig  # noqa: E402
 from pipeline.run import run  # noqa: E402
-from serve.arrays import Repeats
+from serve.arrays import Repeats  # noqa: E402
 
 N_USERS, N_EVENTS, N_CATEGORIES = (
     400,

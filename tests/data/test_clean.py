@@ -13,7 +13,8 @@ from datamodules.clean import (
     weigh_targets,
 )
 from datamodules.config import DataConfig, TargetsConfig
-from datamodules.tables import TARGET_WEIGHT, Tables, tables_from_frames
+from datamodules.tables import Tables, tables_from_frames
+from datamodules.values import TARGET_WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.errors import SchemaError

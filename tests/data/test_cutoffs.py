@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datamodules.tables import TARGET_WEIGHT
+from datamodules.values import TARGET_WEIGHT
 from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
 HORIZON = 2 * DAY

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.datamodule import InteractionsDataModule
-from datamodules.tables import TARGET_WEIGHT
+from datamodules.values import TARGET_WEIGHT
 from tests.tiny_data import (
     BASKETS,
     DAY,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from datamodules.batch import FeatureDropout
 from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
-from datamodules.tables import TARGET_WEIGHT
+from datamodules.values import TARGET_WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world

@@ -10,7 +10,8 @@ import pytest
 from datamodules.clean import only_targets, weigh_targets
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.splits import check_targets, split_interactions
-from datamodules.tables import PART, TARGET_WEIGHT
+from datamodules.tables import PART
+from datamodules.values import TARGET_WEIGHT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.errors import SchemaError

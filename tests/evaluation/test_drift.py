@@ -25,8 +25,8 @@ from evaluation.drift import (
 from evaluation.holdout import profiles_from_frame
 from serve.bundle import DRIFT, METRICS, PROFILES, STATE, STATE_FILE, Bundle
 from serve.recommender import Recommender
+from service.event_log import Impressions, Observation
 from service.live_items import LiveItems
-from service.log import Impressions, Observation
 from service.state import StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import write_profiles

@@ -25,8 +25,8 @@ from serve.bundle import (
 )
 from serve.clock import DAY
 from serve.recommendations import Segment, Segments
+from service.event_log import Impressions, Observation
 from service.forget import forget_users
-from service.log import Impressions, Observation
 from service.publish import Stage, publish
 from service.registry import Registry, publish_version
 from service.state import StateStore

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.checks import Change, Limits, check_slices, compare
 from evaluation.evaluate import Parts
 from evaluation.gate import AUDIT, main
+from evaluation.guardrails import Change, Limits, check_slices, compare
 from serve.bundle import Bundle
 from serve.recommender import Recommender
 from service.registry import Registry, publish_version

@@ -9,10 +9,10 @@ from evaluation.off_policy import main
 from serve.bundle import STATE, STATE_FILE
 from serve.recommender import Recommender
 from serve.requests import Request
+from service.event_log import Impressions, Observation
 from service.experiment import Policy
 from service.exploration import explore
 from service.known_users import complete
-from service.log import Impressions, Observation
 from service.state import StateStore
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear

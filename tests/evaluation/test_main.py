@@ -57,7 +57,7 @@ def built(monkeypatch):
         owned = {user: set(profiles.get(user).history.item_id) for user in profiles.user_ids}
         return FakeRecommender(item_ids(), USERS, owned)
 
-    monkeypatch.setattr("evaluation.__main__.Recommender", build)
+    monkeypatch.setattr("serve.recommender.Recommender", build)
     return made
 
 

@@ -8,7 +8,7 @@ import pytest
 from evaluation.gate import AUDIT, compare_versions, main
 from serve.bundle import STATE, STATE_FILE
 from serve.clock import DAY
-from service.log import Impressions, Observation
+from service.event_log import Impressions, Observation
 from service.registry import Registry, publish_version
 from service.state import StateStore
 

@@ -11,7 +11,7 @@ import train
 import yaml
 from datamodules.config import DataConfig
 from serve.bundle import STATE, STATE_FILE
-from service.log import Observation
+from service.event_log import Observation
 from service.state import StateStore
 from tests.pipeline.small_runs import DAY, QUIET, make_tables
 

@@ -53,7 +53,12 @@ def interactions(**keys) -> dict:
 
 
 MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
-    ("another separator is declared", events(",", ";"), interactions(delimiter="|"), ("events.csv", "line 1", ";", "delimiter")),
+    (
+        "another separator is declared",
+        events(",", ";"),
+        interactions(delimiter="|"),
+        ("events.csv", "line 1", ";", "delimiter"),
+    ),
     ("a column has another name", events("item_id", "item", 1), {}, ("events.csv", "'item_id'", "'item'", "columns")),
     ("decimal commas", {"events.csv": EVENTS.replace(",", ";").replace("1.5", "1,5")}, {},
      ("events.csv", "line 2", "'weight'", 'decimal: ","', "data.interactions")),

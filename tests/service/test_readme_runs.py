@@ -137,7 +137,7 @@ def serve(clone, command, port):
         *shlex.split(command, comments=True),
         *(["--port", str(port)] if port != 8080 else []),
     ]
-    with (clone / "service.log").open("a") as log:
+    with (clone / "service.event_log").open("a") as log:
         variables = {"PYTHONPATH": str(clone), "PATH": f"{clone}/.venv/bin:{os.environ['PATH']}"}
         process = subprocess.Popen(words, cwd=clone, env=os.environ | variables, stderr=log)
     until = time.monotonic() + 60
@@ -148,7 +148,7 @@ def serve(clone, command, port):
         time.sleep(0.1)
     process.kill()
     process.wait()
-    raise AssertionError((clone / "service.log").read_text())
+    raise AssertionError((clone / "service.event_log").read_text())
 
 
 def check_answers(text):
@@ -199,7 +199,7 @@ def test_every_command_and_block_runs_as_printed(clone):
         for service in services:
             service.send_signal(signal.SIGTERM)
             assert service.wait(20) == 0
-        assert "ERROR" not in (clone / "service.log").read_text()
+        assert "ERROR" not in (clone / "service.event_log").read_text()
     finally:
         for service in services:
             service.kill()

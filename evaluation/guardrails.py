@@ -38,7 +38,13 @@ class Limits(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """A figure of the candidate, and the least that it may be."""
+    """A change of a figure from the current version to the candidate, and the least allowed.
+
+    Attributes:
+        value: relative change: -0.1 is a tenth less; of a difference of means, its lower bound.
+        limit: the least that passes.
+        users: how many were compared; fewer than `MIN_USERS_TO_COMPARE` tell nothing.
+    """
 
     name: str
     value: float
@@ -66,7 +72,7 @@ def compare(
 
     Args:
         versions: the current version and the candidate, each with profiles.
-        parts: what they are asked, should find, and know before.
+        parts: the test events, and the histories before them.
         limits: what may be lost.
 
     Returns:
