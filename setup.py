@@ -16,6 +16,7 @@ class BuildInside(build_py):
         if self.editable_mode:
             super().run()
             return
+
         root = Path(self.build_lib)
         home = root / "bascule"
         shutil.rmtree(root, ignore_errors=True)  # an earlier build
@@ -23,6 +24,7 @@ class BuildInside(build_py):
         for name in OURS:
             for path in list(root.glob(f"{name}*")):
                 path.rename(home / path.name)
+
         shutil.copytree(
             "configs", home / "configs", ignore=shutil.ignore_patterns("[!gt]*")
         )  # grocery, template

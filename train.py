@@ -34,6 +34,7 @@ def main(argv: Sequence[str], program: str = "train.py") -> int:
                 file=sys.stderr,
             )
         raise
+
     return 0
 
 

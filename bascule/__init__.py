@@ -167,6 +167,7 @@ def fit(
         _train(content | {"out": str(out)}, frames, quiet)
         recommender = load(out)
         weakref.finalize(recommender, stack.pop_all().close)
+
     return recommender
 
 
@@ -196,6 +197,7 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     for path in (Path(directory, BUNDLE), Path(directory)):
         if (path / MANIFEST).exists():
             return Recommender(Served.load(path, trusted=keys), path.absolute())
+
     raise BundleError(
         f"{directory} holds no bundle; give the folder of a run or of a bundle"
     )
@@ -251,4 +253,5 @@ def _configure(
             content[section][key] = value
         elif name != "columns":
             content[name] = value
+
     return content

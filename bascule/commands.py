@@ -323,6 +323,7 @@ def _train(name: str, words: list[str]) -> int:
     except ModuleNotFoundError as error:
         print(f"error: {error}", file=sys.stderr)
         return FAULT
+
     return int(module.main(words, f"bascule {name}"))
 
 
@@ -352,4 +353,5 @@ def _make_parser() -> argparse.ArgumentParser:
             subparser.add_argument(option, **_OPTIONS[option])
         if name != "serve":
             subparser.set_defaults(registry=_REGISTRY)
+
     return parser

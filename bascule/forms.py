@@ -56,6 +56,7 @@ def to_requests(
         if filters is not None:
             fields = {"filters": filters, **fields}
         requests.append(fields)
+
     return requests
 
 

@@ -349,6 +349,7 @@ class Recommender:
             source = self.path.parent / name
             if source.exists():
                 shutil.copy2(source, target / name)
+
         profiles = self.path.parent / PROFILES
         if profiles.is_dir():
             shutil.copytree(profiles, target / PROFILES)

@@ -33,10 +33,12 @@ def serve(options: Namespace) -> None:
         raise SchemaError(
             f"{folder} is no folder in {Path.cwd()}: give the folder of a bundle or of a registry"
         )
+
     if options.admin_port == options.port != 0:
         raise SchemaError(
             f"--admin-port is {options.port}, as --port; expected another one"
         )
+
     if options.workers is not None and options.workers < 1:
         raise SchemaError(f"--workers is {options.workers}; allowed: 1 or more")
     token = _read_token(options)
@@ -65,6 +67,7 @@ def _read_token(options: Namespace) -> str | None:
         raise SchemaError(
             f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more"
         )
+
     return token
 
 

@@ -100,6 +100,7 @@ def order_tables(tables: Tables, ties: Ties) -> Tables:
     if ties == "simultaneous" or is_set(events):
         keys.append("item_id")
         keys += sorted(str(name) for name in events if name not in keys)
+
     return Tables(
         _order(events, keys),
         _order(tables.users, ["user_id"]),
@@ -153,6 +154,7 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
     if config.events:
         weights = interactions["event"].map(config.events).fillna(1.0)
         weight = np.asarray(weights, np.float64)
+
     if target_types == [] or not is_target.any():
         raise SchemaError(
             "data.targets: no event is a target; declare other events or a lower min_weight"

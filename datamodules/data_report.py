@@ -124,6 +124,7 @@ def _find_hints(
                 f"{tied:.1%} of events share the time of another of their user: "
                 "data.ties: simultaneous for baskets"
             )
+
     owned = cold["test_pairs_owned_before"] or 0.0
     if config.repeats == "exclude" and owned >= MIN_OWNED:
         yield (
@@ -151,6 +152,7 @@ def _measure_missing(tables: Tables) -> dict[str, dict[str, float | None]]:
             else:
                 is_missing = code_cells(cells) == MISSING
             missing[name][str(column)] = _share(is_missing)
+
     return missing
 
 

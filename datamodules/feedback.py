@@ -73,6 +73,7 @@ def _fill(log: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     if "weight" in events:
         mean = np.expm1(np.log1p(events["weight"].clip(lower=0)).mean())
         log["weight"] = log["weight"].fillna(mean)
+
     if "position" in events:
         log["position"] = events["position"].max() + 1 + np.arange(len(log))
     return log

@@ -109,6 +109,7 @@ def read_columns(option: str | None) -> Mapping[str, str]:
                 f"columns: got '{part}'; expected NAME=COLUMN, each name once, with commas between"
             )
         columns[ours] = theirs
+
     return columns
 
 
@@ -180,6 +181,7 @@ def _check_names(path: Path, names: Sequence[str], columns: Mapping[str, str]) -
         raise SchemaError(
             f"{path.name}: the columns are {names[:20]}; expected distinct names"
         )
+
     for theirs in columns.values():
         if theirs not in names:
             raise SchemaError(
@@ -195,6 +197,7 @@ def read_parquet(path: Path, wanted: Collection[str]) -> FileRecords:
     with naming(path), pq.ParquetFile(path) as file:
         names = file.schema_arrow.names
         table = file.read([name for name in names if name in wanted])
+
     return number_rows(names, table)
 
 

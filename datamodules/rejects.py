@@ -105,6 +105,7 @@ class Rejects:
                     f"they are rejected, unless data.{setting_of(name)} has min_datetime or "
                     "max_datetime"
                 )
+
         return hints
 
 
@@ -199,6 +200,7 @@ def _find_declaration(reason: str, values: pd.Series[Any]) -> str:
     if reason == "not a time":
         forms = _find_formats(texts)
         return f"time_formats: {json.dumps(forms)}" if forms else ""
+
     if reason != "not a number" or texts.empty:
         return ""
     with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
@@ -207,6 +209,7 @@ def _find_declaration(reason: str, values: pd.Series[Any]) -> str:
         is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
         other = " or numbers without commas for thousands" if is_thousands else ""
         return f'decimal: ","{other}'
+
     if texts.str.fullmatch(_POINT_NUMBER).all():
         return 'decimal: "."'
     return f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
@@ -225,6 +228,7 @@ def _find_formats(texts: pd.Series[Any]) -> list[str]:
             break
         formats.append(best)
         texts = unread[best]
+
     return formats
 
 

@@ -110,6 +110,7 @@ def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
             "data.ties is 'simultaneous' and the interactions have no datetime; "
             "allowed: ordered"
         )
+
     if config.repeats == "allow" and is_set(train):
         raise SchemaError(
             "data.repeats is 'allow' and the interactions have no datetime or position; "
@@ -373,6 +374,7 @@ def _fit_number(feature: Feature, cells: pd.Series, users: pd.Series | None) -> 
             f"feature '{feature.name}': the values have no standard deviation in double "
             "precision; give them in another unit, or name `min` and `max`"
         )
+
     return fitted
 
 

@@ -115,6 +115,7 @@ def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
     if not is_set(interactions):
         order = ("user_id", "datetime", "position")
         keys = [name for name in order if name in interactions]
+
     return interactions.sort_values(keys, kind="stable", ignore_index=True)
 
 

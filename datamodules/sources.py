@@ -88,6 +88,7 @@ def find_fullest(files: Sequence[Records]) -> Records:
                 raise SchemaError(
                     f"{file.file}: column '{column.source}' is absent, which {fullest.file} has"
                 )
+
     return fullest
 
 
@@ -143,6 +144,7 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
             f"{path}: names, delimiter and encoding are those of a text file; take them out for "
             f"{kind}"
         )
+
     if kind == PARQUET:
         records = read_parquet(path, {column.source for column in columns})
     elif kind in JSON_LINES:
@@ -217,6 +219,7 @@ def _find_columns(
             raise SchemaError(
                 f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
             )
+
     return tuple(column for column in columns if column.source in names)
 
 
@@ -280,6 +283,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
             "query: beside the path of a "
             "database, or one that begins with INSTALL httpfs; LOAD httpfs"
         )
+
     if path.is_file():
         return [path]
     matches = sorted(set(glob.glob(pattern, recursive=True)))

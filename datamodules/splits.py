@@ -182,6 +182,7 @@ def _draw_validation(
         is_validation = _draw_items(interactions, is_drawn, DEFAULT_SHARE, rng)
         if is_validation.any():
             return is_validation
+
     return timeline.hold_out(0, seed, timeline.count_users())
 
 

@@ -78,6 +78,7 @@ def read_tables(
         layout: TableConfig | None = getattr(config, name)
         if layout is not None:
             files[name] = read_files(f"data.{name}.path", layout, columns[name])
+
     return _type_tables(config, columns, files, erased)
 
 
@@ -121,6 +122,7 @@ def _type_tables(
     if config.split.kind == "files":
         files |= _read_split_files(config, columns["interactions"])
         _check_parts([files[name] for name in _PARTS if name in files])
+
     if config.feedback is not None:
         present = files["interactions"].columns
         log = read_file(Path(config.feedback), TableConfig(), list_columns(present))
@@ -159,6 +161,7 @@ def _sum_up(tables: Mapping[str, TypedTable], logged: dict[str, int]) -> Rejects
         rejects.dropped[name] = records.dropped
         if records.n_erased:
             rejects.forgotten[name] = records.n_erased
+
     return rejects
 
 
@@ -170,6 +173,7 @@ def _read_split_files(
         raise SchemaError(
             f"column '{PART}' is reserved where the split is given by files: rename yours"
         )
+
     files = {}
 
     for name in ("validation", "test"):
@@ -177,6 +181,7 @@ def _read_split_files(
         if path:
             layout = replace(config.interactions, path=path, query=None)
             files[name] = read_files(f"data.split.{name}", layout, columns)
+
     return files
 
 

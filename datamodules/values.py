@@ -77,6 +77,7 @@ def read_cells(
         is_broken = texts.str.contains(REPLACED, regex=False).fillna(False)
         faults["not UTF-8"] = is_broken.to_numpy(bool)
         is_unset = is_missing | faults["not UTF-8"]
+
     if is_unset.any():
         cells = cells.mask(is_unset, None)
     if column.role == "vector":
@@ -163,6 +164,7 @@ def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
             return Cells(cells.fillna("0").astype("int64"), nothing)
     elif cells.dtype.kind == "i" and cells.min() >= -_MAX_INTEGER:
         return Cells(cells.astype("int64"), nothing)
+
     return _read_mixed_ids(cells, is_text)
 
 
@@ -186,6 +188,7 @@ def _to_id(cell: Any, is_text: bool) -> int | str | None:
         if not is_text or not re.fullmatch(_INTEGER, cell):
             return cell
         cell = int(cell)
+
     if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():
         cell = int(cell)
     if not isinstance(cell, (int, np.integer)) or isinstance(cell, bool):
@@ -231,6 +234,7 @@ def _read_moments(
     if isinstance(cells.dtype, pd.DatetimeTZDtype):
         cells = cells.dt.tz_convert("UTC").dt.tz_localize(None)
         timezone = None
+
     if types.is_string_dtype(cells.dtype):
         cells = cells.astype(object).where(cells.notna(), None)
     try:
@@ -253,6 +257,7 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
         moments = times.to_numpy("datetime64[s]").astype(str).astype(object)
         iso = pd.Series(moments + "Z" if has_zone else moments, cells.index)
         cells = cells.mask(times.notna(), iso)
+
     return cells
 
 
@@ -298,6 +303,7 @@ def _find_beyond(
             is_time = column.role in ("time", "date")
             shown = f"{np.datetime64(int(limit), 's')}Z" if is_time else limit
             faults[f"{name} {shown}"] = is_valid & is_beyond(values, limit)
+
     return faults
 
 
@@ -379,6 +385,7 @@ def _read_values(column: Column, cells: pd.Series) -> Cells:
         faults["a list"] = is_list & (column.role != "value")
         faults["not a value"] = _is_any(cells, (dict, set, bytes))
         cells = cells.mask(faults["a list"] | faults["not a value"], None)
+
     if column.role == "text" or types.is_datetime64_any_dtype(cells.dtype):
         cells = cells.astype(object)
         # each value is written the one way that vocabularies know it

@@ -67,11 +67,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise SchemaError(
             f"--json {figures} is a folder or in none; give a file in a folder that exists"
         )
+
     for path in (arguments.holdout, arguments.train, arguments.users):
         if path is not None and not path.exists():
             raise SchemaError(
                 f"{path} does not exist; the working directory is {Path.cwd()}"
             )
+
     from serve.bundle import Bundle
 
     judge(arguments, Bundle.load(arguments.bundle))
@@ -175,6 +177,7 @@ def find_doubts(
             "columns that the bundle was trained with and --train lacks: "
             f"{', '.join(lacking)}; they count as missing"
         )
+
     if "datetime" not in history:
         return
 

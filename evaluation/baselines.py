@@ -355,4 +355,5 @@ def read_free_bytes() -> int:
     if _LIMIT.exists() and (limit := _LIMIT.read_text().strip()) != "max":
         used = int(_LIMIT.with_name("memory.current").read_text())
         free = min(free, max(int(limit) - used, 0))
+
     return free

@@ -162,6 +162,7 @@ class Examination:
         for view, targets in self.views.items():
             labels = self.label(targets, groups)
             slices[view] = metrics.measure_slices(measured.lists[view], targets, labels)
+
         return slices
 
 
@@ -176,6 +177,7 @@ def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
     for view, values in measured.values.items():
         differences = {name: values[name] - other.values[view][name] for name in values}
         compared[view] = metrics.summarise(differences)
+
     return compared
 
 
@@ -302,6 +304,7 @@ def label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
         values = metrics.label_column(parts.users[column])
         label_by_user = pd.Series(values, parts.users["user_id"])
         labels[column] = label_by_user.reindex(ids.users).to_numpy(object)
+
     return labels
 
 
@@ -385,6 +388,7 @@ def _describe_moment(at: int | None, schema: Schema) -> str:
     if at is None:
         absent = "datetime and context" if schema.has_datetime else "context"
         return f"for all their items there, without {absent}"
+
     derived = [part.name for part in schema.context_features if part.is_derived]
     context = "without context"
     if derived:

@@ -107,6 +107,7 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
         raise SchemaError(
             f"--window-days is {days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
         )
+
     window = int(days * DAY)
     return join(*read_frames(path), targets=arguments.targets, window=window)
 
@@ -237,6 +238,7 @@ def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
     for name, frame in ((SHOWN, feedback.slots), (EVENTS, feedback.events)):
         table = pa.Table.from_pandas(frame, preserve_index=False)
         write_table(folder / name, table)
+
     text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
     write_file(folder / FIGURES, text.encode())
     write_file(folder / PAGE, render(figures, read_drift(folder.parent)).encode())

@@ -127,6 +127,7 @@ def run(options: Namespace) -> None:
         raise SchemaError(
             f"{path} does not exist; the working directory is {Path.cwd()}"
         )
+
     tables = (options.holdout, options.train, options.users)
     decide(options, partial(Parts.read, *tables, options.at))
 

@@ -70,6 +70,7 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
         if column.role != "id":
             column = replace(column, reason="")  # the file may lack it
         columns.append(column)
+
     return _read_table(path, columns, schema)
 
 
@@ -80,6 +81,7 @@ def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     if is_twin.any():
         twin = users["user_id"][is_twin].tolist()[0]
         raise SchemaError(f"{path.name}: user_id {twin!r} is there twice; keep one row")
+
     return users
 
 
@@ -90,6 +92,7 @@ def read_moment(text: str, timezone: str | None) -> int:
         raise SchemaError(
             f"moment '{text}' cannot be read; allowed: an ISO date or time such as 2017-12-01"
         )
+
     return int(seconds[0])
 
 
@@ -176,6 +179,7 @@ def _profile_features(
     for feature in schema.user_features:
         name = feature.column
         columns[name] = rows[name] if name in rows else [None] * len(rows)
+
     return feature_values(schema.user_features, columns)
 
 
@@ -288,6 +292,7 @@ class Events:
             raise SchemaError(
                 "the interactions have no times: name their datetime column or leave this out"
             )
+
         last = self.time.max(initial=np.iinfo(np.int64).min)
         return np.asarray(last - self.time)
 
@@ -364,6 +369,7 @@ def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
         raise SchemaError(
             "the holdout has no interactions; give at least one, or a split that holds some out"
         )
+
     return _group(holdout, ids, ["user_id"])
 
 

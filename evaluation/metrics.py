@@ -232,6 +232,7 @@ def summarise(values: Mapping[str, Doubles]) -> Summary:
         for column, name in enumerate(values):
             summary[name] = float(matrix[:, column].mean())
             summary[f"{name}_ci95"] = bounds[:, column].tolist()
+
     return summary
 
 
@@ -284,6 +285,7 @@ def measure_slices(
             value: summarise(measure_users(lists, part))
             for value, part in targets_by_value.items()
         }
+
     return measured
 
 
@@ -352,6 +354,7 @@ def label_targets(
     for name, column in groups.items():
         unique_name = f"{name} (column)" if name in SLICES else name
         labels[unique_name] = column[targets.user][request]
+
     return labels
 
 
@@ -385,6 +388,7 @@ def label_column(column: pd.Series[Any]) -> Labels:
         if texts.nunique() <= MAX_VALUES or not has_numbers:
             return texts.to_numpy(object)
         column = pd.to_numeric(texts)
+
     if column.nunique() <= MAX_NUMBERS:
         return column.to_numpy(object)
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))

@@ -110,6 +110,7 @@ def join(
     for name, outcome in outcomes.items():
         weights = np.asarray(outcome, np.float64)[has_slot]
         slots[name] = np.bincount(slot[has_slot], weights, minlength=len(slots))
+
     return Feedback(lists, slots, events)
 
 
@@ -214,6 +215,7 @@ def measure_groups(
             figures = measure_rates(rows)
             if figures["users"] >= MIN_USERS:
                 groups[name][str(value)] = figures
+
     return groups
 
 
@@ -243,6 +245,7 @@ def _measure_engagement(feedback: Feedback) -> Figures:
         is_back = ((since > 0) & (since <= span)).groupby(days["user_id"]).any()
         is_back = is_back[first + span <= last]  # of later users nobody knows yet
         figures[f"back_within_{span}"] = _mean(is_back, is_back.index)
+
     return figures
 
 

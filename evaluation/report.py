@@ -226,6 +226,7 @@ def find_limits(slices: Sequence[Content]) -> tuple[float, float]:
         interval = f"{groups['metric']}_ci95"
         for summary in groups["charted"].values():
             ends += summary[interval]
+
     return max(0.0, min(ends) - 0.02), max(ends) + 0.02
 
 
@@ -403,6 +404,7 @@ def _describe_events(
         last = history.datetime[-MAX_EVENTS:][::-1]
         times = pd.to_datetime(last, unit="s", utc=True).tz_convert(timezone or "UTC")
         dates = map(str, times.date)
+
     return [*zip(dates, names, strict=False)]
 
 

@@ -60,6 +60,7 @@ class RunCheckpoints(TorchCheckpointIO):
                 f"{path} is of another run: {difference}; give the same as then, "
                 "or leave --ckpt_path out to start anew"
             )
+
         return checkpoint
 
 

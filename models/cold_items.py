@@ -264,6 +264,7 @@ class Shrinkage:
             share = (strength / (self.n_events + strength)).unsqueeze(1)  # (n, 1)
             taste = torch.lerp(self.trained, self.placed, share)  # (n, D)
             ids[self.rows] = taste - self.content
+
         self.towers.item_tower.id_table.weight.copy_(ids)
 
 

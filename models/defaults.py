@@ -284,6 +284,7 @@ def _epochs(counts: DataCounts) -> int:
     if counts.is_repeated:
         epochs = round(CUTOFFS_SHOWN / max(counts.n_examples, 1))
         return min(max(epochs, EPOCHS_OF_REPEATS), MAX_EPOCHS)
+
     if counts.is_set:
         return EPOCHS_OF_SETS
     shown = TARGETS_SHOWN_OF_LONG if counts.is_long else TARGETS_SHOWN

@@ -269,6 +269,7 @@ def _make_trainer(
         raise SchemaError(
             f"trainer: {trainer.world_size} processes; allowed: one device of one node"
         )
+
     return trainer
 
 

@@ -313,6 +313,7 @@ def _name_codes(features: Sequence[Feature]) -> list[Hashable]:
         buckets = [(feature.buckets, bucket) for bucket in range(feature.buckets)]
         values = [*range(FIRST_CODE), *feature.vocabulary, *buckets]
         names += [(feature.name, value) for value in values]
+
     return names
 
 

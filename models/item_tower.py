@@ -66,6 +66,7 @@ class ItemTower(nn.Module):
             draws = torch.rand(len(item_rows), device=ids.device)  # (N,)
             is_dropped = (draws < self.id_dropout) & has_content  # (N,)
             ids = ids * (~is_dropped).unsqueeze(1)  # (N, D)
+
         return self.complete(
             self.normalise(ids + content), categories, popularity
         )  # (N, W)

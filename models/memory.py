@@ -209,6 +209,7 @@ def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
     if torch.compiler.is_exporting():
         rows = torch.arange(n_users, device=users.device).unsqueeze(1)  # (B, 1)
         return (rows == users).to(values.dtype) @ values  # (B, any)
+
     return values.new_zeros(n_users, values.shape[1]).index_add(
         0, users, values
     )  # (B, any)

@@ -288,6 +288,7 @@ def _choose_gain(
         (ranked,) = _rank(validation, weights, refinement, [refinement.alphas])
         if is_better(ranked.figures, best.figures, PLAN_ERRORS):
             best = ranked
+
     return best
 
 

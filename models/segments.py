@@ -248,6 +248,7 @@ def _describe(labels: Ints, traits: Sequence[Trait], k: int) -> tuple[Segment, .
             marks += _find_marks(trait, labels[trait.users] == number)
         share = round(size / len(labels), 4)
         segments.append(Segment(number + 1, size, share, _write(marks), tuple(marks)))
+
     return tuple(segments)
 
 

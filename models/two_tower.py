@@ -166,6 +166,7 @@ class TwoTower(pl.LightningModule):
         for view, values in figures.items():
             if len(values):
                 self.log(f"{NDCG}_{view}", float(values.mean()))
+
         self.log(NDCG, mean_of_views(figures), prog_bar=True)
 
     def rate_of(self, name: str) -> float:

@@ -95,6 +95,7 @@ def is_better(figures: Figures, before: Figures, errors: float) -> bool:
         n_users = len(values)
         spread = np.std(values - before[view], ddof=1) if n_users > 1 else math.inf
         standard_errors.append(float(spread) / n_users**0.5)
+
     difference = mean_of_views(figures) - mean_of_views(before)
     return difference > errors * fmean(standard_errors)
 

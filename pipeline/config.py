@@ -188,6 +188,7 @@ def gives_trainer(words: Sequence[str]) -> bool:
             content = Path(text).read_bytes() if os.path.isfile(text) else text.encode()
             if b"trainer" in content:
                 return True
+
     return False
 
 

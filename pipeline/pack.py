@@ -85,6 +85,7 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
     if schema.repeats == "allow":
         rates = data.trends.repeat_rate[-1]  # (N,)
         items = items.append_column("repeat_rate", pa.array(rates))
+
     if schema.has_datetime and IS_NEW not in items.column_names:
         is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
         items = items.append_column(IS_NEW, pa.array(is_new))

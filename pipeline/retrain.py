@@ -132,6 +132,7 @@ def check_test(config: Config, registry: Registry) -> None:
             f"data.split.kind is {split.kind}; give --at: versions are compared on the "
             "days after it, seen by neither"
         )
+
     current = Bundle.load(registry.folder(registry.current()))
     gate.check_unseen(current, read_moment(split.at, config.data.timezone))
 

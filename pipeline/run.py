@@ -99,6 +99,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         raise SchemaError(
             f"tune.trials is {config.tune.trials} and this is a run; leave it out"
         )
+
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage.beside)
@@ -131,6 +132,7 @@ def run_or_search(config: Config, text: str) -> Run | None:
         raise SchemaError(say(error)) from error
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
+
     return None
 
 

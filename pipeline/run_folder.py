@@ -63,6 +63,7 @@ def declare(config: Config) -> dict[str, Any]:
         value = config.trainer[name]
         is_plain = isinstance(value, (int, float, str, NoneType))
         trainer[name] = value if is_plain else type(value).__name__
+
     return {
         "data": config.data.declared(),
         "model": asdict(config.model),
@@ -136,6 +137,7 @@ def is_finished(config: Config, rows: str) -> bool:
                 "choose another --out, or add --overwrite"
             )
         return True
+
     if version == read_version(out / BUNDLE) or not config.resume:
         _clear(out)
     return False
@@ -199,5 +201,6 @@ def _clear(folder: Path) -> None:
     for name in (CHECKPOINTS, LOGS):
         for stage in STAGES:
             shutil.rmtree(folder / name / stage, ignore_errors=True)
+
     # Only now: checkpoints without a note are those of an interrupted run.
     (folder / PUBLISHED).unlink(missing_ok=True)

@@ -166,6 +166,7 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
     if work.previous is not None:
         with _timed(seconds, "training"):
             return train_on(work, work.previous)
+
     with _timed(seconds, "training"):
         console.rule("training")
         first = fit_first(work)

@@ -167,6 +167,7 @@ def tidy(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if isinstance(value, float):
             rounded[name] = float(f"{value:.{DIGITS}g}")
+
     return rounded
 
 

@@ -136,6 +136,7 @@ def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
     if len(entries):
         is_valid = np.array(array.is_valid().to_pylist())
         matrix[is_valid] = _read_numbers(entries).reshape(-1, width)
+
     return matrix
 
 

@@ -235,6 +235,7 @@ def _read_once(
             raise BundleError(
                 f"{name}: other content than {MANIFEST} says; altered, or of another bundle"
             )
+
     return manifest, contents
 
 
@@ -244,6 +245,7 @@ def identify_folder(path: Path) -> tuple[int, int, int] | None:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
+
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
@@ -356,6 +358,7 @@ def _read_tower(
         raise BundleError(
             f"{name} is of another space or width of vectors than {MANIFEST} says"
         )
+
     return tower
 
 
@@ -404,4 +407,5 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
             f"{ITEMS} has {len(ids)} rows and item_id of type {ids.type}; "
             f"expected {n_items} rows, each with its own {id_type}"
         )
+
     return items

@@ -76,6 +76,7 @@ class ItemIds:
                     f"item_id {show(item_id)} is unknown; "
                     f"allowed: the {len(self)} ids of the catalogue"
                 )
+
         return rows
 
 
@@ -161,6 +162,7 @@ class Catalogue:
         for field in self.table.schema:
             if is_text(field.type) and field.name != "item_id":
                 columns.append(self.table.column(field.name).to_pylist())
+
         rows = zip(*columns, strict=True)
         return [" ".join(str(cell) for cell in row if cell).casefold() for row in rows]
 
@@ -187,6 +189,7 @@ def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
             # The next price may have a fraction.
             field = field.with_type(pa.float64() if field.name in numeric else other)
         fields.append(field)
+
     return items.cast(pa.schema(fields))
 
 
@@ -225,6 +228,7 @@ def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
         distinct = dict.fromkeys(filter(None, map(to_text, cells)))
         name = " ".join(" · ".join(distinct).split())
         names.append(name or f"item {item_id}")
+
     return names
 
 
@@ -355,6 +359,7 @@ class Columns:
                     f"{name_nearest(shown, self.names)}"
                 )
             self._columns[name] = self._read(name)
+
         return self._columns[name]
 
     def _read(self, name: str) -> Column:

@@ -108,6 +108,7 @@ def check_number(
         raise SchemaError(
             f"{where} is {show(value)}; expected a number from {low:g} to {high:g}"
         )
+
     return float(value)
 
 
@@ -182,6 +183,7 @@ def list_spellings(values: Sequence[str]) -> dict[str, str]:
     if {value.lower() for value in values} <= {"true", "false"}:
         cases = (str.lower, str.title, str.upper)
         return {spell(value): value for spell in cases for value in values}
+
     return {}
 
 
@@ -282,4 +284,5 @@ def _split_grams(word: str) -> list[list[str]]:
     for size in _GRAM_SIZES:
         starts = range(len(framed) - size + 1)
         grams_by_size.append([f"~{framed[start : start + size]}" for start in starts])
+
     return grams_by_size

@@ -90,6 +90,7 @@ def parse_times(
             f"{name_of(index)} is {show(values[index])}; "
             "expected an ISO time, or seconds since 1970"
         )
+
     return list(seconds.tolist())
 
 
@@ -160,6 +161,7 @@ def _find_unit(ticks: np.ndarray) -> int:
             "of the years 1973 to 2286; "
             "give ISO times, or use 'position' if the number is only an order"
         )
+
     return _UNITS[windows[0] // 2] if len(windows) else 1
 
 
@@ -180,6 +182,7 @@ def _read_alike(
         moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return None
+
     return _read_moments(moments, UTC if texts[0].endswith("Z") else zone)
 
 
@@ -203,6 +206,7 @@ def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
     else:
         seconds[list(moments)] = list(moments.values())
         is_valid[list(moments)] = True
+
     return seconds, is_valid
 
 
@@ -226,6 +230,7 @@ def _read_text(text: str) -> float | datetime | None:
             return datetime.fromisoformat(day + time + zone.replace("UTC", "Z"))
         except ValueError:
             return None
+
     if not _NUMBER.fullmatch(text):
         return None
     return int(text) if text.lstrip("+-").isdigit() else float(text)
@@ -271,4 +276,5 @@ def _offsets(seconds: Ints, move: Callable[[datetime], datetime]) -> Ints:
         moment = move(datetime.fromtimestamp(quarter * _QUARTER, UTC))
         offset = moment.utcoffset() or timedelta(0)
         offsets.append(int(offset.total_seconds()))
+
     return np.array(offsets, np.int64)[inverse]

@@ -111,6 +111,7 @@ def _slices(features: list[Feature], n_flags: int) -> list[tuple[Feature, slice]
         stop = start + feature.width + n_flags
         slices.append((feature, slice(start, stop)))
         start = stop
+
     return slices
 
 
@@ -132,6 +133,7 @@ def age_values(features: Sequence[Feature], values: Floats, days: Doubles) -> Fl
             ages = np.clip(values[..., columns.start] + later, -LIMIT, LIMIT)
             is_missing = values[..., columns.stop - 1] == 1
             aged[..., columns.start] = np.where(is_missing, np.float32(0), ages)
+
     return aged
 
 
@@ -150,6 +152,7 @@ def context_keys(features: Sequence[Feature], codes: Ints) -> Ints:
         if feature.vocabulary and feature.width == 1:
             # Modulo 2 ** 64.
             keys = keys * _KEY_FACTOR + feature.keys[codes[:, columns.start]]
+
     return keys
 
 
@@ -181,4 +184,5 @@ def category_rows(features: tuple[Feature, ...], codes: Ints) -> Ints:
     for feature, columns_of_feature in category_features(features):
         columns.append(codes[:, columns_of_feature] + first_category)
         first_category += feature.n_codes
+
     return np.concatenate(columns, axis=1)

@@ -57,4 +57,5 @@ def say(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         names = [str(error.filename)] if error.filename is not None else []
         message = ": ".join([*names, error.strerror])
+
     return " ".join(message.split())

@@ -109,6 +109,7 @@ def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
         lock.close()
         reason = "another process writes here: wait for it, or choose another folder"
         raise BlockingIOError(error.errno, reason, str(path.parent)) from error
+
     return lock
 
 
@@ -164,6 +165,7 @@ def place_folder(new: Path, target: Path) -> Path | None:
     if not target.exists():
         os.rename(new, target)
         return None
+
     if exchange(new, target):
         return new
 
@@ -174,6 +176,7 @@ def place_folder(new: Path, target: Path) -> Path | None:
     except OSError:
         os.rename(aside, target)
         raise
+
     return aside
 
 
@@ -292,6 +295,7 @@ def read_erasure_list(run: Path) -> ErasureList:
         status = path.stat()
     except FileNotFoundError:
         return NOBODY
+
     return _read_unless_changed(path, status.st_ino, status.st_mtime_ns)
 
 

@@ -167,6 +167,7 @@ class Admission:
         if filters.only is not None:
             rows = self.item_ids.find(filters.only)
             barred |= ~np.isin(np.arange(len(barred)), rows)
+
         if self.is_removed is not None:
             barred |= self.is_removed
         return barred
@@ -271,6 +272,7 @@ def explain_short(
     for request in np.flatnonzero(lengths < k).tolist():
         parts = _count_down(admission, filters[request] or Filters(), left_out, request)
         reasons[request] = f"{lengths[request]} of {k} items: {', '.join(parts)}"
+
     return reasons
 
 

@@ -96,6 +96,7 @@ class Neighbours:
             raise ValueError(
                 f"a row is outside 0 to {n_items - 1}, or a weight is not finite"
             )
+
         return cls(starts, rows, weights, decay, context_gain)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
@@ -181,6 +182,7 @@ def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
         )
     except (MemoryError, TokenError) as error:
         raise ValueError(f"its header is none of an array: {error!r}") from error
+
     if values.dtype != kind or values.ndim != 1:
         raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
     return values
@@ -230,6 +232,7 @@ class Query:
                 numbers = number[part[0]]
                 columns = (numbers, *part[1:])
                 parts[place] = tuple(column[numbers >= 0] for column in columns)
+
         return Query(self.users[requests], *parts)
 
 
@@ -333,6 +336,7 @@ class ItemIndex:
             is_here = np.isin(rows_of_terms, rows)
             columns = rows.searchsorted(rows_of_terms[is_here])
             np.add.at(scores, (requests[is_here], columns), values[is_here])
+
         return scores
 
     def directions(self, n_dims: int) -> ItemIndex:
@@ -343,6 +347,7 @@ class ItemIndex:
         if n_dims not in self._directions:
             directions = to_unit(self.vectors[:, :n_dims])
             self._directions[n_dims] = ItemIndex(directions, self.is_hidden)
+
         return self._directions[n_dims]
 
 
@@ -376,6 +381,7 @@ class _TopItems:
             order = np.lexsort((rows, -scores), axis=1)
             scores = np.take_along_axis(scores, order, axis=1)
             rows = np.take_along_axis(rows, order, axis=1)
+
         return scores, rows
 
 

@@ -266,6 +266,7 @@ def _remove_unnamed(folder: Path) -> None:
         for path in folder.glob(pattern):
             if path.name not in named:
                 path.unlink()
+
     sync_folder(folder)  # users who were erased must not come back
 
 
@@ -275,6 +276,7 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
     if not _all_entries(manifest):
         path.unlink(missing_ok=True)
         return
+
     sync_folder(folder)  # the files must be there before they are named
     write_file(path, to_canonical_json(manifest | {"format": FORMAT}), PRIVATE)
     sync_folder(folder)
@@ -343,6 +345,7 @@ def _choose_entries(folder: Path, version: str | None) -> Entries:
             f"{folder}: no profiles here but perhaps of a bundle "
             "that is not published: train again"
         )
+
     return {part: chosen[part] for part in _PARTS}
 
 
@@ -376,4 +379,5 @@ def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
         column = table.column(name)
         is_vector = pa.types.is_fixed_size_list(column.type)
         columns[name] = (vectors_from_arrow if is_vector else to_numpy)(column)
+
     return columns

@@ -270,6 +270,7 @@ def find_due(
         items = _list_due(recommender, history, answer, k)
         few = f"{len(items)} of the items that may be listed were taken on two days or more"
         lists.append(DueList(request.user_id, items, few if len(items) < k else None))
+
     return lists
 
 
@@ -304,6 +305,7 @@ def _list_due(
         text = say_habit(last_event.get(item_id), days_ago, rhythm["every_days"])
         score = float(answer.score[place])
         items.append(DueItem(item_id, name, **rhythm, score=score, text=text))
+
     return tuple(items)
 
 
@@ -324,6 +326,7 @@ def _group_times(rows: Ints, times: Ints) -> dict[int, Ints]:
         _, lasts = np.unique(latest_first // DAY, return_index=True)
         if len(lasts) > 1:
             times_by_row[row] = latest_first[lasts]
+
     return times_by_row
 
 

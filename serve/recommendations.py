@@ -301,6 +301,7 @@ class Segments:
             raise ValueError(
                 f"its centroids are not one a segment, or not of width {width}"
             )
+
         return bundled
 
 

@@ -209,6 +209,7 @@ class Recommender:
         for _, encoded in self._encode(self.check(requests)):
             query = self._make_query(encoded, "all")
             scores.append(self.catalogue.index.score(query, rows))
+
         return np.concatenate(scores)[:, columns]
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
@@ -247,6 +248,7 @@ class Recommender:
         for start in range(0, len(rows), _TILE):
             tile = np.arange(start, min(start + _TILE, len(rows)))
             vectors.append(self.towers.items(encoded.take(tile)))
+
         return np.concatenate(vectors)
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
@@ -385,6 +387,7 @@ def replay(content: bytes, recommend: Recommend) -> int:
             raise BundleError(
                 f"{GOLDEN}, request {number}: {difference}; it answers differently here"
             )
+
     return len(entries)
 
 
@@ -406,4 +409,5 @@ def _find_difference(entry: Mapping[str, Any], answer: Answer) -> str:
                 f"item {item_id!r} scores {score:.6g}; "
                 f"expected {expected:.6g}, and {kth:.6g} or more"
             )
+
     return ""

@@ -123,6 +123,7 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
     for name, value in check_fields(raw, _PARSERS, "request").items():
         if value is not None:
             parsed[name] = _PARSERS[name](value, schema)
+
     return Request(**parsed)
 
 
@@ -137,6 +138,7 @@ def fit_request(request: Request, schema: Schema) -> Request:
     if filters is not None and filters.only is not None:
         only = parse_distinct_ids(filters.only, item_type, "filters.only")
         filters = replace(filters, only=only)
+
     if request.datetime is not None:
         check_seconds(request.datetime, "datetime")
 
@@ -174,6 +176,7 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
         if history is not None and len(times):
             moved = times - pause * (times >= moments[place + 1])
             history = replace(history, datetime=moved)
+
     return replace(request, history=history, datetime=moment)
 
 
@@ -183,10 +186,12 @@ def check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any,
         raise SchemaError(
             f"{where} is {show(raw)}; expected a mapping of names to values"
         )
+
     for name in raw:
         if name not in allowed:
             nearest = name_nearest(str(name)[:MAX_SHOWN], allowed)
             raise SchemaError(f"{where}: unknown name {show(name)}; {nearest}")
+
     return raw
 
 
@@ -306,6 +311,7 @@ def _parse_history_times(entries: Sequence[Any], timezone: str | None) -> Ints |
             f"history[{earlier[0] + 1}] is earlier than the event before it; "
             "give the oldest first"
         )
+
     return times
 
 

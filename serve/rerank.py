@@ -66,6 +66,7 @@ class Dials:
         for name, value in vars(self).items():
             if value:
                 parts.append(f"{name}={value:g}")
+
         return " ".join(parts)
 
 
@@ -136,6 +137,7 @@ def find_new(recommender: Recommender) -> Flags:
         column = columns.read(IS_NEW)
         if column.holds == "true or false":
             is_new |= column.are_true()
+
     return is_new
 
 
@@ -165,6 +167,7 @@ def recommend_only(
         if filters.at_most:
             filters = Filters(only=())
         narrowed.append(replace(request, filters=filters))
+
     return recommender.recommend(narrowed, k, filter_viewed)
 
 

@@ -167,6 +167,7 @@ def _is_possible(name: str, value: Any) -> bool:
     if name in _BOUNDS:
         low, high = _BOUNDS[name]
         return all(low <= number <= high for number in entries)
+
     if name not in _NAMES:
         return True
     names = [getattr(entry, "name", entry) for entry in entries]
@@ -188,6 +189,7 @@ def _is_of(value: Any, annotation: Any) -> bool:
     if origin is Mapping:
         is_dict = type(value) is dict
         return is_dict and all(_is_of(entry, parts[1]) for entry in value.values())
+
     if annotation in (int, float):
         return type(value) in (int, annotation) and -(2**63) <= value < 2**63
     return type(value) in (parts or (annotation,))  # parts are those of a union

@@ -179,6 +179,7 @@ class RequestEncoder:
         for place, request in enumerate(requests):
             if request.datetime is not None:
                 moments[place] = request.datetime
+
         return moments
 
     def _find_excluded(self, requests: Sequence[Request]) -> Pairs:
@@ -200,6 +201,7 @@ def _join(
         if column is None:
             column = np.full(len(history), missing)
         columns.append(np.asarray(column, dtype))
+
     return np.concatenate(columns)
 
 
@@ -210,6 +212,7 @@ def _count_unknown(events: Events, histories: Sequence[History]) -> Ints:
     for owner in np.unique(events.segments[is_unknown]).tolist():
         is_own = is_unknown[events.offsets[owner] : events.offsets[owner + 1]]
         n_unknown[owner] = len(set(histories[owner].item_id[is_own].tolist()))
+
     return n_unknown
 
 
@@ -296,6 +299,7 @@ class Tower:
                     f"{self.name}: output '{name}' is not finite; "
                     "check the inputs' numbers"
                 )
+
         return outputs
 
 

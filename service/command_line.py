@@ -52,6 +52,7 @@ def run_command(work: Callable[[], None]) -> int:
     except (ValueError, OSError, ModuleNotFoundError) as error:
         sys.stderr.write(f"error: {say(error)}\n")
         return FAULT
+
     return 0
 
 
@@ -81,6 +82,7 @@ def handling(handler: Any) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+
     previous = {number: signal.signal(number, handler) for number in _STOPPING}
     try:
         yield

@@ -229,6 +229,7 @@ def read_log(path: Path) -> Log:
             f"{path} does not exist; give the folder of a run or a registry that a "
             "service has served, or its state"
         )
+
     with name_fault(path), closing(open_database(path, MARK)) as connection:
         connection.execute("BEGIN")  # all tables of one moment
         tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
@@ -248,4 +249,5 @@ def _read_table(connection: sqlite3.Connection, query: str) -> pa.Table:
         columns = zip(*rows, strict=True)
         arrays = list(map(pa.array, columns, schema.types))
         tables.append(pa.table(arrays, schema=schema))
+
     return pa.concat_tables(tables)

@@ -59,6 +59,7 @@ class Policy:
         for word in words:
             name, _, number = word.partition("=")
             values[name] = int(number) if name in _WHOLE else float(number)
+
         return cls(**values)
 
     def __str__(self) -> str:
@@ -132,6 +133,7 @@ class Experiment:
             if left < arm.share:
                 return arm
             left -= arm.share
+
         return self.arms[-1]
 
 

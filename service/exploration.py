@@ -138,6 +138,7 @@ class Candidates:
             items = items[is_drawn] - self.n_fixed
             slots = slots[is_drawn] - self.n_fixed
             result[is_drawn] += self.share * probabilities(self.logits, items, slots)
+
         return result
 
 

@@ -182,6 +182,7 @@ def list_users(profiles: Profiles, option: str) -> Iterator[Request]:
         raise SchemaError(
             f"there are no profiles: give their folder with --profiles, or requests with {option}"
         )
+
     return (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
 
 
@@ -203,6 +204,7 @@ def _fingerprint(profiles: Profiles) -> str:
         digest.update(f"{name} {values.dtype} {len(values)}\n".encode())
         for buffer in filter(None, to_arrow(values.ravel()).buffers()):
             digest.update(buffer)
+
     return digest.hexdigest()
 
 
@@ -251,6 +253,7 @@ def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
         for path in (folder / SUCCESS, *folder.glob(_SHARDS), folder / PLAN):
             path.unlink(missing_ok=True)
         sync_folder(folder)
+
     if (folder / SUCCESS).exists():
         raise SchemaError(
             f"{folder} holds a finished export: choose another --out, or add --overwrite"
@@ -315,6 +318,7 @@ def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
     if len(remaining) < len(table):
         write_table(path, remaining)
         sync_folder(path.parent)
+
     return len(table) - len(remaining)
 
 

@@ -40,6 +40,7 @@ def read_figures(folder: Path) -> Gauges:
             content = json.loads((folder / path).read_bytes())
             gauges |= _parse_use(content) if name == "use" else _parse_drift(content)
             gauges[TIMES][(name,)] = (folder / path).stat().st_mtime
+
     return gauges
 
 
@@ -103,6 +104,7 @@ def _parse_use(content: Any) -> Gauges:
             if figure is not None:
                 value = figure["value"] if isinstance(figure, dict) else figure
                 samples[(name, *group)] = 1.0 * value
+
     return {USE: samples}
 
 
@@ -114,4 +116,5 @@ def _parse_drift(content: Any) -> Gauges:
             name = (row["name"],)
             indices[name] = 1.0 * row["index"]
             levels[name] = 1.0 * STATUSES.index(row["status"])
+
     return {DRIFT_INDEX: indices, DRIFT_STATUS: levels}

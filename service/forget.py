@@ -100,6 +100,7 @@ def forget_users(
         raise SchemaError(
             f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it"
         )
+
     # each letter of a text would be a user
     if isinstance(user_ids, str) or not len(user_ids):
         raise SchemaError(
@@ -132,6 +133,7 @@ def forget_known(
     if (run / PROFILES / MANIFEST).exists():
         known = erase_users(run / PROFILES, user_ids)
         erased["profiles"] = len(known)
+
     if (run / STATE / STATE_FILE).exists():
         state: State
         with closing(StateStore(run / STATE / STATE_FILE)) as state:
@@ -200,6 +202,7 @@ class Erasures:
                 receipt = forget_known(run, user_ids)
                 del receipt["run"]
                 receipts.append(receipt)
+
         return receipts
 
 
@@ -229,6 +232,7 @@ def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
         hashes = [hash_id(salt, user_id) for user_id in user_ids]
         added = ErasureList(((salt, frozenset(hashes)),))
         _write(run, _join(earlier, added))
+
     return [user_hash.hex() for user_hash in hashes]
 
 
@@ -246,12 +250,14 @@ def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
     if previous is not None:
         for bundle in (previous.absolute(), previous.resolve()):
             inherited = _join(inherited, read_erasure_list(bundle.parent))
+
     if not len(inherited):
         return read_erasure_list(run)
 
     with take_lock(run / _LOCK, mode=PRIVATE):
         joined = _join(read_erasure_list(run), inherited)
         _write(run, joined)
+
     return joined
 
 
@@ -324,6 +330,7 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
         folder = plan.parent
         if read_plan(folder).get("side") == "user":
             n_rows_by_name[folder.name] = erase_from_export(folder, user_ids)
+
     return {name: n_rows for name, n_rows in n_rows_by_name.items() if n_rows}
 
 
@@ -342,4 +349,5 @@ def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
     if len(remaining) < len(lines):
         write_file(path, b"\n".join((head, *remaining)))
         sync_folder(path.parent)
+
     return len(lines) - len(remaining)

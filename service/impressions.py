@@ -63,6 +63,7 @@ class ImpressionLog:
         while not self._is_closing.wait(_PAUSE):
             self._write()
             self._expire()
+
         self._write()
 
     def _expire(self) -> None:

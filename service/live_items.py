@@ -130,6 +130,7 @@ class LiveItems:
             is_there = self.recommender.catalogue.lists(item_id)
             before = self._changes.get(item_id, Change(item_id, {}))
             changes[item_id] = replace(before, is_removed=True)
+
         return is_there
 
     def note_load(self, version: str) -> int:

@@ -96,6 +96,7 @@ class Placement:
                 f"item_id {show(item_id)} is new and nothing says what it is: give it "
                 f"at least one of {names}"
             )
+
         return item
 
     def _fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
@@ -232,6 +233,7 @@ class Placement:
             column = pa.chunked_array(chunks).take(sources)
             index = self._table.get_field_index(name)
             table = table.set_column(index, self._table.field(index), column)
+
         return table
 
     def _to_table(self, items: Sequence[Values]) -> pa.Table:
@@ -275,6 +277,7 @@ class Placement:
         if pa.types.is_fixed_size_list(kind) and feature is not None:
             vector = feature.parse(value, where)
             return None if vector is None else vector.entries().tolist()
+
         if pa.types.is_boolean(kind):
             if not isinstance(value, bool | None):
                 raise _refuse(name, value, "true or false")
@@ -297,6 +300,7 @@ class Placement:
             cell = to_text(parse_label(value, where))
         else:
             cell = feature.write(feature.parse(value, where))
+
         if cell is None:
             return None
         if not is_writable(cell):

@@ -67,6 +67,7 @@ class Registry:
             raise BundleError(
                 f"version {version} is not in the registry, or is a link; {nearest}"
             )
+
         return folder
 
     def versions(self) -> list[str]:
@@ -91,6 +92,7 @@ class Registry:
                 f"no version is current in {self.path}: {CURRENT} is missing; "
                 "choose one with `bascule activate`"
             )
+
         return _check_name(text.removesuffix("\n"), CURRENT)
 
     def find_current(self) -> str | None:
@@ -133,6 +135,7 @@ class Registry:
             raise BundleError(
                 f"no registry at {self.path}: publish a bundle into it first"
             )
+
         # the lock would be a file too many in a bundle
         if all((self.path / name).is_file() for name in (MANIFEST, SCHEMA)):
             raise BundleError(
@@ -166,6 +169,7 @@ class Registry:
                 f"{name} is no plain file: "
                 "remove it and choose a version with `bascule activate`"
             )
+
         return path.read_text(encoding="ascii", errors="replace")
 
 
@@ -261,6 +265,7 @@ def describe_registry(registry: Registry) -> list[str]:
         registry.folder(registry.current())
     except BundleError as error:
         lines.append(str(error))
+
     return lines
 
 
@@ -335,6 +340,7 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     for version in removed:
         # readers see all of it or nothing; the end of `writing` removes it
         os.rename(registry.path / version, registry.make_aside())
+
     return removed
 
 
@@ -370,4 +376,5 @@ def _check_name(version: str, origin: str) -> str:
             f"{origin} is {version[:40]!r}; "
             "expected the 12 digits 0-9a-f of a version, see `bascule list`"
         )
+
     return version

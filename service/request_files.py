@@ -81,6 +81,7 @@ def _find_feature(name: str, schema: Schema) -> tuple[str, Feature | None]:
             f"column {show(name)} cannot be read; allowed in a table: user_id, datetime, single "
             "features of users and context; else give JSON Lines"
         )
+
     return matches[0]
 
 

@@ -278,6 +278,7 @@ class StateStore:
             ((number,),) = self._read(_FIND_NUMBER, user_key(self._salt, text), text)
             if number is not None:
                 known.add(text)
+
         return known
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
@@ -417,6 +418,7 @@ class StateStore:
             readers = self._readers
             reader = readers.pop() if readers else open_database(self.path, MARK)
             rows = reader.execute(query, values).fetchall()
+
         self._readers.append(reader)
         return rows
 
@@ -429,4 +431,5 @@ def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
             dismissed.setdefault(str(item_id), item_id)
         elif event == UNDISMISS:
             dismissed.pop(str(item_id), None)
+
     return tuple(dismissed.values())

@@ -80,6 +80,7 @@ class KeyFile:
                 self._read()
             except (OSError, ValueError) as error:
                 _LOG.error("the keys stay as they were: %s", say(error))
+
         matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         return matches[-1] if matches else None
 
@@ -105,6 +106,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     for number, line in enumerate(lines, 1):
         if text := line.partition("#")[0].strip():
             keys.append(_read_key(f"{path}, line {number}", text))
+
     if not keys:
         raise SchemaError(f"{path} holds no keys; expected lines of {_FORM}")
     return tuple(keys)
@@ -123,6 +125,7 @@ def _read_key(where: str, line: str) -> Key:
     if match[4]:
         key.per_second = float(match[4])
         key.burst = float(match[5] or max(key.per_second, 1))
+
     return key
 
 
@@ -208,10 +211,12 @@ def _find_key(keys: KeyFile, credentials: bytes) -> Key:
             "the key is missing or unknown; expected `Authorization: Bearer KEY`",
             _BEARER,
         )
+
     if wait := key.take(now):
         raise HTTPException(
             429,
             "the key is used too often; come back later",
             {"retry-after": str(math.ceil(wait))},
         )
+
     return key

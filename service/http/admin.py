@@ -155,5 +155,6 @@ async def reload(request: Request) -> dict[str, Any]:
     if reason is not None:
         _LOG.warning("reload refused, keeping version %s: %s", service.version, reason)
         raise HTTPException(409, reason)
+
     _LOG.info("version %s answers from now on", service.version)
     return {"request_id": request.state.request_id, "version": service.version}

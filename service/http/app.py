@@ -54,6 +54,7 @@ class AppState:
         if reload is not None:
             gauges["last_reload_timestamp_seconds"] = reload["time"]
             gauges["last_reload_success"] = reload["is_loaded"]
+
         self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
 
     def close(self) -> None:

@@ -98,6 +98,7 @@ def _name_field(location: tuple[Any, ...]) -> str:
             field += f"[{part}]"
         elif part in FIELDS:
             field += f".{part}"
+
     return field.lstrip(".")
 
 

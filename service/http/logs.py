@@ -53,6 +53,7 @@ class _Formatter(logging.Formatter):
             _, error, frames = record.exc_info
             places = "".join(traceback.format_tb(frames))
             fields["error"] = f"{places}{type(error).__name__}"
+
         return self._write(fields)
 
 

@@ -163,4 +163,5 @@ class _WorkersCollector(Collector):
                 )
                 for sample in metric.samples:
                     total.samples.append(sample._replace(labels={"pid": pid}))
+
         return metrics.values()

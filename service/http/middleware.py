@@ -110,6 +110,7 @@ class Worker:
             if time.perf_counter() >= turn_ends:
                 self._let_singles_pass(stop)
                 turn_ends = time.perf_counter() + _TURN_SECONDS
+
             return stop.is_set()
 
         seconds = _MAX_LONG * self._deadline
@@ -169,6 +170,7 @@ class Worker:
             batch.append(request)
             if len(batch) == MAX_GATHERED:
                 del self._open[key]
+
         return (await asyncio.shield(task))[position]
 
     async def _call(
@@ -210,6 +212,7 @@ def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T
             next(steps)
     except StopIteration as end:
         return cast(T, end.value)
+
     raise OverloadError
 
 
@@ -241,6 +244,7 @@ class RequestMiddleware:
                 self._release(scope)  # how fast its client reads does not count
                 own = (b"x-request-id", request_id.encode())
                 message["headers"] = [*message["headers"], *_HEADERS, own]
+
             await send(message)
 
         app = self._app
@@ -251,6 +255,7 @@ class RequestMiddleware:
             self._access.admit(scope)
         except (OverloadError, HTTPException) as error:
             app = await HANDLERS[type(error)](Request(scope), error)
+
         with self._metrics.gauges["in_flight"].track_inprogress():
             try:
                 await app(scope, _bound(scope, receive, counted), send_on)
@@ -284,6 +289,7 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
                 f"the body took over {_BODY_SECONDS} seconds",
                 {"connection": "close"},
             ) from None
+
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")
@@ -293,6 +299,7 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
         if worker and is_body and not message.get("more_body"):
             scope["state"]["is_admitted"] = True
             worker.n_admitted += 1
+
         return message
 
     return receive_some

@@ -72,6 +72,7 @@ def choose_users(current: Recommender) -> list[dict[str, Any]]:
             for user_id in profiles.user_ids[middle].tolist()
         ]
         users += sorted(candidates, key=lambda user: -len(user["features"]))[:1]
+
     return users
 
 

@@ -163,6 +163,7 @@ async def form(request: Request) -> Response:
                 for user in page.choose_users(current)
                 if service.knows(user["user_id"])
             ]
+
         return write_answer(request, current.version, content)
 
     return await asyncio.to_thread(answer)
@@ -221,6 +222,7 @@ class _Batch:
             if self.arm is not None:
                 shown |= {"arm": self.arm, "version": self.recommender.version}
             lists.append(shown)
+
         return lists
 
 
@@ -317,6 +319,7 @@ def _write_lists(
         call.service.log_shown(
             batch.recommender, batch.answers, request_id, batch.policy, batch.arm
         )
+
     metrics: Metrics = call.request.app.state.shared.metrics
     metrics.count_lists(lists, call.k, time.perf_counter() - call.started)
 

@@ -372,6 +372,7 @@ def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[st
                     summary: {"summary": summary, "value": value}
                     for summary, value in examples[path].items()
                 }
+
     return document
 
 

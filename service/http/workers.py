@@ -66,6 +66,7 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.close()
         reason = getattr(error, "strerror", error)
         raise ValueError(f"cannot listen at {host}:{port}: {reason}") from error
+
     return listener
 
 
@@ -102,6 +103,7 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
         finally:
             with undisturbed():
                 parent.end()
+
     return FAULT
 
 
@@ -147,6 +149,7 @@ class _Parent:
         while len(self._workers) < self._n_workers:
             if not self._start():
                 return False
+
         return True
 
     def _drop(self, worker: subprocess.Popen[bytes]) -> None:
@@ -163,6 +166,7 @@ class _Parent:
                 return
             old.terminate()
             self._end(old)
+
         _LOG.info("workers restarted")
 
     def _start(self) -> bool:
@@ -186,10 +190,12 @@ class _Parent:
             except SystemExit:
                 worker.kill()  # while it imports it may miss a SIGTERM
                 raise
+
         if is_ready:
             self._workers.append(worker)
         else:
             worker.wait()
+
         return is_ready
 
     def _end(self, worker: subprocess.Popen[bytes]) -> None:
@@ -199,4 +205,5 @@ class _Parent:
         except subprocess.TimeoutExpired:
             _LOG.error("killing worker %d, which did not end", worker.pid)
             worker.kill()
+
         self._drop(worker)
