@@ -9,9 +9,9 @@ from contextlib import closing
 import pytest
 from serve.recommender import Recommender
 from service.http import middleware
+from service.http import routes as application
 from service.http.errors import OverloadError
 from service.http.middleware import Worker
-from service.http.routes import recommend as application
 from service.service import Service
 from service.state import StateStore
 from tests.http.services import NOW, asking, publish_served
