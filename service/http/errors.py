@@ -73,7 +73,11 @@ def answer_error(
 async def _answer_http(request: Request, error: Any) -> Response:
     hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
     message = f"{error.detail}{hint}"
-    return answer_error(request, error.status_code, message, headers=error.headers)
+    headers = error.headers
+    if error.status_code == 405 and request.url.path.startswith("/v1/items/"):
+        headers = {"allow": "DELETE, PUT"}  # the router names but one of them
+
+    return answer_error(request, error.status_code, message, headers=headers)
 
 
 async def _answer_invalid(request: Request, error: Any) -> Response:

@@ -200,6 +200,12 @@ def test_a_body_about_what_is_due_is_one_request_and_a_length(app, body, status)
     assert ask(app, "GET", "/v1/due").status == 405
 
 
+def test_a_method_that_a_path_lacks_is_refused_by_the_names_of_all_it_has(app):
+    reply = ask(app, "GET", "/v1/items/i1")
+    assert reply.status == 405
+    assert dict(reply.headers)["allow"] == "DELETE, PUT"
+
+
 def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, recommender):
     ids = item_ids(schema)
     asked = {
