@@ -1,4 +1,4 @@
-"""What a service follows: the folder of a bundle, or the current version of a registry."""
+"""Follow a source of versions: the folder of a bundle, or the current version of a registry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page at `/` shows beside lists: its form, users to try, and items found by name."""
+"""Give the page at `/` what it shows beside lists: its form, users to try, items found by name."""
 
 from __future__ import annotations
 
