@@ -209,7 +209,7 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     words = ["--config", json.dumps(content, default=str)]
     config, text = import_ours("pipeline.config").parse(words)
     from pipeline.run import run
-    from pipeline.stages import console
+    from pipeline.run_folder import console
 
     was_quiet = console.quiet
     console.quiet = quiet

@@ -160,11 +160,15 @@ def _read_feature(key: str, declared: Any) -> Any:
     if isinstance(declared, FeatureConfig):
         return declared
     keys = declared if isinstance(declared, Mapping) else {"kind": declared}
+    where = f"data.features.{key}"
     try:
         feature = FeatureConfig(**keys)
-    except (SchemaError, TypeError) as error:
+    except SchemaError as error:
+        raise SchemaError(f"{where}: {error}") from error
+    except TypeError as error:
         raise SchemaError(
-            f"data.features.{key}: {error}; keys are kind, column, separator, min, max"
+            f"{where} is {declared!r}; allowed: keys are kind, which is needed, column, "
+            "separator, min, max"
         ) from error
     return feature if isinstance(declared, Mapping) else declared
 
@@ -314,8 +318,9 @@ class DataConfig:
 def say_missing(path: str, setting: str) -> str:
     """Say that a path leads nowhere, and which file beside it may be meant."""
     folder, name = os.path.split(path)
-    beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
-    nearest = name_nearest(name, beside)
+    nearest = f"there is no folder {folder}"
+    if os.path.isdir(folder or "."):
+        nearest = name_nearest(name, os.listdir(folder or "."))
     return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
 
 

@@ -1,16 +1,14 @@
-"""The LightningDataModule of training examples and validation requests, and its fingerprint."""
+"""The LightningDataModule of training examples and validation requests."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import (
@@ -36,7 +34,7 @@ from datamodules.requests import (
 from datamodules.sequences import Catalogue, build_sequences, number_pairs
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.arrays import Ints, holds_numbers
+from serve.arrays import Ints
 from serve.encode import EncodedFeatures, encode_features
 from serve.events import as_sets, last_moments
 from serve.schema import Schema
@@ -242,38 +240,3 @@ def _tile(rows: Ints) -> list[Ints]:
     """Cut rows into those of each batch."""
     starts = range(0, len(rows), REQUESTS_PER_BATCH)
     return [rows[start : start + REQUESTS_PER_BATCH] for start in starts]
-
-
-def fingerprint(*parts: Any) -> str:
-    """Hash arrays, tensors, tables, and dataclasses, mappings and sequences of them.
-
-    Returns:
-        a SHA-256 in hexadecimal.
-    """
-    digest = hashlib.sha256()
-    for piece in _pieces(parts):
-        digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of a value and of its members; a line says what follows."""
-    if isinstance(value, Tensor):
-        value = value.numpy()
-    if is_dataclass(value):
-        value = [getattr(value, field.name) for field in fields(value)]
-    elif isinstance(value, pd.DataFrame):
-        value = [(str(name), cells.to_numpy()) for name, cells in value.items()]
-    elif isinstance(value, Mapping):
-        value = list(value.items())
-
-    if isinstance(value, (list, tuple)):
-        yield f"{type(value).__name__} {len(value)}\n".encode()
-        for member in value:
-            yield from _pieces(member)
-    elif holds_numbers(value):
-        yield f"{value.dtype} {value.shape}\n".encode()
-        yield value.tobytes()
-    else:
-        plain = value.tolist() if isinstance(value, np.ndarray) else value
-        yield f"{plain!r}\n".encode()

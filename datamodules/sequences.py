@@ -24,6 +24,8 @@ from serve.events import Events
 from serve.kinds import FIRST_CODE, UNKNOWN, Feature, to_vectors
 from serve.schema import Schema
 
+FOLDS = 5  # of a set: each fold of a user's items is predicted from the others
+
 
 @dataclass(frozen=True)
 class Catalogue:

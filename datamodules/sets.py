@@ -19,6 +19,7 @@ from datamodules.requests import (
     scale_by_user,
 )
 from datamodules.sequences import (
+    FOLDS,
     Sequences,
     count_within,
     draw_one_each,
@@ -27,7 +28,6 @@ from datamodules.sequences import (
 from serve.arrays import Ints, spans
 from serve.events import Events
 
-FOLDS = 5  # each fold of a user's items is predicted from the others once an epoch
 THINNED = 0.5  # share of examples that see a random share of the other items only
 
 

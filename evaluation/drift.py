@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
-from scipy.stats import chi2
+from scipy.special import chdtri
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evaluation.holdout import plain_requests
@@ -358,7 +358,7 @@ def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
     index: float | None = float(terms.sum())  # the population stability index
 
     per_user = 1 / max(n_users, 1) + 1 / max(spec["users"], 1)
-    if chi2.isf(CHANCE, len(terms) - 1) * per_user > SHIFT[0]:
+    if chdtri(len(terms) - 1, CHANCE) * per_user > SHIFT[0]:
         index = None
 
     most = int(terms.argmax())

@@ -21,7 +21,6 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from serve.errors import BundleError, SchemaError
 from serve.files import write_file
 
-CHECKPOINTS = "checkpoints"
 ORIGIN = "origin"
 HEAD_BYTES = 65  # the hash and a line end
 

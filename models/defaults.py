@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datamodules.config import DataConfig
-from datamodules.sets import FOLDS
+from datamodules.sequences import FOLDS
 from datamodules.tables import Tables
 from datamodules.values import is_set
 from models.config import ModelConfig, Recipe

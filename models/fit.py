@@ -19,9 +19,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from rich import get_console
 
 from datamodules.datamodule import InteractionsDataModule
-from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
+from models.checkpoints import RunCheckpoints, read_checkpoint
 from models.two_tower import NDCG, TRAIN_LOSS, TwoTower
-from serve.bundle import CURVES, LOGS
+from serve.bundle import CHECKPOINTS, CURVES, LOGS
 from serve.errors import SchemaError, say
 from serve.files import write_file
 
@@ -165,6 +165,7 @@ def fit(
 
     Raises:
         SchemaError: an option cannot be used here, or the checkpoint is of another run.
+        MemoryError: that of the graphics card does not suffice.
         SystemExit: with `TERMINATED` on SIGTERM.
     """
     checkpoints = folder / CHECKPOINTS / stage
@@ -182,7 +183,7 @@ def fit(
 
     if patience is None:
         options.setdefault("limit_val_batches", 0)
-    with _quiet_lightning():
+    with _quiet_lightning(), _plain_errors():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, options)
         trainer.fit(model, data, ckpt_path=start, weights_only=True)
 
@@ -271,6 +272,17 @@ def _make_trainer(
         )
 
     return trainer
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """Raise errors that callers know without torch and Lightning."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise SchemaError(say(error)) from error
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(say(error)) from error
 
 
 @contextmanager

@@ -22,14 +22,14 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from datamodules.datamodule import InteractionsDataModule
-from models.checkpoints import CHECKPOINTS, read_checkpoint
+from models.checkpoints import read_checkpoint
 from models.config import ModelConfig, Recipe
 from models.item_tower import ItemTower
 from models.memory import N_STATE_FEATURES, Memory, MemorySample
 from models.towers import Towers
 from models.two_tower import TwoTower
 from models.user_tower import UserTower
-from serve.bundle import Bundle
+from serve.bundle import CHECKPOINTS, Bundle
 from serve.encode import category_features, value_slices
 from serve.errors import BundleError, SchemaError
 from serve.events import USER_STATISTICS, statistic_names

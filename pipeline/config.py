@@ -7,9 +7,8 @@ import glob
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 import yaml
 from jsonargparse import (
@@ -21,6 +20,7 @@ from jsonargparse import (
 
 from datamodules.config import DataConfig, say_missing
 from models.config import ModelConfig
+from pipeline.config_check import check_words, list_options, read_config
 from serve.errors import SchemaError
 
 HOME = Path(__file__).parents[1]
@@ -168,26 +168,26 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     return parser
 
 
-def add_trainer(parser: ArgumentParser) -> None:
-    """Add every argument of Lightning's Trainer; this imports torch, which takes seconds."""
+def add_trainer(parser: ArgumentParser) -> dict[str, Any]:
+    """Add every argument of Lightning's Trainer; this imports torch, which takes seconds.
+
+    Returns:
+        name -> type of each.
+    """
     from pytorch_lightning import Trainer
 
-    parser.add_class_arguments(
-        Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False
-    )
+    skip = SET_BY_RUN | PYTHON_ONLY
+    parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
+    types = get_type_hints(Trainer.__init__)
+    return {name: kind for name, kind in types.items() if name not in skip}
 
 
 def gives_trainer(words: Sequence[str]) -> bool:
     """Return whether a command line, or YAML that it names, may have arguments of the Trainer."""
-    for word, after in pairwise([*words, ""]):
-        option, _, value = word.partition("=")
-        if option.split(".")[0] == "--trainer":
+    for name, text in list_options(words):
+        is_config = name == "config" and b"trainer" in read_config(text)
+        if is_config or name.split(".")[0] == "trainer":
             return True
-        if option == "--config":
-            text = value or after  # a path, or YAML itself
-            content = Path(text).read_bytes() if os.path.isfile(text) else text.encode()
-            if b"trainer" in content:
-                return True
 
     return False
 
@@ -216,8 +216,12 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     """
     parser = make_parser(program)
     words = _name_config(argv)
+    keys = get_type_hints(Config)
+    del keys["resume"]
+    keys["ckpt_path"] = Literal["last"]
+    keys["trainer"] = dict[str, Any]
     if gives_trainer(words):
-        add_trainer(parser)
+        keys["trainer"] = add_trainer(parser)
     else:
         parser.add_argument(
             "--trainer",
@@ -228,12 +232,28 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
             "`--help --trainer` lists them",
         )
 
+    check_words(words, keys)
     try:
-        values = parser.parse_args(words)
-        made = parser.instantiate(values)
-    except (ArgumentError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SchemaError(" ".join(str(error).split())) from error
+        return _make_config(parser, words)
+    except ArgumentError as error:
+        remedy = f"see {program} --help"
+        raise SchemaError(f"{' '.join(str(error).split())}; {remedy}") from error
+    except SchemaError as error:
+        raise SchemaError(f"{_name_file(words, str(error))}{error}") from error
 
+
+def _name_file(words: Sequence[str], message: str) -> str:
+    """Begin a message with the file of the configuration, unless an option gave the value."""
+    options = dict(list_options(words))
+    key = message.split()[0].strip("-:")
+    file = options.get("config", "")
+    is_of_option = any(name.startswith(key) for name in options)
+    return f"{file}: " if os.path.isfile(file) and not is_of_option else ""
+
+
+def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, str]:
+    values = parser.parse_args(words)
+    made = parser.instantiate(values)
     resume = values.ckpt_path == "last"
     if resume and made.tune.trials is not None:
         raise SchemaError(

@@ -21,7 +21,15 @@ from pathlib import Path
 from evaluation import gate
 from evaluation.holdout import read_moment
 from pipeline.config import Config, parse
-from serve.bundle import BUNDLE, FEEDBACK, METRICS, STATE, STATE_FILE, Bundle
+from serve.bundle import (
+    BUNDLE,
+    CHECKPOINTS,
+    FEEDBACK,
+    METRICS,
+    STATE,
+    STATE_FILE,
+    Bundle,
+)
 from serve.errors import SchemaError
 from serve.files import make_private
 from serve.recommender import Recommender
@@ -159,8 +167,6 @@ def export_log(state: Path, out: Path) -> Path:
     Raises:
         SchemaError: there is no state.
     """
-    from models.checkpoints import CHECKPOINTS
-
     path = state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
     has_begun = (out / CHECKPOINTS).exists() or (out / BUNDLE).exists()
     if not (path.exists() and has_begun):

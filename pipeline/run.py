@@ -10,10 +10,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from typing import TYPE_CHECKING, Any
 
 from datamodules.clean import only_evidence, only_targets
 from datamodules.data_report import print_report, report_data
@@ -23,25 +20,16 @@ from evaluation.console import print_summary
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
-from evaluation.report import write_report
 from pipeline.config import Config, complete_text
-from pipeline.pack import stage_bundle
 from pipeline.run_folder import (
     Work,
+    console,
     declare_finished,
     is_finished,
     note_published,
     refuse_replacing,
 )
-from pipeline.stages import (
-    Frames,
-    Trained,
-    console,
-    fit_first,
-    prepare,
-    print_choices,
-    train,
-)
+from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.errors import SchemaError, say
 from serve.files import write_file
@@ -50,6 +38,9 @@ from serve.recommender import Recommender
 from service.command_line import undisturbed
 from service.forget import erase_forgotten
 from service.publish import Stage, publish
+
+if TYPE_CHECKING:
+    from pipeline.stages import Trained
 
 LITTLE_MEMORY = (
     "the memory does not suffice: nothing is published; "
@@ -122,15 +113,16 @@ def run_or_search(config: Config, text: str) -> Run | None:
     try:
         if config.tune.trials is None:
             return run(config, text=text)
+        from pipeline.stages import fit_first
         from pipeline.tuning import tune  # optuna is optional
 
         with Stage.open(config.out) as stage:
             work = prepare(config, None, stage.beside)
             print_choices(work.choices)
             tune(config, work, text, fit_first)
-    except (FloatingPointError, MisconfigurationException) as error:
+    except FloatingPointError as error:
         raise SchemaError(say(error)) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except MemoryError as error:
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
 
     return None
@@ -141,6 +133,10 @@ def produce(work: Work, stage: Stage) -> Product:
     started = time.monotonic()
     data = examine(work)
     print_choices(work.choices)
+    # Only now is torch imported: a mistake in the data was told long before.
+    from pipeline.pack import stage_bundle
+    from pipeline.stages import train
+
     seconds: dict[str, float] = {}
     trained = train(work, seconds)
     console.rule("export")
@@ -257,6 +253,8 @@ def set_apart(work: Work) -> Parts:
 
 def release(work: Work, stage: Stage, product: Product) -> Run:
     """Publish the bundle with its profiles, its metrics and the files beside it."""
+    from evaluation.report import write_report  # matplotlib takes a second
+
     config = work.config
     out = config.out
     metrics = product.metrics

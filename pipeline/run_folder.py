@@ -13,14 +13,15 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from rich.console import Console
+
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.values import is_set
-from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
 from models.defaults import Choice
 from pipeline.config import Config
-from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT, Bundle
+from serve.bundle import BUNDLE, CHECKPOINTS, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.clock import to_iso
 from serve.errors import SchemaError
 from serve.files import write_file
@@ -31,6 +32,7 @@ NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps
 STAGES = ("select", "final")
 """Trainings of a run, each with a folder of checkpoints and one of logs."""
 PUBLISHED = f"{CHECKPOINTS}/published.json"
+console = Console(log_path=False)
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ def is_finished(config: Config, rows: str) -> bool:
     out = config.out
     version, run = read_published(out)
     if (out / BUNDLE).exists() and not config.overwrite:
+        from models.checkpoints import compare
+
         for difference in compare(run, declare_finished(config, rows)):
             raise SchemaError(
                 f"{out} holds another run, finished: {difference}; "

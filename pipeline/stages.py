@@ -1,45 +1,34 @@
-"""The stages before the export: prepare the tables, fit the towers by validation, fit them again.
+"""The trainings of a run: fit the towers by validation, fit them again on all before the test.
 
-The last training is on everything before the test; then the towers are refined.
+Then the towers are refined. The tables were prepared in `pipeline/tables.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from datamodules.clean import check_joins, clean, order_tables, weigh_targets
-from datamodules.datamodule import InteractionsDataModule, fingerprint
-from datamodules.rejects import check_reject_rates, write_rejects
+from datamodules.datamodule import InteractionsDataModule
+from datamodules.fingerprint import fingerprint
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
-from datamodules.splits import split_interactions
-from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.values import is_set
-from models.config import ModelConfig, Recipe
-from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
+from models.config import Recipe
+from models.defaults import MANY_EVENTS
 from models.fit import fit, load_best
 from models.initialise import Start, build_towers, make_towers, sample_memory, take_over
 from models.refine import Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
-from pipeline.config import Config
-from pipeline.run_folder import Previous, Work, declare, find_previous
-from serve.bundle import REJECTS, Bundle
-from serve.errors import SchemaError
-from serve.files import name_file
-from service.forget import inherit_erasure_list
+from pipeline.run_folder import Previous, Work, console, declare
+from serve.bundle import Bundle
 
 CONTINUED_SHARE = 0.15  # share of the epochs of a continued training
 CONTINUED_RATE = 0.2  # share of its learning rate
@@ -47,9 +36,6 @@ CONTINUED_WARMUP = 30  # steps of its linear rise
 MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train anew
 WARM_SHARE = 0.15  # of a warm start, see docs/loop.md
 WARM_RATE = 0.2
-Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
-"""Interactions, users and items."""
-console = Console(log_path=False)
 
 
 @dataclass(frozen=True)
@@ -63,94 +49,6 @@ class Trained:
     pace: dict[str, float]  # of `models.fit.EpochLog`
     continued: int = 0  # epochs on all but the test, after those validation chose
     refinement: Refinement | None = None
-
-
-# ---- tables
-
-
-def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
-    """Read, clean and split the tables, and complete the configuration.
-
-    Args:
-        config: as it was given.
-        frames: stand for the files that `config.data` names.
-        beside: folder that the rejects are written into.
-
-    Raises:
-        SchemaError: the tables cannot be learned from.
-    """
-    tables, report = read(config, frames, beside)
-    rows = fingerprint(tables)
-    split = split_interactions(tables.interactions, config.data, config.seed)
-    previous = None
-    if config.warm_start:
-        previous = find_previous(config, split)
-        # The data has grown, and might choose other values.
-        values = dict(previous.bundle.manifest.facts.config["model"])
-        for name, value in asdict(config.model).items():
-            if value is not None:
-                values[name] = value
-        config = replace(config, model=ModelConfig(**values))
-
-    learned = split.train if config.data.split.strict else split.refit
-    counts = count_data(replace(tables, interactions=learned), config.data)
-    recipe, choices = choose_recipe(config.model, counts)
-    config = replace(config, model=recipe.to_config())
-
-    return Work(config, recipe, tables, split, report, choices, rows, previous)
-
-
-def read(
-    config: Config, frames: Frames | None, beside: Path
-) -> tuple[Tables, dict[str, Any]]:
-    """Read and clean the tables.
-
-    Rejected rows go beside the bundle, or into the run's folder where they stop the run.
-
-    Returns:
-        the tables, and the reports of rejects and cleaning.
-    """
-    erased = inherit_erasure_list(config.out, config.previous)
-    if frames is None:
-        tables, rejects = read_tables(config.data, erased)
-    else:
-        tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
-
-    try:
-        check_reject_rates(rejects, config.data.max_reject_rate)
-    except SchemaError:
-        write_rejects(rejects, config.out / REJECTS)
-        raise
-
-    with name_file(beside / REJECTS):
-        write_rejects(rejects, beside / REJECTS)
-
-    tables, cleaning = clean(tables)
-    if not len(tables.interactions):
-        n_rejected = sum(map(len, rejects.tables.values()))
-        raise SchemaError(
-            f"no interaction is left: {n_rejected:,} records are rejected, "
-            f"{cleaning.negative_weights:,} have a weight below 0; is another column "
-            "data.interactions.columns.weight?"
-        )
-
-    check_joins(tables, rejects.records)
-    tables = order_tables(tables, config.data.ties)
-    weighed = weigh_targets(tables.interactions, config.data)
-    report = {"rejects": rejects, "cleaning": cleaning}
-
-    return replace(tables, interactions=weighed), report
-
-
-def print_choices(choices: Sequence[Choice]) -> None:
-    """Print the values that the data decided, with the reasons."""
-    if not choices:
-        return
-    console.rule("chosen from the data")
-    table = Table.grid(padding=(0, 2))
-    for choice in choices:
-        table.add_row(f"model.{choice.name}", f"{choice.value}", choice.reason)
-    console.print(table)
 
 
 # ---- trainings

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytorch_lightning as pl
-import torch
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -255,7 +254,7 @@ def attempt(study: optuna.Study, work: Work, space: Space, fit: Fit) -> None:
         study.tell(trial, watch.best)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
-    except (FloatingPointError, torch.OutOfMemoryError) as error:
+    except (FloatingPointError, MemoryError) as error:
         trial.set_user_attr(FAULT, str(error).splitlines()[0])
         study.tell(trial, state=TrialState.PRUNED)
     finally:

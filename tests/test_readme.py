@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from pipeline.config import parse
-from pipeline.stages import read
+from pipeline.tables import read
 from tests.linear_bundle import FILMS, N, publish_linear
 
 ROOT = Path(__file__).parent.parent

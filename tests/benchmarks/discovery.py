@@ -27,7 +27,7 @@ from evaluation.evaluate import as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests
 from evaluation.metrics import Targets, find_head, measure_users, summarise
 from pipeline.config import parse
-from pipeline.stages import prepare
+from pipeline.tables import prepare
 from serve.reasons import explain
 from serve.recommender import Recommender
 from serve.rerank import Dials, recommend

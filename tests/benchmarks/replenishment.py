@@ -25,7 +25,7 @@ import pandas as pd
 from datamodules.clean import only_targets
 from evaluation.metrics import SEED, summarise
 from pipeline.config import parse
-from pipeline.stages import prepare
+from pipeline.tables import prepare
 from serve.clock import DAY
 from serve.reasons import find_due
 from serve.recommender import Recommender

@@ -23,7 +23,8 @@ from datamodules.batch import EpochSampler, make_loader  # noqa: E402
 from datamodules.splits import split_interactions  # noqa: E402
 from models.two_tower import TwoTower  # noqa: E402
 from pipeline.config import parse  # noqa: E402
-from pipeline.stages import make_data, make_model, prepare  # noqa: E402
+from pipeline.stages import make_data, make_model  # noqa: E402
+from pipeline.tables import prepare  # noqa: E402
 
 N_BATCHES, N_ROUNDS = 40, 5
 

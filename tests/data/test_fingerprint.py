@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datamodules.datamodule import fingerprint
+from datamodules.fingerprint import fingerprint
 from serve.encode import EncodedFeatures
 
 CODES = np.arange(15).reshape(3, 5)

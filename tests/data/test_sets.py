@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from datamodules.sets import FOLDS
+from datamodules.sequences import FOLDS
 from tests.tiny_data import (
     DEVICE,
     EVERYTHING_SHOWN,

@@ -185,6 +185,15 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, config, spoilt, m
     assert not list(tmp_path.rglob("*.ckpt"))
 
 
+def test_a_graphics_card_without_room_is_a_lack_of_memory(tmp_path, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(TwoTower, "training_step", fail)
+    with pytest.raises(MemoryError, match="no room"):
+        fit_tiny(tmp_path)
+
+
 def test_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch):
     def spoil(self):
         self.towers.user_tower.start_token.data.fill_(float("nan"))

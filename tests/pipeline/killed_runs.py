@@ -34,11 +34,12 @@ LONGEST_WAIT = 0.01  # seconds after an event
 MODEL = ModelConfig(dim=8, max_epochs=9, patience=2, batch_size=16, learning_rate=0.03, dropout=0.3)
 DATA = {"ordered": ORDERED, "baskets": BASKETS}
 N_TRIALS = 3
+TRAIN = stages.train
 
 
 def leave_weights(work: Any, seconds: dict[str, float]) -> None:
     """Train, and end before the export, which takes longer than the training."""
-    trained = stages.train(work, seconds)
+    trained = TRAIN(work, seconds)
     torch.save(
         [trained.towers.state_dict(), trained.epochs, trained.temperature],
         work.config.out / "weights.pt",
@@ -49,7 +50,7 @@ def leave_weights(work: Any, seconds: dict[str, float]) -> None:
 def run_training(out: Path, protocol: str) -> int:
     # the last training goes on from the first where events have an order, for several epochs
     stages.MAX_ADDED, stages.MANY_EVENTS, stages.CONTINUED_SHARE = 1.0, 0, 0.4
-    run.train = leave_weights  # type: ignore[assignment]
+    stages.train = leave_weights  # type: ignore[assignment]
     run.run(
         config_of(out, DATA[protocol], model=MODEL, resume=True),
         make_tables(DATA[protocol]),

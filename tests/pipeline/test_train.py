@@ -13,6 +13,7 @@ import torch
 import train
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
+from pipeline.run_folder import Work
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
@@ -31,7 +32,7 @@ from tests.pipeline.small_runs import (
 )
 
 from bascule import commands
-from pipeline import run, stages
+from pipeline import run, stages, tables
 
 DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
 
@@ -57,7 +58,7 @@ def finished(request, runs):
 def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
     """Train as a run does, without export and evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
-    work = stages.prepare(config_of(folder, data, **options), frames, folder)
+    work = tables.prepare(config_of(folder, data, **options), frames, folder)
     return stages.train(work, {})
 
 
@@ -292,7 +293,6 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     [
         (FloatingPointError("the loss is nan"), "the loss is nan"),
         (MemoryError("no room"), "lower --model.batch_size"),
-        (torch.OutOfMemoryError("no room"), "lower --model.batch_size"),
         (
             OSError(28, "No space left on device", "metrics.json"),
             "metrics.json: No space left on device",
@@ -312,7 +312,7 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(
         run,
         "prepare",
-        lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], ""),
+        lambda config, tables, beside: Work(config, None, None, None, {}, [], ""),
     )
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
