@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 from service.command_line import import_ours
 
 if TYPE_CHECKING:
+    __version__: str
     import pandas as pd
 
     from bascule.forms import Answers as Answers
@@ -43,6 +44,8 @@ else:
     def __getattr__(name: str) -> Any:
         if name in ("Answers", "Recommender"):
             return getattr(import_module("bascule.recommender"), name)
+        if name == "__version__":
+            return import_module("bascule.commands").read_version()
         if name in _MODULE_OF_NAME:
             return getattr(import_ours(_MODULE_OF_NAME[name]), name)
         raise AttributeError(f"module 'bascule' has no attribute '{name}'")

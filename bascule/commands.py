@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -295,6 +297,15 @@ COMMANDS = {
 }
 
 
+def read_version() -> str:
+    """Return the version of the package that is installed, or of a checkout that is not."""
+    try:
+        return version("bascule")
+    except PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -336,6 +347,9 @@ def _run(words: list[str]) -> None:
 
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser("bascule", "Train, judge and serve a two-tower recommender.")
+    parser.add_argument(
+        "--version", action="version", version=f"bascule {read_version()}"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (_, summary) in TRAINING.items():
         commands.add_parser(name, help=summary, add_help=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,10 +10,11 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from serve.arrays import Repeats, Ties
 from serve.clock import find_zone, parse_times
 from serve.errors import SchemaError, name_nearest
-from serve.kinds import KINDS, Kind, Traits
+from serve.kinds import IS_UNLISTED, KINDS, Kind, Traits
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory
 REPEAT_RATE = "repeat_rate"  # column of the items of a bundle where repeats are allowed
+Unlisted = Literal["exclude", "list"]
 Role = Literal[
     "id", "time", "date", "order", "number", "text", "vector", "category", "value"
 ]
@@ -95,11 +95,9 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self, "table")
-        for form in self.time_formats:
-            _check_time_format(form)
 
 
-def _check_time_format(form: str) -> None:
+def _check_time_format(form: str, key: str) -> None:
     """Refuse a format without a whole date, or whose meaning depends on the machine."""
     try:
         read = datetime.strptime(_A_DAY.strftime(form), form)
@@ -108,7 +106,7 @@ def _check_time_format(form: str) -> None:
         is_whole = False
     if not is_whole:
         raise SchemaError(
-            f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as "
+            f"{key} has {form!r}; allowed: signs of strptime for a whole date, such as "
             "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
         )
 
@@ -280,6 +278,8 @@ class DataConfig:
     """Events of a user at one time: in their order, or a set that came at once (baskets)."""
     repeats: Repeats = "exclude"
     """May an item that the user already has be recommended?"""
+    unlisted: Unlisted = "exclude"
+    """Are items without a row in the items table, if there is one, recommended, as `list` says?"""
     timezone: str | None = None
     """IANA name; where hours and weekdays are taken and naive times are read. Default: times as
     given."""
@@ -304,6 +304,13 @@ class DataConfig:
                 raise SchemaError(
                     f"data.events: '{name}' is {weight}; allowed: a finite number above 0"
                 )
+        if not 0 <= self.max_reject_rate <= 1:
+            rate = self.max_reject_rate
+            raise SchemaError(f"data.max_reject_rate is {rate}; allowed: 0 to 1")
+        for name in ("interactions", "users", "items"):
+            layout: TableConfig = getattr(self, name) or TableConfig()
+            for form in layout.time_formats:
+                _check_time_format(form, f"data.{name}.time_formats")
         find_zone(self.timezone)
 
     def declared(self) -> dict[str, Any]:
@@ -313,15 +320,6 @@ class DataConfig:
             for name in keys.keys() & _PATHS:
                 del keys[name]
         return declared
-
-
-def say_missing(path: str, setting: str) -> str:
-    """Say that a path leads nowhere, and which file beside it may be meant."""
-    folder, name = os.path.split(path)
-    nearest = f"there is no folder {folder}"
-    if os.path.isdir(folder or "."):
-        nearest = name_nearest(name, os.listdir(folder or "."))
-    return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
 
 
 # ---- the columns that are read
@@ -392,10 +390,11 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         columns.append(Column(name, source, role, reason, may_be_empty, low, high))
 
     audited = config.audit_only if side == "user" else []
-    reserved = [*audited, REPEAT_RATE] if config.repeats == "allow" else audited
+    rates = [REPEAT_RATE] if config.repeats == "allow" else []
+    reserved = [*audited, IS_UNLISTED, *rates]
     if any(column.name in reserved for column in columns):
         raise SchemaError(
-            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of "
+            f"data.features.{side} has one of {', '.join(reserved)}: they are reserved, or in "
             "data.audit_only"
         )
     reason = "named in data.audit_only"

@@ -52,7 +52,7 @@ def report_data(
     events = tables.interactions
     user_counts = np.asarray(events["user_id"].value_counts(), np.int64)
     item_counts = np.asarray(events["item_id"].value_counts(), np.int64)
-    cold = _measure_cold(tables, split)
+    cold = _measure_cold(tables, split, config)
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     targets = None
 
@@ -88,7 +88,7 @@ def report_data(
         **_describe_rejects(rejects),
         "cleaning": asdict(cleaning),
         "cold": cold,
-        "hints": [*rejects.hints, *_find_hints(events, cold, config)],
+        "hints": [*rejects.hints, *_find_hints(tables, cold, config)],
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(item_counts),
         "history_length": lengths,
@@ -111,9 +111,18 @@ def _describe_rejects(rejects: Rejects) -> dict[str, Any]:
 
 
 def _find_hints(
-    events: pd.DataFrame, cold: dict[str, float | None], config: DataConfig
+    tables: Tables, cold: dict[str, float | None], config: DataConfig
 ) -> Iterator[str]:
     """Yield lines on what looks odd."""
+    events = tables.interactions
+    item_ids = events["item_id"].drop_duplicates()
+    n_unlisted = int((~item_ids.isin(_list_catalogue(tables, events, config))).sum())
+    if n_unlisted:
+        yield (
+            f"{n_unlisted:,} items without a row in the items table are not recommended: "
+            "see data.unlisted"
+        )
+
     may_tie = "datetime" in events and "position" not in events
     if config.ties == "ordered" and may_tie:
         moments = events[["user_id", "datetime", "item_id"]].drop_duplicates()
@@ -156,13 +165,24 @@ def _measure_missing(tables: Tables) -> dict[str, dict[str, float | None]]:
     return missing
 
 
-def _measure_cold(tables: Tables, split: Split) -> dict[str, float | None]:
+def _list_catalogue(
+    tables: Tables, events: pd.DataFrame, config: DataConfig
+) -> pd.Series[Any]:
+    """Return the ids of the items that a training on these events could recommend."""
+    listed: pd.Series[Any] = tables.items["item_id"]
+    if config.unlisted == "exclude" and len(listed):
+        return listed
+    return pd.concat([listed, events["item_id"]])
+
+
+def _measure_cold(
+    tables: Tables, split: Split, config: DataConfig
+) -> dict[str, float | None]:
     """Return the shares of the test's targets that the rows before it say nothing of."""
     before = split.refit
     test = only_targets(split.test)
     pair_items = test.drop_duplicates(["user_id", "item_id"])["item_id"]
-    catalogue = pd.concat([tables.items["item_id"], before["item_id"]])
-    outside = _share(~pair_items.isin(catalogue))
+    outside = _share(~pair_items.isin(_list_catalogue(tables, before, config)))
     owned = _share(mark_owned(test, before))
 
     return {

@@ -11,7 +11,7 @@ import pandas as pd
 
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from datamodules.values import is_set
+from datamodules.values import find_ties, is_set
 from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
 from serve.clock import DAY
@@ -81,7 +81,7 @@ def fit_schema(
         weight_mean=weight_mean,
         weight_scale=weight_scale,
         timezone=config.timezone,
-        ties="simultaneous" if is_set(train) else config.ties,
+        ties=find_ties(train, config.ties),
         repeats=config.repeats,
         history_length=length,
         memory_length=MEMORY_LENGTH,
@@ -105,9 +105,9 @@ def fit_schema(
 
 def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
     has_datetime = "datetime" in train
-    if config.ties == "simultaneous" and not has_datetime:
+    if config.ties == "simultaneous" and is_set(train):
         raise SchemaError(
-            "data.ties is 'simultaneous' and the interactions have no datetime; "
+            "data.ties is 'simultaneous' and the interactions have no datetime or position; "
             "allowed: ordered"
         )
 

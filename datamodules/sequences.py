@@ -10,8 +10,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from datamodules.config import Unlisted
 from datamodules.values import TARGET_WEIGHT, is_set
-from serve.arrays import Floats, Ints, spans, vectors_to_arrow
+from serve.arrays import Flags, Floats, Ints, spans, vectors_to_arrow
 from serve.cells import join_text
 from serve.encode import (
     EncodedFeatures,
@@ -37,6 +38,7 @@ class Catalogue:
     n_categories: int
     table: pd.DataFrame  # item_id and the declared columns as read, in row order
     item_features: tuple[Feature, ...]
+    is_unlisted: Flags  # (N,) read in histories, and never recommended
 
     def __len__(self) -> int:
         return len(self.item_ids)
@@ -77,7 +79,10 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
 
 
 def build_catalogue(
-    items: pd.DataFrame, train: pd.DataFrame, schema: Schema
+    items: pd.DataFrame,
+    train: pd.DataFrame,
+    schema: Schema,
+    unlisted: Unlisted = "list",
 ) -> Catalogue:
     """Build the catalogue of every item of the items table and of the training rows.
 
@@ -85,10 +90,14 @@ def build_catalogue(
         items: the items table, of which only `item_id` is needed.
         train: the interactions whose items are listed too.
         schema: says how the columns are encoded.
+        unlisted: whether items without a row in the items table, if there is one, are recommended.
     """
     ids = np.unique(np.append(items["item_id"].to_numpy(), train["item_id"].to_numpy()))
     table = find_rows(items, "item_id", ids).rename_axis("item_id").reset_index()
     features = _encode(table, schema.item_features, schema)
+    is_unlisted = np.zeros(len(ids), np.bool_)
+    if unlisted == "exclude" and len(items):
+        is_unlisted = ~pd.Index(ids).isin(items["item_id"])
 
     return Catalogue(
         ids,
@@ -97,6 +106,7 @@ def build_catalogue(
         count_categories(schema.item_features),
         table,
         schema.item_features,
+        is_unlisted,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from datamodules.config import Column, TableConfig, say_missing
+from datamodules.config import Column, TableConfig
 from datamodules.read import (
     JSON_LINES,
     KINDS,
@@ -28,7 +28,7 @@ from datamodules.read import (
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, make_rejects
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError, name_nearest, say_missing
 
 _PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
 _ATTACHED = {

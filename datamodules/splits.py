@@ -270,6 +270,18 @@ def _take_parts(
 # ---- checks
 
 
+def check_counts(interactions: pd.DataFrame) -> None:
+    """Refuse events of a single user, or on a single item, by a `SchemaError`."""
+    for name in _PAIR:
+        ids = interactions[name].drop_duplicates().tolist()
+        if len(ids) == 1:
+            side = name.removesuffix("_id")
+            raise SchemaError(
+                f"the {len(interactions):,} events have one {side}, {ids[0]!r}; allowed: two or "
+                f"more; is another column data.interactions.columns.{name}?"
+            )
+
+
 def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> Flags:
     """Mark which distinct pairs of user and item of held-out rows are in the known rows too."""
     return mark_shared(part.drop_duplicates(_PAIR), known, _PAIR)
@@ -282,6 +294,12 @@ def check_targets(split: Split, repeats: Repeats) -> None:
         SchemaError: a part has no target, or all held-out targets are owned where owned items are
             never listed.
     """
+    if split.kind == "leave_one_out" and not len(split.test):
+        raise SchemaError(
+            "no user has two events or more, so that data.split.kind: leave_one_out leaves "
+            "nothing to test on; give more events, or data.split.kind: none"
+        )
+
     parts = (split.train, split.test, split.validation)
     for name, part in zip(("training", "test", "validation"), parts, strict=True):
         if not len(only_targets(part)) and (len(part) or name == "training"):

@@ -14,7 +14,7 @@ from pandas.api import types
 from datamodules.config import Column, TableConfig
 from datamodules.read import REPLACED
 from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING
-from serve.arrays import Flags, Ints
+from serve.arrays import Flags, Ints, Ties
 from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
 from serve.errors import SchemaError
@@ -32,6 +32,16 @@ TARGET_WEIGHT = "weight as a target"
 def is_set(interactions: pd.DataFrame) -> bool:
     """Return whether a user's events have no order: there is neither a time nor a position."""
     return "datetime" not in interactions and "position" not in interactions
+
+
+def find_ties(interactions: pd.DataFrame, declared: Ties) -> Ties:
+    """Return how the events of one time are read: without times, only a set has ties.
+
+    Baskets that are numbered, and have no time, are held out whole and read in their order.
+    """
+    if is_set(interactions):
+        return "simultaneous"
+    return declared if "datetime" in interactions else "ordered"
 
 
 class Cells(NamedTuple):

@@ -19,7 +19,7 @@ from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
 from evaluation.holdout import Events, HeldOut, Ids
 from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
-from serve.arrays import Doubles, Ints, Repeats
+from serve.arrays import Doubles, Flags, Floats, Ints, Repeats
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
 from serve.schema import Schema
@@ -95,20 +95,31 @@ class Measured:
 
 @dataclass(frozen=True)
 class Examination:
-    """Requests, targets of each view, owned items and histories, the same for every model."""
+    """Requests, targets of each view, owned items and histories, the same for every model.
+
+    `barred` are the items that no model may list, (N,).
+    """
 
     held_out: HeldOut
     views: dict[str, Targets]
     owned: ItemSets
     past: Events
+    barred: Flags
 
     @classmethod
-    def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
+    def prepare(
+        cls,
+        held_out: HeldOut,
+        past: Events,
+        repeats: Repeats,
+        barred: Flags | None = None,
+    ) -> Examination:
         """Set the examination of users whose events so far are `past`."""
         owned = past.owned().take(held_out.targets.user)
-        return cls(
-            held_out, view_targets(held_out.targets, owned, repeats), owned, past
-        )
+        views = view_targets(held_out.targets, owned, repeats)
+        if barred is None:
+            barred = np.zeros(past.n_items, np.bool_)
+        return cls(held_out, views, owned, past, barred)
 
     @property
     def user(self) -> Ints:
@@ -125,8 +136,15 @@ class Examination:
 
     def score(self, score: ScoreRows) -> Measured:
         """Measure a model that scores the whole catalogue for user rows."""
+
+        def score_listed(rows: Ints) -> Floats:
+            scores = score(self.user[rows])  # (b, N)
+            if not self.barred.any():
+                return scores
+            return np.where(self.barred, np.float32(-np.inf), scores)
+
         lists = rank_views(
-            lambda rows: score(self.user[rows]),
+            score_listed,
             self.owned,
             self.past.n_items,
             LIST_LENGTH,
@@ -139,7 +157,8 @@ class Examination:
         described = {}
         for view, targets in self.views.items():
             is_owned = find_owned(targets, self.owned)
-            is_outside = targets.items.item_row < 0
+            # An item outside the catalogue is -1: the last flag.
+            is_outside = np.append(self.barred, True)[targets.items.item_row]
             counts = {
                 "targets": len(is_owned),
                 "targets_outside_catalogue": int(is_outside.sum()),
@@ -181,9 +200,11 @@ def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
     return compared
 
 
-def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
+def make_criterion(
+    held_out: HeldOut, past: Events, repeats: Repeats, barred: Flags | None = None
+) -> Criterion:
     """Return the headline metric on validation: the mean of the views `all` and `novel`."""
-    whole = Examination.prepare(held_out, past, repeats)
+    whole = Examination.prepare(held_out, past, repeats, barred)
     views = {view: part for view, part in whole.views.items() if view != "repeat"}
     examination = replace(whole, views=views)
     metric = headline_metric(repeats)
@@ -232,8 +253,9 @@ def evaluate(
     late = ids.events(later)
     past = train.join(late)
 
+    barred = recommender.bundle.index.is_hidden
     held_out = holdout.group_requests(parts.test, ids)
-    examination = Examination.prepare(held_out, past, schema.repeats)
+    examination = Examination.prepare(held_out, past, schema.repeats, barred)
     requests = holdout.plain_requests(examination.held_out.rows, parts.at)
     ours = _recommend(recommender, examination, requests, log)
     protocol = describe_protocol(examination, parts.at, schema)
@@ -241,7 +263,7 @@ def evaluate(
     in_context = {}
     if parts.at is None and holdout.has_context(parts.test, schema):
         held_out = holdout.group_situations(parts.test, ids)
-        situations = Examination.prepare(held_out, past, schema.repeats)
+        situations = Examination.prepare(held_out, past, schema.repeats, barred)
         each = "user and time" if "datetime" in parts.test else "user and item"
         protocol["with_context"] = (
             f"{len(situations.user):,} requests, one per {each} of the holdout, "
@@ -255,7 +277,7 @@ def evaluate(
     if len(parts.validation):
         sample = holdout.sample_users(parts.validation, seed)
         held_out = holdout.group_requests(sample, ids)
-        criterion = make_criterion(held_out, train, schema.repeats)
+        criterion = make_criterion(held_out, train, schema.repeats, barred)
 
     models = {MODEL: ours}
     records = {}

@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.config import DataConfig
 from datamodules.sequences import FOLDS
 from datamodules.tables import Tables
-from datamodules.values import is_set
+from datamodules.values import find_ties, is_set
 from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
 from serve.schema import Similarity
@@ -164,7 +164,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     n_items = rows["item_id"].nunique()
     features = config.features
     is_repeated = config.repeats == "allow"
-    has_order = config.ties == "ordered" and not has_no_order
+    has_order = find_ties(rows, config.ties) == "ordered"
 
     return DataCounts(
         n_examples=n_examples,

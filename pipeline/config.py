@@ -18,10 +18,10 @@ from jsonargparse import (
     set_parsing_settings,
 )
 
-from datamodules.config import DataConfig, say_missing
+from datamodules.config import DataConfig
 from models.config import ModelConfig
 from pipeline.config_check import check_words, list_options, read_config
-from serve.errors import SchemaError
+from serve.errors import SchemaError, say_missing
 
 HOME = Path(__file__).parents[1]
 DEFAULT_CONFIG = HOME / "configs" / "grocery.yaml"
@@ -239,16 +239,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         remedy = f"see {program} --help"
         raise SchemaError(f"{' '.join(str(error).split())}; {remedy}") from error
     except SchemaError as error:
-        raise SchemaError(f"{_name_file(words, str(error))}{error}") from error
-
-
-def _name_file(words: Sequence[str], message: str) -> str:
-    """Begin a message with the file of the configuration, unless an option gave the value."""
-    options = dict(list_options(words))
-    key = message.split()[0].strip("-:")
-    file = options.get("config", "")
-    is_of_option = any(name.startswith(key) for name in options)
-    return f"{file}: " if os.path.isfile(file) and not is_of_option else ""
+        options = dict(list_options(argv))
+        if options.keys() != {"config"} or not os.path.isfile(options["config"]):
+            raise
+        raise SchemaError(f"{options['config']}: {error}") from error
 
 
 def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, str]:

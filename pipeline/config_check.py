@@ -6,7 +6,9 @@ its own errors speak of Python's types.
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
@@ -17,18 +19,21 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from datamodules.config import FeatureConfig, FeaturesConfig, say_missing
-from serve.errors import MAX_SHOWN, SchemaError, name_nearest
+from datamodules.config import FeatureConfig, FeaturesConfig
+from serve.errors import MAX_SHOWN, SchemaError, name_nearest, say_missing
 from serve.kinds import Kind
 
 Keys = Mapping[str, Any]
 """Key -> type of its value: a class, a union, or the keys of a section."""
 
-_TAG = "tag:yaml.org,2002:"
-_OF_OPTION = "option"  # tag of an option's value, which may be of any type
-_TEXTS = (f"{_TAG}str", f"{_TAG}timestamp", _OF_OPTION)
-_NULLS = (f"{_TAG}null", _OF_OPTION)
 _SIDES = dict.fromkeys(("user", "item", "context"), dict[str, Kind | FeatureConfig])
+_TEXTS = re.compile("str|timestamp")  # how YAML ends the tags of texts
+_PATTERNS = {
+    int: r"[-+]?\d+",
+    float: r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?",
+    bool: "true|false|yes|no|on|off",
+    NoneType: "|~|null",
+}
 _WORDS = {
     str: "a text in quotes",
     Path: "a path",
@@ -57,10 +62,15 @@ def check_words(words: Sequence[str], keys: Keys) -> None:
         SchemaError: names the first mistake.
     """
     for name, text in list_options(words):
+        if name in ("help", "print_config") or keys.get(name) is bool:
+            continue
+        where = f"--{name}"
         if name == "config":
-            _check_config(text, keys)
-        elif name not in ("help", "print_config") and keys.get(name) is not bool:
-            _check_option(name, text, keys)
+            content = read_config(text)
+            where = text if os.path.isfile(text) else ""
+        else:
+            content = _write_option(name, text).encode()
+        _Checker(where, keys).check(_read(where, content), keys, "")
 
 
 def list_options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -72,43 +82,39 @@ def list_options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def read_config(text: str) -> bytes:
-    """Return the content of a file, or YAML that stands for one."""
-    return Path(text).read_bytes() if os.path.isfile(text) else text.encode()
+    """Return the content of a file, or YAML that stands for one.
 
-
-def _check_config(text: str, keys: Keys) -> None:
-    file = text if os.path.isfile(text) else ""
-    node = _read(file or "--config", read_config(text))
-    if os.path.isdir(text):
-        raise SchemaError(f"--config is {text}, a folder; give a YAML file")
-    if not file and not isinstance(node, yaml.MappingNode):
+    Raises:
+        SchemaError: there is no such file.
+    """
+    if os.path.isfile(text):
+        return Path(text).read_bytes()
+    if ":" not in text:
         raise SchemaError(say_missing(text, "--config"))
-    _Checker(file, keys).check(node, keys, "")
+    return text.encode()
 
 
-def _check_option(name: str, text: str, keys: Keys) -> None:
-    """Check an option as YAML that has its key alone."""
-    node: yaml.Node = yaml.ScalarNode(_OF_OPTION, text)
-    if text[:1] in ("[", "{"):
-        node = _read(f"--{name}", text.encode())
+def _write_option(name: str, text: str) -> str:
+    """Write an option as YAML that has its key alone."""
+    if text[:1] not in ("[", "{"):
+        text = json.dumps(text)
     for part in reversed(name.split(".")):
-        node = yaml.MappingNode("", [(yaml.ScalarNode("", part), node)])
-    _Checker("", keys).check(node, keys, "")
+        text = f"{{{json.dumps(part)}: {text}}}"
+    return text
 
 
 def _read(where: str, content: bytes) -> yaml.Node:
     """Parse YAML into nodes, which know their lines."""
     try:
         node = yaml.compose(content.decode("utf-8-sig"), yaml.SafeLoader)
-    except UnicodeDecodeError as error:
-        raise SchemaError(
-            f"{where}: byte {error.start} is not UTF-8; save the file as UTF-8"
-        ) from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        remedy = "indent by blanks, not tabs, and put texts with signs in quotes"
-        raise SchemaError(f"{where}{place}: {error.problem}; {remedy}") from error
+        problem = " ".join(str(getattr(error, "problem", error)).split())
+        raise SchemaError(
+            f"{where or '--config'}{place}: {problem}; indent by blanks, not tabs, put texts "
+            "with signs in quotes, and save the file as UTF-8"
+        ) from error
 
     if node is None:
         raise SchemaError(f"{where} is empty; give at least data.interactions.path")
@@ -117,15 +123,13 @@ def _read(where: str, content: bytes) -> yaml.Node:
 
 @dataclass(frozen=True)
 class _Checker:
-    """Checks what stands in a file, or in none, against the keys of a configuration."""
+    """Checks what stands in a file or an option against the keys of a configuration."""
 
-    file: str
+    where: str
     keys: Keys
 
     def check(self, node: yaml.Node, annotation: Any, key: str) -> None:
         """Check a value and all that is in it."""
-        if node.tag in _NULLS and key in self.keys and _find_keys(annotation):
-            return  # the lines of a section are commented out
         for kind in _list_types(annotation):
             names = _find_keys(kind)
             if names is not None and isinstance(node, yaml.MappingNode):
@@ -145,36 +149,34 @@ class _Checker:
         raise self._fault(node, f"{key or 'a configuration'} is {value}; {remedy}")
 
     def _check_entries(self, node: yaml.Node, names: Keys, section: str) -> None:
-        first: dict[str, yaml.Node] = {}
+        lines: dict[str, int] = {}
         for key, value in node.value:
             name = str(key.value)
             if key.tag.endswith(":merge"):
                 continue
-            if name in first:
-                line = first[name].start_mark.line + 1
-                message = f"'{name}' stands in line {line} too; keep one of them"
+            if name in lines:
+                message = f"'{name}' stands in line {lines[name]} too; keep one of them"
                 raise self._fault(key, message)
-            first[name] = key
-            try:
-                annotation = names[name]
-            except KeyError:
-                message = self._say_unknown(name, names, section)
-                raise self._fault(key, message) from None
-            self.check(value, annotation, f"{section}.{name}".lstrip("."))
+            if name not in names and not isinstance(names, defaultdict):
+                raise self._fault(key, self._say_unknown(name, names, section))
+            lines[name] = key.start_mark.line + 1
+            self.check(value, names[name], f"{section}.{name}".lstrip("."))
 
     def _say_unknown(self, name: str, names: Keys, section: str) -> str:
         """Say that a key is unknown, and which one may be meant."""
         meant = _OTHER_NAMES.get(name, name)
         remedy = name_nearest(meant if meant in names else name, names)
-        for other, annotation in self.keys.items():
-            if meant in (_find_keys(annotation) or ()) and other != section:
-                remedy = f"did you mean '{other}.{meant}'?"
+        if section in ("", "trainer"):  # it may stand too far left
+            for other, annotation in self.keys.items():
+                if meant in (_find_keys(annotation) or ()) and other != section:
+                    remedy = f"did you mean '{other}.{meant}'?"
         return f"'{name[:MAX_SHOWN]}' is no key of {section or 'a configuration'}; {remedy}"
 
     def _fault(self, node: yaml.Node, message: str) -> SchemaError:
-        if self.file:
-            message = f"{self.file}, line {node.start_mark.line + 1}: {message}"
-        return SchemaError(message)
+        where = self.where
+        if where and not where.startswith("--"):
+            where = f"{where}, line {node.start_mark.line + 1}"
+        return SchemaError(f"{where}: {message}".removeprefix(": "))
 
 
 def _list_types(annotation: Any) -> tuple[Any, ...]:
@@ -203,22 +205,10 @@ def _is_of(node: yaml.Node, kind: Any) -> bool:
         return kind is Any
     if get_origin(kind) is Literal:
         return node.value in map(str, get_args(kind))
-    if kind in (int, float):
-        return _is_number(node.value, kind)
-    if kind is bool:
-        return node.value.lower() in yaml.SafeLoader.bool_values
-    if kind is NoneType:
-        return node.tag in _NULLS and node.value in ("", "~", "null")
-    return kind not in (str, Path) or node.tag in _TEXTS
-
-
-def _is_number(text: str, kind: type[int] | type[float]) -> bool:
-    """Tell whether a text is a number, in quotes or not."""
-    try:
-        kind(text)
-    except ValueError:
-        return False
-    return True
+    if kind in _PATTERNS:
+        return bool(re.fullmatch(_PATTERNS[kind], node.value, re.IGNORECASE))
+    is_text = _TEXTS.fullmatch(node.tag.rpartition(":")[2])
+    return kind not in (str, Path) or is_text is not None
 
 
 def _say_allowed(value: str, annotation: Any) -> str:
@@ -228,7 +218,7 @@ def _say_allowed(value: str, annotation: Any) -> str:
         if get_origin(kind) is Literal:
             return name_nearest(value, map(str, get_args(kind)))
         if _find_keys(kind) is not None:
-            words.append("keys with values")
+            words.append("keys with values (or leave it out)")
         elif kind is not NoneType:
             words.append(_WORDS.get(get_origin(kind) or kind, "another value"))
 

@@ -24,6 +24,7 @@ from serve.catalogue import name_items
 from serve.clock import DAY
 from serve.events import Events
 from serve.files import write_file
+from serve.kinds import IS_UNLISTED
 from serve.recommender import Recommender
 from serve.rerank import IS_NEW, NEW_DAYS
 from serve.tower import count_cores
@@ -79,7 +80,7 @@ def write_towers(
 
 
 def list_items(data: InteractionsDataModule) -> pa.Table:
-    """Return the items as they are served, with their repeat rates and whether they are new."""
+    """Return the items as they are served: repeat rates, and which are new or unlisted, too."""
     schema = data.schema
     items = data.catalogue.to_arrow()
     if schema.repeats == "allow":
@@ -89,6 +90,10 @@ def list_items(data: InteractionsDataModule) -> pa.Table:
     if schema.has_datetime and IS_NEW not in items.column_names:
         is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
         items = items.append_column(IS_NEW, pa.array(is_new))
+
+    is_unlisted = data.catalogue.is_unlisted
+    if is_unlisted.any():
+        items = items.append_column(IS_UNLISTED, pa.array(is_unlisted))
 
     return items
 

@@ -18,7 +18,7 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
-from datamodules.values import is_set
+from datamodules.values import find_ties
 from models.config import Recipe
 from models.defaults import MANY_EVENTS
 from models.fit import fit, load_best
@@ -161,8 +161,8 @@ def continues(work: Work) -> bool:
     refit = work.split.refit
     n_added = len(refit) - len(work.split.train)
     is_little = 0 < n_added <= MAX_ADDED * len(refit)
-    is_ordered = data.ties == "ordered" and data.repeats == "exclude"
-    if data.split.strict or is_set(refit):
+    is_ordered = find_ties(refit, data.ties) == "ordered" and data.repeats == "exclude"
+    if data.split.strict:
         return False
     return len(refit) >= MANY_EVENTS and is_little and is_ordered
 
@@ -209,7 +209,7 @@ def make_data(
     if config.previous is not None:
         previous = Bundle.load(config.previous).schema
     schema = fit_schema(tables, known, config.data, previous)
-    catalogue = build_catalogue(tables.items, known, schema)
+    catalogue = build_catalogue(tables.items, known, schema, config.data.unlisted)
 
     return InteractionsDataModule(
         *rows,

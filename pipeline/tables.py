@@ -16,7 +16,7 @@ from rich.table import Table
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
-from datamodules.splits import split_interactions
+from datamodules.splits import check_counts, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from models.config import ModelConfig
 from models.defaults import Choice, choose_recipe, count_data
@@ -98,6 +98,7 @@ def read(
         )
 
     check_joins(tables, rejects.records)
+    check_counts(tables.interactions)
     tables = order_tables(tables, config.data.ties)
     weighed = weigh_targets(tables.interactions, config.data)
     report = {"rejects": rejects, "cleaning": cleaning}

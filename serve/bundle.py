@@ -31,6 +31,7 @@ from serve.files import (
     write_file,
 )
 from serve.index import Content, ItemIndex, Neighbours
+from serve.kinds import IS_UNLISTED
 from serve.recommendations import Segments
 from serve.schema import Schema, Similarity, check_record
 from serve.tower import Tower
@@ -259,7 +260,7 @@ class Bundle:
     schema: Schema
     user_tower: Tower
     item_tower: Tower
-    index: ItemIndex  # holds the one copy of the item vectors
+    index: ItemIndex  # holds the one copy of the item vectors, and knows unlisted items
     neighbours: Neighbours  # item-item weights; often none
     items: pa.Table  # N rows: `item_id` and the columns to show and filter by
     golden: bytes  # empty in a stage that has none yet
@@ -328,6 +329,12 @@ def _build(
     user_tower = _read_tower(USER_TOWER, contents, manifest, n_threads)
     item_tower = _read_tower(ITEM_TOWER, contents, manifest, n_threads)
     items = read_items(contents[ITEMS], len(index), schema.item_id_type)
+    if IS_UNLISTED in items.column_names:
+        column = items.column(IS_UNLISTED)
+        if column.type != pa.bool_() or column.null_count:
+            raise BundleError(f"{ITEMS}: '{IS_UNLISTED}' holds no flags; export again")
+        index = ItemIndex(index.vectors, np.array(column.to_pylist(), np.bool_))
+        items = items.drop_columns([IS_UNLISTED])
     golden = contents[GOLDEN].tobytes() if GOLDEN in contents else b""
     return Bundle(
         path=path,

@@ -52,6 +52,9 @@ class ItemIds:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._rows
+
     def extended(self, more: Sequence[Id]) -> ItemIds:
         """Return these ids followed by others that are not among them."""
         return ItemIds(np.append(self.ids, np.array(more, dtype=self.ids.dtype)))

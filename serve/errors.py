@@ -7,6 +7,7 @@ BundleError: a bundle folder is incomplete, altered or put together from two.
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterable
 
@@ -42,6 +43,17 @@ def name_nearest(name: str, allowed: Iterable[str]) -> str:
     if len(names) > MAX_NAMES:
         shown.append("and others")
     return f"allowed: {', '.join(shown) or 'none'}"
+
+
+def say_missing(path: str, setting: str) -> str:
+    """Say that a path leads nowhere, and which file beside it may be meant."""
+    folder, name = os.path.split(path)
+    if os.path.isdir(path):
+        folder, name = path, ""
+    nearest = f"there is no folder {folder}"
+    if os.path.isdir(folder or "."):
+        nearest = name_nearest(name, os.listdir(folder or "."))
+    return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
 
 
 def show(value: object) -> str:

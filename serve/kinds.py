@@ -47,6 +47,8 @@ Role = Literal["category", "number", "date", "vector", "value"]
 
 PADDING = 0
 UNKNOWN = 1
+# Reserved column of the items of a bundle, where there are any that are never listed.
+IS_UNLISTED = "is_unlisted"
 FIRST_CODE = 2
 LIMIT = 10.0  # standardised values are clipped to +- this many times the scale
 

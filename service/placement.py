@@ -84,7 +84,7 @@ class Placement:
         if before is None or before.is_removed:
             before = Change(item_id, {})
 
-        is_added = before.is_added or not self._original.lists(item_id)
+        is_added = before.is_added or item_id not in self._original.item_ids
         columns = {**before.columns}
         for name, value in raw.items():
             columns[name] = self._parse(name, to_plain(value))
@@ -180,7 +180,8 @@ class Placement:
     def _can_place(self, item: Change) -> bool:
         """Tell whether the item has a vector from training, or content to get one by."""
         has_content = any(item.columns.get(name) is not None for name in self._content)
-        return self._original.lists(item.item_id) or (item.is_added and has_content)
+        is_known = item.item_id in self._original.item_ids
+        return is_known or (item.is_added and has_content)
 
     def _place_facts(
         self, facts: ItemFacts, rows: Ints, items: Sequence[Values]

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.bundle import Bundle
 from serve.errors import SchemaError
+from serve.index import ItemIndex
 from serve.recommender import Recommender
 from service.live_items import LiveItems
 from tests.linear_bundle import (
@@ -57,6 +58,30 @@ def row_of(live: LiveItems, item_id) -> dict:
 
 def lists(live: LiveItems, item_id) -> bool:
     return item_id in live.recommender.recommend([{}], N + 50, filter_viewed=False).item_id
+
+
+def test_an_unlisted_item_counts_in_histories_and_is_listed_once_it_is_put(recommenders, path):
+    served = recommenders["shop"]
+    ids = served.catalogue.item_ids.ids.tolist()
+    is_unlisted = np.arange(len(ids)) == 4
+    index = ItemIndex(served.bundle.vectors, is_unlisted)
+    bundle = replace(served.bundle, index=index)
+    request = {"history": [{"item_id": ids[4]}, {"item_id": ids[9]}]}
+    with closing(LiveItems(path, Recommender(bundle))) as live:
+        before = live.recommender.recommend([request], N, filter_viewed=False)
+        whole = served.recommend([request], N, filter_viewed=False)
+        left = [item_id for item_id in whole.item_id if item_id != ids[4]]
+        assert before.item_id.tolist() == left
+        assert ids[4] not in live.recommender.similar_items(ids[9], N)[0]
+        assert live.recommender.catalogue.n_listed == len(ids) - 1
+
+        live.put(ids[4], {})
+        after = live.recommender.recommend([request], N, filter_viewed=False)
+        assert after.item_id.tolist() == whole.item_id.tolist()
+        live.rebase(Recommender(bundle))
+        assert lists(live, ids[4])
+        assert live.remove(ids[4])
+        assert not lists(live, ids[4])
 
 
 def new_id(schema, number):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import PackageNotFoundError
 
 import pytest
+import yaml
 from bascule.commands import COMMANDS, TRAINING, main
 from tests.served import ROOT
 
 import bascule
+from bascule import commands
 
 
 @pytest.mark.parametrize("command", [*TRAINING, *COMMANDS])
@@ -92,6 +96,19 @@ def test_the_help_lists_every_command():
     assert listed == {*COMMANDS, *TRAINING}
     assert not re.search(r"python -m|train\.py", done.stdout)
     assert {"serve", "recommend", "gate"} <= listed
+
+
+def test_the_version_is_one_everywhere(monkeypatch):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert bascule.__version__ == project["version"] == citation["version"]
+    assert run_module("bascule", "--version").stdout == f"bascule {project['version']}\n"
+
+    def find_nothing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(commands, "version", find_nothing)  # a clone that is not installed
+    assert bascule.__version__ == project["version"]
 
 
 def test_python_m_serve_is_another_door_to_the_same_commands(bundle_paths):

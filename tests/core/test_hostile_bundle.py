@@ -87,6 +87,15 @@ def of_items(column, values):
     return mutate
 
 
+def of_more_items(column, values):
+    def mutate(bundle):
+        table = pq.ParquetFile(bundle / "items.parquet").read()
+        pq.write_table(table.append_column(column, values), bundle / "items.parquet")
+        hash_again(bundle)
+
+    return mutate
+
+
 def of_vectors(vectors):
     def mutate(bundle):
         write_index(bundle / "items.faiss", vectors)
@@ -146,6 +155,8 @@ MUTATIONS = {
     "ids that are no UTF-8": of_items("item_id", lambda _: NO_TEXTS.view("string")),
     "rates that are texts": of_items("repeat_rate", lambda rates: pa.array(["x"] * N)),
     "rates that are no numbers": of_items("repeat_rate", lambda rates: pa.array([np.nan] * N, pa.float32())),
+    "unlisted items that are texts": of_more_items("is_unlisted", pa.array(["false"] * N)),
+    "unlisted items that are unknown": of_more_items("is_unlisted", pa.array([None] * N, pa.bool_())),
     "deep golden requests": of_file("golden.json", DEEP),
     "golden requests that are numbers": of_file("golden.json", b"[5]\n"),
     "endless golden scores": of_golden(scores=[float("inf")] * 8),

@@ -25,6 +25,7 @@ def report():
         features=FeaturesConfig(user={"town": "categorical"}),
         split=SplitConfig("time", "2017-12-09"),
         max_reject_rate=0.5,
+        unlisted="list",
     )
     rows = [
         (1, "a", 0),
@@ -154,6 +155,24 @@ def test_much_of_the_test_that_is_owned_and_many_ties_are_said():
     assert ties.startswith("40.0% of events")
     assert owned.startswith("50.0% of the tested pairs")
     assert hints(DataConfig(ties="simultaneous", repeats="allow")) == []
+
+
+@pytest.mark.parametrize(("unlisted", "n_items", "share"), [("exclude", 2, 1 / 2), ("list", 0, 0)])
+def test_the_report_counts_what_cannot_be_recommended(unlisted, n_items, share):
+    """Of a, b and c the items table has b; a and b are tested."""
+    events = pd.DataFrame(
+        {"user_id": [1, 1, 1, 2, 2], "item_id": ["a", "c", "b", "c", "a"], "datetime": START}
+    )
+    events["datetime"] += np.arange(5)
+    config = DataConfig(items=TableConfig(), unlisted=unlisted)
+    tables, rejects = tables_from_frames(config, events, None, pd.DataFrame({"item_id": ["b"]}))
+    _, cleaning = clean(tables)
+    split = split_interactions(tables.interactions, config, 0)
+    assert sorted(split.test["item_id"]) == ["a", "b"]
+    report = report_data(tables, rejects, cleaning, split, config, ())
+    assert report["cold"]["test_pairs_outside_catalogue"] == share
+    hints = [hint for hint in report["hints"] if "data.unlisted" in hint]
+    assert [int(hint.split()[0]) for hint in hints] == [n_items] * (n_items > 0)
 
 
 def test_leaks_are_listed_and_printed(report):

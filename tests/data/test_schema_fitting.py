@@ -263,7 +263,7 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
         ),
         (
             DataConfig(ties="simultaneous"),
-            "ties is 'simultaneous' and the interactions have no datetime.*: ordered",
+            "ties is 'simultaneous' and the interactions have no datetime or position.*: ordered",
         ),
     ],
 )

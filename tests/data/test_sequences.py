@@ -42,6 +42,18 @@ def test_sequences_equal_a_loop_over_users(world):
     )
 
 
+def test_items_without_a_row_in_the_items_table_are_unlisted_unless_there_is_no_table(world):
+    tables, schema = world.tables, world.schema
+    few, none = tables.items.iloc[3:], tables.items.iloc[:0]
+    train = tables.interactions
+    catalogue = build_catalogue(few, train, schema, "exclude")
+    expected = [item_id not in set(few["item_id"]) for item_id in catalogue.item_ids.tolist()]
+    assert catalogue.is_unlisted.tolist() == expected
+    assert any(expected)
+    for items, unlisted in ((few, "list"), (none, "exclude")):
+        assert not build_catalogue(items, train, schema, unlisted).is_unlisted.any()
+
+
 def test_items_outside_the_catalogue_are_left_out(world):
     tables, schema = world.tables, world.schema
     known = world.catalogue.item_ids[::2]

@@ -24,7 +24,8 @@ class FakeRecommender:
         self.owned = owned
         self.asked = []
         items = pa.table({"item_id": pa.array(item_ids)})
-        self.bundle = SimpleNamespace(items=items, schema=replace(SCHEMA, **schema))
+        index = SimpleNamespace(is_hidden=None)
+        self.bundle = SimpleNamespace(items=items, schema=replace(SCHEMA, **schema), index=index)
 
     def recommend(self, requests, k, filter_viewed):
         return self._answer(requests, k, lambda item, owned: not (filter_viewed and item in owned))

@@ -8,8 +8,8 @@ from functools import cache
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.evaluate import Parts, evaluate
-from evaluation.holdout import contextual_requests
+from evaluation.evaluate import Examination, Parts, evaluate
+from evaluation.holdout import Ids, contextual_requests, group_requests
 from serve.errors import SchemaError
 from serve.kinds import Feature
 from tests.evaluation.fake_recommender import FakeRecommender
@@ -164,6 +164,33 @@ def test_all_parts_are_there():
     assert (
         protocol["tuning"] == "baselines: NDCG@20, mean of the views all and novel, on validation"
     )
+
+
+@pytest.mark.parametrize("repeats", ["allow", "exclude"])
+def test_an_unlisted_target_is_a_miss_of_every_model(repeats):
+    is_unlisted = np.arange(N) < 4
+    recommender = make_recommender(repeats=repeats)
+    recommender.bundle.index.is_hidden = is_unlisted
+    metrics = run(recommender)
+    unlisted = set(np.array(ITEMS)[is_unlisted])
+    pairs = set(zip(HOLDOUT["user_id"], HOLDOUT["item_id"], strict=True))
+    n_outside = sum(item in unlisted or item not in ITEMS for _, item in pairs)
+    view = next(iter(metrics["test"]["bascule"]))
+    for figures in metrics["test"].values():
+        assert figures[view]["targets_outside_catalogue"] == n_outside
+        assert figures[view]["targets"] == len(pairs)
+
+
+def test_what_is_unlisted_is_in_no_list_of_a_baseline():
+    is_unlisted = np.arange(N) % 3 == 0
+    ids = Ids.number(ITEMS, (TRAIN, HOLDOUT))
+    held_out = group_requests(HOLDOUT, ids)
+    scores = np.random.default_rng(5).random((U + 1, N), np.float32)
+    examination = Examination.prepare(held_out, ids.events(TRAIN), "allow", is_unlisted)
+    lists = examination.score(lambda users: scores[users]).lists["all"]
+    for user, ranked in zip(examination.user, lists.tolist(), strict=True):
+        others = [row for row in np.argsort(-scores[user]) if not is_unlisted[row]]
+        assert ranked == others[:20]
 
 
 def test_without_a_moment_each_user_is_asked_for_the_items_of_all_times():

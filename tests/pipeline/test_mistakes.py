@@ -5,6 +5,9 @@ The line names the file, the line where there is one, the column, and the remedy
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pandas as pd
@@ -14,7 +17,9 @@ import yaml
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.schema_fitting import MAX_VOCABULARY, fit_feature
 from datamodules.tables import read_tables
+from pipeline.config import parse
 from serve.errors import SchemaError
+from tests.served import ROOT
 
 HEADER = "user_id,item_id,datetime,weight,event"
 ROWS = [
@@ -67,7 +72,6 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
     ("days before months", rewrite_dates("%d.%m.%Y %H:%M"), {},
      ("events.csv", "line 2", "'datetime'", "'14.03.2024 01:00'", '["%d.%m.%Y %H:%M"]', "data.interactions")),
     ("dates without signs", rewrite_dates("%Y%m%d"), {}, ("events.csv", "'datetime'", '["%Y%m%d"]')),
-    ("a format without a year", {}, interactions(time_formats=["%d.%m."]), ("time_formats", "%d.%m.", "%Y")),
     ("seconds and milliseconds", {"events.csv": "\n".join(
         [HEADER, *(f"{n},{n},{1_710_378_000 * (1000 if n % 3 else 1)},1,buy" for n in range(1, 30))])}, {},
      ("events.csv", "'datetime'", "milliseconds", "one unit")),
@@ -101,6 +105,11 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
     ("a database without a query", {}, interactions(path="postgresql://me:secret@db/shop"),
      ("data.interactions.path", "postgresql://", "query:", "beside the path")),
     ("a query that is none", {}, interactions(path=None, query="SELEC 1"), ("data.interactions.query", "SELECT")),
+    ("one user alone", {"events.csv": "\n".join([HEADER, *ROWS[:5]])}, {},
+     ("5 events", "one user", "columns.user_id", "two")),
+    ("one item alone", {"events.csv": "\n".join([HEADER, *ROWS[::5]])}, {}, ("8 events", "one item", "1", "two")),
+    ("an event of each user", {"events.csv": "\n".join([HEADER, *ROWS[::6]])}, {},
+     ("no user has two", "data.split.kind", "none")),
     ("every weight is negative", events("1.5", "-1.5"), {},
      ("40", "weight below 0", "data.interactions.columns.weight")),
     ("features of a table that is not there", {}, {"features": {"user": {"town": "categorical"}}},
@@ -138,6 +147,115 @@ def test_a_mistake_ends_the_run_with_one_line_that_says_what_to_write(
     assert line.count("\n") == 1
     assert [part for part in parts if part not in line] == []
     assert "secret" not in line
+
+
+# what stands in the file -> its line, key, value and remedy; `data` begins with the interactions
+WRITTEN: list[tuple[str, str, tuple[str, ...]]] = [
+    ("a name of another program", "    seperator: ';'", ("line 4", "seperator", "data.interactions", "'delimiter'")),
+    ("a slip in a key", "  repaets: allow", ("line 4", "repaets", "'repeats'")),
+    ("a key of a section at the top", "repeats: allow", ("line 4", "'data.repeats'")),
+    ("a key of a run in a section", "model: {batch: 3, max_epoch: 4}", ("line 4", "'batch'", "'batch_size'")),
+    ("a setting of the Trainer", "model: {max_steps: 3}", ("line 4", "max_steps", "max_epochs")),
+    ("yes where words are due", "  repeats: yes", ("line 4", "data.repeats is yes", "allow, exclude")),
+    ("a choice with a slip", "  ties: simultanous", ("line 4", "simultanous", "'simultaneous'")),
+    ("a text for a number", "model: {dim: big}", ("line 4", "model.dim is big", "a whole number")),
+    ("a fraction for a whole number", "model: {dim: 64.5}", ("line 4", "model.dim is 64.5", "a whole number")),
+    ("a share in percent", "  max_reject_rate: 5%", ("line 4", "data.max_reject_rate is 5%", "a number")),
+    ("a rate above 1", "  max_reject_rate: 5", ("shop.yaml", "data.max_reject_rate is 5", "0 to 1")),
+    ("no seed", "seed:", ("line 4", "seed is empty", "a whole number")),
+    ("a number for a sign", "    delimiter: 1", ("line 4", "data.interactions.delimiter is 1", "in quotes")),
+    ("one text for a list", "  audit_only: gender", ("line 4", "data.audit_only is gender", "a list")),
+    ("a number in a list of texts", "    missing: [NA, 0]", ("line 4", "data.interactions.missing is 0", "in quotes")),
+    ("an empty section", "model:", ("line 4", "model is empty", "keys")),
+    ("a list for a section", "model: [dim, 3]", ("line 4", "model is a list", "keys")),
+    ("a word for a section", "  split: time", ("line 4", "data.split is time", "keys")),
+    ("an empty table", "  items:\n  users: no", ("line 5", "data.users is no", "keys")),
+    ("a list for features", "  features: {item: [price]}", ("line 4", "data.features.item is a list", "keys")),
+    ("an unknown side", "  features: {items: {price: numeric}}", ("line 4", "'items'", "'item'")),
+    ("a kind with a slip", "  features: {item: {price: numerik}}",
+     ("line 4", "data.features.item.price", "numerik", "'numeric'")),
+    ("a key of a feature", "  features: {item: {price: {kind: numeric, maximum: 3}}}",
+     ("line 4", "maximum", "data.features.item.price", "max")),
+    ("a feature without a kind", "  features: {item: {price: {column: cost}}}",
+     ("shop.yaml", "data.features.item.price", "kind")),
+    ("a key twice", "  ties: ordered\n  ties: ordered", ("line 5", "'ties'", "line 4", "keep one")),
+    ("a tab", "\tties: ordered", ("line 4", "column 1", "blanks")),
+    ("an open bracket", "  audit_only: [gender", ("line 5", "','", "quotes")),
+    ("a colon in a text", "  timezone: a: b", ("line 4", "column", "quotes")),
+    ("what only the run sets", "trainer: {max_epochs: 3}", ("line 4", "'max_epochs'", "'model.max_epochs'")),
+    ("a baseline that is none", "evaluation: {baselines: [popularty]}", ("shop.yaml", "popularty", "'popularity'")),
+    ("a zone that is none", "  timezone: Europe/Berln", ("shop.yaml", "Europe/Berln", "Europe/Berlin")),
+    ("a format without a year", "    time_formats: ['%d.%m.']",
+     ("shop.yaml", "data.interactions.time_formats", "%d.%m.", "%Y")),
+    ("a split without its moment", "  split: {kind: time}", ("shop.yaml", "data.split.kind", "data.split.at")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"), [one[1:] for one in WRITTEN], ids=[one[0] for one in WRITTEN]
+)
+def test_a_mistake_in_the_configuration_is_one_line_with_file_key_value_and_remedy(
+    tmp_path, monkeypatch, capsys, text, parts
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "events.csv").write_text(EVENTS)
+    (tmp_path / "shop.yaml").write_text(f"data:\n  interactions:\n    path: events.csv\n{text}\n")
+    assert train.main(["--config", "shop.yaml"]) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert [part for part in ("shop.yaml", *parts) if part not in line] == []
+    assert not re.search(r"typing|class '|subtypes|Namespace|Group|Parser|Expected", line)
+
+
+def test_python_and_the_command_line_are_told_of_the_same_slips():
+    for words in (
+        ["--data.interactions.seperator", ";"],
+        ["--config", '{"data": {"interactions": {"seperator": ";"}}}'],
+    ):
+        with pytest.raises(SchemaError, match="did you mean 'delimiter'"):
+            parse(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "parts"),
+    [
+        ("shop.yaml", "data: {}".encode("utf-16"), ("UTF-8", "save")),
+        ("shop.yaml", b"# nothing\n", ("empty", "data.interactions.path")),
+        ("shop.yml", b"data: {}", ("'shop.yml'",)),
+        ("shop.yaml/events.csv", b"", ("a folder", "YAML file")),
+    ],
+)
+def test_a_configuration_that_cannot_be_read_is_named(
+    tmp_path, monkeypatch, capsys, name, content, parts
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(content)
+    assert train.main(["--config", "shop.yaml"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [part for part in ("shop.yaml", *parts) if part not in line] == []
+
+
+def test_yaml_may_merge_mappings_and_write_numbers_in_its_ways():
+    merged, _ = parse(
+        ["--config", "{tune: {trials: 3}, model: {<<: {dim: 8}, learning_rate: 1e-3}}"]
+    )
+    assert (merged.model.dim, merged.model.learning_rate) == (8, 0.001)
+
+
+def test_a_mistake_in_the_data_is_told_before_torch_is_imported(tmp_path):
+    (tmp_path / "events.csv").write_text(EVENTS.replace("2024-03-14 01:00", "soon"))
+    (tmp_path / "shop.yaml").write_text("data: {interactions: {path: events.csv}}")
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train\n"
+        "status = train.main(['--config', 'shop.yaml'])\n"
+        "print(status, {'torch', 'pytorch_lightning', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.split(maxsplit=1) == ["2", "set()\n"]
+    assert "line 2" in done.stderr
 
 
 EARLY = "2024-03-14 03:00"  # in line 4

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 import torch
 import train
-from datamodules.config import DataConfig, TargetsConfig
-from pipeline.config import TuneConfig
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TargetsConfig
+from pipeline.config import EvaluationConfig, TuneConfig
 from pipeline.run_folder import Work
 from serve.bundle import Bundle
 from serve.errors import SchemaError
@@ -318,6 +318,40 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
     assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_an_item_that_the_items_table_lacks_is_read_and_not_recommended(tmp_path):
+    events, users, items = make_tables(ORDERED)
+    lacking = int(items["item_id"].iloc[7])
+    options = {"evaluation": EvaluationConfig(["popularity"])}
+    config = config_of(tmp_path / "run", ORDERED, **options)
+    done = run.run(config, (events, users, items[items["item_id"] != lacking]))
+    recommender = Recommender.load(done.bundle)
+    answer = recommender.recommend([{}], len(items), filter_viewed=False)
+    others = set(items["item_id"]) - {lacking}
+    assert set(answer.item_id) == others
+    assert recommender.recommend([{"history": [{"item_id": lacking}]}], 3).unknown_items == 0
+
+    test = done.work.split.test
+    n_missed = int((test["item_id"] == lacking).sum())
+    assert n_missed > 0
+    figures = done.metrics["test"]
+    for model in ("bascule", "popularity"):
+        assert figures[model]["novel"]["targets_outside_catalogue"] == n_missed
+
+
+def test_baskets_that_are_numbered_need_no_dates(tmp_path):
+    data = replace(BASKETS, split=SplitConfig(), features=FeaturesConfig())
+    events, _, _ = make_tables(BASKETS)
+    events["position"] = events.groupby("user_id")["datetime"].rank("dense").astype(int)
+    events = events.drop(columns="datetime").drop_duplicates(["user_id", "item_id", "position"])
+    config = config_of(tmp_path / "run", data, evaluation=EvaluationConfig(["popularity"]))
+    done = run.run(config, (events, None, None))
+    test = done.work.split.test
+    last = events["position"] == events.groupby("user_id")["position"].transform("max")
+    assert len(test) == last.sum() > N_USERS  # whole baskets
+    assert done.metrics["protocol"]["n_requests"] == N_USERS
+    assert len(Recommender.load(done.bundle).recommend([{"user_id": "u001"}], 5).item_id) == 5
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
