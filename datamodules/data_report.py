@@ -170,9 +170,9 @@ def _list_catalogue(
 ) -> pd.Series[Any]:
     """Return the ids of the items that a training on these events could recommend."""
     listed: pd.Series[Any] = tables.items["item_id"]
-    if config.unlisted == "exclude" and len(listed):
-        return listed
-    return pd.concat([listed, events["item_id"]])
+    if config.unlisted == "list" or listed.empty:
+        listed = pd.concat([listed, events["item_id"]])
+    return listed
 
 
 def _measure_cold(

@@ -56,7 +56,7 @@ def fit_schema(
     Raises:
         SchemaError: the data cannot be what the configuration says, or does not fit `previous`.
     """
-    _check_times(train, config)
+    check_times(train, config)
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     data_until = 0
@@ -103,7 +103,8 @@ def fit_schema(
     )
 
 
-def _check_times(train: pd.DataFrame, config: DataConfig) -> None:
+def check_times(train: pd.DataFrame, config: DataConfig) -> None:
+    """Refuse what needs times or an order that the interactions lack, by a `SchemaError`."""
     has_datetime = "datetime" in train
     if config.ties == "simultaneous" and is_set(train):
         raise SchemaError(

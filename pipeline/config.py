@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -236,8 +237,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     try:
         return _make_config(parser, words)
     except ArgumentError as error:
-        remedy = f"see {program} --help"
-        raise SchemaError(f"{' '.join(str(error).split())}; {remedy}") from error
+        message = " ".join(str(error).split())
+        for key in re.findall(r'key "([\w.]+)"', message)[:1]:  # the rest names types
+            message = f"{key} has a value that is not allowed"
+        raise SchemaError(f"{message}; see {program} --help") from error
     except SchemaError as error:
         options = dict(list_options(argv))
         if options.keys() != {"config"} or not os.path.isfile(options["config"]):

@@ -27,7 +27,6 @@ Keys = Mapping[str, Any]
 """Key -> type of its value: a class, a union, or the keys of a section."""
 
 _SIDES = dict.fromkeys(("user", "item", "context"), dict[str, Kind | FeatureConfig])
-_TEXTS = re.compile("str|timestamp")  # how YAML ends the tags of texts
 _PATTERNS = {
     int: r"[-+]?\d+",
     float: r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?",
@@ -207,8 +206,7 @@ def _is_of(node: yaml.Node, kind: Any) -> bool:
         return node.value in map(str, get_args(kind))
     if kind in _PATTERNS:
         return bool(re.fullmatch(_PATTERNS[kind], node.value, re.IGNORECASE))
-    is_text = _TEXTS.fullmatch(node.tag.rpartition(":")[2])
-    return kind not in (str, Path) or is_text is not None
+    return kind not in (str, Path) or node.tag.endswith(("str", "timestamp"))
 
 
 def _say_allowed(value: str, annotation: Any) -> str:

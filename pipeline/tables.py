@@ -16,6 +16,7 @@ from rich.table import Table
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
+from datamodules.schema_fitting import check_times
 from datamodules.splits import check_counts, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from models.config import ModelConfig
@@ -99,6 +100,7 @@ def read(
 
     check_joins(tables, rejects.records)
     check_counts(tables.interactions)
+    check_times(tables.interactions, config.data)
     tables = order_tables(tables, config.data.ties)
     weighed = weigh_targets(tables.interactions, config.data)
     report = {"rejects": rejects, "cleaning": cleaning}
