@@ -222,7 +222,7 @@ def test_python_and_the_command_line_are_told_of_the_same_slips():
         ("shop.yaml", "data: {}".encode("utf-16"), ("UTF-8", "save")),
         ("shop.yaml", b"# nothing\n", ("empty", "data.interactions.path")),
         ("shop.yml", b"data: {}", ("'shop.yml'",)),
-        ("shop.yaml/events.csv", b"", ("a folder", "YAML file")),
+        ("shop.yaml/events.csv", b"", ("matches no file", "events.csv")),
     ],
 )
 def test_a_configuration_that_cannot_be_read_is_named(
