@@ -23,6 +23,7 @@ from datamodules.datamodule import InteractionsDataModule, fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
+from datamodules.sources import TableLike
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.values import is_set
@@ -47,7 +48,7 @@ CONTINUED_WARMUP = 30  # steps of its linear rise
 MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train anew
 WARM_SHARE = 0.15  # of a warm start, see docs/loop.md
 WARM_RATE = 0.2
-Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
+Frames = tuple[TableLike, TableLike | None, TableLike | None]
 """Interactions, users and items."""
 console = Console(log_path=False)
 
