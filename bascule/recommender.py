@@ -120,7 +120,8 @@ class Recommender:
 
     def _repr_html_(self) -> str:
         facts = self._describe()
-        facts |= {"version": self.served.version, "folder": str(self.path)}
+        folder = "temporary" if self.is_temporary else str(self.path)
+        facts |= {"version": self.served.version, "folder": folder}
         return to_html([list(facts), list(facts.values())])
 
     def _describe(self) -> dict[str, str]:
