@@ -137,10 +137,10 @@ def fit(
         raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
 
     tables = {"interactions": events, "users": users, "items": items}
-    split = {"kind": split} if isinstance(split, str) else split
-    mappings = {"features": features, "split": split, "targets": targets}
-    _check_mappings({"columns": columns, "weights": weights} | mappings)
     data = {
+        "features": features,
+        "split": {"kind": split} if isinstance(split, str) else split,
+        "targets": targets,
         "events": weights,
         "repeats": repeats,
         "ties": ties,
@@ -155,7 +155,7 @@ def fit(
         "learning_rate": learning_rate,
     }
     content = {
-        "data": _declare(tables, columns or {}) | _leave_out_none(mappings | data),
+        "data": _declare(tables, columns or {}) | _leave_out_none(data),
         "model": _leave_out_none(model),
         "evaluation": {"baselines": baselines},
         "seed": seed,
@@ -240,6 +240,8 @@ def _declare(
     given = {name: table for name, table in tables.items() if table is not None}
     if len({isinstance(table, (str, Path)) for table in given.values()}) > 1:
         raise SchemaError("fit: give all tables as paths, or all in memory")
+    if not isinstance(columns, Mapping):
+        raise SchemaError(f"fit: columns is {show(columns)}; allowed: a dict")
 
     names = {"interactions": columns, "users": ["user_id"], "items": ["item_id"]}
     declared: dict[str, dict[str, Any]] = {}
@@ -250,12 +252,6 @@ def _declare(
             declared[name]["path"] = str(table)
 
     return declared
-
-
-def _check_mappings(options: Mapping[str, Any]) -> None:
-    for name, value in options.items():
-        if not isinstance(value, Mapping | None):
-            raise SchemaError(f"fit: {name} is {show(value)}; allowed: a dict")
 
 
 def _leave_out_none(options: Mapping[str, Any]) -> dict[str, Any]:

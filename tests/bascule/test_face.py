@@ -437,8 +437,6 @@ def test_every_option_of_a_fit_stands_in_its_signature_with_type_and_meaning():
     "arguments",
     [
         {"epoch": 3},
-        {"split": 3},
-        {"targets": ["purchase"]},
         {"columns": ["customer"]},
         {"events": None},
         {"events": [5]},
