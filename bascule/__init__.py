@@ -68,6 +68,7 @@ def fit(
     *,
     out: str | Path | None = None,
     quiet: bool = False,
+    quick: bool = False,
     columns: Mapping[str, str] | None = None,
     seed: int = 0,
     epochs: int | None = None,
@@ -101,6 +102,7 @@ def fit(
             sides are "user", "item" and "context".
         out: folder of the run. Without it the run is deleted with the recommender; `save` keeps it.
         quiet: print nothing.
+        quick: train no towers: a first list within seconds, by item-item weights and content.
         columns: our name -> yours: `{"user_id": "customer", "item_id": "sku"}`.
         seed: decides everything that is drawn.
         epochs: at most so many; validation stops earlier.
@@ -158,6 +160,7 @@ def fit(
         "data": _declare(tables, columns or {}) | _leave_out_none(data),
         "model": _leave_out_none(model),
         "evaluation": {"baselines": baselines},
+        "quick": quick,
         "seed": seed,
         "previous": previous,
         "overwrite": overwrite,
