@@ -88,9 +88,9 @@ def to_count(k: int) -> int:
 
 
 def to_requests(
-    users: Users, schema: Schema, filters: Mapping[str, Any] | None = None
+    users: Users, schema: Schema, defaults: Mapping[str, Any]
 ) -> list[Request | Mapping[str, Any]]:
-    """Return requests to check; `filters` are for those that are no `Request`."""
+    """Return requests to check; `defaults` are fields of those that are no `Request`."""
     requests: list[Request | Mapping[str, Any]] = []
     has_cells = is_table(users)
     for user in to_list(users):
@@ -101,9 +101,7 @@ def to_requests(
         if has_cells:
             cells = {name: to_text(cell) for name, cell in user.items()}
             fields = nest_cells(cells, schema)
-        if filters is not None:
-            fields = {"filters": filters, **fields}
-        requests.append(fields)
+        requests.append({**defaults, **fields})
 
     return requests
 

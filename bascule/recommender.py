@@ -32,6 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex, Query
 from serve.reasons import explain, find_due, find_segment
 from serve.recommender import Recommender as Served
-from serve.requests import Request, parse_filters
+from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 
@@ -157,6 +158,7 @@ class Recommender:
         *,
         repeats: Literal["allow", "exclude"] | None = None,
         filters: Mapping[str, Any] | None = None,
+        again: Again = "due",
     ) -> Answers:
         """Rank the catalogue for each request.
 
@@ -169,6 +171,8 @@ class Recommender:
             repeats: whether to list items of the history; as in training by default.
             filters: `{"where": "price <= 20", "only": [ids], "at_most": {"brand": 2}}`, for
                 requests without filters.
+            again: "due" holds back what was just taken until it may be due again, "any" lists it;
+                for requests that do not say it.
 
         Returns:
             A row per listed item: request, user_id, rank from 1, name, item_id, score.
@@ -181,13 +185,16 @@ class Recommender:
             [0, 0, 1, 1]
         """
         k = to_count(k)
-        requests = self._check(users_or_requests, filters)
+        defaults = {"filters": filters, "again": again}
+        requests = self._check(users_or_requests, defaults)
         dials = Dials(diversity, novelty, new_share)
         if repeats not in ("allow", "exclude", None):
             raise SchemaError(f"repeats is {show(repeats)}; allowed: allow, exclude")
         lists = recommend_by_dials(self.served, requests, k, repeats, dials)
 
         notes = note_unknown(self.served, requests) + note_short(lists.reason.tolist())
+        if lists.held_back.any():
+            notes.append(f"held back: {lists.held_back.sum()} items just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
         names = self._name(lists.item_row)
         columns: dict[str, Any] = {
@@ -396,9 +403,10 @@ class Recommender:
         return target
 
     def _check(
-        self, users: Users, filters: Mapping[str, Any] | None = None
+        self, users: Users, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> list[Request]:
-        return self.served.check(to_requests(users, self.served.bundle.schema, filters))
+        schema = self.served.bundle.schema
+        return self.served.check(to_requests(users, schema, defaults))
 
     def _answer(
         self,

@@ -134,6 +134,18 @@ def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
         shop.recommend(frame.rename(columns={"device": "devise"}))
 
 
+def test_what_was_just_taken_is_held_back_unless_any_is_wanted(shop):
+    (taken,) = (row["item_id"] for row in shop.recommend("u1", k=1, repeats="allow")[0])
+    held = shop.recommend([[taken]], k=N, repeats="allow")
+    assert taken not in {row["item_id"] for row in held[0]}
+    assert "held back: 1" in held.notes[-1]
+    for asked in ([[taken]], [{"history": [taken], "again": "any"}]):
+        again = "any" if asked == [[taken]] else "due"
+        answers = shop.recommend(asked, k=N, repeats="allow", again=again)
+        assert taken in {row["item_id"] for row in answers[0]}
+        assert not [note for note in answers.notes if "held back" in note]
+
+
 def test_a_table_of_polars_is_asked_and_answered(shop):
     polars = pytest.importorskip("polars")
     frame = polars.DataFrame({"user_id": ["u0", "u1"], "device": ["web", None]})
@@ -207,13 +219,13 @@ def test_what_nobody_knows_is_noted_once_with_the_first_of_each(shop):
         {"user_id": "nobody"},
         {"user_id": "noone", "features": {"gender": "q"}},
     ]
-    notes = shop.recommend(asked, k=2).notes
+    notes = shop.recommend(asked, k=2, again="any").notes
     assert [note for note in notes if "zzz" in note and "items: 1" in note] == [notes[1]]
     assert "users: 2" in notes[0]
     assert "nobody" in notes[0]
     assert "features.gender" in notes[2]
     assert len(notes) == 3
-    assert shop.recommend([["i107"], "u0"], k=2).notes == ()
+    assert shop.recommend([["i107"], "u0"], k=2, again="any").notes == ()
     for verb in ("explain", "similar_users"):
         assert notes[0] in getattr(shop, verb)(asked, k=2).notes
 
@@ -251,7 +263,7 @@ def test_nothing_is_said_of_no_item(shop):
 
 
 def test_a_table_has_a_row_per_item_with_its_name_and_says_who_is_unknown(shop):
-    answers = shop.recommend(["u0", "nobody", ["i107"]], k=3)
+    answers = shop.recommend(["u0", "nobody", ["i107"]], k=3, again="any")
     frame = answers.to_pandas()
     assert frame["request"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert frame["rank"].tolist() == [1, 2, 3] * 3
