@@ -5,13 +5,16 @@ LIGHT := .venv-light
 LOWEST := .venv-lowest
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: loop demo test docs lint test-light test-lowest test-slow test-service wheel clean
+.PHONY: loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
 
 test: .venv/.dev            ## the quick suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+notebook: .venv/.train      ## the walk-through, run anew, with its outputs
+	OMP_NUM_THREADS=1 $(BIN)/python notebooks/build.py
 
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .

@@ -19,18 +19,19 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Literal
 
+from serve.errors import BundleError as BundleError
+from serve.errors import SchemaError as SchemaError
+from serve.errors import name_nearest, show
 from service.command_line import import_ours
 
 if TYPE_CHECKING:
     __version__: str
-    import pandas as pd
 
     from bascule.forms import Answers as Answers
     from bascule.recommender import Recommender as Recommender
-    from serve.errors import BundleError as BundleError
-    from serve.errors import SchemaError as SchemaError
+    from datamodules.sources import TableLike as TableLike
     from serve.files import read_erasure_list as read_erasure_list
     from serve.profiles import Profiles as Profiles
     from serve.requests import Request as Request
@@ -52,11 +53,9 @@ else:
 
 
 _MODULE_OF_NAME = {
-    "BundleError": "serve.errors",
     "LiveItems": "service.live_items",
     "Profiles": "serve.profiles",
     "Request": "serve.requests",
-    "SchemaError": "serve.errors",
     "StateStore": "service.state",
     "ask_now": "serve.requests",
     "complete": "service.known_users",
@@ -64,35 +63,57 @@ _MODULE_OF_NAME = {
     "read_erasure_list": "serve.files",
 }
 
-# option of `fit` -> key of a configuration; any other option stands at the top by its name
-_KEYS = {
-    "repeats": "data.repeats",
-    "ties": "data.ties",
-    "split": "data.split",
-    "targets": "data.targets",
-    "weights": "data.events",
-    "timezone": "data.timezone",
-    "history_length": "data.history_length",
-    "max_reject_rate": "data.max_reject_rate",
-    "epochs": "model.max_epochs",
-    "dim": "model.dim",
-    "batch_size": "model.batch_size",
-    "learning_rate": "model.learning_rate",
-    "baselines": "evaluation.baselines",
-}
 
+def fit(
+    events: TableLike | str | Path,
+    users: TableLike | str | Path | None = None,
+    items: TableLike | str | Path | None = None,
+    features: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    out: str | Path | None = None,
+    quiet: bool = False,
+    quick: bool = False,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    dim: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    repeats: Literal["exclude", "allow"] | None = None,
+    ties: Literal["ordered", "simultaneous"] | None = None,
+    split: str | Mapping[str, Any] | None = None,
+    targets: Mapping[str, Any] | None = None,
+    weights: Mapping[str, float] | None = None,
+    timezone: str | None = None,
+    history_length: int | None = None,
+    max_reject_rate: float | None = None,
+    baselines: Sequence[str] | None = None,
+    previous: str | Path | None = None,
+    overwrite: bool = False,
+    **unknown: Any,
+) -> Recommender:
+    """Train on tables and return the recommender, measured on what was held out.
 
-class Options(TypedDict, total=False):
-    """Options of `fit`; what is left out is chosen from the data.
+    A table is the path of a CSV, JSON Lines or Parquet file, or a table in memory: of pandas,
+    polars, pyarrow or DuckDB, a list of dicts, a dict of columns. An option that is None is chosen
+    from the data.
 
-    Attributes:
+    Args:
+        events: user_id, item_id and, where there are any, datetime, position, event and weight.
+        users: user_id and features.
+        items: item_id and features.
+        features: kinds of columns as in a configuration: `{"item": {"category": "categorical"}}`;
+            sides are "user", "item" and "context".
+        out: folder of the run. Without it the run is deleted with the recommender; `save` keeps it.
+        quiet: print nothing.
+        quick: train no towers: a first list within seconds, by item-item weights and content.
         columns: our name -> yours: `{"user_id": "customer", "item_id": "sku"}`.
         seed: decides everything that is drawn.
         epochs: at most so many; validation stops earlier.
         dim: entries of a vector.
         batch_size: training samples per step.
         learning_rate: step size of the optimizer.
-        repeats: whether an item may be recommended that the user already has.
+        repeats: whether an item may be recommended that the user already has; "exclude" by default.
         ties: whether events of a user at one time are in order, or one basket.
         split: "leave_one_out", "none", `{"kind": "time", "at": "2025-03-01"}`, ...
         targets: `{"events": ["purchase"]}` or `{"min_weight": 4}`.
@@ -103,49 +124,7 @@ class Options(TypedDict, total=False):
         baselines: models to compare with; an empty list is quicker.
         previous: an earlier bundle, whose codes of values are kept.
         overwrite: replace a run in `out`.
-    """
-
-    columns: Mapping[str, str]
-    seed: int
-    epochs: int
-    dim: int
-    batch_size: int
-    learning_rate: float
-    repeats: Literal["exclude", "allow"]
-    ties: Literal["ordered", "simultaneous"]
-    split: str | Mapping[str, Any]
-    targets: Mapping[str, Any]
-    weights: Mapping[str, float]
-    timezone: str
-    history_length: int
-    max_reject_rate: float
-    baselines: Sequence[str]
-    previous: str | Path
-    overwrite: bool
-
-
-def fit(
-    events: pd.DataFrame | str | Path,
-    users: pd.DataFrame | str | Path | None = None,
-    items: pd.DataFrame | str | Path | None = None,
-    features: Mapping[str, Mapping[str, Any]] | None = None,
-    *,
-    out: str | Path | None = None,
-    quiet: bool = False,
-    **options: Unpack[Options],
-) -> Recommender:
-    """Train on tables and return the recommender, measured on what was held out.
-
-    Args:
-        events: a DataFrame, or the path of a CSV, JSON Lines or Parquet file, with user_id, item_id
-            and, where there are any, datetime, position, event and weight.
-        users: a table of the same kind with user_id and features.
-        items: a table of the same kind with item_id and features.
-        features: kinds of columns as in a configuration: `{"item": {"category": "categorical"}}`;
-            sides are "user", "item" and "context".
-        out: folder of the run. Without it the run is deleted with the recommender; `save` keeps it.
-        quiet: print nothing.
-        **options: see `Options`.
+        **unknown: options of another name are refused, with the nearest of these.
 
     Returns:
         The recommender of the exported bundle.
@@ -155,22 +134,52 @@ def fit(
 
     Example:
         >>> kinds = {"item": {"category": "categorical"}}
-        >>> options = {"epochs": 2, "baselines": ["popularity"], "quiet": True}
-        >>> recommender = bascule.fit(events, items=items, features=kinds, **options)
-        >>> sorted(recommender.metrics["test"])
-        ['bascule', 'popularity']
+        >>> recommender = bascule.fit(events, items=items, features=kinds, epochs=2, quiet=True)
+        >>> recommender.metrics["test"]["bascule"]["novel"]["users"]
+        30
     """
+    for name in unknown:
+        nearest = name_nearest(name, fit.__annotations__)
+        raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
+
     tables = {"interactions": events, "users": users, "items": items}
-    given_tables = {name: table for name, table in tables.items() if table is not None}
-    content = _configure(given_tables, features or {}, options)
+    data = {
+        "features": features,
+        "split": {"kind": split} if isinstance(split, str) else split,
+        "targets": targets,
+        "events": weights,
+        "repeats": repeats,
+        "ties": ties,
+        "timezone": timezone,
+        "history_length": history_length,
+        "max_reject_rate": max_reject_rate,
+    }
+    model = {
+        "max_epochs": epochs,
+        "dim": dim,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    content = {
+        "data": _declare(tables, columns or {}) | _leave_out_none(data),
+        "model": _leave_out_none(model),
+        "evaluation": {"baselines": baselines},
+        "quick": quick,
+        "seed": seed,
+        "previous": previous,
+        "overwrite": overwrite,
+    }
     frames = None if isinstance(events, (str, Path)) else (events, users, items)
     with ExitStack() as stack:
-        if out is None:
-            out = stack.enter_context(TemporaryDirectory(prefix="bascule-"))
-        _train(content | {"out": str(out)}, frames, quiet)
-        recommender = load(out)
+        folder = out
+        if folder is None:
+            folder = stack.enter_context(TemporaryDirectory(prefix="bascule-"))
+        _train(content | {"out": str(folder)}, frames, quiet)
+        recommender = replace(load(folder), is_temporary=out is None)
         weakref.finalize(recommender, stack.pop_all().close)
 
+    if not quiet:
+        _print_calls(recommender, out)
     return recommender
 
 
@@ -193,13 +202,11 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     """
     from bascule.recommender import Recommender
     from serve.bundle import BUNDLE, MANIFEST
-    from serve.errors import BundleError
-    from serve.recommender import Recommender as Served
 
     keys = None if trusted is None else Path(trusted)
     for path in (Path(directory, BUNDLE), Path(directory)):
         if (path / MANIFEST).exists():
-            return Recommender(Served.load(path, trusted=keys), path.absolute())
+            return Recommender.load(path.absolute(), keys)
 
     raise BundleError(
         f"{directory} holds no bundle; give the folder of a run or of a bundle"
@@ -223,38 +230,36 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
         console.quiet = was_quiet
 
 
-def _configure(
-    tables: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the content of a configuration file for these tables and options."""
-    from serve.errors import SchemaError, name_nearest
+def _print_calls(recommender: Recommender, out: str | Path | None) -> None:
+    """Print calls to try; a temporary folder is no place to load from."""
+    item_ids = recommender.served.catalogue.item_ids.ids[:1].tolist()
+    last = "recommender.save('runs/shop')" if out is None else f"bascule.load('{out}')"
+    print("\nTry next:")
+    print(f"  recommender.recommend([{item_ids}], k=5)")
+    print(f"  recommender.similar_items({item_ids}, k=5)")
+    print(f"  {last}")
 
-    if len({isinstance(table, (str, Path)) for table in tables.values()}) > 1:
-        raise SchemaError("fit: give all tables as paths, or all as DataFrames")
-    columns = options.get("columns", {})
-    columns_of_table = {
-        "interactions": columns.keys(),
-        "users": {"user_id"},
-        "items": {"item_id"},
-    }
-    data: dict[str, Any] = {"features": features}
-    for name, table in tables.items():
-        renamed = columns_of_table[name] & columns.keys()
-        data[name] = {"columns": {ours: columns[ours] for ours in renamed}}
+
+def _declare(
+    tables: Mapping[str, Any], columns: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Return what a configuration says of the tables: their paths and columns."""
+    given = {name: table for name, table in tables.items() if table is not None}
+    if len({isinstance(table, (str, Path)) for table in given.values()}) > 1:
+        raise SchemaError("fit: give all tables as paths, or all in memory")
+    if not isinstance(columns, Mapping):
+        raise SchemaError(f"fit: columns is {show(columns)}; allowed: a dict")
+
+    names = {"interactions": columns, "users": ["user_id"], "items": ["item_id"]}
+    declared: dict[str, dict[str, Any]] = {}
+    for name, table in given.items():
+        renamed = {ours: columns[ours] for ours in names[name] if ours in columns}
+        declared[name] = {"columns": renamed}
         if isinstance(table, (str, Path)):
-            data[name]["path"] = str(table)
+            declared[name]["path"] = str(table)
 
-    content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
-    for name, value in options.items():
-        if name not in Options.__annotations__:
-            nearest = name_nearest(name, Options.__annotations__)
-            raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
-        if name == "split" and isinstance(value, str):
-            value = {"kind": value}
-        section, _, key = _KEYS.get(name, name).partition(".")
-        if key:
-            content[section][key] = value
-        elif name != "columns":
-            content[name] = value
+    return declared
 
-    return content
+
+def _leave_out_none(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}

@@ -32,45 +32,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from bascule.forms import Answers, Items, User, Users, to_list, to_requests
+from bascule.forms import (
+    Answers,
+    Items,
+    User,
+    Users,
+    list_nearest,
+    note_short,
+    note_unknown,
+    to_arrow_table,
+    to_count,
+    to_html,
+    to_list,
+    to_requests,
+)
 from serve.arrays import Doubles, Floats, Id, Ints, Objects, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.catalogue import name_items
-from serve.errors import SchemaError, show
+from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex, Query
 from serve.reasons import explain, find_due, find_segment
 from serve.recommender import Recommender as Served
-from serve.requests import Request, parse_filters
+from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 
-_IDS = {"integer": pa.int64(), "string": pa.string()}
-_TIME = pa.timestamp("s", "UTC")
-_TYPES = {  # of the columns of answers that are made row by row
-    "request": pa.int64(),
-    "rank": pa.int64(),
-    "name": pa.string(),
-    "text": pa.string(),
-    "kind": pa.string(),
-    "effect": pa.float64(),
-    "segment": pa.int64(),
-    "size": pa.int64(),
-    "due": _TIME,
-    "is_overdue": pa.bool_(),
-    "last": _TIME,
-    "n_days": pa.int64(),
-    "every_days": pa.float64(),
-    "regularity": pa.float64(),
-    "score": pa.float64(),
-}
 _REASONS = "request name item_id kind effect text"
 _SEGMENTS = "request segment size text"
 _DUE = (
@@ -84,12 +78,15 @@ class Recommender:
     """A trained recommender; nothing in it changes.
 
     `users_or_requests` is a user id, a request as a dictionary or a `Request`, or several of them:
-    a list (a list of item ids in it is a history), an array, or a DataFrame with user_id, datetime
-    and features.
+    a list (a list of item ids in it is a history), an array, or a table of pandas, polars, pyarrow
+    or DuckDB with user_id, datetime and features.
+
+    A pickle holds the folder and the version: unpickling loads the folder again.
 
     Attributes:
         served: the recommender of `serve`, which answers.
         path: folder of the bundle.
+        is_temporary: the folder is deleted with the recommender.
 
     Example:
         >>> bascule.load("runs/shop").recommend("u0", k=2).to_pandas()["rank"].tolist()
@@ -98,6 +95,19 @@ class Recommender:
 
     served: Served
     path: Path
+    is_temporary: bool = False
+
+    @classmethod
+    def load(
+        cls, path: str | Path, trusted: Path | None, version: str | None = None
+    ) -> Recommender:
+        """Load a bundle, with the profiles beside it, unless it is of another version."""
+        served = Served.load(Path(path), trusted=trusted)
+        if version not in (None, served.version):
+            raise BundleError(
+                f"{path} holds version {served.version}; expected {version}"
+            )
+        return cls(served, Path(path))
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -106,11 +116,37 @@ class Recommender:
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
     def __repr__(self) -> str:
-        n_items = len(self.served.catalogue)
-        n_users = len(self.served.profiles)
-        is_allowed = self.served.bundle.schema.repeats == "allow"
-        repeats = "allowed" if is_allowed else "excluded"
-        return f"<Recommender of {n_items:,} items and {n_users:,} users, repeats {repeats}>"
+        text = "<Recommender of {items} items and {users} users, repeats {repeats}>"
+        return text.format(**self._describe())
+
+    def _repr_html_(self) -> str:
+        facts = self._describe()
+        folder = "temporary" if self.is_temporary else str(self.path)
+        facts |= {"version": self.served.version, "folder": folder}
+        return to_html([list(facts), list(facts.values())])
+
+    def _describe(self) -> dict[str, str]:
+        served = self.served
+        is_allowed = served.bundle.schema.repeats == "allow"
+        return {
+            "items": f"{len(served.catalogue):,}",
+            "users": f"{len(served.profiles):,}",
+            "repeats": "allowed" if is_allowed else "excluded",
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.is_temporary:
+            raise SchemaError(
+                "this recommender lies in a temporary folder: save it first, and send "
+                "bascule.load(recommender.save('runs/shop'))"
+            )
+        return Recommender.load, (str(self.path), None, self.served.version)
+
+    def __copy__(self) -> Recommender:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recommender:
+        return self
 
     def recommend(
         self,
@@ -122,6 +158,7 @@ class Recommender:
         *,
         repeats: Literal["allow", "exclude"] | None = None,
         filters: Mapping[str, Any] | None = None,
+        again: Again = "due",
     ) -> Answers:
         """Rank the catalogue for each request.
 
@@ -134,6 +171,8 @@ class Recommender:
             repeats: whether to list items of the history; as in training by default.
             filters: `{"where": "price <= 20", "only": [ids], "at_most": {"brand": 2}}`, for
                 requests without filters.
+            again: "due" holds back what was just taken until it may be due again, "any" lists it;
+                for requests that do not say it.
 
         Returns:
             A row per listed item: request, user_id, rank from 1, name, item_id, score.
@@ -145,18 +184,17 @@ class Recommender:
             >>> recommender.recommend(["u0", ["i107"]], k=2).to_pandas()["request"].tolist()
             [0, 0, 1, 1]
         """
-        requests = self._check(users_or_requests, filters)
+        k = to_count(k)
+        defaults = {"filters": filters, "again": again}
+        requests = self._check(users_or_requests, defaults)
         dials = Dials(diversity, novelty, new_share)
+        if repeats not in ("allow", "exclude", None):
+            raise SchemaError(f"repeats is {show(repeats)}; allowed: allow, exclude")
         lists = recommend_by_dials(self.served, requests, k, repeats, dials)
 
-        notes = []
-        known = self.served.profiles.positions
-        user_ids = [request.user_id for request in requests]
-        unknown = [user for user in user_ids if user is not None and user not in known]
-        if unknown:
-            notes.append(f"unknown users: {len(unknown)}, the first {show(unknown[0])}")
-        notes += _note_short(lists.reason.tolist())
-
+        notes = note_unknown(self.served, requests) + note_short(lists.reason.tolist())
+        if lists.held_back.any():
+            notes.append(f"held back: {lists.held_back.sum()} items just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
         names = self._name(lists.item_row)
         columns: dict[str, Any] = {
@@ -182,6 +220,7 @@ class Recommender:
         Returns:
             A row per listed item: request, rank from 1, name, item_id, cosine.
         """
+        k = to_count(k)
         catalogue = self.served.catalogue
         admission = self.served.admission
         parsed = None
@@ -198,13 +237,14 @@ class Recommender:
             index, admission, filters_of_items, query, min(k, len(index))
         )
 
-        columns, item_rows, cosine = _list_nearest(cosines, rows)
+        columns, item_rows, cosine = list_nearest(cosines, rows)
         columns["name"] = self._name(item_rows)
         columns["item_id"] = catalogue.item_ids.ids[item_rows]
         return Answers(pa.table(columns | {"cosine": cosine}), len(listed))
 
     def similar_users(self, users_or_requests: Users, k: int = 10) -> Answers:
         """Return the known users whose vectors are nearest to that of each user or request."""
+        k = to_count(k)
         profiles = self.served.profiles
         requests = self._check(users_or_requests)
         if not len(profiles):
@@ -222,9 +262,10 @@ class Recommender:
         query = _make_query(vectors, own_rows)
         cosines, rows = index.search(query, min(k, len(index)))
 
-        columns, user_rows, cosine = _list_nearest(cosines, rows)
+        columns, user_rows, cosine = list_nearest(cosines, rows)
         columns["user_id"] = profiles.user_ids[user_rows]
-        return Answers(pa.table(columns | {"cosine": cosine}), len(requests))
+        notes = tuple(note_unknown(self.served, requests))
+        return Answers(pa.table(columns | {"cosine": cosine}), len(requests), notes)
 
     def explain(
         self,
@@ -244,6 +285,7 @@ class Recommender:
             effect, text. The effect is how far the score falls when that part alone is left out of
             the request.
         """
+        k = to_count(k)
         requests = self._check(users_or_requests)
         ids = self.served.catalogue.item_ids
         if items is None:
@@ -264,7 +306,9 @@ class Recommender:
         item_ids = [row["item_id"] for row in rows]
         for row, name in zip(rows, self._name(ids.find(item_ids)), strict=True):
             row["name"] = name
-        return self._answer(rows, _REASONS, len(requests))
+        return self._answer(
+            rows, _REASONS, len(requests), note_unknown(self.served, requests)
+        )
 
     def due(self, users_or_requests: Users, k: int = 10) -> Answers:
         """List what each user takes again, the likeliest next first, and when each is expected.
@@ -278,6 +322,7 @@ class Recommender:
             A row per item: request, user_id, rank, name, item_id, due and last (UTC), is_overdue,
             n_days, every_days, regularity, score, text.
         """
+        k = to_count(k)
         lists = find_due(self.served, self._check(users_or_requests), k)
         rows = []
         for request, answer in enumerate(lists):
@@ -286,7 +331,7 @@ class Recommender:
                 rows.append(place | vars(item))
 
         reasons = [answer.reason for answer in lists if not answer.items]
-        return self._answer(rows, _DUE, len(lists), _note_short(reasons))
+        return self._answer(rows, _DUE, len(lists), note_short(reasons))
 
     def segments(self, users_or_requests: Users | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request.
@@ -358,9 +403,10 @@ class Recommender:
         return target
 
     def _check(
-        self, users: Users, filters: Mapping[str, Any] | None = None
+        self, users: Users, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> list[Request]:
-        return self.served.check(to_requests(users, self.served.bundle.schema, filters))
+        schema = self.served.bundle.schema
+        return self.served.check(to_requests(users, schema, defaults))
 
     def _answer(
         self,
@@ -370,13 +416,8 @@ class Recommender:
         notes: Sequence[str] = (),
     ) -> Answers:
         """Return the named columns of rows."""
-        schema = self.served.bundle.schema
-        types = _TYPES | {
-            "user_id": _IDS[schema.user_id_type],
-            "item_id": _IDS[schema.item_id_type],
-        }
-        columns = pa.schema([(name, types[name]) for name in names.split()])
-        return Answers(pa.Table.from_pylist(rows, columns), n_requests, tuple(notes))
+        table = to_arrow_table(rows, names, self.served.bundle.schema)
+        return Answers(table, n_requests, tuple(notes))
 
     def _find_rows(self, items: Sequence[Any]) -> Ints:
         """Return the rows of items (n,) in the catalogue, -1 of those given by features."""
@@ -403,22 +444,7 @@ class Recommender:
         return self._to_taste(self.encode_users(self.served.profiles.user_ids))
 
 
-def _note_short(reasons: Sequence[str | None]) -> list[str]:
-    """Say how many lists are short, and why the first is."""
-    given = [reason for reason in reasons if reason is not None]
-    return [f"short lists: {len(given)}; the first because {given[0]}"] if given else []
-
-
 def _make_query(vectors: Floats, own_rows: Ints) -> Query:
     """Ask for the nearest to vectors (B, D), without each one's own row, -1 where there is none."""
     (has_row,) = np.nonzero(own_rows != UNKNOWN_ROW)
     return Query(vectors, (has_row, own_rows[has_row]))
-
-
-def _list_nearest(
-    cosines: Floats, rows: Ints
-) -> tuple[dict[str, NDArray[Any]], Ints, Floats]:
-    """Return the columns request and rank of padded lists (B, K), and their rows and cosines."""
-    requests, places = (rows >= 0).nonzero()
-    columns = {"request": requests, "rank": places + 1}
-    return columns, rows[requests, places], cosines[requests, places]

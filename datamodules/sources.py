@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -28,8 +28,22 @@ from datamodules.read import (
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, make_rejects
-from serve.errors import SchemaError, name_nearest, say_missing
+from serve.errors import SchemaError, name_nearest, say, say_missing
 
+
+class ArrowStream(Protocol):
+    """A table that hands its rows over by Arrow's C interface, whichever library made it."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+
+Record: TypeAlias = Mapping[str, Any]
+TableLike: TypeAlias = pd.DataFrame | ArrowStream | Sequence[Record] | Record
+"""A table in memory; a list holds rows, a mapping holds columns."""
+
+_ALLOWED = (
+    "a table of pandas, polars, pyarrow or DuckDB, a list of dicts, a dict of columns"
+)
 _PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
 _ATTACHED = {
     "postgres": "POSTGRES",
@@ -120,19 +134,35 @@ def read_files(
     return records
 
 
-def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> Records:
-    """Take a data frame instead of a file; rows are numbered from 1."""
-    if not isinstance(frame, pd.DataFrame) or not len(frame):
-        raise SchemaError(
-            f"{name} is an empty table or a {type(frame).__name__}; allowed: a DataFrame with "
-            "records"
-        )
+def take_table(name: str, table: TableLike, columns: tuple[Column, ...]) -> Records:
+    """Take a table in memory instead of a file; rows are numbered from 1.
 
-    names = list(map(str, frame.columns))
-    cells = {str(name): column for name, column in frame.items()}
-    lines = np.arange(1, len(frame) + 1)
+    Raises:
+        SchemaError: it is empty or no table, or a declared column is absent.
+    """
+    got = f"{name} is a {type(table).__name__}"
+    try:
+        records = _read_table(table)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise SchemaError(f"{got} ({say(error)}); allowed: {_ALLOWED}") from error
+    if not len(records.lines):
+        raise SchemaError(f"{name} is an empty table: expected at least one record")
 
-    return _take(name, FileRecords(names, cells, lines, {}), columns)
+    return _take(name, records, columns)
+
+
+def _read_table(table: Any) -> FileRecords:
+    if isinstance(table, (list, tuple, Mapping)):
+        table = pd.DataFrame(
+            table, dtype=object
+        )  # 2**53 + 1 stays so, also beside None
+    if not isinstance(table, pd.DataFrame):
+        rows = pa.table(table)
+        return number_rows(rows.column_names, rows)
+
+    names = list(map(str, table.columns))
+    cells = {str(name): column for name, column in table.items()}
+    return FileRecords(names, cells, np.arange(1, len(table) + 1), {})
 
 
 def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
@@ -189,7 +219,10 @@ def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
         return cells.reset_index(drop=True)
     if isinstance(cells, list):
         return pd.Series(cells, dtype=object)
-    return pd.Series(cells.to_pandas(integer_object_nulls=True))
+    try:
+        return pd.Series(cells.to_pandas(integer_object_nulls=True))
+    except pa.ArrowNotImplementedError:  # such as a list of string views
+        return pd.Series(cells.to_pylist(), dtype=object)
 
 
 def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> None:

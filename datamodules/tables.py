@@ -29,10 +29,11 @@ from datamodules.rejects import (
 )
 from datamodules.sources import (
     Records,
+    TableLike,
     find_fullest,
     read_file,
     read_files,
-    take_frame,
+    take_table,
 )
 from datamodules.values import read_cells, unify_ids
 from serve.cells import to_text
@@ -84,20 +85,21 @@ def read_tables(
 
 def tables_from_frames(
     config: DataConfig,
-    interactions: pd.DataFrame,
-    users: pd.DataFrame | None = None,
-    items: pd.DataFrame | None = None,
+    interactions: TableLike,
+    users: TableLike | None = None,
+    items: TableLike | None = None,
     *,
     erased: ErasureList = NOBODY,
 ) -> tuple[Tables, Rejects]:
-    """Do as `read_tables` with data frames in place of the files of the tables."""
+    """Do as `read_tables` with tables in memory in place of files."""
     columns = _list_columns(config)
-    frames = {"interactions": interactions, "users": users, "items": items}
-    files = {}
+    frames = {"users": users, "items": items}
+    name = "interactions"
+    files = {name: take_table(name, interactions, columns[name])}
 
     for name, frame in frames.items():
         if frame is not None:
-            files[name] = take_frame(name, frame, columns[name])
+            files[name] = take_table(name, frame, columns[name])
 
     return _type_tables(config, columns, files, erased)
 

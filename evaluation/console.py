@@ -17,21 +17,13 @@ from serve.bundle import BUNDLE, METRICS
 Views = Mapping[str, Mapping[str, Any]]
 
 
-def print_summary(
-    console: Console,
-    out: Path,
-    metrics: Mapping[str, Any],
-    metric: str,
-    item_id: str | int,
-) -> None:
-    """Print the tables of a run, the paths of its files, and three commands to try.
+def print_results(console: Console, metrics: Mapping[str, Any], metric: str) -> None:
+    """Print the tables of a run.
 
     Args:
         console: where to print.
-        out: folder of the run.
         metrics: `metrics.json`.
         metric: the one that models are compared by.
-        item_id: an item for the command `similar`.
     """
     console.rule("results")
     if "test" in metrics:
@@ -41,6 +33,15 @@ def print_summary(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
 
+
+def print_commands(console: Console, out: Path, item_id: str | int) -> None:
+    """Print the paths of a run's files, and three commands to try.
+
+    Args:
+        console: where to print.
+        out: folder of the run.
+        item_id: an item for the command `similar`.
+    """
     bundle = shlex.quote(str(out / BUNDLE))
     table = shlex.quote(str(out / "recommendations.csv"))
     item = shlex.quote(f"--item={item_id}")

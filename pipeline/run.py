@@ -16,7 +16,7 @@ from datamodules.clean import only_evidence, only_targets
 from datamodules.data_report import print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.splits import check_targets
-from evaluation.console import print_summary
+from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
@@ -112,7 +112,10 @@ def run_or_search(config: Config, text: str) -> Run | None:
     """
     try:
         if config.tune.trials is None:
-            return run(config, text=text)
+            done = run(config, text=text)
+            item_id = done.work.split.refit["item_id"].iloc[0]
+            print_commands(console, config.out, item_id)
+            return done
         from pipeline.stages import fit_first
         from pipeline.tuning import tune  # optuna is optional
 
@@ -277,8 +280,6 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     # A signal ends the run before this, with nothing published, or after it, finished.
     with undisturbed():
         bundle = publish(ready, config.overwrite)
-        item_id = bundle.items.column("item_id")[0].as_py()
-        headline = headline_metric(config.data.repeats)
-        print_summary(console, out, metrics, headline, item_id)
+        print_results(console, metrics, headline_metric(config.data.repeats))
 
     return Run(bundle.path, metrics, work)

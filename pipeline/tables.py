@@ -10,13 +10,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from rich.table import Table
 
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import check_times
+from datamodules.sources import TableLike
 from datamodules.splits import check_counts, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from models.config import ModelConfig
@@ -28,7 +28,7 @@ from serve.errors import SchemaError
 from serve.files import name_file
 from service.forget import inherit_erasure_list
 
-Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
+Frames = tuple[TableLike, TableLike | None, TableLike | None]
 """Interactions, users and items."""
 
 

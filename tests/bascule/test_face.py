@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
+import gc
+import inspect
+import pickle  # noqa: TID251
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import bascule.recommender
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
+from bascule.forms import Answers
 from serve.errors import BundleError, SchemaError
 from serve.reasons import find_due
 from serve.recommendations import Segment, Segments
@@ -59,6 +66,16 @@ def test_the_examples_of_the_package_give_what_they_say(shop):
         run_examples(bascule, events=events, items=items)
 
 
+class Stream:
+    """A table of a library that nobody knows."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
 def rows_of(answers):
     return [[(row["item_id"], round(row["score"], 3)) for row in one] for one in answers]
 
@@ -80,6 +97,11 @@ def test_users_requests_frames_and_histories_are_asked_alike(shop):
         frame["user_id"],
         frame,
         frame.assign(device=[pd.NA, pd.NA]),
+        pa.table({"user_id": ["u0", "u1"], "device": pa.nulls(2, pa.string())}),
+        pa.table({"user_id": ["u0", "u1"]}).to_reader(),
+        Stream(pa.table({"user_id": ["u0", "u1"]})),
+        pa.chunked_array([["u0"], ["u1"]]),
+        {"u0": None, "u1": None}.keys(),
     ):
         assert rows_of(shop.recommend(asked, k=4)) == expected
     assert rows_of(shop.recommend("u1", k=4)) == expected[1:]
@@ -112,13 +134,136 @@ def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
         shop.recommend(frame.rename(columns={"device": "devise"}))
 
 
+def test_what_was_just_taken_is_held_back_unless_any_is_wanted(shop):
+    (taken,) = (row["item_id"] for row in shop.recommend("u1", k=1, repeats="allow")[0])
+    held = shop.recommend([[taken]], k=N, repeats="allow")
+    assert taken not in {row["item_id"] for row in held[0]}
+    assert "held back: 1" in held.notes[-1]
+    for asked in ([[taken]], [{"history": [taken], "again": "any"}]):
+        again = "any" if asked == [[taken]] else "due"
+        answers = shop.recommend(asked, k=N, repeats="allow", again=again)
+        assert taken in {row["item_id"] for row in answers[0]}
+        assert not [note for note in answers.notes if "held back" in note]
+
+
+def test_a_table_of_polars_is_asked_and_answered(shop):
+    polars = pytest.importorskip("polars")
+    frame = polars.DataFrame({"user_id": ["u0", "u1"], "device": ["web", None]})
+    asked = [{"user_id": "u0", "context": {"device": "web"}}, "u1"]
+    answers = shop.recommend(frame, k=3)
+    assert rows_of(answers) == rows_of(shop.recommend(asked, k=3))
+    assert rows_of(shop.recommend(frame["user_id"], k=3)) == rows_of(
+        shop.recommend(["u0", "u1"], k=3)
+    )
+    assert answers.to_polars().rows() == [tuple(row.values()) for one in answers for row in one]
+
+
+def test_answers_in_polars_need_polars(shop, monkeypatch):
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(ModuleNotFoundError, match="polars"):
+        shop.recommend("u0").to_polars()
+
+
+def test_answers_are_an_arrow_table(shop):
+    answers = shop.recommend(["u0", "u1"], k=2)
+    assert answers.to_arrow().to_pylist() == [row for one in answers for row in one]
+    assert answers.to_arrow().num_rows == 4
+
+
+@pytest.mark.parametrize("k", ["5", None, 1.0, 0, -1])
+@pytest.mark.parametrize("verb", ["recommend", "similar_items", "similar_users", "explain", "due"])
+def test_a_number_of_items_that_is_none_is_refused_by_its_name(shop, verb, k):
+    with pytest.raises(SchemaError, match=r"^k is [^\n]*$"):
+        getattr(shop, verb)("i107" if verb == "similar_items" else "u0", k=k)
+
+
+def test_a_number_of_items_may_be_one_of_numpy(shop):
+    assert rows_of(shop.recommend("u0", k=np.int64(3))) == rows_of(shop.recommend("u0", k=3))
+
+
+@pytest.mark.parametrize("asked", [None, 1.0, b"u0", object(), [1.5], {"user": "u0"}], ids=str)
+def test_what_is_no_user_is_refused_in_one_line(shop, asked):
+    with pytest.raises(SchemaError) as error:
+        shop.recommend(asked)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_repeats_are_allowed_or_excluded_and_nothing_else(shop):
+    with pytest.raises(SchemaError, match="maybe"):
+        shop.recommend("u0", repeats="maybe")
+
+
+def test_a_notebook_shows_a_table_of_ten_rows_with_notes_and_nothing_in_it_is_markup():
+    name = "<script>alert('&')</script>"
+    table = pa.table({"request": [0] * 12, "name": [name] * 12, "score": [0.5] * 12})
+    page = ElementTree.fromstring(Answers(table, 1, ("unknown <b>",))._repr_html_())
+    rows = [[cell.text for cell in row] for row in page.find("table")]
+    assert rows == [["request", "name", "score"], *[["0", name, "0.5"]] * 10]
+    assert [cell.tag for cell in page.find("table")[0]] == ["th"] * 3
+    notes = [note.text for note in page.findall("p")]
+    assert "12" in notes[0]
+    assert notes[1].endswith("unknown <b>")
+
+
+def test_a_notebook_shows_what_a_recommender_is(shop):
+    heads, cells = ElementTree.fromstring(shop._repr_html_()).find("table")
+    facts = dict(zip((cell.text for cell in heads), (cell.text for cell in cells), strict=True))
+    assert facts["items"] == str(len(shop.served.catalogue))
+    assert facts["users"] == str(len(shop.served.profiles))
+    assert facts["version"] == shop.served.version
+
+
+def test_what_nobody_knows_is_noted_once_with_the_first_of_each(shop):
+    asked = [
+        ["i107", "zzz"],
+        {"user_id": "nobody"},
+        {"user_id": "noone", "features": {"gender": "q"}},
+    ]
+    notes = shop.recommend(asked, k=2, again="any").notes
+    assert [note for note in notes if "zzz" in note and "items: 1" in note] == [notes[1]]
+    assert "users: 2" in notes[0]
+    assert "nobody" in notes[0]
+    assert "features.gender" in notes[2]
+    assert len(notes) == 3
+    assert shop.recommend([["i107"], "u0"], k=2, again="any").notes == ()
+    for verb in ("explain", "similar_users"):
+        assert notes[0] in getattr(shop, verb)(asked, k=2).notes
+
+
+def test_a_pickle_holds_the_place_and_the_version_and_is_read_again(shop, tmp_path):
+    text = pickle.dumps(shop)
+    assert len(text) < 300
+    assert rows_of(pickle.loads(text).recommend("u0")) == rows_of(shop.recommend("u0"))
+    with pytest.raises(BundleError):
+        bascule.Recommender.load(shop.path, None, "0" * 12)
+    shutil.move(tmp_path / "runs" / "shop", tmp_path / "elsewhere")
+    with pytest.raises(BundleError):
+        pickle.loads(text)
+
+
+def test_another_process_gets_a_recommender_by_its_pickle(shop):
+    code = "import pickle, sys; print(len(pickle.load(sys.stdin.buffer).recommend('u0', k=3)[0]))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, input=pickle.dumps(shop), capture_output=True, check=True
+    )
+    assert done.stdout.strip() == b"3"
+
+
+def test_a_copy_of_a_recommender_answers_alike(shop):
+    assert rows_of(copy.deepcopy({"one": shop})["one"].recommend("u0")) == rows_of(
+        shop.recommend("u0")
+    )
+    assert rows_of(copy.copy(shop).recommend("u0")) == rows_of(shop.recommend("u0"))
+
+
 def test_nothing_is_said_of_no_item(shop):
     answers = shop.explain(["u0", "u1"], [])
     assert ([*answers], len(answers.to_pandas())) == ([[], []], 0)
 
 
 def test_a_table_has_a_row_per_item_with_its_name_and_says_who_is_unknown(shop):
-    answers = shop.recommend(["u0", "nobody", ["i107"]], k=3)
+    answers = shop.recommend(["u0", "nobody", ["i107"]], k=3, again="any")
     frame = answers.to_pandas()
     assert frame["request"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert frame["rank"].tolist() == [1, 2, 3] * 3
@@ -263,10 +408,50 @@ def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(t
         bascule.fit(events, None, items, kinds, out=tmp_path / "run", quiet=True, **options)
 
 
+def test_a_fit_into_no_folder_is_kept_by_save_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    events, _, items = make_tables(ORDERED)
+    with one_thread():
+        recommender = bascule.fit(
+            events.to_dict("list"), items=items.to_dict("records"), epochs=1, dim=8, baselines=[]
+        )
+    printed = capsys.readouterr().out
+    assert str(tmp_path) not in printed.replace("\n", "")
+    calls = printed.partition("Try next:\n")[2].split("\n")[:-1]
+    assert len(calls) == 3
+    done = [eval(call, {"recommender": recommender}) for call in calls]
+    assert [len(answers[0]) for answers in done[:2]] == [5, 5]
+    with pytest.raises(SchemaError, match="save"):
+        pickle.dumps(recommender)
+    alike = copy.deepcopy(recommender)
+    saved = pickle.loads(pickle.dumps(bascule.load(done[2])))
+    del recommender, done
+    gc.collect()
+    assert rows_of(alike.recommend("u001")) == rows_of(saved.recommend("u001"))
+    assert [path.name for path in tmp_path.glob("bascule-*")] != []
+    del alike
+    gc.collect()
+    assert [*tmp_path.glob("bascule-*")] == []
+
+
+def test_every_option_of_a_fit_stands_in_its_signature_with_type_and_meaning():
+    parameters = inspect.signature(bascule.fit).parameters
+    assert len(parameters) > 20
+    named = {*parameters} - {"unknown"}
+    arguments = inspect.getdoc(bascule.fit).partition("Args:")[2].partition("Returns:")[0]
+    assert {name for name in named if f"\n    {name}: " not in arguments} == set()
+    typed = [parameters[name].annotation for name in named]
+    assert not {"Any", inspect.Parameter.empty} & {*typed}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         {"epoch": 3},
+        {"columns": ["customer"]},
+        {"events": None},
+        {"events": [5]},
         {"repeats": "maybe"},
         {"split": "half"},
         {"items": "items.csv"},
@@ -289,7 +474,7 @@ def test_what_serving_in_process_needs_has_one_door():
     assert bascule.StateStore is StateStore
     assert bascule.Request is Request
     assert bascule.Recommender is bascule.recommender.Recommender
-    assert len(bascule._MODULE_OF_NAME) == 10
+    assert len(bascule._MODULE_OF_NAME) == 8
     assert {name for name in bascule._MODULE_OF_NAME if not hasattr(bascule, name)} == set()
     with pytest.raises(AttributeError, match="Recommenders"):
         _ = bascule.Recommenders

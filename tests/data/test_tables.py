@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import date
 from decimal import Decimal
 
+import duckdb
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datamodules.clean import clean
@@ -103,6 +106,101 @@ def test_frames_and_files_become_the_same_canonical_tables(tmp_path):
     )
     for name in paths:
         pd.testing.assert_frame_equal(getattr(got, name), getattr(tables, name))
+
+
+class Stream:
+    """A table of a library that nobody knows."""
+
+    def __init__(self, table):
+        self.table = table
+
+    def __arrow_c_stream__(self, requested_schema=None):
+        return self.table.__arrow_c_stream__(requested_schema)
+
+
+def widen(table):
+    """Make a table of large strings."""
+    for place, field in enumerate(table.schema):
+        if field.type == pa.string():
+            cells = table.column(place).cast(pa.large_string())
+            table = table.set_column(place, field.name, cells)
+    return table
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(lambda table: table, id="pyarrow"),
+        pytest.param(lambda table: table.to_reader(), id="reader"),
+        pytest.param(lambda table: Stream(widen(table)), id="large strings of a stranger"),
+        pytest.param(lambda table: duckdb.from_arrow(table), id="duckdb"),
+        pytest.param(lambda table: pytest.importorskip("polars").from_arrow(table), id="polars"),
+        pytest.param(lambda table: table.to_pylist(), id="rows"),
+        pytest.param(lambda table: table.to_pydict(), id="columns"),
+    ],
+)
+def test_a_table_in_memory_is_read_alike_whichever_library_made_it(convert):
+    events = pa.table(
+        {
+            "user_id": pa.array([2**53 + 1, 2**53 + 2, None]),
+            "item_id": ["a", "b", "c"],
+            "datetime": pa.array([1704067200, 1709254800, 1], pa.timestamp("s")),
+            "weight": [1.5, 2.5, 2.0],
+            "event": pa.array(["view", None, "buy"]).dictionary_encode(),
+        }
+    )
+    items = pa.table(
+        {
+            "item_id": ["a", "b", "d"],
+            "genres": [["p", "q"], None, []],
+            "price": [1, None, 3],
+            "day": [date(2020, 1, 1), None, date(2021, 1, 1)],
+            "look": [[1.0, 2.0], [3.0, 4.0], None],
+            "kind": pa.array(["u", None, "w"]).dictionary_encode(),
+            "sold": [True, None, False],
+        }
+    )
+    kinds = dict.fromkeys(("kind", "sold"), "categorical")
+    kinds |= {"genres": "multi_categorical", "price": "numeric", "day": "date", "look": "vector"}
+    config = DataConfig(features=FeaturesConfig(item=kinds), max_reject_rate=1.0)
+    tables, rejects = tables_from_frames(config, convert(events), items=convert(items))
+    assert tables.interactions["user_id"].tolist() == [2**53 + 1, 2**53 + 2]
+    assert tables.interactions["datetime"].tolist() == [1704067200, 1709254800]
+    assert tables.interactions["event"].fillna("").tolist() == ["view", ""]
+    assert tables.interactions["weight"].tolist() == [1.5, 2.5]
+    assert rejects.records == {"interactions": 3, "items": 3}
+    assert tables.items["genres"].tolist() == [("p", "q"), None, ()]
+    assert tables.items["price"].fillna(-1).tolist() == [1, -1, 3]
+    assert tables.items["day"].fillna("").tolist() == ["2020-01-01", "", "2021-01-01"]
+    entries = [
+        None if cell is None else np.frombuffer(cell.packed, np.float32).tolist()
+        for cell in tables.items["look"]
+    ]
+    assert entries == [[1, 2], [3, 4], None]
+    assert tables.items["kind"].fillna("").tolist() == ["u", "", "w"]
+    assert tables.items["sold"].tolist() == [True, None, False]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        None,
+        5,
+        "events",
+        [7],
+        pd.Series([7]),
+        pa.chunked_array([[7]]),
+        {"user_id": [1], "item_id": [1, 2]},
+        {},
+        [],
+    ],
+    ids=str,
+)
+def test_what_is_no_table_is_refused_in_one_line(table):
+    with pytest.raises(SchemaError) as error:
+        tables_from_frames(DataConfig(), table)
+    assert len(str(error.value).splitlines()) == 1
+    assert "interactions" in str(error.value)
 
 
 @pytest.mark.parametrize(

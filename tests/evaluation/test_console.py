@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from evaluation.console import print_metrics, print_summary
+from evaluation.console import print_commands, print_metrics, print_results
 from rich.console import Console
 
 
@@ -79,7 +79,8 @@ def test_figures_with_context_have_tables_of_their_own():
 @pytest.mark.parametrize("item_id", ["red [xl] shoes", "a[/b]", "-7x", "it's", 7])
 def test_commands_to_try_next_are_printed_as_they_run(item_id):
     out, text = Path("my runs/[a]"), io.StringIO()
-    print_summary(Console(file=text, width=40), out, {}, "NDCG@10", item_id)
+    print_results(Console(file=text, width=40), {}, "NDCG@10")
+    print_commands(Console(file=text, width=40), out, item_id)
     recommend, similar, verify = (
         shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:]
     )
