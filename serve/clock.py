@@ -1,10 +1,15 @@
-"""Read times as UTC seconds (int64), naive ones in a time zone, and look at calendars."""
+"""Read times as UTC seconds (int64), naive ones in a time zone; calendars and rhythms."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from itertools import pairwise
+from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -121,6 +126,84 @@ def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     """Return the day of the week in a zone, Monday = 0, (n,)."""
     # 1970 began on a Thursday.
     return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
+
+
+# ---- rhythms
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often a user takes an item.
+
+    Attributes:
+        days: UTC seconds of the last event of each day (UTC), ascending.
+        n_times: number of different times.
+        gap: the typical seconds between two of the days; 0 where there is one alone.
+        irregularity: from 0, for many gaps of one length, to 1, for gaps as if by chance.
+    """
+
+    days: Sequence[int]
+    n_times: int
+    gap: int
+    irregularity: float
+
+    @property
+    def every_days(self) -> float:
+        """The typical gap in days."""
+        return round(self.gap / DAY, 2)
+
+
+class Rhythms:
+    """The rhythms of the items of one user.
+
+    Gaps are those between the last events of the days on which an item was taken. The typical gap
+    is their median, drawn towards the median of all gaps of the user: less if there are many or if
+    they are regular.
+    """
+
+    def __init__(self, items: Iterable[Hashable], times: Iterable[int]) -> None:
+        """Group events by item and day.
+
+        Args:
+            items: which item was taken.
+            times: UTC seconds, ascending.
+        """
+        self._times: defaultdict[Hashable, list[int]] = defaultdict(list)
+        for item, time in zip(items, times, strict=True):
+            self._times[item].append(time)
+
+        gaps = []
+        gaps_of_days = []
+        self._days = {}
+        for item, times_of_item in self._times.items():
+            last_by_day = {time // DAY: time for time in times_of_item}
+            self._days[item] = [*last_by_day.values()]
+            gaps_of_days += _find_gaps(self._days[item])
+            gaps += _find_gaps([*dict.fromkeys(times_of_item)])
+
+        self._usual = median(gaps_of_days or [0])
+        # median of the seconds between two takings of an item, 0 if none was taken twice
+        self.usual_gap = median(gaps or [0])
+
+    def of(self, item: Hashable) -> Rhythm:
+        """Return the rhythm of an item, without days if it was never taken."""
+        days = self._days.get(item, [])
+        n_times = len(set(self._times[item]))
+        gaps = _find_gaps(days)
+        if not gaps:
+            return Rhythm(days, n_times, 0, 1.0)
+
+        mean = sum(gaps) / len(gaps)
+        deviation = sum((gap / mean - 1) ** 2 for gap in gaps)
+        # As if one more gap deviated by the mean.
+        irregularity = min(1.0, math.sqrt((1 + deviation) / len(days)))
+        share_of_user = irregularity / (len(gaps) + irregularity)
+        gap = median(gaps) ** (1 - share_of_user) * self._usual**share_of_user
+        return Rhythm(days, n_times, round(gap), irregularity)
+
+
+def _find_gaps(times: Sequence[int]) -> list[int]:
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 # ---- moments and numbers

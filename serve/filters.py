@@ -8,27 +8,42 @@
     comparison = column [ sign value | [ "not" ] "in" "[" values "]" ]
 
 A comparison with a missing value is false, that of `!=` and `not in` too; `not` reverses that.
-Letters: N items, V distinct values of a column, T requests.
+Items that a user has just taken are held back until they may be due again.
+Letters: N items, V distinct values of a column, T requests, E events.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from statistics import median
 
 import numpy as np
 
-from serve.arrays import Flags, Floats, Ints, Objects
+from serve.arrays import Flags, Floats, Id, Ints, Objects
 from serve.catalogue import Column, Columns, ItemIds, Value
+from serve.clock import DAY, Rhythms
 from serve.errors import SchemaError
-from serve.index import ItemIndex, Pairs, Query
-from serve.requests import Filters
+from serve.index import UNKNOWN_ROW, ItemIndex, Pairs, Query
+from serve.profiles import Profiles
+from serve.requests import Filters, History, Request
+from serve.schema import Schema
 
 _MAX_WAITING = 33  # brackets and operators that wait for their right side at once
 _MAX_MASKS = 32  # conditions whose items are kept between requests
 _DEPTH = 4  # a search under limits is this many lists deep
+
+# Share of its typical gap for which an item is held back, or its regularity if that is more.
+EARLIEST = 0.25
+DEFAULT_GAP = 30 * DAY  # between two takings of an item, where no profile tells
+_MAX_SAMPLE = 50  # users whose profiles tell the usual gap
+# Events that take nothing, unless training had their type.
+_NO_TAKING = re.compile(
+    "view|visit|detail|click|open|remove|cancel|return|refund|dislike", re.IGNORECASE
+)
 
 # ---- the language
 
@@ -294,3 +309,126 @@ def _count_down(
 
     for column, most in filters.at_most:
         yield f"at most {most} per {column}"
+
+
+# ---- items that were just taken
+
+
+@dataclass(frozen=True)
+class Takings:
+    """What the user of a request took.
+
+    Attributes:
+        events: those of the history that took an item of the catalogue.
+        rhythms: of these items; no time is later than the moment of the request.
+        held_back: the items that were just taken and may not be due again yet.
+    """
+
+    events: History
+    rhythms: Rhythms
+    held_back: list[Id]
+
+
+class JustTaken:
+    """What counts as taken, and how long it is held back, for a bundle and its profiles."""
+
+    def __init__(
+        self, schema: Schema, targets: Collection[str] | None, profiles: Profiles
+    ) -> None:
+        """Read nothing yet.
+
+        Args:
+            schema: of the bundle.
+            targets: types of the events that training predicted; None: all.
+            profiles: tell the usual gap between two takings of an item.
+        """
+        self._schema = schema
+        self._targets = targets
+        self._profiles = profiles
+
+    def hold_back(
+        self, requests: Sequence[Request], moments: Ints, item_ids: ItemIds
+    ) -> Pairs:
+        """Return the requests and rows of the items that are held back.
+
+        Args:
+            requests: T requests with what is known of their users.
+            moments: (T,) UTC seconds.
+            item_ids: of the catalogue.
+        """
+        numbers: list[int] = []
+        held_back: list[Id] = []
+        for number, request in enumerate(requests):
+            if request.again == "due" and request.n_fresh != 0 and request.history:
+                takings = self.find(request, int(moments[number]), item_ids)
+                numbers += [number] * len(takings.held_back)
+                held_back += takings.held_back
+
+        return np.array(numbers, np.int64), item_ids.find(held_back)
+
+    def find(self, request: Request, moment: int, item_ids: ItemIds) -> Takings:
+        """Find what was taken, in the history of a request with what is known of its user.
+
+        Args:
+            request: with or without a history.
+            moment: of the request, in UTC seconds.
+            item_ids: of the catalogue.
+        """
+        history = request.history or History(item_ids.ids[:0])
+        is_taking = item_ids.find(history.item_id) != UNKNOWN_ROW
+        is_taking &= self._are_takings(history)
+        times = np.full(len(history), moment)
+        if history.datetime is not None and self._schema.has_datetime:
+            times = np.minimum(history.datetime, moment)
+        is_fresh = times > moment - DAY
+        if request.n_fresh is not None:
+            is_fresh = np.arange(len(history)) >= len(history) - request.n_fresh
+
+        events = history.take(is_taking)
+        rhythms = Rhythms(events.item_id.tolist(), times[is_taking].tolist())
+        held_back = []
+        if request.again == "due":
+            for item_id in set(history.item_id[is_taking & is_fresh].tolist()):
+                if self._is_waiting(rhythms, item_id, moment):
+                    held_back.append(item_id)
+
+        return Takings(events, rhythms, held_back)
+
+    def _are_takings(self, history: History) -> Flags:
+        names = [None] * len(history) if history.event is None else history.event
+        return np.array([*map(self._is_taking, names)], np.bool_)
+
+    def _is_taking(self, name: str | None) -> bool:
+        """Tell whether an event of a type takes an item; one without a type does."""
+        if name is None:
+            return True
+        if self._targets is not None:
+            return name in self._targets
+        return name in self._schema.event_types or not _NO_TAKING.search(name)
+
+    def _is_waiting(self, rhythms: Rhythms, item_id: Id, moment: int) -> bool:
+        """Tell whether an item that was just taken may not be due yet.
+
+        The more regular its gaps, the nearer to its typical gap it is due. An item that was taken
+        on one day alone waits for the usual gap of its user, or else of all users. Where items
+        usually come again within a day, all wait for that usual gap.
+        """
+        rhythm = rhythms.of(item_id)
+        wait = rhythms.usual_gap or self._usual_gap
+        if rhythm.gap and wait >= DAY:
+            wait = rhythm.gap * max(EARLIEST, 1 - rhythm.irregularity)
+        return bool(moment - rhythm.days[-1] < wait)
+
+    @cached_property
+    def _usual_gap(self) -> float:
+        """The median of the usual gaps of the first users that have one, in seconds."""
+        gaps = []
+        for user_id in self._profiles.user_ids[:_MAX_SAMPLE].tolist():
+            profile = self._profiles.get(user_id)
+            if profile is not None and profile.history.datetime is not None:
+                events = profile.history.take(self._are_takings(profile.history))
+                columns = events.columns()
+                items = columns["item_id"].tolist()
+                gaps.append(Rhythms(items, columns["datetime"].tolist()).usual_gap)
+
+        return median([gap for gap in gaps if gap] or [DEFAULT_GAP])
