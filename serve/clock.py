@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import cached_property
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -161,35 +161,35 @@ class Rhythms:
     they are regular.
     """
 
-    def __init__(self, items: Iterable[Hashable], times: Iterable[int]) -> None:
-        """Group events by item and day.
+    def __init__(self, item_rows: Ints, times: Ints) -> None:
+        """Group E events by item and day.
 
         Args:
-            items: which item was taken.
-            times: UTC seconds, ascending.
+            item_rows: (E,) which item was taken.
+            times: (E,) UTC seconds, ascending.
         """
-        self._times: defaultdict[Hashable, list[int]] = defaultdict(list)
-        for item, time in zip(items, times, strict=True):
-            self._times[item].append(time)
+        order = np.argsort(item_rows, kind="stable")
+        self._rows = item_rows[order]
+        self._times = times[order]
+        is_next = np.diff(self._rows) != 0
+        is_next |= np.diff(self._times // DAY) != 0
+        self._is_last = np.append(is_next, True)[: len(order)]  # of its item and day
 
-        gaps = []
-        gaps_of_days = []
-        self._days = {}
-        for item, times_of_item in self._times.items():
-            last_by_day = {time // DAY: time for time in times_of_item}
-            self._days[item] = [*last_by_day.values()]
-            gaps_of_days += _find_gaps(self._days[item])
-            gaps += _find_gaps([*dict.fromkeys(times_of_item)])
+    @cached_property
+    def usual_gap(self) -> float:
+        """The median of the seconds between two takings of an item, 0 if none came again."""
+        return _find_median_gap(self._rows, self._times)
 
-        self._usual = median(gaps_of_days or [0])
-        # median of the seconds between two takings of an item, 0 if none was taken twice
-        self.usual_gap = median(gaps or [0])
+    @cached_property
+    def _usual_gap_of_days(self) -> float:
+        return _find_median_gap(self._rows[self._is_last], self._times[self._is_last])
 
-    def of(self, item: Hashable) -> Rhythm:
+    def of(self, item_row: int) -> Rhythm:
         """Return the rhythm of an item, without days if it was never taken."""
-        days = self._days.get(item, [])
-        n_times = len(set(self._times[item]))
-        gaps = _find_gaps(days)
+        is_of_item = self._rows == item_row
+        n_times = len(set(self._times[is_of_item].tolist()))
+        days = self._times[is_of_item & self._is_last].tolist()
+        gaps = [later - earlier for earlier, later in pairwise(days)]
         if not gaps:
             return Rhythm(days, n_times, 0, 1.0)
 
@@ -198,12 +198,15 @@ class Rhythms:
         # As if one more gap deviated by the mean.
         irregularity = min(1.0, math.sqrt((1 + deviation) / len(days)))
         share_of_user = irregularity / (len(gaps) + irregularity)
-        gap = median(gaps) ** (1 - share_of_user) * self._usual**share_of_user
-        return Rhythm(days, n_times, round(gap), irregularity)
+        own = median(gaps) ** (1 - share_of_user)
+        gap = round(own * self._usual_gap_of_days**share_of_user)
+        return Rhythm(days, n_times, gap, irregularity)
 
 
-def _find_gaps(times: Sequence[int]) -> list[int]:
-    return [later - earlier for earlier, later in pairwise(times)]
+def _find_median_gap(item_rows: Ints, times: Ints) -> float:
+    gaps = np.diff(times)[np.diff(item_rows) == 0]
+    gaps = gaps[gaps > 0]
+    return float(np.median(gaps)) if len(gaps) else 0.0
 
 
 # ---- moments and numbers

@@ -19,11 +19,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from statistics import median
 
 import numpy as np
 
-from serve.arrays import Flags, Floats, Id, Ints, Objects
+from serve.arrays import Flags, Floats, Ints, Objects
 from serve.catalogue import Column, Columns, ItemIds, Value
 from serve.clock import DAY, Rhythms
 from serve.errors import SchemaError
@@ -39,7 +38,7 @@ _DEPTH = 4  # a search under limits is this many lists deep
 # Share of its typical gap for which an item is held back, or its regularity if that is more.
 EARLIEST = 0.25
 DEFAULT_GAP = 30 * DAY  # between two takings of an item, where no profile tells
-_MAX_SAMPLE = 50  # users whose profiles tell the usual gap
+_MAX_SAMPLE = 50_000  # events of the first profiles, which tell the usual gap
 # Events that take nothing, unless training had their type.
 _NO_TAKING = re.compile(
     "view|visit|detail|click|open|remove|cancel|return|refund|dislike", re.IGNORECASE
@@ -320,13 +319,15 @@ class Takings:
 
     Attributes:
         events: those of the history that took an item of the catalogue.
+        rows: (E,) their items.
         rhythms: of these items; no time is later than the moment of the request.
-        held_back: the items that were just taken and may not be due again yet.
+        held_back: rows of the items that were just taken and may not be due again yet.
     """
 
     events: History
+    rows: Ints
     rhythms: Rhythms
-    held_back: list[Id]
+    held_back: list[int]
 
 
 class JustTaken:
@@ -357,14 +358,14 @@ class JustTaken:
             item_ids: of the catalogue.
         """
         numbers: list[int] = []
-        held_back: list[Id] = []
+        rows: list[int] = []
         for number, request in enumerate(requests):
             if request.again == "due" and request.n_fresh != 0 and request.history:
                 takings = self.find(request, int(moments[number]), item_ids)
                 numbers += [number] * len(takings.held_back)
-                held_back += takings.held_back
+                rows += takings.held_back
 
-        return np.array(numbers, np.int64), item_ids.find(held_back)
+        return np.array(numbers, np.int64), np.array(rows, np.int64)
 
     def find(self, request: Request, moment: int, item_ids: ItemIds) -> Takings:
         """Find what was taken, in the history of a request with what is known of its user.
@@ -375,24 +376,26 @@ class JustTaken:
             item_ids: of the catalogue.
         """
         history = request.history or History(item_ids.ids[:0])
-        is_taking = item_ids.find(history.item_id) != UNKNOWN_ROW
-        is_taking &= self._are_takings(history)
+        rows = item_ids.find(history.item_id)
+        is_taking = (rows != UNKNOWN_ROW) & self._are_takings(history)
+
         times = np.full(len(history), moment)
         if history.datetime is not None and self._schema.has_datetime:
             times = np.minimum(history.datetime, moment)
         is_fresh = times > moment - DAY
         if request.n_fresh is not None:
             is_fresh = np.arange(len(history)) >= len(history) - request.n_fresh
+        if request.again == "any":
+            is_fresh = np.zeros(len(history), np.bool_)
 
+        rhythms = Rhythms(rows[is_taking], times[is_taking])
         events = history.take(is_taking)
-        rhythms = Rhythms(events.item_id.tolist(), times[is_taking].tolist())
         held_back = []
-        if request.again == "due":
-            for item_id in set(history.item_id[is_taking & is_fresh].tolist()):
-                if self._is_waiting(rhythms, item_id, moment):
-                    held_back.append(item_id)
+        for row in set(rows[is_taking & is_fresh].tolist()):
+            if self._is_waiting(rhythms, row, moment):
+                held_back.append(row)
 
-        return Takings(events, rhythms, held_back)
+        return Takings(events, rows[is_taking], rhythms, held_back)
 
     def _are_takings(self, history: History) -> Flags:
         names = [None] * len(history) if history.event is None else history.event
@@ -406,29 +409,30 @@ class JustTaken:
             return name in self._targets
         return name in self._schema.event_types or not _NO_TAKING.search(name)
 
-    def _is_waiting(self, rhythms: Rhythms, item_id: Id, moment: int) -> bool:
+    def _is_waiting(self, rhythms: Rhythms, row: int, moment: int) -> bool:
         """Tell whether an item that was just taken may not be due yet.
 
         The more regular its gaps, the nearer to its typical gap it is due. An item that was taken
         on one day alone waits for the usual gap of its user, or else of all users. Where items
         usually come again within a day, all wait for that usual gap.
         """
-        rhythm = rhythms.of(item_id)
+        rhythm = rhythms.of(row)
         wait = rhythms.usual_gap or self._usual_gap
         if rhythm.gap and wait >= DAY:
             wait = rhythm.gap * max(EARLIEST, 1 - rhythm.irregularity)
-        return bool(moment - rhythm.days[-1] < wait)
+        return moment - rhythm.days[-1] < wait
 
     @cached_property
     def _usual_gap(self) -> float:
-        """The median of the usual gaps of the first users that have one, in seconds."""
-        gaps = []
-        for user_id in self._profiles.user_ids[:_MAX_SAMPLE].tolist():
-            profile = self._profiles.get(user_id)
-            if profile is not None and profile.history.datetime is not None:
-                events = profile.history.take(self._are_takings(profile.history))
-                columns = events.columns()
-                items = columns["item_id"].tolist()
-                gaps.append(Rhythms(items, columns["datetime"].tolist()).usual_gap)
+        """The median of the seconds between two takings of an item by a user, of the first ones."""
+        profiles = self._profiles
+        history = profiles.history.take(slice(_MAX_SAMPLE))
+        if history.datetime is None:
+            return DEFAULT_GAP
 
-        return median([gap for gap in gaps if gap] or [DEFAULT_GAP])
+        owners = np.arange(len(profiles)).repeat(np.diff(profiles.offsets))
+        ids, items = np.unique(history.item_id, return_inverse=True)
+        pairs = owners[:_MAX_SAMPLE] * len(ids) + items
+        is_taking = self._are_takings(history)
+        rhythms = Rhythms(pairs[is_taking], history.datetime[is_taking])
+        return rhythms.usual_gap or DEFAULT_GAP

@@ -134,13 +134,14 @@ def _explain_items(
     has_memory = recommender.catalogue.facts is not None
 
     explained = []
-    for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
+    rows = recommender.catalogue.item_ids.find(item_ids).tolist()
+    for row, item_id, effects_on_item in zip(rows, item_ids, effects.T, strict=True):
         reasons = []
         places = np.argsort(-effects_on_item, kind="stable")[:MAX_SAID]
         for place in places[effects_on_item[places] > least].tolist():
             reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
-                habit = _find_habit(takings, item_id, request.datetime)
+                habit = _find_habit(takings, row, request.datetime)
                 reason = _remember(reason, habit)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
@@ -190,7 +191,7 @@ def _leave_out_items(
         if request.datetime is not None and events.datetime is not None:
             days_ago = max(0, (request.datetime - int(events.datetime[-1])) // DAY)
 
-        every_days = rhythms.of(item_id).every_days or None
+        every_days = rhythms.of(int(rows[place])).every_days or None
         past, _ = _find_verb(event)
         name = name[:MAX_NAME]
         text = f"because you {past.format(name)}{_say_ago(days_ago)}"
@@ -253,11 +254,10 @@ class Habit:
         return f"you {present.format('this')} {often}, last{ago}"
 
 
-def _find_habit(takings: Takings, item_id: Id, moment: int | None) -> Habit:
+def _find_habit(takings: Takings, row: int, moment: int | None) -> Habit:
     """Find the habit with an item, without days if it was not taken."""
-    rhythm = takings.rhythms.of(item_id)
-    events = takings.events
-    events = events.take(events.item_id == item_id)
+    rhythm = takings.rhythms.of(row)
+    events = takings.events.take(takings.rows == row)
     event = None
     if events.event is not None and len(events):
         event = events.event[-1]
@@ -339,17 +339,19 @@ def _list_due(
     if takings.events.datetime is None or moment is None:
         return ()
 
-    ranked = []
-    for item_id, score in zip(answer.item_id.tolist(), answer.score, strict=True):
-        habit = _find_habit(takings, item_id, moment)
+    rows = recommender.catalogue.item_ids.find(answer.item_id)
+    order = np.argsort(np.isin(rows, takings.held_back), kind="stable")
+    items: list[DueItem] = []
+    for place in order.tolist():
+        if len(items) == k:
+            break
+        habit = _find_habit(takings, rows[place], moment)
         if habit.rhythm.gap:
-            ranked.append((item_id, habit, float(score)))
+            (name,) = _name_rows(recommender, rows[[place]])
+            score = float(answer.score[place])
+            item_id = answer.item_id.item(place)
+            items.append(_expect(item_id, habit, score, name, moment))
 
-    ranked = sorted(ranked, key=lambda entry: entry[0] in takings.held_back)[:k]
-    rows = recommender.catalogue.item_ids.find([item_id for item_id, *_ in ranked])
-    items = []
-    for entry, name in zip(ranked, _name_rows(recommender, rows), strict=True):
-        items.append(_expect(*entry, name, moment))
     return tuple(items)
 
 
