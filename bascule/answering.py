@@ -38,6 +38,8 @@ def recommend(options: Namespace) -> None:
         options.bundle, options.profiles, options.trusted_keys
     )
     requests = _list_requests(recommender, options)
+    if options.again is not None:
+        requests = (replace(request, again=options.again) for request in requests)
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
     unknown = Counter[str]()
     reasons: list[str | None] = []  # why lists are short

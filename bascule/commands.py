@@ -116,6 +116,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "choices": ("allow", "exclude"),
         "help": "whether to list items of the history (default: as in training)",
     },
+    "--again": {
+        "choices": ("due", "any"),
+        "help": "list what a request has just now when it may be due again, or at any time"
+        " (default: as the request says, or due)",
+    },
     "--where": {"metavar": "TEXT", "help": "condition on the columns of items"},
     "--only": _FILE | {"help": "list no other items: a file with item_id"},
     "--at-most": {
@@ -228,7 +233,8 @@ COMMANDS = {
         "answering.recommend",
         "write the best items of each request to a file",
         "--bundle --out",
-        "--requests --all-users --k --repeats --where --only --at-most --profiles --trusted-keys",
+        "--requests --all-users --k --repeats --again --where --only --at-most --profiles"
+        " --trusted-keys",
         _RECOMMEND_HELP,
     ),
     "similar": Command(

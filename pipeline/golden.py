@@ -13,7 +13,7 @@ from serve.arrays import Id
 from serve.clock import DAY, to_iso
 from serve.files import write_file
 from serve.kinds import Feature
-from serve.recommender import Recommend
+from serve.recommender import GOLDEN_ASKS, Recommend
 from serve.schema import Schema
 
 _MAX_EVENTS = 20
@@ -35,7 +35,8 @@ def write_golden(
         ValueError: a score is not finite.
     """
     entries = []
-    for request, answer in zip(requests, recommend(requests, 2 * k), strict=True):
+    asked = [request | GOLDEN_ASKS for request in requests]
+    for request, answer in zip(requests, recommend(asked, 2 * k), strict=True):
         item_ids = answer.item_id.tolist()
         scores = answer.score.tolist()
         entries.append(

@@ -1,10 +1,15 @@
-"""Read times as UTC seconds (int64), naive ones in a time zone, and look at calendars."""
+"""Read times as UTC seconds (int64), naive ones in a time zone; calendars and rhythms."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import cached_property
+from itertools import pairwise
+from statistics import median
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -121,6 +126,87 @@ def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     """Return the day of the week in a zone, Monday = 0, (n,)."""
     # 1970 began on a Thursday.
     return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
+
+
+# ---- rhythms
+
+
+@dataclass(frozen=True)
+class Rhythm:
+    """How often a user takes an item.
+
+    Attributes:
+        days: UTC seconds of the last event of each day (UTC), ascending.
+        n_times: number of different times.
+        gap: the typical seconds between two of the days; 0 where there is one alone.
+        irregularity: from 0, for many gaps of one length, to 1, for gaps as if by chance.
+    """
+
+    days: Sequence[int]
+    n_times: int
+    gap: int
+    irregularity: float
+
+    @property
+    def every_days(self) -> float:
+        """The typical gap in days."""
+        return round(self.gap / DAY, 2)
+
+
+class Rhythms:
+    """The rhythms of the items of one user.
+
+    Gaps are those between the last events of the days on which an item was taken. The typical gap
+    is their median, drawn towards the median of all gaps of the user: less if there are many or if
+    they are regular.
+    """
+
+    def __init__(self, item_rows: Ints, times: Ints) -> None:
+        """Group E events by item and day.
+
+        Args:
+            item_rows: (E,) which item was taken.
+            times: (E,) UTC seconds, ascending.
+        """
+        order = np.argsort(item_rows, kind="stable")
+        self._rows = item_rows[order]
+        self._times = times[order]
+        is_next = np.diff(self._rows) != 0
+        is_next |= np.diff(self._times // DAY) != 0
+        self._is_last = np.append(is_next, True)[: len(order)]  # of its item and day
+
+    @cached_property
+    def usual_gap(self) -> float:
+        """The median of the seconds between two takings of an item, 0 if none came again."""
+        return _find_median_gap(self._rows, self._times)
+
+    @cached_property
+    def _usual_gap_of_days(self) -> float:
+        return _find_median_gap(self._rows[self._is_last], self._times[self._is_last])
+
+    def of(self, item_row: int) -> Rhythm:
+        """Return the rhythm of an item, without days if it was never taken."""
+        is_of_item = self._rows == item_row
+        n_times = len(set(self._times[is_of_item].tolist()))
+        days = self._times[is_of_item & self._is_last].tolist()
+        gaps = [later - earlier for earlier, later in pairwise(days)]
+        if not gaps:
+            return Rhythm(days, n_times, 0, 1.0)
+
+        mean = sum(gaps) / len(gaps)
+        deviation = sum((gap / mean - 1) ** 2 for gap in gaps)
+        # As if one more gap deviated by the mean.
+        irregularity = min(1.0, math.sqrt((1 + deviation) / len(days)))
+        share_of_user = irregularity / (len(gaps) + irregularity)
+        own = median(gaps) ** (1 - share_of_user)
+        gap = round(own * self._usual_gap_of_days**share_of_user)
+        return Rhythm(days, n_times, gap, irregularity)
+
+
+def _find_median_gap(item_rows: Ints, times: Ints) -> float:
+    gaps = np.diff(times)[np.diff(item_rows) == 0]
+    gaps = gaps[gaps > 0]
+    return float(np.median(gaps)) if len(gaps) else 0.0
 
 
 # ---- moments and numbers

@@ -71,14 +71,17 @@ class Profile:
     user_id: Id
     features: dict[str, Any]
     history: History
+    n_fresh: int = 0  # none of the events counts as just now
 
 
 def fill_in(request: Request, known: Profile | Request) -> Request:
     """Return a request with what is known of its user; a part of its own replaces that part."""
+    has_own = request.history is not None
     return replace(
         request,
         features=known.features if request.features is None else request.features,
-        history=known.history if request.history is None else request.history,
+        history=request.history if has_own else known.history,
+        n_fresh=request.n_fresh if has_own else known.n_fresh,
     )
 
 

@@ -5,11 +5,10 @@ request. One thing is an item of the history with all of its events, a feature o
 field of the context. The user, the moment and all else stay. The reduced requests run as one batch,
 with item-item weights and memory.
 
-**An item is due** if it has a rhythm: it was taken on two days or more (UTC). Its gaps are those
-between the last events of these days. The typical gap is their median, drawn towards the median of
-all gaps of the user: less if there are many or if they are regular. Lists are in the order of
-`rank_owned`, memory included: how often and how lately an item was taken says more of the next days
-than when it would be due (docs/decisions.md).
+**An item is due** if it has a rhythm: it was taken on two days or more. `serve.clock` measures it,
+and sentences state the same one. Lists are in the order of `rank_owned`, memory included: how often
+and how lately an item was taken says more of the next days than when it would be due
+(docs/decisions.md). What was just taken and is held back from lists comes last.
 
 Letters: B requests, K items of a list.
 """
@@ -18,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -26,11 +25,12 @@ import numpy as np
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import name_items
 from serve.cells import Vector, to_text
-from serve.clock import DAY
+from serve.clock import DAY, Rhythm, Rhythms
+from serve.filters import Takings
 from serve.index import UNKNOWN_ROW
 from serve.recommendations import Answer, DueItem, DueList, Reason, Segment
 from serve.recommender import RawRequest, Recommender
-from serve.requests import History, Request
+from serve.requests import Request
 
 MAX_VARIED = 50  # items of a history that are left out in turn
 MAX_SAID = 5  # reasons for an item
@@ -52,6 +52,9 @@ _VERBS = (
 # What is overdue is expected after this share of the mean days per day with an event.
 WAIT = 0.35
 
+MIN_GAPS = 3  # gaps of a rhythm that a sentence states
+FADED = 2.5  # gaps after which a user no longer takes an item
+
 
 def complete_request(recommender: Recommender, request: Request) -> Request:
     """Return a request that names no user, but has their history, features and moment.
@@ -68,6 +71,12 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
     if history and history.datetime is not None:
         moment = int(history.datetime[-1])
     return replace(completed, datetime=moment)
+
+
+def _find_takings(recommender: Recommender, request: Request) -> Takings:
+    moment = request.datetime or 0
+    item_ids = recommender.catalogue.item_ids
+    return recommender.just_taken.find(request, moment, item_ids)
 
 
 def find_segment(recommender: Recommender, request: Request) -> Segment | None:
@@ -112,8 +121,9 @@ def _explain_items(
     recommender: Recommender, request: Request, item_ids: Sequence[Id]
 ) -> list[list[Reason]]:
     request = complete_request(recommender, request)
+    takings = _find_takings(recommender, request)
     parts = [
-        *_leave_out_items(recommender, request, set(item_ids)),
+        *_leave_out_items(recommender, request, takings.rhythms, set(item_ids)),
         *_leave_out_values(request, "features"),
         *_leave_out_values(request, "context"),
     ]
@@ -124,22 +134,39 @@ def _explain_items(
     has_memory = recommender.catalogue.facts is not None
 
     explained = []
-    for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
+    rows = recommender.catalogue.item_ids.find(item_ids).tolist()
+    for row, item_id, effects_on_item in zip(rows, item_ids, effects.T, strict=True):
         reasons = []
         places = np.argsort(-effects_on_item, kind="stable")[:MAX_SAID]
         for place in places[effects_on_item[places] > least].tolist():
             reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
-                habit = say_habit(reason.event, reason.days_ago, reason.every_days)
-                reason = replace(reason, kind="memory", text=habit)
+                habit = _find_habit(takings, row, request.datetime)
+                reason = _remember(reason, habit)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
 
     return explained
 
 
+def _remember(reason: Reason, habit: Habit) -> Reason:
+    """Turn a reason of the history into that of an item which is listed itself."""
+    if not habit.rhythm.days:  # it was seen, but not taken
+        habit = replace(habit, event=reason.event, days_ago=reason.days_ago)
+    return replace(
+        reason,
+        kind="memory",
+        text=habit.text,
+        event=habit.event,
+        days_ago=habit.days_ago,
+    )
+
+
 def _leave_out_items(
-    recommender: Recommender, request: Request, listed: set[Id]
+    recommender: Recommender,
+    request: Request,
+    rhythms: Rhythms,
+    listed: set[Id],
 ) -> Iterator[tuple[Request, Reason]]:
     """Yield the request without each item of its history, and what is said of that item.
 
@@ -159,25 +186,19 @@ def _leave_out_items(
         item_id = latest[place]
         is_of_item = history.item_id == item_id
         events = history.take(is_of_item)
-        reason = _describe(events, item_id, name[:MAX_NAME], request.datetime)
+        event = None if events.event is None else events.event[-1]
+        days_ago = None
+        if request.datetime is not None and events.datetime is not None:
+            days_ago = max(0, (request.datetime - int(events.datetime[-1])) // DAY)
+
+        every_days = rhythms.of(int(rows[place])).every_days or None
+        past, _ = _find_verb(event)
+        name = name[:MAX_NAME]
+        text = f"because you {past.format(name)}{_say_ago(days_ago)}"
+        reason = Reason(
+            "history", 0.0, text, item_id, event, days_ago, every_days, name
+        )
         yield replace(request, history=history.take(~is_of_item)), reason
-
-
-def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Reason:
-    """Say what happened to an item of the history, when and how often."""
-    event = None if events.event is None else events.event[-1]
-    days_ago = None
-    every_days = None
-    times = events.datetime
-    if moment is not None and times is not None:
-        days_ago = max(0, (moment - int(times[-1])) // DAY)
-        n_days = len(np.unique(times // DAY))
-        if n_days > 1:
-            every_days = round(int(times[-1] - times[0]) / DAY / (n_days - 1), 1)
-
-    past, _ = _find_verb(event)
-    text = f"because you {past.format(name)}{_say_ago(days_ago)}"
-    return Reason("history", 0.0, text, item_id, event, days_ago, every_days, name)
 
 
 def _leave_out_values(
@@ -200,15 +221,51 @@ def _leave_out_values(
 # ---- sentences
 
 
-def say_habit(event: str | None, days_ago: int | None, every_days: float | None) -> str:
-    """Say what a user does with an item of their history, which is listed itself."""
-    past, present = _find_verb(event)
-    ago = _say_ago(days_ago)
-    if every_days is None:
-        return f"you {past.format('this')}{ago}"
-    days = round(every_days)
-    often = f"about every {days} days" if days > 1 else "nearly every day"
-    return f"you {present.format('this')} {often}, last{ago}"
+@dataclass(frozen=True)
+class Habit:
+    """How a user takes an item."""
+
+    event: str | None  # type of the last one that took it
+    days_ago: int | None  # None: the history has no times
+    rhythm: Rhythm
+
+    @property
+    def text(self) -> str:
+        """Say what they do with an item that is listed itself.
+
+        A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
+        """
+        past, present = _find_verb(self.event)
+        ago = _say_ago(self.days_ago)
+        n_days = len(self.rhythm.days)
+        if n_days < 2 or self.days_ago is None:
+            return f"you {past.format('this')}{ago}"
+        if n_days <= MIN_GAPS:
+            times = "twice" if n_days == 2 else f"{n_days} times"
+            if self.rhythm.n_times > n_days:
+                times = f"on {n_days} days"
+            return f"you {past.format('this')} {times}, last{ago}"
+
+        every_days = self.rhythm.every_days
+        days = max(1, round(every_days))
+        often = f"about every {days} days" if days > 1 else "nearly every day"
+        if self.days_ago > FADED * min(days, every_days):
+            present = f"used to {present}"
+        return f"you {present.format('this')} {often}, last{ago}"
+
+
+def _find_habit(takings: Takings, row: int, moment: int | None) -> Habit:
+    """Find the habit with an item, without days if it was not taken."""
+    rhythm = takings.rhythms.of(row)
+    events = takings.events.take(takings.rows == row)
+    event = None
+    if events.event is not None and len(events):
+        event = events.event[-1]
+
+    days_ago = None
+    if rhythm.days and events.datetime is not None and moment is not None:
+        days_ago = (moment - rhythm.days[-1]) // DAY
+    return Habit(event, days_ago, rhythm)
 
 
 def _find_verb(event: str | None) -> list[str]:
@@ -277,90 +334,46 @@ def find_due(
 def _list_due(
     recommender: Recommender, request: Request, answer: Answer, k: int
 ) -> tuple[DueItem, ...]:
-    history = _keep_targets(recommender, request.history)
+    takings = _find_takings(recommender, request)
     moment = request.datetime
-    if history is None or history.datetime is None or moment is None:
+    if takings.events.datetime is None or moment is None:
         return ()
 
-    find_rows = recommender.catalogue.item_ids.find
-    times_by_row = _group_times(
-        find_rows(history.item_id), np.minimum(history.datetime, moment)
-    )
-    usual = 1.0
-    if times_by_row:
-        usual = np.median(np.concatenate([*map(np.diff, times_by_row.values())]))
-
-    last_event: dict[Id, str | None] = {}
-    if history.event is not None:
-        pairs = zip(history.item_id.tolist(), history.event.tolist(), strict=True)
-        last_event = dict(pairs)
-
-    rows = find_rows(answer.item_id)
-    places = np.flatnonzero(np.isin(rows, [*times_by_row]))[:k]
-    items = []
-    for place, name in zip(places, _name_rows(recommender, rows[places]), strict=True):
-        item_id = answer.item_id.item(place)
-        rhythm = _measure_rhythm(times_by_row[rows[place]], usual, moment)
-        days_ago = (moment - rhythm["last"]) // DAY
-        text = say_habit(last_event.get(item_id), days_ago, rhythm["every_days"])
-        score = float(answer.score[place])
-        items.append(DueItem(item_id, name, **rhythm, score=score, text=text))
+    rows = recommender.catalogue.item_ids.find(answer.item_id)
+    order = np.argsort(np.isin(rows, takings.held_back), kind="stable")
+    items: list[DueItem] = []
+    for place in order.tolist():
+        if len(items) == k:
+            break
+        habit = _find_habit(takings, rows[place], moment)
+        if habit.rhythm.gap:
+            (name,) = _name_rows(recommender, rows[[place]])
+            score = float(answer.score[place])
+            item_id = answer.item_id.item(place)
+            items.append(_expect(item_id, habit, score, name, moment))
 
     return tuple(items)
 
 
-def _keep_targets(recommender: Recommender, history: History | None) -> History | None:
-    """Leave out events of types that were no targets of the training."""
-    data = recommender.bundle.manifest.facts.config.get("data", {})
-    targets = data.get("targets", {}).get("events")
-    if history is None or history.event is None or targets is None:
-        return history
-    return history.take(np.isin(history.event.astype(str), targets))
-
-
-def _group_times(rows: Ints, times: Ints) -> dict[int, Ints]:
-    """Return, by item row, the time of the last event of each day, for items of several days."""
-    times_by_row = {}
-    for row in np.unique(rows[rows != UNKNOWN_ROW]).tolist():
-        latest_first = np.sort(times[rows == row])[::-1]
-        _, lasts = np.unique(latest_first // DAY, return_index=True)
-        if len(lasts) > 1:
-            times_by_row[row] = latest_first[lasts]
-
-    return times_by_row
-
-
-def _measure_rhythm(times: Ints, usual: float, moment: int) -> dict[str, Any]:
-    """Measure the rhythm of an item.
-
-    Args:
-        times: of its last event on each of two days or more, ascending.
-        usual: the median gap of the user.
-        moment: of the request, in UTC seconds.
-
-    Returns:
-        Values of `DueItem` by their names.
-    """
-    first = int(times[0])
-    last = int(times[-1])
-    n_days = len(times)
-    gaps = np.diff(times)
-    deviation = ((gaps / gaps.mean() - 1) ** 2).sum()
-    # As if one more gap deviated by the mean.
-    irregularity = min(1.0, np.sqrt((1 + deviation) / n_days))
-    share_of_user = irregularity / (n_days - 1 + irregularity)
-    typical = np.rint(np.median(gaps) ** (1 - share_of_user) * usual**share_of_user)
-    due = last + typical
-    is_overdue = bool(due < moment)
+def _expect(item_id: Id, habit: Habit, score: float, name: str, moment: int) -> DueItem:
+    """Say when an item is expected next."""
+    rhythm = habit.rhythm
+    first, *_, last = rhythm.days
+    n_days = len(rhythm.days)
+    due: float = last + rhythm.gap
+    is_overdue = due < moment
     if is_overdue:
-        due = moment + WAIT * irregularity * (moment - first) / n_days
+        due = moment + WAIT * rhythm.irregularity * (moment - first) / n_days
 
-    every_days = float(typical) / DAY
-    return {
-        "due": int(due),
-        "is_overdue": is_overdue,
-        "last": last,
-        "n_days": n_days,
-        "every_days": round(every_days, 2),
-        "regularity": round(1 - float(irregularity), 2),
-    }
+    return DueItem(
+        item_id=item_id,
+        name=name,
+        due=int(due),
+        is_overdue=is_overdue,
+        last=last,
+        n_days=n_days,
+        every_days=rhythm.every_days,
+        regularity=round(1 - rhythm.irregularity, 2),
+        score=score,
+        text=habit.text,
+    )

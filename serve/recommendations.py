@@ -43,6 +43,7 @@ class Answer:
     unknown_items: int  # items of the history that the bundle does not know
     reason: str | None = None  # why fewer than k items came; None where k came
     propensity: Doubles | None = None  # of each item at its rank; None: nothing drawn
+    held_back: int = 0  # items that were just taken and may not be due again yet
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Recommendations:
         offsets: (B + 1,); request b has the entries `offsets[b]:offsets[b + 1]`.
         unknown_items: (B,) items of the history that the bundle does not know.
         reason: (B,) why fewer than k items came; None where k came.
+        held_back: (B,) items that were just taken and may not be due again yet.
     """
 
     user_id: Objects
@@ -70,6 +72,7 @@ class Recommendations:
     offsets: Ints
     unknown_items: Ints
     reason: Objects
+    held_back: Ints
 
     @classmethod
     def from_lists(
@@ -82,6 +85,7 @@ class Recommendations:
         unknown_items: Ints,
         user_id_type: IdType,
         reason: Objects | None = None,
+        held_back: Ints | None = None,
     ) -> Recommendations:
         """Build from padded lists.
 
@@ -93,10 +97,13 @@ class Recommendations:
             unknown_items: (B,).
             user_id_type: that of the bundle.
             reason: (B,) why its list is short; None where it is not.
+            held_back: (B,) items that were just taken; by default none.
         """
         requests, places = (rows >= 0).nonzero()
         if reason is None:
             reason = np.full(len(rows), None)
+        if held_back is None:
+            held_back = np.zeros(len(rows), np.int64)
 
         users = np.array([*user_ids], dtype=np.object_)
         rows_of_items = rows[requests, places]
@@ -112,6 +119,7 @@ class Recommendations:
             offsets=offsets,
             unknown_items=unknown_items,
             reason=reason,
+            held_back=held_back,
         )
 
     @property
@@ -140,6 +148,7 @@ class Recommendations:
             self.rank[entries],
             unknown_items,
             self.reason[index],
+            held_back=int(self.held_back[index]),
         )
 
     def to_table(self) -> pa.Table:
@@ -167,7 +176,7 @@ class Reason:
     item_id: Id | None = None  # of the history
     event: str | None = None
     days_ago: int | None = None  # of the last event
-    every_days: float | None = None  # mean of the days between events
+    every_days: float | None = None  # the typical gap, as of `DueItem`
     name: str | None = None  # of the item, the feature or the field
     value: str | None = None
 

@@ -4,7 +4,7 @@
 
 A user *owns* the items of their history. The memory is a learned term for each owned item: how soon
 it is taken again. Item-item weights of nobody in particular (the trend: what has been popular
-lately) count for everybody.
+lately) count for everybody. What was taken just now is not listed until it may be due again.
 
 The path of a request:
 
@@ -38,7 +38,7 @@ from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, Columns
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
-from serve.filters import Admission, explain_short, rank_filtered
+from serve.filters import Admission, JustTaken, explain_short, rank_filtered
 from serve.index import Pairs, Query, join_terms
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Answer, Recommendations
@@ -52,6 +52,9 @@ Recommend = Callable[[list[dict[str, Any]], int], Iterable[Answer]]
 # The items that are ranked: all, those that are not in the history, or only those that are.
 View = Literal["all", "novel", "owned"]
 
+_HELD = "not due again"  # the items of a list that are held back
+
+GOLDEN_ASKS = {"again": "any"}  # what golden requests ask for beside what is written
 _MAX_GOLDEN = 1000
 # of a score on another machine, per unit of the k-th where that is above 1
 _TOLERANCE = 2e-4
@@ -89,6 +92,9 @@ class Recommender:
         self.taste_dim = self.towers.taste_dim
         catalogue = Catalogue.of_items(bundle.items, bundle.index, schema)
         self._set_catalogue(catalogue, Columns(catalogue.table, schema.item_features))
+        data = bundle.manifest.facts.config.get("data", {})
+        targets = data.get("targets", {}).get("events")
+        self.just_taken = JustTaken(schema, targets, self.profiles)
 
     @classmethod
     def load(
@@ -207,7 +213,7 @@ class Recommender:
         rows, columns = np.unique(ids, return_inverse=True)
         scores = [np.empty((0, len(rows)))]
         for _, encoded in self._encode(self.check(requests)):
-            query = self._make_query(encoded, "all")
+            query = self._make_query(encoded, "all", {})
             scores.append(self.catalogue.index.score(query, rows))
 
         return np.concatenate(scores)[:, columns]
@@ -282,11 +288,13 @@ class Recommender:
         scores = np.empty((len(checked), length), np.float32)
         rows = np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
+        held_back = np.zeros(len(checked), np.int64)
         reason = np.full(len(checked), None)
 
         for tile, encoded in self._encode(checked):
             filters = [request.filters for request in checked[tile]]
-            query = self._make_query(encoded, view)
+            left_out = self._leave_out(encoded, view)
+            query = self._make_query(encoded, view, left_out)
             if any(filters):
                 lists = rank_filtered(index, self.admission, filters, query, length)
             else:
@@ -294,8 +302,9 @@ class Recommender:
 
             scores[tile], rows[tile] = lists
             unknown[tile] = encoded.unknown_items
+            owners, _ = left_out[_HELD]
+            held_back[tile] = np.bincount(owners, minlength=len(filters))
             if view != "owned":
-                left_out = _leave_out(encoded, view)
                 reason[tile] = explain_short(
                     self.admission, filters, left_out, rows[tile], k
                 )
@@ -309,9 +318,26 @@ class Recommender:
             unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
             reason=reason,
+            held_back=held_back,
         )
 
-    def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
+    def _leave_out(self, encoded: EncodedRequests, view: View) -> dict[str, Pairs]:
+        """Return which items are left out of lists, by the reason."""
+        requests = encoded.requests
+        moments = encoded.tower.arrays["request_times"]
+        if view != "all" or self.bundle.schema.repeats == "exclude":
+            requests = []
+        held_back = self.just_taken.hold_back(
+            requests, moments, self.catalogue.item_ids
+        )
+        left_out = {"excluded": encoded.excluded, _HELD: held_back}
+        if view == "novel":
+            left_out["owned"] = encoded.owned
+        return left_out
+
+    def _make_query(
+        self, encoded: EncodedRequests, view: View, left_out: Mapping[str, Pairs]
+    ) -> Query:
         """Run the user tower and put together what is added to its products.
 
         Items that the memory scores get no item-item terms. An event whose context is that of the
@@ -332,18 +358,10 @@ class Recommender:
 
         return Query(
             users,
-            left_out=join_terms(_leave_out(encoded, view).values()),
+            left_out=join_terms(left_out.values()),
             added=join_terms(terms),
             only=encoded.owned if view == "owned" else None,
         )
-
-
-def _leave_out(encoded: EncodedRequests, view: View) -> dict[str, Pairs]:
-    """Return which items are left out of lists, by the reason."""
-    left_out = {"excluded": encoded.excluded}
-    if view == "novel":
-        left_out["owned"] = encoded.owned
-    return left_out
 
 
 def _check_ids(ids: NDArray[np.generic], id_type: str) -> None:
@@ -374,7 +392,7 @@ def replay(content: bytes, recommend: Recommend) -> int:
         entries = json.loads(content or b"[]")
         if not 0 < len(entries) <= _MAX_GOLDEN:
             raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
-        requests = [entry["request"] for entry in entries]
+        requests = [entry["request"] | GOLDEN_ASKS for entry in entries]
         answers = recommend(requests, entries[0]["k"])
         differences = [*map(_find_difference, entries, answers)]
     except (ValueError, TypeError, KeyError, RecursionError) as error:

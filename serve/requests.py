@@ -2,7 +2,7 @@
 
     {user_id?, features?: {name: value}, context?: {name: value}, datetime?, exclude?: [item_id],
      history?: [{item_id, datetime?, event?, weight?, context?}] (oldest first),
-     filters?: {where?: text, only?: [item_id], at_most?: {column: n}}}
+     filters?: {where?: text, only?: [item_id], at_most?: {column: n}}, again?: "due" or "any"}
 
 None counts as not given. Single values are checked in `cells`, those of features by their `kinds`.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ from serve.encode import TIME, context_keys, encode_rows, keyed_by_name
 from serve.errors import MAX_SHOWN, SchemaError, name_nearest, show
 from serve.kinds import Feature
 from serve.schema import Schema
+
+# What was just taken is listed again when it may be due, or at any time.
+Again = Literal["due", "any"]
 
 MINUTE = 60  # within which a request is answered alike
 # Without events for longer, popularity and memory would have faded.
@@ -92,6 +95,9 @@ class Request:
         features: name -> value of user features, None where it is said to be missing.
         context: name -> value of context features.
         datetime: UTC seconds.
+        again: whether items that were just taken are listed before they may be due again.
+        n_fresh: how many events at the end of the history count as just now; None: those of the
+            last day, and all that have no time.
         user_known: whether there is anything about the user; None where nobody looked.
     """
 
@@ -102,6 +108,8 @@ class Request:
     datetime: int | None = None
     exclude: tuple[Id, ...] = ()
     filters: Filters | None = None
+    again: Again = "due"
+    n_fresh: int | None = None
     user_known: bool | None = None
 
 
@@ -256,6 +264,15 @@ def join_filters(first: Filters, second: Filters) -> Filters:
 # ---- fields of a request
 
 
+def _parse_again(raw: Any) -> Any:
+    if raw not in get_args(Again):
+        raise SchemaError(
+            f"again is {show(raw)}; allowed: 'due' holds back what was just taken until it may "
+            "be due again, 'any' lists it"
+        )
+    return raw
+
+
 def _parse_context(raw: Any, schema: Schema) -> dict[str, Any]:
     return _parse_values(raw, schema.context_features, "context")
 
@@ -364,4 +381,5 @@ _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
         raw, schema.item_id_type, "exclude"
     ),
     "filters": lambda raw, schema: parse_filters(raw, schema.item_id_type),
+    "again": lambda raw, _: _parse_again(raw),
 }

@@ -126,6 +126,7 @@ def recommend(
         unknown_items=pools.unknown_items,
         user_id_type=pools.user_id_type,
         reason=reason,
+        held_back=pools.held_back,
     )
 
 

@@ -75,12 +75,14 @@ class EncodedRequests:
     """The arrays of T requests, at least one.
 
     Attributes:
+        requests: the requests, with what is known of their users.
         tower: the inputs of the user tower.
         owned: the items of the histories.
         excluded: the items that the requests exclude.
         unknown_items: (T,) number of distinct items of each history that are not known.
     """
 
+    requests: Sequence[Request]
     tower: TowerInputs
     owned: Pairs
     excluded: Pairs
@@ -136,6 +138,7 @@ class RequestEncoder:
             owned_rows = owned.item_row
 
         return EncodedRequests(
+            requests=requests,
             tower=TowerInputs(arrays, history_rows, owned_rows),
             owned=(events.segments, events.item_row),
             excluded=self._find_excluded(requests),

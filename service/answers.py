@@ -63,6 +63,8 @@ def show_answer(
     unknown = find_unknown(recommender.bundle.schema, request)
     if unknown:
         content["unknown_values"] = unknown
+    if answer.held_back:
+        content["held_back"] = answer.held_back
     if answer.reason is not None:
         content["reason"] = answer.reason
     return content

@@ -50,7 +50,8 @@ def know_user(
         recall: returns the live state of a user.
 
     Returns:
-        A request without a history where the profile is all that there is.
+        A request without a history where the profile is all that there is. In another one, the
+        events from the first live one on count as just now.
     """
     fitted = _fit(user_id, profiles.user_ids)
     user_id = user_id if fitted is None else fitted
@@ -64,13 +65,18 @@ def know_user(
     excluded = tuple(item_id for item_id in dismissed if item_id is not None)
     is_live = len(recalled.history) > 0 or len(excluded) > 0
     history = None
+    n_fresh = None
     if len(live):
         profile = profiles.get(user_id)
         history = live if profile is None else _join(profile.history, live)
+        n_fresh = len(live)
+        if history.datetime is not None:
+            n_fresh = int((history.datetime >= live.columns()["datetime"][0]).sum())
 
     return Request(
         user_id,
         history=history,
+        n_fresh=n_fresh,
         exclude=excluded,
         user_known=is_live or user_id in profiles.positions,
     )

@@ -18,6 +18,7 @@ from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 from serve.recommendations import DueItem, Reason, Segment
+from serve.requests import Again
 
 MAX_REQUESTS = 256  # requests or events of a body
 MAX_EVENTS = 500  # of a history
@@ -107,6 +108,13 @@ class RequestBody(TypedDict, total=False):
     ]
     exclude: Annotated[Ids | None, Field(description="Items that must not be listed.")]
     filters: FilterBody | None
+    again: Annotated[
+        Again | None,
+        Field(
+            description="`due`, the default, holds back what was just taken until it may be due "
+            "again; `any` lists it. Without meaning where repeats are excluded."
+        ),
+    ]
 
 
 @_strict
@@ -224,7 +232,8 @@ class ItemList(TypedDict):
 
     `reason` says why there are fewer than k items; `unknown_values` names features with a value
     that is new to the bundle; `moment` is the time of the request in UTC seconds; `user_known` is
-    false if nothing is known of a `user_id`. In an experiment, `arm` is that of the user, and
+    false if nothing is known of a `user_id`; `held_back` counts the items that are not listed since
+    they were just taken. In an experiment, `arm` is that of the user, and
     `version` the one that gave this list.
     """
 
@@ -232,6 +241,7 @@ class ItemList(TypedDict):
     unknown_items: int
     moment: int
     user_known: NotRequired[bool]
+    held_back: NotRequired[int]
     unknown_values: NotRequired[list[str]]
     segment: NotRequired[ShortSegment]
     reason: NotRequired[str]

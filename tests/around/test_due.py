@@ -9,9 +9,10 @@ from statistics import mean, median
 
 import numpy as np
 import pytest
+from serve.filters import DEFAULT_GAP, EARLIEST
 from serve.reasons import WAIT, find_due
 from serve.recommender import Recommender
-from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
 IDS = item_ids(SHOP)
@@ -95,6 +96,7 @@ def test_rhythms_are_those_of_a_recomputation_event_by_event(recommender):
         request = {
             "history": history,
             "datetime": UNTIL + int(rng.integers(-span // 3, span)),
+            "again": "any",
         }
         (found,) = find_due(recommender, [request], k=20)
         expected = recompute(history, request["datetime"])
@@ -254,3 +256,154 @@ def test_only_events_that_training_had_as_targets_make_a_rhythm(recommender):
     bundle = replace(recommender.bundle, manifest=replace(manifest, facts=facts))
     (one,) = ask(Recommender(bundle), viewed, bought, take(IDS[1], -1, event="view")).items
     assert (one.item_id, one.n_days, one.last) == (IDS[1], 2, bought[-1]["datetime"])
+
+
+# ---- what was just taken
+
+
+@pytest.fixture(scope="module")
+def strangers(recommender):
+    """Give the bundle without profiles: no user tells the usual gap."""
+    return Recommender(recommender.bundle)
+
+
+def find_held(history, moment):
+    """Return the items that were taken within a day of the moment and may not be due again."""
+    rhythms = recompute(history, moment)
+    times_of = defaultdict(set)
+    for one in history:
+        if one["item_id"] in IDS:
+            times_of[one["item_id"]].add(min(one["datetime"], moment))
+    gaps = [
+        later - earlier for times in times_of.values() for earlier, later in pairwise(sorted(times))
+    ]
+    usual = median(gaps) if gaps else DEFAULT_GAP
+    held = set()
+    for item, times in times_of.items():
+        wait = usual
+        if item in rhythms and usual >= DAY:
+            _, _, _, _, every_days, regularity = rhythms[item]
+            wait = every_days * DAY * max(EARLIEST, regularity)
+        if moment - max(times) < min(wait, DAY):
+            held.add(item)
+    return held
+
+
+def draw_history(rng):
+    """Draw events of days, or within hours, of which the last ones are around the moment."""
+    span = int(rng.choice([3600, DAY, 40 * DAY]))
+    times = UNTIL - rng.integers(0, span, int(rng.integers(0, 25)))
+    times = np.sort(np.append(times, UNTIL - rng.integers(-DAY, 2 * DAY, int(rng.integers(0, 6)))))
+    return [
+        {"item_id": str(rng.choice([*IDS[:7], "gone"])), "datetime": int(time)} for time in times
+    ]
+
+
+def test_of_a_basket_in_a_request_the_items_are_listed_that_may_be_due_again(strangers):
+    rng = np.random.default_rng(4)
+    n_held = 0
+    n_listed = 0
+    for _ in range(200):
+        history = draw_history(rng)
+        request = {"history": history, "datetime": UNTIL + int(rng.integers(0, DAY))}
+        held = find_held(history, request["datetime"])
+        again = request | {"again": "any"}
+        whole, novel = strangers.recommend([again], N), strangers.recommend([request], N)
+        assert (whole.held_back.tolist(), len(whole.item_id)) == ([0], N)
+        assert novel.held_back.tolist() == [len(held)]
+        expected = [item for item in whole.item_id.tolist() if item not in held]
+        assert novel.item_id.tolist() == expected
+        assert (novel.of(0).reason is None) == (not held)
+        recent = {one["item_id"] for one in history if one["datetime"] > request["datetime"] - DAY}
+        n_held += len(held)
+        n_listed += len(recent & set(expected))
+    assert n_held > 100
+    assert n_listed > 20
+
+
+def test_what_is_held_back_is_last_of_what_is_due_and_never_overdue(strangers):
+    rng = np.random.default_rng(5)
+    n_last = 0
+    n_overdue = 0
+    for _ in range(200):
+        history = draw_history(rng)
+        request = {"history": history, "datetime": UNTIL + int(rng.integers(0, DAY))}
+        (found,) = find_due(strangers, [request], 20)
+        held = find_held(history, request["datetime"])
+        are_held = [one.item_id in held for one in found.items]
+        assert are_held == sorted(are_held)
+        assert not any(one.is_overdue for one in found.items if one.item_id in held)
+        (plain,) = find_due(strangers, [request | {"again": "any"}], 20)
+        assert sorted(plain.items, key=lambda one: one.item_id in held) == [*found.items]
+        n_last += sum(are_held)
+        n_overdue += sum(one.is_overdue for one in found.items)
+    assert n_last > 20
+    assert n_overdue > 20
+
+
+def test_without_times_all_of_a_basket_was_just_taken(strangers):
+    request = {"history": [{"item_id": item} for item in (*IDS[:3], IDS[0], "gone")]}
+    answer = strangers.recommend([request], N)
+    assert set(answer.item_id) == set(IDS[3:])
+    assert answer.held_back.tolist() == [3]
+    timeless = replace(SHOP, has_datetime=False)
+    recommender = Recommender(replace(strangers.bundle, schema=timeless))
+    assert set(recommender.recommend([request], N).item_id) == set(IDS[3:])
+
+
+def test_a_view_or_a_return_takes_nothing_and_an_event_without_a_type_does(strangers):
+    events = {IDS[0]: "view", IDS[1]: "buy", IDS[2]: "returned", IDS[3]: None, IDS[4]: "ordered"}
+    history = [{"item_id": item, "event": event} for item, event in events.items()]
+
+    def find_missing(targets):
+        manifest = strangers.bundle.manifest
+        config = {"data": {"targets": {"events": targets}}}
+        manifest = replace(manifest, facts=replace(manifest.facts, config=config))
+        recommender = Recommender(replace(strangers.bundle, manifest=manifest))
+        return {*IDS} - {*recommender.recommend([{"history": history}], N).item_id}
+
+    assert find_missing(["buy"]) == {IDS[1], IDS[3]}
+    # without declared targets, training predicted all types that it had: a view is one of them
+    assert find_missing(None) == {IDS[0], IDS[1], IDS[3], IDS[4]}
+
+
+def test_the_usual_gap_of_the_profiles_is_waited_for_where_the_user_has_none(recommender):
+    gaps = []
+    for user in known_users(SHOP).values():
+        times_of = defaultdict(set)
+        for one in user["history"]:
+            times_of[one["item_id"]].add(one["datetime"])
+        gaps += [b - a for times in times_of.values() for a, b in pairwise(sorted(times))]
+    wait = median(gaps)
+    assert 0 < wait < DEFAULT_GAP
+
+    def count(seconds):
+        moment = UNTIL + int(seconds)
+        history = [{"item_id": IDS[0], "datetime": UNTIL}]
+        request = {"history": history, "datetime": min(moment, UNTIL + DAY - 1)}
+        return recommender.recommend([request], N).held_back.tolist()
+
+    assert count(min(wait, DAY) - 1) == [1]
+    known = recommender.just_taken
+    request = recommender.check([{"history": take(IDS[0], -1), "datetime": DAWN}])[0]
+    fresh = replace(request, n_fresh=1)
+    last = fresh.history.datetime[0]
+    for seconds, is_held in ((wait - 1, True), (wait, False)):
+        takings = known.find(fresh, int(last + seconds), recommender.catalogue.item_ids)
+        assert (takings.held_back == [0]) == is_held
+
+
+def test_of_a_profile_alone_and_of_other_views_nothing_is_held_back(recommender, tmp_path):
+    for user, known in known_users(SHOP).items():
+        moment = max([UNTIL, *(one["datetime"] for one in known["history"])])
+        asked = {"user_id": user, "datetime": moment}
+        plain = recommender.recommend([asked, asked | {"again": "any"}], N)
+        assert plain.held_back.tolist() == [0, 0]
+        assert plain.of(0).item_id.tolist() == plain.of(1).item_id.tolist()
+    request = {"history": take(IDS[0], 0), "datetime": DAWN + DAY}
+    assert recommender.recommend([request], N).held_back.tolist() == [1]
+    assert recommender.recommend([request], N, filter_viewed=True).held_back.tolist() == [0]
+    assert recommender.rank_owned([request], N).item_id.tolist() == [IDS[0]]
+    films = Recommender.load(publish_linear(tmp_path, FILMS, 3))
+    request = {"history": [{"item_id": item_ids(FILMS)[0]}]}
+    assert len(films.recommend([request], N, filter_viewed=False).item_id) == N

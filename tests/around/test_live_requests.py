@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from serve.profiles import Profiles
+from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
 from service.event_log import Observation
 from service.known_users import complete
@@ -81,6 +82,7 @@ def test_answers_are_those_of_a_profile_that_has_the_events(
         raw = [{"user_id": user_id} for user_id in grown] + [
             {"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}
         ]
+        raw = [request | {"again": "any"} for request in raw]
         requests = [
             complete(parse_request(request, schema), recommender.profiles, store) for request in raw
         ]
@@ -115,6 +117,41 @@ def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_s
     for request, is_known in known.items():
         assert complete(request, profiles, store) == replace(request, user_known=is_known)
     assert complete(Request("grump"), profiles, store).user_known
+
+
+def test_what_was_taken_live_is_not_listed_until_it_may_be_due_again(recommenders, store):
+    recommender = recommenders["shop"]
+    user_id, *_ = known_users(SHOP)
+    (best, *_) = recommender.recommend([Request(user_id, datetime=UNTIL)], N).item_id
+    other = next(item for item in item_ids(SHOP) if item != best)
+
+    def ask(**more):
+        request = complete(Request(user_id, **more), recommender.profiles, store)
+        return recommender.recommend([request], N).of(0)
+
+    store.observe(user_id, best, "buy", UNTIL + 5)
+    after = ask(datetime=UNTIL + 9)
+    assert best not in after.item_id
+    assert after.held_back == 1
+    whole = ask(datetime=UNTIL + 9, again="any")
+    assert [item for item in whole.item_id if item != best] == after.item_id.tolist()
+    # a history of its own says nothing of what was taken live
+    own = parse_request({"history": [{"item_id": other}]}, SHOP).history
+    alone = ask(history=own, datetime=UNTIL + 9)
+    assert (best in alone.item_id, alone.held_back) == (True, 1)
+    # the same event in the profile of a later training is still held back
+    profile = recommender.profiles.get(user_id)
+    grown = replace(
+        Profiles.none(SHOP),
+        user_ids=np.array([user_id], object),
+        history=complete(Request(user_id), recommender.profiles, store).history,
+        offsets=np.array([0, len(profile.history) + 1]),
+    )
+    request = complete(Request(user_id, datetime=UNTIL + 9), grown, store)
+    later = Recommender(recommender.bundle, grown).recommend([request], N).of(0)
+    assert best not in later.item_id
+    far = ask(datetime=UNTIL + 400 * DAY)
+    assert (best in far.item_id, far.held_back) == (True, 0)
 
 
 def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):

@@ -1,11 +1,13 @@
 """The fall of a score without one part of a request is what the plain recommender says of the reduced request."""
 
+import re
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from serve.index import Neighbours
-from serve.reasons import MAX_SAID, MIN_SHARE, explain
+from serve.reasons import MAX_SAID, MIN_SHARE, explain, find_due
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import draw_history, known_users, make_profiles
@@ -46,7 +48,7 @@ def draw_requests(schema, n):
 def score(recommender, request, items):
     """Ask the plain recommender for lists of these items alone."""
     (answer,) = recommender.recommend(
-        [request | {"filters": {"only": items}}], len(items), filter_viewed=False
+        [request | {"filters": {"only": items}, "again": "any"}], len(items), filter_viewed=False
     )
     found = dict(zip(answer.item_id.tolist(), answer.score.tolist(), strict=True))
     return np.array([found[item] for item in items])
@@ -154,12 +156,13 @@ def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
     } <= texts
     assert "because of your income: 400.5" in texts
     bought = next(one for one in said.values() if one.item_id == first)
-    assert (bought.event, bought.days_ago, bought.every_days) == ("buy", 5, 2.5)
+    # gaps of 1 and 4 days: their median, drawn towards that of the user's three gaps
+    assert (bought.event, bought.days_ago, bought.every_days) == ("buy", 5, 2.84)
     of_itself = [one for (place, _), one in said.items() if one.item_id == ids[place]]
     assert [one.kind for one in of_itself] == ["memory"] * len(of_itself) != []
     assert {one.text for one in of_itself} <= {
-        "you buy this about every 2 days, last 5 days ago",
-        "you take this about every 4 days, last yesterday",
+        "you bought this 3 times, last 5 days ago",
+        "you took this twice, last yesterday",
     }
 
 
@@ -205,3 +208,116 @@ def test_the_verb_is_that_of_the_event_where_it_is_known(recommender, schema, ev
     (lists,) = explain(recommender, [asked], [item_ids(schema)[1:]])
     said = {one.text for reasons in lists for one in reasons if one.kind == "history"}
     assert said == {f"because you {verb if 'Title' in verb else f'{verb} Title 0'} 3 days ago"}
+
+
+# ---- sentences of rhythms, against the events
+
+_SENTENCE = re.compile(
+    r"you (?P<used>used to )?\w+ this(?: in the cart)?"
+    r"(?: (?:about every (?P<every>\d+) days|(?P<daily>nearly every day)|(?P<twice>twice)"
+    r"|(?P<times>\d+) times|on (?P<on>\d+) days))?"
+    r"(?:,? (?:last )?(?:(?P<today>today)|(?P<yesterday>yesterday)|(?P<ago>\d+) days ago))?"
+)
+
+
+def find_contradiction(text, times, moment, every_days):
+    """Compare a sentence with the times of the events and with the typical gap in days.
+
+    Returns:
+        What is wrong, "" if nothing is.
+    """
+    said = _SENTENCE.fullmatch(text)
+    if said is None:
+        return "it cannot be read"
+    times = [min(time, moment) for time in times]
+    days = len({time // DAY for time in times})
+    ago = (moment - max(times)) // DAY
+    said_ago = 0 if said["today"] else 1 if said["yesterday"] else int(said["ago"])
+    if said_ago != ago:
+        return f"last {ago} days ago"
+    n_said = 2 if said["twice"] else int(said["times"] or 0)
+    if n_said and n_said != len(set(times)):
+        return f"{len(set(times))} times"
+    if said["on"] and int(said["on"]) != days:
+        return f"on {days} days"
+    if not (said["every"] or said["daily"]):
+        return "" if days <= 3 and not said["used"] else "it has a rhythm"
+    every = 1 if said["daily"] else int(said["every"])
+    if days <= 3:
+        return f"{days - 1} gaps make no rhythm"
+    if abs(every - every_days) > 0.5 + 0.01 and not (said["daily"] and every_days < 1.5):
+        return f"about every {every_days} days"
+    if not said["used"] and ago > 2.5 * min(every, every_days):
+        return "it was long ago"
+    if said["used"] and ago <= 2.5 * min(every, every_days):
+        return "it was lately"
+    return ""
+
+
+def test_no_sentence_contradicts_its_own_numbers_or_the_events(tmp_path):
+    recommender = Recommender.load(publish_linear(tmp_path, SHOP, 3))
+    rng = np.random.default_rng(8)
+    ids = item_ids(SHOP)
+    forms = Counter()
+    for _ in range(300):
+        span = int(rng.choice([5, 30, 300])) * DAY
+        times = np.sort(UNTIL - rng.integers(0, span, int(rng.integers(1, 40))))
+        history = [
+            {"item_id": ids[int(rng.integers(5))], "datetime": int(time), "event": "buy"}
+            for time in times
+        ]
+        moment = UNTIL + int(rng.integers(0, 60)) * int(rng.integers(0, 2)) * DAY
+        request = {"history": history, "datetime": moment}
+        times_of = defaultdict(list)
+        for event in history:
+            times_of[event["item_id"]].append(event["datetime"])
+        sentences = []
+        for due in find_due(recommender, [request], N)[0].items:
+            sentences.append((due.item_id, due.text, due.every_days))
+        (explained,) = explain(recommender, [request], [ids[:5]])
+        for item, reasons in zip(ids, explained, strict=False):
+            for reason in reasons:
+                if reason.kind == "memory":
+                    sentences.append((item, reason.text, reason.every_days))
+                    assert reason.days_ago == (moment - times_of[item][-1]) // DAY
+        rhythms = {item: every_days for item, _, every_days in sentences}
+        for item, text, every_days in sentences:
+            assert every_days == rhythms[item]
+            assert find_contradiction(text, times_of[item], moment, every_days) == "", text
+            forms[re.sub(r"\d+", "n", text).split(",")[0]] += 1
+    assert forms["you buy this about every n days"] > 50
+    assert forms["you used to buy this about every n days"] > 20
+    assert forms["you used to buy this nearly every day"] > 5
+    assert forms["you buy this nearly every day"] > 5
+    assert forms["you bought this twice"] > 50
+    assert forms["you bought this n times"] > 50
+    assert forms["you bought this on n days"] > 5
+
+
+def test_a_listed_item_that_was_only_viewed_is_said_to_be_viewed(tmp_path):
+    recommender = Recommender.load(publish_linear(tmp_path, SHOP, 3))
+    manifest = recommender.bundle.manifest
+    config = {"data": {"targets": {"events": ["buy"]}}}
+    manifest = replace(manifest, facts=replace(manifest.facts, config=config))
+    recommender = Recommender(replace(recommender.bundle, manifest=manifest))
+    seen, had, *_ = item_ids(SHOP)
+    events = (
+        (9, had, "buy"),
+        (5, seen, "view"),
+        (4, had, "buy"),
+        (2, seen, "view"),
+        (1, had, "view"),
+    )
+    history = [
+        {"item_id": item, "event": event, "datetime": UNTIL - day * DAY}
+        for day, item, event in events
+    ]
+    request = {"history": history, "datetime": UNTIL}
+    (lists,) = explain(recommender, [request], [[seen, had]])
+    said = {
+        reason.item_id: reason for reasons in lists for reason in reasons if reason.kind == "memory"
+    }
+    assert said[seen].text == "you viewed this 2 days ago"
+    assert (said[seen].event, said[seen].every_days) == ("view", None)
+    assert said[had].text == "you bought this twice, last 4 days ago"
+    assert (said[had].event, said[had].days_ago, said[had].every_days) == ("buy", 4, 5)

@@ -40,8 +40,9 @@ def test_answers_are_those_of_brute_force(recommenders, world, k, mode):
         recommenders[world],
         requests_of(WORLDS[world]),
     )
+    again = [request | {"again": "any"} for request in requests]
     ask = {
-        "all": lambda: recommender.recommend(requests, k, filter_viewed=False),
+        "all": lambda: recommender.recommend(again, k, filter_viewed=False),
         "novel": lambda: recommender.recommend(requests, k, filter_viewed=True),
         "owned": lambda: recommender.rank_owned(requests, k),
     }
@@ -134,7 +135,8 @@ def test_an_item_older_than_the_memory_is_still_owned(recommenders):
     assert set(ids[1:3]) & set(novel.item_id) == set()
     assert len(novel.item_id) == N - 2
     assert set(recommenders["shop"].rank_owned([{"history": history}], N).item_id) == set(ids[1:3])
-    everything = recommenders["shop"].recommend([{"history": history}], N, filter_viewed=False)
+    again = {"history": history, "again": "any"}
+    everything = recommenders["shop"].recommend([again], N, filter_viewed=False)
     assert sorted(everything.item_row) == list(range(N))
 
 

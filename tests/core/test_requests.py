@@ -136,7 +136,7 @@ def at(*times):
     [
         ([], r"request is \[\] \(list\); expected a mapping"),
         ({"histroy": []}, "unknown name 'histroy' .*did you mean 'history'"),
-        ({7: 1}, r"unknown name 7 \(int\); allowed: context"),
+        ({7: 1}, r"unknown name 7 \(int\); allowed: again, context"),
         ({"user_id": 10**5000}, "user_id is an integer of more than 64 bits"),
         ({"features": [1]}, r"features is \[1\] \(list\)"),
         (

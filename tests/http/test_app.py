@@ -4,6 +4,7 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from tests.linear_bundle import (
     publish_linear,
     write_linear,
 )
-from tests.linear_profiles import known_users
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.served import JSON, ROOT, ask
 
 AUTHORISED = JSON | {"authorization": f"Bearer {TOKEN}"}
@@ -364,7 +365,7 @@ def test_a_dismissed_item_is_kept_away_whatever_history_the_request_has(changing
     )
     assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23)
     assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23, history=history)
-    assert unwanted in listed(changing, repeats="allow", k=23, history=history)
+    assert unwanted in listed(changing, repeats="allow", k=23, history=history, again="any")
     ask(
         changing,
         "POST",
@@ -372,6 +373,69 @@ def test_a_dismissed_item_is_kept_away_whatever_history_the_request_has(changing
         {"user_id": user, "item_id": unwanted, "event": "undismiss"},
     )
     assert unwanted in listed(changing, user_id=user, repeats="allow", k=23)
+
+
+@pytest.fixture
+def buying(tmp_path):
+    """Give an application of a bundle whose training predicted what is bought."""
+    with Stage.open(tmp_path / "bought") as stage:
+        facts = replace(
+            write_linear(stage, SHOP, 3), config={"data": {"targets": {"events": ["buy"]}}}
+        )
+        bundle = publish(stage.prepare(facts, {})).path
+    write_profiles(bundle.parent / "profiles", make_profiles(SHOP, known_users(SHOP)))
+    with asking(bundle) as app:
+        yield app
+
+
+def ask_list(app, **request):
+    reply = ask(app, "POST", "/v1/recommend", {**NOW, "k": N, **request})
+    assert reply.status == 200, reply
+    answer = reply.json["answers"][0]
+    return [item["item_id"] for item in answer["items"]], answer
+
+
+def test_what_is_taken_leaves_the_list_until_it_may_be_due_again(buying):
+    user = a_user(SHOP)
+    before, answer = ask_list(buying, user_id=user)
+    assert "held_back" not in answer
+
+    def send(event, item, **more):
+        body = {"user_id": user, "item_id": item, "event": event, "datetime": UNTIL + 9, **more}
+        assert ask(buying, "POST", "/v1/events", body).json["kept"] == 1
+
+    send("view", before[1])
+    assert before[1] in ask_list(buying, user_id=user)[0]
+    send("buy", before[0])
+    after, answer = ask_list(buying, user_id=user)
+    assert before[0] not in after
+    assert (answer["held_back"], len(after)) == (1, N - 1)
+    assert "1 of them are not due again" in answer["reason"]
+    again, answer = ask_list(buying, user_id=user, again="any")
+    assert sorted(again) == sorted(before)
+    assert "held_back" not in answer
+    (due,) = ask(buying, "POST", "/v1/due", {"user_id": user, "k": N, **NOW}).json["items"][-1:]
+    late = {"datetime": due["due"] + 400 * 86_400}
+    assert before[0] in ask_list(buying, user_id=user, **late)[0]
+    many = {"requests": [NOW | {"user_id": user}, NOW | {"user_id": user, "again": "any"}], "k": N}
+    lists = ask(buying, "POST", "/v1/recommend", many).json["answers"]
+    assert [len(one["items"]) for one in lists] == [N - 1, N]
+    assert [one.get("held_back") for one in lists] == [1, None]
+
+
+def test_the_items_of_a_basket_are_not_listed_for_it(buying):
+    ids = item_ids(SHOP)
+    basket = [{"item_id": item} for item in ids[:3]]
+    listed_items, answer = ask_list(buying, history=basket)
+    assert set(listed_items) == set(ids[3:])
+    assert answer["held_back"] == 3
+    assert set(ask_list(buying, history=basket, again="any")[0]) == set(ids)
+    for dials in ({"diversity": 0.5}, {"novelty": 0.5}, {"new_share": 0.5}, {"explain": True}):
+        shown, answer = ask_list(buying, history=basket, **dials)
+        assert (set(shown), answer["held_back"]) == (set(ids[3:]), 3)
+    reply = ask(buying, "POST", "/v1/recommend", {"again": "now"})
+    assert reply.status == 422
+    assert "again" in reply.json["error"]["field"]
 
 
 def test_events_are_kept_all_or_none(changing, schema):

@@ -111,6 +111,18 @@ def test_users_stay_in_arms_that_have_their_versions_and_policies(registry, bund
     assert len(set(map(tuple, drawn))) > 5
 
 
+def test_what_a_basket_holds_is_drawn_by_no_arm(registry, bundles):
+    app = serve(registry[0], EXPERIMENT)
+    with closing(app.state.shared):
+        lists = lists_of(app, [f"user {number}" for number in range(20)])["answers"]
+    assert {one["arm"] for one in lists} == {"old", "new"}
+    for one in lists:
+        assert one["held_back"] == len(HISTORY)
+        items = {item["item_id"] for item in one["items"]}
+        assert len(items) == K
+        assert not items & {event["item_id"] for event in HISTORY}
+
+
 def test_a_request_alone_is_answered_and_logged_as_its_arm_says(registry, bundles):
     registry, versions = registry
     arms = {

@@ -105,6 +105,19 @@ def test_a_file_of_requests_is_answered(
     np.testing.assert_allclose([float(row["score"]) for row in rows], answers.score, rtol=1e-6)
 
 
+def test_an_option_lists_what_the_requests_have_just_now(bundle, requests_file, tmp_path):
+    loaded = Recommender.load(bundle)
+    lists = {}
+    for again in ("due", "any"):
+        out = tmp_path / f"{again}.csv"
+        command = ("recommend", "--bundle", bundle, "--requests", requests_file, "--out", out)
+        assert run(*command, "--k", N, "--again", again) == 0
+        lists[again] = [row["item_id"] for row in read_csv(out)]
+        asked = [{**request, "again": again} for request in REQUESTS]
+        assert lists[again] == loaded.recommend(asked, N).item_id.tolist()
+    assert len(lists["any"]) - len(lists["due"]) == 1  # the item of the one basket
+
+
 def test_all_users_are_answered_in_batches_and_in_their_order(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(answering, "_BATCH", 2)
     out = tmp_path / "recs.parquet"
