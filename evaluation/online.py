@@ -165,7 +165,8 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
     """Return rates per slot and per list, with intervals over users.
 
     Args:
-        slots: of a `Feedback`; with `is_new` and `is_unknown` where a bundle is known.
+        slots: of a `Feedback`; with `is_new` where a bundle is known, with `is_unknown` where its
+            profiles are.
     """
     # A list of nobody stands for a user of its own.
     owner = slots["user_id"].fillna(slots["list"].astype("str"))
@@ -189,8 +190,9 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
 
     figures |= {"new_item_share": None, "unknown_user_share": None}
     if "is_new" in slots:
-        is_unknown = by_list["is_unknown"].first()
         figures["new_item_share"] = _mean(slots["is_new"], owner)
+    if "is_unknown" in slots:
+        is_unknown = by_list["is_unknown"].first()
         figures["unknown_user_share"] = _mean(is_unknown, owner_of_list)
 
     return figures

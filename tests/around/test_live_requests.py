@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from serve.profiles import Profiles
 from serve.requests import History, Request, parse_request
-from service.event_log import Observation
+from service.event_log import Observation, parse_observations
 from service.known_users import complete
 from service.state import StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
@@ -115,6 +115,32 @@ def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_s
     for request, is_known in known.items():
         assert complete(request, profiles, store) == replace(request, user_known=is_known)
     assert complete(Request("grump"), profiles, store).user_known
+
+
+@pytest.mark.parametrize("user_id", ["u1", "newcomer"])
+def test_a_live_event_has_the_context_that_a_trained_one_has(recommenders, store, user_id):
+    pd = pytest.importorskip("pandas")
+    from datamodules.sequences import build_sequences
+
+    profiles, ids = recommenders["shop"].profiles, item_ids(SHOP)
+    devices = ["web", "phone", None, "fridge", "web"]
+    raw = [
+        {"item_id": ids[row], "datetime": UNTIL + row * 3600, "context": {"device": device}}
+        for row, device in enumerate(devices)
+    ]
+    sent = [{**event, "user_id": user_id} for event in raw]
+    store.observe_many(parse_observations(sent, SHOP, UNTIL + DAY))
+    store.observe(user_id, ids[9], "view", UNTIL + DAY)
+    live = complete(Request(user_id), profiles, store).history
+    assert live.context[-1] == 0  # nobody said in which it happened
+    table = pd.DataFrame(raw).drop(columns="context").assign(device=devices, user_id=user_id)
+    trained = build_sequences(table, table[["user_id"]][:1], np.sort(ids), SHOP).events
+    assert live.context[-6:-1].tolist() == trained.context.tolist()
+    assert len({*live.context[-6:]}) == 6
+    before = profiles.get(user_id)
+    if before is not None:
+        assert len(live) == len(before.history) + 6
+        assert not live.context[: len(before.history)].any()
 
 
 def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):
