@@ -22,10 +22,9 @@ import pandas as pd
 from scipy.stats import chi2
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from evaluation.feedback import add_profiles
 from evaluation.holdout import plain_requests
 from evaluation.metrics import MAX_VALUES
-from evaluation.online import read_frames
+from evaluation.online import add_profiles, load_served, read_frames
 from serve.arrays import Doubles
 from serve.bundle import DRIFT, METRICS, STATE, STATE_FILE
 from serve.clock import DAY
@@ -35,7 +34,7 @@ from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
-from service.sources import NO_PROFILES, load_served
+from service.sources import NO_PROFILES
 
 # of a column: users, edges of numbers, names and shares of bins
 Spec = dict[str, Any]

@@ -24,7 +24,9 @@ from evaluation.experiments import check_shares, compare
 from evaluation.online import (
     Feedback,
     Figures,
+    add_profiles,
     join,
+    load_served,
     measure,
     measure_groups,
     read_frames,
@@ -47,7 +49,7 @@ from service.experiment import Experiment
 from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
-from service.sources import NO_PROFILES, load_served
+from service.sources import NO_PROFILES
 from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0
@@ -70,17 +72,6 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule feedback") -
 
     add_profiles(parser)
     return run_command(lambda: run(parser.parse_args(argv)))
-
-
-def add_profiles(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says where profiles are, as the service has it."""
-    parser.add_argument(
-        "--profiles",
-        type=Path,
-        metavar="DIR",
-        help="folder of profiles, as the service has it; default: beside the bundle, "
-        "or in the registry",
-    )
 
 
 def add_log_options(parser: argparse.ArgumentParser) -> None:

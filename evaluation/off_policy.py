@@ -26,8 +26,14 @@ import pandas as pd
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from evaluation.feedback import add_log_options, add_profiles, read_log_of
-from evaluation.online import DISMISSALS, Estimate, Feedback, estimate_mean
+from evaluation.feedback import add_log_options, read_log_of
+from evaluation.online import (
+    DISMISSALS,
+    Estimate,
+    Feedback,
+    add_profiles,
+    estimate_mean,
+)
 from serve.arrays import Doubles, Floats, Ints
 from serve.cells import parse_id
 from serve.errors import SchemaError

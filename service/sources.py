@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.bundle import BUNDLE, CURRENT, ITEMS_FILE
 from serve.errors import BundleError, SchemaError, say
 from serve.recommender import Recommender
-from service.live_items import LiveItems
 from service.registry import LOADING_ERRORS, Registry, check_version
 
 NO_PROFILES = (
@@ -99,29 +97,6 @@ class RegistrySource:
 
 
 Source = BundleSource | RegistrySource
-
-
-def load_served(
-    home: Path, state: Path, profiles: Path | None = None
-) -> Recommender | None:
-    """Load what a service answers with, to look at its log: bundle, profiles and live items.
-
-    Args:
-        home: folder of the run, or of the registry.
-        state: folder of the state.
-        profiles: folder of the profiles; by default, as in a service, the one in `home`.
-
-    Returns:
-        The recommender; None if the folder has no bundle.
-    """
-    source: Source = BundleSource(home / BUNDLE, profiles)
-    if (home / CURRENT).exists():
-        source = RegistrySource(Registry(home), profiles)
-    elif not (home / BUNDLE).exists():
-        return None
-
-    with closing(LiveItems(state / ITEMS_FILE, source.load())) as items:
-        return items.recommender
 
 
 def explain_fault(error: Exception) -> str:
