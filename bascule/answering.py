@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from textwrap import shorten
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from datamodules.read import read_columns
+from serve.arrays import Id, to_arrow
 from serve.bundle import MANIFEST, Bundle
-from serve.errors import SchemaError
+from serve.errors import SchemaError, show
+from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
 from service.answers import find_unknown, show_items
@@ -42,22 +47,35 @@ def recommend(options: Namespace) -> None:
         requests = (replace(request, again=options.again) for request in requests)
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
     unknown = Counter[str]()
+    known_users = {None, *recommender.profiles.positions}
+    unknown_users: dict[Id | None, None] = {}
     reasons: list[str | None] = []  # why lists are short
+    to_table: Callable[[Recommendations], pa.Table] = Recommendations.to_table
+    if options.names:
+        to_table = partial(_to_named_table, recommender)
 
     def answer() -> Iterator[pa.Table]:
         while batch := list(islice(requests, _BATCH)):
             lists = recommender.recommend(batch, options.k, filter_viewed)
             for request in batch:
                 unknown.update(find_unknown(recommender.bundle.schema, request))
+                if request.user_id not in known_users:
+                    unknown_users[request.user_id] = None
             unknown["history"] += int(lists.unknown_items.sum())
             reasons.extend(lists.reason.tolist())
-            yield lists.to_table()
+            yield to_table(lists)
 
-    empty = recommender.recommend([], options.k, filter_viewed).to_table()
+    empty = to_table(recommender.recommend([], options.k, filter_viewed))
     write_tables(answer(), empty.schema, options.out)
     print(f"{len(reasons)} requests answered: {options.out}")
-    for note in _note(unknown, reasons):
+    for note in _note(unknown, list(unknown_users), reasons):
         print(f"note: {note}", file=sys.stderr)
+
+
+def _to_named_table(recommender: Recommender, lists: Recommendations) -> pa.Table:
+    features = recommender.bundle.schema.item_features
+    names = recommender.catalogue.name(lists.item_id.tolist(), features)
+    return lists.to_table().append_column("name", to_arrow(np.array(names, np.object_)))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
@@ -86,8 +104,13 @@ def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Req
     )
 
 
-def _note(unknown: Counter[str], reasons: Sequence[str | None]) -> Iterator[str]:
-    """Yield sentences about unknown values and short lists."""
+def _note(
+    unknown: Counter[str], unknown_users: Sequence[Any], reasons: Sequence[str | None]
+) -> Iterator[str]:
+    """Yield sentences about unknown values and users, and short lists."""
+    if unknown_users:
+        yield f"unknown users: {len(unknown_users)}, the first {show(unknown_users[0])}"
+
     counts = [
         f"{name} ({count} times)" for name, count in sorted(unknown.items()) if count
     ]

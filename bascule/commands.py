@@ -51,7 +51,7 @@ TRAINING = {
 
 _RECOMMEND_HELP = """
 A file of requests is JSON Lines; what a request leaves out counts as missing:
-  {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}]}
+  {"user_id": "u7", "context": {"device": "phone"}, "history": [7, 12]}
   {"user_id": "u8", "filters": {"at_most": {"brand": 2}}}
 
 example:
@@ -129,6 +129,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "COLUMN=N",
         "help": "list at most N items with the same value of a column",
     },
+    "--names": {"action": "store_true", "help": "also write the names of items"},
     "--profiles": _FOLDER
     | {"help": "folder of profiles (default: beside the bundle, or in the registry)"},
     "--out": {
@@ -233,7 +234,8 @@ COMMANDS = {
         "answering.recommend",
         "write the best items of each request to a file",
         "--bundle --out",
-        "--requests --all-users --k --repeats --again --where --only --at-most --profiles"
+        "--requests --all-users --k --repeats --again --names"
+        " --where --only --at-most --profiles"
         " --trusted-keys",
         _RECOMMEND_HELP,
     ),

@@ -14,7 +14,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -25,9 +24,9 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from evaluation.holdout import plain_requests
 from evaluation.metrics import MAX_VALUES
-from evaluation.online import read_frames
+from evaluation.online import add_profiles, load_served, read_frames
 from serve.arrays import Doubles
-from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
+from serve.bundle import DRIFT, METRICS, STATE, STATE_FILE
 from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.files import write_file
@@ -35,7 +34,7 @@ from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
-from service.live_items import LiveItems
+from service.sources import NO_PROFILES
 
 # of a column: users, edges of numbers, names and shares of bins
 Spec = dict[str, Any]
@@ -58,6 +57,7 @@ N_LISTS = 1000
 N_TIMED = 300
 K = 10
 FIRST_SCORE = "score of the first item"
+_UNTOLD = "the training had too few users"
 STATUSES = ("red", "watch", "ok", "few")  # worst first
 
 
@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
         help="folder of the state; default: in the run",
     )
 
+    add_profiles(parser)
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -95,9 +96,12 @@ def run(options: argparse.Namespace) -> None:
         )
 
     frames = read_frames(state / STATE_FILE)
-    loaded = Recommender.load(options.run / BUNDLE)
-    with closing(LiveItems(state / ITEMS_FILE, loaded)) as items:
-        recommender = items.recommender
+    recommender = load_served(options.run, state, options.profiles)
+    if recommender is None:
+        raise SchemaError(f"{options.run} has no bundle; give the folder of a run")
+    if not len(recommender.profiles):
+        raise SchemaError(NO_PROFILES)
+
     rows = compare(snapshot, recommender, *frames)
     before = metrics["timing"][LATENCY]
     now = time_answers(recommender)
@@ -214,10 +218,11 @@ def compare(
     n_listed = slots["item_id"].nunique()
 
     reach = None
+    reached = f"needs {snapshot['lists']:,} lists of this version, has {len(lists):,}"
     if len(lists) == snapshot["lists"]:
         reach = abs(n_listed - snapshot["listed"]) / before
+        reached = f"{snapshot['listed']} to {n_listed} of {before}"
     grown = f"{before} to {n_items} items"
-    reached = f"{snapshot['listed']} to {n_listed} of {before}"
     rows.append(make_row("catalogue", abs(n_items / before - 1), 0, grown))
     rows.append(make_row("items in a list", reach, 0, reached))
     return rows
@@ -355,11 +360,12 @@ def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
     before = np.maximum(spec["shares"], LEAST)
     now = np.maximum(shares, LEAST)
     terms = (now - before) * np.log(now / before)
-    index: float | None = float(terms.sum())  # the population stability index
-
-    per_user = 1 / max(n_users, 1) + 1 / max(spec["users"], 1)
-    if chdtri(len(terms) - 1, CHANCE) * per_user > SHIFT[0]:
-        index = None
+    index = float(terms.sum())  # the population stability index
+    # Among 1 / per_user users chance alone does not reach `watch`.
+    per_user = SHIFT[0] / chdtri(len(terms) - 1, CHANCE) - 1 / max(spec["users"], 1)
+    if n_users * per_user < 1:
+        needed = f"needs {np.ceil(1 / per_user):,.0f} users"
+        return make_row(name, None, n_users, needed if per_user > 0 else _UNTOLD)
 
     most = int(terms.argmax())
     bin_name = [*spec["names"], OTHERS, MISSING][most]
@@ -376,12 +382,11 @@ def make_row(
         name: of what is compared.
         index: how far it has moved; None where there are too `few` users or lists.
         n_users: behind the figures.
-        moved: what moved most.
+        moved: what moved most, or how many would be needed.
         limits: of `watch` and `red`.
     """
-    status = "few"
     if index is None:
-        moved = ""
+        status = "few"
     elif index >= limits[1]:
         status = "red"
     else:

@@ -24,17 +24,16 @@ from evaluation.experiments import check_shares, compare
 from evaluation.online import (
     Feedback,
     Figures,
+    add_profiles,
     join,
+    load_served,
     measure,
     measure_groups,
     read_frames,
 )
 from serve.bundle import (
-    BUNDLE,
-    CURRENT,
     FEEDBACK,
     FIGURES,
-    ITEMS_FILE,
     STATE,
     STATE_FILE,
 )
@@ -44,13 +43,13 @@ from serve.files import make_private, write_file
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.rerank import find_new
+from service.answers import describes_user
 from service.command_line import make_parser, run_command
 from service.experiment import Experiment
 from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
-from service.live_items import LiveItems
-from service.registry import Registry
+from service.sources import NO_PROFILES
 from service.state import StateStore
 
 MAX_WINDOW_DAYS = 90.0
@@ -71,6 +70,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule feedback") -
         help="the experiment that was served: its arms are compared",
     )
 
+    add_profiles(parser)
     return run_command(lambda: run(parser.parse_args(argv)))
 
 
@@ -116,10 +116,14 @@ def run(arguments: argparse.Namespace) -> None:
     """Read the log, write the files and print the figures."""
     feedback = read_log_of(arguments)
     item_ids: Collection[str] = ()
-    recommender = load_served(arguments.run)
+    state = arguments.run / STATE
+    recommender = load_served(arguments.run, state, arguments.profiles)
     if recommender is not None:
-        state = arguments.run / STATE / STATE_FILE
-        feedback = add_known(feedback, recommender, state)
+        feedback = add_known(feedback, recommender, state / STATE_FILE)
+        if not len(recommender.profiles):
+            sys.stderr.write(
+                f"note: no figures of segments and strangers: {NO_PROFILES}\n"
+            )
         item_ids = recommender.catalogue.item_ids.ids.astype("str")
 
     shares = {}
@@ -135,20 +139,6 @@ def run(arguments: argparse.Namespace) -> None:
     )
 
 
-def load_served(run: Path) -> Recommender | None:
-    """Load the bundle of a run, or the current one of a registry; None if there is none."""
-    bundle = run / BUNDLE
-    if (run / CURRENT).exists():
-        registry = Registry(run)
-        bundle = registry.folder(registry.current())
-    elif not bundle.exists():
-        return None
-
-    recommender = Recommender.load(bundle)
-    with closing(LiveItems(run / STATE / ITEMS_FILE, recommender)) as items:
-        return items.recommender
-
-
 def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feedback:
     """Add what a bundle knows to each slot.
 
@@ -158,30 +148,36 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
         state: file of the state, for the histories of users.
 
     Returns:
-        The log, whose slots have the `segment` of the user, whether the item `is_new`, and whether
-        nothing was known of the user (`is_unknown`).
+        The log, whose slots have whether the item `is_new` and, if there are profiles, the
+        `segment` of the user and whether nothing was known of them (`is_unknown`).
     """
-    slots = feedback.slots
+    new_items = recommender.catalogue.item_ids.ids[find_new(recommender)]
+    is_new = feedback.slots["item_id"].isin(new_items.astype("str"))
+    slots = feedback.slots.assign(is_new=is_new)
+
     profiles = recommender.profiles
+    if not len(profiles):
+        return replace(feedback, slots=slots)
+
     segments = recommender.bundle.segments
     if segments is not None:
         users = slots["user_id"].dropna().unique()
         with closing(StateStore(state)) as store:
             requests = [complete(Request(user), profiles, store) for user in users]
         indices = segments.of(recommender.encode_users(requests))
-        numbers = [segments.segments[index].id for index in indices]
+        numbers = [
+            segments.segments[index].id
+            if describes_user(recommender, request)
+            else None
+            for index, request in zip(indices, requests, strict=True)
+        ]
         segment = slots["user_id"].map(pd.Series(numbers, users, dtype="Int64"))
         slots = slots.assign(segment=segment.astype("Int64"))
 
     first_event = feedback.events.groupby("user_id")["datetime"].min()
     is_known = slots["user_id"].isin(profiles.user_ids.astype("str"))
     is_known |= slots["user_id"].map(first_event) < slots["datetime"]
-    new_items = recommender.catalogue.item_ids.ids[find_new(recommender)]
-    slots = slots.assign(
-        is_new=slots["item_id"].isin(new_items.astype("str")),
-        is_unknown=slots["user_id"].notna() & ~is_known,
-    )
-
+    slots = slots.assign(is_unknown=slots["user_id"].notna() & ~is_known)
     return replace(feedback, slots=slots)
 
 

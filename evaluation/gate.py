@@ -27,7 +27,7 @@ from typing import Any
 import pandas as pd
 
 from evaluation.evaluate import Parts
-from evaluation.experiments import Difference
+from evaluation.experiments import MIN_USERS, Difference
 from evaluation.experiments import compare as compare_users
 from evaluation.guardrails import Check, Limits, compare
 from evaluation.holdout import profiles_from_frame, to_moment
@@ -346,14 +346,17 @@ def watch(options: Namespace) -> None:
     past = registry.past()
     difference = None
 
+    reason = "the registry has no version before it"
     if past:
         slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
+        reason = (
+            f"too few users yet; needed are {MIN_USERS} who were shown {current} before "
+            f"the last day of the log, and as many who were shown {past[0]}"
+        )
 
     if difference is None:
-        sys.stdout.write(
-            f"{current} stays: too few users yet, or no version before it\n"
-        )
+        sys.stdout.write(f"{current} stays: {reason}\n")
         return
 
     interval = f"{difference.low:.3g} to {difference.high:.3g}"

@@ -27,7 +27,13 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from evaluation.feedback import add_log_options, read_log_of
-from evaluation.online import DISMISSALS, Estimate, Feedback, estimate_mean
+from evaluation.online import (
+    DISMISSALS,
+    Estimate,
+    Feedback,
+    add_profiles,
+    estimate_mean,
+)
 from serve.arrays import Doubles, Floats, Ints
 from serve.cells import parse_id
 from serve.errors import SchemaError
@@ -38,6 +44,7 @@ from service.event_log import DISMISS, Recalled
 from service.experiment import Policy
 from service.exploration import find_candidates
 from service.known_users import fill_in, know_user
+from service.sources import NO_PROFILES
 
 Scores = Doubles | Floats
 Model = Callable[[Scores, Ints], Doubles]  # scores and slots -> expected rewards
@@ -59,8 +66,9 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule judge") -> i
         type=Path,
         required=True,
         metavar="DIR",
-        help="bundle of the other version, with its profiles beside it",
+        help="bundle of the other version",
     )
+    add_profiles(parser)
 
     return run_command(lambda: run(parser.parse_args(argv)))
 
@@ -68,7 +76,10 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule judge") -> i
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, ask again, and print the estimates as JSON."""
     feedback = read_log_of(arguments)
-    recommender = Recommender.load(arguments.bundle)
+    recommender = Recommender.load(arguments.bundle, arguments.profiles)
+    if not len(recommender.profiles):
+        raise SchemaError(NO_PROFILES)
+
     log = ask_again(recommender, feedback)
     content = {
         "version": recommender.version,

@@ -8,7 +8,9 @@ followed no list, and are counted apart.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,13 @@ import numpy as np
 import pandas as pd
 
 from serve.arrays import Doubles
+from serve.bundle import BUNDLE, CURRENT, ITEMS_FILE
 from serve.clock import DAY
+from serve.recommender import Recommender
 from service.event_log import DISMISS, UNDISMISS, read_log
+from service.live_items import LiveItems
+from service.registry import Registry
+from service.sources import BundleSource, RegistrySource, Source
 
 Figures = dict[str, Any]
 
@@ -70,6 +77,40 @@ def estimate_mean(values: Doubles, users: Any) -> Estimate:
 def read_frames(path: Path) -> list[pd.DataFrame]:
     """Read lists, slots and events of the file of a state."""
     return [table.to_pandas() for table in read_log(path)]
+
+
+def add_profiles(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where profiles are, as the service has it."""
+    parser.add_argument(
+        "--profiles",
+        type=Path,
+        metavar="DIR",
+        help="folder of profiles, as the service has it; default: beside the bundle, "
+        "or in the registry",
+    )
+
+
+def load_served(
+    home: Path, state: Path, profiles: Path | None = None
+) -> Recommender | None:
+    """Load what a service answers with, to look at its log: bundle, profiles and live items.
+
+    Args:
+        home: folder of the run, or of the registry.
+        state: folder of the state.
+        profiles: folder of the profiles; by default, as in a service, the one in `home`.
+
+    Returns:
+        The recommender; None if the folder has no bundle.
+    """
+    source: Source = BundleSource(home / BUNDLE, profiles)
+    if (home / CURRENT).exists():
+        source = RegistrySource(Registry(home), profiles)
+    elif not (home / BUNDLE).exists():
+        return None
+
+    with closing(LiveItems(state / ITEMS_FILE, source.load())) as items:
+        return items.recommender
 
 
 def join(
@@ -165,7 +206,8 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
     """Return rates per slot and per list, with intervals over users.
 
     Args:
-        slots: of a `Feedback`; with `is_new` and `is_unknown` where a bundle is known.
+        slots: of a `Feedback`; with `is_new` where a bundle is known, with `is_unknown` where its
+            profiles are.
     """
     # A list of nobody stands for a user of its own.
     owner = slots["user_id"].fillna(slots["list"].astype("str"))
@@ -189,8 +231,9 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
 
     figures |= {"new_item_share": None, "unknown_user_share": None}
     if "is_new" in slots:
-        is_unknown = by_list["is_unknown"].first()
         figures["new_item_share"] = _mean(slots["is_new"], owner)
+    if "is_unknown" in slots:
+        is_unknown = by_list["is_unknown"].first()
         figures["unknown_user_share"] = _mean(is_unknown, owner_of_list)
 
     return figures

@@ -1,7 +1,7 @@
 """Requests and the one place where they are checked: here, and not again after it.
 
     {user_id?, features?: {name: value}, context?: {name: value}, datetime?, exclude?: [item_id],
-     history?: [{item_id, datetime?, event?, weight?, context?}] (oldest first),
+     history?: [item_id | {item_id, datetime?, event?, weight?, context?}] (oldest first),
      filters?: {where?: text, only?: [item_id], at_most?: {column: n}}, again?: "due" or "any"}
 
 None counts as not given. Single values are checked in `cells`, those of features by their `kinds`.
@@ -273,8 +273,9 @@ def _parse_again(raw: Any) -> Any:
     return raw
 
 
-def _parse_context(raw: Any, schema: Schema) -> dict[str, Any]:
-    return _parse_values(raw, schema.context_features, "context")
+def parse_context(raw: Any, schema: Schema, where: str = "context") -> dict[str, Any]:
+    """Check the context of a request or an event."""
+    return _parse_values(raw, schema.context_features, where)
 
 
 def _parse_values(raw: Any, side: Sequence[Feature], where: str) -> dict[str, Any]:
@@ -289,8 +290,11 @@ def _parse_values(raw: Any, side: Sequence[Feature], where: str) -> dict[str, An
 
 
 def _parse_history(raw: Any, schema: Schema) -> History:
-    """Check events column by column."""
-    entries = check_list(raw, "history")
+    """Check events column by column; an id stands for an event of that item."""
+    entries = [
+        entry if isinstance(entry, Mapping) else {"item_id": entry}
+        for entry in check_list(raw, "history")
+    ]
     for i, entry in enumerate(entries):
         if type(entry) is not dict or not entry.keys() <= _EVENT_FIELDS:
             check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
@@ -302,8 +306,9 @@ def _parse_history(raw: Any, schema: Schema) -> History:
     times = _parse_history_times(entries, schema.timezone)
     events = _parse_column(entries, "event", _parse_event, np.object_)
     weights = _parse_column(entries, "weight", parse_weight, np.float64)
-    contexts = _key_contexts(entries, times, schema)
-    return History(item_ids, times, events, weights, contexts)
+    contexts = [parse_context(entry.get("context") or {}, schema) for entry in entries]
+    keys = key_contexts(contexts, times, schema)
+    return History(item_ids, times, events, weights, keys)
 
 
 def _list_values(entries: Sequence[Any], name: str) -> list[Any] | None:
@@ -347,19 +352,23 @@ def _parse_event(value: Any, where: str) -> str | None:
     return to_text(parse_label(value, where))
 
 
-def _key_contexts(
-    entries: Sequence[Any], times: Ints | None, schema: Schema
+def key_contexts(
+    contexts: Sequence[Mapping[str, Any]], times: Ints | None, schema: Schema
 ) -> Ints | None:
+    """Return the keys of the contexts of n events, (n,); None if nothing is known.
+
+    Args:
+        contexts: (n,) name -> value as it was checked.
+        times: (n,) UTC seconds, None where events have none.
+        schema: of the bundle that answers.
+    """
     if not schema.context_features:
         return None
 
-    seconds = [None] * len(entries) if times is None else times.tolist()
-    rows: list[dict[str, Any]] = []
-    for entry, time in zip(entries, seconds, strict=True):
-        context = entry.get("context")
-        values = {} if context is None else _parse_context(context, schema)
-        rows.append(values | {TIME: time})
-
+    seconds = [None] * len(contexts) if times is None else times.tolist()
+    rows = [
+        {**context, TIME: time} for context, time in zip(contexts, seconds, strict=True)
+    ]
     features = keyed_by_name(schema.context_features)
     codes = encode_rows(features, rows, schema.timezone).codes
     keys = context_keys(features, codes)
@@ -373,7 +382,7 @@ _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
         raw, schema.user_features, "features"
     ),
     "history": _parse_history,
-    "context": _parse_context,
+    "context": parse_context,
     "datetime": lambda raw, schema: parse_times(
         [raw], schema.timezone, lambda _: "datetime"
     )[0],

@@ -33,10 +33,18 @@ def show_answer(
         answer: its list.
         explain: add columns and reasons of each item, and the segment of the user.
     """
-    columns = (answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist())
+    ids = answer.item_id.tolist()
+    features = recommender.bundle.schema.item_features
+    names = recommender.catalogue.name(ids, features)
+    columns = (ids, names, answer.score.tolist(), answer.rank.tolist())
     items = [
-        {"item_id": item_id, "score": round(score, DECIMALS), "rank": rank}
-        for item_id, score, rank in zip(*columns, strict=True)
+        {
+            "item_id": item_id,
+            "name": name,
+            "score": round(score, DECIMALS),
+            "rank": rank,
+        }
+        for item_id, name, score, rank in zip(*columns, strict=True)
     ]
     content: Content = {
         "items": items,
@@ -48,12 +56,12 @@ def show_answer(
 
     if explain:
         _add_columns(recommender, answer.item_id, items)
-        (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
+        (reasons,) = explain_items(recommender, [request], [ids])
         for item, reasons_of_item in zip(items, reasons, strict=True):
             item["reasons"] = [reason.to_json() for reason in reasons_of_item]
 
         segment = find_segment(recommender, request)
-        if segment is not None:
+        if segment is not None and describes_user(recommender, request):
             content["segment"] = {
                 "id": segment.id,
                 "size": segment.size,
@@ -68,6 +76,13 @@ def show_answer(
     if answer.reason is not None:
         content["reason"] = answer.reason
     return content
+
+
+def describes_user(recommender: Recommender, request: Request) -> bool:
+    """Tell whether a user has a history or a feature; else no segment describes them."""
+    known = recommender.profiles.complete(request)
+    values = (known.features or {}).values()
+    return bool(known.history) or any(value is not None for value in values)
 
 
 def _add_columns(
@@ -94,9 +109,12 @@ def show_similar(
         SchemaError: the bundle does not know the item.
     """
     ids, cosines = recommender.similar_items(item_id, k)
+    features = recommender.bundle.schema.item_features
+    names = recommender.catalogue.name(ids.tolist(), features)
     items: list[Content] = []
-    for near, cosine in zip(ids.tolist(), cosines.tolist(), strict=True):
-        items.append({"item_id": near, "cosine": round(cosine, DECIMALS)})
+    for near, name, cosine in zip(ids.tolist(), names, cosines.tolist(), strict=True):
+        item = {"item_id": near, "name": name, "cosine": round(cosine, DECIMALS)}
+        items.append(item)
 
     if explain:
         _add_columns(recommender, ids, items)

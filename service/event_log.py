@@ -1,7 +1,8 @@
 """The log of a service: its records, its tables, and how they are read as a whole.
 
 An event has one record on its way from the body of a request over the log to the table that
-training reads. A new field goes into `Observation` and `_parse`, into `TABLES` and `_EVENTS`, into
+training reads. A new field goes into `Observation` and `parse_observations`, into a statement like
+`_ADD_CONTEXT`, which files of earlier versions need as well, and into `_EVENTS`, into
 the statement that `service/state.py` writes it by, and into the body in `service/http/schemas.py`.
 The tables of `DIR/state/state.db` are:
 
@@ -21,6 +22,7 @@ number that nobody can link.
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -36,7 +38,7 @@ from serve.arrays import Id
 from serve.cells import check_id, parse_id, parse_label, parse_weight, to_text
 from serve.clock import DAY, check_seconds, parse_times
 from serve.errors import SchemaError, show
-from serve.requests import History
+from serve.requests import History, key_contexts, parse_context
 from serve.schema import Schema
 from service.database import name_fault, open_database
 
@@ -83,18 +85,43 @@ CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_ver
     LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
     AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
 """
+# A file of an earlier version gets this, too.
+_ADD_CONTEXT = """ALTER TABLE event_rows ADD COLUMN context TEXT;
+ALTER TABLE event_rows ADD COLUMN context_key INTEGER;
+DROP VIEW events;
+CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight,
+    e.request_id, e.context
+    FROM event_rows e JOIN named u ON u.user = e.user"""
 _LISTS = """SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id,
     datetime, bundle_version AS version, policy, arm FROM answers ORDER BY number"""
 _SLOTS = """SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score,
     propensity FROM shown ORDER BY 1, 2"""
 _EVENTS = """SELECT CAST(user_id AS TEXT) AS user_id, CAST(item_id AS TEXT) AS item_id,
-    event, datetime, weight, request_id FROM events ORDER BY datetime, number"""
+    event, datetime, weight, request_id, context FROM events ORDER BY datetime, number"""
 _TYPES = {
     **dict.fromkeys(("list", "position", "datetime"), pa.int64()),
     **dict.fromkeys(("score", "propensity", "weight"), pa.float64()),
 }  # other columns are texts
 _BATCH_ROWS = 100_000
 _NO_EVENTS = History(np.empty(0, dtype=np.object_))
+
+
+def open_log(path: Path, tables: str = "") -> sqlite3.Connection:
+    """Open the file of a state; see `open_database`."""
+    connection = open_database(path, MARK, tables)
+    if _lacks_context(connection):
+        with name_fault(path), connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if _lacks_context(connection):  # no other process came first
+                for statement in _ADD_CONTEXT.split(";"):
+                    connection.execute(statement)
+
+    return connection
+
+
+def _lacks_context(connection: sqlite3.Connection) -> bool:
+    columns = connection.execute("PRAGMA table_info(event_rows)").fetchall()
+    return "context" not in [name for _, name, *_ in columns]
 
 
 # ---- records
@@ -114,6 +141,8 @@ class Observation:
     datetime: int  # UTC seconds
     weight: float | None = None  # NaN is None, too
     request_id: str | None = None  # the answer that the user reacted to
+    context: str | None = None  # in which it happened, in JSON
+    context_key: int = 0  # of `serve.encode.context_keys`
 
     def __post_init__(self) -> None:
         check_id(self.user_id, "user_id")
@@ -157,7 +186,8 @@ def parse_observations(
     """Read events as a caller sends them, with ids of the types of the bundle.
 
     Args:
-        raw: mappings with user_id, item_id and, optionally, event, datetime, weight, request_id.
+        raw: mappings with user_id, item_id and, optionally, event, datetime, weight, request_id,
+            context.
         schema: the schema of the bundle that answers.
         now: UTC seconds, the time of events without one.
 
@@ -191,8 +221,18 @@ def parse_observations(
         item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
         label = parse_label(event.get("event"), f"{where}.event")
         weight = parse_weight(event.get("weight"), f"{where}.weight")
+        context = event.get("context") or {}
+        values = parse_context(context, schema, f"{where}.context")
+        keys = key_contexts([values], np.array([seconds]), schema)
         observation = Observation(
-            user_id, item_id, to_text(label), seconds, weight, request_id
+            user_id,
+            item_id,
+            to_text(label),
+            seconds,
+            weight,
+            request_id,
+            json.dumps(context, sort_keys=True) if context else None,
+            0 if keys is None else int(keys[0]),
         )
         observations.append(observation)
 
@@ -207,7 +247,7 @@ class Log(NamedTuple):
 
     lists: pa.Table  # list, request_id, user_id, datetime, version, policy, arm
     slots: pa.Table  # list, position, item_id, score, propensity
-    events: pa.Table  # user_id, item_id, event, datetime, weight, request_id
+    events: pa.Table  # user_id, item_id, event, datetime, weight, request_id, context
 
 
 def read_log(path: Path) -> Log:
@@ -230,7 +270,7 @@ def read_log(path: Path) -> Log:
             "service has served, or its state"
         )
 
-    with name_fault(path), closing(open_database(path, MARK)) as connection:
+    with name_fault(path), closing(open_log(path)) as connection:
         connection.execute("BEGIN")  # all tables of one moment
         tables = (_read_table(connection, sql) for sql in (_LISTS, _SLOTS, _EVENTS))
         return Log(*tables)

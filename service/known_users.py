@@ -146,12 +146,14 @@ def _key_events(events: History, names: Sequence[str]) -> list[tuple[Any, ...]]:
 def _append(known: History, live: History) -> History:
     """Put live events behind a profile's, with the columns of the profile, `event` and `weight`.
 
-    None and NaN fill what the profile lacks. Live events have no context: they match none.
+    None and NaN fill what the profile lacks; an event without a context matches none.
     """
     missing = {
         "event": np.full(len(known), None),
         "weight": np.full(len(known), np.nan),
     }
+    if live.context is not None:
+        missing["context"] = np.zeros(len(known), np.int64)
     columns = missing | known.columns()
     later = {"context": np.zeros(len(live), np.int64)} | live.columns()
     for name, values in columns.items():

@@ -34,7 +34,7 @@ from service.impressions import ImpressionLog
 from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
-from service.sources import Source, explain_fault
+from service.sources import NO_PROFILES, Source, explain_fault
 from service.state import State, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
@@ -369,11 +369,16 @@ class Service:
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self.items.notes, *self.note_age()],
+            "notes": [*self.items.notes, *self.list_notes()],
             "last_reload": self.last_reload,
         }
 
-    def note_age(self) -> list[str]:
+    def list_notes(self) -> list[str]:
+        """Say what the operator should know: nobody has a profile, or the data is old."""
+        notes = self._note_age()
+        return notes if len(self.current.profiles) else [*notes, NO_PROFILES]
+
+    def _note_age(self) -> list[str]:
         """Say that the data ended long ago, and when requests are asked then."""
         current = self.current
         schema = self._schema

@@ -11,6 +11,10 @@ from serve.errors import BundleError, SchemaError, say
 from serve.recommender import Recommender
 from service.registry import LOADING_ERRORS, Registry, check_version
 
+NO_PROFILES = (
+    "no profiles are here, so that a user is known by live events alone; give --profiles, "
+    "a folder such as runs/demo/profiles"
+)
 _FOLDERS = re.compile(r"[^\s'\"]*/(?=[^\s'\"])")
 
 

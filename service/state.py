@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,6 +35,7 @@ from service.event_log import (
     Impressions,
     Observation,
     Recalled,
+    open_log,
 )
 
 RETENTION_DAYS = 365.0
@@ -66,8 +68,9 @@ _IS_UNUSED = """AND EXISTS
 _DELETE_KEY = "DELETE FROM user_keys WHERE key = ? AND place = ?"
 # An event that is sent again counts once, unless it was undone in between.
 _INSERT_EVENT = """INSERT INTO event_rows
-    (user, item_id, event, datetime, weight, request_id)
-    SELECT :user, :item_id, :event, :datetime, :weight, :request_id WHERE NOT EXISTS
+    (user, item_id, event, datetime, weight, request_id, context, context_key)
+    SELECT :user, :item_id, :event, :datetime, :weight, :request_id, :context, :context_key
+    WHERE NOT EXISTS
     (SELECT 1 FROM event_rows WHERE user = :user AND datetime = :datetime
      AND item_id = :item_id AND event IS :event AND weight IS :weight AND number >
      (SELECT ifnull(max(number), 0) FROM event_rows WHERE user = :user
@@ -80,7 +83,8 @@ _INSERT_SHOWN = "INSERT INTO shown VALUES (?, ?, ?, ?, ?)"
 _NUMBER_OF_USER = """(SELECT u.number FROM user_keys k JOIN users u
     ON u.place = k.place WHERE k.key = ? AND u.id = ?)"""
 _FIND_NUMBER = f"SELECT {_NUMBER_OF_USER}"
-_RECALL = f"""SELECT item_id, datetime, event, weight, number FROM event_rows
+_RECALL = f"""SELECT item_id, datetime, event, weight, ifnull(context_key, 0), number
+    FROM event_rows
     WHERE user = {_NUMBER_OF_USER}
     ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
@@ -161,7 +165,7 @@ class StateStore:
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
-        self._writer = open_database(path, MARK, TABLES)
+        self._writer = open_log(path, TABLES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
@@ -240,9 +244,11 @@ class StateStore:
         rows = self._read(_RECALL, user_key(self._salt, text), text, _MAX_RECALLED)
         rows.reverse()
         done = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
-        columns = tuple(zip(*done, strict=True)) or ((),) * 5
+        *columns, keys, _ = tuple(zip(*done, strict=True)) or ((),) * 6
         dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
         history = History(*map(np.array, columns, dtypes))
+        if any(keys):
+            history = replace(history, context=np.array(keys, np.int64))
         return Recalled(history, _list_dismissed(rows))
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
@@ -426,7 +432,7 @@ class StateStore:
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
     """Return the dismissed items: the sign that arrived last counts, whatever the clocks say."""
     dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, *_ in sorted(rows, key=itemgetter(4)):  # by number
+    for item_id, _, event, *_ in sorted(rows, key=itemgetter(5)):  # by number
         if event == DISMISS:
             dismissed.setdefault(str(item_id), item_id)
         elif event == UNDISMISS:

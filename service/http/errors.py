@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve.errors import BundleError, SchemaError
+from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest
 from service.http.schemas import FIELDS
 
 LOGGER = "service.http"
@@ -38,6 +38,15 @@ _QUOTED = re.compile(
     r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|`([^`]*)`|\S+ \((?:int|float|bool|NoneType)\)"
 )
 _HIDDEN = "…"
+_EXTRA = (
+    "extra_forbidden"  # pydantic's type of an unknown field; it explains missing ones
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z_]{1,40}")
+# instead of pydantic's words, for those who do not know Python
+_MESSAGES = {
+    "dict_type": "expected a JSON object of names and values",
+    "list_type": "expected a JSON array",
+}
 _MAX_KINDS = 8  # of a value that may have several types
 
 
@@ -72,26 +81,45 @@ def answer_error(
 
 async def _answer_http(request: Request, error: Any) -> Response:
     hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
-    message = f"{error.detail}{hint}"
     headers = error.headers
-    if error.status_code == 405 and request.url.path.startswith("/v1/items/"):
-        headers = {"allow": "DELETE, PUT"}  # the router names but one of them
+    if error.status_code == 405:
+        if request.url.path.startswith("/v1/items/"):
+            headers = {"Allow": "DELETE, PUT"}  # the router names but one of them
+        hint = f"; use {headers['Allow']}"
 
+    message = f"{error.detail}{hint}"
     return answer_error(request, error.status_code, message, headers=headers)
 
 
 async def _answer_invalid(request: Request, error: Any) -> Response:
     """Name the first fault of a body of another form; pydantic's messages hold no input."""
     faults = error.errors()[:_MAX_KINDS]
-    first = faults[0]
+    first = next((fault for fault in faults if fault["type"] == _EXTRA), faults[0])
     if first["type"] == "json_invalid":
         return answer_error(
             request, 400, f"the body is no JSON: {first['ctx']['error']}"
         )
 
     field = _name_field(first["loc"])
-    messages = [fault["msg"] for fault in faults if _name_field(fault["loc"]) == field]
+    if first["type"] == _EXTRA:
+        return answer_error(request, 422, _name_unknown(first["loc"][-1]), field)
+
+    messages = [
+        _MESSAGES.get(fault["type"], fault["msg"])
+        for fault in faults
+        if _name_field(fault["loc"]) == field
+    ]
     return answer_error(request, 422, "; or ".join(dict.fromkeys(messages)), field)
+
+
+def _name_unknown(name: str) -> str:
+    """Name an unknown field: one like ours, or of letters alone, which no id of a person has."""
+    hint = name_nearest(name[:MAX_SHOWN], FIELDS)
+    is_near = hint.startswith("did you mean")
+    if not is_near or name in FIELDS:
+        hint = "the fields of each path are in /docs"
+    shown = f" '{name}'" if is_near or _PLAIN_NAME.fullmatch(name) else ""
+    return f"unknown field{shown}; {hint}"
 
 
 def _name_field(location: tuple[Any, ...]) -> str:

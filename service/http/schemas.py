@@ -93,8 +93,12 @@ class RequestBody(TypedDict, total=False):
     ]
     history: (
         Annotated[
-            list[PastEvent],
-            Field(max_length=MAX_EVENTS, fail_fast=True, description="Oldest first."),
+            list[PastEvent | ItemId],
+            Field(
+                max_length=MAX_EVENTS,
+                fail_fast=True,
+                description="Events, or ids of items; the oldest first.",
+            ),
         ]
         | None
     )
@@ -174,6 +178,8 @@ class EventBody(TypedDict):
     weight: NotRequired[Number | None]
     request_id: NotRequired[Text | None]
     """Id of the answer that the event follows."""
+    context: NotRequired[Values | None]
+    """In which it happened, as requests have it."""
 
 
 @_strict
@@ -215,6 +221,7 @@ class PutAnswer(ReloadAnswer):
 
 class ListedItem(TypedDict):
     item_id: str | int
+    name: str
     score: float
     rank: int
     columns: NotRequired[dict[str, Any]]
@@ -264,6 +271,7 @@ class SegmentsAnswer(PutAnswer):
 
 class SimilarItem(TypedDict):
     item_id: str | int
+    name: str
     cosine: float
     columns: NotRequired[dict[str, Any]]
 

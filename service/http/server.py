@@ -135,7 +135,7 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     shown = f"[{host}]" if ":" in host else host
     _LOG.info("version %s at http://%s:%d", state.service.version, shown, port)
 
-    notes = state.service.note_age()
+    notes = state.service.list_notes()
     if state.access.keys is None and not ip_address(host).is_loopback:
         notes.append(_OPEN_TO_ALL)
     if state.service.last_reload is not None:

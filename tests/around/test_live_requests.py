@@ -8,7 +8,7 @@ import pytest
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
-from service.event_log import Observation
+from service.event_log import Observation, parse_observations
 from service.known_users import complete
 from service.state import StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
@@ -152,6 +152,32 @@ def test_what_was_taken_live_is_not_listed_until_it_may_be_due_again(recommender
     assert best not in later.item_id
     far = ask(datetime=UNTIL + 400 * DAY)
     assert (best in far.item_id, far.held_back) == (True, 0)
+
+
+@pytest.mark.parametrize("user_id", ["u1", "newcomer"])
+def test_a_live_event_has_the_context_that_a_trained_one_has(recommenders, store, user_id):
+    pd = pytest.importorskip("pandas")
+    from datamodules.sequences import build_sequences
+
+    profiles, ids = recommenders["shop"].profiles, item_ids(SHOP)
+    devices = ["web", "phone", None, "fridge", "web"]
+    raw = [
+        {"item_id": ids[row], "datetime": UNTIL + row * 3600, "context": {"device": device}}
+        for row, device in enumerate(devices)
+    ]
+    sent = [{**event, "user_id": user_id} for event in raw]
+    store.observe_many(parse_observations(sent, SHOP, UNTIL + DAY))
+    store.observe(user_id, ids[9], "view", UNTIL + DAY)
+    live = complete(Request(user_id), profiles, store).history
+    assert live.context[-1] == 0  # nobody said in which it happened
+    table = pd.DataFrame(raw).drop(columns="context").assign(device=devices, user_id=user_id)
+    trained = build_sequences(table, table[["user_id"]][:1], np.sort(ids), SHOP).events
+    assert live.context[-6:-1].tolist() == trained.context.tolist()
+    assert len({*live.context[-6:]}) == 6
+    before = profiles.get(user_id)
+    if before is not None:
+        assert len(live) == len(before.history) + 6
+        assert not live.context[: len(before.history)].any()
 
 
 def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):

@@ -1,6 +1,7 @@
 """The store of live events: what it keeps, for how long, and what is left after a kill or forgetting."""
 
 import errno
+import json
 import random
 import re
 import signal
@@ -9,13 +10,22 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 from serve.errors import BundleError, SchemaError
-from service.event_log import Impressions, Observation, parse_observations
+from service.database import open_database, user_key
+from service.event_log import (
+    MARK,
+    TABLES,
+    Impressions,
+    Observation,
+    parse_observations,
+    read_log,
+)
 from service.forget import add_to_erasure_list
 from service.impressions import ImpressionLog
 from service.state import State, StateStore
@@ -66,6 +76,37 @@ def test_the_sqlite_store_is_a_state(path):
     with closing(StateStore(path)) as state:
         assert state.fault is None
         assert all(callable(getattr(state, name)) for name in names)
+
+
+def make_old_file(path):
+    """Write a file as the version before did, with one event of u."""
+    with closing(open_database(path, MARK, TABLES)) as database:
+        database.execute("INSERT INTO users VALUES (1, 'u', 0, 17)")
+        ((salt,),) = database.execute("SELECT value FROM salt").fetchall()
+        database.execute("INSERT INTO user_keys VALUES (?, 1)", (user_key(salt, "u"),))
+        database.execute("INSERT INTO event_rows VALUES (1, 17, 'a', 'view', ?, 2.0, 'r')", (NOW,))
+    assert "context" not in [row[1] for row in query(path, "PRAGMA table_info(event_rows)")]
+
+
+@pytest.mark.parametrize("is_read_first", [True, False])
+def test_a_file_of_the_version_before_is_read_and_written_on(path, is_read_first):
+    make_old_file(path)
+    if is_read_first:
+        assert read_log(path).events["context"].to_pylist() == [None]
+    context = {"device": "web", "mood": ["calm"]}
+    raw = {"user_id": "u", "item_id": "b", "datetime": NOW + 1, "context": {"device": "web"}}
+    with closing(StateStore(path)) as store, closing(StateStore(path)) as other:
+        assert items_of(store, "u") == ["a"]
+        assert store.recall("u").history.context is None
+        store.observe_many(parse_observations([raw], SHOP, NOW + 2))
+        other.observe_many([Observation("u", "c", None, NOW + 2, context=json.dumps(context))])
+        history = store.recall("u").history
+        assert history.item_id.tolist() == ["a", "b", "c"]
+        assert [key != 0 for key in history.context] == [False, True, False]
+        assert store.forget("u")["events"] == 3
+    with closing(StateStore(path)) as store:
+        store.observe_many(parse_observations([raw], SHOP, NOW + 2))
+    assert [row["context"] for row in read_log(path).events.to_pylist()] == ['{"device": "web"}']
 
 
 def test_a_history_is_ordered_by_time_then_by_arrival(store):
@@ -447,7 +488,9 @@ def test_events_are_read_as_the_bundle_types_them():
             "request_id": None,
         },
     ]
-    assert parse_observations(raw, SHOP, NOW) == [
+    read = parse_observations(raw, SHOP, NOW)
+    assert all(event.context_key != 0 for event in read)  # the hour is known
+    assert [replace(event, context_key=0) for event in read] == [
         Observation("u", "a", "buy", NOW - 1, 2.0),
         Observation("7", "unknown to all", None, NOW, None, "r-1"),
         Observation("u", "a", None, NOW),
@@ -455,7 +498,7 @@ def test_events_are_read_as_the_bundle_types_them():
     (event,) = parse_observations(
         [{"user_id": "7", "item_id": "-3", "datetime": NOW * 1000}], FILMS, NOW
     )
-    assert event == Observation(7, -3, None, NOW)
+    assert replace(event, context_key=0) == Observation(7, -3, None, NOW)
 
 
 @pytest.mark.parametrize(
@@ -467,6 +510,8 @@ def test_events_are_read_as_the_bundle_types_them():
         ({"datetime": "yesterday"}, "events[1].datetime is 'yesterday' (str)"),
         ({"datetime": NOW + 86_401}, f"events[1].datetime is {NOW + 86_401} (int)"),
         ({"weight": -1}, "events[1].weight is -1.0"),
+        ({"context": {"divice": "web"}}, "events[1].context: unknown name 'divice'"),
+        ({"context": {"device": [[1]]}}, "events[1].context.device"),
         ({"request_id": "a b"}, "events[1].request_id is 'a b' (str)"),
         ({"request_id": "x" * 65}, "events[1].request_id is 'xxx"),
     ],

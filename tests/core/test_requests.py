@@ -163,7 +163,7 @@ def at(*times):
         ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
         ({"context": {"hour": 3}}, "context: unknown name 'hour'"),
         ({"history": "abc"}, r"history is 'abc' \(str\); expected a list"),
-        ({"history": [5]}, r"history\[0\] is 5 \(int\); expected a mapping"),
+        ({"history": [5, [5]]}, r"history\[1\]\.item_id is \[5\] \(list\)"),
         ({"history": [{"item_id": 1}, {}]}, r"history\[1\]\.item_id is None"),
         (
             {"history": [{"item_id": 1, "wait": 3}]},

@@ -191,6 +191,21 @@ def test_few_users_few_lists_and_other_versions_tell_nothing(recommender, snapsh
     assert set(ask(recommender, snapshot, nothing).values()) == {"few", "ok"}
 
 
+def test_few_says_how_many_are_needed_and_so_many_are_enough():
+    counts = np.random.default_rng(1).permutation(np.repeat(["a", "b", "c"], [700, 500, 300]))
+    values = pd.Series(counts)
+    spec = describe(values, pd.Series(np.arange(len(values))))
+    few = judge("x", spec, values[:10], pd.Series(np.arange(10)))
+    assert few["status"] == "few"
+    needed = int(few["moved"].removeprefix("needs ").removesuffix(" users").replace(",", ""))
+    for n, is_enough in ((needed - 1, False), (needed, True)):
+        row = judge("x", spec, values[:n], pd.Series(np.arange(n)))
+        assert (row["status"] != "few") is is_enough
+    nobody = judge("x", spec | {"users": 3}, values, pd.Series(np.arange(len(values))))
+    assert nobody["status"] == "few"
+    assert "needs" not in nobody["moved"]
+
+
 def test_the_index_is_that_of_a_plain_loop():
     rng = np.random.default_rng(8)
     before, now = (

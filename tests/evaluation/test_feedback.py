@@ -343,9 +343,13 @@ def test_segments_and_unknown_users_are_those_that_the_service_told(served):
     assert figures["all"]["unknown_item_share"]["value"] == pytest.approx(3 / 21)
     by_segment = {}
     for user, answer in answers:
-        if user in (
-            *OLD,
-            *ACTIVE,
+        if (
+            user
+            in (
+                *OLD,
+                *ACTIVE,
+            )
+            and "segment" in answer
         ):  # those of the others moved with what they did later
             by_segment.setdefault(str(answer["segment"]["id"]), set()).add(user)
     found = pd.read_parquet(folder / FEEDBACK / SHOWN).dropna(subset="segment")
@@ -380,7 +384,7 @@ def test_a_segment_of_few_users_is_not_told(served, tmp_path):
     shutil.copytree(folder, tmp_path / "run")
     kept = {}
     for user, answer in answers:
-        if user in OLD + ACTIVE:
+        if user in OLD + ACTIVE and "segment" in answer:
             kept.setdefault(answer["segment"]["id"], []).append(user)
     few = min(kept, key=lambda name: len(kept[name]))
     forget_users(tmp_path / "run", [*kept[few][4:], *QUIET])
@@ -393,6 +397,23 @@ def test_a_registry_has_the_bundle_of_its_current_version(served, tmp_path):
     for name in ("state", "profiles"):
         shutil.copytree(folder / name, tmp_path / name)
     assert read_figures_of(tmp_path) == read_figures_of(folder)
+
+
+def test_profiles_that_lie_elsewhere_are_named_and_without_them_nothing_is_said_of_users(
+    served, tmp_path, capsys
+):
+    folder, _ = served
+    publish_version(Registry(tmp_path), folder / "bundle", is_activated=True)
+    shutil.copytree(folder / "state", tmp_path / "state")
+    figures = read_figures_of(tmp_path)
+    assert figures["all"]["unknown_user_share"] is None
+    assert "segment" not in figures["groups"]
+    assert "--profiles" in capsys.readouterr().err
+    expected = read_figures_of(folder)
+    assert figures["all"] | {"unknown_user_share": 0} == expected["all"] | {"unknown_user_share": 0}
+    assert main(["--run", str(tmp_path), "--profiles", str(folder / "profiles")]) == 0
+    assert json.loads((tmp_path / FEEDBACK / FIGURES).read_text()) == expected
+    assert capsys.readouterr().err == ""
 
 
 def test_without_a_bundle_nothing_is_said_of_what_it_would_know(run):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from evaluation.experiments import MIN_USERS
 from evaluation.gate import AUDIT, compare_versions, main
 from serve.bundle import STATE, STATE_FILE
 from serve.clock import DAY
@@ -136,7 +137,9 @@ def test_a_version_that_halves_conversions_is_rolled_back(published, versions, t
         versions[1],
         versions[2],
     )
-    assert ask("--registry", registry.path) == 0  # there is no version before it
+    capsys.readouterr()
+    assert ask("--registry", registry.path) == 0
+    assert "no version before it" in capsys.readouterr().out
     assert ask("--registry", registry.path, "--tolerance", "2") == 2
     assert ask("--registry", tmp_path) == 2
     assert len(capsys.readouterr().err.splitlines()) == 2
@@ -149,10 +152,13 @@ def test_an_equal_version_stays(published, versions, tmp_path):
     assert not (registry.path / AUDIT).exists()
 
 
-def test_a_log_without_lists_decides_nothing(published, versions, tmp_path):
+def test_a_log_without_lists_decides_nothing(published, versions, tmp_path, capsys):
     registry = Registry(tmp_path / "registry")
     for seed in (1, 2):
         publish_version(registry, published[seed], is_activated=True)
     StateStore(registry.path / STATE / STATE_FILE).close()
     assert ask("--registry", registry.path) == 0
     assert registry.current() == versions[2]
+    said = capsys.readouterr().out
+    assert f"{MIN_USERS}" in said
+    assert "no version before it" not in said

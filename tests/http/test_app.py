@@ -219,12 +219,68 @@ def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, r
     (expected,) = explain(recommender, [asked], [[item["item_id"] for item in items]])
     for item, reasons in zip(items, expected, strict=True):
         assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
+        assert item["name"] == item["columns"]["title"]
         assert item["reasons"] == [one.to_json() for one in reasons]
     assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {
         "item_id",
+        "name",
         "score",
         "rank",
     }
+
+
+def test_items_are_named_in_every_list_and_a_changed_title_at_once(own, schema):
+    ids = item_ids(schema)
+    with asking(own) as app:
+        for path, body in (("recommend", {"k": N}), ("similar", {"item_id": ids[3], "k": N})):
+            for title in (None, "Fig rolls"):
+                if title is not None:
+                    changed = {"columns": {"title": title}}
+                    assert ask(app, "PUT", f"/v1/items/{ids[8]}", changed).status == 200
+                answer = ask(app, "POST", f"/v1/{path}", body).json
+                items = answer["answers"][0]["items"] if path == "recommend" else answer["items"]
+                names = {item["item_id"]: item["name"] for item in items}
+                assert len(names) >= N - 1
+                expected = {one: f"Title {row}" for row, one in enumerate(ids)}
+                if title is not None or path == "similar":
+                    expected[ids[8]] = "Fig rolls"
+                assert names == {one: expected[one] for one in names}
+
+
+def test_a_history_of_plain_ids_is_that_of_events_with_these_items(app, schema):
+    ids = item_ids(schema)
+    plain = [ids[3], {"item_id": ids[8]}, ids[3], 7 if schema.item_id_type == "integer" else "x"]
+    events = [one if isinstance(one, dict) else {"item_id": one} for one in plain]
+    answers = [
+        ask(app, "POST", "/v1/recommend", {"history": history, "k": 9, **NOW}).json["answers"]
+        for history in (plain, events)
+    ]
+    assert answers[0] == answers[1]
+    assert answers[0][0]["unknown_items"] == 1
+    assert answers[0] != ask(app, "POST", "/v1/recommend", {"k": 9, **NOW}).json["answers"]
+
+
+def test_an_event_is_kept_with_its_context(own, schema):
+    ids = item_ids(schema)
+    event = {"user_id": "77", "item_id": ids[4], "context": {"device": "web"}}
+    with asking(own) as app:
+        assert ask(app, "POST", "/v1/events", event).json["kept"] == 1
+        assert ask(app, "POST", "/v1/events", {**event, "context": None}).json["kept"] == 1
+    with closing(sqlite3.connect(own.parent / "state" / "state.db")) as database:
+        kept = database.execute("SELECT context FROM events ORDER BY number").fetchall()
+    assert kept[0] == ('{"device": "web"}',)
+    assert all(row == (None,) for row in kept[1:])
+
+
+def test_a_method_that_a_path_lacks_is_answered_by_the_one_that_it_has(app):
+    for method, path, other in (
+        ("GET", "/v1/recommend", "POST"),
+        ("POST", "/v1/segments", "GET"),
+        ("GET", "/v1/items/i1", "DELETE, PUT"),
+    ):
+        reply = ask(app, method, path)
+        assert reply.status == 405
+        assert reply.json["error"]["message"].endswith(f"use {other}")
 
 
 def test_an_explained_list_tells_the_segment_of_its_user_where_there_are_segments(
@@ -249,6 +305,15 @@ def test_an_explained_list_tells_the_segment_of_its_user_where_there_are_segment
     told = ask_one(bundle, {"user_id": a_user(schema), "explain": True, **NOW})
     assert told["segment"] == {"id": expected.id, "size": 50, "text": expected.text}
     assert "segment" not in ask_one(bundle, {"user_id": a_user(schema)})
+    nobody = {"explain": True, "context": {"device": "web"}}
+    for said, is_told in (
+        ({}, False),
+        ({"user_id": 99999}, False),
+        ({"features": {"gender": None}, "history": []}, False),
+        ({"features": {"gender": "f"}}, True),
+        ({"history": [item_ids(schema)[3]]}, True),
+    ):
+        assert ("segment" in ask_one(bundle, nobody | said)) is is_told
     with asking(bundle) as app:
         assert ask(app, "GET", "/v1/segments").json["segments"] == segments.describe()
     with asking(own) as app:

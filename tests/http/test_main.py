@@ -153,6 +153,30 @@ def test_values_and_items_that_the_bundle_does_not_know_are_noted(bundle, tmp_pa
     assert line.endswith(": context.device (1 times), history (1 times)")
 
 
+def test_users_without_a_profile_are_counted_once_and_the_first_is_named(bundle, tmp_path, capsys):
+    users = ["u7", "eve", None, "adam", "eve", "u1"]
+    path = write_requests(
+        tmp_path / "r.jsonl", [{"user_id": user, "history": [IDS[3]]} for user in users]
+    )
+    out = tmp_path / "recs.csv"
+    assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 2, "--out", out) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "unknown users: 2, the first 'eve'" in line
+
+
+def test_names_of_items_are_a_last_column_for_whoever_asks(bundle, requests_file, tmp_path):
+    words = ("recommend", "--bundle", bundle, "--requests", requests_file, "--k", 3, "--out")
+    for name in ("plain.csv", "named.csv", "named.parquet"):
+        options = ["--names"] if "named" in name else []
+        assert run(*words, tmp_path / name, *options) == 0
+    plain, named = (read_csv(tmp_path / name) for name in ("plain.csv", "named.csv"))
+    assert list(plain[0]) == ["user_id", "item_id", "score", "rank"]
+    titles = [row.pop("name") for row in named]
+    assert named == plain
+    assert titles == [f"Title {IDS.index(row['item_id'])}" for row in plain]
+    assert pq.read_table(tmp_path / "named.parquet").column("name").to_pylist() == titles
+
+
 def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
     requests = [
         {

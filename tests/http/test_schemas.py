@@ -73,6 +73,32 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, 
 
 
 @pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("recommend", {"user": 1}, ["'user'", "did you mean 'user_id'"]),
+        ("recommend", {"new_items": 3}, ["'new_items'", "/docs"]),
+        ("recommend", {"requests": [{"usr_id": 1}]}, ["'usr_id'", "'user_id'"]),
+        ("recommend", {"history": [{"item": 1}]}, ["'item'", "'item_id'"]),
+        ("similar", {"item": 1}, ["'item'", "'item_id'"]),
+        ("events", {"events": [{"user": 1, "item_id": 2}]}, ["'user'", "'user_id'"]),
+        ("events", {"user_id": 1, "item_id": 2, "context": {"divice": "tv"}}, ["'device'"]),
+        ("recommend", [1, 2], ["a JSON object"]),
+        ("recommend", {"history": "i1"}, ["a JSON array"]),
+    ],
+)
+def test_a_slip_is_named_with_what_was_meant(app, path, body, words):
+    message = refuse(ask(app, "POST", f"/v1/{path}", json.dumps(body).encode()), 422)["message"]
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize("name", ["anna.smith@example.org", "u77123", "a" * 41, "x'; y", "é", "\n"])
+def test_a_field_that_may_hold_an_id_or_worse_is_not_repeated(app, name):
+    error = refuse(ask(app, "POST", "/v1/recommend", {name: 1}), 422)
+    assert name not in error["message"]
+    assert "unknown field" in error["message"]
+
+
+@pytest.mark.parametrize(
     ("body", "text"),
     [
         ({"features": {SENTINEL: 1}}, "allowed: gender, income"),

@@ -66,4 +66,23 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
     assert len(slots) == 5 * 60
     assert slots.groupby("list")["conversions"].sum().eq(1).all()
     assert set(slots["arm"]) == {"as_is", "explored"}
+    check_figures(tmp_path / "runs" / "my" / "profiles", registry.path / "feedback")
     assert (registry.path / "drift.json").exists()
+
+
+def check_figures(profiles, feedback):
+    """Compare the figures of all with a count in the plain files."""
+    (users,) = profiles.glob("users-*.parquet")
+    known = {*pd.read_parquet(users)["user_id"]}
+    slots = pd.read_parquet(feedback / "shown.parquet")
+    events = pd.read_parquet(feedback / "events.parquet")
+    of_lists = slots.groupby("list")[["user_id", "datetime", "conversions"]].first()
+    unknown = []
+    for user, moment in zip(of_lists["user_id"], of_lists["datetime"], strict=True):
+        earlier = events[(events["user_id"] == user) & (events["datetime"] < moment)]
+        unknown.append(user not in known and not len(earlier))
+    figures = json.loads((feedback / "figures.json").read_text())["all"]
+    assert figures["unknown_user_share"]["value"] == sum(unknown) / len(of_lists) == 0
+    assert figures["lists"] == figures["users"] == len(of_lists) == len(events) == 60
+    assert figures["conversion"]["value"] == 1
+    assert figures["click_through"]["value"] == pytest.approx(len(events) / len(slots))
