@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from datamodules.config import Column, TableConfig, say_missing
+from datamodules.columns import Column
+from datamodules.config import TableConfig, say_missing
 from datamodules.read import (
     JSON_LINES,
     KINDS,

@@ -10,13 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datamodules.config import (
-    EVENT_ROLES,
-    Column,
-    DataConfig,
-    TableConfig,
-    columns_of_table,
-)
+from datamodules.columns import EVENT_ROLES, Column, columns_of_table
+from datamodules.config import DataConfig, TableConfig
 from datamodules.feedback import append_log, list_columns
 from datamodules.rejects import (
     KINDS,

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from datamodules.config import Column, TableConfig
+from datamodules.columns import Column
+from datamodules.config import TableConfig
 from datamodules.read import REPLACED
 from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING
 from serve.arrays import Flags, Ints

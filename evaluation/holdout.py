@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from datamodules.columns import Column, columns_of_table
 from datamodules.config import (
-    Column,
     DataConfig,
     FeatureConfig,
     FeaturesConfig,
     TableConfig,
-    columns_of_table,
 )
 from datamodules.rejects import describe
 from datamodules.sources import read_file

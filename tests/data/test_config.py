@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import yaml
+from datamodules.columns import columns_of_table
 from datamodules.config import (
     DataConfig,
     FeatureConfig,
@@ -15,7 +16,6 @@ from datamodules.config import (
     SplitConfig,
     TableConfig,
     TargetsConfig,
-    columns_of_table,
 )
 from datamodules.schema_fitting import LONGEST_HISTORY, LONGEST_RECENT, LONGEST_SET
 from datamodules.tables import read_tables
