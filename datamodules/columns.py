@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
-from datamodules.config import DataConfig, FeatureConfig, Role, TableConfig
+from datamodules.config import Column, DataConfig, FeatureConfig, Role, TableConfig
 from serve.clock import parse_times
 from serve.errors import SchemaError, name_nearest
 
@@ -26,19 +25,6 @@ _UNFIT: dict[Role, tuple[Role, ...]] = {
     "order": ("vector", "date"),
     "number": ("vector", "date"),
 }  # role of a column of ours -> how no feature reads it
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column that is read."""
-
-    name: str  # ours
-    source: str  # in the file
-    role: Role
-    reason: str  # which key of the configuration needs it; empty: the table may lack it
-    may_be_empty: bool = True  # an empty cell is a missing value, no fault of its row
-    low: float | None = None  # of times and dates in UTC seconds
-    high: float | None = None
 
 
 def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:

@@ -51,12 +51,12 @@ class TableConfig:
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`,
     `weight`."""
     names: list[str] | None = None
-    """All columns, in order, of a text file without a header line. With them its suffix may be
-    any."""
+    """All columns, in order, of a text file without a header line, or with one that has a name
+    twice. With them its suffix may be any."""
     delimiter: str | None = None
     """Between the cells of a text file: one character, or several such as `::`. Default: the
     first line shows it."""
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    encoding: Literal["utf-8", "utf-16", "cp1252", "latin-1"] = "utf-8"
     """Of a text file."""
     missing: list[str] = field(default_factory=list)
     """Texts that stand for a missing value in any column, such as NA. Default: the empty cell
@@ -72,6 +72,8 @@ class TableConfig:
     all others is."""
     max_datetime: str | None = None
     """An event after it is rejected. Default: as for `min_datetime`."""
+    keep: Literal["first", "last"] | None = None
+    """Of several rows of one id of `users` or `items`. Default: rows that differ are refused."""
     query: str | None = None
     """SQL for DuckDB, whose last statement gives the table; tables of the database at `path` go
     by their names."""
@@ -251,6 +253,8 @@ class DataConfig:
     """Columns of the users table that results are sliced by and that are never a feature."""
     events: dict[str, float] = field(default_factory=dict)
     """Type of event -> weight of its loss as a target. Default: 1 each."""
+    exclude_users: list[str | int] = field(default_factory=list)
+    """Ids of users, such as bots and test accounts, whose events are left out and counted."""
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     leaks: Literal["warn", "stop"] = "warn"
@@ -284,10 +288,16 @@ class DataConfig:
                     f"data.events: '{name}' is {weight}; allowed: a finite number above 0"
                 )
         find_zone(self.timezone)
+        if self.interactions.keep is not None:
+            raise SchemaError(
+                "data.interactions.keep is set; allowed: in data.users and data.items, whose rows "
+                "have one id each"
+            )
 
     def declared(self) -> dict[str, Any]:
-        """Return what is declared about the data, without anything of this machine: no path."""
+        """Return what is declared about the data, without paths and without ids of users."""
         declared = asdict(self)
+        del declared["exclude_users"]
         for keys in (declared, declared["split"]):
             for name in keys.keys() & _PATHS:
                 del keys[name]
@@ -300,3 +310,16 @@ def say_missing(path: str, setting: str) -> str:
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     nearest = name_nearest(name, beside)
     return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that is read."""
+
+    name: str  # ours
+    source: str  # in the file
+    role: Role
+    reason: str  # which key of the configuration needs it; empty: the table may lack it
+    may_be_empty: bool = True  # an empty cell is a missing value, no fault of its row
+    low: float | None = None  # of times and dates in UTC seconds
+    high: float | None = None

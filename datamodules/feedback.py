@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from datamodules.columns import Column
+from datamodules.config import Column
 from serve.arrays import Flags
 
 DISMISS = "dismiss"  # as `service.state` logs them

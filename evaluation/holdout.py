@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from datamodules.columns import Column, columns_of_table
+from datamodules.columns import columns_of_table
 from datamodules.config import (
+    Column,
     DataConfig,
     FeatureConfig,
     FeaturesConfig,
