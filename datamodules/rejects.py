@@ -183,7 +183,7 @@ def find_excess(
     rejected = faults.drop_duplicates(["file", "line"])
     if len(rejected) <= max_rate * n_records:
         return []
-    rate = (ceil(100 * len(rejected) / n_records) + 1) / 100
+    rate = min(ceil(100 * len(rejected) / n_records) / 100 + 0.01, 1.0)
     return [
         f"{name}: {len(rejected):,} of {n_records:,} records are bad, more than "
         f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; mend them"
@@ -218,7 +218,9 @@ def setting_of(name: str) -> str:
 
 
 def advise(name: str, rejects: pd.DataFrame) -> str:
-    """Say what to declare so that bad cells like the first one are read; empty if nothing is known.
+    """Say what to declare so that records like the first one are read; empty if nothing is known.
+
+    A mark of missing cells is no remedy: without the cell the record is rejected too.
 
     Args:
         name: table or file of the split.
@@ -227,7 +229,8 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     reason = rejects["reason"].iloc[0]
     is_alike = rejects["column"].eq(rejects["column"].iloc[0])
     is_alike &= rejects["reason"].eq(reason)
-    return Problem("", find_remedy(reason, rejects["value"][is_alike]).key).say(name)
+    key = find_remedy(reason, rejects["value"][is_alike]).key
+    return "" if key.startswith("missing") else Problem("", key).say(name)
 
 
 def find_remedy(reason: str, values: pd.Series[Any]) -> Remedy:

@@ -135,6 +135,8 @@ def test_ids_of_a_text_file_are_integers_only_if_all_are_written_so(tmp_path, ce
         (pd.Series([7, "x"], dtype=object), ["7", "x"]),
         (pd.Series(pd.Categorical([2**53 + 1, 5])), [2**53 + 1, 5]),
         (pd.Series(["a", "  "]), ["a"]),
+        (pd.Series([7, " x "], dtype=object), ["7", "x"]),
+        (pd.Series(pd.Categorical(["a ", "b"])), ["a", "b"]),
     ],
 )
 def test_ids_keep_their_type_and_value(tmp_path, ids, expected):
@@ -381,13 +383,23 @@ def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
     )
 
 
-@pytest.mark.parametrize("ids", [[7, 8], [7.0, 8.0], ["7", "8"], pd.array([7, 8], dtype="Int64")])
+@pytest.mark.parametrize(
+    "ids", [[7, 8], [7.0, 8.0], ["7", "8"], [" 7", "8"], pd.array([7, 8], dtype="Int64")]
+)
 def test_an_id_of_any_type_is_found_among_the_forgotten(tmp_path, ids):
     add_to_erasure_list(tmp_path, [7])
     frame = pd.DataFrame({"user_id": ids, "item_id": [1, 2]})
     tables, _ = tables_from_frames(DataConfig(), frame, erased=read_erasure_list(tmp_path))
     assert tables.interactions["item_id"].tolist() == [2]
     assert len(frame) == 2
+
+
+def test_whoever_was_forgotten_with_blanks_around_the_id_stays_forgotten(tmp_path):
+    add_to_erasure_list(tmp_path, ["u1 "])
+    frame = pd.DataFrame({"user_id": ["u1 ", "u2"], "item_id": [1, 2]})
+    tables, rejects = tables_from_frames(DataConfig(), frame, erased=read_erasure_list(tmp_path))
+    assert tables.interactions["user_id"].tolist() == ["u2"]
+    assert rejects.forgotten == {"interactions": 1}
 
 
 def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
