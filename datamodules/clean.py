@@ -32,9 +32,7 @@ class CleaningReport:
     zero_weights_kept: int  # events kept with weight 0
     duplicate_users: int
     duplicate_items: int
-    taken_back: int = (
-        0  # events that returns undo as a whole; of others they lower the weight
-    )
+    taken_back: int = 0  # events that returns undo; of others they lower the weight
     excluded_events: int = 0  # of the users of `data.exclude_users`
 
 
@@ -93,9 +91,10 @@ def _take_back(
 ) -> pd.Series[Any]:
     """Return what returns leave of the weight of each event, 0 where they take it back.
 
-    A return takes its amount from the latest earlier target of its user and item, or from the
-    latest of its own type, then from the one before. It does not reach over the border to the test:
-    training must not know what comes back.
+    A return takes its amount from the latest earlier target of its user and item, then from the one
+    before; where no targets are declared, from events of the types that returns have, or of all if
+    they have their own. It does not reach over the border to the test: training must not know what
+    comes back.
 
     Args:
         events: distinct rows, (n,).
@@ -110,7 +109,9 @@ def _take_back(
         rows["part"] = events["datetime"] >= moments[0]
     if "event" in events:
         types = config.targets.events or events.loc[is_return, "event"].unique()
-        rows = rows[is_return | events["event"].isin(types)]
+        is_of_type = events["event"].isin(types)
+        if (is_of_type & ~is_return).any():
+            rows = rows[is_return | is_of_type]
 
     keys = ["user_id", "item_id", "part"]
     rows = rows[mark_shared(rows, rows[rows["is_return"]], keys)]

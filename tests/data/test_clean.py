@@ -98,7 +98,7 @@ def undo_one_by_one(rows, types=None) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("types", [None, ["buy"]])
+@pytest.mark.parametrize("types", [None, ["buy"], ["gone"]])
 def test_a_return_takes_its_amount_from_the_latest_events_before_it(seed, types):
     rng = np.random.default_rng(seed)
     columns = [rng.integers(0, 3, 90), rng.choice(list("abcd"), 90), rng.integers(0, 20, 90)]
