@@ -1,20 +1,26 @@
-"""Clean tables: remove duplicates, check joins, order rows, weigh targets."""
+"""Clean tables: remove duplicates and returns, check joins, order rows, weigh targets."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from datamodules.config import DataConfig
-from datamodules.tables import IDS, Tables
-from datamodules.values import TARGET_WEIGHT, is_set
+from datamodules.config import DataConfig, TableConfig
+from datamodules.tables import IDS, PART, Tables
+from datamodules.values import TARGET_WEIGHT, is_set, mark_shared
 from serve.arrays import Ties
 from serve.cells import to_text
+from serve.clock import to_seconds
 from serve.errors import SchemaError, name_nearest
+
+MIN_UNLISTED = 0.25  # share of ids without a row in a table that is worth an alarm
+MAX_EXAMPLES = 2
+DECIMALS = 9  # of a weight that a return may change
+_NOTHING_DECLARED = DataConfig()
 
 
 @dataclass(frozen=True)
@@ -26,17 +32,35 @@ class CleaningReport:
     zero_weights_kept: int  # events kept with weight 0
     duplicate_users: int
     duplicate_items: int
+    taken_back: int = 0  # events that returns undo; of others they lower the weight
+    excluded_events: int = 0  # of the users of `data.exclude_users`
 
 
-def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
-    """Remove rows that equal another in every column, and events of negative weight."""
+def clean(
+    tables: Tables, config: DataConfig = _NOTHING_DECLARED
+) -> tuple[Tables, CleaningReport]:
+    """Remove rows that equal another in every column, excluded users, and returns.
+
+    Args:
+        tables: typed.
+        config: says which users are excluded, which of several rows of an id is kept, and which
+            events a return takes back.
+    """
     events = tables.interactions
+    if config.exclude_users:
+        excluded = [str(user_id).strip() for user_id in config.exclude_users]
+        events = events[~events["user_id"].astype("str").isin(excluded)]
     distinct = events.drop_duplicates()
     weights = distinct.get("weight", pd.Series(1.0, distinct.index))
     is_return = weights < 0
-    kept = distinct[~is_return].reset_index(drop=True)
-    users = tables.users.drop_duplicates(ignore_index=True)
-    items = tables.items.drop_duplicates(ignore_index=True)
+    left = weights
+    if is_return.any():
+        left = _take_back(distinct, is_return, config)
+        distinct = distinct.assign(weight=left)
+    is_taken_back = (left == 0) & (weights > 0)
+    kept = distinct[~is_return & ~is_taken_back].reset_index(drop=True)
+    users = _keep_one(tables.users, "user_id", config.users)
+    items = _keep_one(tables.items, "item_id", config.items)
 
     report = CleaningReport(
         duplicate_events=len(events) - len(distinct),
@@ -44,9 +68,81 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
         zero_weights_kept=int((weights == 0).sum()),
         duplicate_users=len(tables.users) - len(users),
         duplicate_items=len(tables.items) - len(items),
+        taken_back=int(is_taken_back.sum()),
+        excluded_events=len(tables.interactions) - len(events),
     )
 
     return Tables(kept, users, items), report
+
+
+def _keep_one(
+    frame: pd.DataFrame, id_name: str, layout: TableConfig | None
+) -> pd.DataFrame:
+    """Keep one row of each id: they are equal where it is not declared which counts."""
+    keep = (layout and layout.keep) or "first"
+    return frame.drop_duplicates(id_name, keep=keep, ignore_index=True)
+
+
+# ---- returns
+
+
+def _take_back(
+    events: pd.DataFrame, is_return: pd.Series[Any], config: DataConfig
+) -> pd.Series[Any]:
+    """Return what returns leave of the weight of each event, 0 where they take it back.
+
+    A return takes its amount from the latest earlier target of its user and item, then from the one
+    before; where no targets are declared, from events of the types that returns have, or of all if
+    they have their own. It does not reach over the border to the test: training must not know what
+    comes back.
+
+    Args:
+        events: distinct rows, (n,).
+        is_return: (n,) those of a weight below 0.
+        config: its `targets` and `split` are read.
+    """
+    rows = events.assign(is_return=is_return, part="")
+    if PART in events:
+        rows["part"] = events[PART]
+    if config.split.kind == "time":
+        moments, _ = to_seconds([str(config.split.at)], config.timezone)
+        rows["part"] = events["datetime"] >= moments[0]
+    if "event" in events:
+        types = config.targets.events or events.loc[is_return, "event"].unique()
+        is_of_type = events["event"].isin(types)
+        if (is_of_type & ~is_return).any():
+            rows = rows[is_return | is_of_type]
+
+    keys = ["user_id", "item_id", "part"]
+    rows = rows[mark_shared(rows, rows[rows["is_return"]], keys)]
+    order = [name for name in ("datetime", "position") if name in rows]
+    # at one moment things are bought before they are returned
+    rows = rows.sort_values([*order, "is_return"], kind="stable")
+    groups = rows.groupby(keys, sort=False).ngroup()
+    left = events["weight"].copy()
+    left[rows.index] = _match_returns(rows["weight"], groups)
+
+    return left
+
+
+def _match_returns(amounts: pd.Series[Any], groups: pd.Series[Any]) -> pd.Series[Any]:
+    """Return what is left of each amount if negative ones undo the latest before them.
+
+    The stock of a group is the running sum that never falls below 0. Of what came in, the part
+    stays that no later stock falls below.
+
+    Args:
+        amounts: (n,) in the order of time.
+        groups: (n,) number of the group of each.
+    """
+    total = amounts.groupby(groups).cumsum()
+    stock = total - total.groupby(groups).cummin().clip(upper=0.0)
+    later = stock[::-1].groupby(groups).cummin()[::-1]
+    # sums of decimals are not exact
+    return (later - stock + amounts).clip(lower=0.0).round(DECIMALS)
+
+
+# ---- joins
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
@@ -56,6 +152,16 @@ def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]
         for name in IDS
         if name in given
     }
+
+
+def describe_unlisted(tables: Tables, given: Collection[str]) -> Iterator[str]:
+    """Yield an alarm if many items of the interactions have no row in the items table."""
+    share = measure_unlisted(tables, given).get("items", 0.0)
+    if share >= MIN_UNLISTED:
+        yield (
+            f"{share:.0%} of the items with events have no row in the items table: "
+            f"{_show_ids(tables, 'items')}; write them alike in both"
+        )
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:
@@ -72,14 +178,10 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         rows: pd.DataFrame = getattr(tables, name)
         if name not in given or rows.empty or _find_listed(tables, name).any():
             continue
-        id_of_event = tables.interactions[id_name].tolist()[0]
-        id_of_row = rows[id_name].tolist()[0]
         raise SchemaError(
             f"none of the {name} with events has a row in the {name} table: {id_name} is "
-            f"{id_of_event!r} in the "
-            f"interactions and {id_of_row!r} in the {name}; name the right column as {id_name} in "
-            f"data.{name}.columns, "
-            "or write whole numbers without .0"
+            f"{_show_ids(tables, name)}; name the right column as {id_name} in "
+            f"data.{name}.columns, or write the ids alike in both, whole numbers without .0"
         )
 
 
@@ -87,6 +189,29 @@ def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
     """Mark the distinct ids of the interactions that have a row in a table."""
     ids = tables.interactions[IDS[name]].drop_duplicates()
     return ids.isin(getattr(tables, name)[IDS[name]])
+
+
+def _show_ids(tables: Tables, name: str) -> str:
+    """Show ids without a row beside ids of the table that look alike, or else the first ones."""
+    is_listed = _find_listed(tables, name)
+    unlisted = tables.interactions.loc[is_listed.index[~is_listed], IDS[name]]
+    listed = getattr(tables, name)[IDS[name]]
+    spellings = dict(zip(_reduce(listed), listed.tolist(), strict=True))
+    alike = _reduce(unlisted).map(spellings).dropna().head(MAX_EXAMPLES)
+    if alike.empty:
+        alike = listed.head(1).set_axis(unlisted.index[:1])
+    pairs = zip(unlisted[alike.index].tolist(), alike.tolist(), strict=True)
+    shown = [
+        f"{ours!r} in the interactions and {theirs!r} in the {name}"
+        for ours, theirs in pairs
+    ]
+    return ", ".join(shown)
+
+
+def _reduce(ids: pd.Series[Any]) -> pd.Series[Any]:
+    """Return ids without case, signs between letters and leading zeros."""
+    bare = ids.astype("str").str.lower().str.replace("[\\s\xa0_./#-]+", "", regex=True)
+    return bare.str.replace(r"(^|\D)0+(\d)", r"\1\2", regex=True)
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,12 @@ from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.clean import CleaningReport, measure_unlisted, only_targets
+from datamodules.clean import (
+    CleaningReport,
+    describe_unlisted,
+    measure_unlisted,
+    only_targets,
+)
 from datamodules.config import DataConfig
 from datamodules.leaks import MISSING, Leak, code_cells
 from datamodules.rejects import Rejects
@@ -25,6 +31,8 @@ from serve.clock import DAY, to_iso
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 HEAD_SHARES = (0.01, 0.1)  # shares of the items whose share of the events is reported
 MIN_TIES = 0.2  # share of tied events that is worth a hint
+MIN_HEAVY = 0.01  # share of the events that a single user has, and
+HEAVY_TIMES = 20  # the multiple of the median user's, that no person has
 MIN_OWNED = 0.1  # share of owned pairs in the test that is worth a hint
 
 
@@ -88,7 +96,11 @@ def report_data(
         **_describe_rejects(rejects),
         "cleaning": asdict(cleaning),
         "cold": cold,
-        "hints": [*rejects.hints, *_find_hints(tables, cold, config)],
+        "hints": [
+            *rejects.hints,
+            *describe_unlisted(tables, rejects.records),
+            *_find_hints(tables, cold, config),
+        ],
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(item_counts),
         "history_length": lengths,
@@ -113,7 +125,7 @@ def _describe_rejects(rejects: Rejects) -> dict[str, Any]:
 def _find_hints(
     tables: Tables, cold: dict[str, float | None], config: DataConfig
 ) -> Iterator[str]:
-    """Yield lines on what looks odd."""
+    """Yield lines on what looks odd; they are published, so no user is named."""
     events = tables.interactions
     item_ids = events["item_id"].drop_duplicates()
     n_unlisted = int((~item_ids.isin(_list_catalogue(tables, events, config))).sum())
@@ -121,6 +133,13 @@ def _find_hints(
         yield (
             f"{n_unlisted:,} items without a row in the items table are not recommended: "
             "see data.unlisted"
+        )
+
+    heavy = find_heavy_users(events)
+    if len(heavy):
+        yield (
+            f"{len(heavy):,} users have {heavy.sum() / len(events):.0%} of the events, each at "
+            f"least {HEAVY_TIMES} times as many as the median user: data.exclude_users for bots"
         )
 
     may_tie = "datetime" in events and "position" not in events
@@ -140,6 +159,13 @@ def _find_hints(
             f"{owned:.1%} of the tested pairs are owned before and count as misses: "
             "see data.repeats"
         )
+
+
+def find_heavy_users(events: pd.DataFrame) -> pd.Series[Any]:
+    """Return the users with far more events than a person has, and their counts."""
+    counts = events["user_id"].value_counts()
+    is_heavy = counts >= HEAVY_TIMES * counts.median()
+    return counts[is_heavy & (counts >= MIN_HEAVY * len(events))]
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
@@ -240,6 +266,15 @@ def print_report(report: dict[str, Any], console: Console) -> None:
     for message in messages or ["none found"]:
         table.add_row("leaks", message)
     console.print(table, markup=False)  # columns and values may hold brackets
+
+
+def print_heavy_users(events: pd.DataFrame, console: Console) -> None:
+    """Print which users have extreme counts; their ids are in no file of the run."""
+    heavy = find_heavy_users(events).to_dict()
+    if heavy:
+        ids = json.dumps(list(heavy), ensure_ascii=False)
+        message = f"bots? {heavy}; declare exclude_users: {ids} in data"
+        console.print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def _phrases(value: Any, name: str = "") -> Iterator[str]:

@@ -231,7 +231,8 @@ def read_text(path: Path, *layout: Any) -> FileRecords:
         cells = [pa.array(column, pa.string()) for column in columns]
         tables.append(pa.Table.from_arrays(cells, schema=schema))
 
-    columns_by_name = dict(zip(names, pa.concat_tables(tables).columns, strict=True))
+    in_file = list(zip(names, pa.concat_tables(tables).columns, strict=True))
+    columns_by_name = dict(reversed(in_file))  # of those of one name the first
 
     return FileRecords(names, columns_by_name, np.array(lines, np.int64), bad, True)
 
@@ -278,9 +279,10 @@ def read_records(
         path: the file; one called `.tsv` has tabs.
         reject: takes records with too few or too many cells, and those of a stray quote.
         errors: what to do about other bytes, as of `open`.
-        names: the columns, in order, if the file has no header line.
+        names: the columns, in order, if the file has no header line; one that begins with the
+            first of them is skipped.
         delimiter: the text between cells; by default the first line shows it.
-        encoding: "utf-8" or "latin-1".
+        encoding: one of `TableConfig.encoding`.
 
     Returns:
         The names of the columns, then the line of each row and its cells, None where empty. A line
@@ -305,6 +307,8 @@ def read_records(
             )
         yield 0, list(columns)
         for line, cells in _read_cells(path, reader, reject):
+            if names and line == 1 and cells[0].strip() == names[0]:
+                continue
             row = [cell.replace(between, delimiter) or None for cell in cells]
             if len(row) == len(columns):
                 yield line, row

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.errors import SchemaError
+from serve.arrays import Flags
+from serve.errors import SchemaErrors
 from serve.files import replacing
 
 MAX_VALUE = 200  # characters of a value that are listed
@@ -57,6 +59,28 @@ _SCHEMA = pa.schema(
 )
 
 
+class Problem(NamedTuple):
+    """What forbids to use a table, and the key of its configuration that mends it."""
+
+    text: str
+    key: str = ""  # such as `decimal: ","`; empty if none does
+
+    def say(self, name: str) -> str:
+        """Name the key with its place; `name` is a table or file of the split."""
+        return (
+            f"{self.text}; declare {self.key} in data.{setting_of(name)}"
+            if self.key
+            else self.text
+        )
+
+
+class Remedy(NamedTuple):
+    """A key of a table, and the bad cells that are read with it."""
+
+    key: str
+    reads: Flags  # (n,)
+
+
 @dataclass(frozen=True)
 class Rejects:
     """The records of the files that did not become a row, by table or file of the split."""
@@ -70,6 +94,8 @@ class Rejects:
     """Records of erased users, which are counted nowhere else."""
     logged: dict[str, int] = field(default_factory=dict)
     """What became of the rows of a log of events."""
+    stripped: dict[str, int] = field(default_factory=dict)
+    """Ids that had blanks around them, which were taken away."""
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -88,7 +114,10 @@ class Rejects:
     @property
     def hints(self) -> list[str]:
         """How many cells and times were set aside, and where; published, so no cell is quoted."""
-        hints = []
+        hints = [
+            f"{count:,} ids of {name} had blanks around them and were stripped"
+            for name, count in self.stripped.items()
+        ]
         for name, faults in self.faults.items():
             bad_cells = faults[faults["costs"] == "cell"]
             groups = bad_cells.groupby(["column", "reason"], sort=False)
@@ -140,15 +169,26 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
     Raises:
         SchemaError: names the first reject, and what to declare so that it is read.
     """
+    excesses = []
     for table, rejected in rejects.tables.items():
-        n_records = rejects.records[table]
-        if len(rejected) > max_rate * n_records:
-            count = f"{len(rejected):,} of {n_records:,}"
-            raise SchemaError(
-                f"{table}: {count} records are bad, more than data.max_reject_rate = "
-                f"{max_rate:g}; the first: {describe(rejected)}; mend them or raise the rate"
-                f"{advise(table, rejected)}"
-            )
+        excesses += find_excess(table, rejected, rejects.records[table], max_rate)
+    if excesses:
+        raise SchemaErrors(excesses)
+
+
+def find_excess(
+    name: str, faults: pd.DataFrame, n_records: int, max_rate: float
+) -> list[str]:
+    """Say that a larger share of the records of a table has a fault, if that is so."""
+    rejected = faults.drop_duplicates(["file", "line"])
+    if len(rejected) <= max_rate * n_records:
+        return []
+    rate = min(ceil(100 * len(rejected) / n_records) / 100 + 0.01, 1.0)
+    return [
+        f"{name}: {len(rejected):,} of {n_records:,} records are bad, more than "
+        f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; mend them"
+        f"{advise(name, rejected)} or declare max_reject_rate: {rate:g} in data"
+    ]
 
 
 def write_rejects(rejects: Rejects, path: Path) -> None:
@@ -178,7 +218,9 @@ def setting_of(name: str) -> str:
 
 
 def advise(name: str, rejects: pd.DataFrame) -> str:
-    """Say what to declare so that bad cells like the first one are read; empty if nothing is known.
+    """Say what to declare so that records like the first one are read; empty if nothing is known.
+
+    A mark of missing cells is no remedy: without the cell the record is rejected too.
 
     Args:
         name: table or file of the split.
@@ -187,49 +229,59 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     reason = rejects["reason"].iloc[0]
     is_alike = rejects["column"].eq(rejects["column"].iloc[0])
     is_alike &= rejects["reason"].eq(reason)
-    key = _find_declaration(reason, rejects["value"][is_alike])
+    key = find_remedy(reason, rejects["value"][is_alike]).key
+    return "" if key.startswith("missing") else Problem("", key).say(name)
 
-    return f"; declare {key} in data.{setting_of(name)}" if key else ""
 
-
-def _find_declaration(reason: str, values: pd.Series[Any]) -> str:
-    """Return the key and value of a table that reads all of some bad cells, or an empty text."""
-    texts = values.dropna().str.strip()
+def find_remedy(reason: str, values: pd.Series[Any]) -> Remedy:
+    """Return the key of a table that reads bad cells, an empty one if none is known."""
+    texts = values.fillna("").str.strip()
+    reads = np.ones(len(texts), bool)
+    key = ""
     if reason == "not UTF-8":
-        return "encoding: latin-1"
-    if reason == "not a time":
-        forms = _find_formats(texts)
-        return f"time_formats: {json.dumps(forms)}" if forms else ""
+        key = "encoding: cp1252"
+    elif reason == "not a time":
+        formats, reads = _find_formats(texts)
+        key = f"time_formats: {json.dumps(formats)}" if formats else ""
+    elif reason == "not a number":
+        key, reads = _find_number_key(texts)
 
-    if reason != "not a number" or texts.empty:
-        return ""
-    with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
+    return Remedy(key, reads)
 
-    if len(with_comma):
-        is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
+
+def _find_number_key(texts: pd.Series[Any]) -> tuple[str, Flags]:
+    """Return the key that reads texts as numbers, or as missing, and which it reads (n,)."""
+    has_comma = texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}").to_numpy(bool)
+    if has_comma.any():
+        is_thousands = texts[has_comma].str.fullmatch(_THOUSANDS).all()
         other = " or numbers without commas for thousands" if is_thousands else ""
-        return f'decimal: ","{other}'
-
+        return f'decimal: ","{other}', has_comma
     if texts.str.fullmatch(_POINT_NUMBER).all():
-        return 'decimal: "."'
-    return f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
+        return 'decimal: "."', ~has_comma
+    key = f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
+    return key, ~has_comma
 
 
-def _find_formats(texts: pd.Series[Any]) -> list[str]:
-    """Return the common formats that read the texts, each the one that reads most of the rest."""
+def _find_formats(texts: pd.Series[Any]) -> tuple[list[str], Flags]:
+    """Return the common formats that read the texts, each the one that reads most of the rest.
+
+    Returns:
+        The formats, and which texts they read (n,).
+    """
     formats: list[str] = []
-    while len(texts):
+    left = texts
+    while len(left):
         unread = {}
         for form in _TIME_FORMATS:
-            times = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
-            unread[form] = texts[times.isna()]
+            times = pd.to_datetime(left, format=form, errors="coerce", utc=True)
+            unread[form] = left[times.isna()]
         best = min(unread, key=lambda form: len(unread[form]))
-        if len(unread[best]) == len(texts):
+        if len(unread[best]) == len(left):
             break
         formats.append(best)
-        texts = unread[best]
+        left = unread[best]
 
-    return formats
+    return formats, ~texts.index.isin(left.index)
 
 
 def find_limit(
@@ -238,7 +290,7 @@ def find_limit(
     """Return how many bad cells of a column are slips; few if another declaration reads them."""
     if reason == OTHER_LENGTH:
         return MAX_WIDTHS * n_right
-    key = _find_declaration(reason, wrong["value"])
+    key = find_remedy(reason, wrong["value"]).key
     if not key or key.startswith("missing"):
         return n_right
     return min(n_right, max_rate * (len(wrong) + n_right))

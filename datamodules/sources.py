@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -19,6 +20,7 @@ from datamodules.read import (
     JSON_LINES,
     KINDS,
     PARQUET,
+    REPLACED,
     TEXTS,
     FileRecords,
     kind_of,
@@ -27,8 +29,8 @@ from datamodules.read import (
     read_parquet,
     read_text,
 )
-from datamodules.rejects import MAX_VALUE, make_rejects
-from serve.errors import SchemaError, name_nearest, say, say_missing
+from datamodules.rejects import MAX_VALUE, Problem, make_rejects
+from serve.errors import SchemaError, SchemaErrors, name_nearest, say, say_missing
 
 
 class ArrowStream(Protocol):
@@ -51,6 +53,7 @@ _ATTACHED = {
     "mysql": "MYSQL",
 }  # scheme of a path -> TYPE of DuckDB's ATTACH
 _SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
+_UNREADABLE = re.compile("utf-?8|unicode|encod", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Records:
     dropped: tuple[str, ...]  # columns that are not declared
     is_text: bool = False  # cells of a text file, where 7 is an integer as well
     n_erased: int = 0  # records of erased users that were taken out
+    problems: tuple[Problem, ...] = ()  # that forbid to use them
 
     @property
     def n_records(self) -> int:
@@ -80,6 +84,7 @@ def _join(files: Sequence[Records]) -> Records:
     rejects = pd.concat([file.rejects for file in files])
     dropped = dict.fromkeys(chain.from_iterable(file.dropped for file in files))
     is_text = any(file.is_text for file in files)
+    problems = [file.problems for file in files if file.problems]
 
     return replace(
         first,
@@ -88,6 +93,7 @@ def _join(files: Sequence[Records]) -> Records:
         rejects=rejects,
         dropped=tuple(dropped),
         is_text=is_text,
+        problems=problems[0] if problems else (),
     )
 
 
@@ -169,6 +175,7 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
     """Read one file by its suffix; it may hold no record."""
     kind = kind_of(path)
     layout = (table.names, table.delimiter, table.encoding)
+    problems = []
     if kind in (PARQUET, *JSON_LINES) and layout != _PLAIN:
         raise SchemaError(
             f"{path}: names, delimiter and encoding are those of a text file; take them out for "
@@ -181,20 +188,33 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
         records = read_json_lines(path)
     elif kind in TEXTS or table.names is not None:
         records = read_text(path, *layout)
+        header = "".join(records.names)
+        if REPLACED in header:
+            encoding = "utf-16" if "\0" in header else "cp1252"
+            text = f"{path}, line 1: not UTF-8"
+            problems.append(Problem(text, f"encoding: {encoding}"))
+            # read on, so that all faults are found at once
+            records = read_text(path, table.names, table.delimiter, encoding)
         _check_header(path, records.names, columns)
     else:
         raise SchemaError(
             f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
         )
 
-    return _take(str(path), records, columns)
+    taken = _take(str(path), records, columns)
+    return replace(taken, problems=(*problems, *taken.problems))
 
 
 def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Records:
     """Take the requested columns that are there, by our names."""
     present = columns
+    problems: list[Problem] = []
     if records.names:  # a file of JSON Lines without records has none
-        present = _find_columns(file, columns, records.names)
+        problems = list(_find_problems(file, columns, records))
+        present = tuple(column for column in columns if column.source in records.names)
+    if problems and not present:
+        raise SchemaErrors([problem.text for problem in problems])
+
     cells = {
         column.name: _to_series(records.columns.get(column.source, []))
         for column in present
@@ -207,7 +227,16 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
     dropped = tuple(name for name in records.names if name not in requested)
     frame = pd.DataFrame(cells)
 
-    return Records(file, present, frame, places, rejects, dropped, records.is_text)
+    return Records(
+        file,
+        present,
+        frame,
+        places,
+        rejects,
+        dropped,
+        records.is_text,
+        problems=tuple(problems),
+    )
 
 
 def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
@@ -237,23 +266,37 @@ def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> 
         )
 
 
-def _find_columns(
-    file: str, columns: tuple[Column, ...], names: list[str]
-) -> tuple[Column, ...]:
-    """Return the requested columns that are there."""
+def _find_problems(
+    file: str, columns: tuple[Column, ...], records: FileRecords
+) -> Iterator[Problem]:
+    """Yield which requested columns are absent, or there more than once."""
+    names = records.names
+    key = ""
+    if records.is_text:
+        key = f"names: {json.dumps(_name_apart(names), ensure_ascii=False)}"
+
     for column in columns:
-        count = names.count(column.source)
-        if count > 1:
-            raise SchemaError(
-                f"{file}: {count} columns are called '{column.source}'; rename all but one"
+        source = column.source
+        at = [str(n) for n, name in enumerate(names, start=1) if name == source]
+        if column.reason and not at:
+            nearest = name_nearest(source, names)
+            yield Problem(
+                f"{file}: column '{source}' is absent, {column.reason}; {nearest}"
             )
-        if column.reason and not count:
-            nearest = name_nearest(column.source, names)
-            raise SchemaError(
-                f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
+        if len(at) > 1:
+            yield Problem(
+                f"{file}: {len(at)} columns are called '{source}', number {', '.join(at)}; "
+                "rename all but one",
+                key,
             )
 
-    return tuple(column for column in columns if column.source in names)
+
+def _name_apart(names: list[str]) -> list[str]:
+    """Return names of which the later equal ones end in the number of their column."""
+    return [
+        name if names.index(name) == number else f"{name} {number + 1}"
+        for number, name in enumerate(names)
+    ]
 
 
 def _read_query(
@@ -278,10 +321,13 @@ def _read_query(
             rows = pa.table({}) if result is None else result.to_arrow_table()
     except (duckdb.Error, RuntimeError) as error:
         reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
-        raise SchemaError(
-            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
-            "needs INSTALL once"
-        ) from error
+        remedy = "allowed: SQL of DuckDB that ends in a SELECT; an extension needs INSTALL once"
+        if _UNREADABLE.search(reason):
+            remedy = (
+                "text that is not UTF-8 is read by SELECT * FROM read_csv('FILE', encoding = "
+                "'latin-1'), or without a query, by path and encoding: cp1252"
+            )
+        raise SchemaError(f"{name} fails: {reason}; {remedy}") from error
 
     if not len(rows):
         raise SchemaError(

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from datamodules.config import (
-    EVENT_ROLES,
-    Column,
-    DataConfig,
-    TableConfig,
-    columns_of_table,
-)
+from datamodules.columns import columns_of_table
+from datamodules.config import Column, DataConfig, TableConfig
 from datamodules.feedback import append_log, list_columns
 from datamodules.rejects import (
     KINDS,
+    Problem,
     Rejects,
-    advise,
     describe,
+    find_excess,
     find_limit,
+    find_remedy,
     make_rejects,
-    setting_of,
 )
 from datamodules.sources import (
     Records,
@@ -37,7 +33,7 @@ from datamodules.sources import (
 )
 from datamodules.values import read_cells, unify_ids
 from serve.cells import to_text
-from serve.errors import SchemaError
+from serve.errors import SchemaError, SchemaErrors
 from serve.files import NOBODY, ErasureList
 
 PART = "part of the split"  # reserved column: the part that a file of the split gives
@@ -70,17 +66,22 @@ def read_tables(
         The tables, and every record or cell that is not in them. Rows + rejected records = records.
 
     Raises:
-        SchemaError: in one line, that a file or column is missing or holds something else than is
-            declared.
+        SchemaError: in a line each, which files or columns are missing or hold something else than
+            is declared.
     """
     columns = _list_columns(config)
     files = {}
+    unread = []
     for name in columns:
         layout: TableConfig | None = getattr(config, name)
-        if layout is not None:
+        if layout is None:
+            continue
+        try:
             files[name] = read_files(f"data.{name}.path", layout, columns[name])
+        except SchemaError as error:
+            unread.append(str(error))
 
-    return _type_tables(config, columns, files, erased)
+    return _type_tables(config, columns, files, unread, erased)
 
 
 def tables_from_frames(
@@ -101,7 +102,7 @@ def tables_from_frames(
         if frame is not None:
             files[name] = take_table(name, frame, columns[name])
 
-    return _type_tables(config, columns, files, erased)
+    return _type_tables(config, columns, files, (), erased)
 
 
 def _list_columns(config: DataConfig) -> dict[str, tuple[Column, ...]]:
@@ -112,20 +113,24 @@ def _type_tables(
     config: DataConfig,
     columns: Mapping[str, tuple[Column, ...]],
     files: dict[str, Records],
+    unread: Sequence[str],
     erased: ErasureList,
 ) -> tuple[Tables, Rejects]:
+    """Type what was read, and refuse all faults at once, with those of files that were not read."""
     for name in IDS:
-        if name not in files and len(columns[name]) > 1:
+        if name not in files and not unread and len(columns[name]) > 1:
             column = columns[name][1]
             raise SchemaError(
                 f"column '{column.source}' is declared, {column.reason}; set data.{name}"
             )
 
-    if config.split.kind == "files":
+    if config.split.kind == "files" and not unread:
         files |= _read_split_files(config, columns["interactions"])
-        _check_parts([files[name] for name in _PARTS if name in files])
+        parts = [files[name] for name in _PARTS if name in files]
+        if not any(part.problems for part in parts):
+            _check_parts(parts)
 
-    if config.feedback is not None:
+    if config.feedback is not None and not unread:
         present = files["interactions"].columns
         log = read_file(Path(config.feedback), TableConfig(), list_columns(present))
         # ids of the log are texts whatever they are in the tables
@@ -133,21 +138,26 @@ def _type_tables(
 
     layouts = {"users": config.users, "items": config.items, "feedback": None}
     tables = {}
-    problems: list[str] = []
+    faults = list(unread)
+    excesses: list[str] = []
 
     for name, raw in files.items():
         layout = layouts.get(name, config.interactions) or TableConfig()
         records = _leave_out(raw, erased)
-        table = type_records(records, layout, config.timezone, name in IDS)
-        problems.extend(_find_problems(name, table, config.max_reject_rate))
+        try:
+            table = type_records(records, layout, config.timezone, name in IDS)
+        except SchemaError as error:
+            faults.append(str(error))
+            continue
+        problems, rest = _find_problems(table, config.max_reject_rate)
+        if name in IDS and not layout.keep:
+            problems += _find_conflicts(name, records)
+        faults += [problem.say(name) for problem in problems]
+        excesses += find_excess(name, rest, records.n_records, config.max_reject_rate)
         tables[name] = table
 
-    if problems:
-        raise SchemaError("; ".join(problems))
-
-    for name in IDS:
-        if name in tables:
-            _check_one_row_each(name, tables[name])
+    if faults:
+        raise SchemaErrors([*faults, *excesses])
 
     typed, logged = _join_tables(config, tables)
     return typed, _sum_up(tables, logged)
@@ -161,6 +171,8 @@ def _sum_up(tables: Mapping[str, TypedTable], logged: dict[str, int]) -> Rejects
         rejects.faults[name] = table.faults
         rejects.records[name] = records.n_records
         rejects.dropped[name] = records.dropped
+        if table.n_stripped:
+            rejects.stripped[name] = table.n_stripped
         if records.n_erased:
             rejects.forgotten[name] = records.n_erased
 
@@ -191,10 +203,10 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     """Take out the records of erased users, and the texts of torn records, which may be theirs."""
     if not len(erased) or "user_id" not in records.frame:
         return records
-    # a text is compared as it is: " 7" is another user than "7"
     ids = records.frame["user_id"].astype(object)
     ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
-    is_erased = ids.isin(list(filter(erased.holds, ids.dropna().unique())))
+    # whose id had blanks around it was once forgotten with them
+    is_erased = ids.map(lambda text: text is not None and _is_erased(text, erased))
     frame = records.frame[~is_erased].reset_index(drop=True)
     places = records.places[~is_erased].reset_index(drop=True)
     rejects = records.rejects.assign(value=None).astype({"value": "str"})
@@ -203,6 +215,10 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     return replace(
         records, frame=frame, places=places, rejects=rejects, n_erased=n_erased
     )
+
+
+def _is_erased(user_id: str, erased: ErasureList) -> bool:
+    return erased.holds(user_id) or erased.holds(user_id.strip())
 
 
 def _check_parts(parts: Sequence[Records]) -> None:
@@ -229,6 +245,7 @@ class TypedTable:
     faults: pd.DataFrame
     """File, line, column, value, reason, and what the fault costs: "record", "cell", or nothing."""
     n_right: dict[str, int]  # column -> cells with a good value
+    n_stripped: int = 0  # ids that had blanks around them
 
 
 def type_records(
@@ -249,11 +266,12 @@ def type_records(
     n_right = {}
     faults = [records.rejects.assign(costs="record")]
     is_lost = np.zeros(len(records.frame), bool)
+    n_stripped = 0
 
     for column in records.columns:
         cells = records.frame[column.name]
         try:
-            values, reasons = read_cells(
+            values, reasons, n_stripped_here = read_cells(
                 column, cells, timezone, records.is_text, layout
             )
         except SchemaError as error:
@@ -274,6 +292,7 @@ def type_records(
         else:
             is_lost |= is_wrong
         columns[column.name] = values
+        n_stripped += n_stripped_here
 
     frame = pd.DataFrame(columns)[~is_lost].reset_index(drop=True)
     places = records.places[~is_lost].reset_index(drop=True)
@@ -281,49 +300,75 @@ def type_records(
         ["file", "line"], kind="stable", ignore_index=True
     )
 
-    return TypedTable(records, frame, places, in_order, n_right)
+    return TypedTable(records, frame, places, in_order, n_right, n_stripped)
 
 
 # ---- what is refused, and what is said
 
 
-def _find_problems(name: str, table: TypedTable, max_rate: float) -> Iterator[str]:
-    """Say which columns hold something else than is declared."""
-    for column in table.records.columns:
-        n_right = table.n_right[column.name]
-        is_of_column = table.faults["column"] == column.source
-        for reason, kind in KINDS.items():
-            wrong = table.faults[is_of_column & (table.faults["reason"] == reason)]
+def _find_problems(
+    table: TypedTable, max_rate: float
+) -> tuple[list[Problem], pd.DataFrame]:
+    """Find the columns that hold something else than is declared.
+
+    Returns:
+        The problems, one for each kind of fault, and the faults that their remedies leave.
+    """
+    problems = list(table.records.problems)
+    faults = table.faults
+    is_told = faults["costs"].eq("cell").to_numpy(bool, copy=True)
+
+    for reason, kind in KINDS.items():
+        is_alike = faults["reason"].eq(reason)
+        unfit = []
+        for column in table.records.columns:
+            wrong = faults[is_alike & faults["column"].eq(column.source)]
+            n_right = table.n_right[column.name]
             if len(wrong) > find_limit(reason, wrong, n_right, max_rate):
-                other = "another kind, such as text, in data.features"
-                if column.name in EVENT_ROLES:
-                    other = f"another column in data.{setting_of(name)}.columns"
-                advice = advise(name, wrong) or f"; mend it, or declare {other}"
-                yield (
-                    f"column '{column.source}' does not hold {kind}: {len(wrong):,} values are "
-                    "not, "
-                    f"the first: {describe(wrong)}{advice}"
-                )
+                unfit.append(column)
+        if not unfit:
+            continue
+
+        is_wrong = is_alike & faults["column"].isin([column.source for column in unfit])
+        wrong = faults[is_wrong]
+        key, reads = find_remedy(reason, wrong["value"])
+        is_told[is_wrong] |= reads
+        listed = ", ".join(f"'{column.source}'" for column in unfit)
+        text = (
+            f"column {listed} does not hold {kind}: {len(wrong):,} values are not, the first: "
+            f"{describe(wrong)}"
+        )
+        if not key:
+            text += (
+                "; mend it, or declare another column, or another kind in data.features"
+            )
+        problems.append(Problem(text, key))
+
+    return problems, faults[~is_told]
 
 
-def _check_one_row_each(name: str, table: TypedTable) -> None:
-    """Refuse two different rows of one id; equal ones are for cleaning."""
+def _find_conflicts(name: str, records: Records) -> list[Problem]:
+    """Find rows of one id that differ as they are written; equal ones are for cleaning."""
     id_name = IDS[name]
-    frame = table.frame
-    distinct = frame[frame[id_name].duplicated(keep=False)].drop_duplicates()
+    ids = records.frame.get(id_name, pd.Series()).astype("str").str.strip()
+    is_doubled = ids.duplicated(keep=False) & (ids.fillna("") != "")
+    rows = records.frame[is_doubled].astype("str").assign(**{id_name: ids})
+    distinct = rows.drop_duplicates()
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if conflicting.empty:
-        return
+        return []
 
     rows = distinct[distinct[id_name] == conflicting.iloc[0]].head(2)
     columns = [f"'{column}'" for column in rows if not rows[column].duplicated().any()]
-    places = table.places.loc[rows.index]
-    lines = [f"{place.file}, line {place.line}" for place in places.itertuples()]
-
-    raise SchemaError(
+    lines = [
+        f"{place.file}, line {place.line}"
+        for place in records.places.loc[rows.index].itertuples()
+    ]
+    text = (
         f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
         f"{', '.join(columns)}: {'; '.join(lines)}; keep one row each"
     )
+    return [Problem(text, "keep: last")]
 
 
 # ---- three tables

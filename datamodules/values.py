@@ -49,6 +49,7 @@ class Cells(NamedTuple):
 
     values: pd.Series
     faults: dict[str, Flags]  # reason -> the rows at fault (n,)
+    n_stripped: int = 0  # ids that had blanks around them
 
 
 def read_cells(
@@ -71,8 +72,7 @@ def read_cells(
     Raises:
         SchemaError: the column as a whole cannot be of this role.
     """
-    if column.role != "vector":
-        cells = _to_plain(cells)
+    cells, n_stripped = _to_plain_column(column, cells)
     marks = {"", *(mark.strip() for mark in layout.missing)}
     if column.role in ("number", "order"):
         marks |= {"nan", "NaN"}
@@ -101,7 +101,7 @@ def read_cells(
     else:
         read = _read_values(column, cells)
 
-    return Cells(read.values, faults | read.faults)
+    return Cells(read.values, faults | read.faults, n_stripped)
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -118,6 +118,19 @@ def mark_shared(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) ->
 
 
 # ---- cells of every kind
+
+
+def _to_plain_column(column: Column, cells: pd.Series) -> tuple[pd.Series, int]:
+    """Turn cells into plain values; take blanks around ids away, and count ids that had some."""
+    if column.role == "vector":
+        return cells, 0
+    plain = _to_plain(cells)
+    if column.role != "id" or not isinstance(plain.dtype, pd.StringDtype):
+        return plain, 0
+    stripped = plain.str.strip()
+    length = stripped.str.len()
+    is_stripped = (length > 0) & (length < plain.str.len())
+    return stripped, int(is_stripped.sum())
 
 
 def _to_plain(cells: pd.Series) -> pd.Series:
@@ -195,8 +208,9 @@ def _read_mixed_ids(cells: pd.Series, is_text: bool) -> Cells:
 def _to_id(cell: Any, is_text: bool) -> int | str | None:
     """Return an integer, or a text also of one beyond 64 bits; None for what is no id."""
     if isinstance(cell, str):
+        cell = cell.strip()
         if not is_text or not re.fullmatch(_INTEGER, cell):
-            return cell
+            return cell or None
         cell = int(cell)
 
     if isinstance(cell, float) and abs(cell) < _EXACT_FLOAT and cell.is_integer():

@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from datamodules.columns import columns_of_table
 from datamodules.config import (
     Column,
     DataConfig,
     FeatureConfig,
     FeaturesConfig,
     TableConfig,
-    columns_of_table,
 )
 from datamodules.rejects import describe
 from datamodules.sources import read_file
@@ -32,7 +32,7 @@ from serve.arrays import Doubles, Flags, Floats, IdType, Ints
 from serve.cells import parse_id
 from serve.clock import to_seconds
 from serve.encode import context_keys, encode_features
-from serve.errors import SchemaError
+from serve.errors import SchemaError, SchemaErrors
 from serve.kinds import Feature
 from serve.profiles import Profiles, feature_values
 from serve.requests import History
@@ -112,6 +112,8 @@ def _declare(schema: Schema) -> DataConfig:
 
 def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.DataFrame:
     file = read_file(path, TableConfig(), tuple(columns))
+    if file.problems:
+        raise SchemaErrors([problem.text for problem in file.problems])
     table = type_records(file, TableConfig(), schema.timezone, keeps_rows=False)
     if len(table.faults):
         raise SchemaError(f"{describe(table.faults)}; mend it or leave the record out")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.clean import only_evidence, only_targets
-from datamodules.data_report import print_report, report_data
+from datamodules.data_report import print_heavy_users, print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.splits import check_targets
 from evaluation.console import print_commands, print_results
@@ -178,6 +178,7 @@ def examine(work: Work) -> dict[str, Any]:
         work.tables, split=work.split, config=data, leaks=leaks, **work.report
     )
     print_report(report, console)
+    print_heavy_users(work.tables.interactions, console)
     if data.leaks == "stop":
         stop_on_leaks(leaks)
     return report

@@ -89,7 +89,7 @@ def read(
     with name_file(beside / REJECTS):
         write_rejects(rejects, beside / REJECTS)
 
-    tables, cleaning = clean(tables)
+    tables, cleaning = clean(tables, config.data)
     if not len(tables.interactions):
         n_rejected = sum(map(len, rejects.tables.values()))
         raise SchemaError(

@@ -45,16 +45,19 @@ _CACHED_WORDS = 65_536
 
 
 def parse_id(value: Any, id_type: IdType, where: str) -> Id:
-    """Check an id and return it in the type of the bundle: 7 and "7" are the same id.
+    """Check an id and return it in the type of the bundle: 7, "7" and " 7 " are the same id.
 
     Raises:
         SchemaError: the value is no id of this type.
     """
     plain = to_plain(value)
+    if isinstance(plain, str):
+        plain = plain.strip()
+
     if id_type == "string":
         if type(plain) is int and -(2**63) <= plain < 2**64:
             return str(plain)
-        if isinstance(plain, str) and plain.strip() and is_writable(plain):
+        if isinstance(plain, str) and plain and is_writable(plain):
             return plain
     else:
         if isinstance(plain, str) and INTEGER.fullmatch(plain):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MAX_NAMES = 20  # listed in a message
 MAX_SHOWN = 40  # characters of a value in a message: requests come from strangers
@@ -17,6 +17,16 @@ MAX_SHOWN = 40  # characters of a value in a message: requests come from strange
 
 class SchemaError(ValueError):
     """Data does not fit the declaration; the message says what was got and what to do."""
+
+
+class SchemaErrors(SchemaError):
+    """Several faults at once: a line that counts them, and a line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        lines = [" ".join(fault.split()) for fault in faults]
+        if len(lines) > 1:
+            lines.insert(0, f"{len(lines)} faults, each with its remedy:")
+        super().__init__("\n- ".join(lines))
 
 
 class BundleError(ValueError):
@@ -64,8 +74,13 @@ def show(value: object) -> str:
 
 
 def say(error: Exception) -> str:
-    """Put an error into one line; an error of the system becomes its file and reason."""
+    """Put an error into one line, several faults into one each.
+
+    An error of the system becomes its file and reason.
+    """
     message = str(error)
+    if isinstance(error, SchemaErrors):
+        return message
     if isinstance(error, OSError) and error.strerror:
         names = [str(error.filename)] if error.filename is not None else []
         message = ": ".join([*names, error.strerror])

@@ -12,7 +12,13 @@ from datamodules.clean import (
     order_tables,
     weigh_targets,
 )
-from datamodules.config import DataConfig, TargetsConfig
+from datamodules.config import (
+    DataConfig,
+    FeaturesConfig,
+    SplitConfig,
+    TableConfig,
+    TargetsConfig,
+)
 from datamodules.tables import Tables, tables_from_frames
 from datamodules.values import TARGET_WEIGHT
 from hypothesis import given, settings
@@ -64,8 +70,96 @@ def test_cleaning_is_idempotent_and_does_not_see_a_table_given_twice(rows):
     pd.testing.assert_frame_equal(again.interactions, once.interactions)
     pd.testing.assert_frame_equal(doubled.interactions, once.interactions)
     assert (report.duplicate_events, report.negative_weights) == (0, 0)
-    kept = list(dict.fromkeys(row for row in rows if row[4] >= 0))
-    assert list(once.interactions["weight"]) == [row[4] for row in kept]
+    assert list(once.interactions["weight"]) == undo_one_by_one(dict.fromkeys(rows))
+
+
+def undo_one_by_one(rows, types=None) -> list[float]:
+    """Return the weights that are left, in the order of the rows, by a stack for each user and item."""
+    rows = list(rows)
+    returned = {row[3] for row in rows if row[4] < 0}
+    types = returned if types is None else types
+    sales = [row for row in rows if row[4] > 0 and row[3] in types]
+    takes = types if sales else {row[3] for row in rows}
+    left = [row[4] for row in rows]
+    stacks = {}
+    for place in sorted(range(len(rows)), key=lambda n: (rows[n][2], rows[n][4] < 0, n)):
+        user, item, _, event, amount, _ = rows[place]
+        stack = stacks.setdefault((user, item), [])
+        if amount > 0 and event in takes:
+            stack.append(place)
+        due = -amount
+        while due > 1e-9 and stack:
+            taken = min(due, left[stack[-1]])
+            left[stack[-1]] -= taken
+            due -= taken
+            if left[stack[-1]] < 1e-9:
+                left[stack.pop()] = None
+    return [weight for weight in left if weight is not None and weight >= 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("types", [None, ["buy"], ["gone"]])
+def test_a_return_takes_its_amount_from_the_latest_events_before_it(seed, types):
+    rng = np.random.default_rng(seed)
+    columns = [rng.integers(0, 3, 90), rng.choice(list("abcd"), 90), rng.integers(0, 20, 90)]
+    events = rng.choice(["buy", "view", "back"], 90)
+    amounts = rng.integers(1, 9, 90) / 10
+    amounts = np.where((events == "back") | (rng.random(90) < 0.1), -amounts, amounts)
+    rows = list(dict.fromkeys(zip(*columns, events, amounts, ["tv"] * 90, strict=True)))
+    config = DataConfig(targets=TargetsConfig(events=types))
+    cleaned, report = clean(make_tables(rows), config)
+    expected = undo_one_by_one(rows, types and set(types))
+    assert cleaned.interactions["weight"].tolist() == pytest.approx(expected)
+    amounts = np.array([row[4] for row in rows])
+    n_sold = (amounts > 0).sum()
+    assert report.negative_weights == (amounts < 0).sum() > 0
+    assert report.taken_back == n_sold - len(expected) > 0
+
+
+def test_a_return_in_the_test_takes_nothing_from_the_training():
+    rows = [
+        (1, "a", day * 86_400, "buy", weight, "tv")
+        for day, weight in ((1, 2.0), (9, 1.0), (10, -1.5))
+    ]
+    split = SplitConfig("time", "1970-01-06")
+    kept = clean(make_tables(rows), DataConfig(split=split))[0].interactions
+    assert kept["weight"].tolist() == [2.0]
+    assert clean(make_tables(rows))[0].interactions["weight"].tolist() == [1.5]
+
+
+def test_events_without_returns_stay_as_they_are():
+    rows = [
+        (1, "a", 3, "buy", 0.1, "tv"),
+        (1, "a", 1, "buy", 0.2, "tv"),
+        (2, "b", 2, "buy", 0.0, "tv"),
+    ]
+    cleaned, report = clean(make_tables(rows))
+    pd.testing.assert_frame_equal(cleaned.interactions, make_tables(rows).interactions)
+    assert report.taken_back == 0
+
+
+def test_the_events_of_excluded_users_are_left_out_and_counted():
+    rows = [
+        (1, "a", 1, "buy", 1.0, "tv"),
+        (2, "a", 1, "buy", 1.0, "tv"),
+        (2, "b", 1, "buy", 1.0, "tv"),
+    ]
+    cleaned, report = clean(make_tables(rows), DataConfig(exclude_users=["2 ", "nobody"]))
+    assert cleaned.interactions["user_id"].tolist() == [1]
+    assert report.excluded_events == 2
+
+
+@pytest.mark.parametrize(("keep", "expected"), [("first", [1, 2]), ("last", [9, 2])])
+def test_the_declared_row_of_an_id_is_kept_and_the_others_are_counted(keep, expected):
+    items = pd.DataFrame({"item_id": ["a", "b", "a", "a"], "price": [1, 2, 1, 9]})
+    config = DataConfig(
+        items=TableConfig(keep=keep), features=FeaturesConfig(item={"price": "numeric"})
+    )
+    events = pd.DataFrame({"user_id": [1, 2], "item_id": ["a", "b"]})
+    tables, report = clean(tables_from_frames(config, events, items=items)[0], config)
+    assert sorted(tables.items["price"]) == sorted(expected)
+    assert tables.items["item_id"].is_unique
+    assert report.duplicate_items == 2
 
 
 USERS = pd.DataFrame({"user_id": [3, 1, 2], "age": [30.0, 10.0, 20.0]})
@@ -136,7 +230,7 @@ def make(users=VISITORS, items=BOOKS) -> Tables:
     [
         (
             {"users": pd.DataFrame({"user_id": ["0002", "0001"]})},
-            r"none of the users .* users table: user_id is '1' in the interactions and '0002' in the users; "
+            r"none of the users .* users table: user_id is '1' in the interactions and '0001' in the users, '2' in .*; "
             r"name the right column as user_id in data\.users\.columns",
         ),
         (

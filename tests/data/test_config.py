@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonargparse
 import pytest
 import yaml
+from datamodules.columns import columns_of_table
 from datamodules.config import (
     DataConfig,
     FeatureConfig,
@@ -15,7 +16,6 @@ from datamodules.config import (
     SplitConfig,
     TableConfig,
     TargetsConfig,
-    columns_of_table,
 )
 from datamodules.schema_fitting import LONGEST_HISTORY, LONGEST_RECENT, LONGEST_SET
 from datamodules.tables import read_tables
@@ -94,7 +94,8 @@ def test_the_template_shows_every_key_and_states_the_defaults():
         lambda: DataConfig(history_length=1),
         lambda: DataConfig(history_length=1_000_000),
         lambda: DataConfig(ties="sometimes"),
-        lambda: TableConfig(encoding="utf-16"),
+        lambda: TableConfig(encoding="utf-32"),
+        lambda: DataConfig(TableConfig(keep="last")),
         lambda: FeatureConfig("number"),
         lambda: FeatureConfig("categorical", min=0),
         lambda: FeatureConfig("multi_categorical", separator=""),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -285,8 +287,46 @@ def test_another_encoding_is_declared(tmp_path):
         "Misérables"
     ]
     assert list_rejects(read(tmp_path, text + b"1,b\n")[1]) == [(2, "item_id", "not UTF-8")]
-    with pytest.raises(SchemaError, match=r"line 2, column 'item_id'.*encoding: latin-1"):
+    with pytest.raises(SchemaError, match=r"line 2, column 'item_id'.*encoding: cp1252"):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(("encoding", "header"), [("cp1252", "Größe"), ("utf-16", "size")])
+def test_a_header_of_another_encoding_names_the_one_that_reads_it(tmp_path, encoding, header):
+    content = f"user_id,item_id,{header}\n1,“Käse”,3\n".encode(encoding)
+    with pytest.raises(SchemaError, match=rf"line 1.*declare encoding: {encoding} in data.inter"):
+        read(tmp_path, content)
+    tables, _ = read(tmp_path, content, encoding=encoding)
+    assert tables.interactions["item_id"].tolist() == ["“Käse”"]
+
+
+def test_a_column_that_is_there_twice_is_refused_only_if_it_is_read(tmp_path):
+    text = "user_id,item_id,note,note\n1,a,x,y\n"
+    assert read(tmp_path, text)[0].interactions["item_id"].tolist() == ["a"]
+    text = "user_id,item_id,user_id\n1,a,7\n2,b,8\n"
+    with pytest.raises(SchemaError, match=r"number 1, 3; .*declare names: (\[.*\]) in") as error:
+        read(tmp_path, text)
+    names = json.loads(re.search(r"names: (\[.*\]) in", str(error.value))[1])
+    tables, rejects = read(tmp_path, text, names=names)
+    assert tables.interactions["user_id"].tolist() == [1, 2]
+    assert rejects.frame.empty
+    assert rejects.records == {"interactions": 2}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_ids_are_stripped_and_counted_and_blank_ones_rejected_with_their_place(tmp_path, suffix):
+    ids = [" KAF 0051", "KAF 0051", "b\xa0", "  ", "\xa0"]
+    frame = pd.DataFrame({"user_id": range(5), "item_id": ids})
+    write(frame, tmp_path / f"e.{suffix}")
+    content = (tmp_path / f"e.{suffix}").read_bytes()
+    tables, rejects = read(tmp_path, content, f"e.{suffix}")
+    assert tables.interactions["item_id"].tolist() == ["KAF 0051", "KAF 0051", "b"]
+    assert rejects.stripped == {"interactions": 2}
+    first = {"csv": 2}.get(suffix, 1)
+    assert list_rejects(rejects) == [
+        (first + 3, "item_id", "missing"),
+        (first + 4, "item_id", "missing"),
+    ]
 
 
 def test_json_lines_keep_types_and_name_what_is_no_row(tmp_path):

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
-from datamodules.rejects import advise, make_rejects
+from datamodules.rejects import advise, check_reject_rates, find_remedy, make_rejects
 from datamodules.tables import read_tables, tables_from_frames
-from serve.errors import SchemaError
+from serve.errors import SchemaError, SchemaErrors, say
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
 
@@ -92,7 +92,7 @@ def test_dates_beyond_their_limits_and_numbers_beyond_theirs_cost_the_cell():
         ("not a number", ["free", "free"], 'missing: ["free"]'),
         ("not a number", ["1,000", "12,500"], 'decimal: "," or numbers without commas for thousands'),
         ("not a number", ["red", "blue"], ""),
-        ("not UTF-8", ["caf\ufffd"], "encoding: latin-1"),
+        ("not UTF-8", ["caf\ufffd"], "encoding: cp1252"),
         ("not a time", ["31.12.2024", "1.2.2024", "?"], 'time_formats: ["%d.%m.%Y"]'),
         ("not a time", ["1.2.2024 18:05", "1.2.2024 9:05", "31.12.2024 18:05+02:00"],
          'time_formats: ["%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M%z"]'),
@@ -103,7 +103,73 @@ def test_dates_beyond_their_limits_and_numbers_beyond_theirs_cost_the_cell():
 )  # fmt: skip
 def test_what_reads_the_bad_cells_is_found_from_how_they_are_written(reason, texts, expected):
     rejects = make_rejects("a.csv", range(len(texts)), "x", texts, reason)
-    assert advise("items", rejects) == (f"; declare {expected} in data.items" if expected else "")
+    assert find_remedy(reason, rejects["value"]).key == expected
+    is_said = bool(expected) and not expected.startswith(
+        "missing"
+    )  # without the cell it is no record
+    assert advise("items", rejects) == (f"; declare {expected} in data.items" if is_said else "")
+
+
+def test_a_remedy_says_which_cells_it_reads():
+    def reads(reason, *texts):
+        return find_remedy(reason, pd.Series(texts)).reads.tolist()
+
+    assert reads("not a number", "1,5", "free", "1.234,75") == [True, False, True]
+    assert reads("not a time", "31.12.2024", "soon", "1.2.2024 18:05") == [True, False, True]
+    assert reads("not UTF-8", "caf\ufffd") == [True]
+
+
+def read_rows(folder, n_rows, spoil, **options):
+    """Read sales, some cells of which are spoilt: row -> its changed cells."""
+    rows = []
+    for row in range(n_rows):
+        cells = {"u": f"u{row % 7}", "i": f"i{row % 5}", "t": "2024-03-01", "w": "1.5"}
+        rows.append({**cells, **spoil(row)})
+    pd.DataFrame(rows).to_csv(folder / "e.csv", sep=";", index=False)
+    columns = {"user_id": "u", "item_id": "i", "datetime": "t", "weight": "w"}
+    options = {"path": str(folder / "e.csv"), "columns": columns, **options}
+    return read_tables(DataConfig(TableConfig(**options)))
+
+
+def spoil_a_lot(row):
+    cells = {"t": "31.12.2024", "w": "free" if row % 10 == 0 else "1,5"}
+    return cells | ({"u": ""} if row % 20 == 1 else {})
+
+
+def test_all_kinds_of_faults_are_named_at_once_with_what_their_remedies_leave(tmp_path):
+    with pytest.raises(SchemaErrors) as error:
+        read_rows(tmp_path, 200, spoil_a_lot)
+    head, *faults = str(error.value).splitlines()
+    assert head.startswith("3 faults")
+    declared = [fault[fault.index("declare ") :] for fault in faults]
+    assert declared == [
+        'declare decimal: "," in data.interactions',
+        'declare time_formats: ["%d.%m.%Y"] in data.interactions',
+        "declare max_reject_rate: 0.16 in data",
+    ]
+    layout = {"decimal": ",", "time_formats": ["%d.%m.%Y"]}
+    tables, rejects = read_rows(tmp_path, 200, spoil_a_lot, **layout)
+    assert (len(tables.interactions), len(rejects.frame)) == (170, 30)
+    check_reject_rates(rejects, 0.16)
+
+
+def test_one_fault_is_one_line(tmp_path):
+    with pytest.raises(SchemaErrors) as error:
+        read_rows(tmp_path, 40, lambda row: {"w": "1,5"})
+    assert "\n" not in str(error.value)
+    assert "\n" not in say(error.value)
+
+
+def test_faults_of_files_that_cannot_be_read_stand_beside_those_of_the_others(tmp_path):
+    EVENTS.assign(weight="1,5").to_csv(tmp_path / "e.csv", sep=";", index=False)
+    config = DataConfig(
+        TableConfig(str(tmp_path / "e.csv")),
+        users=TableConfig(str(tmp_path / "no.csv")),
+        items=TableConfig(str(tmp_path / "none.csv")),
+    )
+    with pytest.raises(SchemaErrors) as error:
+        read_tables(config)
+    assert len(say(error.value).splitlines()) == 4
 
 
 def test_times_years_from_all_others_are_rejected_unless_a_limit_admits_them():
@@ -192,3 +258,12 @@ def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_name
             read_tables(query(path))
         pytest.skip("DuckDB has no extension sqlite here, and tests download none")
     assert read_tables(query(path))[0].interactions.to_numpy().tolist() == [[7, "a", 2.5]]
+
+
+def test_a_query_over_text_that_is_not_utf_8_says_what_reads_it(tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_bytes("user_id,item_id\n1,Käse\n2,Brot\n".encode("latin-1"))
+    with pytest.raises(SchemaError, match="encoding = 'latin-1'"):
+        read_tables(query(None, f"SELECT * FROM '{path}'"))
+    told = f"SELECT * FROM read_csv('{path}', encoding = 'latin-1')"
+    assert read_tables(query(None, told))[0].interactions["item_id"].tolist() == ["Käse", "Brot"]

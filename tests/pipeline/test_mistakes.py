@@ -82,7 +82,7 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
      ("items.csv", "line 3", "line 7", "'price'", "keep one row")),
     ("an encoding of Windows", {"items.csv": "\n".join([ITEMS[0], *(r + "ü" for r in ITEMS[1:])]).encode("latin-1")},
      {},
-     ("items.csv", "line 2", "'brand'", "encoding: latin-1", "data.items")),
+     ("items.csv", "line 2", "'brand'", "encoding: cp1252", "data.items")),
     ("an open quote", events(",buy\n2,1", ',"buy\n2,1', 1), {}, ("events.csv", "line 6", "quote", "not closed")),
     ("no header", {"events.csv": "\n".join(ROWS)}, {}, ("events.csv", "line 1", "names: [user_id, item_id")),
     ("tabs under a declared comma", events(",", "\t"), interactions(delimiter=","), ("line 1", r"\t", "delimiter")),
