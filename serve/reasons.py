@@ -211,6 +211,12 @@ def say_habit(event: str | None, days_ago: int | None, every_days: float | None)
     return f"you {present.format('this')} {often}, last{ago}"
 
 
+def say_past(event: str | None) -> str:
+    """Return the past tense for an event, with a place for the item: "bought {}"."""
+    past, _ = _find_verb(event)
+    return past
+
+
 def _find_verb(event: str | None) -> list[str]:
     name = (event or "").lower()
     return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))
