@@ -7,7 +7,7 @@ const BUSY = "aria-busy";
 const BARS = "Blue bars: what a reason adds to the score.";
 const RHYTHM = " Green bars: how much of the usual time between two events has passed.";
 const DIALS = ["diversity", "novelty"];
-const MAX_GAPS = 2.5; // after so many usual times without the item nothing is due
+const PACE = /^(?!.* used to ).* every /; // sentences that tell a rhythm which still holds
 const NARROW = matchMedia("(max-width: 60rem)");
 
 let key = null; // of the service, in this variable only
@@ -332,7 +332,7 @@ function bar(share) {
 function drawReasons(item, strongest) {
   const reasons = (item.reasons ?? []).slice(0, 3);
   return make("ul", { className: "reasons" }, ...reasons.map((one) => {
-    const isRhythm = one.kind === "memory" && one.every_days && one.days_ago <= MAX_GAPS * one.every_days;
+    const isRhythm = one.kind === "memory" && one.every_days && PACE.test(one.text);
     const rhythm = isRhythm ? drawRhythm(one.days_ago, one.every_days) : "";
     return make("li", {}, one.text, one.effect ? bar(one.effect / strongest) : "", rhythm);
   }));
