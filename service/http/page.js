@@ -68,7 +68,7 @@ const inWords = (name) => name.replaceAll("_", " ");
 const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2, useGrouping: false });
 const asValue = (value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : asNumber(value);
 const idOf = (item) => String(item.item_id);
-const nameOf = (item) => item.name ?? (form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`);
+const nameOf = (item) => item.called ?? (form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`);
 
 const inRow = (parts) => parts.flatMap((part, place) => place ? [" · ", part] : [part]);
 const label = ([name, value]) => make("span", {}, make("span", { className: "label" }, inWords(name)), ` ${asValue(value)}`);
@@ -83,7 +83,7 @@ function tellApart(items) {
   const groups = Object.values(Object.groupBy(items, nameOf)).filter((group) => group.length > 1);
   for (const group of groups) {
     const differing = Object.keys(group[0].columns).find((name) => new Set(group.map((one) => String(one.columns[name]))).size === group.length);
-    for (const item of group) item.name = `${nameOf(item)} · ${differing ? `${inWords(differing)} ${asValue(item.columns[differing])}` : `id ${item.item_id}`}`;
+    for (const item of group) item.called = `${nameOf(item)} · ${differing ? `${inWords(differing)} ${asValue(item.columns[differing])}` : `id ${item.item_id}`}`;
   }
   return items;
 }
