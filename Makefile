@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LOWEST := .venv-lowest
+PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
 .PHONY: loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
@@ -35,6 +36,8 @@ wheel: .venv/.dev           ## the built distribution, and what it does alone in
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
+	BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m service tests/service/test_pages_run.py \
+	    tests/service/test_loop_guide.py tests/service/test_operations.py
 
 test-slow: .venv/.dev       ## the suites that need minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
@@ -53,12 +56,12 @@ clean:
 
 .venv/.train: pyproject.toml requirements/*.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -e .
 	touch $@
 
 .venv/.dev: pyproject.toml requirements/*.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_OPTIONS) -e ".[dev]"
 	touch $@ .venv/.train
 
 $(LIGHT)/.base: pyproject.toml requirements/serve.txt Makefile

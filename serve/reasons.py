@@ -268,6 +268,12 @@ def _find_habit(takings: Takings, row: int, moment: int | None) -> Habit:
     return Habit(event, days_ago, rhythm)
 
 
+def say_past(event: str | None) -> str:
+    """Return the past tense for an event, with a place for the item: "bought {}"."""
+    past, _ = _find_verb(event)
+    return past
+
+
 def _find_verb(event: str | None) -> list[str]:
     name = (event or "").lower()
     return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))

@@ -12,21 +12,22 @@ import pytest
 from pipeline.config import parse
 from pipeline.tables import read
 from tests.linear_bundle import FILMS, N, publish_linear
+from tests.service.pages import SHOWN, list_blocks
+from tests.service.test_pages_run import PAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 
 
-def find_code(text):
-    """Return the example that contains a text."""
-    (code,) = [
-        code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in code
-    ]
+def find_code(page, text):
+    """Return the example of a page that contains a text."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if text in code]
     return code
 
 
 def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
-    code = find_code("bascule.fit")
+    code = find_code(README, "bascule.fit")
     assert code.count("\n") <= 12
     code += "\nassert len(answers) == 1\nprint('ITEMS', *(row['item_id'] for row in answers[0]))\n"
     done = subprocess.run(
@@ -69,7 +70,7 @@ def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
     publish_linear(tmp_path / "runs" / "demo", FILMS, seed=3)
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
-    exec(find_code("LiveItems"), names)
+    exec(find_code(SERVING, "LiveItems"), names)
     names["live"].close()
     names["store"].close()
     assert len(names["answers"].item_id) == 5
@@ -78,6 +79,40 @@ def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
         90001,
         28897,
     ]
+
+
+def test_the_readme_is_short_and_shows_an_answer():
+    assert 1000 < len(README.split()) <= 2200
+    assert re.search(r"```python\n[^`]*bascule.load[^`]*```\n\n```text\nrequest ", README[:2000])
+
+
+def list_documents():
+    return ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+
+
+def test_every_block_that_could_run_is_on_a_page_that_a_test_follows():
+    kinds_by_page = {page: {kind for kind, _ in list_blocks(page)} for page in list_documents()}
+    guides = {
+        "docs/loop.md": {"sh"},
+        "docs/operations.md": {"sh", "yaml"},
+    }  # the yaml is Prometheus's
+    followed = {page: {"bash", "python"} for page in PAGES} | guides
+    followed["README.md"] = {"bash", "python", "yaml"}
+    followed["docs/serving.md"] = {"bash", "python", "sql"}
+    assert len(kinds_by_page) > 10
+    for page, kinds in kinds_by_page.items():
+        assert kinds <= followed.get(page, set()), page
+        shown = set(re.findall(r"^```(\w+)$", (ROOT / page).read_text(), re.MULTILINE)) - kinds
+        assert shown <= set(SHOWN), page
+
+
+def test_no_page_asks_for_modules_that_a_wheel_does_not_have():
+    for page in list_documents():
+        if page not in ("docs/decisions.md", "docs/api-inside.md"):
+            text = (ROOT / page).read_text(encoding="utf-8")
+            assert not re.search(
+                r"python -m (?!venv)|from (serve|service|models|datamodules)", text
+            ), page
 
 
 def test_every_make_target_of_the_readme_exists():

@@ -7,6 +7,8 @@ const BUSY = "aria-busy";
 const BARS = "Blue bars: what a reason adds to the score.";
 const RHYTHM = " Green bars: how much of the usual time between two events has passed.";
 const DIALS = ["diversity", "novelty"];
+const PACE = /^(?!.* used to ).* every /; // sentences that tell a rhythm which still holds
+const NARROW = matchMedia("(max-width: 60rem)");
 
 let key = null; // of the service, in this variable only
 let form = null; // what the service offers
@@ -22,9 +24,10 @@ function make(tag, properties, ...children) {
   return made;
 }
 
-const button = (text, label, act) => {
+// A reader of the screen hears what is seen, then which item it is about.
+const button = (text, about, act) => {
   const made = make("button", { type: "button", onclick: act }, text);
-  made.setAttribute("aria-label", label);
+  made.setAttribute("aria-label", `${text}: ${about}`);
   return made;
 };
 
@@ -63,14 +66,32 @@ const isShown = (value) => value !== null && value !== "" && typeof value !== "b
 const asText = (value) => (Array.isArray(value) ? value.join(", ") : String(value)).replace(/^(.{80}).+$/s, "$1…");
 const inWords = (name) => name.replaceAll("_", " ");
 const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2, useGrouping: false });
-const inShort = (name, value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : `${inWords(name)} ${asNumber(value)}`;
+const asValue = (value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : asNumber(value);
 const idOf = (item) => String(item.item_id);
-const nameOf = (item) => form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`;
+const nameOf = (item) => item.called ?? (form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`);
 
-function kindOf(item) {
+const inRow = (parts) => parts.flatMap((part, place) => place ? [" · ", part] : [part]);
+const label = ([name, value]) => make("span", {}, make("span", { className: "label" }, inWords(name)), ` ${asValue(value)}`);
+
+function labelKind(item) {
   const rest = Object.entries(item.columns).filter(([name, value]) => !form.names.includes(name) && isShown(value));
-  return rest.slice(0, 5).map(([name, value]) => inShort(name, value)).join(" · ");
+  return rest.slice(0, 5).map(label);
 }
+
+// Items of one name get a column that differs between them, else their id.
+function tellApart(items) {
+  const groups = Object.values(Object.groupBy(items, nameOf)).filter((group) => group.length > 1);
+  for (const group of groups) {
+    const differing = Object.keys(group[0].columns).find((name) => new Set(group.map((one) => String(one.columns[name]))).size === group.length);
+    for (const item of group) item.called = `${nameOf(item)} · ${differing ? `${inWords(differing)} ${asValue(item.columns[differing])}` : `id ${item.item_id}`}`;
+  }
+  return items;
+}
+
+// The verb of the event that a button logs: "bought {}" says "Bought it", "because they bought it", "what they bought".
+const verb = () => form.verbs[byId("event").value] ?? form.verb;
+const didIt = (word = "it") => verb().replace("{}", word);
+const asButton = () => didIt().replace(/^./, (letter) => letter.toUpperCase());
 
 const SHOWN = { dateStyle: "medium", timeStyle: "short" };
 const dayOf = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { ...SHOWN, timeZone: form.timezone || "UTC" });
@@ -81,10 +102,10 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 function drawPeople() {
   byId("people").replaceChildren(...[...form.users, NOBODY].map((one) => {
     const facts = one === NOBODY
-      ? "say what they took, and who they are"
-      : [count(one.events, "event"), ...Object.entries(one.features).slice(0, 3).map(([name, value]) => inShort(name, value))].join(" · ");
+      ? [`say what they ${form.verb.replace(" {}", "")}, and who they are`]
+      : inRow([count(one.events, "event"), ...Object.entries(one.features).slice(0, 3).map(label)]);
     const radio = make("input", { type: "radio", name: "who", person: one, onchange: () => choose(one) });
-    return make("label", { className: "person" }, radio, one === NOBODY ? "Somebody new" : `User ${one.user_id}`, make("small", {}, facts));
+    return make("label", { className: "person" }, radio, one === NOBODY ? "Somebody new" : `User ${one.user_id}`, make("small", {}, ...facts));
   }));
 }
 
@@ -102,7 +123,7 @@ function choose(person) {
 
 function drawTaken() {
   const isKnown = who.user_id !== null;
-  const rows = taken.map((one, place) => make("li", {}, one.name, isKnown ? "" : button("×", `Remove ${one.name}`, () => {
+  const rows = taken.map((one, place) => make("li", {}, one.name, isKnown ? "" : button("Remove", one.name, () => {
     taken.splice(place, 1);
     drawTaken();
     ask();
@@ -115,12 +136,12 @@ async function search() {
   const text = byId("search").value.trim();
   const answer = text ? await call(`/v1/items?k=6&search=${encodeURIComponent(text)}`) : { items: [] };
   if (text !== byId("search").value.trim()) return;
-  byId("found").replaceChildren(...answer.items.map((item) => make("li", {}, make("button", { type: "button", onclick: () => {
+  byId("found").replaceChildren(...tellApart(answer.items).map((item) => make("li", {}, make("button", { type: "button", onclick: () => {
     byId("search").value = "";
     byId("found").replaceChildren();
     byId("search").focus();
     take(item);
-  } }, nameOf(item), make("small", {}, ` ${kindOf(item)}`)))));
+  } }, nameOf(item), " ", make("small", {}, ...inRow(labelKind(item)))))));
   if (text && !answer.items.length) byId("found").replaceChildren(make("li", {}, "No item has these words."));
 }
 
@@ -173,6 +194,7 @@ function readForm() {
   const { hour_of_day: hour, day_of_week: day } = wanted;
   if (hour !== "" || day !== "") body.datetime = nextMoment(form.moment, hour, day);
   if (byId("only-new").checked) body.repeats = "exclude";
+  if (byId("again").checked) body.again = "any";
   if (byId("where").value.trim()) body.filters = { where: byId("where").value.trim() };
   if (who.user_id !== null) return { ...body, user_id: who.user_id };
   return { ...body, history: taken.map((one) => ({ item_id: one.item_id })), exclude: dismissed };
@@ -199,6 +221,7 @@ async function ask() {
 
 function draw(answer, popular) {
   const [list] = answer.answers;
+  [list.items, popular].forEach(tellApart);
   const here = new Set(list.items.map(idOf));
   const rankOf = new Map(last === null ? [] : last.items.map((item) => [idOf(item), item.rank]));
   const placeOf = new Map(popular.map((item) => [idOf(item), item.rank]));
@@ -210,7 +233,9 @@ function draw(answer, popular) {
   const held = document.activeElement.dataset.held;
   byId("list").replaceChildren(...list.items.map((item) => drawItem(item, strongest)));
   if (held) ([...byId("list").querySelectorAll("button")].find((one) => one.dataset.held === held) ?? byId("list-title")).focus();
-  byId("list-title").textContent = who.user_id === null ? "What somebody new would want" : `What user ${who.user_id} would want`;
+  byId("list-title").textContent = describeTitle();
+  drawGroup(list.user_known === false || isBlank() ? null : list.segment);
+  drawHeldBack(list.held_back ?? 0);
   byId("notes").replaceChildren(...describePerson(list).map((text) => make("span", {}, text)));
   const nameMissing = (items) => items.filter((item) => !here.has(idOf(item))).map(nameOf).join("; ");
   byId("gone").textContent = last && nameMissing(last.items) ? `No longer here: ${nameMissing(last.items)}.` : "";
@@ -222,20 +247,45 @@ function draw(answer, popular) {
   form.moment = list.moment ?? form.moment;
 }
 
+function isBlank() { // nothing has been said about somebody new
+  const body = readForm();
+  return who.user_id === null && !(body.features || body.context || body.history.length || body.exclude.length);
+}
+
+function describeTitle() {
+  if (who.user_id !== null) return `What user ${who.user_id} would want`;
+  return isBlank() ? "For somebody new, before anything is known" : "What this new person would want";
+}
+
+function drawGroup(segment) {
+  byId("group").hidden = !segment;
+  if (!segment) return;
+  byId("group-size").textContent = `In a group of ${count(segment.size, "similar user")}`;
+  byId("group-text").textContent = `Compared with all users: ${segment.text}.`;
+}
+
+function drawHeldBack(number) {
+  const isTicked = byId("again").checked;
+  byId("again-row").hidden = !number && !isTicked;
+  const those = number === 1 ? "it" : "them";
+  const counted = `${count(number, "item")} held back, because they just ${didIt(those)}. List ${those} too`;
+  byId("held-back").textContent = isTicked ? `Also list what they just ${didIt("").replace(/ +/g, " ").trim()}` : counted;
+}
+
 function describePerson(list) {
   const words = [];
   if (list.user_known === false) words.push("The service does not know this user (never seen, or forgotten): this is what a newcomer gets.");
-  if (list.segment) words.push(`In a group of ${count(list.segment.size, "similar user")}. Compared with all users: ${list.segment.text}.`);
-  if (list.unknown_items) words.push(`${count(list.unknown_items, "item")} of the history are not known here.`);
+  if (list.unknown_items) words.push(`${count(list.unknown_items, "item")} of the history ${list.unknown_items === 1 ? "is" : "are"} not known here.`);
   if (list.unknown_values) words.push(`Never seen in training: ${list.unknown_values.join(", ")}.`);
   if (list.reason) words.push(`Fewer than asked for: ${list.reason}.`);
-  if (!form.may_change && who.user_id !== null) words.push("This service only reads for you: what a known user takes cannot be kept. Try “Somebody new”.");
+  if (!form.may_change && who.user_id !== null) words.push("This service only reads for you: what a known user does cannot be kept. Try “Somebody new”.");
   return words;
 }
 
 function describeChange(items, n_popular) {
   const own = items.filter((item) => !item.popular).length;
-  const differs = `${own} of ${items.length} are not among the ${n_popular} most popular.`;
+  const some = `${own} of ${items.length} ${own === 1 ? "is" : "are"} not among the ${n_popular} most popular.`;
+  const differs = own ? some : "All of them are among the most popular.";
   const fresh = items.filter((item) => Number.isNaN(item.rise)).length;
   const moved = items.filter((item) => item.rise).length;
   if (last === null) return differs;
@@ -250,15 +300,16 @@ function drawPlace({ rank, rise }) {
 
 function drawItem(item, strongest) {
   const name = nameOf(item);
-  const ids = `id ${item.item_id}${item.popular ? ` · also popular: place ${item.popular}` : ""}`;
+  const id = `id ${item.item_id}`;
+  const rest = inRow([...name.endsWith(id) ? [] : [id], ...item.popular ? [`also popular: place ${item.popular}`] : []]);
   const acts = make("div", { className: "acts" });
-  const words = make("div", {}, make("span", { className: "name" }, name), make("span", { className: "kind" }, kindOf(item)), make("small", {}, ids), acts);
+  const words = make("div", {}, make("span", { className: "name" }, name), make("span", { className: "kind" }, ...inRow(labelKind(item))), make("small", {}, ...rest), acts);
   const state = Number.isNaN(item.rise) ? "fresh" : item.rise ? "moved" : "";
   const row = make("li", { className: state }, drawPlace(item), words, drawReasons(item, strongest));
   if (form.may_change || who.user_id === null) {
-    acts.append(button("Took it", `They took ${name}`, () => take(item)), button("Not this", `Dismiss ${name}`, () => dismiss(item)));
+    acts.append(button(asButton(), name, () => take(item)), button("Not this", name, () => dismiss(item)));
   }
-  const similar = button("Similar", `Similar to ${name}`, attempt(() => showSimilar(item, row, similar)));
+  const similar = button("Similar", name, attempt(() => showSimilar(item, row, similar)));
   similar.setAttribute("aria-expanded", "false");
   acts.append(similar);
   [...acts.children].forEach((one, index) => { one.dataset.held = `${item.item_id} ${index}`; });
@@ -281,7 +332,8 @@ function bar(share) {
 function drawReasons(item, strongest) {
   const reasons = (item.reasons ?? []).slice(0, 3);
   return make("ul", { className: "reasons" }, ...reasons.map((one) => {
-    const rhythm = one.kind === "memory" && one.every_days ? drawRhythm(one.days_ago, one.every_days) : "";
+    const isRhythm = one.kind === "memory" && one.every_days && PACE.test(one.text);
+    const rhythm = isRhythm ? drawRhythm(one.days_ago, one.every_days) : "";
     return make("li", {}, one.text, one.effect ? bar(one.effect / strongest) : "", rhythm);
   }));
 }
@@ -293,8 +345,8 @@ async function showSimilar(item, row, similar) {
   const rows = make("ol", {});
   row.append(make("div", { className: "near" }, make("h3", {}, "Similar items"), rows));
   const answer = await call("/v1/similar", { item_id: item.item_id, k: 5, explain: true });
-  const words = (one) => `${Math.round(one.cosine * 100)} % alike · ${kindOf(one)}`;
-  rows.append(...answer.items.map((one) => make("li", {}, nameOf(one), make("small", {}, words(one)))));
+  const words = (one) => inRow([`${Math.round(one.cosine * 100)} % alike`, ...labelKind(one)]);
+  rows.append(...tellApart(answer.items).map((one) => make("li", {}, nameOf(one), make("small", {}, ...words(one)))));
 }
 
 async function tell(item, event) {
@@ -370,6 +422,11 @@ async function drawDocs() {
 
 // ---- the beginning
 
+// On a narrow screen the list comes first: the parts beside it are folded until somebody opens them.
+function fold() {
+  for (const part of document.querySelectorAll(".fold")) part.open = !NARROW.matches;
+}
+
 function showDials() {
   for (const name of DIALS) byId(`${name}-value`).textContent = Number(byId(name).value).toFixed(2);
 }
@@ -388,7 +445,9 @@ const start = attempt(async () => {
   const ended = form.data_until ? `, data until ${dayOf(form.data_until)}` : "";
   byId("about").textContent = `What would this person want next? ${count(form.items, "item")}, ${count(form.known_users, "known user")}${ended}.`;
   byId("event").replaceChildren(...form.events.map((name) => make("option", {}, name)));
+  byId("event").value = form.target;
   byId("event-row").hidden = form.events.length < 2;
+  for (const place of document.querySelectorAll(".past")) place.textContent = form.verb.replace(" {}", "");
   byId("repeats-row").hidden = form.repeats !== "allow";
   await choose(form.users[Math.floor(form.users.length / 2)] ?? NOBODY);
 });
@@ -411,11 +470,13 @@ function later(act) {
   timer = setTimeout(act, 150);
 }
 for (const name of DIALS) byId(name).addEventListener("input", () => { showDials(); later(ask); });
-for (const name of ["only-new", "k", "where"]) byId(name).addEventListener("change", () => ask());
+for (const name of ["only-new", "k", "where", "event", "again"]) byId(name).addEventListener("change", () => ask());
 byId("recommended").addEventListener("click", () => { setDials(form.dials); ask(); });
 byId("plain").addEventListener("click", () => { setDials({ diversity: 0, novelty: 0 }); ask(); });
 byId("search").addEventListener("input", () => later(attempt(search)));
 byId("search").addEventListener("keydown", (event) => {
   if (event.key === "Enter") event.preventDefault();
 });
+NARROW.addEventListener("change", fold);
+fold();
 start();

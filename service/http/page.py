@@ -15,6 +15,7 @@ from serve.cells import to_text
 from serve.index import UNKNOWN_ROW
 from serve.kinds import Feature
 from serve.profiles import Profile
+from serve.reasons import say_past
 from serve.recommender import Recommender
 from serve.requests import Filters, Request
 from serve.rerank import RECOMMENDED
@@ -33,6 +34,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
     schema = current.bundle.schema
     user_features = [part for part in schema.user_features if not part.is_derived]
     data_until = schema.data_until if schema.has_datetime else None
+    target = find_target(current)
 
     return {
         "names": name_columns(current.catalogue.table, schema.item_features),
@@ -40,12 +42,24 @@ def describe_form(current: Recommender) -> dict[str, Any]:
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
+        "target": target,
+        "verb": say_past(target),
+        "verbs": {event: say_past(event) for event in schema.event_types},
         "repeats": schema.repeats,
         "timezone": schema.timezone,
         "data_until": data_until,
         "items": current.catalogue.n_listed,
         "known_users": len(current.profiles),
     }
+
+
+def find_target(current: Recommender) -> str | None:
+    """Return the type of event that training predicts: of several the first that is a purchase."""
+    data = current.bundle.manifest.facts.config.get("data", {})
+    declared = data.get("targets", {}).get("events")
+    events = declared or current.bundle.schema.event_types
+    purchases = [event for event in events if say_past(event) == say_past("purchase")]
+    return next(iter([*purchases, *events]), None)
 
 
 def _describe_features(features: Sequence[Feature]) -> list[dict[str, Any]]:

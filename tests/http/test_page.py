@@ -1,11 +1,14 @@
 """What the page asks for beside lists: a form, users to try for those who may see them, and items by their names."""
 
 import shutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from serve.recommender import Recommender
 from service.http.access import KeyFile
+from service.http.page import find_target
 from tests.http.services import asking, publish_served
 from tests.http.test_access import KEYS, bearer, write_line
 from tests.linear_bundle import (
@@ -62,6 +65,26 @@ def test_the_form_offers_what_the_bundle_reads(app, schema):
         N,
     )
     assert form["may_change"] is True
+
+
+def test_the_form_names_the_event_that_is_predicted_and_its_verb(app, schema):
+    form = ask(app, "GET", "/v1/page").json
+    if schema.event_types:
+        assert (form["target"], form["verb"]) == ("buy", "bought {}")
+        assert form["verbs"] == {"view": "viewed {}", "buy": "bought {}"}
+    else:
+        assert (form["target"], form["verb"], form["verbs"]) == (None, "took {}", {})
+
+
+@pytest.mark.parametrize(
+    ("declared", "target"), [(None, "purchase"), (["view", "cart"], "view"), (["cart"], "cart")]
+)
+def test_the_predicted_event_is_one_of_the_declared_targets(declared, target):
+    data = {} if declared is None else {"targets": {"events": declared}}
+    facts = SimpleNamespace(config={"data": data})
+    schema = replace(SHOP, event_types=("view", "cart", "purchase"))
+    bundle = SimpleNamespace(schema=schema, manifest=SimpleNamespace(facts=facts))
+    assert find_target(SimpleNamespace(bundle=bundle)) == target
 
 
 def test_users_to_try_are_known_ones_with_what_they_took_last(app, schema):

@@ -1,11 +1,9 @@
 """The page on the loop is followed once around: its commands run as printed, in their order, on a small run."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -18,11 +16,11 @@ from service.registry import Registry
 from tests.models.tiny_towers import one_thread
 from tests.pipeline import small_runs
 from tests.pipeline.shop import open_shop
-from tests.served import ROOT
+from tests.service.pages import make_environment, read_page
 from tests.service.test_operations import find_ports
 
 pytestmark = pytest.mark.service
-PAGE = (ROOT / "docs" / "loop.md").read_text(encoding="utf-8")
+PAGE = read_page("docs/loop.md")
 TOOLS = ("bash", "curl", "jq", "openssl")
 
 
@@ -40,12 +38,6 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
     script += "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace(
         "8080", str(find_ports(1)[0])
     )
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    environment = os.environ | {
-        "PATH": path,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
     command = [
         "timeout",
         "120",
@@ -53,7 +45,9 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
         "-xc",
         script,
     ]  # ends what the script began, too
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=make_environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     registry = Registry(tmp_path / "runs" / "registry")
     assert [registry.current(), *registry.past()] == [

@@ -1,12 +1,10 @@
 """The page on operations is followed: its commands run in their order, and it has an answer to every alert."""
 
-import os
 import re
 import shutil
 import socket
 import sqlite3
 import subprocess
-import sys
 from contextlib import ExitStack, closing
 
 import pytest
@@ -16,6 +14,7 @@ from serve.profiles import Profiles
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, publish_linear
 from tests.served import ROOT
+from tests.service.pages import make_environment
 
 pytestmark = pytest.mark.service
 PAGE = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
@@ -39,12 +38,6 @@ def test_the_page_on_operations_can_be_followed(tmp_path):
     script += "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL))
     for port, free in zip(("8080", "8081"), find_ports(2), strict=True):
         script = script.replace(port, str(free))
-    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
-    environment = os.environ | {
-        "PATH": path,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-    }
     command = [
         "timeout",
         "120",
@@ -52,7 +45,9 @@ def test_the_page_on_operations_can_be_followed(tmp_path):
         "-xc",
         script,
     ]  # ends what the script began, too
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=make_environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     run = tmp_path / "runs" / "demo"
     assert all(read_erasure_list(run).holds(user) for user in ("u1", "u2"))

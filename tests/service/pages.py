@@ -1,0 +1,44 @@
+"""The blocks of the README and of the pages of docs, and where they run.
+
+They run in the checkout. Where `BASCULE_BIN` names the `bin` of another environment, as `make wheel` does,
+they run with what is installed there alone.
+"""
+
+import os
+import re
+import sys
+
+from tests.served import ROOT
+
+IS_WHEEL = "BASCULE_BIN" in os.environ
+BINARIES = ROOT / os.environ["BASCULE_BIN"] if IS_WHEEL else None
+FENCED = r"^```(\w*)\n(.*?)^```$"
+INDENTED = r"^    (?! )((?:[^\n]*\\\n)*[^\n]+)$"
+RUN = ("bash", "sh", "python", "yaml", "sql")
+SHOWN = ("", "text", "ini", "caddy")  # drawings, printed answers, files of other programs
+OF_THE_CLONE = ("datamodules/", "make ")  # what an installed wheel does not have
+
+
+def read_page(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def list_blocks(name):
+    """Return (kind, text) of every fenced block of a page that runs, in their order."""
+    blocks = re.findall(FENCED, read_page(name), re.DOTALL | re.MULTILINE)
+    return [(kind, text) for kind, text in blocks if kind in RUN]
+
+
+def list_steps(name):
+    """Return the same with the indented lines of commands between them."""
+    found = re.findall(f"{FENCED}|{INDENTED}", read_page(name), re.DOTALL | re.MULTILINE)
+    steps = [("bash", line) if line else (kind, block) for kind, block, line in found]
+    return [(kind, text) for kind, text in steps if kind in RUN]
+
+
+def make_environment(binaries=None):
+    """Return the variables with which a page is followed."""
+    home = BINARIES or binaries or os.path.dirname(sys.executable)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {"PATH": f"{home}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    return variables if IS_WHEEL else variables | {"PYTHONPATH": str(ROOT)}
