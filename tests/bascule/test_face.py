@@ -181,7 +181,11 @@ def test_a_number_of_items_may_be_one_of_numpy(shop):
     assert rows_of(shop.recommend("u0", k=np.int64(3))) == rows_of(shop.recommend("u0", k=3))
 
 
-@pytest.mark.parametrize("asked", [None, 1.0, b"u0", object(), [1.5], {"user": "u0"}], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [None, 1.0, b"u0", object(), [1.5], {"user": "u0"}],
+    ids=lambda asked: type(asked).__name__,
+)
 def test_what_is_no_user_is_refused_in_one_line(shop, asked):
     with pytest.raises(SchemaError) as error:
         shop.recommend(asked)
