@@ -93,6 +93,7 @@ def check_answers(live, schema, added, removed, histories, k):
     ids = [*item_ids(schema), *added]
     requests = [{"history": [{"item_id": item_id} for item_id in history]} for history in histories]
     requests += requests_of(schema)[:6]
+    requests = [request | {"again": "any"} for request in requests]
     for mode in ("all", "novel", "owned"):
         ask = {
             "all": lambda: live.recommender.recommend(requests, k, filter_viewed=False),
