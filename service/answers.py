@@ -19,6 +19,7 @@ from serve.requests import Request
 from serve.schema import Schema
 
 Content = dict[str, Any]  # of an answer, as JSON values
+_LISTED = ("item_id", "name", "score", "rank")  # of an item, in this order
 DECIMALS = 6  # of scores and cosines
 
 
@@ -36,16 +37,9 @@ def show_answer(
     ids = answer.item_id.tolist()
     features = recommender.bundle.schema.item_features
     names = recommender.catalogue.name(ids, features)
-    columns = (ids, names, answer.score.tolist(), answer.rank.tolist())
-    items = [
-        {
-            "item_id": item_id,
-            "name": name,
-            "score": round(score, DECIMALS),
-            "rank": rank,
-        }
-        for item_id, name, score, rank in zip(*columns, strict=True)
-    ]
+    scores = [round(score, DECIMALS) for score in answer.score.tolist()]
+    rows = zip(ids, names, scores, answer.rank.tolist(), strict=True)
+    items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
     content: Content = {
         "items": items,
         "unknown_items": answer.unknown_items,

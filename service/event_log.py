@@ -27,7 +27,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -221,19 +221,15 @@ def parse_observations(
         item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
         label = parse_label(event.get("event"), f"{where}.event")
         weight = parse_weight(event.get("weight"), f"{where}.weight")
+        observation = Observation(
+            user_id, item_id, to_text(label), seconds, weight, request_id
+        )
         context = event.get("context") or {}
         values = parse_context(context, schema, f"{where}.context")
         keys = key_contexts([values], np.array([seconds]), schema)
-        observation = Observation(
-            user_id,
-            item_id,
-            to_text(label),
-            seconds,
-            weight,
-            request_id,
-            json.dumps(context, sort_keys=True) if context else None,
-            0 if keys is None else int(keys[0]),
-        )
+        key = 0 if keys is None else int(keys[0])
+        written = json.dumps(context, sort_keys=True) if context else None
+        observation = replace(observation, context=written, context_key=key)
         observations.append(observation)
 
     return observations

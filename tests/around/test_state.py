@@ -499,6 +499,10 @@ def test_events_are_read_as_the_bundle_types_them():
         [{"user_id": "7", "item_id": "-3", "datetime": NOW * 1000}], FILMS, NOW
     )
     assert replace(event, context_key=0) == Observation(7, -3, None, NOW)
+    timeless = replace(SHOP, context_features=SHOP.context_features[:1])
+    unseen = {"user_id": "u", "item_id": "a", "context": {"device": "fridge"}}
+    (event,) = parse_observations([unseen], timeless, NOW)
+    assert (json.loads(event.context), event.context_key) == ({"device": "fridge"}, 0)
 
 
 @pytest.mark.parametrize(
