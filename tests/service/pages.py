@@ -36,6 +36,12 @@ def list_steps(name):
     return [(kind, text) for kind, text in steps if kind in RUN]
 
 
+def list_indented(name):
+    """Return the indented lines of a page, each with those that it goes on in."""
+    text = re.sub(FENCED, "", read_page(name), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(INDENTED, text, re.MULTILINE)
+
+
 def make_environment(binaries=None):
     """Return the variables with which a page is followed."""
     home = BINARIES or binaries or os.path.dirname(sys.executable)

@@ -25,6 +25,7 @@ from tests.service.pages import (
     IS_WHEEL,
     OF_THE_CLONE,
     list_blocks,
+    list_indented,
     list_steps,
     make_environment,
     read_page,
@@ -240,8 +241,8 @@ def list_forms():
     tabled = re.findall(r"^\| `(bascule[^`]*)`", read_page("docs/serving.md"), re.MULTILINE)
     forms = [line.replace("\\|", "|") for line in tabled]
     for path in sorted((ROOT / "docs").glob("*.md")):
-        steps = list_steps(f"docs/{path.name}")
-        forms += [text.split("#")[0] for _, text in steps if text.startswith("bascule")]
+        lines = list_indented(f"docs/{path.name}")
+        forms += [text.split("#")[0] for text in lines if text.startswith("bascule")]
     return forms
 
 
