@@ -24,6 +24,7 @@ from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
 from evaluation.report import write_report
+from evaluation.signal import find_signal
 from pipeline.config import Config, complete_text
 from pipeline.pack import stage_bundle
 from pipeline.run_folder import (
@@ -223,6 +224,8 @@ def measure(
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+    headline = headline_metric(config.data.repeats)
+    metrics["signal"] = find_signal(metrics, headline)
 
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
@@ -281,6 +284,6 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()
         headline = headline_metric(config.data.repeats)
-        print_summary(console, out, metrics, headline, item_id)
+        print_summary(console, out, content, headline, item_id)
 
     return Run(bundle.path, metrics, work)
