@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.metrics import sign
+from evaluation.signal import advise
 from serve.bundle import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]
@@ -46,6 +47,7 @@ def print_commands(console: Console, out: Path, item_id: str | int) -> None:
     table = shlex.quote(str(out / "recommendations.csv"))
     item = shlex.quote(f"--item={item_id}")
     lines = [
+        *advise(metrics),
         f"metrics  {out / METRICS}",
         f"bundle   {out / BUNDLE}",
         "\nTry next:",

@@ -6,6 +6,7 @@
     w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
                                          times that where j is in the context of the request
     t = alpha_trend * recent popularity  only where items are consumed once, in an order
+        alpha_popularity * popularity    only where they are consumed again
 
 The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
 vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
@@ -37,6 +38,7 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
+from models.ablation import compare_sides
 from models.cold_items import Shrinkage
 from models.item_item import Interactions, ease, gf_cf, next_item
 from models.towers import Towers
@@ -71,6 +73,7 @@ MIN_SPREAD = 1e-9
 
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
+ALL_TIME = 1e9  # nothing fades
 MAX_TRENDING = 512  # items with a trend
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
@@ -97,7 +100,7 @@ IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)
 IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
-BESIDE_MEMORY = Plan({"ease": 0.01}, 2.0)
+BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0}, 2.0)
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Refinement:
     content_events: float = 0.0
     ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
+    # of the validation with and without the features of a side, see `models.ablation`
+    features: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Describe the choices in one line."""
@@ -131,10 +136,17 @@ class Candidate(NamedTuple):
 
     refinement: Refinement
     figures: Figures
+    weights: WeightsByName
 
     @property
     def ndcg(self) -> float:
         return mean_of_views(self.figures)
+
+    def rank(self, validation: Validation) -> Figures:
+        """Rank other requests."""
+        chosen = self.refinement
+        (ranked,) = _rank(validation, self.weights, chosen, [chosen.alphas])
+        return ranked.figures
 
 
 def list_plans(data: InteractionsDataModule) -> list[Plan]:
@@ -159,7 +171,11 @@ def list_estimators(
     estimate = partial(ease, interactions, top_k)
 
     if data.schema.repeats == "allow":
-        return {"ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY)}
+        # Where nothing personal can be learned, a memory of habits is behind popularity.
+        return {
+            "ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY),
+            "popularity": partial(find_trend, data, ALL_TIME),
+        }
 
     n_items = len(np.unique(interactions.item))
     n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
@@ -183,11 +199,13 @@ def list_estimators(
     return estimators
 
 
-def find_trend(data: InteractionsDataModule) -> sp.csr_array:
-    """Return by how much the items that have been popular lately stand out, (1, N)."""
+def find_trend(
+    data: InteractionsDataModule, share: float = TREND_SHARE
+) -> sp.csr_array:
+    """Return by how much popular items stand out, (1, N), if events fade by a share of the time."""
     events = data.sequences.events
     n_items = len(data.catalogue)
-    fading = max(TREND_SHARE * np.ptp(events.time), 1.0)  # seconds
+    fading = max(share * np.ptp(events.time), 1.0)  # seconds
     age = (events.time.max() - events.time) / fading  # (E,)
     recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
     least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
@@ -236,7 +254,7 @@ def choose(
             shrinkage.apply(0.0)
 
     requests = list(data.drawn_requests(MAX_DRAWN))
-    best = Candidate(Refinement(), validation.figures)
+    best = Candidate(Refinement(), validation.figures, {})
 
     for plan in plans:
         start = _start(plan, estimators, strength)
@@ -253,9 +271,12 @@ def choose(
             if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
                 best = chosen
 
+    features = compare_sides(validation, data.schema, best.rank)
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    return replace(best.refinement, ndcg=best.ndcg, ndcg_before=before)
+    return replace(
+        best.refinement, ndcg=best.ndcg, ndcg_before=before, features=features
+    )
 
 
 def _start(
@@ -274,7 +295,7 @@ def _rank(
     """Rank the validation by a refinement with each of the alphas."""
     ranked = validation.rank(weights, trials, refinement.decay, refinement.context_gain)
     return [
-        Candidate(replace(refinement, alphas=alphas), figures)
+        Candidate(replace(refinement, alphas=alphas), figures, weights)
         for alphas, figures in zip(trials, ranked, strict=True)
     ]
 
@@ -351,7 +372,8 @@ def apply(
 
     terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
-    trend = terms.pop("trend", sp.csr_array((1, n_items), dtype=np.float32))
+    no_trend = sp.csr_array((1, n_items), dtype=np.float32)
+    trend = terms.pop("trend", terms.pop("popularity", no_trend))  # no plan has both
     nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
     of_items = sum(terms.values(), nothing)  # (N, N)
     of_items.sort_indices()

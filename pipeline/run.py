@@ -20,6 +20,7 @@ from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render
+from evaluation.signal import find_signal
 from pipeline.config import Config, complete_text
 from pipeline.run_folder import (
     Work,
@@ -223,6 +224,8 @@ def measure(
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+    headline = headline_metric(config.data.repeats)
+    metrics["signal"] = find_signal(metrics, headline)
 
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
@@ -281,6 +284,6 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     # A signal ends the run before this, with nothing published, or after it, finished.
     with undisturbed():
         bundle = publish(ready, config.overwrite)
-        print_results(console, metrics, headline_metric(config.data.repeats))
+        print_results(console, content, headline_metric(config.data.repeats))
 
     return Run(bundle.path, metrics, work)

@@ -11,6 +11,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from datamodules.config import FeaturesConfig
+from models.ablation import withhold
 from models.refine import (
     STRENGTH,
     Refinement,
@@ -36,6 +37,7 @@ from tests.tiny_data import (
 from models import refine
 
 SEED, TOP_K = 3, 5
+LATER = ("trend", "popularity")  # usual values of 0
 WORLDS = {
     "ordered": lambda: make_world(ORDERED),
     "baskets": lambda: make_world(BASKETS),
@@ -183,7 +185,7 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
     with torch.no_grad():
         validation = refine.Validation(towers, data.validation_batches)
     figures = validation.rank({"all": 1e4 * weights}, [{"all": 1.0}])[0]
-    start = refine.Candidate(Refinement({"all": 1.0}), figures)
+    start = refine.Candidate(Refinement({"all": 1.0}), figures, {})
     found = refine._choose_gain(validation, {"all": 1e4 * weights}, start)
     assert (found.refinement.context_gain > 0) == tells
 
@@ -232,12 +234,106 @@ def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
         )
 
 
+def test_popularity_counts_for_owned_items_too_as_it_does_when_it_is_served():
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    counts = np.bincount(data.sequences.events.item_row, minlength=N)
+    popular = sp.csr_array(np.log1p(counts).astype(np.float32)[None])
+    estimate = list_estimators(data, TOP_K, SEED)["popularity"]
+    stands_out = np.log1p(counts) - np.log1p(counts.min())
+    np.testing.assert_allclose(estimate().toarray()[0], stands_out, rtol=1e-5, atol=1e-6)
+
+    with torch.no_grad():
+        validation = refine.Validation(towers, data.validation_batches)
+    (figures,) = validation.rank({"popularity": 1e6 * popular}, [{"popularity": 1.0}])
+    expected = []
+    for batch in data.validation_batches:
+        for user in range(len(batch.history_rows)):
+            wanted = set(batch.target_rows[batch.target_users == user].tolist())
+            if wanted:
+                scores = counts + validation_noise(validation, batch, user)
+                places = np.argsort(-scores, kind="stable")[:10].tolist()
+                gain = sum(1 / np.log2(r + 2) for r, row in enumerate(places) if row in wanted)
+                best = sum(1 / np.log2(r + 2) for r in range(min(10, len(wanted))))
+                expected.append(gain / best)
+    assert sum(expected) > 0
+    np.testing.assert_allclose(figures["all"], expected, rtol=1e-5)
+
+
+def validation_noise(validation, batch, user):
+    """Return the scores of the towers, far below 1, by which equal counts are ordered."""
+    place = next(i for i, one in enumerate(validation.batches) if one is batch)
+    users, bonus = validation.users[place]
+    scores = (users[user] @ validation.items.T).numpy().astype(float)
+    is_mine = (batch.owned_users == user).numpy()
+    np.add.at(scores, batch.owned_rows.numpy()[is_mine], bonus.numpy()[is_mine])
+    return scores / 1e6
+
+
+def test_a_bundle_ranks_owned_items_by_popularity_too():
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    apply(Refinement({"popularity": 0.7}), towers, data, TOP_K, SEED)
+    stands_out = list_estimators(data, TOP_K, SEED)["popularity"]().toarray()[0]
+    batches = list(data.drawn_requests(9))
+    assert sum(len(batch.owned_rows) for batch in batches)
+    for batch in batches:
+        users = torch.zeros(len(batch.history_rows), 4)
+        served = towers.score_items(users, torch.zeros(N, 4), batch).numpy()
+        share = served / stands_out.clip(1e-9)
+        np.testing.assert_allclose(
+            share[:, stands_out > 0], served.max() / stands_out.max(), rtol=1e-4
+        )
+
+
+def test_withheld_features_are_those_of_requests_that_never_had_them():
+    world, held_out = hold_out(make_world(ORDERED))
+    users = world.tables.users
+    nameless = replace(world.tables, users=users[["user_id"]])
+    bare = replace(world, tables=nameless)
+    nowhere = held_out.assign(device=None)
+    data = make_data(world, validation=held_out)
+    for side, expected in [
+        ("user", make_data(bare, validation=held_out)),
+        ("context", make_data(world, validation=nowhere)),
+    ]:
+        pairs = zip(data.validation_batches, expected.validation_batches, strict=True)
+        n_changed = 0
+        for batch, other in pairs:
+            declared = data.schema.features(side)
+            arrays = withhold(batch, side, declared).arrays
+            n_changed += int((arrays[f"{side}_codes"] != batch.arrays[f"{side}_codes"]).sum())
+            first = 1 if side == "context" else None  # the time is stated all the same
+            assert torch.equal(
+                arrays[f"{side}_codes"][:, :first], other.arrays[f"{side}_codes"][:, :first]
+            )
+            assert torch.equal(arrays[f"{side}_values"], other.arrays[f"{side}_values"])
+            assert side == "user" or not arrays["history_matches"].any()
+        assert n_changed
+
+
+def test_features_that_the_towers_do_not_read_make_no_difference(side):
+    towers, data = side
+    with torch.no_grad():
+        for part in (towers.user_tower.demographics, towers.user_tower.context):
+            part.table.weight.zero_()
+            part.number_table.zero_()
+    found = choose(towers, data, TOP_K, SEED).features
+    expected = {"user", "context"} if data.schema.repeats == "exclude" else {"user"}
+    declared = {name for name in expected if data.schema.features(name)}
+    assert found.keys() == declared
+    for name in declared - {"context"}:  # whose events in the same context may count
+        assert found[name]["ndcg"] == found[name]["without"]
+
+
 def test_without_a_validation_the_usual_values_are_taken(side):
     towers, data = side
     data.validation_batches = []
     found = choose(towers, data, TOP_K, SEED)
     assert found.ndcg is None
-    assert all(alpha for name, alpha in found.alphas.items() if name != "trend")
+    assert all(alpha for name, alpha in found.alphas.items() if name not in LATER)
     assert (
         set(found.alphas)
         == list_plans(data)[0].alphas.keys() & list_estimators(data, TOP_K, SEED).keys()
