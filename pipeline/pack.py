@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,6 +61,8 @@ def stage_bundle(
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, recommender.recommend, k=10)
+    if work.config.quick:  # segments take longer than all else of it
+        return facts, recommender
 
     return facts, write_segments(recommender, stage, seed)
 
@@ -103,11 +106,14 @@ def make_facts(
         "users": len(data.sequences.user_ids),
         "epochs": epochs,
     }
-    declared = {
+    declared: dict[str, Any] = {
         "data": config.data.declared(),
         "model": asdict(config.model),
         "seed": config.seed,
     }
+    if config.quick:
+        declared["quick"] = True
+
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)

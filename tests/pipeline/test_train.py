@@ -12,7 +12,9 @@ import pytest
 import torch
 import train
 from datamodules.config import DataConfig, TargetsConfig
+from models.config import ModelConfig
 from pipeline.config import TuneConfig
+from pytorch_lightning.callbacks import Callback
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
@@ -199,6 +201,44 @@ def test_the_same_seed_gives_the_same_bundle_whatever_the_order_of_rows(runs, tm
     assert torch.are_deterministic_algorithms_enabled()  # with several threads it takes this too
     for path in runs[name].bundle.iterdir():
         assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
+
+
+SLOW_NAMES = ("baskets", "sets", "baskets once")
+
+
+@pytest.mark.parametrize(
+    "name", ["ordered", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_NAMES)]
+)
+def test_a_quick_run_finds_the_tastes_says_what_it_is_and_repeats_itself(tmp_path, capsys, name):
+    data = replace(ORDERED, ties="simultaneous") if name == "baskets once" else DATA[name]
+    quick, again = (
+        make_run(tmp_path / folder, data, quick=True, model=ModelConfig(), seed=2)
+        for folder in ("a", "b")
+    )
+    assert "quick: towers were trained for" in capsys.readouterr().out
+    for path in quick.bundle.iterdir():
+        assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["quick"] is True
+    assert "| Quick | true" in (quick.bundle / "MODEL_CARD.md").read_text()
+    novel = {model: views["novel"]["NDCG@10"] for model, views in metrics["test"].items()}
+    assert novel["bascule"] > 1.5 * novel["popularity"]
+    assert commands.main(["verify", "--bundle", str(quick.bundle)]) == 0
+    served = Recommender.load(quick.bundle)
+    known, unknown = served.recommend([{"user_id": "u003"}, {}], 5)
+    assert len(known.item_id) == len(unknown.item_id) == 5
+
+
+def test_the_estimate_of_a_run_is_said_once_and_changes_no_weight(tmp_path, monkeypatch):
+    said = []
+    monkeypatch.setattr(stages.console, "print", lambda *words, **_: said.append(str(words[0])))
+    timed = fit(ORDERED, make_tables(ORDERED), tmp_path / "a")
+    assert sum("on this machine" in line for line in said) == 1
+    monkeypatch.setattr(stages, "Estimate", lambda *_: Callback())
+    untimed = fit(ORDERED, make_tables(ORDERED), tmp_path / "b")
+    expected = untimed.towers.state_dict()
+    for name, weights in timed.towers.state_dict().items():
+        assert torch.equal(weights, expected[name]), name
 
 
 @pytest.mark.parametrize("name", ["baskets", "sets"])
