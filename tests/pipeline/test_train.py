@@ -12,7 +12,6 @@ import pytest
 import torch
 import train
 from datamodules.config import DataConfig, TargetsConfig
-from models.config import ModelConfig
 from pipeline.config import TuneConfig
 from pytorch_lightning.callbacks import Callback
 from serve.bundle import Bundle
@@ -211,10 +210,7 @@ SLOW_NAMES = ("baskets", "sets", "baskets once")
 )
 def test_a_quick_run_finds_the_tastes_says_what_it_is_and_repeats_itself(tmp_path, capsys, name):
     data = replace(ORDERED, ties="simultaneous") if name == "baskets once" else DATA[name]
-    quick, again = (
-        make_run(tmp_path / folder, data, quick=True, model=ModelConfig(), seed=2)
-        for folder in ("a", "b")
-    )
+    quick, again = (make_run(tmp_path / folder, data, quick=True, seed=2) for folder in ("a", "b"))
     assert "quick: towers were trained for" in capsys.readouterr().out
     for path in quick.bundle.iterdir():
         assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
