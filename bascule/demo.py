@@ -12,7 +12,6 @@ from threading import Thread
 _RUN = Path("runs") / "demo"
 _BUNDLE = _RUN / "bundle"
 _LOOK_SECONDS = 0.2  # between two looks at whether the service answers
-_MAX_LOOKS = 300
 
 
 def demo(options: Namespace) -> None:
@@ -26,21 +25,14 @@ def demo(options: Namespace) -> None:
     if _BUNDLE.is_dir():
         print(f"{_RUN} holds a run, which is served; remove it to train again")
     else:
-        _train(options.quick)
+        quick = ["--quick"] if options.quick else []
+        _run(["train", f"--out={_RUN}", "--overwrite", *quick])
 
-    print(f"the page is at http://{options.host}:{port}; Ctrl-C ends it", flush=True)
+    host = options.host
+    print(f"the page is at http://{host}:{port}; Ctrl-C ends it", flush=True)
     if not options.no_browser:
-        address = (options.host, port)
-        Thread(target=_open_page, args=address, daemon=True).start()
-    words = [f"--bundle={_BUNDLE}", f"--host={options.host}", f"--port={port}"]
-    _run(["serve", *words])
-
-
-def _train(is_quick: bool) -> None:
-    words = ["train", f"--out={_RUN}", "--overwrite"]
-    if is_quick:
-        words.append("--quick")
-    _run(words)
+        Thread(target=_open_page, args=(host, port), daemon=True).start()
+    _run(["serve", f"--bundle={_BUNDLE}", f"--host={host}", f"--port={port}"])
 
 
 def _run(words: list[str]) -> None:
@@ -54,11 +46,11 @@ def _run(words: list[str]) -> None:
 
 def _open_page(host: str, port: int) -> None:
     """Open the page once the service answers."""
-    for _ in range(_MAX_LOOKS):
+    while True:
         try:
             create_connection((host, port), timeout=1).close()
+            break
         except OSError:
             time.sleep(_LOOK_SECONDS)
-            continue
-        webbrowser.open(f"http://{host}:{port}/")
-        return
+
+    webbrowser.open(f"http://{host}:{port}/")

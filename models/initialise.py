@@ -220,13 +220,10 @@ def start_untrained(
         with torch.enable_grad():
             start_pooling(towers, read_matrix(data), unit, seed)
         vectors = towers.item_vectors(towers.no_popularity)  # (N, D)
-        counts = torch.from_numpy(data.count_targets()).float()  # (N,)
-        popularity = counts.log1p() - counts.log1p().mean()  # (N,)
-        products = vectors.T @ vectors + torch.eye(tower.dim)  # (D, D)
-        tower.start_token.copy_(torch.linalg.solve(products, vectors.T @ popularity))
+        counts = torch.from_numpy(data.count_targets())  # (N,)
+        tower.start_token.copy_(counts.log1p() @ vectors)
 
-    parts = (tower.demographics, tower.context, tower.project_recency, tower.head[-1])
-    for part in parts:
+    for part in (tower.demographics, tower.context, tower.project_recency, tower.head):
         for parameter in part.parameters():
             parameter.zero_()
 

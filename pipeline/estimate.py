@@ -2,79 +2,57 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-
-from pipeline.run_folder import Work
+from rich import get_console
 
 FIRST_STEPS = 3  # they allocate, and take longer
 MIN_SECONDS = 2.0  # of timed steps
 VALIDATION_SHARE = 0.3  # of the seconds of a step that a validation batch takes
 SHORTEST = 0.5  # share of the epochs after which the validation may stop both trainings
-FIXED_SECONDS = 15.0  # export, report and the answers that are timed
-SECONDS_A_PAIR = 2e-6  # of a user of the test and an item, with all baselines
+FIXED_MINUTES = 0.25  # export, report and the answers that are timed
+MINUTES_A_PAIR = 3e-8  # to rank an item for a user, with all baselines
 QUICK = "--quick gives lists within seconds"
 
 
 class Estimate(Callback):
-    """Time the first steps, and say once how long the run may take.
+    """Time the first steps, and print once how long the run may take.
 
     Args:
-        work: what is trained on, and tested.
-        say: takes the sentence.
+        n_trainings: of about the same length.
+        n_pairs: of a user of the test and an item.
     """
 
-    def __init__(self, work: Work, say: Callable[[str], None]) -> None:
-        n_tested = work.split.test["user_id"].nunique()
-        n_pairs = n_tested * work.tables.interactions["item_id"].nunique()
-        self.evaluation = FIXED_SECONDS + SECONDS_A_PAIR * n_pairs
-        self.n_trainings = 1 if work.config.data.split.strict else 2
-        self.say = say
+    def __init__(self, n_trainings: int, n_pairs: int) -> None:
+        self.n_trainings = n_trainings
+        self.evaluation = FIXED_MINUTES + MINUTES_A_PAIR * n_pairs
         self.n_steps = 0
         self.begun = 0.0
         self.is_said = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Say it after some seconds, or at the end of the first epoch."""
-        if self.is_said:
-            return
         self.n_steps += 1
-        if self.n_steps <= FIRST_STEPS:
+        if self.n_steps == FIRST_STEPS:
             self.begun = time.perf_counter()
+        if self.is_said or self.n_steps <= FIRST_STEPS:
             return
 
         seconds = time.perf_counter() - self.begun
         if seconds >= MIN_SECONDS or trainer.is_last_batch:
             self.is_said = True
             step = seconds / (self.n_steps - FIRST_STEPS)
-            self.say(f"{say_time(*self.bound(trainer, step))} on this machine; {QUICK}")
+            low, high = self.bound(trainer, step / 60)
+            line = f"about {low:.1f} to {high:.1f} minutes on this machine; {QUICK}"
+            get_console().print(line, highlight=False)
 
     def bound(self, trainer: pl.Trainer, step: float) -> tuple[float, float]:
-        """Return the fewest and the most seconds of the run, by those of a step."""
+        """Return the fewest and the most minutes of the run, by those of a step."""
         n_batches = trainer.num_training_batches
-        for n_validation in trainer.num_val_batches:
-            n_batches += VALIDATION_SHARE * n_validation
-
+        n_batches += VALIDATION_SHARE * sum(trainer.num_val_batches)
         n_epochs = (trainer.max_epochs or 1) - trainer.current_epoch
         longest = step * n_batches * n_epochs * self.n_trainings
         return SHORTEST * longest + self.evaluation, longest + self.evaluation
-
-
-def say_time(low: float, high: float) -> str:
-    """Say a range of seconds, in minutes from two minutes on."""
-    unit = "seconds"
-    if high >= 120:
-        unit = "minutes"
-        low /= 60
-        high /= 60
-
-    shortest = max(1, round(low))
-    longest = math.ceil(high)
-    if shortest == longest:
-        return f"about {longest} {unit}"
-    return f"about {shortest} to {longest} {unit}"

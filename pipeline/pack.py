@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,14 +105,11 @@ def make_facts(
         "users": len(data.sequences.user_ids),
         "epochs": epochs,
     }
-    declared: dict[str, Any] = {
+    declared = {
         "data": config.data.declared(),
         "model": asdict(config.model),
         "seed": config.seed,
     }
-    if config.quick:
-        declared["quick"] = True
-
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
@@ -124,7 +120,7 @@ def make_facts(
         counts=counts,
         libraries=libraries,
         data_until=schema.data_until,
-        config=declared,
+        config=declared | ({"quick": True} if config.quick else {}),
         neighbour_decay=neighbours.decay,
         neighbour_context_gain=neighbours.context_gain,
     )

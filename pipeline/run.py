@@ -282,8 +282,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
     product.report["timing"][LATENCY] = time_answers(single_threaded)
-    mark = {"quick": True} if config.quick else {}
-    content = {"version": ready.version, **mark, **metrics, **product.report}
+    content = {"version": ready.version, "quick": config.quick}
+    content |= {**metrics, **product.report}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_file(stage.beside / METRICS, f"{text}\n".encode())
     test = only_targets(work.split.test)

@@ -398,9 +398,10 @@ def fit_stage(
         origin["weights of version"] = work.previous.bundle.manifest.version
 
     options = dict(config.trainer)
-    is_run = config.tune.trials is None and not config.quick
-    if is_run and name == "select":
-        estimate = Estimate(work, console.print)
+    is_shown = options.get("enable_progress_bar", True) and not config.quick
+    if is_shown and name == "select" and config.tune.trials is None:
+        n_pairs = len(catalogue) * work.split.test["user_id"].nunique()
+        estimate = Estimate(1 if config.data.split.strict else 2, n_pairs)
         options["callbacks"] = [*list_callbacks(options.get("callbacks")), estimate]
 
     epochs = epochs or work.recipe.max_epochs

@@ -13,7 +13,6 @@ import torch
 import train
 from datamodules.config import DataConfig, TargetsConfig
 from pipeline.config import TuneConfig
-from pytorch_lightning.callbacks import Callback
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import Neighbours
@@ -225,13 +224,11 @@ def test_a_quick_run_finds_the_tastes_says_what_it_is_and_repeats_itself(tmp_pat
     assert len(known.item_id) == len(unknown.item_id) == 5
 
 
-def test_the_estimate_of_a_run_is_said_once_and_changes_no_weight(tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(stages.console, "print", lambda *words, **_: said.append(str(words[0])))
-    timed = fit(ORDERED, make_tables(ORDERED), tmp_path / "a")
-    assert sum("on this machine" in line for line in said) == 1
-    monkeypatch.setattr(stages, "Estimate", lambda *_: Callback())
-    untimed = fit(ORDERED, make_tables(ORDERED), tmp_path / "b")
+def test_the_estimate_of_a_run_is_printed_once_and_changes_no_weight(tmp_path, capsys):
+    timed = fit(ORDERED, make_tables(ORDERED), tmp_path / "a", trainer={})
+    assert capsys.readouterr().out.count("minutes on this machine") == 1
+    untimed = fit(ORDERED, make_tables(ORDERED), tmp_path / "b", trainer=QUIET)
+    assert "minutes" not in capsys.readouterr().out
     expected = untimed.towers.state_dict()
     for name, weights in timed.towers.state_dict().items():
         assert torch.equal(weights, expected[name]), name
