@@ -28,7 +28,7 @@ from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.values import is_set
 from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
-from models.fit import fit, list_callbacks, load_best
+from models.fit import Estimate, fit, list_callbacks, load_best
 from models.initialise import (
     Start,
     build_towers,
@@ -42,7 +42,6 @@ from models.sampled_softmax import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
 from pipeline.config import Config
-from pipeline.estimate import Estimate
 from pipeline.run_folder import Previous, Work, declare, find_previous
 from serve.bundle import REJECTS, Bundle
 from serve.errors import SchemaError
