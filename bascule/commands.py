@@ -83,8 +83,8 @@ and trust it (while a key is replaced, the file of trusted keys holds the old an
 example:
   bascule sign --bundle runs/demo/bundle --key signing.pem"""
 _DEMO_HELP = """
-Trains into runs/demo of this folder: two minutes, or with --quick half a one. A run that lies
-there is served as it is."""
+Trains into runs/demo of this folder, which takes about two minutes, or one with --quick. A run
+that lies there is served as it is."""
 _FORGET_HELP = """
 DIR/forgotten.json keeps a keyed hash of each user, so that later events and trainings leave
 them out."""
@@ -205,7 +205,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--key": _FILE | {"help": "file of the private key in PEM"},
     "--quick": {
         "action": "store_true",
-        "help": "a first look within seconds: hardly any training",
+        "help": "a first look in half the time, with hardly any training",
     },
     "--no-browser": {"action": "store_true", "help": "open no browser"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},

@@ -46,7 +46,7 @@ VALIDATION_SHARE = 0.3
 SHORTEST = 0.5
 FIXED_MINUTES = 0.4  # export, segments, report and the answers that are timed
 MINUTES_A_PAIR = 3e-8  # to rank an item for a user, with all baselines
-QUICK = "--quick gives lists within seconds"
+QUICK = "--quick takes a fraction of it"
 
 QUIET = (
     ".*does not have many workers.*",  # batches are made whole; a worker would only copy them

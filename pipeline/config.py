@@ -31,7 +31,7 @@ DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 
 bascule train                                the bundled grocery sample, into runs/grocery
 bascule train --config my.yaml               your own tables; copy {TEMPLATE}
-bascule train --config my.yaml --quick       a first look within seconds, hardly trained
+bascule train --config my.yaml --quick       a first look in a fraction of the time
 bascule train --config F --tune.trials 30    search for better values of `model`, by validation
 bascule train --help                         every option; with --trainer behind it, Lightning's too
 """
@@ -164,7 +164,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=Literal["last"] | None, help=about)
     about = "train on from the weights of --previous"
     parser.add_argument("--warm_start", action="store_true", help=about)
-    about = "a first look within seconds: item-item weights and content, hardly any training"
+    about = "a first look in a fraction of the time, with hardly any training"
     parser.add_argument("--quick", action="store_true", help=about)
     about = "replace a finished run in --out"
     parser.add_argument("--overwrite", action="store_true", help=about)
