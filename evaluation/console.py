@@ -33,6 +33,8 @@ def print_results(console: Console, metrics: Mapping[str, Any], metric: str) -> 
         console.print(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
+    for sentence in advise(metrics):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_commands(console: Console, out: Path, item_id: str | int) -> None:
@@ -47,7 +49,6 @@ def print_commands(console: Console, out: Path, item_id: str | int) -> None:
     table = shlex.quote(str(out / "recommendations.csv"))
     item = shlex.quote(f"--item={item_id}")
     lines = [
-        *advise(metrics),
         f"metrics  {out / METRICS}",
         f"bundle   {out / BUNDLE}",
         "\nTry next:",

@@ -40,7 +40,7 @@ from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.ablation import compare_sides
 from models.cold_items import Shrinkage
-from models.item_item import Interactions, ease, gf_cf, next_item
+from models.item_item import MAX_INVERTED, Interactions, ease, gf_cf, next_item
 from models.towers import Towers
 from models.validation import (
     Figures,
@@ -62,7 +62,6 @@ ROUNDS = 2  # searches for each alpha
 # standard errors by which another plan than the usual one must be better
 PLAN_ERRORS = 1.0
 
-MAX_BATCHES = 16  # validation batches that are ranked
 MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 
@@ -78,10 +77,19 @@ MAX_TRENDING = 512  # items with a trend
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
 MIN_FACTORS = 8
-MAX_FACTORS = 256
 ITEMS_PER_FACTOR = 32
 
 Estimator = Callable[[], sp.csr_array]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a refinement may cost."""
+
+    top_k: int  # weights kept per item; 0: none
+    n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
+    n_factors: int = 256  # of GF-CF
+    n_batches: int = 16  # validation batches that are ranked
 
 
 @dataclass(frozen=True)
@@ -161,9 +169,10 @@ def list_plans(data: InteractionsDataModule) -> list[Plan]:
 
 
 def list_estimators(
-    data: InteractionsDataModule, top_k: int, seed: int
+    data: InteractionsDataModule, limits: Limits, seed: int
 ) -> dict[str, Estimator]:
     """Return the estimators that plans may name, each with its arguments."""
+    top_k = limits.top_k
     if not top_k:
         return {}
 
@@ -178,21 +187,24 @@ def list_estimators(
         }
 
     n_items = len(np.unique(interactions.item))
-    n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    n_factors = min(limits.n_factors, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    largest = limits.n_inverted
     estimators: dict[str, Estimator] = {
-        "ease": partial(estimate, RIDGE),
+        "ease": partial(estimate, RIDGE, largest),
         "gf_cf": partial(gf_cf, interactions, top_k, n_factors, seed),
     }
 
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
         estimators["ease_of_targets"] = partial(
-            ease, interactions.only_targets(), top_k, RIDGE
+            ease, interactions.only_targets(), top_k, RIDGE, largest
         )
 
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
-        estimators["next_item"] = partial(next_item, interactions, top_k, RIDGE, decay)
+        estimators["next_item"] = partial(
+            next_item, interactions, top_k, RIDGE, decay, largest
+        )
         if data.schema.has_datetime:
             estimators["trend"] = partial(find_trend, data)
 
@@ -215,27 +227,27 @@ def find_trend(
 
 @torch.no_grad()
 def choose(
-    towers: Towers, data: InteractionsDataModule, top_k: int, seed: int
+    towers: Towers, data: InteractionsDataModule, limits: Limits, seed: int
 ) -> Refinement:
     """Choose the refinement: the usual values unless the validation ranks clearly better by others.
 
     Args:
         towers: trained towers in evaluation mode without item-item weights; unchanged afterwards.
         data: training data with validation batches.
-        top_k: weights kept per item; 0: none.
+        limits: the most that it may cost.
         seed: of the fits.
 
     Returns:
         The best refinement; the usual one, without NDCG, if no validation target is novel.
     """
-    estimators = list_estimators(data, top_k, seed)
+    estimators = list_estimators(data, limits, seed)
     plans = list_plans(data)
 
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
+    stride = math.ceil(len(data.validation_batches) / limits.n_batches)
     batches = data.validation_batches[:: max(stride, 1)]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
@@ -345,7 +357,7 @@ def apply(
     refinement: Refinement,
     towers: Towers,
     data: InteractionsDataModule,
-    top_k: int,
+    limits: Limits,
     seed: int,
 ) -> None:
     """Refine trained towers.
@@ -354,14 +366,14 @@ def apply(
         refinement: the choices of `choose`.
         towers: towers in evaluation mode without item-item weights, which are set here.
         data: the data of their training.
-        top_k: weights kept per item; 0: none.
+        limits: as for `choose`.
         seed: of the fits.
     """
     if refinement.content_events:
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
         shrinkage.apply(refinement.content_events)
 
-    estimators = list_estimators(data, top_k, seed)
+    estimators = list_estimators(data, limits, seed)
     chosen = {
         name: estimators[name]
         for name, alpha in refinement.alphas.items()
