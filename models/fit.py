@@ -44,7 +44,7 @@ FIRST_STEPS = 3
 MIN_SECONDS = 2.0  # of timed steps
 VALIDATION_SHARE = 0.3
 SHORTEST = 0.5
-FIXED_MINUTES = 0.4  # export, segments, report and the answers that are timed
+FIXED_MINUTES = 0.2  # export, segments, report and the answers that are timed
 MINUTES_A_PAIR = 3e-8  # to rank an item for a user, with all baselines
 QUICK = "--quick takes a fraction of it"
 
