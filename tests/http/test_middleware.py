@@ -368,11 +368,13 @@ def test_swaps_under_load_mix_no_answer(tmp_path, n_swaps):
 
 
 def read_examples():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = re.findall(
-        r"```bash\n(.*?)```", readme.partition("## Serve over HTTP")[2], re.DOTALL
-    )
-    return [line for line in block.splitlines() if line.startswith("curl ")]
+    """Return the calls of the first examples of both pages that have some."""
+    commands = []
+    for page, heading in (("README.md", "## Serve over HTTP"), ("docs/serving.md", "")):
+        _, _, text = (ROOT / page).read_text(encoding="utf-8").partition(heading or "# ")
+        block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)[1]
+        commands += [line for line in block.splitlines() if line.startswith("curl ")]
+    return commands
 
 
 def test_the_examples_of_the_readme_name_routes_that_there_are(bundle):
@@ -418,5 +420,5 @@ def test_the_examples_of_the_readme_are_answered(tmp_path):
             assert done.returncode == 0, (command, done.stdout, done.stderr)
             lists += [json.loads(done.stdout)["answers"]] if "/v1/recommend" in command else []
         assert server.end() == 0
-    assert [len(answers) for answers in lists] == [1, 1, 2, 1]
+    assert [len(answers) for answers in lists] == [1, 1, 1, 2]
     assert all(len(answer["items"]) == 5 for answers in lists for answer in answers)

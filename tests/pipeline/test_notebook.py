@@ -27,7 +27,8 @@ def read_table(outputs):
     """Return the rows of a table of HTML as dictionaries."""
     page = "".join(outputs["text/html"])
     rows = [
-        re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in re.findall(r"(?s)<tr>(.*?)</tr>", page)
+        re.findall(r"<t[hd]>(.*?)</t[hd]>", row)
+        for row in re.findall(r"(?s)<tr[^>]*>(.*?)</tr>", page)
     ]
     return [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
 
