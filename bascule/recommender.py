@@ -57,7 +57,7 @@ from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex, Query
-from serve.reasons import explain, find_due, find_segment
+from serve.reasons import assign_segments, explain, find_due
 from serve.recommender import Recommender as Served
 from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
@@ -321,8 +321,8 @@ class Recommender:
             lists = [() if segments is None else segments.segments]
         else:
             requests = self._check(users_or_requests)
-            found = [find_segment(self.served, request) for request in requests]
-            lists = [() if segment is None else (segment,) for segment in found]
+            assigned = assign_segments(self.served, requests)
+            lists = [() if segment is None else (segment,) for segment in assigned]
 
         rows = [
             {"request": request, "segment": segment.id} | vars(segment)
