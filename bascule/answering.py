@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from textwrap import shorten
 
@@ -45,9 +44,13 @@ def recommend(options: Namespace) -> None:
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
     unknown: dict[tuple[str, str], None] = {}  # kinds and names, each once
     reasons: list[str | None] = []  # why lists are short
-    to_table: Callable[[Recommendations], pa.Table] = Recommendations.to_table
-    if options.names:
-        to_table = partial(_to_named_table, recommender)
+
+    def to_table(lists: Recommendations) -> pa.Table:
+        table = lists.to_table()
+        if not options.names:
+            return table
+        names = recommender.name(lists.item_id.tolist())
+        return table.append_column("name", pa.array(names, pa.string()))
 
     def answer() -> Iterator[pa.Table]:
         while batch := list(islice(requests, _BATCH)):
@@ -61,11 +64,6 @@ def recommend(options: Namespace) -> None:
     print(f"{len(reasons)} requests answered: {options.out}")
     for note in write_notes(unknown, reasons):
         print(f"note: {note}", file=sys.stderr)
-
-
-def _to_named_table(recommender: Recommender, lists: Recommendations) -> pa.Table:
-    names = recommender.name(lists.item_id.tolist())
-    return lists.to_table().append_column("name", pa.array(names, pa.string()))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:

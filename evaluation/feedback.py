@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from evaluation.experiments import check_shares, compare
+from evaluation.model_card import environment
 from evaluation.online import (
     Feedback,
     Figures,
@@ -236,12 +237,6 @@ def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
 
 def render(figures: Figures, drift: Figures | None = None) -> str:
     """Render the page."""
-    from jinja2 import Environment, FileSystemLoader
-
-    templates = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(
-        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    style = environment.get_template("report.css").render()
-    page = environment.get_template("feedback.html")
+    style = environment().get_template("report.css").render()
+    page = environment().get_template("feedback.html")
     return page.render(figures=figures, drift=drift, style=style)
