@@ -63,9 +63,9 @@ def to_list(users_or_items: Any) -> list[Any]:
     given = users_or_items
     if given is None:
         raise SchemaError("users or items are None; allowed: one, or a list of several")
-    if hasattr(given, "iloc") and is_table(given):
-        return list(given.to_dict("records"))
     if is_table(given):
+        if hasattr(given, "iloc"):
+            return list(given.to_dict("records"))
         given = pa.table(given)
     if hasattr(given, "to_pylist"):
         return list(given.to_pylist())
