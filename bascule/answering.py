@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from textwrap import shorten
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
-from serve.arrays import Id, to_arrow
 from serve.bundle import MANIFEST, Bundle
-from serve.errors import SchemaError, show
+from serve.errors import SchemaError
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
-from service.answers import find_unknown, show_items
+from service.answers import show_items
 from service.command_line import align
 from service.export import export_items, export_users, list_users, write_tables
 from service.publish import sign
@@ -46,36 +42,28 @@ def recommend(options: Namespace) -> None:
     if options.again is not None:
         requests = (replace(request, again=options.again) for request in requests)
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
-    unknown = Counter[str]()
-    known_users = {None, *recommender.profiles.positions}
-    unknown_users: dict[Id | None, None] = {}
+    unknown: dict[tuple[str, str], None] = {}  # kinds and names, each once
     reasons: list[str | None] = []  # why lists are short
-    to_table: Callable[[Recommendations], pa.Table] = Recommendations.to_table
-    if options.names:
-        to_table = partial(_to_named_table, recommender)
+
+    def to_table(lists: Recommendations) -> pa.Table:
+        table = lists.to_table()
+        if not options.names:
+            return table
+        names = recommender.name(lists.item_id.tolist())
+        return table.append_column("name", pa.array(names, pa.string()))
 
     def answer() -> Iterator[pa.Table]:
         while batch := list(islice(requests, _BATCH)):
             lists = recommender.recommend(batch, options.k, filter_viewed)
-            for request in batch:
-                unknown.update(find_unknown(recommender.bundle.schema, request))
-                if request.user_id not in known_users:
-                    unknown_users[request.user_id] = None
-            unknown["history"] += int(lists.unknown_items.sum())
+            unknown.update(dict.fromkeys(list_unknown(recommender, batch)))
             reasons.extend(lists.reason.tolist())
             yield to_table(lists)
 
     empty = to_table(recommender.recommend([], options.k, filter_viewed))
     write_tables(answer(), empty.schema, options.out)
     print(f"{len(reasons)} requests answered: {options.out}")
-    for note in _note(unknown, list(unknown_users), reasons):
+    for note in write_notes(unknown, reasons):
         print(f"note: {note}", file=sys.stderr)
-
-
-def _to_named_table(recommender: Recommender, lists: Recommendations) -> pa.Table:
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(lists.item_id.tolist(), features)
-    return lists.to_table().append_column("name", to_arrow(np.array(names, np.object_)))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
@@ -102,25 +90,6 @@ def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Req
         replace(request, filters=join_filters(filters, request.filters or Filters()))
         for request in requests
     )
-
-
-def _note(
-    unknown: Counter[str], unknown_users: Sequence[Any], reasons: Sequence[str | None]
-) -> Iterator[str]:
-    """Yield sentences about unknown values and users, and short lists."""
-    if unknown_users:
-        yield f"unknown users: {len(unknown_users)}, the first {show(unknown_users[0])}"
-
-    counts = [
-        f"{name} ({count} times)" for name, count in sorted(unknown.items()) if count
-    ]
-    if counts:
-        names = ", ".join(counts)
-        yield f"training has not seen some values and items; they count as missing: {names}"
-
-    short = [reason for reason in reasons if reason is not None]
-    if short:
-        yield f"{len(short)} of {len(reasons)} lists are short; the first because {short[0]}"
 
 
 def similar(options: Namespace) -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.arrays import Floats, Id, Ints
-from serve.cells import to_text
+from serve.cells import LISTS, to_text
 from serve.errors import SchemaError, show
 from serve.index import UNKNOWN_ROW
 from serve.recommender import Recommender as Served
@@ -35,7 +35,6 @@ DuckDB has user_id, datetime and features."""
 Item: TypeAlias = Id | Mapping[str, Any]  # an id, or features
 Items: TypeAlias = "Item | Sequence[Item] | NDArray[Any]"
 
-_LISTS = (list, tuple, np.ndarray)
 _ONE = (str, bytes, Mapping, Request)
 _IDS = {"integer": pa.int64(), "string": pa.string()}
 _TIME = pa.timestamp("s", "UTC")
@@ -64,20 +63,20 @@ def to_list(users_or_items: Any) -> list[Any]:
     given = users_or_items
     if given is None:
         raise SchemaError("users or items are None; allowed: one, or a list of several")
-    if hasattr(given, "iloc") and is_table(given):
-        return list(given.to_dict("records"))
     if is_table(given):
-        return list(pa.table(given).to_pylist())
+        if hasattr(given, "iloc"):
+            return list(given.to_dict("records"))
+        given = pa.table(given)
+    if hasattr(given, "to_pylist"):
+        return list(given.to_pylist())
     if isinstance(given, _ONE) or not isinstance(given, Iterable):
         return [given]
-    return list(given.to_pylist() if hasattr(given, "to_pylist") else given)
+    return list(given)
 
 
 def is_table(given: Any) -> bool:
-    """Return whether pandas, polars or another library of Arrow calls it a table."""
-    kind = type(given)
-    is_column = hasattr(kind, "dtype") or kind is pa.ChunkedArray
-    return hasattr(kind, "__arrow_c_stream__") and not is_column
+    """Return whether pandas, polars, pyarrow or DuckDB calls it a table."""
+    return hasattr(given, "columns")
 
 
 def to_count(k: int) -> int:
@@ -108,17 +107,9 @@ def to_requests(
 
 def _to_fields(user: Any) -> Mapping[str, Any]:
     """Return the fields of a request: a list is its history, any other value its user id."""
-    if isinstance(user, _LISTS):
-        user = {"history": user}
-    if not isinstance(user, Mapping):
-        return {"user_id": user}
-    history = user.get("history")
-    if not isinstance(history, _LISTS):
+    if isinstance(user, Mapping):
         return user
-    events = [
-        event if isinstance(event, Mapping) else {"item_id": event} for event in history
-    ]
-    return {**user, "history": events}
+    return {"history" if isinstance(user, LISTS) else "user_id": user}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -137,7 +128,7 @@ class Answers:
 
     table: Any
     n_requests: int
-    notes: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
 
     def __len__(self) -> int:
         return self.n_requests
@@ -170,7 +161,17 @@ class Answers:
         return "\n".join([*align(rows), *notes])
 
     def _repr_html_(self) -> str:
-        return to_html(*self._show())
+        rows, notes = self._show()
+        page = Element("div")
+        table = SubElement(page, "table")
+        for number, row in enumerate(rows):
+            line = SubElement(table, "tr")
+            for cell in row:
+                SubElement(line, "td" if number else "th").text = cell
+
+        for note in notes:
+            SubElement(page, "p").text = note
+        return tostring(page, encoding="unicode", method="html")
 
     def _show(self) -> tuple[list[list[str]], list[str]]:
         """Return the names of the columns above the first rows, and notes."""
@@ -196,58 +197,58 @@ def to_arrow_table(
     return pa.Table.from_pylist(rows, columns)
 
 
-def to_html(rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
-    """Return the HTML of a table, whose first row is its head, and of notes below it."""
-    page = Element("div")
-    table = SubElement(page, "table")
-    for number, row in enumerate(rows):
-        line = SubElement(table, "tr")
-        for cell in row:
-            SubElement(line, "td" if number else "th").text = cell
-
-    for note in notes:
-        SubElement(page, "p").text = note
-    return tostring(page, encoding="unicode", method="html")
-
-
 # ---- rows and notes of answers
 
 
-def list_nearest(
-    cosines: Floats, rows: Ints
-) -> tuple[dict[str, NDArray[Any]], Ints, Floats]:
+def list_nearest(cosines: Floats, rows: Ints) -> tuple[dict[str, Any], Ints, Floats]:
     """Return the columns request and rank of padded lists (B, K), and their rows and cosines."""
     requests, places = (rows >= 0).nonzero()
     columns = {"request": requests, "rank": places + 1}
     return columns, rows[requests, places], cosines[requests, places]
 
 
-def note_unknown(recommender: Served, requests: Sequence[Request]) -> list[str]:
-    """Say how many users, items and values nobody knows, with the first of each.
+def list_unknown(
+    recommender: Served, requests: Iterable[Request]
+) -> Iterator[tuple[str, str]]:
+    """Yield the kind and name of each user, item and value of requests that nobody knows.
 
     Args:
         recommender: the version that answers.
         requests: as they were asked, without what profiles add.
     """
-    unknown: dict[str, list[str]] = {"users": [], "items": [], "values": []}
     for request in requests:
         user_id = request.user_id
         if user_id is not None and user_id not in recommender.profiles.positions:
-            unknown["users"].append(show(user_id))
+            yield "users", show(user_id)
         if request.history is not None:
             item_ids = request.history.item_id
             is_unknown = recommender.catalogue.item_ids.find(item_ids) == UNKNOWN_ROW
-            unknown["items"] += map(show, item_ids[is_unknown].tolist())
-        unknown["values"] += find_unknown(recommender.bundle.schema, request)
+            for item_id in item_ids[is_unknown].tolist():
+                yield "items", show(item_id)
+        for name in find_unknown(recommender.bundle.schema, request):
+            yield "values", name
 
-    notes = []
-    for kind, found in unknown.items():
-        if found:
-            notes.append(f"unknown {kind}: {len(found)}, the first {found[0]}")
+
+def write_notes(
+    unknown: Iterable[tuple[str, str]], reasons: Sequence[str | None] = ()
+) -> list[str]:
+    """Say what nobody knows, each user, item and name counted once, and how many lists are short.
+
+    Args:
+        unknown: kinds and names, as of `list_unknown`.
+        reasons: why a list is short, None of a full one.
+    """
+    names: dict[str, list[str]] = {"users": [], "items": [], "values": []}
+    for kind, name in dict.fromkeys(unknown):
+        names[kind].append(name)
+
+    notes = [
+        f"unknown {kind}: {len(found)}, the first {found[0]}"
+        for kind, found in names.items()
+        if found
+    ]
+    short = [reason for reason in reasons if reason is not None]
+    if short:
+        n_short = f"{len(short)} of {len(reasons)} lists are short"
+        notes.append(f"{n_short}; the first because {short[0]}")
     return notes
-
-
-def note_short(reasons: Sequence[str | None]) -> list[str]:
-    """Say how many lists are short, and why the first is."""
-    given = [reason for reason in reasons if reason is not None]
-    return [f"short lists: {len(given)}; the first because {given[0]}"] if given else []

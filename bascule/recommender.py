@@ -44,22 +44,20 @@ from bascule.forms import (
     User,
     Users,
     list_nearest,
-    note_short,
-    note_unknown,
+    list_unknown,
     to_arrow_table,
     to_count,
-    to_html,
     to_list,
     to_requests,
+    write_notes,
 )
-from serve.arrays import Doubles, Floats, Id, Ints, Objects, to_unit
+from serve.arrays import Doubles, Floats, Id, Ints, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
-from serve.catalogue import name_items
 from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex, Query
-from serve.reasons import explain, find_due, find_segment
+from serve.reasons import assign_segments, explain, find_due
 from serve.recommender import Recommender as Served
 from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
@@ -116,23 +114,11 @@ class Recommender:
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
     def __repr__(self) -> str:
-        text = "<Recommender of {items} items and {users} users, repeats {repeats}>"
-        return text.format(**self._describe())
-
-    def _repr_html_(self) -> str:
-        facts = self._describe()
-        folder = "temporary" if self.is_temporary else str(self.path)
-        facts |= {"version": self.served.version, "folder": folder}
-        return to_html([list(facts), list(facts.values())])
-
-    def _describe(self) -> dict[str, str]:
-        served = self.served
-        is_allowed = served.bundle.schema.repeats == "allow"
-        return {
-            "items": f"{len(served.catalogue):,}",
-            "users": f"{len(served.profiles):,}",
-            "repeats": "allowed" if is_allowed else "excluded",
-        }
+        n_items = len(self.served.catalogue)
+        n_users = len(self.served.profiles)
+        is_allowed = self.served.bundle.schema.repeats == "allow"
+        repeats = "allowed" if is_allowed else "excluded"
+        return f"<Recommender of {n_items:,} items and {n_users:,} users, repeats {repeats}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.is_temporary:
@@ -192,20 +178,19 @@ class Recommender:
             raise SchemaError(f"repeats is {show(repeats)}; allowed: allow, exclude")
         lists = recommend_by_dials(self.served, requests, k, repeats, dials)
 
-        notes = note_unknown(self.served, requests) + note_short(lists.reason.tolist())
+        notes = self._note(requests, lists.reason.tolist())
         if lists.held_back.any():
             notes.append(f"held back: {lists.held_back.sum()} items just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-        names = self._name(lists.item_row)
         columns: dict[str, Any] = {
             "request": request_of_row,
             "user_id": lists.to_table().column("user_id"),
             "rank": lists.rank,
-            "name": names,
+            "name": self.served.name(lists.item_id.tolist()),
             "item_id": lists.item_id,
             "score": lists.score,
         }
-        return Answers(pa.table(columns), len(lists), tuple(notes))
+        return Answers(pa.table(columns), len(lists), notes)
 
     def similar_items(
         self, items: Items, k: int = 10, *, filters: Mapping[str, Any] | None = None
@@ -223,9 +208,7 @@ class Recommender:
         k = to_count(k)
         catalogue = self.served.catalogue
         admission = self.served.admission
-        parsed = None
-        if filters is not None:
-            parsed = parse_filters(filters, catalogue.item_ids.id_type)
+        parsed = parse_filters(filters or {}, catalogue.item_ids.id_type)
         admission.check(parsed)
 
         listed = to_list(items)
@@ -238,9 +221,10 @@ class Recommender:
         )
 
         columns, item_rows, cosine = list_nearest(cosines, rows)
-        columns["name"] = self._name(item_rows)
-        columns["item_id"] = catalogue.item_ids.ids[item_rows]
-        return Answers(pa.table(columns | {"cosine": cosine}), len(listed))
+        item_ids = catalogue.item_ids.ids[item_rows]
+        names = self.served.name(item_ids.tolist())
+        columns |= {"name": names, "item_id": item_ids, "cosine": cosine}
+        return Answers(pa.table(columns), len(listed))
 
     def similar_users(self, users_or_requests: Users, k: int = 10) -> Answers:
         """Return the known users whose vectors are nearest to that of each user or request."""
@@ -252,20 +236,16 @@ class Recommender:
                 "there are no profiles beside the bundle, so there is no user to compare with"
             )
 
-        own_rows = np.full(len(requests), UNKNOWN_ROW)
-        for number, request in enumerate(requests):
-            if request.user_id in profiles.positions:
-                own_rows[number] = profiles.positions[request.user_id]
-
+        positions: Mapping[Any, int] = profiles.positions
+        own_rows = [positions.get(request.user_id, UNKNOWN_ROW) for request in requests]
         index = ItemIndex(self._taste_of_users)
         vectors = self._to_taste(self.served.encode_users(requests))
-        query = _make_query(vectors, own_rows)
+        query = _make_query(vectors, np.array(own_rows, np.int64))
         cosines, rows = index.search(query, min(k, len(index)))
 
         columns, user_rows, cosine = list_nearest(cosines, rows)
-        columns["user_id"] = profiles.user_ids[user_rows]
-        notes = tuple(note_unknown(self.served, requests))
-        return Answers(pa.table(columns | {"cosine": cosine}), len(requests), notes)
+        columns |= {"user_id": profiles.user_ids[user_rows], "cosine": cosine}
+        return Answers(pa.table(columns), len(requests), self._note(requests))
 
     def explain(
         self,
@@ -298,17 +278,15 @@ class Recommender:
         rows = []
         reasons_of_requests = explain(self.served, requests, explained)
         for request, reasons_of_items in enumerate(reasons_of_requests):
-            pairs = zip(explained[request], reasons_of_items, strict=True)
-            for item_id, reasons in pairs:
-                place = {"request": request, "item_id": item_id}
+            names = self.served.name(explained[request])
+            items_of_request = zip(
+                explained[request], names, reasons_of_items, strict=True
+            )
+            for item_id, name, reasons in items_of_request:
+                place = {"request": request, "item_id": item_id, "name": name}
                 rows += [vars(reason) | place for reason in reasons]
 
-        item_ids = [row["item_id"] for row in rows]
-        for row, name in zip(rows, self._name(ids.find(item_ids)), strict=True):
-            row["name"] = name
-        return self._answer(
-            rows, _REASONS, len(requests), note_unknown(self.served, requests)
-        )
+        return self._answer(rows, _REASONS, len(requests), self._note(requests))
 
     def due(self, users_or_requests: Users, k: int = 10) -> Answers:
         """List what each user takes again, the likeliest next first, and when each is expected.
@@ -330,8 +308,8 @@ class Recommender:
                 place = {"request": request, "user_id": answer.user_id, "rank": rank}
                 rows.append(place | vars(item))
 
-        reasons = [answer.reason for answer in lists if not answer.items]
-        return self._answer(rows, _DUE, len(lists), note_short(reasons))
+        notes = self._note([], [answer.reason for answer in lists])
+        return self._answer(rows, _DUE, len(lists), notes)
 
     def segments(self, users_or_requests: Users | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request.
@@ -343,8 +321,8 @@ class Recommender:
             lists = [() if segments is None else segments.segments]
         else:
             requests = self._check(users_or_requests)
-            found = [find_segment(self.served, request) for request in requests]
-            lists = [() if segment is None else (segment,) for segment in found]
+            assigned = assign_segments(self.served, requests)
+            lists = [() if segment is None else (segment,) for segment in assigned]
 
         rows = [
             {"request": request, "segment": segment.id} | vars(segment)
@@ -417,7 +395,7 @@ class Recommender:
     ) -> Answers:
         """Return the named columns of rows."""
         table = to_arrow_table(rows, names, self.served.bundle.schema)
-        return Answers(table, n_requests, tuple(notes))
+        return Answers(table, n_requests, notes)
 
     def _find_rows(self, items: Sequence[Any]) -> Ints:
         """Return the rows of items (n,) in the catalogue, -1 of those given by features."""
@@ -428,12 +406,11 @@ class Recommender:
         ]
         return np.array(rows, np.int64)
 
-    def _name(self, rows: Ints) -> Objects:
-        """Return the names of items by row."""
-        distinct_rows, places = np.unique(rows, return_inverse=True)
-        items = self.served.catalogue.table.take(distinct_rows)
-        names = name_items(items, self.served.bundle.schema.item_features)
-        return np.array(names, dtype=np.object_)[places]
+    def _note(
+        self, requests: Sequence[Request], reasons: Sequence[str | None] = ()
+    ) -> list[str]:
+        """Say what nobody knows, and how many lists are short."""
+        return write_notes(list_unknown(self.served, requests), reasons)
 
     def _to_taste(self, vectors: Floats) -> Floats:
         """Return the unit vectors whose dot products are the cosines of taste."""

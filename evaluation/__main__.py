@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -87,7 +86,7 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
     from evaluation.console import print_metrics
     from evaluation.evaluate import Parts, evaluate, headline_metric
     from evaluation.holdout import profiles_from_frame, split_validation
-    from serve.files import write_file
+    from serve.files import write_json
     from serve.recommender import Recommender
 
     schema = bundle.schema
@@ -109,7 +108,7 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
     if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
+        write_json(arguments.json, metrics)
         print(f"figures: {arguments.json}")
 
 

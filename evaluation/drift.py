@@ -29,7 +29,7 @@ from serve.arrays import Doubles
 from serve.bundle import DRIFT, METRICS, STATE, STATE_FILE
 from serve.clock import DAY
 from serve.errors import SchemaError
-from serve.files import write_file
+from serve.files import write_json
 from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
@@ -110,8 +110,7 @@ def run(options: argparse.Namespace) -> None:
 
     worst = min((row["status"] for row in rows), key=STATUSES.index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_file(state.absolute().parent / DRIFT, text.encode())
+    write_json(state.absolute().parent / DRIFT, content)
     lines = [*tabulate(rows), f"{worst}: {state.parent / DRIFT}"]
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -399,7 +398,3 @@ def make_row(
         "users": n_users,
         "moved": moved,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -139,8 +139,6 @@ class Examination:
 
         def score_listed(rows: Ints) -> Floats:
             scores = score(self.user[rows])  # (b, N)
-            if not self.barred.any():
-                return scores
             return np.where(self.barred, np.float32(-np.inf), scores)
 
         lists = rank_views(
@@ -201,7 +199,7 @@ def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
 
 
 def make_criterion(
-    held_out: HeldOut, past: Events, repeats: Repeats, barred: Flags | None = None
+    held_out: HeldOut, past: Events, repeats: Repeats, barred: Flags | None
 ) -> Criterion:
     """Return the headline metric on validation: the mean of the views `all` and `novel`."""
     whole = Examination.prepare(held_out, past, repeats, barred)

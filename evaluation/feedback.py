@@ -8,7 +8,6 @@ them (`feedback.html`). Erasing a user from the run takes them out of these file
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 
 from evaluation.experiments import check_shares, compare
+from evaluation.model_card import environment
 from evaluation.online import (
     Feedback,
     Figures,
@@ -39,11 +39,11 @@ from serve.bundle import (
 )
 from serve.clock import DAY
 from serve.errors import SchemaError
-from serve.files import make_private, write_file
+from serve.files import make_private, write_file, write_json
+from serve.reasons import assign_segments
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.rerank import find_new
-from service.answers import describes_user
 from service.command_line import make_parser, run_command
 from service.experiment import Experiment
 from service.export import write_table
@@ -159,17 +159,13 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
     if not len(profiles):
         return replace(feedback, slots=slots)
 
-    segments = recommender.bundle.segments
-    if segments is not None:
+    if recommender.bundle.segments is not None:
         users = slots["user_id"].dropna().unique()
         with closing(StateStore(state)) as store:
             requests = [complete(Request(user), profiles, store) for user in users]
-        indices = segments.of(recommender.encode_users(requests))
         numbers = [
-            segments.segments[index].id
-            if describes_user(recommender, request)
-            else None
-            for index, request in zip(indices, requests, strict=True)
+            None if segment is None else segment.id
+            for segment in assign_segments(recommender, requests)
         ]
         segment = slots["user_id"].map(pd.Series(numbers, users, dtype="Int64"))
         slots = slots.assign(segment=segment.astype("Int64"))
@@ -235,23 +231,12 @@ def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
         table = pa.Table.from_pandas(frame, preserve_index=False)
         write_table(folder / name, table)
 
-    text = json.dumps(figures, indent=1, allow_nan=False) + "\n"
-    write_file(folder / FIGURES, text.encode())
+    write_json(folder / FIGURES, figures)
     write_file(folder / PAGE, render(figures, read_drift(folder.parent)).encode())
 
 
 def render(figures: Figures, drift: Figures | None = None) -> str:
     """Render the page."""
-    from jinja2 import Environment, FileSystemLoader
-
-    templates = FileSystemLoader(Path(__file__).with_name("templates"))
-    environment = Environment(
-        loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    style = environment.get_template("report.css").render()
-    page = environment.get_template("feedback.html")
+    style = environment().get_template("report.css").render()
+    page = environment().get_template("feedback.html")
     return page.render(figures=figures, drift=drift, style=style)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -35,7 +35,7 @@ from evaluation.online import WINDOW, join, read_frames
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
-from serve.files import write_file
+from serve.files import write_json
 from serve.recommender import Recommender, replay
 from serve.schema import Schema
 from service.command_line import make_parser, run_command, tabulate
@@ -153,9 +153,7 @@ def decide(options: Namespace, read: Read) -> None:
 
     verdict = judge(options, current, read)
 
-    text = json.dumps(verdict, indent=1, allow_nan=False) + "\n"
-    write_file(options.out, text.encode())
-
+    write_json(options.out, verdict)
     outcome = verdict["verdict"]
     versions = f"{verdict['candidate']} in place of {verdict['current']}"
     lines = [*tabulate(verdict["checks"]), f"{outcome}: {versions}"]
@@ -400,7 +398,3 @@ def compare_versions(
     version = users.index.get_level_values("version")
     values = users.to_numpy(float)
     return compare_users(values[version == before], values[version == current])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -286,7 +286,3 @@ def fit_reward(score: Doubles, position: Ints, reward: Doubles) -> Model:
     start = np.zeros(inputs.shape[1])
     fitted: Doubles = minimize(loss, start, jac=True, method="L-BFGS-B").x
     return lambda score, position: expit(describe(score, position) @ fitted)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

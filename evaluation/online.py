@@ -90,9 +90,7 @@ def add_profiles(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_served(
-    home: Path, state: Path, profiles: Path | None = None
-) -> Recommender | None:
+def load_served(home: Path, state: Path, profiles: Path | None) -> Recommender | None:
     """Load what a service answers with, to look at its log: bundle, profiles and live items.
 
     Args:

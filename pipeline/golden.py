@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from serve.arrays import Id
 from serve.clock import DAY, to_iso
-from serve.files import write_file
+from serve.files import write_json
 from serve.kinds import Feature
 from serve.recommender import GOLDEN_ASKS, Recommend
 from serve.schema import Schema
@@ -43,8 +42,7 @@ def write_golden(
             {"request": request, "k": k, "item_ids": item_ids, "scores": scores}
         )
 
-    text = json.dumps(entries, indent=1, allow_nan=False)
-    write_file(path, f"{text}\n".encode())
+    write_json(path, entries)
 
 
 # ---- synthetic requests

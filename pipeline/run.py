@@ -34,7 +34,7 @@ from pipeline.run_folder import (
 from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.errors import SchemaError, say
-from serve.files import write_file
+from serve.files import write_file, write_json
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
 from service.command_line import undisturbed
@@ -289,8 +289,7 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     product.report["timing"][LATENCY] = time_answers(single_threaded)
     content = {"version": ready.version, "quick": config.quick}
     content |= {**metrics, **product.report}
-    text = json.dumps(content, indent=1, allow_nan=False)
-    write_file(stage.beside / METRICS, f"{text}\n".encode())
+    write_json(stage.beside / METRICS, content)
     test = only_targets(work.split.test)
     write_report(stage.beside, out, content, product.recommender, test)
     stage_profiles(out / PROFILES, profiles, ready.version)

@@ -24,7 +24,7 @@ from pipeline.config import Config
 from serve.bundle import BUNDLE, CHECKPOINTS, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.clock import to_iso
 from serve.errors import SchemaError
-from serve.files import write_file
+from serve.files import write_json
 from service.publish import read_version
 
 NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
@@ -151,8 +151,7 @@ def is_finished(config: Config, rows: str) -> bool:
 def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
     """Record which bundle the checkpoints of a run led to, before it is published."""
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"version": version, "run": run}, indent=1)
-    write_file(folder / PUBLISHED, text.encode())
+    write_json(folder / PUBLISHED, {"version": version, "run": run})
 
 
 def read_published(folder: Path) -> tuple[str, dict[str, Any]]:

@@ -45,6 +45,12 @@ def to_canonical_json(content: Mapping[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON for people to read, in the order of the content."""
+    text = json.dumps(content, indent=1, allow_nan=False)
+    write_file(path, f"{text}\n".encode())
+
+
 def make_private(folder: Path) -> None:
     """Make a folder, where there is none, that only its owner may enter."""
     folder.parent.mkdir(parents=True, exist_ok=True)

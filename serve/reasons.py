@@ -79,13 +79,27 @@ def _find_takings(recommender: Recommender, request: Request) -> Takings:
     return recommender.just_taken.find(request, moment, item_ids)
 
 
-def find_segment(recommender: Recommender, request: Request) -> Segment | None:
-    """Return the segment of a request's user as of their last event, which no clock changes."""
+def assign_segments(
+    recommender: Recommender, requests: Sequence[Request]
+) -> list[Segment | None]:
+    """Return the segment of each request's user as of their last event, which no clock changes.
+
+    None describes a user without a history and features.
+    """
     segments = recommender.bundle.segments
     if segments is None:
-        return None
-    vectors = recommender.encode_users([replace(request, datetime=None, context=None)])
-    return segments.segments[int(segments.of(vectors)[0])]
+        return [None] * len(requests)
+
+    known = [recommender.profiles.complete(request) for request in requests]
+    undated = [replace(request, datetime=None, context=None) for request in known]
+    nearest = segments.of(recommender.encode_users(undated)).tolist()
+    assigned = []
+    for request, index in zip(known, nearest, strict=True):
+        values = (request.features or {}).values()
+        is_known = request.history or any(value is not None for value in values)
+        assigned.append(segments.segments[index] if is_known else None)
+
+    return assigned
 
 
 def _name_rows(recommender: Recommender, rows: Ints) -> list[str]:

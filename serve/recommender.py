@@ -197,6 +197,10 @@ class Recommender:
         is_listed = rows >= 0
         return self.catalogue.item_ids.ids[rows[is_listed]], scores[is_listed]
 
+    def name(self, item_ids: Sequence[str | int]) -> list[str]:
+        """Return the names of items of the catalogue for people."""
+        return self.catalogue.name(item_ids, self.bundle.schema.item_features)
+
     def score(
         self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]
     ) -> Doubles:

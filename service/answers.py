@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
+from serve.reasons import assign_segments
 from serve.reasons import explain as explain_items
-from serve.reasons import find_segment
 from serve.recommendations import Answer, DueList
 from serve.recommender import Recommender
 from serve.requests import Request
@@ -35,48 +35,39 @@ def show_answer(
         explain: add columns and reasons of each item, and the segment of the user.
     """
     ids = answer.item_id.tolist()
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(ids, features)
+    names = recommender.name(ids)
     scores = [round(score, DECIMALS) for score in answer.score.tolist()]
     rows = zip(ids, names, scores, answer.rank.tolist(), strict=True)
     items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
-    content: Content = {
-        "items": items,
-        "unknown_items": answer.unknown_items,
-        "moment": request.datetime,
-    }
-    if request.user_known is not None:
-        content["user_known"] = request.user_known
-
+    shown_segment = None
     if explain:
         _add_columns(recommender, answer.item_id, items)
         (reasons,) = explain_items(recommender, [request], [ids])
         for item, reasons_of_item in zip(items, reasons, strict=True):
             item["reasons"] = [reason.to_json() for reason in reasons_of_item]
 
-        segment = find_segment(recommender, request)
-        if segment is not None and describes_user(recommender, request):
-            content["segment"] = {
+        (segment,) = assign_segments(recommender, [request])
+        if segment is not None:
+            shown_segment = {
                 "id": segment.id,
                 "size": segment.size,
                 "text": segment.text,
             }
 
-    unknown = find_unknown(recommender.bundle.schema, request)
-    if unknown:
-        content["unknown_values"] = unknown
-    if answer.held_back:
-        content["held_back"] = answer.held_back
-    if answer.reason is not None:
-        content["reason"] = answer.reason
-    return content
+    return _leave_out_none(
+        items=items,
+        unknown_items=answer.unknown_items,
+        moment=request.datetime,
+        user_known=request.user_known,
+        segment=shown_segment,
+        unknown_values=find_unknown(recommender.bundle.schema, request) or None,
+        held_back=answer.held_back or None,
+        reason=answer.reason,
+    )
 
 
-def describes_user(recommender: Recommender, request: Request) -> bool:
-    """Tell whether a user has a history or a feature; else no segment describes them."""
-    known = recommender.profiles.complete(request)
-    values = (known.features or {}).values()
-    return bool(known.history) or any(value is not None for value in values)
+def _leave_out_none(**content: Any) -> Content:
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def _add_columns(
@@ -103,8 +94,7 @@ def show_similar(
         SchemaError: the bundle does not know the item.
     """
     ids, cosines = recommender.similar_items(item_id, k)
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(ids.tolist(), features)
+    names = recommender.name(ids.tolist())
     items: list[Content] = []
     for near, name, cosine in zip(ids.tolist(), names, cosines.tolist(), strict=True):
         item = {"item_id": near, "name": name, "cosine": round(cosine, DECIMALS)}
@@ -113,10 +103,10 @@ def show_similar(
     if explain:
         _add_columns(recommender, ids, items)
 
-    content: Content = {"items": items}
+    reason = None
     if len(ids) < k:
-        content["reason"] = f"the catalogue has {len(ids)} other items"
-    return content
+        reason = f"the catalogue has {len(ids)} other items"
+    return _leave_out_none(items=items, reason=reason)
 
 
 def show_due(request: Request, due: DueList) -> Content:
@@ -127,12 +117,12 @@ def show_due(request: Request, due: DueList) -> Content:
         due: its list.
     """
     items = [vars(item) | {"score": round(item.score, DECIMALS)} for item in due.items]
-    content: Content = {"items": items, "moment": request.datetime}
-    if request.user_known is not None:
-        content["user_known"] = request.user_known
-    if due.reason is not None:
-        content["reason"] = due.reason
-    return content
+    return _leave_out_none(
+        items=items,
+        moment=request.datetime,
+        user_known=request.user_known,
+        reason=due.reason,
+    )
 
 
 def show_items(table: pa.Table, rows: Ints) -> list[Content]:

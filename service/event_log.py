@@ -27,7 +27,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,6 +92,7 @@ DROP VIEW events;
 CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight,
     e.request_id, e.context
     FROM event_rows e JOIN named u ON u.user = e.user"""
+_FIND_CONTEXT = "SELECT 1 FROM pragma_table_info('event_rows') WHERE name = 'context'"
 _LISTS = """SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id,
     datetime, bundle_version AS version, policy, arm FROM answers ORDER BY number"""
 _SLOTS = """SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score,
@@ -120,8 +121,7 @@ def open_log(path: Path, tables: str = "") -> sqlite3.Connection:
 
 
 def _lacks_context(connection: sqlite3.Connection) -> bool:
-    columns = connection.execute("PRAGMA table_info(event_rows)").fetchall()
-    return "context" not in [name for _, name, *_ in columns]
+    return connection.execute(_FIND_CONTEXT).fetchone() is None
 
 
 # ---- records
@@ -219,18 +219,18 @@ def parse_observations(
         user_id = parse_id(user_id, schema.user_id_type, f"{where}.user_id")
         item_id = event.get("item_id")
         item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
-        label = parse_label(event.get("event"), f"{where}.event")
+        label = to_text(parse_label(event.get("event"), f"{where}.event"))
         weight = parse_weight(event.get("weight"), f"{where}.weight")
-        observation = Observation(
-            user_id, item_id, to_text(label), seconds, weight, request_id
-        )
         context = event.get("context") or {}
         values = parse_context(context, schema, f"{where}.context")
         keys = key_contexts([values], np.array([seconds]), schema)
         key = 0 if keys is None else int(keys[0])
         written = json.dumps(context, sort_keys=True) if context else None
-        observation = replace(observation, context=written, context_key=key)
-        observations.append(observation)
+        observations.append(
+            Observation(
+                user_id, item_id, label, seconds, weight, request_id, written, key
+            )
+        )
 
     return observations
 

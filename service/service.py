@@ -374,27 +374,21 @@ class Service:
         }
 
     def list_notes(self) -> list[str]:
-        """Say what the operator should know: nobody has a profile, or the data is old."""
-        notes = self._note_age()
-        return notes if len(self.current.profiles) else [*notes, NO_PROFILES]
-
-    def _note_age(self) -> list[str]:
-        """Say that the data ended long ago, and when requests are asked then."""
+        """Say what the operator should know: the data is old, or nobody has a profile."""
         current = self.current
-        schema = self._schema
-        until = max(schema.data_until, current.profiles.until)
+        until = max(self._schema.data_until, current.profiles.until)
         days = int(time.time() - until) // DAY
-        if not schema.has_datetime or days * DAY <= MAX_PAUSE:
-            return []
+        notes = []
+        if self._schema.has_datetime and days * DAY > MAX_PAUSE:
+            moment = "now, and popularity and memory have faded"
+            if self.clock(current) == "data":
+                moment = "at its end (--clock data)"
+            ended = f"the data ended {days} days ago"
+            notes.append(f"{ended}: a request without datetime is asked {moment}")
 
-        moment = "now, and popularity and memory have faded"
-        if self.clock(current) == "data":
-            moment = "at its end (--clock data)"
-
-        return [
-            f"the data ended {days} days ago: a request without datetime is asked "
-            f"{moment}"
-        ]
+        if not len(current.profiles):
+            notes.append(NO_PROFILES)
+        return notes
 
     def find_faults(self) -> dict[str, str]:
         """Name what fails, of `FAULTS`. The service still answers, except for `OUT_OF_SERVICE`."""

@@ -113,13 +113,10 @@ async def _answer_invalid(request: Request, error: Any) -> Response:
 
 
 def _name_unknown(name: str) -> str:
-    """Name an unknown field: one like ours, or of letters alone, which no id of a person has."""
-    hint = name_nearest(name[:MAX_SHOWN], FIELDS)
-    is_near = hint.startswith("did you mean")
-    if not is_near or name in FIELDS:
-        hint = "the fields of each path are in /docs"
-    shown = f" '{name}'" if is_near or _PLAIN_NAME.fullmatch(name) else ""
-    return f"unknown field{shown}; {hint}"
+    """Name an unknown field, if it is of letters alone, which no id of a person is."""
+    shown = name if _PLAIN_NAME.fullmatch(name) else _HIDDEN
+    hint, _, _ = name_nearest(name[:MAX_SHOWN], FIELDS - {name}).partition("allowed")
+    return f"unknown field '{shown}'; {hint or 'the fields of each path are in /docs'}"
 
 
 def _name_field(location: tuple[Any, ...]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 from pipeline.pack import find_new_items, write_segments
 from serve.bundle import SEGMENTS
 from serve.events import Events
-from serve.reasons import find_segment
+from serve.reasons import assign_segments
 from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import SHOP, UNTIL, publish_linear
@@ -26,12 +26,17 @@ def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp
     segments = recommender.bundle.segments
     assert (tmp_path / SEGMENTS).read_bytes() == segments.to_bytes()
     assert sum(one.size for one in segments.segments) == segments.users == 300
-    told = {user: find_segment(recommender, Request(user)).id for user in known}
+    segments_of_users = assign_segments(recommender, [Request(user) for user in known])
+    told = {
+        user: None if one is None else one.id  # nothing is known of some
+        for user, one in zip(known, segments_of_users, strict=True)
+    }
+    assert len(set(told.values()) - {None}) > 1
     for name in known_users(SHOP):
         assert len({told[f"{name}-{copy}"] for copy in range(60)}) == 1
     later = Request("u1-0", datetime=UNTIL + 10**7, context={"device": "web"})
-    assert find_segment(recommender, later).id == told["u1-0"]
-    assert find_segment(plain, later) is None
+    assert assign_segments(recommender, [later])[0].id == told["u1-0"]
+    assert assign_segments(plain, [later]) == [None]
 
 
 def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
