@@ -73,9 +73,8 @@ def recommend(options: Namespace) -> None:
 
 
 def _to_named_table(recommender: Recommender, lists: Recommendations) -> pa.Table:
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(lists.item_id.tolist(), features)
-    return lists.to_table().append_column("name", to_arrow(np.array(names, np.object_)))
+    names = np.array(recommender.name(lists.item_id.tolist()), np.object_)
+    return lists.to_table().append_column("name", to_arrow(names))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:

@@ -54,7 +54,6 @@ from bascule.forms import (
 )
 from serve.arrays import Doubles, Floats, Id, Ints, Objects, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
-from serve.catalogue import name_items
 from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN
 from serve.filters import rank_filtered
@@ -196,7 +195,7 @@ class Recommender:
         if lists.held_back.any():
             notes.append(f"held back: {lists.held_back.sum()} items just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-        names = self._name(lists.item_row)
+        names = self._name(lists.item_id)
         columns: dict[str, Any] = {
             "request": request_of_row,
             "user_id": lists.to_table().column("user_id"),
@@ -238,8 +237,8 @@ class Recommender:
         )
 
         columns, item_rows, cosine = list_nearest(cosines, rows)
-        columns["name"] = self._name(item_rows)
         columns["item_id"] = catalogue.item_ids.ids[item_rows]
+        columns["name"] = self._name(columns["item_id"])
         return Answers(pa.table(columns | {"cosine": cosine}), len(listed))
 
     def similar_users(self, users_or_requests: Users, k: int = 10) -> Answers:
@@ -303,8 +302,8 @@ class Recommender:
                 place = {"request": request, "item_id": item_id}
                 rows += [vars(reason) | place for reason in reasons]
 
-        item_ids = [row["item_id"] for row in rows]
-        for row, name in zip(rows, self._name(ids.find(item_ids)), strict=True):
+        names = self.served.name([row["item_id"] for row in rows])
+        for row, name in zip(rows, names, strict=True):
             row["name"] = name
         return self._answer(
             rows, _REASONS, len(requests), note_unknown(self.served, requests)
@@ -428,12 +427,9 @@ class Recommender:
         ]
         return np.array(rows, np.int64)
 
-    def _name(self, rows: Ints) -> Objects:
-        """Return the names of items by row."""
-        distinct_rows, places = np.unique(rows, return_inverse=True)
-        items = self.served.catalogue.table.take(distinct_rows)
-        names = name_items(items, self.served.bundle.schema.item_features)
-        return np.array(names, dtype=np.object_)[places]
+    def _name(self, item_ids: np.ndarray) -> Objects:
+        """Return the names of items of the catalogue."""
+        return np.array(self.served.name(item_ids.tolist()), np.object_)
 
     def _to_taste(self, vectors: Floats) -> Floats:
         """Return the unit vectors whose dot products are the cosines of taste."""

@@ -33,7 +33,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Floats
+from serve.arrays import Doubles, Floats, Id
 from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, Columns
 from serve.encode import encode_features
@@ -94,7 +94,7 @@ class Recommender:
         self._set_catalogue(catalogue, Columns(catalogue.table, schema.item_features))
         data = bundle.manifest.facts.config.get("data", {})
         targets = data.get("targets", {}).get("events")
-        self.just_taken = JustTaken(schema, targets, self.profiles)
+        self.just_taken = JustTaken(targets or schema.event_types, self.profiles)
 
     @classmethod
     def load(
@@ -256,6 +256,10 @@ class Recommender:
             vectors.append(self.towers.items(encoded.take(tile)))
 
         return np.concatenate(vectors)
+
+    def name(self, item_ids: Sequence[Id]) -> list[str]:
+        """Return the names of items of the catalogue for people."""
+        return self.catalogue.name(item_ids, self.bundle.schema.item_features)
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""

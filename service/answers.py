@@ -35,8 +35,7 @@ def show_answer(
         explain: add columns and reasons of each item, and the segment of the user.
     """
     ids = answer.item_id.tolist()
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(ids, features)
+    names = recommender.name(ids)
     scores = [round(score, DECIMALS) for score in answer.score.tolist()]
     rows = zip(ids, names, scores, answer.rank.tolist(), strict=True)
     items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
@@ -103,8 +102,7 @@ def show_similar(
         SchemaError: the bundle does not know the item.
     """
     ids, cosines = recommender.similar_items(item_id, k)
-    features = recommender.bundle.schema.item_features
-    names = recommender.catalogue.name(ids.tolist(), features)
+    names = recommender.name(ids.tolist())
     items: list[Content] = []
     for near, name, cosine in zip(ids.tolist(), names, cosines.tolist(), strict=True):
         item = {"item_id": near, "name": name, "cosine": round(cosine, DECIMALS)}

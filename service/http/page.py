@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 
-from serve.arrays import Id, to_arrow
-from serve.catalogue import name_columns, name_items
+from serve.arrays import Id
+from serve.catalogue import name_columns
 from serve.cells import to_text
-from serve.index import UNKNOWN_ROW
 from serve.kinds import Feature
 from serve.profiles import Profile
 from serve.reasons import say_past
@@ -55,9 +54,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
 
 def find_target(current: Recommender) -> str | None:
     """Return the type of event that training predicts: of several the first that is a purchase."""
-    data = current.bundle.manifest.facts.config.get("data", {})
-    declared = data.get("targets", {}).get("events")
-    events = declared or current.bundle.schema.event_types
+    events = current.just_taken.events
     purchases = [event for event in events if say_past(event) == say_past("purchase")]
     return next(iter([*purchases, *events]), None)
 
@@ -94,9 +91,8 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
     """Return the words and numbers that are known of a user, and what they took last."""
     profile = cast(Profile, current.profiles.get(user_id))
     latest = profile.history.item_id[: -_MAX_EVENTS - 1 : -1].tolist()
-    rows = current.catalogue.item_ids.find([*dict.fromkeys(latest)])
-    rows = rows[rows != UNKNOWN_ROW][:_MAX_RECENT]
-    recent = current.catalogue.table.take(to_arrow(rows))
+    item_ids = current.catalogue.item_ids
+    recent = [item_id for item_id in dict.fromkeys(latest) if item_id in item_ids]
 
     texts = {}
     for name, value in profile.features.items():
@@ -108,7 +104,7 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
         "user_id": user_id,
         "events": len(profile.history),
         "features": texts,
-        "recent": name_items(recent, current.bundle.schema.item_features),
+        "recent": current.name(recent[:_MAX_RECENT]),
     }
 
 
