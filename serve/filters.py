@@ -15,10 +15,10 @@ Letters: N items, V distinct values of a column, T requests, E events.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice, pairwise, repeat
+from itertools import islice, pairwise
 
 import numpy as np
 
@@ -378,16 +378,15 @@ class JustTaken:
             moment: UTC seconds; what has a later time, or none, happened at it.
             item_ids: the items that count.
         """
-        times: Iterable[int] = repeat(moment)
-        events: Iterable[str | None] = repeat(None)
-        if history.datetime is not None:
-            times = np.minimum(history.datetime, moment).tolist()
-        if history.event is not None:
-            events = history.event.tolist()
-
+        n_events = len(history)
+        columns = history.columns()
+        times = np.minimum(columns.get("datetime", np.full(n_events, moment)), moment)
+        events = columns.get("event", np.full(n_events, None))
+        rows = zip(
+            history.item_id.tolist(), times.tolist(), events.tolist(), strict=True
+        )
         takings: dict[Id, dict[int, str | None]] = {}
-        ids = history.item_id.tolist()
-        for item_id, time, event in zip(ids, times, events, strict=False):
+        for item_id, time, event in rows:
             is_taking = event is None or not self.events or event in self.events
             if is_taking and item_id in item_ids:
                 takings.setdefault(item_id, {})[time] = event

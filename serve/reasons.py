@@ -137,21 +137,22 @@ def _explain_items(
         for place in places[effects_on_item[places] > least].tolist():
             reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
-                reason = _remember(reason, rhythms.get(item_id), request.datetime)
+                rhythm = rhythms.get(item_id)
+                reason = _remember(reason, rhythm, request.datetime or 0)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
 
     return explained
 
 
-def _remember(reason: Reason, rhythm: Rhythm | None, moment: int | None) -> Reason:
+def _remember(reason: Reason, rhythm: Rhythm | None, moment: int) -> Reason:
     """Turn a reason of the history into that of an item which is listed itself."""
     event = reason.event
     days_ago = reason.days_ago
     if rhythm is not None:  # it was taken, not only seen
         event = rhythm.event
-    if rhythm is not None and moment is not None and days_ago is not None:
-        days_ago = rhythm.days_before(moment)
+        if days_ago is not None:
+            days_ago = rhythm.days_before(moment)
 
     text = _say_habit(event, days_ago, rhythm)
     return replace(reason, kind="memory", text=text, event=event, days_ago=days_ago)
@@ -187,9 +188,8 @@ def _leave_out_items(
         every_days = None
         if item_id in rhythms:
             every_days = rhythms[item_id].every_days or None
-        past, _ = _find_verb(event)
         name = name[:MAX_NAME]
-        text = f"because you {past.format(name)}{_say_ago(days_ago)}"
+        text = f"because you {say_past(event).format(name)}{_say_ago(days_ago)}"
         reason = Reason(
             "history", 0.0, text, item_id, event, days_ago, every_days, name
         )

@@ -33,9 +33,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Floats, Id
+from serve.arrays import Doubles, Floats, Id, to_arrow
 from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
-from serve.catalogue import Catalogue, Columns
+from serve.catalogue import Catalogue, Columns, name_items
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, JustTaken, explain_short, rank_filtered
@@ -141,6 +141,7 @@ class Recommender:
 
     def _set_catalogue(self, catalogue: Catalogue, columns: Columns) -> None:
         self.catalogue = catalogue
+        self._names: dict[Id, str] = {}  # of the items that somebody asked for
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
         self._encoder = RequestEncoder(
             self.bundle.schema, catalogue.item_ids, catalogue.facts
@@ -259,7 +260,15 @@ class Recommender:
 
     def name(self, item_ids: Sequence[Id]) -> list[str]:
         """Return the names of items of the catalogue for people."""
-        return self.catalogue.name(item_ids, self.bundle.schema.item_features)
+        names = self._names
+        unnamed = [item_id for item_id in item_ids if item_id not in names]
+        if unnamed:
+            rows = self.catalogue.item_ids.find(unnamed)
+            items = self.catalogue.table.take(to_arrow(rows))
+            named = name_items(items, self.bundle.schema.item_features)
+            names.update(zip(unnamed, named, strict=True))
+
+        return [names[item_id] for item_id in item_ids]
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""
