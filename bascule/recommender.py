@@ -297,14 +297,14 @@ class Recommender:
         rows = []
         reasons_of_requests = explain(self.served, requests, explained)
         for request, reasons_of_items in enumerate(reasons_of_requests):
-            pairs = zip(explained[request], reasons_of_items, strict=True)
-            for item_id, reasons in pairs:
-                place = {"request": request, "item_id": item_id}
+            listed = explained[request]
+            names = self.served.name(listed)
+            for item_id, name, reasons in zip(
+                listed, names, reasons_of_items, strict=True
+            ):
+                place = {"request": request, "item_id": item_id, "name": name}
                 rows += [vars(reason) | place for reason in reasons]
 
-        names = self.served.name([row["item_id"] for row in rows])
-        for row, name in zip(rows, names, strict=True):
-            row["name"] = name
         return self._answer(
             rows, _REASONS, len(requests), note_unknown(self.served, requests)
         )

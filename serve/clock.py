@@ -153,10 +153,6 @@ class Rhythm:
         """The typical gap in days."""
         return round(self.gap / DAY, 2)
 
-    def days_before(self, moment: int) -> int:
-        """Return how many whole days before a moment (UTC seconds) the last event was."""
-        return (moment - self.days[-1]) // DAY
-
 
 # Item -> UTC seconds, ascending -> type of the event that took it then.
 Takings = Mapping[Id, Mapping[int, str | None]]

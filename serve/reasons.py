@@ -152,7 +152,7 @@ def _remember(reason: Reason, rhythm: Rhythm | None, moment: int) -> Reason:
     if rhythm is not None:  # it was taken, not only seen
         event = rhythm.event
         if days_ago is not None:
-            days_ago = rhythm.days_before(moment)
+            days_ago = (moment - rhythm.days[-1]) // DAY
 
     text = _say_habit(event, days_ago, rhythm)
     return replace(reason, kind="memory", text=text, event=event, days_ago=days_ago)
@@ -349,5 +349,5 @@ def _expect(
         every_days=rhythm.every_days,
         regularity=round(1 - rhythm.irregularity, 2),
         score=score,
-        text=_say_habit(rhythm.event, rhythm.days_before(moment), rhythm),
+        text=_say_habit(rhythm.event, (moment - last) // DAY, rhythm),
     )
