@@ -169,27 +169,6 @@ class Catalogue:
         rows = zip(*columns, strict=True)
         return [" ".join(str(cell) for cell in row if cell).casefold() for row in rows]
 
-    @cached_property
-    def _names(self) -> dict[Id, str]:
-        """The names of the items that somebody asked for."""
-        return {}
-
-    def name(self, ids: Sequence[Id], features: Sequence[Feature]) -> list[str]:
-        """Return the names of items for people.
-
-        Args:
-            ids: (n,) items of the catalogue.
-            features: the item features of the schema.
-        """
-        names = self._names
-        unnamed = [item_id for item_id in ids if item_id not in names]
-        if unnamed:
-            rows = self.item_ids.find(unnamed)
-            table = self.table.take(to_arrow(rows))
-            names.update(zip(unnamed, name_items(table, features), strict=True))
-
-        return [names[item_id] for item_id in ids]
-
     def __len__(self) -> int:
         return len(self.item_ids)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from functools import cached_property
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
 import numpy as np
 
-from serve.arrays import Flags, Ints
+from serve.arrays import Flags, Id, Ints
 from serve.errors import SchemaError, name_nearest, show
 
 DAY = 86_400
@@ -138,12 +137,14 @@ class Rhythm:
     Attributes:
         days: UTC seconds of the last event of each day (UTC), ascending.
         n_times: number of different times.
+        event: type of the last event.
         gap: the typical seconds between two of the days; 0 where there is one alone.
         irregularity: from 0, for many gaps of one length, to 1, for gaps as if by chance.
     """
 
     days: Sequence[int]
     n_times: int
+    event: str | None
     gap: int
     irregularity: float
 
@@ -153,60 +154,60 @@ class Rhythm:
         return round(self.gap / DAY, 2)
 
 
-class Rhythms:
-    """The rhythms of the items of one user.
+# Item -> UTC seconds, ascending -> type of the event that took it then.
+Takings = Mapping[Id, Mapping[int, str | None]]
+
+
+def measure_rhythms(takings: Takings, item_ids: Iterable[Id]) -> dict[Id, Rhythm]:
+    """Measure how often a user takes some items.
 
     Gaps are those between the last events of the days on which an item was taken. The typical gap
     is their median, drawn towards the median of all gaps of the user: less if there are many or if
     they are regular.
+
+    Args:
+        takings: of all items of the user.
+        item_ids: some of them.
     """
+    days = {}
+    for item_id, times in takings.items():
+        days[item_id] = [*{time // DAY: time for time in times}.values()]
 
-    def __init__(self, item_rows: Ints, times: Ints) -> None:
-        """Group E events by item and day.
-
-        Args:
-            item_rows: (E,) which item was taken.
-            times: (E,) UTC seconds, ascending.
-        """
-        order = np.argsort(item_rows, kind="stable")
-        self._rows = item_rows[order]
-        self._times = times[order]
-        is_next = np.diff(self._rows) != 0
-        is_next |= np.diff(self._times // DAY) != 0
-        self._is_last = np.append(is_next, True)[: len(order)]  # of its item and day
-
-    @cached_property
-    def usual_gap(self) -> float:
-        """The median of the seconds between two takings of an item, 0 if none came again."""
-        return _find_median_gap(self._rows, self._times)
-
-    @cached_property
-    def _usual_gap_of_days(self) -> float:
-        return _find_median_gap(self._rows[self._is_last], self._times[self._is_last])
-
-    def of(self, item_row: int) -> Rhythm:
-        """Return the rhythm of an item, without days if it was never taken."""
-        is_of_item = self._rows == item_row
-        n_times = len(set(self._times[is_of_item].tolist()))
-        days = self._times[is_of_item & self._is_last].tolist()
-        gaps = [later - earlier for earlier, later in pairwise(days)]
-        if not gaps:
-            return Rhythm(days, n_times, 0, 1.0)
-
-        mean = sum(gaps) / len(gaps)
-        deviation = sum((gap / mean - 1) ** 2 for gap in gaps)
-        # As if one more gap deviated by the mean.
-        irregularity = min(1.0, math.sqrt((1 + deviation) / len(days)))
-        share_of_user = irregularity / (len(gaps) + irregularity)
-        own = median(gaps) ** (1 - share_of_user)
-        gap = round(own * self._usual_gap_of_days**share_of_user)
-        return Rhythm(days, n_times, gap, irregularity)
+    usual_gap = find_usual_gap(days.values())
+    return {
+        item_id: _measure(takings[item_id], days[item_id], usual_gap)
+        for item_id in item_ids
+    }
 
 
-def _find_median_gap(item_rows: Ints, times: Ints) -> float:
-    gaps = np.diff(times)[np.diff(item_rows) == 0]
-    gaps = gaps[gaps > 0]
-    return float(np.median(gaps)) if len(gaps) else 0.0
+def find_usual_gap(times_of_items: Iterable[Iterable[int]]) -> float:
+    """Return the median of the seconds between two times of an item, 0 if none came again."""
+    gaps = []
+    for times in times_of_items:
+        gaps += _find_gaps(times)
+    return median(gaps or [0])
+
+
+def _find_gaps(times: Iterable[int]) -> list[int]:
+    return [later - earlier for earlier, later in pairwise(times)]
+
+
+def _measure(
+    events: Mapping[int, str | None], days: Sequence[int], usual_gap: float
+) -> Rhythm:
+    *_, event = events.values()
+    gaps = _find_gaps(days)
+    if not gaps:
+        return Rhythm(days, len(events), event, 0, 1.0)
+
+    mean = sum(gaps) / len(gaps)
+    deviation = sum((gap / mean - 1) ** 2 for gap in gaps)
+    # As if one more gap deviated by the mean.
+    irregularity = min(1.0, math.sqrt((1 + deviation) / len(days)))
+    share_of_user = irregularity / (len(gaps) + irregularity)
+    own = median(gaps) ** (1 - share_of_user)
+    gap = round(own * usual_gap**share_of_user)
+    return Rhythm(days, len(events), event, gap, irregularity)
 
 
 # ---- moments and numbers

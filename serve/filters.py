@@ -15,21 +15,20 @@ Letters: N items, V distinct values of a column, T requests, E events.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 
 import numpy as np
 
-from serve.arrays import Flags, Floats, Ints, Objects
+from serve.arrays import Flags, Floats, Id, Ints, Objects
 from serve.catalogue import Column, Columns, ItemIds, Value
-from serve.clock import DAY, Rhythms
+from serve.clock import DAY, LAST_SECOND, Takings, find_usual_gap, measure_rhythms
 from serve.errors import SchemaError
-from serve.index import UNKNOWN_ROW, ItemIndex, Pairs, Query
+from serve.index import ItemIndex, Pairs, Query
 from serve.profiles import Profiles
 from serve.requests import Filters, History, Request
-from serve.schema import Schema
 
 _MAX_WAITING = 33  # brackets and operators that wait for their right side at once
 _MAX_MASKS = 32  # conditions whose items are kept between requests
@@ -39,10 +38,6 @@ _DEPTH = 4  # a search under limits is this many lists deep
 EARLIEST = 0.25
 DEFAULT_GAP = 30 * DAY  # between two takings of an item, where no profile tells
 _MAX_SAMPLE = 50_000  # events of the first profiles, which tell the usual gap
-# Events that take nothing, unless training had their type.
-_NO_TAKING = re.compile(
-    "view|visit|detail|click|open|remove|cancel|return|refund|dislike", re.IGNORECASE
-)
 
 # ---- the language
 
@@ -314,38 +309,17 @@ def _count_down(
 
 
 @dataclass(frozen=True)
-class Takings:
-    """What the user of a request took.
+class JustTaken:
+    """What counts as taken, and how long it is held back, for a bundle and its profiles.
 
     Attributes:
-        events: those of the history that took an item of the catalogue.
-        rows: (E,) their items.
-        rhythms: of these items; no time is later than the moment of the request.
-        held_back: rows of the items that were just taken and may not be due again yet.
+        events: types of the events that training predicted. They take an item, and so does an event
+            without a type. Empty: all types do.
+        profiles: tell the usual gap between two takings of an item.
     """
 
-    events: History
-    rows: Ints
-    rhythms: Rhythms
-    held_back: list[int]
-
-
-class JustTaken:
-    """What counts as taken, and how long it is held back, for a bundle and its profiles."""
-
-    def __init__(
-        self, schema: Schema, targets: Collection[str] | None, profiles: Profiles
-    ) -> None:
-        """Read nothing yet.
-
-        Args:
-            schema: of the bundle.
-            targets: types of the events that training predicted; None: all.
-            profiles: tell the usual gap between two takings of an item.
-        """
-        self._schema = schema
-        self._targets = targets
-        self._profiles = profiles
+    events: Collection[str]
+    profiles: Profiles
 
     def hold_back(
         self, requests: Sequence[Request], moments: Ints, item_ids: ItemIds
@@ -358,81 +332,88 @@ class JustTaken:
             item_ids: of the catalogue.
         """
         numbers: list[int] = []
-        rows: list[int] = []
+        held_ids: list[Id] = []
         for number, request in enumerate(requests):
-            if request.again == "due" and request.n_fresh != 0 and request.history:
-                takings = self.find(request, int(moments[number]), item_ids)
-                numbers += [number] * len(takings.held_back)
-                rows += takings.held_back
+            held_back = self.find_held_back(request, int(moments[number]), item_ids)
+            numbers += [number] * len(held_back)
+            held_ids += held_back
 
-        return np.array(numbers, np.int64), np.array(rows, np.int64)
+        return np.array(numbers, np.int64), item_ids.find(held_ids)
 
-    def find(self, request: Request, moment: int, item_ids: ItemIds) -> Takings:
-        """Find what was taken, in the history of a request with what is known of its user.
+    def find_held_back(
+        self, request: Request, moment: int, item_ids: ItemIds
+    ) -> list[Id]:
+        """Return the items that were just taken and may not be due again yet.
 
-        Args:
-            request: with or without a history.
-            moment: of the request, in UTC seconds.
-            item_ids: of the catalogue.
-        """
-        history = request.history or History(item_ids.ids[:0])
-        rows = item_ids.find(history.item_id)
-        is_taking = (rows != UNKNOWN_ROW) & self._are_takings(history)
-
-        times = np.full(len(history), moment)
-        if history.datetime is not None and self._schema.has_datetime:
-            times = np.minimum(history.datetime, moment)
-        is_fresh = times > moment - DAY
-        if request.n_fresh is not None:
-            is_fresh = np.arange(len(history)) >= len(history) - request.n_fresh
-        if request.again == "any":
-            is_fresh = np.zeros(len(history), np.bool_)
-
-        rhythms = Rhythms(rows[is_taking], times[is_taking])
-        events = history.take(is_taking)
-        held_back = []
-        for row in set(rows[is_taking & is_fresh].tolist()):
-            if self._is_waiting(rhythms, row, moment):
-                held_back.append(row)
-
-        return Takings(events, rows[is_taking], rhythms, held_back)
-
-    def _are_takings(self, history: History) -> Flags:
-        names = [None] * len(history) if history.event is None else history.event
-        return np.array([*map(self._is_taking, names)], np.bool_)
-
-    def _is_taking(self, name: str | None) -> bool:
-        """Tell whether an event of a type takes an item; one without a type does."""
-        if name is None:
-            return True
-        if self._targets is not None:
-            return name in self._targets
-        return name in self._schema.event_types or not _NO_TAKING.search(name)
-
-    def _is_waiting(self, rhythms: Rhythms, row: int, moment: int) -> bool:
-        """Tell whether an item that was just taken may not be due yet.
-
-        The more regular its gaps, the nearer to its typical gap it is due. An item that was taken
+        The more regular its gaps, the nearer to its typical gap an item is due. One that was taken
         on one day alone waits for the usual gap of its user, or else of all users. Where items
         usually come again within a day, all wait for that usual gap.
         """
-        rhythm = rhythms.of(row)
-        wait = rhythms.usual_gap or self._usual_gap
-        if rhythm.gap and wait >= DAY:
-            wait = rhythm.gap * max(EARLIEST, 1 - rhythm.irregularity)
-        return moment - rhythm.days[-1] < wait
+        history = request.history
+        n_fresh = _count_fresh(request, moment)
+        if history is None or n_fresh == 0:
+            return []
+
+        takings = self.list_takings(history, moment, item_ids)
+        usual_gap = find_usual_gap(takings.values()) or self._usual_gap
+        latest = history.take(slice(len(history) - n_fresh, None))
+        fresh = self.list_takings(latest, moment, item_ids)
+        held_back = []
+        for item_id, rhythm in measure_rhythms(takings, fresh).items():
+            wait = usual_gap
+            if rhythm.gap and usual_gap >= DAY:
+                wait = rhythm.gap * max(EARLIEST, 1 - rhythm.irregularity)
+            if moment - rhythm.days[-1] < wait:
+                held_back.append(item_id)
+
+        return held_back
+
+    def list_takings(
+        self, history: History, moment: int, item_ids: Container[Id]
+    ) -> Takings:
+        """List when a user took each item, and by which events.
+
+        Args:
+            history: their events.
+            moment: UTC seconds; what has a later time, or none, happened at it.
+            item_ids: the items that count.
+        """
+        n_events = len(history)
+        columns = history.columns()
+        times = np.minimum(columns.get("datetime", np.full(n_events, moment)), moment)
+        events = columns.get("event", np.full(n_events, None))
+        rows = zip(
+            history.item_id.tolist(), times.tolist(), events.tolist(), strict=True
+        )
+        takings: dict[Id, dict[int, str | None]] = {}
+        for item_id, time, event in rows:
+            is_taking = event is None or not self.events or event in self.events
+            if is_taking and item_id in item_ids:
+                takings.setdefault(item_id, {})[time] = event
+
+        return takings
 
     @cached_property
     def _usual_gap(self) -> float:
-        """The median of the seconds between two takings of an item by a user, of the first ones."""
-        profiles = self._profiles
-        history = profiles.history.take(slice(_MAX_SAMPLE))
-        if history.datetime is None:
-            return DEFAULT_GAP
+        """The median of the seconds between two takings of an item by one of the first users."""
+        history = self.profiles.history
+        offsets = self.profiles.offsets
+        times: list[Collection[int]] = []
+        for start, stop in pairwise(offsets[offsets <= _MAX_SAMPLE].tolist()):
+            events = history.take(slice(start, stop))
+            ids = set(events.item_id.tolist())
+            times += self.list_takings(events, LAST_SECOND, ids).values()
 
-        owners = np.arange(len(profiles)).repeat(np.diff(profiles.offsets))
-        ids, items = np.unique(history.item_id, return_inverse=True)
-        pairs = owners[:_MAX_SAMPLE] * len(ids) + items
-        is_taking = self._are_takings(history)
-        rhythms = Rhythms(pairs[is_taking], history.datetime[is_taking])
-        return rhythms.usual_gap or DEFAULT_GAP
+        return find_usual_gap(times) or DEFAULT_GAP
+
+
+def _count_fresh(request: Request, moment: int) -> int:
+    """Count the events at the end of a history that happened just now."""
+    history = request.history
+    if history is None or request.again == "any":
+        return 0
+    if request.n_fresh is not None:
+        return request.n_fresh
+    if history.datetime is None:
+        return len(history)
+    return int(np.count_nonzero(history.datetime > moment - DAY))

@@ -76,13 +76,11 @@ class Profile:
 
 def fill_in(request: Request, known: Profile | Request) -> Request:
     """Return a request with what is known of its user; a part of its own replaces that part."""
-    has_own = request.history is not None
-    return replace(
-        request,
-        features=known.features if request.features is None else request.features,
-        history=request.history if has_own else known.history,
-        n_fresh=request.n_fresh if has_own else known.n_fresh,
-    )
+    if request.features is None:
+        request = replace(request, features=known.features)
+    if request.history is None:
+        request = replace(request, history=known.history, n_fresh=known.n_fresh)
+    return request
 
 
 @dataclass(frozen=True)

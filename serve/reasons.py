@@ -17,17 +17,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from serve.arrays import Id, Ints, to_arrow
-from serve.catalogue import name_items
+from serve.arrays import Id
 from serve.cells import Vector, to_text
-from serve.clock import DAY, Rhythm, Rhythms
-from serve.filters import Takings
-from serve.index import UNKNOWN_ROW
+from serve.clock import DAY, Rhythm, measure_rhythms
 from serve.recommendations import Answer, DueItem, DueList, Reason, Segment
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Request
@@ -73,10 +70,15 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
     return replace(completed, datetime=moment)
 
 
-def _find_takings(recommender: Recommender, request: Request) -> Takings:
+def _find_rhythms(recommender: Recommender, request: Request) -> dict[Id, Rhythm]:
+    """Return the rhythm of each item that the user of a request took."""
+    if request.history is None:
+        return {}
     moment = request.datetime or 0
     item_ids = recommender.catalogue.item_ids
-    return recommender.just_taken.find(request, moment, item_ids)
+    list_takings = recommender.just_taken.list_takings
+    takings = list_takings(request.history, moment, item_ids)
+    return measure_rhythms(takings, takings)
 
 
 def assign_segments(
@@ -100,11 +102,6 @@ def assign_segments(
         assigned.append(segments.segments[index] if is_known else None)
 
     return assigned
-
-
-def _name_rows(recommender: Recommender, rows: Ints) -> list[str]:
-    table = recommender.catalogue.table.take(to_arrow(rows))
-    return name_items(table, recommender.bundle.schema.item_features)
 
 
 # ---- reasons
@@ -135,9 +132,9 @@ def _explain_items(
     recommender: Recommender, request: Request, item_ids: Sequence[Id]
 ) -> list[list[Reason]]:
     request = complete_request(recommender, request)
-    takings = _find_takings(recommender, request)
+    rhythms = _find_rhythms(recommender, request)
     parts = [
-        *_leave_out_items(recommender, request, takings.rhythms, set(item_ids)),
+        *_leave_out_items(recommender, request, rhythms, set(item_ids)),
         *_leave_out_values(request, "features"),
         *_leave_out_values(request, "context"),
     ]
@@ -148,38 +145,37 @@ def _explain_items(
     has_memory = recommender.catalogue.facts is not None
 
     explained = []
-    rows = recommender.catalogue.item_ids.find(item_ids).tolist()
-    for row, item_id, effects_on_item in zip(rows, item_ids, effects.T, strict=True):
+    for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
         reasons = []
         places = np.argsort(-effects_on_item, kind="stable")[:MAX_SAID]
         for place in places[effects_on_item[places] > least].tolist():
             reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
-                habit = _find_habit(takings, row, request.datetime)
-                reason = _remember(reason, habit)
+                rhythm = rhythms.get(item_id)
+                reason = _remember(reason, rhythm, request.datetime or 0)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
 
     return explained
 
 
-def _remember(reason: Reason, habit: Habit) -> Reason:
+def _remember(reason: Reason, rhythm: Rhythm | None, moment: int) -> Reason:
     """Turn a reason of the history into that of an item which is listed itself."""
-    if not habit.rhythm.days:  # it was seen, but not taken
-        habit = replace(habit, event=reason.event, days_ago=reason.days_ago)
-    return replace(
-        reason,
-        kind="memory",
-        text=habit.text,
-        event=habit.event,
-        days_ago=habit.days_ago,
-    )
+    event = reason.event
+    days_ago = reason.days_ago
+    if rhythm is not None:  # it was taken, not only seen
+        event = rhythm.event
+        if days_ago is not None:
+            days_ago = (moment - rhythm.days[-1]) // DAY
+
+    text = _say_habit(event, days_ago, rhythm)
+    return replace(reason, kind="memory", text=text, event=event, days_ago=days_ago)
 
 
 def _leave_out_items(
     recommender: Recommender,
     request: Request,
-    rhythms: Rhythms,
+    rhythms: Mapping[Id, Rhythm],
     listed: set[Id],
 ) -> Iterator[tuple[Request, Reason]]:
     """Yield the request without each item of its history, and what is said of that item.
@@ -192,12 +188,10 @@ def _leave_out_items(
 
     latest = [*dict.fromkeys(history.item_id[::-1].tolist())]
     latest.sort(key=lambda item_id: item_id not in listed)
-    rows = recommender.catalogue.item_ids.find(latest)
-    places = np.flatnonzero(rows != UNKNOWN_ROW)[:MAX_VARIED]
-    names = _name_rows(recommender, rows[places])
+    item_ids = recommender.catalogue.item_ids
+    varied = [item_id for item_id in latest if item_id in item_ids][:MAX_VARIED]
 
-    for place, name in zip(places.tolist(), names, strict=True):
-        item_id = latest[place]
+    for item_id, name in zip(varied, recommender.name(varied), strict=True):
         is_of_item = history.item_id == item_id
         events = history.take(is_of_item)
         event = None if events.event is None else events.event[-1]
@@ -205,10 +199,11 @@ def _leave_out_items(
         if request.datetime is not None and events.datetime is not None:
             days_ago = max(0, (request.datetime - int(events.datetime[-1])) // DAY)
 
-        every_days = rhythms.of(int(rows[place])).every_days or None
-        past, _ = _find_verb(event)
+        every_days = None
+        if item_id in rhythms:
+            every_days = rhythms[item_id].every_days or None
         name = name[:MAX_NAME]
-        text = f"because you {past.format(name)}{_say_ago(days_ago)}"
+        text = f"because you {say_past(event).format(name)}{_say_ago(days_ago)}"
         reason = Reason(
             "history", 0.0, text, item_id, event, days_ago, every_days, name
         )
@@ -235,51 +230,28 @@ def _leave_out_values(
 # ---- sentences
 
 
-@dataclass(frozen=True)
-class Habit:
-    """How a user takes an item."""
+def _say_habit(event: str | None, days_ago: int | None, rhythm: Rhythm | None) -> str:
+    """Say what a user does with an item that is listed itself.
 
-    event: str | None  # type of the last one that took it
-    days_ago: int | None  # None: the history has no times
-    rhythm: Rhythm
+    A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
+    """
+    past, present = _find_verb(event)
+    ago = _say_ago(days_ago)
+    if rhythm is None or not rhythm.gap or days_ago is None:
+        return f"you {past.format('this')}{ago}"
 
-    @property
-    def text(self) -> str:
-        """Say what they do with an item that is listed itself.
+    n_days = len(rhythm.days)
+    if n_days <= MIN_GAPS:
+        times = "twice" if n_days == 2 else f"{n_days} times"
+        if rhythm.n_times > n_days:
+            times = f"on {n_days} days"
+        return f"you {past.format('this')} {times}, last{ago}"
 
-        A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
-        """
-        past, present = _find_verb(self.event)
-        ago = _say_ago(self.days_ago)
-        n_days = len(self.rhythm.days)
-        if n_days < 2 or self.days_ago is None:
-            return f"you {past.format('this')}{ago}"
-        if n_days <= MIN_GAPS:
-            times = "twice" if n_days == 2 else f"{n_days} times"
-            if self.rhythm.n_times > n_days:
-                times = f"on {n_days} days"
-            return f"you {past.format('this')} {times}, last{ago}"
-
-        every_days = self.rhythm.every_days
-        days = max(1, round(every_days))
-        often = f"about every {days} days" if days > 1 else "nearly every day"
-        if self.days_ago > FADED * min(days, every_days):
-            present = f"used to {present}"
-        return f"you {present.format('this')} {often}, last{ago}"
-
-
-def _find_habit(takings: Takings, row: int, moment: int | None) -> Habit:
-    """Find the habit with an item, without days if it was not taken."""
-    rhythm = takings.rhythms.of(row)
-    events = takings.events.take(takings.rows == row)
-    event = None
-    if events.event is not None and len(events):
-        event = events.event[-1]
-
-    days_ago = None
-    if rhythm.days and events.datetime is not None and moment is not None:
-        days_ago = (moment - rhythm.days[-1]) // DAY
-    return Habit(event, days_ago, rhythm)
+    days = max(1, round(rhythm.every_days))
+    often = f"about every {days} days" if days > 1 else "nearly every day"
+    if days_ago > FADED * min(days, rhythm.every_days):
+        present = f"used to {present}"
+    return f"you {present.format('this')} {often}, last{ago}"
 
 
 def say_past(event: str | None) -> str:
@@ -354,30 +326,26 @@ def find_due(
 def _list_due(
     recommender: Recommender, request: Request, answer: Answer, k: int
 ) -> tuple[DueItem, ...]:
-    takings = _find_takings(recommender, request)
-    moment = request.datetime
-    if takings.events.datetime is None or moment is None:
-        return ()
+    moment = request.datetime or 0
+    item_ids = recommender.catalogue.item_ids
+    rhythms = _find_rhythms(recommender, request)
+    held_back = recommender.just_taken.find_held_back(request, moment, item_ids)
+    ranked = [*zip(answer.item_id.tolist(), answer.score.tolist(), strict=True)]
+    ranked.sort(key=lambda pair: pair[0] in held_back)
 
-    rows = recommender.catalogue.item_ids.find(answer.item_id)
-    order = np.argsort(np.isin(rows, takings.held_back), kind="stable")
-    items: list[DueItem] = []
-    for place in order.tolist():
-        if len(items) == k:
-            break
-        habit = _find_habit(takings, rows[place], moment)
-        if habit.rhythm.gap:
-            (name,) = _name_rows(recommender, rows[[place]])
-            score = float(answer.score[place])
-            item_id = answer.item_id.item(place)
-            items.append(_expect(item_id, habit, score, name, moment))
+    items = []
+    for item_id, score in ranked:
+        if item_id in rhythms and rhythms[item_id].gap:
+            (name,) = recommender.name([item_id])
+            items.append(_expect(item_id, rhythms[item_id], score, name, moment))
 
-    return tuple(items)
+    return tuple(items[:k])
 
 
-def _expect(item_id: Id, habit: Habit, score: float, name: str, moment: int) -> DueItem:
+def _expect(
+    item_id: Id, rhythm: Rhythm, score: float, name: str, moment: int
+) -> DueItem:
     """Say when an item is expected next."""
-    rhythm = habit.rhythm
     first, *_, last = rhythm.days
     n_days = len(rhythm.days)
     due: float = last + rhythm.gap
@@ -395,5 +363,5 @@ def _expect(item_id: Id, habit: Habit, score: float, name: str, moment: int) -> 
         every_days=rhythm.every_days,
         regularity=round(1 - rhythm.irregularity, 2),
         score=score,
-        text=habit.text,
+        text=_say_habit(rhythm.event, (moment - last) // DAY, rhythm),
     )

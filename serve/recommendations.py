@@ -84,8 +84,8 @@ class Recommendations:
         item_ids: NDArray[np.generic],
         unknown_items: Ints,
         user_id_type: IdType,
-        reason: Objects | None = None,
-        held_back: Ints | None = None,
+        reason: Objects,
+        held_back: Ints,
     ) -> Recommendations:
         """Build from padded lists.
 
@@ -97,14 +97,9 @@ class Recommendations:
             unknown_items: (B,).
             user_id_type: that of the bundle.
             reason: (B,) why its list is short; None where it is not.
-            held_back: (B,) items that were just taken; by default none.
+            held_back: (B,) items that were just taken and may not be due again yet.
         """
         requests, places = (rows >= 0).nonzero()
-        if reason is None:
-            reason = np.full(len(rows), None)
-        if held_back is None:
-            held_back = np.zeros(len(rows), np.int64)
-
         users = np.array([*user_ids], dtype=np.object_)
         rows_of_items = rows[requests, places]
         scores_of_items = scores[requests, places].astype(np.float32, copy=False)

@@ -33,9 +33,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Floats
+from serve.arrays import Doubles, Floats, Id, to_arrow
 from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
-from serve.catalogue import Catalogue, Columns
+from serve.catalogue import Catalogue, Columns, name_items
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, JustTaken, explain_short, rank_filtered
@@ -94,7 +94,7 @@ class Recommender:
         self._set_catalogue(catalogue, Columns(catalogue.table, schema.item_features))
         data = bundle.manifest.facts.config.get("data", {})
         targets = data.get("targets", {}).get("events")
-        self.just_taken = JustTaken(schema, targets, self.profiles)
+        self.just_taken = JustTaken(targets or schema.event_types, self.profiles)
 
     @classmethod
     def load(
@@ -141,6 +141,7 @@ class Recommender:
 
     def _set_catalogue(self, catalogue: Catalogue, columns: Columns) -> None:
         self.catalogue = catalogue
+        self._names: dict[Id, str] = {}  # of the items that somebody asked for
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
         self._encoder = RequestEncoder(
             self.bundle.schema, catalogue.item_ids, catalogue.facts
@@ -196,10 +197,6 @@ class Recommender:
         scores, rows = index.search(query, k)
         is_listed = rows >= 0
         return self.catalogue.item_ids.ids[rows[is_listed]], scores[is_listed]
-
-    def name(self, item_ids: Sequence[str | int]) -> list[str]:
-        """Return the names of items of the catalogue for people."""
-        return self.catalogue.name(item_ids, self.bundle.schema.item_features)
 
     def score(
         self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]
@@ -260,6 +257,18 @@ class Recommender:
             vectors.append(self.towers.items(encoded.take(tile)))
 
         return np.concatenate(vectors)
+
+    def name(self, item_ids: Sequence[Id]) -> list[str]:
+        """Return the names of items of the catalogue for people."""
+        names = self._names
+        unnamed = [item_id for item_id in item_ids if item_id not in names]
+        if unnamed:
+            rows = self.catalogue.item_ids.find(unnamed)
+            items = self.catalogue.table.take(to_arrow(rows))
+            named = name_items(items, self.bundle.schema.item_features)
+            names.update(zip(unnamed, named, strict=True))
+
+        return [names[item_id] for item_id in item_ids]
 
     def check(self, requests: Iterable[RawRequest]) -> list[Request]:
         """Read requests as the schema has them."""

@@ -151,9 +151,8 @@ def _append(known: History, live: History) -> History:
     missing = {
         "event": np.full(len(known), None),
         "weight": np.full(len(known), np.nan),
+        "context": np.zeros(len(known), np.int64),
     }
-    if live.context is not None:
-        missing["context"] = np.zeros(len(known), np.int64)
     columns = missing | known.columns()
     later = {"context": np.zeros(len(live), np.int64)} | live.columns()
     for name, values in columns.items():

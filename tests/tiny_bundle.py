@@ -127,6 +127,8 @@ def answer_with(bundle: Bundle) -> Recommend:
             item_ids=np.array(item_ids(), np.object_),
             unknown_items=np.zeros(len(users), np.int64),
             user_id_type="string",
+            reason=np.full(len(users), None),
+            held_back=np.zeros(len(users), np.int64),
         )
 
     return answer

@@ -54,9 +54,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
 
 def find_target(current: Recommender) -> str | None:
     """Return the type of event that training predicts: of several the first that is a purchase."""
-    data = current.bundle.manifest.facts.config.get("data", {})
-    declared = data.get("targets", {}).get("events")
-    events = declared or current.bundle.schema.event_types
+    events = current.just_taken.events
     purchases = [event for event in events if say_past(event) == say_past("purchase")]
     return next(iter([*purchases, *events]), None)
 

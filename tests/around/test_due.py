@@ -351,8 +351,8 @@ def test_without_times_all_of_a_basket_was_just_taken(strangers):
     assert set(recommender.recommend([request], N).item_id) == set(IDS[3:])
 
 
-def test_a_view_or_a_return_takes_nothing_and_an_event_without_a_type_does(strangers):
-    events = {IDS[0]: "view", IDS[1]: "buy", IDS[2]: "returned", IDS[3]: None, IDS[4]: "ordered"}
+def test_an_event_takes_that_training_predicted_or_that_has_no_type(strangers):
+    events = {IDS[0]: "view", IDS[1]: "buy", IDS[2]: "returned", IDS[3]: None}
     history = [{"item_id": item, "event": event} for item, event in events.items()]
 
     def find_missing(targets):
@@ -364,7 +364,11 @@ def test_a_view_or_a_return_takes_nothing_and_an_event_without_a_type_does(stran
 
     assert find_missing(["buy"]) == {IDS[1], IDS[3]}
     # without declared targets, training predicted all types that it had: a view is one of them
-    assert find_missing(None) == {IDS[0], IDS[1], IDS[3], IDS[4]}
+    assert find_missing(None) == {IDS[0], IDS[1], IDS[3]}
+    # training without types predicted all events
+    request = strangers.check([{"history": history}])[0]
+    untyped = replace(strangers.just_taken, events=())
+    assert {*untyped.find_held_back(request, UNTIL, strangers.catalogue.item_ids)} == {*events}
 
 
 def test_the_usual_gap_of_the_profiles_is_waited_for_where_the_user_has_none(recommender):
@@ -389,8 +393,9 @@ def test_the_usual_gap_of_the_profiles_is_waited_for_where_the_user_has_none(rec
     fresh = replace(request, n_fresh=1)
     last = fresh.history.datetime[0]
     for seconds, is_held in ((wait - 1, True), (wait, False)):
-        takings = known.find(fresh, int(last + seconds), recommender.catalogue.item_ids)
-        assert (takings.held_back == [0]) == is_held
+        ids = recommender.catalogue.item_ids
+        held_back = known.find_held_back(fresh, int(last + seconds), ids)
+        assert held_back == [IDS[0]] * is_held
 
 
 def test_of_a_profile_alone_and_of_other_views_nothing_is_held_back(recommender, tmp_path):

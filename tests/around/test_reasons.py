@@ -140,7 +140,7 @@ def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
         (8, first, "buy"),
         (4, first, "buy"),
         (4, second, "view"),
-        (0, second, "hum"),
+        (0, second, None),
     )
     history = [
         {"item_id": item, "event": event, "datetime": UNTIL - day * DAY}

@@ -22,6 +22,8 @@ def make(user_ids=("u", None, "w"), item_ids=TEXT_IDS, user_id_type="string"):
         item_ids=item_ids,
         unknown_items=np.array([0, 2, 1]),
         user_id_type=user_id_type,
+        reason=np.full(3, None),
+        held_back=np.zeros(3, np.int64),
     )
 
 

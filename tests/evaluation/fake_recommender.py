@@ -53,4 +53,6 @@ class FakeRecommender:
             item_ids=np.array(self.item_ids, object),
             unknown_items=np.zeros(len(requests), np.int64),
             user_id_type="string",
+            reason=np.full(len(requests), None),
+            held_back=np.zeros(len(requests), np.int64),
         )

@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -79,12 +78,14 @@ def test_the_form_names_the_event_that_is_predicted_and_its_verb(app, schema):
 @pytest.mark.parametrize(
     ("declared", "target"), [(None, "purchase"), (["view", "cart"], "view"), (["cart"], "cart")]
 )
-def test_the_predicted_event_is_one_of_the_declared_targets(declared, target):
+def test_the_predicted_event_is_one_of_the_declared_targets(bundle, declared, target):
+    bundle = Recommender.load(bundle).bundle
     data = {} if declared is None else {"targets": {"events": declared}}
-    facts = SimpleNamespace(config={"data": data})
-    schema = replace(SHOP, event_types=("view", "cart", "purchase"))
-    bundle = SimpleNamespace(schema=schema, manifest=SimpleNamespace(facts=facts))
-    assert find_target(SimpleNamespace(bundle=bundle)) == target
+    facts = replace(bundle.manifest.facts, config={"data": data})
+    manifest = replace(bundle.manifest, facts=facts)
+    schema = replace(bundle.schema, event_types=("view", "cart", "purchase"))
+    current = Recommender(replace(bundle, schema=schema, manifest=manifest))
+    assert find_target(current) == target
 
 
 def test_users_to_try_are_known_ones_with_what_they_took_last(app, schema):
