@@ -87,6 +87,8 @@ def fit(
     timezone: str | None = None,
     history_length: int | None = None,
     max_reject_rate: float | None = None,
+    exclude_users: Sequence[Any] | None = None,
+    unlisted: Literal["exclude", "list"] | None = None,
     baselines: Sequence[str] | None = None,
     previous: str | Path | None = None,
     overwrite: bool = False,
@@ -106,7 +108,7 @@ def fit(
             sides are "user", "item" and "context".
         out: folder of the run. Without it the run is deleted with the recommender; `save` keeps it.
         quiet: print nothing.
-        quick: train no towers: a first list within seconds, by item-item weights and content.
+        quick: hardly train the towers: first lists soon, by item-item weights and content.
         columns: our name -> yours: `{"user_id": "customer", "item_id": "sku"}`.
         seed: decides everything that is drawn.
         epochs: at most so many; validation stops earlier.
@@ -121,6 +123,8 @@ def fit(
         timezone: zone of hours and days of the week, such as "Europe/Berlin".
         history_length: latest events of a user that the tower reads.
         max_reject_rate: the share of bad rows that ends the run.
+        exclude_users: ids of bots or test accounts, whose events are left out.
+        unlisted: whether items without a row in `items` are recommended; "exclude" by default.
         baselines: models to compare with; an empty list is quicker.
         previous: an earlier bundle, whose codes of values are kept.
         overwrite: replace a run in `out`.
@@ -153,6 +157,8 @@ def fit(
         "timezone": timezone,
         "history_length": history_length,
         "max_reject_rate": max_reject_rate,
+        "exclude_users": exclude_users,
+        "unlisted": unlisted,
     }
     model = {
         "max_epochs": epochs,

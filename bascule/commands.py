@@ -84,6 +84,9 @@ and trust it (while a key is replaced, the file of trusted keys holds the old an
 
 example:
   bascule sign --bundle runs/demo/bundle --key signing.pem"""
+_DEMO_HELP = """
+Trains into runs/demo of this folder, which takes about two minutes, or one with --quick. A run
+that lies there is served as it is."""
 _FORGET_HELP = """
 DIR/forgotten.json keeps a keyed hash of each user, so that later events and trainings leave
 them out."""
@@ -208,6 +211,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "file of public keys in PEM: refuse a bundle that none of them has signed"
     },
     "--key": _FILE | {"help": "file of the private key in PEM"},
+    "--quick": {
+        "action": "store_true",
+        "help": "a first look in half the time, with hardly any training",
+    },
+    "--no-browser": {"action": "store_true", "help": "open no browser"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "ids of users, as in the data"},
     "--exports": _FOLDER
@@ -230,6 +238,13 @@ _SERVE_OPTIONS = (
     " --admin-port --read-only --log-format"
 )
 COMMANDS = {
+    "demo": Command(
+        "demo.demo",
+        "train on the bundled sample, serve it, and open its page",
+        "",
+        "--quick --no-browser --host --port",
+        _DEMO_HELP,
+    ),
     "recommend": Command(
         "answering.recommend",
         "write the best items of each request to a file",

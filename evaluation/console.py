@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.metrics import sign
+from evaluation.signal import advise
 from serve.bundle import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]
@@ -32,6 +33,8 @@ def print_results(console: Console, metrics: Mapping[str, Any], metric: str) -> 
         console.print(
             "Nothing was held out, so this run does not say how good the recommendations are."
         )
+    for sentence in advise(metrics):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
 def print_commands(console: Console, out: Path, item_id: str | int) -> None:

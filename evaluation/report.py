@@ -30,6 +30,7 @@ from evaluation.holdout import (
 )
 from evaluation.metrics import ItemSets
 from evaluation.model_card import Content, environment, render
+from evaluation.signal import advise
 from serve.arrays import Ints
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.catalogue import name_items
@@ -133,6 +134,7 @@ def write_report(
         "is_test": targets is not None,
         "examples": describe_examples(recommender, requests, targets, seed),
         "exposure": exposure,
+        "advice": [*advise(content)],
     }
     charts = {
         "depth": DEPTH,

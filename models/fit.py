@@ -1,4 +1,4 @@
-"""Fit a TwoTower with Lightning: checkpoints, early stopping, a log and the pace of epochs."""
+"""Fit a TwoTower with Lightning: checkpoints, early stopping, a log, the pace and an estimate."""
 
 from __future__ import annotations
 
@@ -37,6 +37,16 @@ TERMINATED = 143
 
 # Precisions of training; weights and what is exported are float32.
 PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
+
+# Of an estimate: the first steps allocate and take longer; a validation batch takes a share of a
+# step; the validation may stop both trainings after half of the epochs.
+FIRST_STEPS = 3
+MIN_SECONDS = 2.0  # of timed steps
+VALIDATION_SHARE = 0.3
+SHORTEST = 0.5
+FIXED_MINUTES = 0.2  # export, segments, report and the answers that are timed
+MINUTES_A_PAIR = 3e-8  # to rank an item for a user, with all baselines
+QUICK = "--quick takes a fraction of it"
 
 QUIET = (
     ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
@@ -129,6 +139,46 @@ class EpochLog(Callback):
             get_console().print(line, highlight=False)
 
         self.validated = {}
+
+
+class Estimate(Callback):
+    """Time the first steps, and print once how long the run may take.
+
+    Args:
+        n_trainings: of about the same length.
+        n_pairs: of a user of the test and an item.
+    """
+
+    def __init__(self, n_trainings: int, n_pairs: int) -> None:
+        self.n_trainings = n_trainings
+        self.evaluation = FIXED_MINUTES + MINUTES_A_PAIR * n_pairs
+        self.n_steps = 0
+        self.begun = 0.0
+        self.is_said = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Say it after some seconds, or at the end of the first epoch."""
+        self.n_steps += 1
+        if self.n_steps == FIRST_STEPS:
+            self.begun = time.perf_counter()
+        if self.is_said or self.n_steps <= FIRST_STEPS:
+            return
+
+        seconds = time.perf_counter() - self.begun
+        if seconds >= MIN_SECONDS or trainer.is_last_batch:
+            self.is_said = True
+            step = seconds / (self.n_steps - FIRST_STEPS)
+            low, high = self.bound(trainer, step / 60)
+            line = f"about {low:.1f} to {high:.1f} minutes on this machine; {QUICK}"
+            get_console().print(line, highlight=False)
+
+    def bound(self, trainer: pl.Trainer, step: float) -> tuple[float, float]:
+        """Return the fewest and the most minutes of the run, by those of a step."""
+        n_batches = trainer.num_training_batches
+        n_batches += VALIDATION_SHARE * sum(trainer.num_val_batches)
+        n_epochs = (trainer.max_epochs or 1) - trainer.current_epoch
+        longest = step * n_batches * n_epochs * self.n_trainings
+        return SHORTEST * longest + self.evaluation, longest + self.evaluation
 
 
 class ResumedStopping(EarlyStopping):

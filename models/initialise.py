@@ -200,6 +200,34 @@ def start_pooling(towers: Towers, matrix: sp.csr_array, unit: float, seed: int) 
         nn.init.constant_(tower.popularity_gate.bias, unit * spread)
 
 
+@torch.no_grad()
+def start_untrained(
+    towers: Towers, data: InteractionsDataModule, unit: float, seed: int
+) -> None:
+    """Take the weights from the data alone, for towers that are not trained.
+
+    A user is the sum of the factors of their items, or of an order that of the last one; somebody
+    new wants what is popular. Demographics, context and recency say nothing.
+
+    Args:
+        towers: as `build_towers` makes them, without blocks.
+        data: the training events, without repeats.
+        unit: see `start_pooling`.
+        seed: decides the factorisation.
+    """
+    tower = towers.user_tower
+    if not data.schema.is_set:
+        with torch.enable_grad():
+            start_pooling(towers, read_matrix(data), unit, seed)
+        vectors = towers.item_vectors(towers.no_popularity)  # (N, D)
+        counts = torch.from_numpy(data.count_targets())  # (N,)
+        tower.start_token.copy_(counts.log1p() @ vectors)
+
+    for part in (tower.demographics, tower.context, tower.project_recency, tower.head):
+        for parameter in part.parameters():
+            parameter.zero_()
+
+
 def _right_vectors(
     matrix: sp.csr_array | np.ndarray, dim: int, seed: int
 ) -> np.ndarray:

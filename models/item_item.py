@@ -111,7 +111,11 @@ def ease(
 
 
 def next_item(
-    interactions: Interactions, top_k: int, ridge: float, decay: float
+    interactions: Interactions,
+    top_k: int,
+    ridge: float,
+    decay: float,
+    max_items: int = MAX_INVERTED,
 ) -> sp.csr_array:
     """Return the weights of next-item regression, B = (H'H + ridge I)^-1 H'Y.
 
@@ -120,6 +124,7 @@ def next_item(
         top_k: weights that are kept per row.
         ridge: lambda, the strength of the ridge.
         decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
+        max_items: the most popular items, which H and Y are limited to.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
@@ -127,7 +132,7 @@ def next_item(
     Source: Choi et al., "Session-aware Linear Item-Item Models for Session-based Recommendation",
     WWW 2021.
     """
-    items = interactions.popular_items(MAX_INVERTED)  # (n,)
+    items = interactions.popular_items(max_items)  # (n,)
     positions = np.full(interactions.n_items, -1, np.int64)  # (N,)
     positions[items] = np.arange(len(items))
     position = positions[interactions.item]  # (E,)

@@ -6,6 +6,7 @@
     w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
                                          times that where j is in the context of the request
     t = alpha_trend * recent popularity  only where items are consumed once, in an order
+        alpha_popularity * popularity    only where they are consumed again
 
 The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
 vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
@@ -37,8 +38,9 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
+from models.ablation import compare_sides
 from models.cold_items import Shrinkage
-from models.item_item import Interactions, ease, gf_cf, next_item
+from models.item_item import MAX_INVERTED, Interactions, ease, gf_cf, next_item
 from models.towers import Towers
 from models.validation import (
     Figures,
@@ -60,7 +62,6 @@ ROUNDS = 2  # searches for each alpha
 # standard errors by which another plan than the usual one must be better
 PLAN_ERRORS = 1.0
 
-MAX_BATCHES = 16  # validation batches that are ranked
 MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 
@@ -71,14 +72,24 @@ MIN_SPREAD = 1e-9
 
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
+ALL_TIME = 1e9  # nothing fades
 MAX_TRENDING = 512  # items with a trend
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
 MIN_FACTORS = 8
-MAX_FACTORS = 256
 ITEMS_PER_FACTOR = 32
 
 Estimator = Callable[[], sp.csr_array]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a refinement may cost."""
+
+    top_k: int  # weights kept per item; 0: none
+    n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
+    n_factors: int = 256  # of GF-CF
+    n_batches: int = 16  # validation batches that are ranked
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)
 IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
-BESIDE_MEMORY = Plan({"ease": 0.01}, 2.0)
+BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0}, 2.0)
 
 
 @dataclass(frozen=True)
@@ -111,6 +122,8 @@ class Refinement:
     content_events: float = 0.0
     ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
+    # of the validation with and without the features of a side, see `models.ablation`
+    features: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Describe the choices in one line."""
@@ -131,10 +144,17 @@ class Candidate(NamedTuple):
 
     refinement: Refinement
     figures: Figures
+    weights: WeightsByName
 
     @property
     def ndcg(self) -> float:
         return mean_of_views(self.figures)
+
+    def rank(self, validation: Validation) -> Figures:
+        """Rank other requests."""
+        chosen = self.refinement
+        (ranked,) = _rank(validation, self.weights, chosen, [chosen.alphas])
+        return ranked.figures
 
 
 def list_plans(data: InteractionsDataModule) -> list[Plan]:
@@ -149,9 +169,10 @@ def list_plans(data: InteractionsDataModule) -> list[Plan]:
 
 
 def list_estimators(
-    data: InteractionsDataModule, top_k: int, seed: int
+    data: InteractionsDataModule, limits: Limits, seed: int
 ) -> dict[str, Estimator]:
     """Return the estimators that plans may name, each with its arguments."""
+    top_k = limits.top_k
     if not top_k:
         return {}
 
@@ -159,35 +180,44 @@ def list_estimators(
     estimate = partial(ease, interactions, top_k)
 
     if data.schema.repeats == "allow":
-        return {"ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY)}
+        # Where nothing personal can be learned, a memory of habits is behind popularity.
+        return {
+            "ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY),
+            "popularity": partial(find_trend, data, ALL_TIME),
+        }
 
     n_items = len(np.unique(interactions.item))
-    n_factors = min(MAX_FACTORS, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    n_factors = min(limits.n_factors, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    largest = limits.n_inverted
     estimators: dict[str, Estimator] = {
-        "ease": partial(estimate, RIDGE),
+        "ease": partial(estimate, RIDGE, largest),
         "gf_cf": partial(gf_cf, interactions, top_k, n_factors, seed),
     }
 
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
         estimators["ease_of_targets"] = partial(
-            ease, interactions.only_targets(), top_k, RIDGE
+            ease, interactions.only_targets(), top_k, RIDGE, largest
         )
 
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
-        estimators["next_item"] = partial(next_item, interactions, top_k, RIDGE, decay)
+        estimators["next_item"] = partial(
+            next_item, interactions, top_k, RIDGE, decay, largest
+        )
         if data.schema.has_datetime:
             estimators["trend"] = partial(find_trend, data)
 
     return estimators
 
 
-def find_trend(data: InteractionsDataModule) -> sp.csr_array:
-    """Return by how much the items that have been popular lately stand out, (1, N)."""
+def find_trend(
+    data: InteractionsDataModule, share: float = TREND_SHARE
+) -> sp.csr_array:
+    """Return by how much popular items stand out, (1, N), if events fade by a share of the time."""
     events = data.sequences.events
     n_items = len(data.catalogue)
-    fading = max(TREND_SHARE * np.ptp(events.time), 1.0)  # seconds
+    fading = max(share * np.ptp(events.time), 1.0)  # seconds
     age = (events.time.max() - events.time) / fading  # (E,)
     recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
     least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
@@ -197,27 +227,27 @@ def find_trend(data: InteractionsDataModule) -> sp.csr_array:
 
 @torch.no_grad()
 def choose(
-    towers: Towers, data: InteractionsDataModule, top_k: int, seed: int
+    towers: Towers, data: InteractionsDataModule, limits: Limits, seed: int
 ) -> Refinement:
     """Choose the refinement: the usual values unless the validation ranks clearly better by others.
 
     Args:
         towers: trained towers in evaluation mode without item-item weights; unchanged afterwards.
         data: training data with validation batches.
-        top_k: weights kept per item; 0: none.
+        limits: the most that it may cost.
         seed: of the fits.
 
     Returns:
         The best refinement; the usual one, without NDCG, if no validation target is novel.
     """
-    estimators = list_estimators(data, top_k, seed)
+    estimators = list_estimators(data, limits, seed)
     plans = list_plans(data)
 
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    stride = math.ceil(len(data.validation_batches) / MAX_BATCHES)
+    stride = math.ceil(len(data.validation_batches) / limits.n_batches)
     batches = data.validation_batches[:: max(stride, 1)]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
@@ -236,7 +266,7 @@ def choose(
             shrinkage.apply(0.0)
 
     requests = list(data.drawn_requests(MAX_DRAWN))
-    best = Candidate(Refinement(), validation.figures)
+    best = Candidate(Refinement(), validation.figures, {})
 
     for plan in plans:
         start = _start(plan, estimators, strength)
@@ -253,9 +283,12 @@ def choose(
             if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
                 best = chosen
 
+    features = compare_sides(validation, data.schema, best.rank)
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    return replace(best.refinement, ndcg=best.ndcg, ndcg_before=before)
+    return replace(
+        best.refinement, ndcg=best.ndcg, ndcg_before=before, features=features
+    )
 
 
 def _start(
@@ -274,7 +307,7 @@ def _rank(
     """Rank the validation by a refinement with each of the alphas."""
     ranked = validation.rank(weights, trials, refinement.decay, refinement.context_gain)
     return [
-        Candidate(replace(refinement, alphas=alphas), figures)
+        Candidate(replace(refinement, alphas=alphas), figures, weights)
         for alphas, figures in zip(trials, ranked, strict=True)
     ]
 
@@ -324,7 +357,7 @@ def apply(
     refinement: Refinement,
     towers: Towers,
     data: InteractionsDataModule,
-    top_k: int,
+    limits: Limits,
     seed: int,
 ) -> None:
     """Refine trained towers.
@@ -333,14 +366,14 @@ def apply(
         refinement: the choices of `choose`.
         towers: towers in evaluation mode without item-item weights, which are set here.
         data: the data of their training.
-        top_k: weights kept per item; 0: none.
+        limits: as for `choose`.
         seed: of the fits.
     """
     if refinement.content_events:
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
         shrinkage.apply(refinement.content_events)
 
-    estimators = list_estimators(data, top_k, seed)
+    estimators = list_estimators(data, limits, seed)
     chosen = {
         name: estimators[name]
         for name, alpha in refinement.alphas.items()
@@ -351,7 +384,8 @@ def apply(
 
     terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
-    trend = terms.pop("trend", sp.csr_array((1, n_items), dtype=np.float32))
+    no_trend = sp.csr_array((1, n_items), dtype=np.float32)
+    trend = terms.pop("trend", terms.pop("popularity", no_trend))  # no plan has both
     nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
     of_items = sum(terms.values(), nothing)  # (N, N)
     of_items.sort_indices()

@@ -90,20 +90,26 @@ def mean_of_views(figures: Figures) -> float:
 
 def is_better(figures: Figures, before: Figures, errors: float) -> bool:
     """Return whether the mean is higher by more than `errors` standard errors of the difference."""
+    difference = mean_of_views(figures) - mean_of_views(before)
+    return difference > errors * estimate_error(figures, before)
+
+
+def estimate_error(figures: Figures, before: Figures) -> float:
+    """Estimate the standard error of the difference; the mean of those of the views."""
     standard_errors = []
     for view, values in figures.items():
         n_users = len(values)
         spread = np.std(values - before[view], ddof=1) if n_users > 1 else math.inf
         standard_errors.append(float(spread) / n_users**0.5)
 
-    difference = mean_of_views(figures) - mean_of_views(before)
-    return difference > errors * fmean(standard_errors)
+    return fmean(standard_errors)
 
 
 class Validation:
     """Validation requests, all as of one moment, and the vectors of trained towers for them."""
 
     def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+        self.towers = towers
         self.batches = batches
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
@@ -134,7 +140,8 @@ class Validation:
             sums = {}
             for name, matrix in weights.items():
                 added = add_up(batch, matrix, decay, context_gain)  # (B, N)
-                if bonus is not None:  # items that the memory scores get nothing
+                # Items that the memory scores get nothing of other items.
+                if bonus is not None and len(matrix.indptr) > 2:
                     added = added.masked_fill(batch.mark_owned(len(self.items)), 0.0)
                 sums[name] = added
 

@@ -32,6 +32,7 @@ DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 
 bascule train                                the bundled grocery sample, into runs/grocery
 bascule train --config my.yaml               your own tables; copy {TEMPLATE}
+bascule train --config my.yaml --quick       a first look in a fraction of the time
 bascule train --config F --tune.trials 30    search for better values of `model`, by validation
 bascule train --help                         every option; with --trainer behind it, Lightning's too
 """
@@ -46,7 +47,7 @@ SET_BY_RUN = {
 PYTHON_ONLY = {"logger", "callbacks", "profiler"}
 """Arguments of the Trainer that only Python can give."""
 MAX_SEED = 2**32 - 1
-NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
+NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start", "quick"}
 """Keys that the configuration left by a search does not have."""
 _SAME_KEYS = (
     "data",
@@ -54,6 +55,7 @@ _SAME_KEYS = (
     "seed",
     "overwrite",
     "warm_start",
+    "quick",
     "tune",
     "evaluation",
 )
@@ -104,6 +106,7 @@ class Config:
     previous: Path | None = None
     """Bundle of an earlier run whose codes are kept; new values of features come after them."""
     warm_start: bool = False  # start from the weights of `previous`
+    quick: bool = False  # hardly train, or not at all: item-item weights, content
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -112,6 +115,12 @@ class Config:
             raise SchemaError(
                 "warm_start belongs to a run with a `previous` bundle; give that one, "
                 "or leave it out"
+            )
+
+        if self.quick and (self.warm_start or self.tune.trials is not None):
+            raise SchemaError(
+                "quick hardly trains, so there is nothing to start from or to search for; "
+                "leave warm_start and tune out, or quick"
             )
 
         for name, kind in _TYPES.items():
@@ -156,6 +165,8 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     parser.add_argument("--ckpt_path", type=Literal["last"] | None, help=about)
     about = "train on from the weights of --previous"
     parser.add_argument("--warm_start", action="store_true", help=about)
+    about = "a first look in a fraction of the time, with hardly any training"
+    parser.add_argument("--quick", action="store_true", help=about)
     about = "replace a finished run in --out"
     parser.add_argument("--overwrite", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)

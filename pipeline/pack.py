@@ -61,6 +61,8 @@ def stage_bundle(
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, recommender.recommend, k=10)
+    if work.config.quick:  # segments take longer than all else of it
+        return facts, recommender
 
     return facts, write_segments(recommender, stage, seed)
 
@@ -123,7 +125,7 @@ def make_facts(
         counts=counts,
         libraries=libraries,
         data_until=schema.data_until,
-        config=declared,
+        config=declared | ({"quick": True} if config.quick else {}),
         neighbour_decay=neighbours.decay,
         neighbour_context_gain=neighbours.context_gain,
     )

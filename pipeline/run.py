@@ -19,7 +19,9 @@ from datamodules.splits import check_targets
 from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.holdout import sample_users
 from evaluation.model_card import render
+from evaluation.signal import find_signal
 from pipeline.config import Config, complete_text
 from pipeline.run_folder import (
     Work,
@@ -46,6 +48,16 @@ LITTLE_MEMORY = (
     "the memory does not suffice: nothing is published; "
     "lower --model.batch_size, --model.dim or --model.negatives"
 )
+
+
+QUICK_NOTE = (
+    "\nquick: towers were trained for {epochs} epochs, and figures are of at most 1,024 users; "
+    "a whole run ranked 0 to 22 % better on public sets"
+)
+QUICK_BASELINES = {
+    "exclude": ["popularity"],
+    "allow": ["popularity", "personal-decayed"],
+}
 
 
 @dataclass(frozen=True)
@@ -222,7 +234,11 @@ def measure(
 
     console.rule("evaluation of the bundle")
     baselines = config.evaluation.baselines
+    if config.quick and baselines is None:
+        baselines = QUICK_BASELINES[config.data.repeats]
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+    headline = headline_metric(config.data.repeats)
+    metrics["signal"] = find_signal(metrics, headline)
 
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
@@ -241,6 +257,8 @@ def set_apart(work: Work) -> Parts:
         if feature.kind in ("categorical", "numeric")
     ]
     test = only_targets(split.test)
+    if work.config.quick:
+        test = sample_users(test, work.config.seed)
     validation = only_targets(split.validation)
     evidence = only_evidence(split.validation)
 
@@ -269,7 +287,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
     product.report["timing"][LATENCY] = time_answers(single_threaded)
-    content = {"version": ready.version, **metrics, **product.report}
+    content = {"version": ready.version, "quick": config.quick}
+    content |= {**metrics, **product.report}
     text = json.dumps(content, indent=1, allow_nan=False)
     write_file(stage.beside / METRICS, f"{text}\n".encode())
     test = only_targets(work.split.test)
@@ -281,6 +300,9 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     # A signal ends the run before this, with nothing published, or after it, finished.
     with undisturbed():
         bundle = publish(ready, config.overwrite)
-        print_results(console, metrics, headline_metric(config.data.repeats))
+        print_results(console, content, headline_metric(config.data.repeats))
+        if config.quick:
+            note = QUICK_NOTE.format(epochs=product.report["training"]["epochs"])
+            console.print(note, highlight=False, soft_wrap=True)
 
     return Run(bundle.path, metrics, work)

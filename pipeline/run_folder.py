@@ -66,12 +66,13 @@ def declare(config: Config) -> dict[str, Any]:
         is_plain = isinstance(value, (int, float, str, NoneType))
         trainer[name] = value if is_plain else type(value).__name__
 
-    return {
+    declared = {
         "data": config.data.declared(),
         "model": asdict(config.model),
         "trainer": trainer,
         "seed": config.seed,
     }
+    return declared | ({"quick": True} if config.quick else {})
 
 
 def declare_finished(config: Config, rows: str) -> dict[str, Any]:

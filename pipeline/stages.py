@@ -21,9 +21,16 @@ from datamodules.sequences import build_catalogue
 from datamodules.values import find_ties
 from models.config import Recipe
 from models.defaults import MANY_EVENTS
-from models.fit import fit, load_best
-from models.initialise import Start, build_towers, make_towers, sample_memory, take_over
-from models.refine import Refinement, apply, choose
+from models.fit import Estimate, fit, list_callbacks, load_best
+from models.initialise import (
+    Start,
+    build_towers,
+    make_towers,
+    sample_memory,
+    start_untrained,
+    take_over,
+)
+from models.refine import Limits, Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
@@ -36,6 +43,8 @@ CONTINUED_WARMUP = 30  # steps of its linear rise
 MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train anew
 WARM_SHARE = 0.15  # of a warm start, see docs/loop.md
 WARM_RATE = 0.2
+QUICK_NEIGHBOURS = 64
+QUICK_LIMITS = Limits(top_k=256, n_inverted=4_000, n_factors=64, n_batches=4)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,8 @@ class Trained:
 def train(work: Work, seconds: dict[str, float]) -> Trained:
     """Fit with early stopping, choose the refinement, fit on all before the test, and refine.
 
+    A quick run does the same with towers that are hardly trained, or not at all.
+
     Args:
         work: what to train on.
         seconds: receives the seconds of each training, on the clock and of the processor.
@@ -66,10 +77,9 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
             return train_on(work, work.previous)
 
     with _timed(seconds, "training"):
-        console.rule("training")
+        console.rule("quick start" if work.config.quick else "training")
         first = fit_first(work)
-        top_k = work.recipe.neighbours
-        refinement = choose(first.towers, first.data, top_k, work.config.seed)
+        refinement = choose(first.towers, first.data, limit(work), work.config.seed)
         console.print(refinement.describe(), soft_wrap=True, highlight=False)
 
     if work.config.data.split.strict or not len(work.split.validation):
@@ -100,6 +110,8 @@ def fit_again(work: Work, epochs: int) -> Trained:
         n_more = max(1, min(epochs, share))
         work = soften(work, CONTINUED_RATE, n_more)
         console.rule(f"continuing with {everything}, {n_more} more epochs")
+    elif work.config.quick:
+        console.rule(f"once more on {everything}")
     else:
         console.rule(f"training again on {everything}, {epochs} epochs")
 
@@ -147,9 +159,18 @@ def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 def refine(work: Work, trained: Trained, refinement: Refinement) -> Trained:
     """Add item-item weights to the towers, and shrink items towards their content."""
-    top_k = work.recipe.neighbours
-    apply(refinement, trained.towers, trained.data, top_k, work.config.seed)
+    apply(refinement, trained.towers, trained.data, limit(work), work.config.seed)
     return replace(trained, refinement=refinement)
+
+
+def limit(work: Work) -> Limits:
+    """Return what the refinement may cost."""
+    top_k = work.recipe.neighbours
+    if not work.config.quick:
+        return Limits(top_k)
+    # Untrained towers need them also where baskets are not bought again.
+    top_k = min(top_k or QUICK_NEIGHBOURS, QUICK_LIMITS.top_k)
+    return replace(QUICK_LIMITS, top_k=top_k)
 
 
 def continues(work: Work) -> bool:
@@ -162,7 +183,7 @@ def continues(work: Work) -> bool:
     n_added = len(refit) - len(work.split.train)
     is_little = 0 < n_added <= MAX_ADDED * len(refit)
     is_ordered = find_ties(refit, data.ties) == "ordered" and data.repeats == "exclude"
-    if data.split.strict:
+    if work.config.quick or data.split.strict:
         return False
     return len(refit) >= MANY_EVENTS and is_little and is_ordered
 
@@ -247,9 +268,15 @@ def fit_stage(
 ) -> Trained:
     """Train a model for some epochs of the schedule, stopping by the validation if there is any.
 
-    Default: all epochs. Checkpoints of other data, weights or options are refused.
+    Default: all epochs. Checkpoints of other data, weights or options are refused. A quick run
+    trains nothing if there is no memory.
     """
     config = work.config
+    if config.quick and model.towers.user_tower.memory is None:
+        start_untrained(model.towers, data, work.recipe.logit_unit, config.seed)
+        temperature = float(model.temperature.detach())
+        return Trained(model.towers.eval(), data, 0, temperature, pace={})
+
     catalogue = data.catalogue
     origin = declare(config)
     origin["training data"] = fingerprint(
@@ -262,7 +289,14 @@ def fit_stage(
     if work.previous is not None:
         origin["weights of version"] = work.previous.bundle.manifest.version
 
+    options = dict(config.trainer)
+    is_shown = options.get("enable_progress_bar", True) and not config.quick
+    if is_shown and name == "select" and config.tune.trials is None:
+        n_pairs = len(catalogue) * work.split.test["user_id"].nunique()
+        estimate = Estimate(1 if config.data.split.strict else 2, n_pairs)
+        options["callbacks"] = [*list_callbacks(options.get("callbacks")), estimate]
+
     epochs = epochs or work.recipe.max_epochs
-    epochs, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
+    epochs, pace = fit(model, data, config.out, name, epochs, options, origin)
     temperature = float(model.temperature.detach())
     return Trained(model.towers, data, epochs, temperature, pace)

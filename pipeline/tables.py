@@ -28,6 +28,7 @@ from serve.errors import SchemaError
 from serve.files import name_file
 from service.forget import inherit_erasure_list
 
+QUICK_EPOCHS = 3  # where repeats are allowed: without them a memory knows little
 Frames = tuple[TableLike, TableLike | None, TableLike | None]
 """Interactions, users and items."""
 
@@ -55,6 +56,10 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
             if value is not None:
                 values[name] = value
         config = replace(config, model=ModelConfig(**values))
+
+    if config.quick:
+        model = replace(config.model, n_blocks=0, max_epochs=QUICK_EPOCHS)
+        config = replace(config, model=model)
 
     learned = split.train if config.data.split.strict else split.refit
     counts = count_data(replace(tables, interactions=learned), config.data)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import csv
+import json
 import os
 import re
 import shutil
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from bascule.commands import main
@@ -68,6 +71,32 @@ def test_production_goes_once_around(tmp_path):
     )  # what was bought while it was served is in the second training
 
 
+@pytest.mark.slow
+def test_a_logger_of_lightning_gets_the_losses_of_both_trainings(tmp_path):
+    run_example("lightning_logger.py", tmp_path)
+    (path,) = tmp_path.glob("lightning/shop/*/metrics.csv")
+    with path.open() as file:
+        losses = [row["train_loss"] for row in csv.DictReader(file) if row["train_loss"]]
+    epochs = json.loads((tmp_path / "run" / "metrics.json").read_text())["training"]["epochs"]
+    assert len(losses) >= 3 + epochs  # the first has three epochs
+
+
+@pytest.mark.slow
+def test_a_second_stage_that_knows_more_ranks_better_for_people_it_never_saw(tmp_path):
+    printed = run_example("second_stage.py", tmp_path)
+    first, second = map(float, re.findall(r"NDCG@10.* (\d\.\d+)$", printed, re.MULTILINE))
+    assert second > first
+    assert pq.read_metadata(tmp_path / "candidates.parquet").num_rows > 0
+
+
+@pytest.mark.slow
+def test_a_search_by_vectors_alone_finds_less_than_is_served(tmp_path):
+    printed = run_example("vector_database.py", tmp_path)
+    assert 0 < float(re.findall(r"([\d.]+)%", printed)[0]) < 100
+    served, by_vectors = map(float, re.findall(r"HR@10.* (\d\.\d+)$", printed, re.MULTILINE))
+    assert served > by_vectors > 0
+
+
 def test_every_example_is_run():
     there = {path.name for path in EXAMPLES.glob("*.py")}
     assert there == {
@@ -75,6 +104,9 @@ def test_every_example_is_run():
         "from_shop_csvs.py",
         "from_rectools_implicit.py",
         "production.py",
+        "lightning_logger.py",
+        "second_stage.py",
+        "vector_database.py",
     }
 
 

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
 import tomllib
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError
+from threading import Thread
+from urllib.error import URLError
+from urllib.request import urlopen
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from bascule.commands import COMMANDS, TRAINING, main
 from tests.served import ROOT
 
 import bascule
-from bascule import commands
+from bascule import commands, demo
 
 
 @pytest.mark.parametrize("command", [*TRAINING, *COMMANDS])
@@ -129,3 +140,72 @@ def test_an_install_that_only_answers_says_so(monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
     with pytest.raises(ModuleNotFoundError, match="install bascule"):
         bascule.fit("events.csv")
+
+
+@contextmanager
+def running_demo(folder, *words, prelude=""):
+    """Run `bascule demo` in a folder, and yield the address that it prints."""
+    words = ["demo", "--no-browser", "--port", "0", *words]
+    code = f"{prelude}import sys; from bascule.commands import main; sys.exit(main({words!r}))"
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        said = (re.search(r"the page is at (http://\S+);", line) for line in process.stdout)
+        yield next(filter(None, said))[1]
+        process.terminate()
+    assert process.returncode == 0
+
+
+def read_page(address):
+    """Read the page once the service answers."""
+    for _ in range(600):
+        try:
+            with urlopen(address, timeout=60) as answer:
+                return answer.read().decode()
+        except URLError:
+            time.sleep(0.1)
+    pytest.fail("nobody answers")
+
+
+def test_the_demo_serves_the_run_that_is_there(bundle_paths, tmp_path):
+    shutil.copytree(bundle_paths["shop"], tmp_path / "runs" / "demo" / "bundle")
+    with running_demo(tmp_path) as address:
+        assert "<title>" in read_page(address)
+
+
+@pytest.mark.slow
+def test_the_demo_trains_on_the_sample_and_serves_it(tmp_path):
+    sample = ROOT / "datamodules" / "sample"
+    for name in ("users", "items"):
+        shutil.copy(sample / f"{name}.parquet", tmp_path)
+    events = pq.read_table(sample / "interactions.parquet")
+    some_users = pc.is_in(events["user_id"], pc.unique(events["user_id"])[:150])
+    pq.write_table(events.filter(some_users), tmp_path / "interactions.parquet")
+    prelude = (
+        "from pathlib import Path; import pipeline.config as config\n"
+        f"config.SAMPLE = Path({str(tmp_path)!r})\n"
+    )
+    with running_demo(tmp_path, "--quick", prelude=prelude) as address:
+        assert "<title>" in read_page(address)
+    metrics = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())
+    assert metrics["quick"] is True
+
+
+def test_the_demo_opens_its_page_once_it_is_there(monkeypatch):
+    opened = []
+    monkeypatch.setattr(demo.webbrowser, "open", opened.append)
+    monkeypatch.setattr(demo, "_LOOK_SECONDS", 0.01)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        opening = Thread(target=demo._open_page, args=("127.0.0.1", port))
+        opening.start()
+        assert not opened  # nobody listens yet
+        listener.listen()
+        opening.join(timeout=30)
+    assert opened == [f"http://127.0.0.1:{port}/"]

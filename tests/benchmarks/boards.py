@@ -162,7 +162,8 @@ def train(board: Board, tables: Path, run: Path, seed: int, options: Sequence[st
     """Run `train.py` as a user would, unless the run is there; return its folder."""
     if (run / "metrics.json").exists():
         return run
-    words = ["--data.interactions.path", str(tables / board.table)]
+    # without a file the bundled sample would be meant
+    words = ["--config", "seed: 0", "--data.interactions.path", str(tables / board.table)]
     config = ROOT / "configs" / "bench" / f"{board.dataset}.yaml"
     if config.exists():
         words = ["--config", str(config), *words]

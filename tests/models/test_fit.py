@@ -6,12 +6,13 @@ import csv
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from models.checkpoints import read_checkpoint
-from models.fit import fit
+from models.fit import FIXED_MINUTES, MINUTES_A_PAIR, Estimate, fit
 from models.two_tower import NDCG, TwoTower
 from pytorch_lightning.callbacks import LambdaCallback
 from serve.errors import SchemaError
@@ -236,3 +237,27 @@ def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(
     assert read_checkpoint(tmp_path / "full" / "checkpoints" / "select" / "last.ckpt")["epoch"] == 0
     resumed, _ = fit_tiny(tmp_path / "full")
     assert_same(whole, resumed)
+
+
+def make_trainer(**values) -> SimpleNamespace:
+    known = {"num_training_batches": 40, "num_val_batches": [10], "max_epochs": 6}
+    return SimpleNamespace(**known, **{"current_epoch": 0, "is_last_batch": False, **values})
+
+
+def test_an_estimate_counts_both_trainings_by_their_steps_and_validations():
+    low, high = Estimate(2, 15).bound(make_trainer(), step=0.5)
+    rest = FIXED_MINUTES + MINUTES_A_PAIR * 15
+    trainings = 2 * 6 * 0.5 * (40 + 0.3 * 10)
+    assert (low, high) == pytest.approx((trainings / 2 + rest, trainings + rest))
+
+    _, once = Estimate(1, 15).bound(make_trainer(), step=0.5)
+    assert once == pytest.approx(trainings / 2 + rest)
+    _, resumed = Estimate(2, 15).bound(make_trainer(current_epoch=4), step=0.5)
+    assert resumed == pytest.approx(trainings / 3 + rest)
+
+
+def test_an_estimate_is_printed_once_even_of_few_steps(capsys):
+    estimate = Estimate(2, 15)
+    for number in range(20):
+        estimate.on_train_batch_end(make_trainer(is_last_batch=number % 5 == 4))
+    assert capsys.readouterr().out.count("about") == 1

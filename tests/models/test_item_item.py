@@ -90,12 +90,13 @@ def test_ease_of_targets_does_not_look_at_what_was_only_seen():
     )
 
 
-def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted(monkeypatch):
-    monkeypatch.setattr(item_item, "MAX_INVERTED", 8)
+def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted():
     users = draw()
     core = np.argsort(-count_users(users), kind="stable")[:8].tolist()
     assert_alike(ease(lay_out(users), N, RIDGE, 8), solve_ease(users, core))
-    assert_alike(next_item(lay_out(users), N, RIDGE, 0.3), solve_next(users, core, range(N), 0.3))
+    assert_alike(
+        next_item(lay_out(users), N, RIDGE, 0.3, 8), solve_next(users, core, range(N), 0.3)
+    )
 
 
 def solve_next(users: list[list[int]], core: list[int], targets: range, decay: float) -> np.ndarray:

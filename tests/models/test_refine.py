@@ -11,8 +11,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 from datamodules.config import FeaturesConfig
+from models.ablation import withhold
 from models.refine import (
     STRENGTH,
+    Limits,
     Refinement,
     apply,
     build_weights,
@@ -35,7 +37,8 @@ from tests.tiny_data import (
 
 from models import refine
 
-SEED, TOP_K = 3, 5
+SEED, LIMITS = 3, Limits(top_k=5)
+LATER = ("trend", "popularity")  # usual values of 0
 WORLDS = {
     "ordered": lambda: make_world(ORDERED),
     "baskets": lambda: make_world(BASKETS),
@@ -113,23 +116,23 @@ def test_weights_count_by_how_much_the_scores_of_the_towers_vary(side):
 def test_what_is_chosen_ranks_the_validation_best_and_changes_no_tower(side):
     towers, data = side
     before = copy.deepcopy(towers.state_dict())
-    found = choose(towers, data, TOP_K, SEED)
+    found = choose(towers, data, LIMITS, SEED)
     assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
     assert not len(towers.neighbours.rows)
-    assert found == choose(towers, data, TOP_K, SEED)
+    assert found == choose(towers, data, LIMITS, SEED)
     assert Refinement(**json.loads(json.dumps(asdict(found)))) == found
 
 
 def test_shrinkage_that_ranks_no_better_is_not_chosen(side, monkeypatch):
     towers, data = side
     monkeypatch.setattr(refine.Shrinkage, "apply", lambda self, strength: None)
-    assert choose(towers, data, TOP_K, SEED).content_events == 0.0
+    assert choose(towers, data, LIMITS, SEED).content_events == 0.0
 
 
 def test_applied_towers_rank_the_validation_as_was_said(side):
     towers, data = side
-    found = choose(towers, data, TOP_K, SEED)
-    apply(found, towers, data, TOP_K, SEED)
+    found = choose(towers, data, LIMITS, SEED)
+    apply(found, towers, data, LIMITS, SEED)
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
@@ -154,7 +157,7 @@ def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_n
     plan = replace(list_plans(data)[0], alphas={"known": 0.05, "noise": 0.05})
     monkeypatch.setattr(refine, "list_plans", lambda _: [plan])
     monkeypatch.setattr(refine, "list_estimators", lambda *_: planted)
-    found = choose(towers, data, TOP_K, SEED)
+    found = choose(towers, data, LIMITS, SEED)
     assert found.alphas["known"] >= 0.2 >= found.alphas["noise"]
     assert found.ndcg > 1.2 * found.ndcg_before
 
@@ -183,7 +186,7 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
     with torch.no_grad():
         validation = refine.Validation(towers, data.validation_batches)
     figures = validation.rank({"all": 1e4 * weights}, [{"all": 1.0}])[0]
-    start = refine.Candidate(Refinement({"all": 1.0}), figures)
+    start = refine.Candidate(Refinement({"all": 1.0}), figures, {})
     found = refine._choose_gain(validation, {"all": 1e4 * weights}, start)
     assert (found.refinement.context_gain > 0) == tells
 
@@ -206,7 +209,7 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
         lambda *_: planted | {"ease": lambda: sp.csr_array(wanted)},
     )
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
-    found = choose(towers, data, TOP_K, SEED)
+    found = choose(towers, data, LIMITS, SEED)
     assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
 
 
@@ -221,7 +224,7 @@ def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
     )
     recent = [np.log1p(weight[events.item_row == row].sum()) for row in range(N)]
     np.testing.assert_allclose(trend, np.array(recent) - min(recent), rtol=1e-5)
-    apply(Refinement({"trend": 0.7}), towers, data, TOP_K, SEED)
+    apply(Refinement({"trend": 0.7}), towers, data, LIMITS, SEED)
     for batch in data.drawn_requests(9):
         served = towers.score_items(
             torch.zeros(len(batch.history_rows), 4), torch.zeros(N, 4), batch
@@ -232,19 +235,113 @@ def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
         )
 
 
+def test_popularity_counts_for_owned_items_too_as_it_does_when_it_is_served():
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    counts = np.bincount(data.sequences.events.item_row, minlength=N)
+    popular = sp.csr_array(np.log1p(counts).astype(np.float32)[None])
+    estimate = list_estimators(data, LIMITS, SEED)["popularity"]
+    stands_out = np.log1p(counts) - np.log1p(counts.min())
+    np.testing.assert_allclose(estimate().toarray()[0], stands_out, rtol=1e-5, atol=1e-6)
+
+    with torch.no_grad():
+        validation = refine.Validation(towers, data.validation_batches)
+    (figures,) = validation.rank({"popularity": 1e6 * popular}, [{"popularity": 1.0}])
+    expected = []
+    for batch in data.validation_batches:
+        for user in range(len(batch.history_rows)):
+            wanted = set(batch.target_rows[batch.target_users == user].tolist())
+            if wanted:
+                scores = counts + validation_noise(validation, batch, user)
+                places = np.argsort(-scores, kind="stable")[:10].tolist()
+                gain = sum(1 / np.log2(r + 2) for r, row in enumerate(places) if row in wanted)
+                best = sum(1 / np.log2(r + 2) for r in range(min(10, len(wanted))))
+                expected.append(gain / best)
+    assert sum(expected) > 0
+    np.testing.assert_allclose(figures["all"], expected, rtol=1e-5)
+
+
+def validation_noise(validation, batch, user):
+    """Return the scores of the towers, far below 1, by which equal counts are ordered."""
+    place = next(i for i, one in enumerate(validation.batches) if one is batch)
+    users, bonus = validation.users[place]
+    scores = (users[user] @ validation.items.T).numpy().astype(float)
+    is_mine = (batch.owned_users == user).numpy()
+    np.add.at(scores, batch.owned_rows.numpy()[is_mine], bonus.numpy()[is_mine])
+    return scores / 1e6
+
+
+def test_a_bundle_ranks_owned_items_by_popularity_too():
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    apply(Refinement({"popularity": 0.7}), towers, data, LIMITS, SEED)
+    stands_out = list_estimators(data, LIMITS, SEED)["popularity"]().toarray()[0]
+    batches = list(data.drawn_requests(9))
+    assert sum(len(batch.owned_rows) for batch in batches)
+    for batch in batches:
+        users = torch.zeros(len(batch.history_rows), 4)
+        served = towers.score_items(users, torch.zeros(N, 4), batch).numpy()
+        share = served / stands_out.clip(1e-9)
+        np.testing.assert_allclose(
+            share[:, stands_out > 0], served.max() / stands_out.max(), rtol=1e-4
+        )
+
+
+def test_withheld_features_are_those_of_requests_that_never_had_them():
+    world, held_out = hold_out(make_world(ORDERED))
+    users = world.tables.users
+    nameless = replace(world.tables, users=users[["user_id"]])
+    bare = replace(world, tables=nameless)
+    nowhere = held_out.assign(device=None)
+    data = make_data(world, validation=held_out)
+    for side, expected in [
+        ("user", make_data(bare, validation=held_out)),
+        ("context", make_data(world, validation=nowhere)),
+    ]:
+        pairs = zip(data.validation_batches, expected.validation_batches, strict=True)
+        n_changed = 0
+        for batch, other in pairs:
+            declared = data.schema.features(side)
+            arrays = withhold(batch, side, declared).arrays
+            n_changed += int((arrays[f"{side}_codes"] != batch.arrays[f"{side}_codes"]).sum())
+            first = 1 if side == "context" else None  # the time is stated all the same
+            assert torch.equal(
+                arrays[f"{side}_codes"][:, :first], other.arrays[f"{side}_codes"][:, :first]
+            )
+            assert torch.equal(arrays[f"{side}_values"], other.arrays[f"{side}_values"])
+            assert side == "user" or not arrays["history_matches"].any()
+        assert n_changed
+
+
+def test_features_that_the_towers_do_not_read_make_no_difference(side):
+    towers, data = side
+    with torch.no_grad():
+        for part in (towers.user_tower.demographics, towers.user_tower.context):
+            part.table.weight.zero_()
+            part.number_table.zero_()
+    found = choose(towers, data, LIMITS, SEED).features
+    expected = {"user", "context"} if data.schema.repeats == "exclude" else {"user"}
+    declared = {name for name in expected if data.schema.features(name)}
+    assert found.keys() == declared
+    for name in declared - {"context"}:  # whose events in the same context may count
+        assert found[name]["ndcg"] == found[name]["without"]
+
+
 def test_without_a_validation_the_usual_values_are_taken(side):
     towers, data = side
     data.validation_batches = []
-    found = choose(towers, data, TOP_K, SEED)
+    found = choose(towers, data, LIMITS, SEED)
     assert found.ndcg is None
-    assert all(alpha for name, alpha in found.alphas.items() if name != "trend")
+    assert all(alpha for name, alpha in found.alphas.items() if name not in LATER)
     assert (
         set(found.alphas)
-        == list_plans(data)[0].alphas.keys() & list_estimators(data, TOP_K, SEED).keys()
+        == list_plans(data)[0].alphas.keys() & list_estimators(data, LIMITS, SEED).keys()
     )
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
-    apply(found, towers, data, TOP_K, SEED)
+    apply(found, towers, data, LIMITS, SEED)
     assert len(towers.neighbours.rows)
     assert towers.neighbours.decay == found.decay
     assert torch.equal(towers.item_tower.id_table.weight, before) == (not found.content_events)
@@ -252,8 +349,8 @@ def test_without_a_validation_the_usual_values_are_taken(side):
 
 def test_the_same_refinement_gives_the_same_bytes(side):
     towers, data = side
-    chosen = Refinement(dict.fromkeys(list_estimators(data, TOP_K, SEED), 0.3), 0.4, 0.0)
+    chosen = Refinement(dict.fromkeys(list_estimators(data, LIMITS, SEED), 0.3), 0.4, 0.0)
     first, second = copy.deepcopy(towers), copy.deepcopy(towers)
     for one in (first, second):
-        apply(chosen, one, data, TOP_K, SEED)
+        apply(chosen, one, data, LIMITS, SEED)
     assert first.neighbours.to_bytes() == second.neighbours.to_bytes()

@@ -53,6 +53,8 @@ def test_the_help_explains_each_key_of_the_model(capsys):
         ["--tune.trials", "0"],
         ["--ckpt_path", "first"],
         ["--ckpt_path", "last", "--tune.trials", "3"],
+        ["--quick", "--tune.trials", "3"],
+        ["--quick", "--warm_start", "--previous", "tests"],
         ["stray"],
         ["--config", "no such file.yaml"],
         ["--config", "{tmp}"],

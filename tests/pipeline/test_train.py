@@ -202,6 +202,39 @@ def test_the_same_seed_gives_the_same_bundle_whatever_the_order_of_rows(runs, tm
         assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
 
 
+SLOW_NAMES = ("baskets", "sets", "baskets once")
+
+
+@pytest.mark.parametrize(
+    "name", ["ordered", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_NAMES)]
+)
+def test_a_quick_run_finds_the_tastes_says_what_it_is_and_repeats_itself(tmp_path, capsys, name):
+    data = replace(ORDERED, ties="simultaneous") if name == "baskets once" else DATA[name]
+    quick, again = (make_run(tmp_path / folder, data, quick=True, seed=2) for folder in ("a", "b"))
+    assert "quick: towers were trained for" in capsys.readouterr().out
+    for path in quick.bundle.iterdir():
+        assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
+    metrics = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert metrics["quick"] is True
+    assert "| Quick | true" in (quick.bundle / "MODEL_CARD.md").read_text()
+    novel = {model: views["novel"]["NDCG@10"] for model, views in metrics["test"].items()}
+    assert novel["bascule"] > 1.5 * novel["popularity"]
+    assert commands.main(["verify", "--bundle", str(quick.bundle)]) == 0
+    served = Recommender.load(quick.bundle)
+    known, unknown = served.recommend([{"user_id": "u003"}, {}], 5)
+    assert len(known.item_id) == len(unknown.item_id) == 5
+
+
+def test_the_estimate_of_a_run_is_printed_once_and_changes_no_weight(tmp_path, capsys):
+    timed = fit(ORDERED, make_tables(ORDERED), tmp_path / "a", trainer={})
+    assert capsys.readouterr().out.count("minutes on this machine") == 1
+    untimed = fit(ORDERED, make_tables(ORDERED), tmp_path / "b", trainer=QUIET)
+    assert "minutes" not in capsys.readouterr().out
+    expected = untimed.towers.state_dict()
+    for name, weights in timed.towers.state_dict().items():
+        assert torch.equal(weights, expected[name]), name
+
+
 @pytest.mark.parametrize("name", ["baskets", "sets"])
 def test_rows_in_another_order_give_the_same_towers(name, tmp_path):
     frames = make_tables(DATA[name])

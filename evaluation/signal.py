@@ -1,0 +1,63 @@
+"""Say where a model is worth nothing: lists no better than plain ones, features without use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from evaluation.metrics import MIN_USERS_TO_COMPARE, sign
+
+PLAIN = {
+    "popularity": "no signal found: popularity",
+    "popularity-recent": "no signal found: recent popularity",
+    "personal": "nothing found beyond habits: what each user had most often",
+    "personal-decayed": "nothing found beyond habits: what each user had most often lately",
+}
+REMEDY = "nothing more can be learned from this table: check the ids and the join, or serve that"
+
+ERRORS = 2.0  # standard errors of a difference
+
+
+def find_signal(content: Mapping[str, Any], metric: str) -> str | None:
+    """Return a sentence if lists are not better than the best plain baseline, else None.
+
+    Args:
+        content: `metrics.json`, or the figures of a test in it.
+        metric: the one that models are compared by.
+    """
+    test = content["test"]
+    ours = next(iter(test.values()))
+    view = next(iter(ours))
+    plain = {name: test[name][view] for name in PLAIN if name in test}
+    if not plain or ours[view]["users"] < MIN_USERS_TO_COMPARE:
+        return None
+
+    best = max(plain, key=lambda name: float(plain[name][metric]))
+    if sign(content["paired"][best][view], metric) > 0:
+        return None
+    figures = f"{metric} {plain[best][metric]:.4f} for {ours[view][metric]:.4f}"
+    return f"{PLAIN[best]} is as good or better ({figures}); {REMEDY}"
+
+
+def advise(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what `find_signal` found, and a sentence on features that are better left out.
+
+    Features of users serve those with few events: only harm is reported of them.
+
+    Args:
+        content: `metrics.json`; `models.ablation` compares lists with features and without.
+    """
+    if content.get("signal"):
+        yield content["signal"]
+
+    refinement = content.get("training", {}).get("refinement") or {}
+    for side, compared in refinement.get("features", {}).items():
+        ndcg = compared["ndcg"]
+        without = compared["without"]
+        error = compared["error"]
+        figures = f"validation NDCG@10 {ndcg:.4f} with, {without:.4f} without"
+        remedy = f"leave data.features.{side} out"
+        if without > ndcg + ERRORS * error:
+            yield f"{remedy}: lists are worse with it ({figures})"
+        elif side == "context" and without >= ndcg - ERRORS * error:
+            yield f"{remedy}: lists gain nothing by it ({figures})"
