@@ -21,7 +21,7 @@ from datamodules.config import DataConfig, TableConfig
 from serve.errors import SchemaError, name_nearest, say, say_missing, show
 
 Places = dict[str, str]
-"""Key, such as `model.dim` -> where it is given; the key "" stands for all."""
+"""Key of a file, such as `model.dim` -> where it stands; the key "" stands for all."""
 
 _PARSER_ONLY = ("ckpt_path", "out", "help", "print_config")
 """Options whose values only the parser knows."""
@@ -87,7 +87,7 @@ def _list_options(words: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _read(name: str, text: str) -> tuple[dict[str, Any], Places]:
-    """Return what an option gives, as YAML would, and where."""
+    """Return what an option gives, as YAML would, and where it stands."""
     if name == "config":
         return _read_config(text)
 
@@ -96,14 +96,18 @@ def _read(name: str, text: str) -> tuple[dict[str, Any], Places]:
         value = get_loader("yaml")(text)
     for key in reversed(name.split(".")):
         value = {key: value}
-    return value, {"": f"--{name}"}
+    return value, {"": ""}
 
 
 def _read_config(text: str) -> tuple[dict[str, Any], Places]:
     """Read a YAML file, or YAML that stands for one."""
     content = text
+    places = {"": ""}
+    nodes = {}
     if os.path.isfile(text):
         content = Path(text).read_text(encoding="utf-8-sig")
+        places[""] = text
+        nodes[""] = yaml.compose(content)
     elif ":" not in text:
         raise SchemaError(say_missing(text, "--config"))
 
@@ -113,8 +117,6 @@ def _read_config(text: str) -> tuple[dict[str, Any], Places]:
             f"{text} is empty or has no keys; give at least data.interactions.path"
         )
 
-    places = {"": text}
-    nodes = {"": yaml.compose(content)}
     while nodes:
         section, node = nodes.popitem()
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
@@ -145,7 +147,7 @@ def _say(fault: Any, places: Places, config: Any) -> str:
 
     while key not in places:
         key = key.rpartition(".")[0]
-    return f"{places[key]}: {message}"
+    return f"{places[key]}: {message}".removeprefix(": ")
 
 
 def _find_key(path: Sequence[str], config: Any) -> str:
