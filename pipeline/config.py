@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import (
@@ -21,7 +21,7 @@ from jsonargparse import (
 
 from datamodules.config import DataConfig
 from models.config import ModelConfig
-from pipeline.config_check import check_words, list_options, read_config
+from pipeline.config_check import check_words
 from serve.errors import SchemaError, say_missing
 
 HOME = Path(__file__).parents[1]
@@ -180,28 +180,13 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     return parser
 
 
-def add_trainer(parser: ArgumentParser) -> dict[str, Any]:
-    """Add every argument of Lightning's Trainer; this imports torch, which takes seconds.
-
-    Returns:
-        name -> type of each.
-    """
+def add_trainer(parser: ArgumentParser) -> None:
+    """Add every argument of Lightning's Trainer; this imports torch, which takes seconds."""
     from pytorch_lightning import Trainer
 
-    skip = SET_BY_RUN | PYTHON_ONLY
-    parser.add_class_arguments(Trainer, "trainer", skip=skip, instantiate=False)
-    types = get_type_hints(Trainer.__init__)
-    return {name: kind for name, kind in types.items() if name not in skip}
-
-
-def gives_trainer(words: Sequence[str]) -> bool:
-    """Return whether a command line, or YAML that it names, may have arguments of the Trainer."""
-    for name, text in list_options(words):
-        is_config = name == "config" and b"trainer" in read_config(text)
-        if is_config or name.split(".")[0] == "trainer":
-            return True
-
-    return False
+    parser.add_class_arguments(
+        Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False
+    )
 
 
 def _name_config(words: Sequence[str]) -> list[str]:
@@ -226,14 +211,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
     Raises:
         SchemaError: an option or a value is not allowed.
     """
-    parser = make_parser(program)
     words = _name_config(argv)
-    keys = get_type_hints(Config)
-    del keys["resume"]
-    keys["ckpt_path"] = Literal["last"]
-    keys["trainer"] = dict[str, Any]
-    if gives_trainer(words):
-        keys["trainer"] = add_trainer(parser)
+    parser = make_parser(program)
+    if "trainer" in check_words(words, Config) or "--trainer" in words:
+        add_trainer(parser)
     else:
         parser.add_argument(
             "--trainer",
@@ -244,19 +225,13 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
             "`--help --trainer` lists them",
         )
 
-    check_words(words, keys)
     try:
         return _make_config(parser, words)
     except ArgumentError as error:
         message = " ".join(str(error).split())
-        for key in re.findall(r'key "([\w.]+)"', message)[:1]:  # the rest names types
-            message = f"{key} has a value that is not allowed"
+        names_types = r'Parser key "([\w.]+)": .*(Got|Given) value: '
+        message = re.sub(names_types, r"\1 may not be ", message)
         raise SchemaError(f"{message}; see {program} --help") from error
-    except SchemaError as error:
-        options = dict(list_options(argv))
-        if options.keys() != {"config"} or not os.path.isfile(options["config"]):
-            raise
-        raise SchemaError(f"{options['config']}: {error}") from error
 
 
 def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, str]:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,9 @@ def print_of(capsys, *words):
 
 
 def test_the_printed_config_is_the_one_that_runs(capsys):
-    printed = yaml.safe_load(print_of(capsys, "--print_config", "--seed", "5"))
+    text = print_of(capsys, "--print_config", "--seed", "5")
+    assert parse(["--config", text])[0] == replace(parse(["--seed", "5"])[0], out=Path("runs/run"))
+    printed = yaml.safe_load(text)
     assert printed["seed"] == 5
     assert "datamodules/sample" in printed["data"]["interactions"]["path"]
     assert list(printed["model"]) == [field.name for field in fields(ModelConfig)]
