@@ -98,7 +98,6 @@ def report_data(
         "cold": cold,
         "hints": [
             *rejects.hints,
-            *describe_unlisted(tables, rejects.records),
             *_find_hints(tables, cold, config),
         ],
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
@@ -127,13 +126,8 @@ def _find_hints(
 ) -> Iterator[str]:
     """Yield lines on what looks odd; they are published, so no user is named."""
     events = tables.interactions
-    item_ids = events["item_id"].drop_duplicates()
-    n_unlisted = int((~item_ids.isin(_list_catalogue(tables, events, config))).sum())
-    if n_unlisted:
-        yield (
-            f"{n_unlisted:,} items without a row in the items table are not recommended: "
-            "see data.unlisted"
-        )
+    if config.unlisted == "exclude":
+        yield from describe_unlisted(tables)
 
     heavy = find_heavy_users(events)
     if len(heavy):
