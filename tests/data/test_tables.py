@@ -366,7 +366,7 @@ def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
     assert clean(tables)[0].items["item_id"].tolist() == [3, 4, 5]
     with pytest.raises(
         SchemaError,
-        match=r"items: item_id '3' has rows that differ in 'price': items, line 1; items, line 3; .*keep: last",
+        match=r"items: item_id '3' has rows that differ in 'price': line 1 of items and line 3 of items; .*keep: last",
     ):
         tables_from_frames(config, EVENTS, items=items.assign(price=[1, 2, 9, 3]))
 
