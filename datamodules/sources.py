@@ -138,7 +138,9 @@ def read_files(
     return records
 
 
-def take_table(name: str, table: TableLike, columns: tuple[Column, ...]) -> Records:
+def take_table(
+    name: str, table: TableLike | None, columns: tuple[Column, ...]
+) -> Records:
     """Take a table in memory instead of a file; rows are numbered from 1.
 
     Raises:

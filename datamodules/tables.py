@@ -97,12 +97,10 @@ def tables_from_frames(
 ) -> tuple[Tables, Rejects]:
     """Do as `read_tables` with tables in memory in place of files."""
     columns = _list_columns(config)
-    frames = {"users": users, "items": items}
-    name = "interactions"
-    files = {name: take_table(name, interactions, columns[name])}
-
+    frames = {"interactions": interactions, "users": users, "items": items}
+    files = {}
     for name, frame in frames.items():
-        if frame is not None:
+        if frame is not None or name == "interactions":
             files[name] = take_table(name, frame, columns[name])
 
     return _type_tables(config, columns, files, (), erased)
@@ -279,12 +277,10 @@ def type_records(
             listed = make_rejects(
                 places["file"], places["line"], column.source, cells[is_fault], reason
             )
-            if reason == PADDED:
-                faults.append(listed.assign(costs=""))
-                continue
-            is_listed = (is_lost | is_wrong)[is_fault]
+            is_listed = (is_lost | is_wrong)[is_fault] | (reason == PADDED)
             faults.append(listed.assign(costs=np.where(is_listed, "", costs)))
-            is_wrong |= is_fault
+            if reason != PADDED:
+                is_wrong |= is_fault
         n_right[column.source] = int((values.notna() & ~is_wrong).sum())
         if costs == "cell":
             values = values.mask(is_wrong)
