@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,9 @@ from serve.cells import to_text
 from serve.clock import to_seconds
 from serve.errors import SchemaError, name_nearest
 
-MIN_UNLISTED = 0.25  # share of ids without a row in a table that is worth an alarm
-MAX_EXAMPLES = 2
 DECIMALS = 9  # of a weight that a return may change
 _NOTHING_DECLARED = DataConfig()
+_BLUR = re.compile(r"[\W_]+|(?<!\d)0+(?=\d)")  # signs and leading zeros of an id
 
 
 @dataclass(frozen=True)
@@ -52,27 +52,24 @@ def clean(
         events = events[~events["user_id"].astype("str").isin(excluded)]
     distinct = events.drop_duplicates()
     weights = distinct.get("weight", pd.Series(1.0, distinct.index))
-    is_return = weights < 0
-    left = weights
-    if is_return.any():
-        left = _take_back(distinct, is_return, config)
-        distinct = distinct.assign(weight=left)
-    is_taken_back = (left == 0) & (weights > 0)
-    kept = distinct[~is_return & ~is_taken_back].reset_index(drop=True)
+    n_returns = int((weights < 0).sum())
+    kept = distinct
+    if n_returns:
+        kept = _take_back(distinct, config)
     users = _keep_one(tables.users, "user_id", config.users)
     items = _keep_one(tables.items, "item_id", config.items)
 
     report = CleaningReport(
         duplicate_events=len(events) - len(distinct),
-        negative_weights=int(is_return.sum()),
+        negative_weights=n_returns,
         zero_weights_kept=int((weights == 0).sum()),
         duplicate_users=len(tables.users) - len(users),
         duplicate_items=len(tables.items) - len(items),
-        taken_back=int(is_taken_back.sum()),
+        taken_back=len(distinct) - len(kept) - n_returns,
         excluded_events=len(tables.interactions) - len(events),
     )
 
-    return Tables(kept, users, items), report
+    return Tables(kept.reset_index(drop=True), users, items), report
 
 
 def _keep_one(
@@ -86,43 +83,31 @@ def _keep_one(
 # ---- returns
 
 
-def _take_back(
-    events: pd.DataFrame, is_return: pd.Series[Any], config: DataConfig
-) -> pd.Series[Any]:
-    """Return what returns leave of the weight of each event, 0 where they take it back.
+def _take_back(events: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Leave out returns, which are the events of a weight below 0, and what they undo.
 
-    A return takes its amount from the latest earlier target of its user and item, then from the one
-    before; where no targets are declared, from events of the types that returns have, or of all if
-    they have their own. It does not reach over the border to the test: training must not know what
-    comes back.
-
-    Args:
-        events: distinct rows, (n,).
-        is_return: (n,) those of a weight below 0.
-        config: its `targets` and `split` are read.
+    A return takes its amount from the latest earlier event of its user and item, then from the one
+    before; where targets are declared, from these alone. It does not reach over the border to the
+    test: training must not know what comes back.
     """
-    rows = events.assign(is_return=is_return, part="")
-    if PART in events:
-        rows["part"] = events[PART]
+    rows = events.assign(is_return=events["weight"] < 0)
     if config.split.kind == "time":
         moments, _ = to_seconds([str(config.split.at)], config.timezone)
-        rows["part"] = events["datetime"] >= moments[0]
-    if "event" in events:
-        types = config.targets.events or events.loc[is_return, "event"].unique()
-        is_of_type = events["event"].isin(types)
-        if (is_of_type & ~is_return).any():
-            rows = rows[is_return | is_of_type]
+        rows[PART] = rows["datetime"] >= moments[0]
+    if config.targets.events and "event" in rows:
+        is_target = rows["event"].isin(config.targets.events)
+        rows = rows[rows["is_return"] | is_target]
 
-    keys = ["user_id", "item_id", "part"]
+    keys = [name for name in ("user_id", "item_id", PART) if name in rows]
     rows = rows[mark_shared(rows, rows[rows["is_return"]], keys)]
     order = [name for name in ("datetime", "position") if name in rows]
     # at one moment things are bought before they are returned
     rows = rows.sort_values([*order, "is_return"], kind="stable")
-    groups = rows.groupby(keys, sort=False).ngroup()
     left = events["weight"].copy()
-    left[rows.index] = _match_returns(rows["weight"], groups)
+    left[rows.index] = _match_returns(rows["weight"], rows.groupby(keys).ngroup())
+    is_gone = (left == 0) & (events["weight"] != 0)
 
-    return left
+    return events.assign(weight=left)[~is_gone]
 
 
 def _match_returns(amounts: pd.Series[Any], groups: pd.Series[Any]) -> pd.Series[Any]:
@@ -154,13 +139,14 @@ def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]
     }
 
 
-def describe_unlisted(tables: Tables, given: Collection[str]) -> Iterator[str]:
-    """Yield an alarm if many items of the interactions have no row in the items table."""
-    share = measure_unlisted(tables, given).get("items", 0.0)
-    if share >= MIN_UNLISTED:
+def describe_unlisted(tables: Tables) -> Iterator[str]:
+    """Yield how many items of the interactions have no row in the items table, if there is one."""
+    is_listed = _find_listed(tables, "items")
+    if len(tables.items) and not is_listed.all():
         yield (
-            f"{share:.0%} of the items with events have no row in the items table: "
-            f"{_show_ids(tables, 'items')}; write them alike in both"
+            f"{(~is_listed).sum():,} items without a row in the items table, "
+            f"{(~is_listed).mean():.0%} of those with events, are not recommended: "
+            f"{_show_ids(tables, 'items')}; write them alike in both, or see data.unlisted"
         )
 
 
@@ -185,33 +171,25 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         )
 
 
-def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
-    """Mark the distinct ids of the interactions that have a row in a table."""
+def _find_listed(tables: Tables, name: str) -> pd.Series[bool]:
+    """Return for each distinct id of the interactions whether a table has a row of it."""
     ids = tables.interactions[IDS[name]].drop_duplicates()
-    return ids.isin(getattr(tables, name)[IDS[name]])
+    return ids.isin(getattr(tables, name)[IDS[name]]).set_axis(ids)
 
 
 def _show_ids(tables: Tables, name: str) -> str:
-    """Show ids without a row beside ids of the table that look alike, or else the first ones."""
+    """Show an id without a row and one of the table that looks alike, or else the first ones."""
     is_listed = _find_listed(tables, name)
-    unlisted = tables.interactions.loc[is_listed.index[~is_listed], IDS[name]]
-    listed = getattr(tables, name)[IDS[name]]
-    spellings = dict(zip(_reduce(listed), listed.tolist(), strict=True))
-    alike = _reduce(unlisted).map(spellings).dropna().head(MAX_EXAMPLES)
-    if alike.empty:
-        alike = listed.head(1).set_axis(unlisted.index[:1])
-    pairs = zip(unlisted[alike.index].tolist(), alike.tolist(), strict=True)
-    shown = [
-        f"{ours!r} in the interactions and {theirs!r} in the {name}"
-        for ours, theirs in pairs
-    ]
-    return ", ".join(shown)
+    unlisted = _spell(is_listed.index[~is_listed])
+    listed = _spell(getattr(tables, name)[IDS[name]])
+    alike = [(unlisted[key], listed[key]) for key in unlisted if key in listed]
+    ours, theirs = [*alike, *zip(unlisted.values(), listed.values(), strict=False)][0]
+    return f"{ours!r} in the interactions and {theirs!r} in the {name}"
 
 
-def _reduce(ids: pd.Series[Any]) -> pd.Series[Any]:
-    """Return ids without case, signs between letters and leading zeros."""
-    bare = ids.astype("str").str.lower().str.replace("[\\s\xa0_./#-]+", "", regex=True)
-    return bare.str.replace(r"(^|\D)0+(\d)", r"\1\2", regex=True)
+def _spell(ids: pd.Series[Any] | pd.Index[Any]) -> dict[str, Any]:
+    """Return ids by their letters and digits, without case and leading zeros."""
+    return {_BLUR.sub("", str(one).lower()): one for one in ids.tolist()}
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:

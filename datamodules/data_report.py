@@ -98,7 +98,6 @@ def report_data(
         "cold": cold,
         "hints": [
             *rejects.hints,
-            *describe_unlisted(tables, rejects.records),
             *_find_hints(tables, cold, config),
         ],
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
@@ -127,20 +126,8 @@ def _find_hints(
 ) -> Iterator[str]:
     """Yield lines on what looks odd; they are published, so no user is named."""
     events = tables.interactions
-    item_ids = events["item_id"].drop_duplicates()
-    n_unlisted = int((~item_ids.isin(_list_catalogue(tables, events, config))).sum())
-    if n_unlisted:
-        yield (
-            f"{n_unlisted:,} items without a row in the items table are not recommended: "
-            "see data.unlisted"
-        )
-
-    heavy = find_heavy_users(events)
-    if len(heavy):
-        yield (
-            f"{len(heavy):,} users have {heavy.sum() / len(events):.0%} of the events, each at "
-            f"least {HEAVY_TIMES} times as many as the median user: data.exclude_users for bots"
-        )
+    if config.unlisted == "exclude":
+        yield from describe_unlisted(tables)
 
     may_tie = "datetime" in events and "position" not in events
     if config.ties == "ordered" and may_tie:
@@ -159,13 +146,6 @@ def _find_hints(
             f"{owned:.1%} of the tested pairs are owned before and count as misses: "
             "see data.repeats"
         )
-
-
-def find_heavy_users(events: pd.DataFrame) -> pd.Series[Any]:
-    """Return the users with far more events than a person has, and their counts."""
-    counts = events["user_id"].value_counts()
-    is_heavy = counts >= HEAVY_TIMES * counts.median()
-    return counts[is_heavy & (counts >= MIN_HEAVY * len(events))]
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
@@ -191,16 +171,6 @@ def _measure_missing(tables: Tables) -> dict[str, dict[str, float | None]]:
     return missing
 
 
-def _list_catalogue(
-    tables: Tables, events: pd.DataFrame, config: DataConfig
-) -> pd.Series[Any]:
-    """Return the ids of the items that a training on these events could recommend."""
-    listed: pd.Series[Any] = tables.items["item_id"]
-    if config.unlisted == "list" or listed.empty:
-        listed = pd.concat([listed, events["item_id"]])
-    return listed
-
-
 def _measure_cold(
     tables: Tables, split: Split, config: DataConfig
 ) -> dict[str, float | None]:
@@ -208,7 +178,10 @@ def _measure_cold(
     before = split.refit
     test = only_targets(split.test)
     pair_items = test.drop_duplicates(["user_id", "item_id"])["item_id"]
-    outside = _share(~pair_items.isin(_list_catalogue(tables, before, config)))
+    catalogue = tables.items["item_id"]
+    if config.unlisted == "list" or catalogue.empty:
+        catalogue = pd.concat([catalogue, before["item_id"]])
+    outside = _share(~pair_items.isin(catalogue))
     owned = _share(mark_owned(test, before))
 
     return {
@@ -269,8 +242,10 @@ def print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def print_heavy_users(events: pd.DataFrame, console: Console) -> None:
-    """Print which users have extreme counts; their ids are in no file of the run."""
-    heavy = find_heavy_users(events).to_dict()
+    """Print users with far more events than a person has; their ids are in no file of the run."""
+    counts = events["user_id"].value_counts()
+    limit = max(HEAVY_TIMES * counts.median(), MIN_HEAVY * len(events))
+    heavy = counts[counts >= limit].to_dict()
     if heavy:
         ids = json.dumps(list(heavy), ensure_ascii=False)
         message = f"bots? {heavy}; declare exclude_users: {ids} in data"

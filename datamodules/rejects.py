@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +13,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.arrays import Flags
 from serve.errors import SchemaErrors
 from serve.files import replacing
 
 MAX_VALUE = 200  # characters of a value that are listed
+PADDED = "blanks around them, which were taken away"
 OUTLYING = "years from nearly all other times"
 MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that are slips
 OTHER_LENGTH = "of another length than most"
@@ -67,18 +66,9 @@ class Problem(NamedTuple):
 
     def say(self, name: str) -> str:
         """Name the key with its place; `name` is a table or file of the split."""
-        return (
-            f"{self.text}; declare {self.key} in data.{setting_of(name)}"
-            if self.key
-            else self.text
-        )
-
-
-class Remedy(NamedTuple):
-    """A key of a table, and the bad cells that are read with it."""
-
-    key: str
-    reads: Flags  # (n,)
+        if not self.key:
+            return self.text
+        return f"{self.text}; declare {self.key} in data.{setting_of(name)}"
 
 
 @dataclass(frozen=True)
@@ -94,8 +84,6 @@ class Rejects:
     """Records of erased users, which are counted nowhere else."""
     logged: dict[str, int] = field(default_factory=dict)
     """What became of the rows of a log of events."""
-    stripped: dict[str, int] = field(default_factory=dict)
-    """Ids that had blanks around them, which were taken away."""
 
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
@@ -114,11 +102,11 @@ class Rejects:
     @property
     def hints(self) -> list[str]:
         """How many cells and times were set aside, and where; published, so no cell is quoted."""
-        hints = [
-            f"{count:,} ids of {name} had blanks around them and were stripped"
-            for name, count in self.stripped.items()
-        ]
+        hints = []
         for name, faults in self.faults.items():
+            n_padded = int((faults["reason"] == PADDED).sum())
+            if n_padded:
+                hints.append(f"{n_padded:,} ids of {name} had {PADDED}")
             bad_cells = faults[faults["costs"] == "cell"]
             groups = bad_cells.groupby(["column", "reason"], sort=False)
             for (column, reason), bad in groups:
@@ -169,26 +157,25 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
     Raises:
         SchemaError: names the first reject, and what to declare so that it is read.
     """
-    excesses = []
-    for table, rejected in rejects.tables.items():
-        excesses += find_excess(table, rejected, rejects.records[table], max_rate)
+    excesses: list[str] = []
+    for name, faults in rejects.faults.items():
+        excesses += find_excess(name, faults, rejects.records[name], max_rate)
     if excesses:
         raise SchemaErrors(excesses)
 
 
 def find_excess(
     name: str, faults: pd.DataFrame, n_records: int, max_rate: float
-) -> list[str]:
-    """Say that a larger share of the records of a table has a fault, if that is so."""
-    rejected = faults.drop_duplicates(["file", "line"])
-    if len(rejected) <= max_rate * n_records:
-        return []
-    rate = min(ceil(100 * len(rejected) / n_records) / 100 + 0.01, 1.0)
-    return [
-        f"{name}: {len(rejected):,} of {n_records:,} records are bad, more than "
-        f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; mend them"
-        f"{advise(name, rejected)} or declare max_reject_rate: {rate:g} in data"
-    ]
+) -> Iterator[str]:
+    """Say that a larger share of the records of a table is rejected, if that is so."""
+    rejected = faults[faults["costs"] == "record"]
+    if len(rejected) > max_rate * n_records:
+        rate = min(len(rejected) / n_records + 0.01, 1.0)
+        yield (
+            f"{name}: {len(rejected):,} of {n_records:,} records are bad, more than "
+            f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; mend them or "
+            f"declare max_reject_rate: {rate:.2f} in data"
+        )
 
 
 def write_rejects(rejects: Rejects, path: Path) -> None:
@@ -217,71 +204,42 @@ def setting_of(name: str) -> str:
     return name if name in ("users", "items") else "interactions"
 
 
-def advise(name: str, rejects: pd.DataFrame) -> str:
-    """Say what to declare so that records like the first one are read; empty if nothing is known.
-
-    A mark of missing cells is no remedy: without the cell the record is rejected too.
-
-    Args:
-        name: table or file of the split.
-        rejects: its rejects, at least one.
-    """
-    reason = rejects["reason"].iloc[0]
-    is_alike = rejects["column"].eq(rejects["column"].iloc[0])
-    is_alike &= rejects["reason"].eq(reason)
-    key = find_remedy(reason, rejects["value"][is_alike]).key
-    return "" if key.startswith("missing") else Problem("", key).say(name)
-
-
-def find_remedy(reason: str, values: pd.Series[Any]) -> Remedy:
-    """Return the key of a table that reads bad cells, an empty one if none is known."""
+def find_remedy(reason: str, values: pd.Series[Any]) -> str:
+    """Return the key and value of a table that reads bad cells, or an empty text."""
     texts = values.fillna("").str.strip()
-    reads = np.ones(len(texts), bool)
-    key = ""
     if reason == "not UTF-8":
-        key = "encoding: cp1252"
-    elif reason == "not a time":
-        formats, reads = _find_formats(texts)
-        key = f"time_formats: {json.dumps(formats)}" if formats else ""
-    elif reason == "not a number":
-        key, reads = _find_number_key(texts)
+        return "encoding: cp1252"
+    if reason == "not a time":
+        formats = _find_formats(texts)
+        return f"time_formats: {json.dumps(formats)}" if formats else ""
+    if reason != "not a number":
+        return ""
 
-    return Remedy(key, reads)
-
-
-def _find_number_key(texts: pd.Series[Any]) -> tuple[str, Flags]:
-    """Return the key that reads texts as numbers, or as missing, and which it reads (n,)."""
-    has_comma = texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}").to_numpy(bool)
-    if has_comma.any():
-        is_thousands = texts[has_comma].str.fullmatch(_THOUSANDS).all()
+    with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
+    if len(with_comma):
+        is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
         other = " or numbers without commas for thousands" if is_thousands else ""
-        return f'decimal: ","{other}', has_comma
+        return f'decimal: ","{other}'
     if texts.str.fullmatch(_POINT_NUMBER).all():
-        return 'decimal: "."', ~has_comma
-    key = f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
-    return key, ~has_comma
+        return 'decimal: "."'
+    return f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
 
 
-def _find_formats(texts: pd.Series[Any]) -> tuple[list[str], Flags]:
-    """Return the common formats that read the texts, each the one that reads most of the rest.
-
-    Returns:
-        The formats, and which texts they read (n,).
-    """
+def _find_formats(texts: pd.Series[Any]) -> list[str]:
+    """Return the common formats that read the texts, each the one that reads most of the rest."""
     formats: list[str] = []
-    left = texts
-    while len(left):
+    while len(texts):
         unread = {}
         for form in _TIME_FORMATS:
-            times = pd.to_datetime(left, format=form, errors="coerce", utc=True)
-            unread[form] = left[times.isna()]
+            times = pd.to_datetime(texts, format=form, errors="coerce", utc=True)
+            unread[form] = texts[times.isna()]
         best = min(unread, key=lambda form: len(unread[form]))
-        if len(unread[best]) == len(left):
+        if len(unread[best]) == len(texts):
             break
         formats.append(best)
-        left = unread[best]
+        texts = unread[best]
 
-    return formats, ~texts.index.isin(left.index)
+    return formats
 
 
 def find_limit(
@@ -290,7 +248,7 @@ def find_limit(
     """Return how many bad cells of a column are slips; few if another declaration reads them."""
     if reason == OTHER_LENGTH:
         return MAX_WIDTHS * n_right
-    key = find_remedy(reason, wrong["value"]).key
+    key = find_remedy(reason, wrong["value"])
     if not key or key.startswith("missing"):
         return n_right
     return min(n_right, max_rate * (len(wrong) + n_right))

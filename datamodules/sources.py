@@ -30,7 +30,7 @@ from datamodules.read import (
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, Problem, make_rejects
-from serve.errors import SchemaError, SchemaErrors, name_nearest, say, say_missing
+from serve.errors import SchemaError, name_nearest, say, say_missing
 
 
 class ArrowStream(Protocol):
@@ -53,7 +53,6 @@ _ATTACHED = {
     "mysql": "MYSQL",
 }  # scheme of a path -> TYPE of DuckDB's ATTACH
 _SECRET = re.compile(r"(?<=//)\S*@|password=\S+")
-_UNREADABLE = re.compile("utf-?8|unicode|encod", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,6 @@ def _join(files: Sequence[Records]) -> Records:
     rejects = pd.concat([file.rejects for file in files])
     dropped = dict.fromkeys(chain.from_iterable(file.dropped for file in files))
     is_text = any(file.is_text for file in files)
-    problems = [file.problems for file in files if file.problems]
 
     return replace(
         first,
@@ -93,7 +91,7 @@ def _join(files: Sequence[Records]) -> Records:
         rejects=rejects,
         dropped=tuple(dropped),
         is_text=is_text,
-        problems=problems[0] if problems else (),
+        problems=max((file.problems for file in files), key=len),
     )
 
 
@@ -140,7 +138,9 @@ def read_files(
     return records
 
 
-def take_table(name: str, table: TableLike, columns: tuple[Column, ...]) -> Records:
+def take_table(
+    name: str, table: TableLike | None, columns: tuple[Column, ...]
+) -> Records:
     """Take a table in memory instead of a file; rows are numbered from 1.
 
     Raises:
@@ -195,7 +195,6 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
             problems.append(Problem(text, f"encoding: {encoding}"))
             # read on, so that all faults are found at once
             records = read_text(path, table.names, table.delimiter, encoding)
-        _check_header(path, records.names, columns)
     else:
         raise SchemaError(
             f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
@@ -207,14 +206,19 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
 
 def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Records:
     """Take the requested columns that are there, by our names."""
-    present = columns
-    problems: list[Problem] = []
-    if records.names:  # a file of JSON Lines without records has none
-        problems = list(_find_problems(file, columns, records))
-        present = tuple(column for column in columns if column.source in records.names)
-    if problems and not present:
-        raise SchemaErrors([problem.text for problem in problems])
+    names = records.names
+    required = [column.source for column in columns if column.reason]
+    if names and not {*names} & {*required}:
+        listed = ", ".join(required)
+        raise SchemaError(
+            f"{file}: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare columns, "
+            "or of a text the delimiter, or, if its line 1 is no header, "
+            f"names: [{listed}, ...], all in the order of the file"
+        )
 
+    # a file of JSON Lines without records has no names
+    problems = _find_problems(file, columns, records) if names else ()
+    present = [column for column in columns if column.source in names or not names]
     cells = {
         column.name: _to_series(records.columns.get(column.source, []))
         for column in present
@@ -224,12 +228,12 @@ def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Recor
     rejects = make_rejects(file, records.bad, None, bad["text"], bad["reason"])
     places = pd.DataFrame({"line": records.lines})
     places["file"] = pd.Series(file, places.index, dtype=object)
-    dropped = tuple(name for name in records.names if name not in requested)
+    dropped = tuple(name for name in names if name not in requested)
     frame = pd.DataFrame(cells)
 
     return Records(
         file,
-        present,
+        tuple(present),
         frame,
         places,
         rejects,
@@ -254,41 +258,22 @@ def _to_series(cells: pd.Series | list[Any] | pa.ChunkedArray) -> pd.Series:
         return pd.Series(cells.to_pylist(), dtype=object)
 
 
-def _check_header(path: Path, names: list[str], columns: tuple[Column, ...]) -> None:
-    """Refuse a first line that is cut in the wrong places, or that is no header."""
-    required = [column.source for column in columns if column.reason]
-    if not {*names} & {*required}:
-        listed = ", ".join(required)
-        raise SchemaError(
-            f"{path}, line 1: columns {listed} are absent; got {str(names)[:MAX_VALUE]}; declare "
-            "columns or delimiter, "
-            f"or, if that is no header, names: [{listed}, ...], all in the order of the file"
-        )
-
-
 def _find_problems(
     file: str, columns: tuple[Column, ...], records: FileRecords
 ) -> Iterator[Problem]:
     """Yield which requested columns are absent, or there more than once."""
     names = records.names
-    key = ""
-    if records.is_text:
-        key = f"names: {json.dumps(_name_apart(names), ensure_ascii=False)}"
-
     for column in columns:
-        source = column.source
-        at = [str(n) for n, name in enumerate(names, start=1) if name == source]
-        if column.reason and not at:
-            nearest = name_nearest(source, names)
+        count = names.count(column.source)
+        if column.reason and not count:
+            nearest = name_nearest(column.source, names)
             yield Problem(
-                f"{file}: column '{source}' is absent, {column.reason}; {nearest}"
+                f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}"
             )
-        if len(at) > 1:
-            yield Problem(
-                f"{file}: {len(at)} columns are called '{source}', number {', '.join(at)}; "
-                "rename all but one",
-                key,
-            )
+        if count > 1:
+            text = f"{file}: {count} columns are called '{column.source}'; rename all but one"
+            apart = json.dumps(_name_apart(names), ensure_ascii=False)
+            yield Problem(text, f"names: {apart}" if records.is_text else "")
 
 
 def _name_apart(names: list[str]) -> list[str]:
@@ -321,13 +306,11 @@ def _read_query(
             rows = pa.table({}) if result is None else result.to_arrow_table()
     except (duckdb.Error, RuntimeError) as error:
         reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
-        remedy = "allowed: SQL of DuckDB that ends in a SELECT; an extension needs INSTALL once"
-        if _UNREADABLE.search(reason):
-            remedy = (
-                "text that is not UTF-8 is read by SELECT * FROM read_csv('FILE', encoding = "
-                "'latin-1'), or without a query, by path and encoding: cp1252"
-            )
-        raise SchemaError(f"{name} fails: {reason}; {remedy}") from error
+        raise SchemaError(
+            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
+            "needs INSTALL once; text that is not UTF-8 is read by read_csv('FILE', encoding = "
+            "'latin-1')"
+        ) from error
 
     if not len(rows):
         raise SchemaError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from datamodules.config import Column, DataConfig, TableConfig
 from datamodules.feedback import append_log, list_columns
 from datamodules.rejects import (
     KINDS,
+    PADDED,
     Problem,
     Rejects,
     describe,
@@ -22,6 +24,7 @@ from datamodules.rejects import (
     find_limit,
     find_remedy,
     make_rejects,
+    place_of,
 )
 from datamodules.sources import (
     Records,
@@ -94,12 +97,10 @@ def tables_from_frames(
 ) -> tuple[Tables, Rejects]:
     """Do as `read_tables` with tables in memory in place of files."""
     columns = _list_columns(config)
-    frames = {"users": users, "items": items}
-    name = "interactions"
-    files = {name: take_table(name, interactions, columns[name])}
-
+    frames = {"interactions": interactions, "users": users, "items": items}
+    files = {}
     for name, frame in frames.items():
-        if frame is not None:
+        if frame is not None or name == "interactions":
             files[name] = take_table(name, frame, columns[name])
 
     return _type_tables(config, columns, files, (), erased)
@@ -126,9 +127,7 @@ def _type_tables(
 
     if config.split.kind == "files" and not unread:
         files |= _read_split_files(config, columns["interactions"])
-        parts = [files[name] for name in _PARTS if name in files]
-        if not any(part.problems for part in parts):
-            _check_parts(parts)
+        _check_parts([files[name] for name in _PARTS if name in files])
 
     if config.feedback is not None and not unread:
         present = files["interactions"].columns
@@ -171,8 +170,6 @@ def _sum_up(tables: Mapping[str, TypedTable], logged: dict[str, int]) -> Rejects
         rejects.faults[name] = table.faults
         rejects.records[name] = records.n_records
         rejects.dropped[name] = records.dropped
-        if table.n_stripped:
-            rejects.stripped[name] = table.n_stripped
         if records.n_erased:
             rejects.forgotten[name] = records.n_erased
 
@@ -203,10 +200,8 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     """Take out the records of erased users, and the texts of torn records, which may be theirs."""
     if not len(erased) or "user_id" not in records.frame:
         return records
-    ids = records.frame["user_id"].astype(object)
-    ids = ids.map(lambda cell: cell if isinstance(cell, str) else to_text(cell))
-    # whose id had blanks around it was once forgotten with them
-    is_erased = ids.map(lambda text: text is not None and _is_erased(text, erased))
+    cells = records.frame["user_id"].tolist()
+    is_erased = np.array([_is_erased(cell, erased) for cell in cells], bool)
     frame = records.frame[~is_erased].reset_index(drop=True)
     places = records.places[~is_erased].reset_index(drop=True)
     rejects = records.rejects.assign(value=None).astype({"value": "str"})
@@ -217,8 +212,9 @@ def _leave_out(records: Records, erased: ErasureList) -> Records:
     )
 
 
-def _is_erased(user_id: str, erased: ErasureList) -> bool:
-    return erased.holds(user_id) or erased.holds(user_id.strip())
+def _is_erased(cell: Any, erased: ErasureList) -> bool:
+    """Tell whether a user was forgotten; an old list has ids with the blanks around them."""
+    return erased.holds(to_text(cell) or "") or erased.holds(str(cell))
 
 
 def _check_parts(parts: Sequence[Records]) -> None:
@@ -244,8 +240,7 @@ class TypedTable:
     places: pd.DataFrame  # file and line of each row
     faults: pd.DataFrame
     """File, line, column, value, reason, and what the fault costs: "record", "cell", or nothing."""
-    n_right: dict[str, int]  # column -> cells with a good value
-    n_stripped: int = 0  # ids that had blanks around them
+    n_right: dict[str, int]  # column of the file -> cells with a good value
 
 
 def type_records(
@@ -266,12 +261,11 @@ def type_records(
     n_right = {}
     faults = [records.rejects.assign(costs="record")]
     is_lost = np.zeros(len(records.frame), bool)
-    n_stripped = 0
 
     for column in records.columns:
         cells = records.frame[column.name]
         try:
-            values, reasons, n_stripped_here = read_cells(
+            values, reasons = read_cells(
                 column, cells, timezone, records.is_text, layout
             )
         except SchemaError as error:
@@ -283,16 +277,16 @@ def type_records(
             listed = make_rejects(
                 places["file"], places["line"], column.source, cells[is_fault], reason
             )
-            is_listed = (is_lost | is_wrong)[is_fault]
+            is_listed = (is_lost | is_wrong)[is_fault] | (reason == PADDED)
             faults.append(listed.assign(costs=np.where(is_listed, "", costs)))
-            is_wrong |= is_fault
-        n_right[column.name] = int((values.notna() & ~is_wrong).sum())
+            if reason != PADDED:
+                is_wrong |= is_fault
+        n_right[column.source] = int((values.notna() & ~is_wrong).sum())
         if costs == "cell":
             values = values.mask(is_wrong)
         else:
             is_lost |= is_wrong
         columns[column.name] = values
-        n_stripped += n_stripped_here
 
     frame = pd.DataFrame(columns)[~is_lost].reset_index(drop=True)
     places = records.places[~is_lost].reset_index(drop=True)
@@ -300,7 +294,7 @@ def type_records(
         ["file", "line"], kind="stable", ignore_index=True
     )
 
-    return TypedTable(records, frame, places, in_order, n_right, n_stripped)
+    return TypedTable(records, frame, places, in_order, n_right)
 
 
 # ---- what is refused, and what is said
@@ -312,63 +306,52 @@ def _find_problems(
     """Find the columns that hold something else than is declared.
 
     Returns:
-        The problems, one for each kind of fault, and the faults that their remedies leave.
+        The problems, one for each kind of fault, and the faults that are none of them.
     """
+    unfit = [table.faults.head(0)]
+    for (source, reason), wrong in table.faults.groupby(["column", "reason"]):
+        n_right = table.n_right.get(str(source), 0)
+        limit = find_limit(str(reason), wrong, n_right, max_rate)
+        if reason in KINDS and len(wrong) > limit:
+            unfit.append(wrong)
+
     problems = list(table.records.problems)
-    faults = table.faults
-    is_told = faults["costs"].eq("cell").to_numpy(bool, copy=True)
-
-    for reason, kind in KINDS.items():
-        is_alike = faults["reason"].eq(reason)
-        unfit = []
-        for column in table.records.columns:
-            wrong = faults[is_alike & faults["column"].eq(column.source)]
-            n_right = table.n_right[column.name]
-            if len(wrong) > find_limit(reason, wrong, n_right, max_rate):
-                unfit.append(column)
-        if not unfit:
-            continue
-
-        is_wrong = is_alike & faults["column"].isin([column.source for column in unfit])
-        wrong = faults[is_wrong]
-        key, reads = find_remedy(reason, wrong["value"])
-        is_told[is_wrong] |= reads
-        listed = ", ".join(f"'{column.source}'" for column in unfit)
+    told = pd.concat(unfit)
+    for reason, wrong in told.groupby("reason"):
+        columns = ", ".join(f"'{source}'" for source in wrong["column"].unique())
         text = (
-            f"column {listed} does not hold {kind}: {len(wrong):,} values are not, the first: "
-            f"{describe(wrong)}"
+            f"column {columns} does not hold {KINDS[str(reason)]}: {len(wrong):,} values are not, "
+            f"the first: {describe(wrong)}"
         )
+        key = find_remedy(str(reason), wrong["value"])
         if not key:
             text += (
                 "; mend it, or declare another column, or another kind in data.features"
             )
         problems.append(Problem(text, key))
 
-    return problems, faults[~is_told]
+    return problems, table.faults.drop(told.index)
 
 
-def _find_conflicts(name: str, records: Records) -> list[Problem]:
+def _find_conflicts(name: str, records: Records) -> Iterator[Problem]:
     """Find rows of one id that differ as they are written; equal ones are for cleaning."""
     id_name = IDS[name]
-    ids = records.frame.get(id_name, pd.Series()).astype("str").str.strip()
+    if id_name not in records.frame:
+        return
+    ids = records.frame[id_name].astype("str").str.strip()
     is_doubled = ids.duplicated(keep=False) & (ids.fillna("") != "")
     rows = records.frame[is_doubled].astype("str").assign(**{id_name: ids})
-    distinct = rows.drop_duplicates()
-    conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
-    if conflicting.empty:
-        return []
-
-    rows = distinct[distinct[id_name] == conflicting.iloc[0]].head(2)
-    columns = [f"'{column}'" for column in rows if not rows[column].duplicated().any()]
-    lines = [
-        f"{place.file}, line {place.line}"
-        for place in records.places.loc[rows.index].itertuples()
-    ]
-    text = (
-        f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in "
-        f"{', '.join(columns)}: {'; '.join(lines)}; keep one row each"
-    )
-    return [Problem(text, "keep: last")]
+    distinct = rows.drop_duplicates().sort_values(id_name, kind="stable")
+    pair = distinct[distinct[id_name].duplicated(keep=False)].head(2)
+    if len(pair):
+        columns = pair.columns[pair.nunique(dropna=False) > 1]
+        places = records.places.loc[pair.index]
+        text = (
+            f"{name}: {id_name} '{pair[id_name].iloc[0]}' has rows that differ in "
+            f"{', '.join(map(repr, columns))}: {place_of(places)} and {place_of(places[1:])}; "
+            "keep one row each"
+        )
+        yield Problem(text, "keep: last")
 
 
 # ---- three tables

@@ -13,7 +13,7 @@ from pandas.api import types
 
 from datamodules.config import Column, TableConfig
 from datamodules.read import REPLACED
-from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING
+from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING, PADDED
 from serve.arrays import Flags, Ints, Ties
 from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
@@ -49,7 +49,6 @@ class Cells(NamedTuple):
 
     values: pd.Series
     faults: dict[str, Flags]  # reason -> the rows at fault (n,)
-    n_stripped: int = 0  # ids that had blanks around them
 
 
 def read_cells(
@@ -72,7 +71,8 @@ def read_cells(
     Raises:
         SchemaError: the column as a whole cannot be of this role.
     """
-    cells, n_stripped = _to_plain_column(column, cells)
+    if column.role != "vector":
+        cells = _to_plain(cells)
     marks = {"", *(mark.strip() for mark in layout.missing)}
     if column.role in ("number", "order"):
         marks |= {"nan", "NaN"}
@@ -101,7 +101,7 @@ def read_cells(
     else:
         read = _read_values(column, cells)
 
-    return Cells(read.values, faults | read.faults, n_stripped)
+    return Cells(read.values, faults | read.faults)
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -118,19 +118,6 @@ def mark_shared(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) ->
 
 
 # ---- cells of every kind
-
-
-def _to_plain_column(column: Column, cells: pd.Series) -> tuple[pd.Series, int]:
-    """Turn cells into plain values; take blanks around ids away, and count ids that had some."""
-    if column.role == "vector":
-        return cells, 0
-    plain = _to_plain(cells)
-    if column.role != "id" or not isinstance(plain.dtype, pd.StringDtype):
-        return plain, 0
-    stripped = plain.str.strip()
-    length = stripped.str.len()
-    is_stripped = (length > 0) & (length < plain.str.len())
-    return stripped, int(is_stripped.sum())
 
 
 def _to_plain(cells: pd.Series) -> pd.Series:
@@ -178,15 +165,17 @@ def _is_any(cells: pd.Series, kinds: tuple[type, ...]) -> Flags:
 
 def _read_ids(cells: pd.Series, is_text: bool) -> Cells:
     """Return int64 if all ids are integers, else texts; where there is none 0 or blank."""
-    nothing = {"not an id": np.zeros(len(cells), bool)}
+    faults = {"not an id": np.zeros(len(cells), bool)}
     if isinstance(cells.dtype, pd.StringDtype):
-        texts = cells.dropna()
+        stripped = cells.str.strip()
+        faults[PADDED] = (stripped.str.len() < cells.str.len()).to_numpy(bool)
+        texts = stripped.dropna()
         if not is_text or not texts.str.fullmatch(_INTEGER).all():
-            return Cells(cells.fillna(""), nothing)
+            return Cells(stripped.fillna(""), faults)
         if texts.str.len().max() <= _SURE_LENGTH:
-            return Cells(cells.fillna("0").astype("int64"), nothing)
+            return Cells(stripped.fillna("0").astype("int64"), faults)
     elif cells.dtype.kind == "i" and cells.min() >= -_MAX_INTEGER:
-        return Cells(cells.astype("int64"), nothing)
+        return Cells(cells.astype("int64"), faults)
 
     return _read_mixed_ids(cells, is_text)
 

@@ -10,6 +10,7 @@ import difflib
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 MAX_NAMES = 20  # listed in a message
 MAX_SHOWN = 40  # characters of a value in a message: requests come from strangers
@@ -23,10 +24,8 @@ class SchemaErrors(SchemaError):
     """Several faults at once: a line that counts them, and a line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        lines = [" ".join(fault.split()) for fault in faults]
-        if len(lines) > 1:
-            lines.insert(0, f"{len(lines)} faults, each with its remedy:")
-        super().__init__("\n- ".join(lines))
+        head = f"{len(faults)} faults, each with its remedy:"
+        super().__init__("\n- ".join([head, *faults] if len(faults) > 1 else faults))
 
 
 class BundleError(ValueError):
@@ -57,12 +56,11 @@ def name_nearest(name: str, allowed: Iterable[str]) -> str:
 
 def say_missing(path: str, setting: str) -> str:
     """Say that a path leads nowhere, and which file beside it may be meant."""
-    folder, name = os.path.split(path)
-    if os.path.isdir(path):
-        folder, name = path, ""
+    file = Path(path)
+    folder = file if file.is_dir() else file.parent
     nearest = f"there is no folder {folder}"
-    if os.path.isdir(folder or "."):
-        nearest = name_nearest(name, os.listdir(folder or "."))
+    if folder.is_dir():
+        nearest = name_nearest(file.name, os.listdir(folder))
     return f"{path} matches no file; {setting} is relative to {os.getcwd()}; {nearest}"
 
 

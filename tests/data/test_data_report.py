@@ -234,23 +234,18 @@ def report_hints(events, items=None) -> list[str]:
         ("x", "z", ("'x'", "'b'")),
     ],
 )
-def test_many_items_without_a_row_are_an_alarm_that_shows_ids_that_look_alike(ids, theirs, pair):
+def test_items_without_a_row_are_said_with_ids_that_look_alike(ids, theirs, pair):
     events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": ["b", "c", "d", ids]})
     items = pd.DataFrame({"item_id": ["b", "c", "d", theirs]})
-    hint = next(hint for hint in report_hints(events, items) if "no row in the items" in hint)
+    hint = next(hint for hint in report_hints(events, items) if "without a row" in hint)
     assert "25%" in hint
     assert all(shown in hint for shown in pair)
-    more = pd.concat([events, pd.DataFrame({"user_id": [3], "item_id": ["e"]})])
-    known = pd.concat([items, pd.DataFrame({"item_id": ["e"]})])
-    assert not any("no row" in hint for hint in report_hints(more, known))
+    assert not any("without a row" in hint for hint in report_hints(events, events))
 
 
-def test_users_with_extreme_counts_are_counted_in_the_report_and_named_on_the_console():
+def test_users_with_extreme_counts_are_named_on_the_console():
     users = np.repeat([*(f"p{n}" for n in range(60)), "K17", "K18"], [3] * 60 + [300, 90])
     events = pd.DataFrame({"user_id": users, "item_id": np.arange(len(users))})
-    hint = next(hint for hint in report_hints(events) if "median" in hint)
-    assert "2 users have 68% of the events" in hint
-    assert "K17" not in hint
     text = io.StringIO()
     print_heavy_users(events, Console(file=text))
     assert "'K17': 300" in text.getvalue()

@@ -67,7 +67,7 @@ def test_ids_are_of_one_type_over_all_parts(tmp_path):
     [
         (
             {"test": "u;item;weight\n1;2;3\n"},
-            "test.csv: column 'i' is absent, .*; allowed: item, u, weight",
+            "test.csv: column 'i' is absent, which .*train.csv has",
         ),
         (
             {"test": "u;i\n1;2\n"},

@@ -357,6 +357,14 @@ def test_declared_columns_and_tables_must_be_there(tmp_path):
             read(tmp_path, text, **options)
 
 
+@pytest.mark.parametrize("ids", [[3, 4], [3, 3]])
+def test_an_id_that_is_called_otherwise_is_named_beside_the_features_that_are_there(ids):
+    items = pd.DataFrame({"sku": ids, "price": [1, 2]})
+    config = DataConfig(features=FeaturesConfig(item={"price": "numeric"}))
+    with pytest.raises(SchemaError, match=r"'item_id' is absent.*data\.items\.columns\.item_id"):
+        tables_from_frames(config, EVENTS, items=items)
+
+
 def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
     items = pd.DataFrame(
         {"item_id": [3, 4, 3, 5], "brand": ["a", "b", "a", "c"], "price": [1, 2, 1, 3]}
@@ -366,7 +374,7 @@ def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
     assert clean(tables)[0].items["item_id"].tolist() == [3, 4, 5]
     with pytest.raises(
         SchemaError,
-        match=r"items: item_id '3' has rows that differ in 'price': items, line 1; items, line 3; .*keep: last",
+        match=r"items: item_id '3' has rows that differ in 'price': line 1 of items and line 3 of items; .*keep: last",
     ):
         tables_from_frames(config, EVENTS, items=items.assign(price=[1, 2, 9, 3]))
 
