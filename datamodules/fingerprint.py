@@ -27,9 +27,8 @@ def fingerprint(*parts: Any) -> str:
 
 def _pieces(value: Any) -> Iterator[bytes]:
     """Yield the bytes of a value and of its members; a line says what follows."""
-    if hasattr(
-        value, "numpy"
-    ):  # a tensor, whose library is not imported for tables alone
+    # A tensor, whose library is not imported for tables alone.
+    if hasattr(value, "numpy"):
         value = value.numpy()
     if is_dataclass(value):
         value = [getattr(value, field.name) for field in fields(value)]

@@ -229,8 +229,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
         return _make_config(parser, words)
     except ArgumentError as error:
         message = " ".join(str(error).split())
-        names_types = r'Parser key "([\w.]+)": .*(Got|Given) value: '
-        message = re.sub(names_types, r"\1 may not be ", message)
+        # What stands between the key and its value names types of Python.
+        message = re.sub(
+            r'Parser key "([\w.]+)": .* value: ', r"\1 may not be ", message
+        )
         raise SchemaError(f"{message}; see {program} --help") from error
 
 
