@@ -20,7 +20,7 @@ from serve.errors import SchemaError, name_nearest
 
 DECIMALS = 9  # of a weight that a return may change
 _NOTHING_DECLARED = DataConfig()
-_BLUR = re.compile(r"[\W_]+|(?<!\d)0+(?=\d)")  # signs and leading zeros of an id
+_IGNORED = re.compile(r"[\W_]+|(?<!\d)0+(?=\d)")  # signs and leading zeros of an id
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def _show_ids(tables: Tables, name: str) -> str:
 
 def _spell(ids: pd.Series[Any] | pd.Index[Any]) -> dict[str, Any]:
     """Return ids by their letters and digits, without case and leading zeros."""
-    return {_BLUR.sub("", str(one).lower()): one for one in ids.tolist()}
+    return {_IGNORED.sub("", str(written).lower()): written for written in ids.tolist()}
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:
