@@ -195,12 +195,11 @@ class Recommender:
         if lists.held_back.any():
             notes.append(f"held back: {lists.held_back.sum()} items just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-        names = self._name(lists.item_id)
         columns: dict[str, Any] = {
             "request": request_of_row,
             "user_id": lists.to_table().column("user_id"),
             "rank": lists.rank,
-            "name": names,
+            "name": self._name(lists.item_id),
             "item_id": lists.item_id,
             "score": lists.score,
         }
