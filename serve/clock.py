@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from itertools import pairwise
@@ -155,7 +155,7 @@ class Rhythm:
 
 
 # Item -> UTC seconds, ascending -> type of the event that took it then.
-Takings = Mapping[Id, Mapping[int, str | None]]
+Takings = dict[Id, dict[int, str | None]]
 
 
 def measure_rhythms(takings: Takings, item_ids: Iterable[Id]) -> dict[Id, Rhythm]:
@@ -193,7 +193,7 @@ def _find_gaps(times: Iterable[int]) -> list[int]:
 
 
 def _measure(
-    events: Mapping[int, str | None], days: Sequence[int], usual_gap: float
+    events: dict[int, str | None], days: Sequence[int], usual_gap: float
 ) -> Rhythm:
     *_, event = events.values()
     gaps = _find_gaps(days)

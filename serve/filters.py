@@ -385,7 +385,7 @@ class JustTaken:
         rows = zip(
             history.item_id.tolist(), times.tolist(), events.tolist(), strict=True
         )
-        takings: dict[Id, dict[int, str | None]] = {}
+        takings: Takings = {}
         for item_id, time, event in rows:
             is_taking = event is None or not self.events or event in self.events
             if is_taking and item_id in item_ids:

@@ -151,8 +151,7 @@ def _explain_items(
         for place in places[effects_on_item[places] > least].tolist():
             reason = replace(parts[place][1], effect=float(effects_on_item[place]))
             if has_memory and reason.item_id == item_id:
-                rhythm = rhythms.get(item_id)
-                reason = _remember(reason, rhythm, request.datetime or 0)
+                reason = _remember(reason, rhythms.get(item_id), request.datetime or 0)
             reasons.append(reason)
         explained.append(reasons or [Reason("popular", 0.0, "popular now")])
 
