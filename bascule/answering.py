@@ -29,6 +29,7 @@ from service.publish import sign
 from service.request_files import read_filters, read_requests
 
 _BATCH = 4096  # requests whose answers are in memory at a time
+_HELD = "held back"
 _MAX_CELL = 40  # characters
 
 
@@ -63,6 +64,7 @@ def recommend(options: Namespace) -> None:
                     unknown_users[request.user_id] = None
             unknown["history"] += int(lists.unknown_items.sum())
             reasons.extend(lists.reason.tolist())
+            unknown[_HELD] += lists.held_back.sum()
             yield to_table(lists)
 
     empty = to_table(recommender.recommend([], options.k, filter_viewed))
@@ -107,7 +109,8 @@ def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Req
 def _note(
     unknown: Counter[str], unknown_users: Sequence[Any], reasons: Sequence[str | None]
 ) -> Iterator[str]:
-    """Yield sentences about unknown values and users, and short lists."""
+    """Yield sentences about unknown values and users, short lists and what is held back."""
+    n_held_back = unknown.pop(_HELD, 0)
     if unknown_users:
         yield f"unknown users: {len(unknown_users)}, the first {show(unknown_users[0])}"
 
@@ -121,6 +124,8 @@ def _note(
     short = [reason for reason in reasons if reason is not None]
     if short:
         yield f"{len(short)} of {len(reasons)} lists are short; the first because {short[0]}"
+    if n_held_back:
+        yield f"held back: {n_held_back}, just taken"
 
 
 def similar(options: Namespace) -> None:

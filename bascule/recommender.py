@@ -194,7 +194,7 @@ class Recommender:
 
         notes = note_unknown(self.served, requests) + note_short(lists.reason.tolist())
         if lists.held_back.any():
-            notes.append(f"held back: {lists.held_back.sum()} items just taken")
+            notes.append(f"held back: {lists.held_back.sum()}, just taken")
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
         names = self._name(lists.item_row)
         columns: dict[str, Any] = {

@@ -39,9 +39,11 @@ _DEPTH = 4  # a search under limits is this many lists deep
 EARLIEST = 0.25
 DEFAULT_GAP = 30 * DAY  # between two takings of an item, where no profile tells
 _MAX_SAMPLE = 50_000  # events of the first profiles, which tell the usual gap
-# Events that take nothing, unless training had their type.
+# Events that take nothing, unless training had their type. Who clicks and collects has bought.
 _NO_TAKING = re.compile(
-    "view|visit|detail|click|open|remove|cancel|return|refund|dislike", re.IGNORECASE
+    "remove|cancel|return|refund|dislike|wish"
+    "|^(?!.*(purchase|buy|bought|order|sale|checkout)).*(view|visit|detail|click|open)",
+    re.IGNORECASE,
 )
 
 # ---- the language
@@ -304,7 +306,7 @@ def _count_down(
         n_left_out = np.count_nonzero(~barred[rows_of_request])
         barred[rows_of_request] = True
         if n_left_out:
-            yield f"{n_left_out} of them are {reason}"
+            yield f"{n_left_out} of them {reason}"
 
     for column, most in filters.at_most:
         yield f"at most {most} per {column}"
@@ -348,33 +350,36 @@ class JustTaken:
         self._profiles = profiles
 
     def hold_back(
-        self, requests: Sequence[Request], moments: Ints, item_ids: ItemIds
+        self, requests: Sequence[Request], moments: Ints, admission: Admission
     ) -> Pairs:
-        """Return the requests and rows of the items that are held back.
+        """Return the requests and rows of the items that would be listed if not held back.
 
         Args:
             requests: T requests with what is known of their users.
             moments: (T,) UTC seconds.
-            item_ids: of the catalogue.
+            admission: of the catalogue.
         """
         numbers: list[int] = []
         rows: list[int] = []
         for number, request in enumerate(requests):
             if request.again == "due" and request.n_fresh != 0 and request.history:
-                takings = self.find(request, int(moments[number]), item_ids)
+                takings = self.find(request, int(moments[number]), admission)
                 numbers += [number] * len(takings.held_back)
                 rows += takings.held_back
 
         return np.array(numbers, np.int64), np.array(rows, np.int64)
 
-    def find(self, request: Request, moment: int, item_ids: ItemIds) -> Takings:
+    def find(self, request: Request, moment: int, admission: Admission) -> Takings:
         """Find what was taken, in the history of a request with what is known of its user.
+
+        What the filters of the request bar is not held back besides.
 
         Args:
             request: with or without a history.
             moment: of the request, in UTC seconds.
-            item_ids: of the catalogue.
+            admission: of the catalogue.
         """
+        item_ids = admission.item_ids
         history = request.history or History(item_ids.ids[:0])
         rows = item_ids.find(history.item_id)
         is_taking = (rows != UNKNOWN_ROW) & self._are_takings(history)
@@ -387,6 +392,7 @@ class JustTaken:
             is_fresh = np.arange(len(history)) >= len(history) - request.n_fresh
         if request.again == "any":
             is_fresh = np.zeros(len(history), np.bool_)
+        is_fresh &= ~admission.bar(request.filters)[rows]
 
         rhythms = Rhythms(rows[is_taking], times[is_taking])
         events = history.take(is_taking)

@@ -75,8 +75,7 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
 
 def _find_takings(recommender: Recommender, request: Request) -> Takings:
     moment = request.datetime or 0
-    item_ids = recommender.catalogue.item_ids
-    return recommender.just_taken.find(request, moment, item_ids)
+    return recommender.just_taken.find(request, moment, recommender.admission)
 
 
 def find_segment(recommender: Recommender, request: Request) -> Segment | None:
