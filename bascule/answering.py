@@ -44,6 +44,7 @@ def recommend(options: Namespace) -> None:
     filter_viewed = None if options.repeats is None else options.repeats == "exclude"
     unknown: dict[tuple[str, str], None] = {}  # kinds and names, each once
     reasons: list[str | None] = []  # why lists are short
+    held_back: list[int] = []  # items of each batch
 
     def to_table(lists: Recommendations) -> pa.Table:
         table = lists.to_table()
@@ -57,12 +58,13 @@ def recommend(options: Namespace) -> None:
             lists = recommender.recommend(batch, options.k, filter_viewed)
             unknown.update(dict.fromkeys(list_unknown(recommender, batch)))
             reasons.extend(lists.reason.tolist())
+            held_back.append(int(lists.held_back.sum()))
             yield to_table(lists)
 
     empty = to_table(recommender.recommend([], options.k, filter_viewed))
     write_tables(answer(), empty.schema, options.out)
     print(f"{len(reasons)} requests answered: {options.out}")
-    for note in write_notes(unknown, reasons):
+    for note in write_notes(unknown, reasons, sum(held_back)):
         print(f"note: {note}", file=sys.stderr)
 
 

@@ -230,13 +230,16 @@ def list_unknown(
 
 
 def write_notes(
-    unknown: Iterable[tuple[str, str]], reasons: Sequence[str | None] = ()
+    unknown: Iterable[tuple[str, str]],
+    reasons: Sequence[str | None] = (),
+    n_held_back: int = 0,
 ) -> list[str]:
-    """Say what nobody knows, each user, item and name counted once, and how many lists are short.
+    """Say what nobody knows, each name counted once, how many lists are short, what is held back.
 
     Args:
         unknown: kinds and names, as of `list_unknown`.
         reasons: why a list is short, None of a full one.
+        n_held_back: items of all lists that were just taken.
     """
     names: dict[str, list[str]] = {"users": [], "items": [], "values": []}
     for kind, name in dict.fromkeys(unknown):
@@ -251,4 +254,6 @@ def write_notes(
     if short:
         n_short = f"{len(short)} of {len(reasons)} lists are short"
         notes.append(f"{n_short}; the first because {short[0]}")
+    if n_held_back:
+        notes.append(f"held back: {n_held_back}, just taken")
     return notes

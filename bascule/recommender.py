@@ -178,9 +178,11 @@ class Recommender:
             raise SchemaError(f"repeats is {show(repeats)}; allowed: allow, exclude")
         lists = recommend_by_dials(self.served, requests, k, repeats, dials)
 
-        notes = self._note(requests, lists.reason.tolist())
-        if lists.held_back.any():
-            notes.append(f"held back: {lists.held_back.sum()} items just taken")
+        notes = write_notes(
+            list_unknown(self.served, requests),
+            lists.reason.tolist(),
+            int(lists.held_back.sum()),
+        )
         request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
         columns: dict[str, Any] = {
             "request": request_of_row,

@@ -38,6 +38,12 @@ _DEPTH = 4  # a search under limits is this many lists deep
 EARLIEST = 0.25
 DEFAULT_GAP = 30 * DAY  # between two takings of an item, where no profile tells
 _MAX_SAMPLE = 50_000  # events of the first profiles, which tell the usual gap
+# Events that take nothing, unless training had their type. Who clicks and collects has bought.
+_NO_TAKING = re.compile(
+    "remove|cancel|return|refund|dislike|wish"
+    "|^(?!.*(purchase|buy|bought|order|sale|checkout)).*(view|visit|detail|click|open)",
+    re.IGNORECASE,
+)
 
 # ---- the language
 
@@ -299,7 +305,7 @@ def _count_down(
         n_left_out = np.count_nonzero(~barred[rows_of_request])
         barred[rows_of_request] = True
         if n_left_out:
-            yield f"{n_left_out} of them are {reason}"
+            yield f"{n_left_out} of them {reason}"
 
     for column, most in filters.at_most:
         yield f"at most {most} per {column}"
@@ -314,7 +320,7 @@ class JustTaken:
 
     Attributes:
         events: types of the events that training predicted. They take an item, and so does an event
-            without a type. Empty: all types do.
+            without a type. Empty: all types do that do not sound like a view, a wish or a return.
         profiles: tell the usual gap between two takings of an item.
     """
 
@@ -322,23 +328,26 @@ class JustTaken:
     profiles: Profiles
 
     def hold_back(
-        self, requests: Sequence[Request], moments: Ints, item_ids: ItemIds
+        self, requests: Sequence[Request], moments: Ints, admission: Admission
     ) -> Pairs:
-        """Return the requests and rows of the items that are held back.
+        """Return the requests and rows of the items that would be listed if not held back.
 
         Args:
             requests: T requests with what is known of their users.
             moments: (T,) UTC seconds.
-            item_ids: of the catalogue.
+            admission: of the catalogue.
         """
+        item_ids = admission.item_ids
         numbers: list[int] = []
-        held_ids: list[Id] = []
+        rows: list[int] = []
         for number, request in enumerate(requests):
-            held_back = self.find_held_back(request, int(moments[number]), item_ids)
-            numbers += [number] * len(held_back)
-            held_ids += held_back
+            if held_ids := self.find_held_back(request, int(moments[number]), item_ids):
+                held = item_ids.find(held_ids)
+                held = held[~admission.bar(request.filters)[held]]
+                numbers += [number] * len(held)
+                rows += held.tolist()
 
-        return np.array(numbers, np.int64), item_ids.find(held_ids)
+        return np.array(numbers, np.int64), np.array(rows, np.int64)
 
     def find_held_back(
         self, request: Request, moment: int, item_ids: ItemIds
@@ -387,11 +396,15 @@ class JustTaken:
         )
         takings: Takings = {}
         for item_id, time, event in rows:
-            is_taking = event is None or not self.events or event in self.events
-            if is_taking and item_id in item_ids:
+            if item_id in item_ids and self._is_taking(event):
                 takings.setdefault(item_id, {})[time] = event
 
         return takings
+
+    def _is_taking(self, event: str | None) -> bool:
+        if event is None or event in self.events:
+            return True
+        return not self.events and not _NO_TAKING.search(event)
 
     @cached_property
     def _usual_gap(self) -> float:

@@ -340,9 +340,7 @@ class Recommender:
         moments = encoded.tower.arrays["request_times"]
         if view != "all" or self.bundle.schema.repeats == "exclude":
             requests = []
-        held_back = self.just_taken.hold_back(
-            requests, moments, self.catalogue.item_ids
-        )
+        held_back = self.just_taken.hold_back(requests, moments, self.admission)
         left_out = {"excluded": encoded.excluded, _HELD: held_back}
         if view == "novel":
             left_out["owned"] = encoded.owned

@@ -239,7 +239,8 @@ function draw(answer, popular) {
   byId("notes").replaceChildren(...describePerson(list).map((text) => make("span", {}, text)));
   const nameMissing = (items) => items.filter((item) => !here.has(idOf(item))).map(nameOf).join("; ");
   byId("gone").textContent = last && nameMissing(last.items) ? `No longer here: ${nameMissing(last.items)}.` : "";
-  byId("others").textContent = nameMissing(popular) ? `Popular, but not for them: ${nameMissing(popular)}.` : "";
+  const others = nameMissing(popular.filter((item) => !taken.some((one) => idOf(one) === idOf(item))));
+  byId("others").textContent = others ? `Popular, but not for them: ${others}.` : "";
   byId("said").textContent = describeChange(list.items, popular.length);
   const moment = list.moment ? dayOf(list.moment) + (answer.clock === "data" ? ", the end of the data" : "") : "now";
   byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}. ${BARS}${form.repeats === "allow" ? RHYTHM : ""}`;

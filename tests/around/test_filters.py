@@ -434,19 +434,18 @@ def test_the_reason_counts_down_from_the_catalogue(recommenders):
         for viewed in (True, False)
     }
     assert reasons[True] == (
-        "3 of 7 items: the filters leave 6 of 23, 2 of them are excluded, 1 of them are owned"
+        "3 of 7 items: the filters leave 6 of 23, 2 of them excluded, 1 of them owned"
     )
     assert reasons[False] == (
-        "3 of 7 items: the filters leave 6 of 23, 2 of them are excluded, "
-        "1 of them are not due again"
+        "3 of 7 items: the filters leave 6 of 23, 2 of them excluded, 1 of them not due again"
     )
     nothing = recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(0)
-    assert nothing.reason == f"0 of 1 items: the filters leave {N} of {N}, {N} of them are excluded"
+    assert nothing.reason == f"0 of 1 items: the filters leave {N} of {N}, {N} of them excluded"
     limited = {"at_most": {"brand": 1}, "only": ids[:8], "where": "fresh"}
     assert recommenders["shop"].recommend([{"filters": limited}], 3).of(0).reason == (
         "2 of 3 items: the filters leave 3 of 23, at most 1 per brand"
     )
     both = request | {"exclude": cheap[:3]}  # what is excluded and owned counts once
     assert recommenders["shop"].recommend([both], 7).of(0).reason == (
-        "3 of 7 items: the filters leave 6 of 23, 3 of them are excluded"
+        "3 of 7 items: the filters leave 6 of 23, 3 of them excluded"
     )

@@ -184,6 +184,8 @@ def test_what_is_taken_leaves_the_list_and_what_a_basket_holds_is_not_on_it(
                 after = changed(page, before)
                 assert set(held_back).isdisjoint(after)
                 assert set(after) - set(before)
+                others = page.locator("#others").inner_text()
+                assert not [name for name in held_back if name in others.split(": ")[-1]]
             box = page.get_by_role("checkbox", name="held back")
             assert box.is_visible() is (schema.repeats == "allow")
             if schema.repeats == "allow":

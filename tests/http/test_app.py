@@ -475,7 +475,7 @@ def test_what_is_taken_leaves_the_list_until_it_may_be_due_again(buying):
     after, answer = ask_list(buying, user_id=user)
     assert before[0] not in after
     assert (answer["held_back"], len(after)) == (1, N - 1)
-    assert "1 of them are not due again" in answer["reason"]
+    assert "1 of them not due again" in answer["reason"]
     again, answer = ask_list(buying, user_id=user, again="any")
     assert sorted(again) == sorted(before)
     assert "held_back" not in answer
@@ -495,6 +495,12 @@ def test_the_items_of_a_basket_are_not_listed_for_it(buying):
     assert set(listed_items) == set(ids[3:])
     assert answer["held_back"] == 3
     assert set(ask_list(buying, history=basket, again="any")[0]) == set(ids)
+    for start, n_held in ((2, 1), (3, None)):  # what filters bar is not held back besides
+        asked = {"history": basket, "filters": {"only": ids[start:]}}
+        held, answer = ask_list(buying, **asked)
+        whole, _ = ask_list(buying, again="any", **asked)
+        assert answer.get("held_back") == n_held
+        assert (set(held), set(whole)) == (set(ids[3:]), set(ids[start:]))
     for dials in ({"diversity": 0.5}, {"novelty": 0.5}, {"new_share": 0.5}, {"explain": True}):
         shown, answer = ask_list(buying, history=basket, **dials)
         assert (set(shown), answer["held_back"]) == (set(ids[3:]), 3)

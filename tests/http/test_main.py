@@ -149,7 +149,7 @@ def test_values_and_items_that_the_bundle_does_not_know_are_noted(bundle, tmp_pa
         )
         == 0
     )
-    items, values = capsys.readouterr().err.splitlines()
+    items, values, *_ = capsys.readouterr().err.splitlines()
     assert "items: 1, the first 'gone'" in items
     assert "values: 1, the first context.device" in values
 
@@ -161,7 +161,7 @@ def test_users_without_a_profile_are_counted_once_and_the_first_is_named(bundle,
     )
     out = tmp_path / "recs.csv"
     assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 2, "--out", out) == 0
-    (line,) = capsys.readouterr().err.splitlines()
+    line, *_ = capsys.readouterr().err.splitlines()
     assert "unknown users: 2, the first 'eve'" in line
 
 
@@ -222,6 +222,18 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, capsys):
     answers = Recommender.load(bundle).recommend(filtered, 5)
     assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
     assert "2 of 2 lists are short; the first because 4 of 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("again", "n_held"), [("due", 3), ("any", 0)])
+def test_a_file_of_answers_says_how_many_items_are_held_back(tmp_path, capsys, again, n_held):
+    bundle = publish_linear(tmp_path, SHOP, 0)
+    path = tmp_path / "requests.jsonl"
+    path.write_text("".join(json.dumps({"history": IDS[:n]}) + "\n" for n in (1, 2)))
+    out = tmp_path / "lists.csv"
+    asked = ("--requests", path, "--out", out, "--k", N, "--again", again)
+    assert run("recommend", "--bundle", bundle, *asked) == 0
+    assert len(read_csv(out)) == 2 * N - n_held
+    assert f"held back: {n_held}," in capsys.readouterr().err or not n_held
 
 
 def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file, tmp_path, capsys):
