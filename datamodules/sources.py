@@ -321,7 +321,10 @@ def _read_query(
             rows = pa.table({}) if result is None else result.to_arrow_table()
     except (duckdb.Error, RuntimeError) as error:
         reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
-        remedy = "allowed: SQL of DuckDB that ends in a SELECT; an extension needs INSTALL once"
+        remedy = (
+            "allowed: SQL of DuckDB that ends in a SELECT, and as path a database, or none where "
+            "the query names files; an extension needs INSTALL once"
+        )
         if _UNREADABLE.search(reason):
             remedy = (
                 "text that is not UTF-8 is read by SELECT * FROM read_csv('FILE', encoding = "
