@@ -77,13 +77,16 @@ def naming(path: Path) -> Iterator[None]:
     """Name the file in an error of reading it."""
     try:
         yield
+    except UnicodeError as error:
+        raise SchemaError(
+            f"{path} cannot be read: {say(error)}; save it in UTF-8, or declare its encoding"
+        ) from error
     except (
         pa.ArrowException,
         OSError,
         EOFError,
         csv.Error,
         zlib.error,
-        UnicodeDecodeError,
     ) as error:
         raise SchemaError(f"{path} cannot be read: {say(error)}") from error
 

@@ -188,8 +188,9 @@ def write_rejects(rejects: Rejects, path: Path) -> None:
 def describe(rejects: pd.DataFrame) -> str:
     """Describe the first of some rejects."""
     first = rejects.astype(object).where(rejects.notna(), None).iloc[0]
+    column = "" if first["column"] is None else f"column {first['column']!r}, "
     return (
-        f"{first['file']}, line {first['line']}, column {first['column']!r}, "
+        f"{first['file']}, line {first['line']}, {column}"
         f"value {first['value']!r}: {first['reason']}"
     )
 

@@ -307,9 +307,9 @@ def _read_query(
     except (duckdb.Error, RuntimeError) as error:
         reason = " ".join(_SECRET.sub("...@", str(error)).split())[:MAX_VALUE]
         raise SchemaError(
-            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT; an extension "
-            "needs INSTALL once; text that is not UTF-8 is read by read_csv('FILE', encoding = "
-            "'latin-1')"
+            f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT, and as path a "
+            "database, or none where the query names files; an extension needs INSTALL once; text "
+            "that is not UTF-8 is read by read_csv('FILE', encoding = 'latin-1')"
         ) from error
 
     if not len(rows):

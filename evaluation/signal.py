@@ -13,7 +13,7 @@ PLAIN = {
     "personal": "nothing found beyond habits: what each user had most often",
     "personal-decayed": "nothing found beyond habits: what each user had most often lately",
 }
-REMEDY = "nothing more can be learned from this table: check the ids and the join, or serve that"
+REMEDY = "nothing more was learned from this table: check the ids and the join, or serve that"
 
 ERRORS = 2.0  # standard errors of a difference
 
@@ -36,19 +36,22 @@ def find_signal(content: Mapping[str, Any], metric: str) -> str | None:
     if sign(content["paired"][best][view], metric) > 0:
         return None
     figures = f"{metric} {plain[best][metric]:.4f} for {ours[view][metric]:.4f}"
-    return f"{PLAIN[best]} is as good or better ({figures}); {REMEDY}"
+    return f"{PLAIN[best]} is not clearly worse ({figures}); {REMEDY}"
 
 
 def advise(content: Mapping[str, Any]) -> Iterator[str]:
     """Yield what `find_signal` found, and a sentence on features that are better left out.
 
-    Features of users serve those with few events: only harm is reported of them.
+    Features of users serve those with few events: only harm is reported of them. A quick run says
+    nothing of features: the towers that read them are hardly trained.
 
     Args:
         content: `metrics.json`; `models.ablation` compares lists with features and without.
     """
     if content.get("signal"):
         yield content["signal"]
+    if content.get("quick"):
+        return
 
     refinement = content.get("training", {}).get("refinement") or {}
     for side, compared in refinement.get("features", {}).items():
@@ -60,4 +63,4 @@ def advise(content: Mapping[str, Any]) -> Iterator[str]:
         if without > ndcg + ERRORS * error:
             yield f"{remedy}: lists are worse with it ({figures})"
         elif side == "context" and without >= ndcg - ERRORS * error:
-            yield f"{remedy}: lists gain nothing by it ({figures})"
+            yield f"{remedy}: lists gain nothing by it beyond chance ({figures})"

@@ -389,6 +389,7 @@ REFUSED = [
     ("{}", "e.jsonl", {"delimiter": ","}, "those of a text file"),
     (gzip.compress(PAIR.encode(), mtime=0)[:-9], "e.csv.gz", {}, "cannot be read"),
     (b"PAR1 no more PAR1", "e.parquet", {}, "cannot be read"),
+    (PAIR, "e.csv", {"encoding": "utf-16"}, "cannot be read.*declare its encoding"),
 ]
 
 

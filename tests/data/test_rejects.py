@@ -229,6 +229,20 @@ def test_a_query_without_rows_or_sense_is_refused(text):
     assert "\n" not in str(error.value)
 
 
+def test_a_query_beside_a_text_file_says_that_its_path_is_a_database(tmp_path):
+    EVENTS.to_csv(tmp_path / "e.csv", index=False)
+    with pytest.raises(SchemaError, match="as path a database, or none"):
+        read_tables(query(tmp_path / "e.csv", "SELECT 1"))
+
+
+def test_a_record_that_is_bad_as_a_whole_is_described_without_a_column(tmp_path):
+    path = tmp_path / "e.csv"
+    path.write_text("user_id,item_id\n1,a,9\n")
+    _, rejects = read_tables(DataConfig(TableConfig(str(path))))
+    with pytest.raises(SchemaError, match="line 2, value '1,a,9': too many columns"):
+        check_reject_rates(rejects, 0.5)
+
+
 def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_named(
     tmp_path,
 ):

@@ -42,6 +42,19 @@ def test_nothing_is_said_of_better_lists_of_few_users_or_without_a_plain_baselin
     assert [*advise({"signal": None})] == []
 
 
+def test_a_baseline_that_is_behind_by_chance_is_not_called_better():
+    sentence = find_signal(make_content({"popularity": 0.15}, -0.01, 0.04), METRIC)
+    assert sentence is not None
+    assert "better" not in sentence
+
+
+def test_a_quick_run_says_nothing_of_features_that_it_did_not_train():
+    features = {"user": compared(0.0998), "context": compared(0.0998)}
+    content = {"training": {"refinement": {"features": features}}, "signal": "no signal"}
+    assert len([*advise(content)]) == 3
+    assert [*advise({**content, "quick": True})] == ["no signal"]
+
+
 def compared(without, error=0.001):
     return {"ndcg": 0.0931, "without": without, "error": error}
 
