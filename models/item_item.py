@@ -39,6 +39,7 @@ from scipy.sparse.linalg import svds
 from evaluation.ease import ease_weights, invert_regularised
 from evaluation.ranking import tiles
 from serve.arrays import Flags, Floats, Ints
+from serve.events import Events
 
 # Items of a matrix that is inverted, the most popular ones; the others get no weights from it.
 MAX_INVERTED = 16_000
@@ -50,6 +51,10 @@ MAX_SPARSE = 0.02
 MIN_EVENT_WEIGHT = 0.02
 # of the ideal low-pass filter beside the linear one, as in the paper
 FILTER_WEIGHT = 0.3
+
+# of the time span, in which events fade for the trend: a week of a year
+TREND_SHARE = 0.02
+MAX_TRENDING = 512  # items with a trend
 
 # Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
 MIN_EIGENVALUE = 1e-5
@@ -284,3 +289,15 @@ def _count_pairs(
         following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
 
     return together.toarray(), following
+
+
+def find_trend(
+    events: Events, n_items: int, share: float = TREND_SHARE
+) -> sp.csr_array:
+    """Return by how much popular items stand out, (1, N), if events fade by a share of the time."""
+    fading = max(share * np.ptp(events.time), 1.0)  # seconds
+    age = (events.time.max() - events.time) / fading  # (E,)
+    recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
+    least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
+    trend = np.maximum(recent - least, 0)  # (N,)
+    return sp.csr_array(trend.astype(np.float32)[None])

@@ -40,7 +40,14 @@ from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.ablation import compare_sides
 from models.cold_items import Shrinkage
-from models.item_item import MAX_INVERTED, Interactions, ease, gf_cf, next_item
+from models.item_item import (
+    MAX_INVERTED,
+    Interactions,
+    ease,
+    find_trend,
+    gf_cf,
+    next_item,
+)
 from models.towers import Towers
 from models.validation import (
     Figures,
@@ -70,10 +77,7 @@ RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 MIN_SPREAD = 1e-9
 
-# of the time span, in which events fade for the trend: a week of a year
-TREND_SHARE = 0.02
-ALL_TIME = 1e9  # nothing fades
-MAX_TRENDING = 512  # items with a trend
+ALL_TIME = 1e9  # share of the time span: nothing fades
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
 MIN_FACTORS = 8
@@ -178,12 +182,13 @@ def list_estimators(
 
     interactions = read_interactions(data)
     estimate = partial(ease, interactions, top_k)
+    trend = partial(find_trend, data.sequences.events, len(data.catalogue))
 
     if data.schema.repeats == "allow":
         # Where nothing personal can be learned, a memory of habits is behind popularity.
         return {
             "ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY),
-            "popularity": partial(find_trend, data, ALL_TIME),
+            "popularity": partial(trend, ALL_TIME),
         }
 
     n_items = len(np.unique(interactions.item))
@@ -206,23 +211,9 @@ def list_estimators(
             next_item, interactions, top_k, RIDGE, decay, largest
         )
         if data.schema.has_datetime:
-            estimators["trend"] = partial(find_trend, data)
+            estimators["trend"] = trend
 
     return estimators
-
-
-def find_trend(
-    data: InteractionsDataModule, share: float = TREND_SHARE
-) -> sp.csr_array:
-    """Return by how much popular items stand out, (1, N), if events fade by a share of the time."""
-    events = data.sequences.events
-    n_items = len(data.catalogue)
-    fading = max(share * np.ptp(events.time), 1.0)  # seconds
-    age = (events.time.max() - events.time) / fading  # (E,)
-    recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
-    least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
-    trend = np.maximum(recent - least, 0)  # (N,)
-    return sp.csr_array(trend.astype(np.float32)[None])
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ from tests.tiny_data import (
     make_world,
 )
 
-from models import refine
+from models import item_item, refine
 
 SEED, LIMITS = 3, Limits(top_k=5)
 LATER = ("trend", "popularity")  # usual values of 0
@@ -217,10 +217,13 @@ def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
     world, held_out = hold_out(make_world(ORDERED))
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot")
-    events, trend = data.sequences.events, refine.find_trend(data).toarray()[0]
+    events, trend = (
+        data.sequences.events,
+        item_item.find_trend(data.sequences.events, len(data.catalogue)).toarray()[0],
+    )
     weight = np.exp(
         -(events.time.max() - events.time)
-        / (refine.TREND_SHARE * (events.time.max() - events.time.min()))
+        / (item_item.TREND_SHARE * (events.time.max() - events.time.min()))
     )
     recent = [np.log1p(weight[events.item_row == row].sum()) for row in range(N)]
     np.testing.assert_allclose(trend, np.array(recent) - min(recent), rtol=1e-5)
