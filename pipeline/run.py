@@ -162,10 +162,10 @@ def produce(work: Work, stage: Stage) -> Product:
         facts, recommender = stage_bundle(
             work, trained.towers, trained.data, trained.epochs, stage
         )
+        begun = time.monotonic()
+        metrics = measure(recommender, work, seconds)
+        seconds["evaluation"] = time.monotonic() - begun
 
-    begun = time.monotonic()
-    metrics = measure(recommender, work, seconds)
-    seconds["evaluation"] = time.monotonic() - begun
     seconds["total"] = time.monotonic() - started
 
     card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
