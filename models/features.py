@@ -119,7 +119,7 @@ class FeatureEmbedding(nn.Module):
         """
         rows = codes + self.code_offsets  # (B, C)
         weight = self.table.weight  # (codes, D)
-        is_exporting = torch.compiler.is_exporting()
+        is_exporting = torch.onnx.is_in_onnx_export()
 
         # A single code has the whole share of its feature, or is padding, whose row is zero.
         if is_exporting and self.has_single_codes:

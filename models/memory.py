@@ -206,7 +206,7 @@ def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
     An exported graph multiplies by an indicator matrix: ONNX Runtime's ScatterAdd takes 25 times as
     long, and index_add loses rows where a session has several threads.
     """
-    if torch.compiler.is_exporting():
+    if torch.onnx.is_in_onnx_export():
         rows = torch.arange(n_users, device=users.device).unsqueeze(1)  # (B, 1)
         return (rows == users).to(values.dtype) @ values  # (B, any)
 

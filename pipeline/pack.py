@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
@@ -17,7 +17,7 @@ from models.segments import MAX_USERS, find_segments, find_traits
 from models.towers import Towers
 from pipeline.config import Config
 from pipeline.golden import draw_requests, write_golden
-from pipeline.run_folder import Work
+from pipeline.run_folder import Work, declare
 from serve.arrays import Flags
 from serve.bundle import ANSWERING, GOLDEN, SEGMENTS, Bundle, Facts
 from serve.catalogue import name_items
@@ -50,8 +50,7 @@ def stage_bundle(
     Returns:
         the facts of the manifest, and a recommender with the profiles of all before the test.
     """
-    seed = work.config.seed
-    write_towers(towers.eval(), data, stage, seed)
+    write_towers(work, towers.eval(), data, stage)
     facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
     bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
@@ -64,13 +63,15 @@ def stage_bundle(
     if work.config.quick:  # segments take longer than all else of it
         return facts, recommender
 
-    return facts, write_segments(recommender, stage, seed)
+    return facts, write_segments(recommender, stage, work.config.seed)
 
 
 def write_towers(
-    towers: Towers, data: InteractionsDataModule, stage: Stage, seed: int
+    work: Work, towers: Towers, data: InteractionsDataModule, stage: Stage
 ) -> None:
     """Place cold items, and write towers, index, items and schema into a stage."""
+    config = work.config
+    seed = config.seed
     popularity = data.trends.popularity[-1]  # (N, P)
     is_taken = torch.from_numpy(data.count_targets() > 0)  # (N,)
     requests = data.drawn_requests(MAX_COLD_USERS)
@@ -78,7 +79,9 @@ def write_towers(
         towers, torch.from_numpy(popularity), is_taken, requests, seed
     )
     items = list_items(data)
-    export_bundle(towers, cold_items, data.schema, items, popularity, stage, seed)
+    export_bundle(
+        towers, cold_items, data.schema, items, popularity, stage, seed, config.quick
+    )
 
 
 def list_items(data: InteractionsDataModule) -> pa.Table:
@@ -110,11 +113,8 @@ def make_facts(
         "users": len(data.sequences.user_ids),
         "epochs": epochs,
     }
-    declared = {
-        "data": config.data.declared(),
-        "model": asdict(config.model),
-        "seed": config.seed,
-    }
+    declared = declare(config)
+    del declared["trainer"]  # says nothing of the bundle
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
@@ -125,7 +125,7 @@ def make_facts(
         counts=counts,
         libraries=libraries,
         data_until=schema.data_until,
-        config=declared | ({"quick": True} if config.quick else {}),
+        config=declared,
         neighbour_decay=neighbours.decay,
         neighbour_context_gain=neighbours.context_gain,
     )

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
 from datamodules.clean import only_evidence, only_targets
 from datamodules.data_report import print_heavy_users, print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
@@ -153,15 +155,17 @@ def produce(work: Work, stage: Stage) -> Product:
     from pipeline.stages import train
 
     seconds: dict[str, float] = {}
-    trained = train(work, seconds)
-    console.rule("export")
-    facts, recommender = stage_bundle(
-        work, trained.towers, trained.data, trained.epochs, stage
-    )
+    # The many small steps of a quick run wait for threads longer than these save.
+    with threadpool_limits(1 if work.config.quick else None):
+        trained = train(work, seconds)
+        console.rule("export")
+        facts, recommender = stage_bundle(
+            work, trained.towers, trained.data, trained.epochs, stage
+        )
+        begun = time.monotonic()
+        metrics = measure(recommender, work, seconds)
+        seconds["evaluation"] = time.monotonic() - begun
 
-    begun = time.monotonic()
-    metrics = measure(recommender, work, seconds)
-    seconds["evaluation"] = time.monotonic() - begun
     seconds["total"] = time.monotonic() - started
 
     card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)

@@ -77,7 +77,7 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
             return train_on(work, work.previous)
 
     with _timed(seconds, "training"):
-        console.rule("quick start" if work.config.quick else "training")
+        console.rule("training")
         first = fit_first(work)
         refinement = choose(first.towers, first.data, limit(work), work.config.seed)
         console.print(refinement.describe(), soft_wrap=True, highlight=False)
@@ -110,8 +110,6 @@ def fit_again(work: Work, epochs: int) -> Trained:
         n_more = max(1, min(epochs, share))
         work = soften(work, CONTINUED_RATE, n_more)
         console.rule(f"continuing with {everything}, {n_more} more epochs")
-    elif work.config.quick:
-        console.rule(f"once more on {everything}")
     else:
         console.rule(f"training again on {everything}, {epochs} epochs")
 
