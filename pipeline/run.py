@@ -242,7 +242,8 @@ def measure(
         baselines = QUICK_BASELINES[config.data.repeats]
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
     headline = headline_metric(config.data.repeats)
-    metrics["signal"] = find_signal(metrics, headline)
+    # A quick run has not looked for more than popularity and what goes together.
+    metrics["signal"] = None if config.quick else find_signal(metrics, headline)
 
     for name, record in metrics["baselines"].items():
         if "seconds" in record:
