@@ -19,7 +19,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 from serve.errors import BundleError as BundleError
 from serve.errors import SchemaError as SchemaError
@@ -92,7 +92,7 @@ def fit(
     baselines: Sequence[str] | None = None,
     previous: str | Path | None = None,
     overwrite: bool = False,
-    **unknown: Any,
+    **unknown: Never,
 ) -> Recommender:
     """Train on tables and return the recommender, measured on what was held out.
 
