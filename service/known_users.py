@@ -6,6 +6,7 @@ history of the profile, dismissed items are excluded, and forgotten users are st
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from serve import profiles as profile_files
 from serve.arrays import Id
 from serve.cells import INTEGER
 from serve.files import is_forgotten
+from serve.filters import DEFAULT_GAP
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
@@ -51,7 +53,8 @@ def know_user(
 
     Returns:
         A request without a history where the profile is all that there is. In another one, the
-        events from the first live one on count as just now.
+        events from the first live one on count as just now; without times in the data, those of
+        the last weeks do.
     """
     fitted = _fit(user_id, profiles.user_ids)
     user_id = user_id if fitted is None else fitted
@@ -69,9 +72,13 @@ def know_user(
     if len(live):
         profile = profiles.get(user_id)
         history = live if profile is None else _join(profile.history, live)
-        n_fresh = len(live)
-        if history.datetime is not None:
-            n_fresh = int((history.datetime >= live.columns()["datetime"][0]).sum())
+        times = live.columns()["datetime"]
+        first = times[0]
+        if profiles.history.datetime is None:  # nothing tells when they are due again
+            first = time.time() - DEFAULT_GAP
+        else:
+            times = history.columns()["datetime"]
+        n_fresh = int(np.count_nonzero(times >= first))
 
     return Request(
         user_id,

@@ -1,5 +1,6 @@
 """What a user did just now counts in the next answer, as if it had stood in their profile."""
 
+import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -262,3 +263,14 @@ def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(stor
         )
         assert completed.item_id.tolist() == [*items, *(item_id for item_id, _ in live[n_same:])]
         assert completed.datetime is None
+
+
+def test_without_times_in_the_data_what_was_taken_months_ago_is_not_just_taken(store):
+    profiles = Profiles(np.array([7]), {}, History(np.array([1, 2])), np.array([0, 2]))
+    now = int(time.time())
+    store.observe(7, 3, "buy", now - 200 * DAY)
+    assert complete(Request(7), profiles, store).n_fresh == 0
+    store.observe(7, 4, "buy", now)
+    completed = complete(Request(7), profiles, store)
+    assert completed.history.item_id.tolist() == [1, 2, 3, 4]
+    assert completed.n_fresh == 1
