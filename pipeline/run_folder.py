@@ -90,9 +90,12 @@ def refuse_replacing(config: Config) -> None:
 
     Raises:
         SchemaError: a bundle would be replaced without `overwrite`, or files named as a run's that
-            no run left.
+            no run left; or the folder is a file.
     """
     out = config.out
+    for path in (out, *out.absolute().parents):
+        if path.is_file():
+            raise SchemaError(f"{path} is a file: choose a folder as --out")
     version, _ = read_published(out)
     if config.overwrite:
         return

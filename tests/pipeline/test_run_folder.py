@@ -37,6 +37,15 @@ def test_a_folder_that_holds_somebodys_file_and_no_run_is_refused(tmp_path, name
     refuse_replacing(config_of(tmp_path, overwrite=True))
 
 
+@pytest.mark.parametrize("deeper", ["", "run"])
+def test_a_file_is_no_folder_for_a_run_and_stays(tmp_path, deeper):
+    path = tmp_path / "events.csv"
+    path.write_text("user_id,item_id")
+    with pytest.raises(SchemaError, match="choose a folder"):
+        refuse_replacing(config_of(path / deeper, overwrite=True))
+    assert path.read_text() == "user_id,item_id"
+
+
 @pytest.mark.parametrize("trace", ["checkpoints/select", "checkpoints/final", None])
 def test_what_an_earlier_run_left_is_replaced(tmp_path, trace):
     (tmp_path / "config.yaml").write_text("of a run")
