@@ -96,7 +96,7 @@ def _read(name: str, text: str) -> tuple[dict[str, Any], Places]:
         value = get_loader("yaml")(text)
     for key in reversed(name.split(".")):
         value = {key: value}
-    return value, {"": ""}
+    return value, {"": f"--{name}"}
 
 
 def _read_config(text: str) -> tuple[dict[str, Any], Places]:

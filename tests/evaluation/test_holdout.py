@@ -91,7 +91,7 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, name):
         ),
         (
             "user_id,item_id,item_id\n11,12,13\n",
-            "2 columns are called 'item_id', number 2, 3; rename all but one",
+            "2 columns are called 'item_id'; rename all but one",
         ),
     ],
 )
