@@ -1,7 +1,7 @@
 """Check YAML files and options against the dataclasses of a configuration.
 
-A mistake is one line with file, line, key, value and remedy. pydantic finds it: what jsonargparse,
-which parses what passed here, says of one speaks of Python's types.
+A mistake is one line with file, line, key, value and remedy. pydantic finds it. jsonargparse parses
+what passed here; its own messages speak of Python's types.
 """
 
 from __future__ import annotations
