@@ -40,7 +40,7 @@ MAY_IMPORT = {
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
 CHECKED_BY = {"pipeline.config_check": {"pydantic"}}  # training installs the service as well
-MAX_PACKAGE, MAX_CHAIN, SMALL = 22, 14, 60
+MAX_PACKAGE, MAX_CHAIN, SMALL = 24, 14, 60
 
 
 def name_module(path):

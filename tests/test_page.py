@@ -10,14 +10,14 @@ from statistics import mean
 
 from tests.test_layering import OURS, SOURCES
 
-MAX_NODES = 198_300
+MAX_NODES = 210_300
 MAX_NODES_A_LINE = 6.0
 MAX_STATEMENT_MEAN, MAX_STATEMENT_P90, MAX_LARGE_STATEMENTS = 11, 22, 40
 MAX_WIDE_LINES = 0.05  # share of lines over 100 characters
 MAX_TUPLE_ASSIGNMENTS, MAX_COMPREHENSIONS = 3, 25  # per 1,000 lines
 MIN_SECTIONS = 150  # public docstrings with arguments, returns, errors or an example
 MAX_FUNCTION_P90, MAX_LONG_FUNCTIONS = 25, 0.01  # lines, and share of those over 50
-MAX_FILE, MAX_SERVE_FILES, MAX_SERVE_ARROWS, MAX_SERVE_FLOORS = 450, 22, 120, 11
+MAX_FILE, MAX_SERVE_FILES, MAX_SERVE_ARROWS, MAX_SERVE_FLOORS = 450, 23, 125, 12
 MAX_KIND_QUESTIONS = 45  # places that ask for `.kind`
 
 COMPOUND = (
