@@ -193,7 +193,8 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     """Load a trained recommender.
 
     Args:
-        directory: folder of a run, one that `save` wrote, or a bundle alone.
+        directory: folder of a run, one that `save` wrote, a bundle alone, or the URL of a bundle,
+            such as `s3://bucket/bundle`.
         trusted: a file of public keys; a bundle that none of them has signed is refused.
 
     Returns:
@@ -209,6 +210,8 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     from bascule.recommender import Recommender
     from serve.bundle import BUNDLE, MANIFEST
 
+    if "://" in str(directory):
+        directory = import_ours("service.remote.storage").fetch_bundle(directory)
     keys = None if trusted is None else Path(trusted)
     for path in (Path(directory, BUNDLE), Path(directory)):
         if (path / MANIFEST).exists():

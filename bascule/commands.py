@@ -68,6 +68,8 @@ _SERVE_HELP = """
 Stops on SIGTERM or Ctrl-C after answering open requests; exit status 0.
 POST /v1/reload needs the token in BASCULE_RELOAD_TOKEN or in a file, or an admin key.
 With --workers, SIGHUP to the parent replaces all workers without a pause.
+With --storage, the registry takes up what is pushed there, within ten seconds. State and profiles
+of a bundle at a URL are by default in the working folder.
 Without --keys the service answers whoever can reach the address. To make a key and the line
 of its hash:
   key=$(openssl rand -hex 32); echo "$key"
@@ -76,6 +78,13 @@ of its hash:
 example:
   bascule serve --registry runs/registry \\
     --profiles runs/demo/profiles --state runs/demo/state"""
+_CONSUME_HELP = """
+An entry of the stream has a field `body`: JSON as POST /v1/events takes it. It is acknowledged once
+the state has its events on disk; what cannot be read goes to the stream NAME:dead. BASCULE_STREAM
+in the environment may hold the URL. Stops on SIGTERM or Ctrl-C; exit status 0.
+
+example:
+  bascule consume --broker redis://localhost:6379 --stream events --bundle runs/demo/bundle"""
 _SIGN_HELP = """
 The bundle keeps its version; its Ed25519 signature is the file manifest.sig. To make a key
 and trust it (while a key is replaced, the file of trusted keys holds the old and the new one):
@@ -107,7 +116,11 @@ _FOLDER = {"type": Path, "metavar": "DIR"}
 _FILE = {"type": Path, "metavar": "FILE"}
 _NUMBER = {"type": int, "metavar": "N"}
 _OPTIONS: dict[str, dict[str, Any]] = {
-    "--bundle": _FOLDER | {"help": "folder of the bundle"},
+    "--bundle": {
+        "type": lambda text: text if "://" in text else Path(text),
+        "metavar": "DIR|URL",
+        "help": "folder of the bundle, or its URL, such as s3://BUCKET/PATH",
+    },
     "--requests": _FILE
     | {"help": "JSON Lines, CSV, TSV (also .gz) or Parquet; or else --all-users"},
     "--all-users": {
@@ -211,6 +224,17 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "file of public keys in PEM: refuse a bundle that none of them has signed"
     },
     "--key": _FILE | {"help": "file of the private key in PEM"},
+    "--storage": {
+        "metavar": "URL",
+        "help": "where versions lie on object storage: s3://BUCKET/PATH",
+    },
+    "--broker": {"metavar": "URL", "help": "redis://HOST:PORT, or rediss:// by TLS"},
+    "--stream": {"metavar": "NAME", "help": "name of the stream"},
+    "--group": {
+        "default": "bascule",
+        "metavar": "NAME",
+        "help": "group of consumers that share the stream (default: bascule)",
+    },
     "--quick": {
         "action": "store_true",
         "help": "a first look in half the time, with hardly any training",
@@ -235,7 +259,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
     " --retention-days --keys --trusted-keys --reload-token-file --allowed-host"
-    " --admin-port --read-only --log-format"
+    " --admin-port --read-only --log-format --storage"
 )
 COMMANDS = {
     "demo": Command(
@@ -286,6 +310,14 @@ COMMANDS = {
         _SERVE_OPTIONS,
         _SERVE_HELP,
     ),
+    "consume": Command(
+        "serving.consume",
+        "read events from Redis Streams into the state of a service",
+        "--stream",
+        "--broker --group --bundle --registry --profiles --state"
+        " --retention-days --trusted-keys",
+        _CONSUME_HELP,
+    ),
     "forget": Command(
         "serving.forget",
         "erase users from a run, and print a receipt",
@@ -309,6 +341,18 @@ COMMANDS = {
         "serving.rollback",
         "serve the previous version again",
         "",
+        "--registry --trusted-keys",
+    ),
+    "push": Command(
+        "serving.push_version",
+        "copy the current version into object storage, and make it current there",
+        "--storage",
+        "--registry --trusted-keys",
+    ),
+    "pull": Command(
+        "serving.pull_version",
+        "take up the version that is current in object storage",
+        "--storage",
         "--registry --trusted-keys",
     ),
     "list": Command(
@@ -364,6 +408,13 @@ def _train(name: str, words: list[str]) -> int:
 def _run(words: list[str]) -> None:
     """Parse the options of a command of this package, and do its work."""
     options = _make_parser().parse_args(words)
+    bundle = getattr(options, "bundle", None)
+    options.is_fetched = isinstance(bundle, str)
+    if isinstance(bundle, str):
+        from service.remote.storage import fetch_bundle
+
+        options.bundle = fetch_bundle(bundle)
+
     module, _, function = COMMANDS[options.command].work.partition(".")
     getattr(import_module(f"bascule.{module}"), function)(options)
 
@@ -388,7 +439,7 @@ def _make_parser() -> argparse.ArgumentParser:
             subparser.add_argument(option, required=True, **_OPTIONS[option])
         for option in command.optional.split():
             subparser.add_argument(option, **_OPTIONS[option])
-        if name != "serve":
+        if name not in ("serve", "consume"):
             subparser.set_defaults(registry=_REGISTRY)
 
     return parser

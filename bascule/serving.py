@@ -1,4 +1,4 @@
-"""The commands around a service: serve, forget, publish, activate, rollback and list.
+"""The commands around a service: serve, consume, forget, publish, push and others.
 
 The parent of several workers needs none of what answers requests, so `serve` imports that late.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,21 +20,19 @@ from serve.errors import SchemaError
 if TYPE_CHECKING:
     from socket import socket
 
+    from serve.schema import Schema
     from service.registry import Registry
 
-_RELOAD_VARIABLE = "BASCULE_RELOAD_TOKEN"  # of the environment
+_RELOAD_VARIABLE = "BASCULE_RELOAD_TOKEN"  # of the environment, as the next
+_BROKER_VARIABLE = "BASCULE_STREAM"
 _MIN_TOKEN = 16  # characters
 
 
 def serve(options: Namespace) -> None:
     """Serve a bundle or a registry over HTTP until a signal comes."""
-    if (options.bundle is None) is (options.registry is None):
-        raise SchemaError("give either --bundle or --registry")
-    folder = options.bundle or options.registry
-    if not folder.is_dir():
-        raise SchemaError(
-            f"{folder} is no folder in {Path.cwd()}: give the folder of a bundle or of a registry"
-        )
+    _check_folder(options)
+    if options.storage is not None and options.registry is None:
+        raise SchemaError("--storage fills a registry: give --registry as well")
 
     if options.admin_port == options.port != 0:
         raise SchemaError(
@@ -58,6 +58,24 @@ def serve(options: Namespace) -> None:
         _serve_here(options, token, listeners)
 
 
+def _check_folder(options: Namespace) -> None:
+    if (options.bundle is None) is (options.registry is None):
+        raise SchemaError("give either --bundle or --registry")
+    folder = options.bundle or options.registry
+    if not folder.is_dir():
+        raise SchemaError(
+            f"{folder} is no folder in {Path.cwd()}: give the folder of a bundle or of a registry"
+        )
+
+
+def _find_home(options: Namespace) -> Path:
+    """Return the folder of profiles and state that are not named."""
+    if options.is_fetched:
+        return Path.cwd()
+    home: Path = options.registry or options.bundle.absolute().parent
+    return home
+
+
 def _read_token(options: Namespace) -> str | None:
     """Return the token that permits a reload, None without one."""
     token = os.environ.get(_RELOAD_VARIABLE)
@@ -80,16 +98,18 @@ def _serve_here(
     from service.http.app import make_app
     from service.http.server import serve as run_server
     from service.registry import Registry
+    from service.remote.storage import follow, take_up
     from service.service import Service
     from service.sources import BundleSource, RegistrySource, Source
 
     source: Source
+    home = _find_home(options)
     if options.registry is None:
-        home = options.bundle.absolute().parent
         source = BundleSource(options.bundle, options.profiles, options.trusted_keys)
     else:
-        home = options.registry
         registry = Registry(options.registry, options.trusted_keys)
+        if options.storage is not None:
+            take_up(registry, options.storage)
         source = RegistrySource(registry, options.profiles)
 
     hosts = frozenset(name.lower() for name in (options.host, *options.allowed_host))
@@ -111,7 +131,48 @@ def _serve_here(
         options.clock,
         experiment,
     )
+    if options.storage is not None:
+        looking = (registry, options.storage, service.reload)
+        threading.Thread(target=follow, args=looking, daemon=True).start()
     run_server(make_app(service, access), listeners)
+
+
+def consume(options: Namespace) -> None:
+    """Read events from a stream into the state until a signal comes."""
+    from socket import gethostname
+
+    from serve.bundle import PROFILES, STATE, STATE_FILE
+    from service.command_line import handling
+    from service.http.logs import set_up_logs
+    from service.remote.streams import RedisStream, read_schema
+    from service.remote.streams import consume as consume_stream
+    from service.state import StateStore
+
+    _check_folder(options)
+    url = options.broker or os.environ.get(_BROKER_VARIABLE)
+    if url is None:
+        raise SchemaError(f"give --broker, or the URL in {_BROKER_VARIABLE}")
+    registry = None if options.registry is None else _open_registry(options)
+    home = _find_home(options)
+
+    def find_schema() -> Schema:
+        folder = options.bundle
+        if registry is not None:
+            folder = registry.folder(registry.current())
+        return read_schema(folder, options.trusted_keys)
+
+    find_schema()
+    set_up_logs("text")
+    folder = options.state or home / STATE
+    profiles = options.profiles or home / PROFILES
+    runs = [path.absolute().parent for path in (folder, profiles)]
+    stream = RedisStream(url, options.stream, options.group, gethostname())
+    stopping = threading.Event()
+    with (
+        closing(StateStore(folder / STATE_FILE, runs, options.retention_days)) as state,
+        handling(lambda *_: stopping.set()),
+    ):
+        consume_stream(stream, state, find_schema, stopping)
 
 
 def forget(options: Namespace) -> None:
@@ -168,6 +229,23 @@ def rollback(options: Namespace) -> None:
     print(f"current: {done.version}, in place of {done.left or 'an unreadable one'}")
     for fault in done.skipped:
         print(f"skipped: {fault}", file=sys.stderr)
+
+
+def push_version(options: Namespace) -> None:
+    """Copy the current version of a registry into object storage."""
+    from service.remote.storage import push
+
+    version = push(_open_registry(options), options.storage)
+    print(f"current at {options.storage}: {version}")
+
+
+def pull_version(options: Namespace) -> None:
+    """Take up the version that is current in object storage."""
+    from service.remote.storage import pull
+
+    registry = _open_registry(options)
+    pull(registry, options.storage)
+    print(f"current: {registry.current()}")
 
 
 def list_versions(options: Namespace) -> None:

@@ -10,7 +10,9 @@ import difflib
 import os
 import reprlib
 from collections.abc import Iterable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 MAX_NAMES = 20  # listed in a message
 MAX_SHOWN = 40  # characters of a value in a message: requests come from strangers
@@ -84,3 +86,13 @@ def say(error: Exception) -> str:
         message = ": ".join([*names, error.strerror])
 
     return " ".join(message.split())
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that an extra of this package installs, or say how to install it."""
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; install it with: pip install 'bascule[{extra}]'"
+        ) from error

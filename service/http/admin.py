@@ -8,13 +8,12 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.exceptions import HTTPException
-from pydantic import Discriminator, Tag
 
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
 from service.http.metrics import Metrics
-from service.http.schemas import EventBody, EventsBody, ForgetBody, ItemBody
+from service.http.schemas import EventBodies, ForgetBody, ItemBody
 from service.http.writing import write_answer
 from service.service import OUT_OF_SERVICE, Service
 
@@ -30,12 +29,6 @@ _LOG = logging.getLogger(LOGGER)
 changing = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
 operating = APIRouter(responses=schemas.describe_errors())
 reloading = APIRouter(responses=schemas.describe_errors(409))
-OneBody = Annotated[EventBody, Tag("one")]
-ManyBody = Annotated[EventsBody, Tag("many")]
-EventBodies = Annotated[
-    OneBody | ManyBody,
-    Discriminator(lambda body: schemas.find_tag(body, "events")),
-]
 ItemPath = Annotated[
     str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")
 ]

@@ -14,9 +14,18 @@ from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, StringConstraints, with_config
+from pydantic import (
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
 from typing_extensions import TypedDict
 
+from serve.errors import SchemaError
 from serve.recommendations import DueItem, Reason, Segment
 from serve.requests import Again
 
@@ -189,6 +198,35 @@ class EventsBody(TypedDict):
     events: Annotated[
         list[EventBody], Field(min_length=1, max_length=MAX_REQUESTS, fail_fast=True)
     ]
+
+
+def find_tag(body: Any, name: str) -> str:
+    """Tell a body of many requests or events by the name of their list."""
+    return "many" if isinstance(body, dict) and name in body else "one"
+
+
+EventBodies = Annotated[
+    Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")],
+    Discriminator(lambda body: find_tag(body, "events")),
+]
+_EVENTS: TypeAdapter[Any] = TypeAdapter(EventBodies)
+
+
+def read_events(text: bytes) -> list[dict[str, Any]]:
+    """Read the body of the route of events where it comes another way, such as by a stream.
+
+    Raises:
+        SchemaError: names the first field that the route would refuse.
+    """
+    try:
+        body = _EVENTS.validate_json(text)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, fault["loc"][1:]))  # after the tag
+        raise SchemaError(f"{place or 'the body'}: {fault['msg']}") from error
+
+    events: list[dict[str, Any]] = body.get("events", [body])
+    return events
 
 
 @_strict
@@ -392,8 +430,3 @@ def describe(document: dict[str, Any], item_ids: NDArray[np.generic]) -> dict[st
                 }
 
     return document
-
-
-def find_tag(body: Any, name: str) -> str:
-    """Tell a body of many requests or events by the name of their list."""
-    return "many" if isinstance(body, dict) and name in body else "one"

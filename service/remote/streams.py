@@ -1,0 +1,175 @@
+"""Read events from a stream into the state: Redis Streams; Kafka in `examples/kafka_events.py`.
+
+A message is what `POST /v1/events` takes as its body. It is acknowledged only after the state has
+its events durably: after a crash in between it comes again, and the state counts an event once. An
+event without a datetime happened when its message was sent, which is the same each time. A message
+that cannot be read goes to a stream of dead letters, with the reason, and blocks nothing.
+
+Nothing more is read while the storage fails: what waits stays in the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from threading import Event
+from typing import Any, NamedTuple, Protocol
+
+from serve.bundle import PUBLISHED, SCHEMA, read_folder
+from serve.errors import SchemaError, import_extra, say
+from serve.schema import Schema
+from service.event_log import Observation, parse_observations
+from service.http.schemas import read_events
+from service.publish import read_version
+from service.state import State
+
+_BATCH = 500  # messages that are read, kept and acknowledged together
+_WAIT = 1.0  # seconds to wait for a message, and before a storage that failed is tried again
+_TIMEOUT = 30.0  # seconds in which a server must answer
+_IDLE = (
+    30_000  # milliseconds after which what another consumer read and left is taken over
+)
+_LOG = logging.getLogger("service.http")
+
+
+class Message(NamedTuple):
+    """A message of a stream."""
+
+    place: Any  # by which the stream knows it
+    body: bytes
+    time: int  # UTC seconds when it was sent
+
+
+DeadLetter = tuple[Message, str]  # a message that cannot be read, and the reason
+
+
+class Stream(Protocol):
+    """A stream as one consumer of a group reads it."""
+
+    fault: type[Exception]  # of its client
+
+    def join(self) -> None:
+        """Begin with what was not acknowledged, at the start and after a fault."""
+
+    def read(self) -> list[Message]:
+        """Return the next messages, none after a while without any."""
+
+    def settle(self, messages: Sequence[Message], dead: Sequence[DeadLetter]) -> None:
+        """Write dead letters, then acknowledge all messages."""
+
+
+def consume(
+    stream: Stream,
+    state: State,
+    read_schema: Callable[[], Schema],
+    stopping: Event,
+) -> None:
+    """Read events from a stream into the state until it is to stop.
+
+    Args:
+        stream: where messages come from.
+        state: where their events go.
+        read_schema: returns the schema of the bundle that is current.
+        stopping: set to stop after the messages at hand.
+    """
+    has_joined = False
+    while not stopping.is_set():
+        try:
+            if not has_joined:
+                stream.join()
+            has_joined = True
+            if messages := stream.read():
+                observations, dead = _parse(messages, read_schema())
+                state.observe_many(observations)
+                stream.settle(messages, dead)
+        except (OSError, stream.fault) as error:
+            _LOG.error("events wait in the stream: %s", say(error))
+            has_joined = False
+            stopping.wait(_WAIT)
+
+
+def _parse(
+    messages: Sequence[Message], schema: Schema
+) -> tuple[list[Observation], list[DeadLetter]]:
+    observations = []
+    dead = []
+    for message in messages:
+        try:
+            raw = read_events(message.body)
+            observations += parse_observations(raw, schema, message.time)
+        except SchemaError as error:
+            _LOG.warning("a message goes to the dead letters")
+            dead.append((message, str(error)))
+
+    return observations, dead
+
+
+def read_schema(folder: Path, trusted: Path | None) -> Schema:
+    """Read the schema of a bundle, which is verified when it is another one than before."""
+    return _read_schema(folder, read_version(folder), trusted)
+
+
+@lru_cache(maxsize=1)
+def _read_schema(folder: Path, version: str | None, trusted: Path | None) -> Schema:
+    _, contents = read_folder(folder, PUBLISHED, trusted)
+    return Schema.from_json(contents[SCHEMA].tobytes().decode())
+
+
+class RedisStream:
+    """A stream of Redis or Valkey, read as one consumer of a group."""
+
+    def __init__(self, url: str, name: str, group: str, consumer: str) -> None:
+        """Prepare a connection.
+
+        Args:
+            url: of the server.
+            name: of the stream; its dead letters go to `NAME:dead`.
+            group: whose consumers share the messages.
+            consumer: name of this one in the group.
+        """
+        redis = import_extra("redis", "redis")
+        self.fault: type[Exception] = redis.RedisError
+        self._refused: type[Exception] = redis.ResponseError
+        # the replies of the second version of the protocol are lists
+        self._redis = redis.Redis.from_url(url, protocol=2, socket_timeout=_TIMEOUT)
+        self._name = name
+        self._group = group
+        self._consumer = consumer
+        self._start = ""
+
+    def join(self) -> None:
+        """Make the group if need be, and begin with what this consumer did not acknowledge."""
+        with suppress(self._refused):  # the group is there
+            self._redis.xgroup_create(self._name, self._group, id="0", mkstream=True)
+        self._start = "0"
+
+    def read(self) -> list[Message]:
+        """Return the next messages; what a dead consumer left comes first."""
+        who = (self._group, self._consumer)
+        _, entries, *_ = self._redis.xautoclaim(self._name, *who, _IDLE, count=_BATCH)
+        if not entries:
+            places = {self._name: self._start}
+            block = int(_WAIT * 1000)
+            reply = self._redis.xreadgroup(*who, places, count=_BATCH, block=block)
+            entries = reply[0][1] if reply else []
+        if not entries:
+            self._start = ">"  # what no consumer has read
+
+        messages = []
+        for place, fields in entries:
+            body = (fields or {}).get(b"body", b"")
+            messages.append(Message(place, body, int(place.split(b"-")[0]) // 1000))
+        return messages
+
+    def settle(self, messages: Sequence[Message], dead: Sequence[DeadLetter]) -> None:
+        """Write dead letters and acknowledge all messages, in one transaction."""
+        with self._redis.pipeline() as transaction:
+            for message, reason in dead:
+                letter = {"id": message.place, "body": message.body, "reason": reason}
+                transaction.xadd(f"{self._name}:dead", letter)
+            places = [message.place for message in messages]
+            transaction.xack(self._name, self._group, *places)
+            transaction.execute()
