@@ -30,6 +30,7 @@ from datamodules.read import (
     read_text,
 )
 from datamodules.rejects import MAX_VALUE, Problem, make_rejects
+from datamodules.storage import fetch_files
 from serve.errors import SchemaError, name_nearest, say, say_missing
 
 
@@ -339,12 +340,17 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
         )
 
     scheme, is_remote, _ = pattern.partition("://")
-    if is_remote:
+    if scheme in _ATTACHED:
         raise SchemaError(
-            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine, or by DuckDB a "
-            "query: beside the path of a "
-            "database, or one that begins with INSTALL httpfs; LOAD httpfs"
+            f"{setting} is at {scheme}://; allowed: {KINDS} of this machine or of object storage, "
+            "or by DuckDB a query beside the path of a database"
         )
+
+    if is_remote:
+        try:
+            return fetch_files(pattern)
+        except (OSError, ValueError) as error:
+            raise SchemaError(f"{setting}: {say(error)}") from error
 
     if path.is_file():
         return [path]
