@@ -68,7 +68,7 @@ _SERVE_HELP = """
 Stops on SIGTERM or Ctrl-C after answering open requests; exit status 0.
 POST /v1/reload needs the token in BASCULE_RELOAD_TOKEN or in a file, or an admin key.
 With --workers, SIGHUP to the parent replaces all workers without a pause.
-With --storage, the registry takes up what is pushed there, within ten seconds. State and profiles
+With --storage, the registry takes up what is pushed there within seconds. State and profiles
 of a bundle at a URL are by default in the working folder.
 Without --keys the service answers whoever can reach the address. To make a key and the line
 of its hash:

@@ -32,7 +32,7 @@ from serve.files import place_folder
 from service.publish import read_version
 from service.registry import LOADING_ERRORS, Registry, publish_version
 
-_LOOK_SECONDS = 10.0  # between looks at the pointer
+_LOOK_SECONDS = 5.0  # between looks at the pointer
 _LOG = logging.getLogger("service.http")
 
 
