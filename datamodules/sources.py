@@ -343,7 +343,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     if scheme in _ATTACHED:
         raise SchemaError(
             f"{setting} is at {scheme}://; allowed: {KINDS} of this machine or of object storage, "
-            "or by DuckDB a query beside the path of a database"
+            "or by DuckDB a query: beside the path of a database"
         )
 
     if is_remote:
