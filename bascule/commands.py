@@ -314,8 +314,7 @@ COMMANDS = {
         "serving.consume",
         "read events from Redis Streams into the state of a service",
         "--stream",
-        "--broker --group --bundle --registry --profiles --state"
-        " --retention-days --trusted-keys",
+        "--broker --group --bundle --registry --state --retention-days --trusted-keys",
         _CONSUME_HELP,
     ),
     "forget": Command(

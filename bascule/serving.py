@@ -141,7 +141,7 @@ def consume(options: Namespace) -> None:
     """Read events from a stream into the state until a signal comes."""
     from socket import gethostname
 
-    from serve.bundle import PROFILES, STATE, STATE_FILE
+    from serve.bundle import STATE, STATE_FILE
     from service.command_line import handling
     from service.http.logs import set_up_logs
     from service.remote.streams import RedisStream, read_schema
@@ -164,8 +164,7 @@ def consume(options: Namespace) -> None:
     find_schema()
     set_up_logs("text")
     folder = options.state or home / STATE
-    profiles = options.profiles or home / PROFILES
-    runs = [path.absolute().parent for path in (folder, profiles)]
+    runs = [home, folder.absolute().parent]
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = threading.Event()
     with (

@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from serve.bundle import CURRENT, MANIFEST, Bundle
 from serve.errors import BundleError, SchemaError
 from service.registry import Registry, publish_version, rollback
-from service.remote.storage import fetch_bundle, pull, push
+from service.remote.storage import fetch_bundle, pull, push, take_up
 
 import bascule
 
@@ -33,6 +33,10 @@ class FakeS3(MemoryFileSystem):
     def break_off(self, path):
         if self.broken and path.endswith(self.broken):
             raise ConnectionResetError("killed")
+
+    def cat_file(self, path, **options):
+        self.break_off(path)
+        return super().cat_file(path, **options)
 
     def info(self, path, **options):
         facts = super().info(path, **options)
@@ -184,3 +188,14 @@ def test_a_version_under_the_name_of_another_is_refused(storage, registry, publi
 def test_a_storage_without_conditions_keeps_no_registry(registry):
     with pytest.raises(BundleError, match="s3://"):
         push(registry, "memory://shop/registry")
+
+
+def test_what_is_here_stays_while_the_storage_fails(storage, registry, versions, monkeypatch):
+    push(registry, URL)
+    (registry.path / CURRENT).write_text(f"{versions[2]}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeS3, "broken", CURRENT)
+        assert not take_up(registry, URL)
+        assert registry.current() == versions[2]
+    assert take_up(registry, URL)
+    assert registry.current() == versions[1]
