@@ -350,7 +350,10 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
         try:
             return fetch_files(pattern)
         except (OSError, ValueError) as error:
-            raise SchemaError(f"{setting}: {say(error)}") from error
+            raise SchemaError(
+                f"{setting}: {say(error)}; allowed: a file of this machine, or of object "
+                "storage, such as s3://shop/events/*.parquet"
+            ) from error
 
     if path.is_file():
         return [path]
