@@ -2,8 +2,8 @@
 
 The driver cuts the rows into blocks. Ray Data hands them to actors, and hands out again what a lost
 node had. An actor runs the command of one process on a block, so that scores are the same bits. The
-driver alone writes: a part is there as a whole or not at all, and once. So the parts are the
-checkpoint: the next call makes those that are missing, and `_SUCCESS` comes last.
+driver alone writes, part after part: each is there as a whole or not at all, and once. So the parts
+are the checkpoint: the next call makes those that are missing, and `_SUCCESS` comes last.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,34 +28,33 @@ from serve.recommender import Recommender
 from service.export import exporting, fingerprint, finish, identify, name_part
 
 Command = Callable[[Namespace, Recommender], None]
-_ROWS = 16_384  # of a part, in whole tiles of the recommender
+ROWS = 16_384  # of a part, in whole tiles of the recommender
 _ROWS_OF = {"recommend": "requests", "export": "rows"}  # command -> its option
-# decides nothing about the parts
-_BESIDE = ("actors", "address", "bundle", "engine", "out", "overwrite", "registry")
+_BESIDE = ("address", "bundle", "engine", "out", "overwrite", "registry")
 _LOCAL = {"include_dashboard": False, "object_store_memory": 2**28}  # bytes, then disk
 
 
 @dataclass
 class PartMaker:
-    """An actor of Ray, which runs a command on one block after the other."""
+    """An actor of Ray, which runs a command on one block of rows after the other."""
 
     command: Command
     options: Namespace
     version: str  # of the driver's bundle
-    recommender: Recommender | None = None
+    recommender: Recommender | None = None  # loaded once, with the first part
+    blocks: Iterable[tuple[int, pa.RecordBatch]] = ()  # those to come
 
-    def __call__(self, block: pa.Table) -> pa.Table:
-        """Return the part of a block as a file; a fault of the data is an answer, not an error."""
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        """Return a part as a file; a fault of the data is an answer, not an error."""
         content = b""
         fault = ""
-        numbers = block.column("part").slice(0, 1)
         try:
-            content = self._make(numbers[0].as_py(), block.drop_columns("part"))
+            content = self._make(numbers.column("part")[0].as_py())
         except (ValueError, OSError) as error:
             fault = say(error)
-        return pa.table({"part": numbers, "content": [content], "fault": [fault]})
+        return pa.table({"content": [content], "fault": [fault]})
 
-    def _make(self, number: int, block: pa.Table) -> bytes:
+    def _make(self, number: int) -> bytes:
         options = self.options
         if self.recommender is None:
             self.recommender = Recommender.load(
@@ -68,20 +67,31 @@ class PartMaker:
             )
 
         with TemporaryDirectory() as name:
-            rows = Path(name) / f"rows from {number * _ROWS + 1}.parquet"
+            rows = Path(name) / "rows.parquet"
             part = Path(name) / name_part(0)
-            pq.write_table(block, rows)
+            pq.write_table(pa.table(self._find(number, self.recommender)), rows)
             out = part.parent if options.command == "export" else part
             changed = {"out": out, _ROWS_OF[options.command]: rows, "all_users": False}
             self.command(Namespace(**vars(options) | changed), self.recommender)
             return part.read_bytes()
+
+    def _find(self, number: int, recommender: Recommender) -> pa.RecordBatch:
+        """Read on to a block; from the beginning where it lies behind."""
+        for _ in range(2):
+            for place, block in self.blocks:
+                if place == number:
+                    return block
+            self.blocks = enumerate(_cut(self.options, recommender))
+        raise SchemaError(
+            "the rows are fewer than they were: somebody changed the file"
+        )
 
 
 def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -> None:
     """Make the parts that the folder `out` of the options lacks.
 
     Args:
-        command: does the same in one process, for the engine `local`.
+        command: does the same in one process.
         options: of the command.
         recommender: that of the options.
 
@@ -90,42 +100,47 @@ def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -
         BundleError: Ray cannot do it.
         ModuleNotFoundError: Ray is not installed.
     """
-    asked = {
-        name: str(value) for name, value in vars(options).items() if name not in _BESIDE
-    }
+    options.part = ROWS
     known = fingerprint(recommender.profiles)
-    plan = {"side": "user", "version": recommender.version, "profiles": known, **asked}
+    plan = {"side": "user", "version": recommender.version, "profiles": known}
+    for name, value in vars(options).items():
+        if name not in _BESIDE:
+            plan[name] = str(value)
+        if isinstance(value, Path):
+            setattr(options, name, value.absolute())
     path = getattr(options, _ROWS_OF[options.command])
     if path is not None:
         plan |= identify(path, SAME_NAMES)
+    options.engine = "local"  # in each actor
 
-    with exporting(options.out, plan, options.overwrite):
-        blocks = _cut(path, recommender, options.out)
-        for number, content in _run(blocks, command, options, recommender.version):
-            write_file(options.out / name_part(number), content)
-        finish(options.out)
+    folder = options.out
+    with exporting(folder, plan, options.overwrite):
+        missing = []
+        for number, _ in enumerate(_cut(options, recommender)):
+            if not (folder / name_part(number)).exists():
+                missing.append(number)
+        maker = {"command": command, "options": options, "version": recommender.version}
+        for number, part in zip(missing, _run(missing, maker), strict=True):
+            if part["fault"]:
+                first = number * options.part
+                raise SchemaError(f"in the rows after {first}: {part['fault']}")
+            write_file(folder / name_part(number), part["content"])
+        finish(folder)
 
 
-def _cut(
-    path: Path | None, recommender: Recommender, folder: Path
-) -> Iterator[pa.Table]:
-    """Yield the blocks of rows whose parts are not there, with their numbers."""
+def _cut(options: Namespace, recommender: Recommender) -> Iterator[pa.RecordBatch]:
+    """Yield the blocks of rows of a file, or of all users with a profile."""
+    path = getattr(options, _ROWS_OF[options.command])
     if path is None:
         ids = to_arrow(recommender.profiles.user_ids)
-        batches = iter(pa.table({"user_id": ids}).to_batches(_ROWS))
+        yield from pa.table({"user_id": ids}).to_batches(options.part)
     else:
-        with naming(path):
-            batches = pq.ParquetFile(path).iter_batches(_ROWS)
-    for number, batch in enumerate(batches):
-        if not (folder / name_part(number)).exists():
-            numbers = pa.array([number] * len(batch))
-            yield pa.Table.from_batches([batch]).append_column("part", numbers)
+        with naming(path), pq.ParquetFile(path) as file:
+            yield from file.iter_batches(options.part)
 
 
-def _run(
-    blocks: Iterator[pa.Table], command: Command, options: Namespace, version: str
-) -> Iterator[tuple[int, bytes]]:
-    """Yield the numbers and files of parts as actors make them, on a cluster or this machine."""
+def _run(numbers: list[int], maker: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the parts that actors make, in their order, on a cluster or on this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of C++, on stderr
     try:
@@ -135,34 +150,29 @@ def _run(
             f"{error}; --engine ray needs Ray: pip install 'ray[data]>=2.55'"
         ) from error
 
-    shared = vars(options) | {"engine": "local"}
-    for name, value in shared.items():
-        if isinstance(value, Path):
-            shared[name] = value.absolute()
-    job = {"command": command, "options": Namespace(**shared), "version": version}
-    address = options.address or os.environ.get("RAY_ADDRESS", "local")
+    if not numbers:
+        return
+    address = maker["options"].address or os.environ.get("RAY_ADDRESS", "local")
     local: Any = _LOCAL if address == "local" else {}
     quiet = logging.CRITICAL
     try:
         ray.init(address, log_to_driver=False, logging_level=quiet, **local)
         logging.getLogger("ray.data").setLevel(quiet)
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        references: list[Any] = [ray.put(block) for block in blocks]
-        n_actors = options.actors or int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
-        n_actors = max(1, min(n_actors, len(references)))
-        parts = ray.data.from_arrow_refs(references).map_batches(
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        n_cpus = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
+        parts = ray.data.from_arrow([pa.table({"part": [n]}) for n in numbers])
+        made = parts.map_batches(
             PartMaker,
-            batch_size=None,
+            batch_size=1,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=n_actors),
-            fn_constructor_kwargs=job,
+            compute=ray.data.ActorPoolStrategy(size=min(n_cpus, len(numbers))),
+            fn_constructor_kwargs=maker,
             num_cpus=1,
         )
-        for part in parts.iter_rows():
-            if part["fault"]:
-                raise SchemaError(part["fault"])
-            yield part["part"], part["content"]
-    except ray.exceptions.RayError as error:
+        yield from made.iter_rows()
+    except (ray.exceptions.RayError, ConnectionError) as error:
         raise BundleError(f"Ray: {say(error)}") from error
     finally:
         ray.shutdown()
