@@ -3,38 +3,34 @@
 import json
 import os
 import secrets
-import signal
-import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from serve.profiles import Profiles
 from tests.linear_bundle import UNTIL
 from tests.served import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ENVIRONMENT = {
-    **os.environ,
-    "PYTHONPATH": str(ROOT),
-    "OMP_NUM_THREADS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_AUTH_TOKEN": secrets.token_hex(32),  # of these clusters alone
-}
-# parts of 256 rows, so that there are many
-SMALL = "import service.remote.ray_engine as engine; engine.ROWS = 256; "
-RUN = "import sys; from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | SECURED | QUIET | {"PYTHONPATH": str(ROOT)}
+RUN = """
+import sys
+from service.remote import ray_engine
+from bascule.commands import main
+ray_engine.ROWS = 256
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def begin(*words):
+    """Start a command that makes many small parts."""
     return subprocess.Popen(
-        [sys.executable, "-c", SMALL + RUN, *map(str, words)],
+        [sys.executable, "-c", RUN, *map(str, words)],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -44,55 +40,106 @@ def begin(*words):
 
 
 def run(*words):
+    """Return the exit status and the lines of errors of a command."""
     process = begin(*words)
-    printed, errors = process.communicate(timeout=300)
-    return process.returncode, printed, errors
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors.splitlines()
 
 
-def read(path):
-    return pq.read_table(path)
+def list_left():
+    """Return the processes of Ray that know the token of these tests."""
+    left = []
+    for path in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{path}/environ", "rb") as file:
+                if SECURED["RAY_AUTH_TOKEN"].encode() in file.read():
+                    left.append(path)
+        except OSError:
+            continue
+    return left
 
 
-@pytest.fixture(scope="module")
-def requests(tmp_path_factory):
+def wait_until(condition):
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def write_requests(path, n_requests):
     """Write requests of known, unknown and anonymous users, with histories, in uneven row groups."""
     rng = np.random.default_rng(0)
     rows = []
-    for number in range(1500):
-        user = ["u0", "u1", "u3", "nobody", None][int(rng.integers(5))]
+    for number in range(n_requests):
         history = [f"i{int(item)}" for item in rng.integers(100, 123, rng.integers(4))]
         rows.append(
             {
-                "user_id": user if number % 5 else f"new{number}",
+                "user_id": f"u{int(rng.integers(5))}" if number % 5 else f"new{number}",
                 "history": history if number % 3 == 0 else None,
                 "datetime": UNTIL + int(rng.integers(10**6)),
             }
         )
-    path = tmp_path_factory.mktemp("requests") / "requests.parquet"
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=700)
     return path
 
 
-def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(
-    bundle_paths, tmp_path, requests
-):
-    bundle = bundle_paths["shop"]
-    asked = ["recommend", "--bundle", bundle, "--requests", requests, "--k", 4]
+def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(bundle_paths, tmp_path):
+    requests = write_requests(tmp_path / "requests.parquet", 1500)
+    asked = ["recommend", "--bundle", bundle_paths["shop"], "--requests", requests, "--k", 4]
     assert run(*asked, "--out", tmp_path / "one.parquet")[0] == 0
+    expected = pq.read_table(tmp_path / "one.parquet")
     out = tmp_path / "lists"
 
-    code, _, errors = run(*asked, "--engine", "ray", "--out", out)
-    assert code == 0, errors
-    assert len(errors.splitlines()) <= 3
-    assert read(out).equals(read(tmp_path / "one.parquet"))
-    assert json.loads((out / "_SUCCESS").read_text()) == {"shards": 6, "rows": len(read(out))}
+    status, errors = run(*asked, "--engine", "ray", "--out", out)
+    assert status == 0, errors
+    assert len(errors) <= 2
+    assert pq.read_table(out).equals(expected)
+    assert json.loads((out / "_SUCCESS").read_text()) == {"shards": 6, "rows": len(expected)}
 
     # as if it had been killed
     parts = sorted(out.glob("part-*"))
     kept = {path: path.stat().st_ino for path in parts[::2]}
     for path in (*parts[1::2], out / "_SUCCESS"):
         path.unlink()
-    assert run(*asked, "--k", 5, "--engine", "ray", "--out", out)[0] == 2
+    status, errors = run(*asked, "--names", "--engine", "ray", "--out", out)
+    assert (status, len(errors)) == (2, 1)
     assert run(*asked, "--engine", "ray", "--out", out)[0] == 0
-    assert read(out).equals(read(tmp_path / "one.parquet"))
+    assert pq.read_table(out).equals(expected)
     assert {path: path.stat().st_ino for path in kept} == kept
+    wait_until(lambda: not list_left())
+
+
+def test_a_bad_row_is_one_line_that_names_it(bundle_paths, tmp_path):
+    requests = tmp_path / "requests.parquet"
+    users = ["u1"] * 600
+    pq.write_table(pa.table({"user_id": users, "datetime": [-(10**17)] * 600}), requests)
+    words = ["export", "--side", "user", "--bundle", bundle_paths["shop"], "--rows", requests]
+    status, errors = run(*words, "--engine", "ray", "--out", tmp_path / "out")
+    assert status == 2
+    assert "row 1" in errors[-1]
+    assert len(errors) <= 2
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_nothing_is_lost_or_twice_when_a_node_is_killed(bundle_paths, tmp_path, monkeypatch):
+    for name, value in (SECURED | QUIET).items():
+        monkeypatch.setenv(name, value)
+    from ray.cluster_utils import Cluster
+
+    requests = write_requests(tmp_path / "requests.parquet", 6000)
+    asked = ["recommend", "--bundle", bundle_paths["shop"], "--requests", requests, "--k", 4]
+    out = tmp_path / "lists"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        address = ["--engine", "ray", "--address", cluster.address]
+        process = begin(*asked, *address, "--out", out)
+        wait_until(lambda: (out / "part-00001.parquet").exists() or process.poll() is not None)
+        cluster.remove_node(node, allow_graceful=False)
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    finally:
+        cluster.shutdown()
+    assert run(*asked, "--out", tmp_path / "one.parquet")[0] == 0
+    lists = pq.read_table(out)
+    assert lists.equals(pq.read_table(tmp_path / "one.parquet"))
