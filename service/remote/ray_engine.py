@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,20 +41,19 @@ class PartMaker:
     command: Command
     options: Namespace
     version: str  # of the driver's bundle
-    recommender: Recommender | None = None  # loaded once, with the first part
-    blocks: Iterable[tuple[int, pa.RecordBatch]] = ()  # those to come
+    recommender: Recommender | None = None  # loaded once, with the first block
 
-    def __call__(self, numbers: pa.Table) -> pa.Table:
-        """Return a part as a file; a fault of the data is an answer, not an error."""
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """Return the part of a block as a file; a fault of the data is an answer, not an error."""
         content = b""
         fault = ""
         try:
-            content = self._make(numbers.column("part")[0].as_py())
+            content = self._make(block)
         except (ValueError, OSError) as error:
             fault = say(error)
         return pa.table({"content": [content], "fault": [fault]})
 
-    def _make(self, number: int) -> bytes:
+    def _make(self, block: pa.Table) -> bytes:
         options = self.options
         if self.recommender is None:
             self.recommender = Recommender.load(
@@ -69,22 +68,11 @@ class PartMaker:
         with TemporaryDirectory() as name:
             rows = Path(name) / "rows.parquet"
             part = Path(name) / name_part(0)
-            pq.write_table(pa.table(self._find(number, self.recommender)), rows)
+            pq.write_table(block, rows)
             out = part.parent if options.command == "export" else part
             changed = {"out": out, _ROWS_OF[options.command]: rows, "all_users": False}
             self.command(Namespace(**vars(options) | changed), self.recommender)
             return part.read_bytes()
-
-    def _find(self, number: int, recommender: Recommender) -> pa.RecordBatch:
-        """Read on to a block; from the beginning where it lies behind."""
-        for _ in range(2):
-            for place, block in self.blocks:
-                if place == number:
-                    return block
-            self.blocks = enumerate(_cut(self.options, recommender))
-        raise SchemaError(
-            "the rows are fewer than they were: somebody changed the file"
-        )
 
 
 def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -> None:
@@ -100,9 +88,9 @@ def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -
         BundleError: Ray cannot do it.
         ModuleNotFoundError: Ray is not installed.
     """
-    options.part = ROWS
     known = fingerprint(recommender.profiles)
     plan = {"side": "user", "version": recommender.version, "profiles": known}
+    plan["rows_per_shard"] = str(ROWS)
     for name, value in vars(options).items():
         if name not in _BESIDE:
             plan[name] = str(value)
@@ -113,34 +101,30 @@ def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -
         plan |= identify(path, SAME_NAMES)
     options.engine = "local"  # in each actor
 
-    folder = options.out
-    with exporting(folder, plan, options.overwrite):
-        missing = []
-        for number, _ in enumerate(_cut(options, recommender)):
-            if not (folder / name_part(number)).exists():
-                missing.append(number)
-        maker = {"command": command, "options": options, "version": recommender.version}
-        for number, part in zip(missing, _run(missing, maker), strict=True):
+    maker = {"command": command, "options": options, "version": recommender.version}
+    with exporting(options.out, plan, options.overwrite):
+        for number, part in _make_parts(_cut(path, recommender), maker):
             if part["fault"]:
-                first = number * options.part
+                first = number * ROWS
                 raise SchemaError(f"in the rows after {first}: {part['fault']}")
-            write_file(folder / name_part(number), part["content"])
-        finish(folder)
+            write_file(options.out / name_part(number), part["content"])
+        finish(options.out)
 
 
-def _cut(options: Namespace, recommender: Recommender) -> Iterator[pa.RecordBatch]:
+def _cut(path: Path | None, recommender: Recommender) -> Iterator[pa.RecordBatch]:
     """Yield the blocks of rows of a file, or of all users with a profile."""
-    path = getattr(options, _ROWS_OF[options.command])
     if path is None:
         ids = to_arrow(recommender.profiles.user_ids)
-        yield from pa.table({"user_id": ids}).to_batches(options.part)
+        yield from pa.table({"user_id": ids}).to_batches(ROWS)
     else:
         with naming(path), pq.ParquetFile(path) as file:
-            yield from file.iter_batches(options.part)
+            yield from file.iter_batches(ROWS)
 
 
-def _run(numbers: list[int], maker: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the parts that actors make, in their order, on a cluster or on this machine."""
+def _make_parts(
+    blocks: Iterator[pa.RecordBatch], maker: dict[str, Any]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the numbers and parts that are missing, on a cluster or a Ray of this machine."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of C++, on stderr
     try:
@@ -150,9 +134,8 @@ def _run(numbers: list[int], maker: dict[str, Any]) -> Iterator[dict[str, Any]]:
             f"{error}; --engine ray needs Ray: pip install 'ray[data]>=2.55'"
         ) from error
 
-    if not numbers:
-        return
-    address = maker["options"].address or os.environ.get("RAY_ADDRESS", "local")
+    options = maker["options"]
+    address = options.address or os.environ.get("RAY_ADDRESS", "local")
     local: Any = _LOCAL if address == "local" else {}
     quiet = logging.CRITICAL
     try:
@@ -161,17 +144,21 @@ def _run(numbers: list[int], maker: dict[str, Any]) -> Iterator[dict[str, Any]]:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
+        missing: dict[int, Any] = {}  # number -> block in the object store
+        for number, block in enumerate(blocks):
+            if not (options.out / name_part(number)).exists():
+                missing[number] = ray.put(pa.Table.from_batches([block]))
         n_cpus = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
-        parts = ray.data.from_arrow([pa.table({"part": [n]}) for n in numbers])
-        made = parts.map_batches(
+        n_actors = max(1, min(n_cpus, len(missing)))
+        made = ray.data.from_arrow_refs(list(missing.values())).map_batches(
             PartMaker,
-            batch_size=1,
+            batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=min(n_cpus, len(numbers))),
+            compute=ray.data.ActorPoolStrategy(size=n_actors),
             fn_constructor_kwargs=maker,
             num_cpus=1,
         )
-        yield from made.iter_rows()
+        yield from zip(missing, made.iter_rows(), strict=True)
     except (ray.exceptions.RayError, ConnectionError) as error:
         raise BundleError(f"Ray: {say(error)}") from error
     finally:

@@ -111,12 +111,15 @@ def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(bundle_p
 
 def test_a_bad_row_is_one_line_that_names_it(bundle_paths, tmp_path):
     requests = tmp_path / "requests.parquet"
-    users = ["u1"] * 600
-    pq.write_table(pa.table({"user_id": users, "datetime": [-(10**17)] * 600}), requests)
+    times = ["2017-05-01"] * 600
+    times[300] = "never"
+    pq.write_table(pa.table({"user_id": ["u1"] * 600, "datetime": times}), requests)
     words = ["export", "--side", "user", "--bundle", bundle_paths["shop"], "--rows", requests]
     status, errors = run(*words, "--engine", "ray", "--out", tmp_path / "out")
     assert status == 2
-    assert "row 1" in errors[-1]
+    assert "rows after 256" in errors[-1]
+    assert "row 45" in errors[-1]
+    assert "never" in errors[-1]
     assert len(errors) <= 2
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
