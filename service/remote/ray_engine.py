@@ -159,7 +159,7 @@ def _make_parts(
             num_cpus=1,
         )
         yield from zip(missing, made.iter_rows(), strict=True)
-    except (ray.exceptions.RayError, ConnectionError) as error:
+    except ray.exceptions.RayError as error:
         raise BundleError(f"Ray: {say(error)}") from error
     finally:
         ray.shutdown()
