@@ -22,22 +22,30 @@ from service.answers import show_items
 from service.command_line import align
 from service.export import export_items, export_users, list_users, write_tables
 from service.publish import sign
+from service.remote.ray_engine import run_on_ray
 from service.request_files import read_filters, read_requests
 
 _BATCH = 4096  # requests whose answers are in memory at a time
 _MAX_CELL = 40  # characters
 
 
-def recommend(options: Namespace) -> None:
-    """Answer requests into a file, which stays as it was until all answers are in it."""
+def recommend(options: Namespace, recommender: Recommender | None = None) -> None:
+    """Answer requests into a file, which stays as it was until all answers are in it.
+
+    Args:
+        options: of the command.
+        recommender: that of the options, if it is loaded.
+    """
     if (options.requests is None) is not options.all_users:
         raise SchemaError("give either --requests or --all-users")
     if options.out in (options.requests, options.only):
         raise SchemaError(f"--out {options.out} would replace a file that is read")
 
-    recommender = Recommender.load(
-        options.bundle, options.profiles, options.trusted_keys
-    )
+    recommender = recommender or _load(options)
+    if options.engine == "ray":
+        run_on_ray(recommend, options, recommender)
+        return
+
     requests = _list_requests(recommender, options)
     if options.again is not None:
         requests = (replace(request, again=options.again) for request in requests)
@@ -66,6 +74,10 @@ def recommend(options: Namespace) -> None:
     print(f"{len(reasons)} requests answered: {options.out}")
     for note in write_notes(unknown, reasons, sum(held_back)):
         print(f"note: {note}", file=sys.stderr)
+
+
+def _load(options: Namespace) -> Recommender:
+    return Recommender.load(options.bundle, options.profiles, options.trusted_keys)
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
@@ -115,15 +127,17 @@ def _shorten(cell: object) -> str:
     return shorten(text, _MAX_CELL, placeholder="…")
 
 
-def export(options: Namespace) -> None:
-    """Write the vectors of users or items."""
+def export(options: Namespace, recommender: Recommender | None = None) -> None:
+    """Write the vectors of users or items, with the recommender of the options if it is loaded."""
     columns = read_columns(options.columns)
     if options.rows is None and columns:
         raise SchemaError("columns describe a file of rows: give the file with --rows")
 
-    recommender = Recommender.load(
-        options.bundle, options.profiles, options.trusted_keys
-    )
+    recommender = recommender or _load(options)
+    if options.engine == "ray":
+        run_on_ray(export, options, recommender)
+        return
+
     write = export_users if options.side == "user" else export_items
     print(write(recommender, options.rows, options.out, options.overwrite, columns))
 

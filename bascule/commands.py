@@ -162,6 +162,18 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "columns of --rows with other names: item_id=sku",
     },
     "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
+    "--engine": {
+        "choices": ("local", "ray"),
+        "default": "local",
+        "help": "who does the work: this process, or a Ray cluster, which writes a folder"
+        " (default: local)",
+    },
+    "--address": {
+        "metavar": "HOST:PORT",
+        "help": "of a Ray cluster (default: RAY_ADDRESS, or a Ray of this machine alone)",
+    },
+    "--actors": _NUMBER
+    | {"help": "processes of Ray that hold a bundle each (default: one per CPU)"},
     "--registry": _FOLDER
     | {"help": f"folder of the versions (default: {_REGISTRY}; serve has no default)"},
     "--state": _FOLDER
@@ -275,7 +287,7 @@ COMMANDS = {
         "--bundle --out",
         "--requests --all-users --k --repeats --again --names"
         " --where --only --at-most --profiles"
-        " --trusted-keys",
+        " --trusted-keys --engine --address --actors --overwrite",
         _RECOMMEND_HELP,
     ),
     "similar": Command(
@@ -288,7 +300,8 @@ COMMANDS = {
         "answering.export",
         "write vectors to a folder of Parquet files",
         "--bundle --side --out",
-        "--rows --columns --profiles --overwrite --trusted-keys",
+        "--rows --columns --profiles --overwrite --trusted-keys"
+        " --engine --address --actors",
         _EXPORT_HELP,
     ),
     "verify": Command(

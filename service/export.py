@@ -120,7 +120,7 @@ def export_items(
     if rows is not None:
         items = read_items(rows, bundle.schema, columns)
         id_type = bundle.schema.item_id_type
-        source = _identify(rows, columns)
+        source = identify(rows, columns)
 
         def encode(some: list[Row]) -> Encoded:
             ids = [raw.pop(ITEM_ID) for _, raw in some]
@@ -163,9 +163,9 @@ def export_users(
     `rows` is a file of requests; None: all users with a profile.
     """
     profiles = recommender.profiles
-    source: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
+    source: dict[str, Any] = {"kind": "profiles", "profiles": fingerprint(profiles)}
     if rows is not None:
-        source |= _identify(rows, columns)
+        source |= identify(rows, columns)
         requests = read_requests(rows, recommender.bundle.schema, columns)
     else:
         requests = list_users(profiles, "--rows")
@@ -186,13 +186,14 @@ def list_users(profiles: Profiles, option: str) -> Iterator[Request]:
     return (Request(user_id=user_id) for user_id in profiles.user_ids.tolist())
 
 
-def _identify(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+def identify(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return what tells a file of rows from any other."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"kind": "file", "sha256": digest, "columns": dict(columns)}
 
 
-def _fingerprint(profiles: Profiles) -> str:
+def fingerprint(profiles: Profiles) -> str:
     """Hash profiles, since the profile of a user decides their vector."""
     digest = hashlib.sha256()
     columns = {
@@ -226,15 +227,12 @@ def _export(
         "source": source,
         "rows_per_shard": ROWS_PER_SHARD,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-
-    with take_lock(folder / _LOCK, wait=False):
-        _begin(folder, plan, overwrite)
+    with exporting(folder, plan, overwrite):
         n_shards = 0
         remaining = iter(rows)
 
         while (some := list(islice(remaining, ROWS_PER_SHARD))) or not n_shards:
-            path = folder / f"part-{n_shards:05d}.parquet"
+            path = folder / name_part(n_shards)
             if not path.exists():
                 ids, vectors = encode(some)
                 entries = to_arrow(vectors.ravel())
@@ -244,7 +242,21 @@ def _export(
                 write_table(path, pa.Table.from_arrays(columns, names))
             n_shards += 1
 
-        return f"{_finish(folder)} {side} vectors: {folder}"
+        return f"{finish(folder)} {side} vectors: {folder}"
+
+
+def name_part(number: int) -> str:
+    """Name a shard by its number from 0."""
+    return f"part-{number:05d}.parquet"
+
+
+@contextmanager
+def exporting(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
+    """Let one process at a time write shards of one plan into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / _LOCK, wait=False):
+        _begin(folder, plan, overwrite)
+        yield
 
 
 def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
@@ -268,7 +280,7 @@ def _begin(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> None:
     write_file(folder / PLAN, to_canonical_json(plan))
 
 
-def _finish(folder: Path) -> int:
+def finish(folder: Path) -> int:
     """Say that an export is complete; return its number of rows."""
     n_rows = 0
     paths = list(folder.glob(_SHARDS))
@@ -330,7 +342,7 @@ def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
         paths = sorted(folder.glob(_SHARDS))
         n_erased = sum(erase_from_table(path, user_ids) for path in paths)
         if (folder / SUCCESS).exists():
-            _finish(folder)  # also where no row went: a kill may have come before this
+            finish(folder)  # also where no row went: a kill may have come before this
         sync_folder(folder)
 
     return n_erased

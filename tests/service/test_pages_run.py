@@ -33,7 +33,7 @@ from tests.service.pages import (
 
 pytestmark = [pytest.mark.service, pytest.mark.timeout(1800)]
 ELSEWHERE = ("make ", "pip install", "uv ", "docker", "source ")  # CI runs them, or the fixture
-PAGES = ["docs/index.md", "docs/serving.md", "docs/discovery.md", "docs/training.md"]
+PAGES = [f"docs/{name}.md" for name in ("index", "serving", "discovery", "training", "ray")]
 SERVE = "bascule serve --bundle runs/demo/bundle"
 QUICKLY = shlex.split("--model.max_epochs 1 --model.dim 8 --evaluation.baselines []")
 PREAMBLE = 'set -euo pipefail; curl() { command curl --fail-with-body "$@"; echo; }\n'
