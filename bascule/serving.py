@@ -10,6 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,8 +118,18 @@ def _serve_here(
 def forget(options: Namespace) -> None:
     """Erase users from a run, and print the receipt."""
     from service.forget import forget_users
+    from service.remote.address import find_address
+    from service.remote.shared import open_remote
 
-    receipt = forget_users(options.run_folder, options.user, options.exports)
+    address = find_address(options.state)
+    with ExitStack() as stack:
+        shared = None
+        if address is not None:
+            shared = stack.enter_context(closing(open_remote(address)))
+        receipt = forget_users(
+            options.run_folder, options.user, options.exports, shared
+        )
+
     print(json.dumps(receipt, indent=1))
     unknown = [
         user
