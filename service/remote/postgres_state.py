@@ -11,6 +11,7 @@ one user come one after the other, and none comes between a look and a write.
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from typing import Any
 
@@ -171,14 +172,14 @@ class PostgresState(RemoteState):
         return row and row[0]
 
     def _take(self) -> _Connection:
-        """Return a connection that nobody uses, a new one if the server has closed it."""
+        """Return a connection that nobody uses, a new one where the server has ended the last."""
         while self._idle:
             connection = self._idle.pop()
-            try:
-                connection.pgconn.consume_input()
+            socket = select.poll()
+            socket.register(connection.pgconn.socket, select.POLLIN)
+            if not socket.poll(0):
                 return connection
-            except psycopg.OperationalError:
-                connection.close()
+            connection.close()  # it speaks unasked: it goes
 
         return _Connection.connect(self._address, autocommit=True, connect_timeout=1)
 

@@ -21,14 +21,15 @@ from service.forget import Erasures, add_to_erasure_list, forget_users
 from service.remote.address import find_address, parse_place
 from service.remote.shared import fetch_state, open_remote
 from service.state import ServerError, State, StateStore
-from tests.http.services import NOW, publish_served
+from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
-from tests.served import serving
+from tests.served import ask
 from tests.state_servers import PROGRAMS, retry, running
 
 NOON = 1_700_000_000
 DAY = 86_400
 DAYS = 10  # of retention
+SENTINEL = "sentinel-6d1f"
 IDS = item_ids(SHOP)
 USERS = [7, "7", "u1", "é\0x", 2**62, "-3", "a\tb", '"']
 ITEMS = [4, "4", "a\0b", "i", '"],']
@@ -79,6 +80,18 @@ def empty(store):
         store._server.flushdb()
     else:
         store._ask("TRUNCATE bascule_rows, bascule_users")
+
+
+def read_all(store):
+    """Return all that a server would tell about users."""
+    if hasattr(store, "_server"):
+        keys = store._server.keys()
+        users = store._server.hgetall("bascule:1:users")
+        sets = [key for key in keys if store._server.type(key) == "zset"]
+        return str([keys, users, [store._server.zrange(key, 0, -1) for key in sets]])
+    tables = ("bascule_rows", "bascule_users")
+    query = "SELECT string_agg(t::text, '') FROM {} t"
+    return "".join(store._ask(query.format(table)) or "" for table in tables)
 
 
 class Model:
@@ -193,7 +206,7 @@ def test_an_engine_says_what_a_model_of_lists_says(replicas, tmp_path, seed):
             answers = [draw_answer(rng, now) for _ in range(3)]
             store.log_impressions(iter(answers))
             model.rows += [answer for answer in answers if model.is_kept(answer)]
-        elif what < 0.74:
+        elif what < 0.72:
             user = rng.choice(USERS)
             add_to_erasure_list(tmp_path, [user])  # that of the run, as `forget_known` does
             assert store.forget(user, user) == model.forget(user)
@@ -208,7 +221,7 @@ def test_an_engine_says_what_a_model_of_lists_says(replicas, tmp_path, seed):
         assert other.list_known(USERS) >= model.known()
         assert other.list_known(["nobody", *model.forgotten]) == set()
     assert n_changes > 20
-    assert len(model.rows) > 20
+    assert len(model.rows) > 10
 
 
 def test_users_of_whom_nothing_is_left_are_known_no_more(replicas):
@@ -309,11 +322,17 @@ def test_a_user_who_is_forgotten_at_one_service_is_refused_by_all(server, tmp_pa
         there.observe_many([Observation("u2", "a", "view", NOON)])
         assert erasures.add("u2").result()[0]["erased"]["events"] == 1
         assert here.recall("u2").is_forgotten
+        here.observe_many([Observation(SENTINEL, f"i{n}", "view", NOON + n) for n in range(9)])
+        here.log_impressions([Impressions("r", SENTINEL, NOON, "v", "greedy", ["a"], [1.0], [1.0])])
+        assert SENTINEL in read_all(there)
+        assert here.forget(SENTINEL) == {"events": 9, "impressions": 1}
+        assert SENTINEL not in read_all(there)
         assert str(server.address) not in json.dumps(receipt)
         empty(here)
 
 
-def test_a_server_that_is_gone_fails_soon_and_is_found_again(server):
+def test_a_server_that_is_gone_fails_soon_and_is_found_again(server, monkeypatch):
+    monkeypatch.setattr("service.remote.remote_state._PAUSE", 0.2)
     events = [Observation("u", f"i{n}", "view", NOON + n) for n in range(3)]
     with closing(open_remote(server.address)) as state:
         state.observe_many(events[:1])
@@ -321,13 +340,13 @@ def test_a_server_that_is_gone_fails_soon_and_is_found_again(server):
         try:
             if server.kind == "postgres":  # a backend goes on without its parent
                 state._idle.pop().close()
-            begin = time.monotonic()
             with pytest.raises(ServerError):
                 state.recall("u")
-            with pytest.raises(ServerError):  # without waiting again
-                state.observe_many(events[1:2])
-            assert time.monotonic() - begin < 8
             assert isinstance(state.fault, ServerError)
+            monkeypatch.setattr(state, "_run", lambda *_: pytest.fail("waits again"))
+            with pytest.raises(ServerError):
+                state.observe_many(events[1:2])
+            monkeypatch.delattr(state, "_run")
         finally:
             server.process.send_signal(signal.SIGCONT)
         assert retry(lambda: state.observe_many(events[1:2])) == 1
@@ -379,39 +398,33 @@ def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_o
     event = {"user_id": "u2", "item_id": IDS[3], "event": DISMISS}
     asked = NOW | {"user_id": "u2", "k": len(IDS)}
     with ExitStack() as stack:
-        replicas = []
-        for name in ("one", "two"):
-            bundle = publish_served(tmp_path / name, SHOP)
-            words = ("--bundle", bundle)
-            replica = serving(*words, environment={"BASCULE_STATE": server.address})
-            replicas.append(stack.enter_context(replica))
-
-        def listed(replica):
-            reply = replica.ask("POST", "/v1/recommend", asked)
-            assert reply.status == 200
-            return [item["item_id"] for item in reply.json["answers"][0]["items"]]
-
-        assert IDS[3] in listed(replicas[1])
-        assert replicas[0].ask("POST", "/v1/events", event).json["kept"] == 1
-        assert IDS[3] not in listed(replicas[1])
+        one, two = (
+            stack.enter_context(asking(publish_served(tmp_path / name, SHOP), server.address))
+            for name in ("one", "two")
+        )
+        assert IDS[3] in listed(two, **asked)
+        assert ask(one, "POST", "/v1/events", event).json["kept"] == 1
+        assert IDS[3] not in listed(two, **asked)
+        assert IDS[3] not in listed(one, **asked)
         server.kill()
         try:
             for path, body in (("/v1/recommend", asked), ("/v1/events", event)):
-                reply = replicas[1].ask("POST", path, body)
+                reply = ask(two, "POST", path, body)
                 assert (reply.status, reply.headers["retry-after"]) == (503, "1")
-            strangers = NOW | {"k": 3}
-            assert replicas[1].ask("POST", "/v1/recommend", strangers).status == 200
-            ready = replicas[1].ask("GET", "/ready")
+            assert listed(two, k=3) != []  # asked for nobody
+            ready = ask(two, "GET", "/ready")
             assert (ready.status, list(ready.json["faults"])) == (200, ["server"])
         finally:
             server.start()
         end = time.monotonic() + 20
-        while replicas[1].ask("POST", "/v1/recommend", asked).status != 200:
+        while ask(two, "POST", "/v1/recommend", asked).status != 200:
             assert time.monotonic() < end
             time.sleep(0.1)
-        assert IDS[3] not in listed(replicas[1])
-        assert replicas[1].ask("POST", "/v1/users/forget", {"user_id": "u2"}).status == 200
-        assert IDS[3] in listed(replicas[0])  # a stranger from now on
+        assert IDS[3] not in listed(two, **asked)
+        assert ask(two, "GET", "/ready").json == {"status": "ready"}
+        assert ask(two, "POST", "/v1/users/forget", {"user_id": "u2"}).status == 200
+        assert IDS[3] in listed(one, **asked)  # a stranger from now on
+        assert ask(one, "POST", "/v1/events", event).json["kept"] == 0
         with closing(open_remote(server.address)) as state:
             empty(state)
 
