@@ -280,7 +280,8 @@ class Service:
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
             missing: Any = MissingState(recommender, self._runs, error)
-            items = state = missing
+            items = missing
+            state = self.shared or missing
 
         self.items = items
         self._state = state
@@ -312,7 +313,7 @@ class Service:
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
-        while isinstance(self._state, MissingState):
+        while isinstance(self.items, MissingState):
             if self._is_closing.wait(_RETRY_SECONDS):
                 return
             with self._reloading:

@@ -30,7 +30,7 @@ CREATE TABLE IF NOT EXISTS bascule_salt (is_one boolean PRIMARY KEY, salt text N
 CREATE TABLE IF NOT EXISTS bascule_users (key text COLLATE "C" PRIMARY KEY, name text);
 CREATE TABLE IF NOT EXISTS bascule_rows (number bigserial PRIMARY KEY, kind text NOT NULL,
     user_key text COLLATE "C" NOT NULL, datetime bigint NOT NULL, record json NOT NULL,
-    n_shown integer NOT NULL);
+    n_shown integer NOT NULL, policy text NOT NULL);
 CREATE INDEX IF NOT EXISTS bascule_rows_of_user
     ON bascule_rows (user_key, kind, datetime, number);
 CREATE INDEX IF NOT EXISTS bascule_rows_in_time ON bascule_rows (datetime);
@@ -60,8 +60,9 @@ BEGIN
     FOR item IN SELECT * FROM json_array_elements(rows) LOOP
         CONTINUE WHEN (SELECT name IS NULL FROM bascule_users WHERE key = item->>0);
         n_kept := n_kept + 1;
-        INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown)
-            SELECT of_kind, item->>0, (item->>2)::bigint, (item->>3)::json, (item->>6)::integer
+        INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown, policy)
+            SELECT of_kind, item->>0, (item->>2)::bigint, (item->>3)::json, (item->>6)::integer,
+            item->>7
             WHERE NOT EXISTS
             (SELECT 1 FROM bascule_rows WHERE user_key = item->>0 AND kind = of_kind
              AND datetime = (item->>2)::bigint AND starts_with(record::text, item->>4)
@@ -72,14 +73,18 @@ BEGIN
     RETURN to_json(n_kept);
 END $$;
 
-CREATE OR REPLACE FUNCTION bascule_fetch(
-    of_kind text, of_user text, since bigint, n_most integer) RETURNS json LANGUAGE sql STABLE AS $$
+CREATE OR REPLACE FUNCTION bascule_fetch(of_user text, n_most integer) RETURNS json
+LANGUAGE sql STABLE AS $$
     SELECT json_build_object('name', u.name, 'rows', (
         SELECT coalesce(json_agg(json_build_array(number, record)), '[]') FROM (
-            SELECT number, record FROM bascule_rows
-            WHERE user_key = of_user AND kind = of_kind AND datetime >= since
+            SELECT number, record FROM bascule_rows WHERE user_key = of_user AND kind = 'events'
             ORDER BY datetime DESC, number DESC LIMIT n_most) r))
     FROM bascule_users u WHERE key = of_user $$;
+
+CREATE OR REPLACE FUNCTION bascule_count(of_user text, since bigint, beginning text) RETURNS json
+LANGUAGE sql STABLE AS $$
+    SELECT to_json(count(*)) FROM bascule_rows WHERE user_key = of_user AND kind = 'answers'
+    AND datetime >= since AND starts_with(policy, beginning) $$;
 
 CREATE OR REPLACE FUNCTION bascule_expire(before bigint) RETURNS json LANGUAGE plpgsql AS $$
 DECLARE
@@ -109,10 +114,25 @@ BEGIN
     RETURN erased;
 END $$;
 
-CREATE OR REPLACE FUNCTION bascule_users(after text) RETURNS json LANGUAGE sql STABLE AS $$
-    SELECT json_build_object('next', coalesce(max(key), '0'),
-        'users', coalesce(json_agg(json_build_array(key, name)), '[]')) FROM
-        (SELECT key, name FROM bascule_users WHERE key > after ORDER BY key LIMIT 1000) u $$;
+CREATE OR REPLACE FUNCTION bascule_read(of_kind text, after text) RETURNS json
+LANGUAGE plpgsql STABLE AS $$
+DECLARE page json;
+BEGIN
+    IF of_kind = 'forgotten' THEN
+        SELECT json_build_object('next', coalesce(max(key), '0'),
+            'rows', coalesce(json_agg(json_build_array(key, NULL)), '[]')) INTO page FROM
+            (SELECT key FROM bascule_users WHERE name IS NULL AND key > after
+             ORDER BY key LIMIT 1000) u;
+    ELSE
+        SELECT json_build_object('next', coalesce(max(number), 0)::text, 'rows', coalesce(
+            json_agg(json_build_array(number, json_build_array(name, record))), '[]'))
+            INTO page FROM (SELECT r.number, u.name, r.record FROM bascule_rows r
+             JOIN bascule_users u ON u.key = r.user_key
+             WHERE r.kind = of_kind AND r.number > coalesce(nullif(after, ''), '0')::bigint
+             ORDER BY r.number LIMIT 1000) t;
+    END IF;
+    RETURN page;
+END $$;
 """
 
 

@@ -67,16 +67,24 @@ end
 return tostring(n_kept)
 """
 _FETCH = """
-local name = redis.call('HGET', KEYS[1] .. 'users', ARGV[2])
+local name = redis.call('HGET', KEYS[1] .. 'users', ARGV[1])
 if not name then return nil end
-local place = KEYS[1] .. ARGV[1] .. ':' .. ARGV[2]
-local rows = redis.call('ZREVRANGEBYSCORE', place, '+inf', ARGV[3], 'LIMIT', 0, ARGV[4])
+local rows = redis.call('ZREVRANGE', KEYS[1] .. 'events:' .. ARGV[1], 0, ARGV[2] - 1)
 for i, row in ipairs(rows) do
   local number = string.format('%.0f', tonumber(string.sub(row, 1, 16)))
   rows[i] = '[' .. number .. ',' .. string.sub(row, 17) .. ']'
 end
 local shown = name == '' and 'null' or cjson.encode(name)
 return '{"name":' .. shown .. ',"rows":[' .. table.concat(rows, ',') .. ']}'
+"""
+_COUNT = """
+local n = 0
+local place = KEYS[1] .. 'answers:' .. ARGV[1]
+for _, row in ipairs(redis.call('ZRANGEBYSCORE', place, ARGV[2], '+inf')) do
+  local policy = cjson.decode(string.sub(row, 17)).policy
+  if string.sub(policy, 1, #ARGV[3]) == ARGV[3] then n = n + 1 end
+end
+return tostring(n)
 """
 _EXPIRE = """
 local before = '(' .. ARGV[1]
@@ -115,23 +123,33 @@ for _, user in ipairs(cjson.decode(ARGV[1])) do
 end
 return cjson.encode(erased)
 """
-_USERS = """
-local cursor = ARGV[1] == '' and '0' or ARGV[1]
-local page = redis.call('HSCAN', KEYS[1] .. 'users', cursor, 'COUNT', 1000)
-local users = {}
+# A page is of some users, in no order; the cursor is that of HSCAN.
+_READ = """
+local cursor = ARGV[2] == '' and '0' or ARGV[2]
+local page = redis.call('HSCAN', KEYS[1] .. 'users', cursor, 'COUNT', 500)
+local rows = {}
 for i = 1, #page[2], 2 do
-  local name = page[2][i + 1]
-  users[#users + 1] = {page[2][i], name ~= '' and name or cjson.null}
+  local user, name = page[2][i], page[2][i + 1]
+  if ARGV[1] == 'forgotten' then
+    if name == '' then rows[#rows + 1] = '["' .. user .. '",null]' end
+  else
+    local shown = cjson.encode(name)
+    for _, row in ipairs(redis.call('ZRANGE', KEYS[1] .. ARGV[1] .. ':' .. user, 0, -1)) do
+      local number = string.format('%.0f', tonumber(string.sub(row, 1, 16)))
+      rows[#rows + 1] = '[' .. number .. ',[' .. shown .. ',' .. string.sub(row, 17) .. ']]'
+    end
+  end
 end
-return cjson.encode({next = page[1], users = users})
+return '{"next":"' .. page[1] .. '","rows":[' .. table.concat(rows, ',') .. ']}'
 """
 _PROCEDURES = {
     "start": _START,
     "add": _ADD,
     "fetch": _FETCH,
+    "count": _COUNT,
     "expire": _EXPIRE,
     "forget": _FORGET,
-    "users": _USERS,
+    "read": _READ,
 }
 _LOG = logging.getLogger("service.http")
 

@@ -1,10 +1,10 @@
 """A state on a server that several services share: what all engines have in common.
 
-An engine has six procedures that run in the server, each of them whole or not at all: `start`,
-`add`, `fetch`, `expire`, `forget` and `users`. They keep rows, in JSON, of events and of answers. A
-user is found by the hash of their id, keyed by a salt that the server holds, and has a name, their
-id in JSON. A forgotten user keeps the hash, without a name: so all services refuse what still comes
-of them.
+An engine has seven procedures that run in the server, each of them whole or not at all: `start`,
+`add`, `fetch`, `count`, `expire`, `forget` and `read`. They keep rows, in JSON, of events and of
+answers. A user is found by the hash of their id, keyed by a salt that the server holds, and has a
+name, their id in JSON. A forgotten user keeps the hash, without a name: so all services refuse what
+still comes of them.
 
 A server that does not answer within a second raises `ServerError`; for a second after that nothing
 is asked, so that no thread waits again and again. Then the next call connects anew.
@@ -20,7 +20,6 @@ import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -45,7 +44,7 @@ _PAUSE = 1.0  # seconds after a fault in which it is not asked
 _EVENTS = "events"
 _ANSWERS = "answers"
 _NOBODY = "nobody"  # key of answers without a user
-_ALL = 10**9  # rows of a user
+_END = "0"  # cursor behind the last page
 _NONE = "-"  # begins no record
 _LOG = logging.getLogger("service.http")
 
@@ -122,7 +121,7 @@ class RemoteState(ABC):
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
 
-        user = self._fetch(_EVENTS, user_id)
+        user = self._fetch(user_id)
         if user is None:
             return Recalled()
         if user["name"] is None:
@@ -136,8 +135,7 @@ class RemoteState(ABC):
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
         """Count the lists of a user since a time, of policies that begin with a text."""
-        user = self._fetch(_ANSWERS, user_id, since) or {"rows": []}
-        return sum(record["policy"].startswith(policy) for _, record in user["rows"])
+        return int(self._call("count", self._key(user_id), since, policy))
 
     def expire_slices(self, now: int) -> Iterator[int]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
@@ -148,7 +146,7 @@ class RemoteState(ABC):
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users who have events or answers."""
-        users = {str(user_id): self._fetch(_EVENTS, user_id) for user_id in user_ids}
+        users = {str(user_id): self._fetch(user_id) for user_id in user_ids}
         return {text for text, user in users.items() if user and user["name"]}
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
@@ -169,44 +167,34 @@ class RemoteState(ABC):
 
     def list_forgotten(self) -> ErasureList:
         """Return the erasure list of all services that share the state."""
-        users = self._list_users()
-        keys = [bytes.fromhex(key) for key, name in users.items() if not name]
+        keys = [bytes.fromhex(key) for key, _ in self._read("forgotten")]
         return ErasureList(((self._start(), frozenset(keys)),))
 
     def copy(self, store: State) -> None:
         """Keep everything in another state, too; events come first, then the lists they name."""
-        for user_id, record in self._list_rows(_EVENTS):
-            store.observe_many([Observation(user_id, *record)])
+        store.observe_many(
+            Observation(json.loads(name), *record)
+            for _, (name, record) in self._read(_EVENTS)
+        )
         store.log_impressions(
-            Impressions(user_id=user_id, **record)
-            for user_id, record in self._list_rows(_ANSWERS)
+            Impressions(user_id=json.loads(name), **record)
+            for _, (name, record) in self._read(_ANSWERS)
         )
 
-    def _list_users(self) -> dict[str, str | None]:
-        users: dict[str, str | None] = {}
+    def _read(self, kind: str) -> list[tuple[Any, Any]]:
+        """Return number, name of the user and record of all rows, in the order of arrival."""
+        rows: dict[Any, Any] = {}
         cursor = ""
-        while cursor != "0":
-            page = self._call("users", cursor)
+        while cursor != _END:
+            page = self._call("read", kind, cursor)
             cursor = page["next"]
-            users.update(page["users"])
+            rows.update(page["rows"])
 
-        return users
+        return sorted(rows.items())
 
-    def _list_rows(self, kind: str) -> Iterator[tuple[Id, Any]]:
-        """Return the users and records of all rows, in the order in which they came."""
-        rows = []
-        for key, name in self._list_users().items():
-            if name:
-                user = self._call("fetch", kind, key, 0, _ALL) or {"rows": []}
-                user_id = json.loads(name)
-                rows += [(number, user_id, record) for number, record in user["rows"]]
-
-        rows.sort(key=itemgetter(0))
-        return ((user_id, record) for _, user_id, record in rows)
-
-    def _fetch(self, kind: str, user_id: Id, since: int = 0) -> Any:
-        """Return name and latest rows of a user, the last one first; None of an unknown one."""
-        return self._call("fetch", kind, self._key(user_id), since, MAX_RECALLED)
+    def _fetch(self, user_id: Id) -> Any:
+        """Return name and latest events of a user, the last one first; None of an unknown one."""
+        return self._call("fetch", self._key(user_id), MAX_RECALLED)
 
     def _key(self, user_id: Id | None) -> str:
         if user_id is None:
@@ -256,12 +244,17 @@ class RemoteState(ABC):
         return result
 
 
-def _describe(kept: Observation | Impressions) -> tuple[str, str, str, int]:
-    """Return a record in JSON, how the same one and the one that undoes it begin, and its items."""
+def _describe(kept: Observation | Impressions) -> tuple[str, str, str, int, str]:
+    """Describe what is to be kept.
+
+    Returns:
+        Its record in JSON, how a record of the same event begins, how one begins that undoes it,
+        the number of items of an answer, and its policy.
+    """
     facts = vars(kept).copy()
     del facts["user_id"]
     if isinstance(kept, Impressions):
-        return _write(facts), _NONE, _NONE, len(kept.item_ids)
+        return _write(facts), _NONE, _NONE, len(kept.item_ids), kept.policy
 
     weight = kept.weight
     facts["weight"] = None
@@ -272,7 +265,7 @@ def _describe(kept: Observation | Impressions) -> tuple[str, str, str, int]:
     undone = _NONE
     if kept.event in UNDONE_BY:
         undone = _open([kept.item_id, UNDONE_BY[kept.event]])
-    return _write(record), _open(record[:4]), undone, 0
+    return _write(record), _open(record[:4]), undone, 0, ""
 
 
 def _write(content: Any) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from bascule.commands import main
+from evaluation.feedback import main as read_feedback
 from serve.errors import SchemaError
 from serve.files import read_erasure_list
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
@@ -281,9 +282,17 @@ def test_the_log_of_a_server_is_read_as_that_of_a_file(server, tmp_path):
         fetched = fetch_state(server.address, tmp_path / "other")
         assert read_erasure_list(fetched.parent).holds("u1")
         assert not read_erasure_list(fetched.parent).holds("7")
+        read_feedback(["--run", str(tmp_path / "run")])
+        read_feedback(["--run", str(tmp_path / "other"), "--state", server.address])
         expected = read_log(path)
         read = read_log(fetched / "state.db")
         empty(shared)
+    of_file, of_server = (
+        json.loads((tmp_path / name / "feedback" / "figures.json").read_bytes())
+        for name in ("run", "other")
+    )
+    assert of_server == of_file
+    assert of_file["all"]["lists"] > 30
     assert len(expected.slots) > 30
     assert len(expected.events) > 30
     names = [column for column in expected.lists.column_names if column != "list"]
