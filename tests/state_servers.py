@@ -80,6 +80,11 @@ class Server:
         state.close()
         return state.fault is None
 
+    def read_files(self) -> str:
+        """Return what the server has on disk."""
+        files = [file for file in self._folder.rglob("*") if file.is_file()]
+        return "".join(file.read_text(errors="replace") for file in files)
+
     def kill(self) -> None:
         """Kill the server by SIGKILL."""
         self.process.kill()

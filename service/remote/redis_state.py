@@ -192,13 +192,15 @@ class RedisState(RemoteState):
             calls.execute_command("WAITAOF", 1, 0, _DISK_MS)
             if procedure == "forget":
                 calls.bgrewriteaof()  # the log still holds what was erased
-            result, n_copies, *_ = calls.execute(raise_on_error=False)
+            result, n_copies, *others = calls.execute(raise_on_error=False)
 
         for answer in (result, n_copies):
             if isinstance(answer, RedisError):
                 raise answer
         if not n_copies[0]:
             raise LateError("a write was not on disk in time")
+        if any(isinstance(other, RedisError) for other in others):
+            _LOG.warning("%s: its log holds what was erased: BGREWRITEAOF", self._shown)
         return None if result is None else json.loads(result)
 
     def close(self) -> None:
