@@ -10,7 +10,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,14 +118,12 @@ def _serve_here(
 def forget(options: Namespace) -> None:
     """Erase users from a run, and print the receipt."""
     from service.forget import forget_users
-    from service.remote.address import find_address
-    from service.remote.shared import open_remote
+    from service.remote.shared import open_shared
 
-    address = find_address(options.state)
+    shared = open_shared(options.state)
     with ExitStack() as stack:
-        shared = None
-        if address is not None:
-            shared = stack.enter_context(closing(open_remote(address)))
+        if shared is not None:
+            stack.callback(shared.close)
         receipt = forget_users(
             options.run_folder, options.user, options.exports, shared
         )

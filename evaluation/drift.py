@@ -35,7 +35,7 @@ from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
 from service.remote.address import find_folder, parse_place
-from service.remote.shared import fetch_state
+from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 
 # of a column: users, edges of numbers, names and shares of bins

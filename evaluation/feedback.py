@@ -50,7 +50,7 @@ from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
 from service.remote.address import find_folder, parse_place
-from service.remote.shared import fetch_state
+from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 from service.state import StateStore
 

@@ -48,7 +48,7 @@ from service.registry import (
     rollback,
 )
 from service.remote.address import parse_place
-from service.remote.shared import fetch_state
+from service.remote.fetched import fetch_state
 
 Verdict = dict[str, Any]  # the content of `verdict.json`
 Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked

@@ -39,7 +39,7 @@ from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
 from service.registry import Registry
 from service.remote.address import find_folder, parse_place
-from service.remote.shared import fetch_state
+from service.remote.fetched import fetch_state
 
 VERDICT = "verdict.json"
 _TRAINED = "trained-"  # before the name of a run: the events that it is trained on

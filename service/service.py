@@ -34,10 +34,10 @@ from service.impressions import ImpressionLog
 from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
-from service.remote.address import Place, find_address, find_folder
-from service.remote.shared import open_remote
+from service.remote.address import Place, find_folder
+from service.remote.shared import open_shared
 from service.sources import NO_PROFILES, Source, explain_fault
-from service.state import ServerError, State, StateStore
+from service.state import ServerError, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
@@ -103,10 +103,7 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        address = find_address(state)
-        self.shared: State | None = None  # with other machines
-        if address is not None:
-            self.shared = open_remote(address, self._runs, retention_days)
+        self.shared = open_shared(state, self._runs, retention_days)
         self._erasures = Erasures(self._runs, self.shared)
         self._open(recommender)
         self.arms: Arms | None = None
@@ -160,7 +157,6 @@ class Service:
         recall = self._state.recall
         know = cache(partial(know_user, profiles=current.profiles, recall=recall))
         is_batch = len(raw) > 1
-
         for index, content in enumerate(raw):
             try:
                 request = parse_request(content, current.bundle.schema)
@@ -272,10 +268,8 @@ class Service:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
-                path = self._folder / STATE_FILE
-                state = self.shared or StateStore(
-                    path, self._runs, self._retention_days
-                )
+                file = self._folder / STATE_FILE, self._runs, self._retention_days
+                state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)

@@ -14,40 +14,33 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
 from serve.files import is_forgotten, read_erasure_list, sync_folder
-from serve.requests import History
 from service.database import name_fault, open_database, user_key
 from service.event_log import (
-    DISMISS,
     MARK,
     TABLES,
-    UNDISMISS,
+    UNDONE_BY,
     Impressions,
     Observation,
     Recalled,
+    gather,
     open_log,
 )
 
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
 MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
-_MAX_LIVE = 1000  # latest events of a user in the history
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
 _SLICE = 200  # rows deleted in one transaction, so that no event waits for long
 _LOG_TIMEOUT = 20  # milliseconds that writers wait for the log to be emptied
 _LOG_PATIENCE = 10.0  # seconds of attempts to empty it
-UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 
 # A user has a place (their row in `users`), a number (which the rows of events and answers bear)
 # and a key (the salted hash of their id, by which they are found).
@@ -429,30 +422,3 @@ def check_retention(days: float) -> None:
         raise ValueError(
             f"retention_days is {days:g}; allowed: above 0, below {_MAX_RETENTION}"
         )
-
-
-def gather(rows: Sequence[tuple[Any, ...]]) -> Recalled:
-    """Make the live state of a user.
-
-    Args:
-        rows: item_id, datetime, event, weight, key of the context, number by arrival; oldest first.
-    """
-    done = [row for row in rows if row[2] not in UNDONE_BY][-_MAX_LIVE:]
-    *columns, keys, _ = tuple(zip(*done, strict=True)) or ((),) * 6
-    dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
-    history = History(*map(np.array, columns, dtypes))
-    if any(keys):
-        history = replace(history, context=np.array(keys, np.int64))
-    return Recalled(history, _list_dismissed(rows))
-
-
-def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
-    """Return the dismissed items: the sign that arrived last counts, whatever the clocks say."""
-    dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, *_ in sorted(rows, key=itemgetter(5)):  # by number
-        if event == DISMISS:
-            dismissed.setdefault(str(item_id), item_id)
-        elif event == UNDISMISS:
-            dismissed.pop(str(item_id), None)
-
-    return tuple(dismissed.values())

@@ -29,15 +29,8 @@ from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import SchemaError
 from serve.files import ErasureList, hash_id, is_forgotten, read_erasure_list
-from service.event_log import Impressions, Observation, Recalled
-from service.state import (
-    MAX_RECALLED,
-    UNDONE_BY,
-    ServerError,
-    State,
-    check_retention,
-    gather,
-)
+from service.event_log import UNDONE_BY, Impressions, Observation, Recalled, gather
+from service.state import MAX_RECALLED, ServerError, State, check_retention
 
 PATIENCE = 1.0  # seconds in which a server answers
 _PAUSE = 1.0  # seconds after a fault in which it is not asked

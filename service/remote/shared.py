@@ -1,21 +1,15 @@
-"""Open the state on a server, or copy its log for those who read all of it."""
+"""Open the state on a server."""
 
 from __future__ import annotations
 
-import shutil
-from atexit import register
 from collections.abc import Sequence
-from contextlib import closing
 from importlib import import_module
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING
 
-from serve.bundle import STATE, STATE_FILE
 from serve.errors import SchemaError
-from service.forget import take_over
-from service.remote.address import ENGINES, Place, find_address, find_folder
-from service.state import RETENTION_DAYS, StateStore
+from service.remote.address import ENGINES, Place, find_address
+from service.state import RETENTION_DAYS
 
 if TYPE_CHECKING:
     from service.remote.remote_state import RemoteState
@@ -46,26 +40,11 @@ def open_remote(
     return opened
 
 
-def fetch_state(given: Place | None, default: Path) -> Path:
-    """Find a folder with the log of a service, for those who read all of it.
-
-    Args:
-        given: the option --state.
-        default: the folder without it.
-
-    Returns:
-        The folder. The log of a server is copied into one that lasts as long as the process; its
-        erasure list lies beside it, as in a run.
-    """
+def open_shared(
+    given: Place | None,
+    runs: Sequence[Path] = (),
+    retention_days: float = RETENTION_DAYS,
+) -> RemoteState | None:
+    """Open the state at the address that is given, or else in the environment; None without one."""
     address = find_address(given)
-    if address is None:
-        return find_folder(given, default)
-
-    home = Path(mkdtemp(prefix="bascule-"))
-    register(shutil.rmtree, home, ignore_errors=True)
-    with closing(open_remote(address)) as state:
-        take_over(home, state.list_forgotten())
-        with closing(StateStore(home / STATE / STATE_FILE)) as store:
-            state.copy(store)
-
-    return home / STATE
+    return None if address is None else open_remote(address, runs, retention_days)

@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from service.event_log import read_log  # noqa: E402
-from service.remote.shared import fetch_state, open_remote  # noqa: E402
+from service.remote.fetched import fetch_state  # noqa: E402
+from service.remote.shared import open_remote  # noqa: E402
 from tests.http.services import publish_served  # noqa: E402
 from tests.linear_bundle import SHOP, UNTIL  # noqa: E402
 from tests.served import JSON, serving  # noqa: E402
@@ -51,6 +52,8 @@ class Replica:
         variables = {"BASCULE_STATE": self._address}
         self._server = self._stack.enter_context(serving(*self._words, variables=variables))
         self.port = self._server.port
+        # a log that nobody reads would hold it up
+        Thread(target=self._server.process.stderr.read, daemon=True).start()
 
     def kill(self) -> None:
         self._server.process.kill()

@@ -20,7 +20,8 @@ from serve.files import read_erasure_list
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
 from service.forget import Erasures, add_to_erasure_list, forget_users
 from service.remote.address import find_address, parse_place
-from service.remote.shared import fetch_state, open_remote
+from service.remote.fetched import fetch_state
+from service.remote.shared import open_remote
 from service.state import ServerError, State, StateStore
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
