@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from service.command_line import FAULT, import_ours, make_parser, run_command
+from service.remote.address import parse_place
 
 _REGISTRY = Path("runs") / "registry"
 
@@ -176,10 +177,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     | {"help": "processes of Ray that hold a bundle each (default: one per CPU)"},
     "--registry": _FOLDER
     | {"help": f"folder of the versions (default: {_REGISTRY}; serve has no default)"},
-    "--state": _FOLDER
-    | {
+    "--state": {
+        "type": parse_place,
+        "metavar": "DIR|ADDRESS",
         "help": "folder of live events, must be named 'state'"
-        " (default: beside the bundle, or in the registry)"
+        " (default: beside the bundle, or in the registry), or the address of a server, as in"
+        " redis://HOST:PORT/DB or postgresql://USER@HOST:PORT/DB; or name that in BASCULE_STATE",
     },
     "--host": {
         "default": "127.0.0.1",
@@ -334,7 +337,7 @@ COMMANDS = {
         "serving.forget",
         "erase users from a run, and print a receipt",
         "--run --user",
-        "--exports",
+        "--exports --state",
         _FORGET_HELP,
     ),
     "publish": Command(

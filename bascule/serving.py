@@ -11,7 +11,7 @@ import sys
 import threading
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,9 +144,11 @@ def consume(options: Namespace) -> None:
     from serve.bundle import STATE, STATE_FILE
     from service.command_line import handling
     from service.http.logs import set_up_logs
+    from service.remote.address import find_folder
+    from service.remote.shared import open_shared
     from service.remote.streams import RedisStream, read_schema
     from service.remote.streams import consume as consume_stream
-    from service.state import StateStore
+    from service.state import State, StateStore
 
     _check_folder(options)
     url = options.broker or os.environ.get(_BROKER_VARIABLE)
@@ -163,22 +165,31 @@ def consume(options: Namespace) -> None:
 
     find_schema()
     set_up_logs("text")
-    folder = options.state or home / STATE
+    folder = find_folder(options.state, home / STATE)
     runs = [home, folder.absolute().parent]
+    days = options.retention_days
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = threading.Event()
-    with (
-        closing(StateStore(folder / STATE_FILE, runs, options.retention_days)) as state,
-        handling(lambda *_: stopping.set()),
-    ):
+    state: State | None = open_shared(options.state, runs, days)
+    if state is None:
+        state = StateStore(folder / STATE_FILE, runs, days)
+    with closing(state), handling(lambda *_: stopping.set()):
         consume_stream(stream, state, find_schema, stopping)
 
 
 def forget(options: Namespace) -> None:
     """Erase users from a run, and print the receipt."""
     from service.forget import forget_users
+    from service.remote.shared import open_shared
 
-    receipt = forget_users(options.run_folder, options.user, options.exports)
+    shared = open_shared(options.state)
+    with ExitStack() as stack:
+        if shared is not None:
+            stack.callback(shared.close)
+        receipt = forget_users(
+            options.run_folder, options.user, options.exports, shared
+        )
+
     print(json.dumps(receipt, indent=1))
     unknown = [
         user

@@ -34,6 +34,8 @@ from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
+from service.remote.address import find_folder, parse_place
+from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 
 # of a column: users, edges of numbers, names and shares of bins
@@ -73,9 +75,9 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
     )
     parser.add_argument(
         "--state",
-        type=Path,
-        metavar="DIR",
-        help="folder of the state; default: in the run",
+        type=parse_place,
+        metavar="DIR|ADDRESS",
+        help="folder of the state, or address of its server; default: in the run",
     )
 
     add_profiles(parser)
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
 
 def run(options: argparse.Namespace) -> None:
     """Compare, write the figures and print the table."""
-    state = options.state or options.run / STATE
+    state = find_folder(options.state, options.run / STATE)
     path = options.run / METRICS
     metrics = json.loads(path.read_bytes())
 
@@ -95,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
             "wrote it"
         )
 
-    frames = read_frames(state / STATE_FILE)
+    frames = read_frames(fetch_state(options.state, state) / STATE_FILE)
     recommender = load_served(options.run, state, options.profiles)
     if recommender is None:
         raise SchemaError(f"{options.run} has no bundle; give the folder of a run")

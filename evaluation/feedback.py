@@ -49,6 +49,8 @@ from service.experiment import Experiment
 from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
+from service.remote.address import find_folder, parse_place
+from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 from service.state import StateStore
 
@@ -84,6 +86,12 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the run, or the registry, with the state",
     )
     parser.add_argument(
+        "--state",
+        type=parse_place,
+        metavar="DIR|ADDRESS",
+        help="the state, if it is not in --run: its folder, or the address of its server",
+    )
+    parser.add_argument(
         "--targets",
         nargs="+",
         default=[],
@@ -101,7 +109,7 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 def read_log_of(arguments: argparse.Namespace) -> Feedback:
     """Read the log of a run, with what followed each list in a window."""
-    path = arguments.run / STATE / STATE_FILE
+    arguments.log = fetch_state(arguments.state, arguments.run / STATE) / STATE_FILE
     days = arguments.window_days
     if not 0 < days <= MAX_WINDOW_DAYS:
         raise SchemaError(
@@ -109,17 +117,17 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
         )
 
     window = int(days * DAY)
-    return join(*read_frames(path), targets=arguments.targets, window=window)
+    return join(*read_frames(arguments.log), targets=arguments.targets, window=window)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, write the files and print the figures."""
     feedback = read_log_of(arguments)
     item_ids: Collection[str] = ()
-    state = arguments.run / STATE
+    state = find_folder(arguments.state, arguments.run / STATE)
     recommender = load_served(arguments.run, state, arguments.profiles)
     if recommender is not None:
-        feedback = add_known(feedback, recommender, state / STATE_FILE)
+        feedback = add_known(feedback, recommender, arguments.log)
         if not len(recommender.profiles):
             sys.stderr.write(
                 f"note: no figures of segments and strangers: {NO_PROFILES}\n"

@@ -47,6 +47,8 @@ from service.registry import (
     publish_version,
     rollback,
 )
+from service.remote.address import parse_place
+from service.remote.fetched import fetch_state
 
 Verdict = dict[str, Any]  # the content of `verdict.json`
 Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked
@@ -298,9 +300,9 @@ def make_watcher(program: str) -> ArgumentParser:
     )
     parser.add_argument(
         "--state",
-        type=Path,
-        metavar="DIR",
-        help="folder of the state; default: in the registry",
+        type=parse_place,
+        metavar="DIR|ADDRESS",
+        help="folder of the state, or address of its server; default: in the registry",
     )
     parser.add_argument(
         "--figure",
@@ -338,7 +340,7 @@ def watch(options: Namespace) -> None:
     Raises:
         SystemExit: with status 3, the version was rolled back.
     """
-    path = (options.state or options.registry / STATE) / STATE_FILE
+    path = fetch_state(options.state, options.registry / STATE) / STATE_FILE
     registry = Registry(options.registry, options.trusted_keys)
     current = registry.current()
     past = registry.past()

@@ -38,13 +38,18 @@ from service.event_log import read_log
 from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
 from service.registry import Registry
+from service.remote.address import find_folder, parse_place
+from service.remote.fetched import fetch_state
 
 VERDICT = "verdict.json"
 _TRAINED = "trained-"  # before the name of a run: the events that it is trained on
 _OPTIONS = {
     "--config": ("FILE", "configuration of the training"),
     "--run": ("DIR", "folder of the run whose weights are trained on"),
-    "--state": ("DIR", "called 'state', with the log; default: in --registry or --run"),
+    "--state": (
+        "DIR|ADDRESS",
+        "called 'state', with the log, or its server; default: in --registry or --run",
+    ),
     "--out": (
         "DIR",
         "folder of the new run; default: that of --run with the next number",
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule retrain") ->
     for name, (metavar, text) in _OPTIONS.items():
         parser.add_argument(
             name,
-            type=Path,
+            type=parse_place if name == "--state" else Path,
             required=name in ("--config", "--run"),
             metavar=metavar,
             help=text,
@@ -88,7 +93,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """
     run = options.run
     out = options.out or name_next(run)
-    state = options.state or (options.registry or run) / STATE
+    state = find_folder(options.state, (options.registry or run) / STATE)
     if not (run / BUNDLE).is_dir():
         raise SchemaError(
             f"{run} holds no '{BUNDLE}' to train on from; give the folder of a finished "
@@ -101,11 +106,12 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
         if gate.has_taken_over(registry, out / BUNDLE):
             return
 
+    log = fetch_state(options.state, state)
     words = [
         f"--config={options.config}",
         f"--out={out}",
         f"--previous={run / BUNDLE}",
-        f"--data.feedback={export_log(state, out)}",
+        f"--data.feedback={export_log(log, state.parent, out)}",
         "--warm_start",
         "--ckpt_path=last",  # begins where nothing was begun
     ]
@@ -121,6 +127,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     # The erasure list of the service lies beside this, whether it is there or not.
     home = state.absolute().parent / BUNDLE
     inherit_erasure_list(out, home)
+    inherit_erasure_list(out, log.absolute().parent / BUNDLE)
     done = run_or_search(config, text)
     inherit_erasure_list(out, home)  # with those who were forgotten meanwhile
     erase_forgotten(out, Recommender.load(out / BUNDLE).profiles)
@@ -154,20 +161,21 @@ def name_next(run: Path) -> Path:
     return path.with_name(f"{path.name}-2")
 
 
-def export_log(state: Path, out: Path) -> Path:
+def export_log(state: Path, home: Path, out: Path) -> Path:
     """Write the events of a log for a training; leave them as they are once it has begun.
 
     Args:
         state: folder of the state.
+        home: folder of the run or registry, where users are erased from the file, too.
         out: folder of the new run.
 
     Returns:
-        The file, which lies beside the state, where users are erased from it, too.
+        The file.
 
     Raises:
         SchemaError: there is no state.
     """
-    path = state.parent / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
+    path = home / FEEDBACK / f"{_TRAINED}{out.name}.parquet"
     has_begun = (out / CHECKPOINTS).exists() or (out / BUNDLE).exists()
     if not (path.exists() and has_begun):
         events = read_log(state / STATE_FILE).events

@@ -25,9 +25,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,8 @@ from service.database import name_fault, open_database
 Raw = Mapping[str, Any]  # a request or an event as a caller sends it
 DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a history
 UNDISMISS = "undismiss"
+UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
+_MAX_LIVE = 1000  # latest events of a user in the history
 _CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 MARK = 0x42530003  # "BS" and the format
@@ -178,6 +181,33 @@ class Recalled:
     history: History = _NO_EVENTS
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
+
+
+def gather(rows: Sequence[tuple[Any, ...]]) -> Recalled:
+    """Make the live state of a user.
+
+    Args:
+        rows: item_id, datetime, event, weight, key of the context, number by arrival; oldest first.
+    """
+    done = [row for row in rows if row[2] not in UNDONE_BY][-_MAX_LIVE:]
+    *columns, keys, _ = tuple(zip(*done, strict=True)) or ((),) * 6
+    dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
+    history = History(*map(np.array, columns, dtypes))
+    if any(keys):
+        history = replace(history, context=np.array(keys, np.int64))
+    return Recalled(history, _list_dismissed(rows))
+
+
+def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
+    """Return the dismissed items: the sign that arrived last counts, whatever the clocks say."""
+    dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
+    for item_id, _, event, *_ in sorted(rows, key=itemgetter(5)):  # by number
+        if event == DISMISS:
+            dismissed.setdefault(str(item_id), item_id)
+        elif event == UNDISMISS:
+            dismissed.pop(str(item_id), None)
+
+    return tuple(dismissed.values())
 
 
 def parse_observations(

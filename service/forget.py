@@ -70,6 +70,10 @@ _NOT_REACHED = {
     "memory": "a running server holds the profiles that it loaded until it reloads or ends, but no "
     "longer reads those of forgotten users",
 }
+_ELSEWHERE = (
+    "profiles and exports of services that share the state: they no longer answer these users as "
+    "known; erase them there with `bascule forget`. What the server's logs, backups and copies hold"
+)
 _KEEP_LIST = (
     f"{FORGOTTEN} holds the hashes: trainings into this folder, or with --previous of it, leave "
     "out the rows of these users; keep the file"
@@ -77,7 +81,10 @@ _KEEP_LIST = (
 
 
 def forget_users(
-    run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
+    run: Path,
+    user_ids: Sequence[Id],
+    exports: Sequence[Path] = (),
+    shared: State | None = None,
 ) -> dict[str, Any]:
     """Erase users from profiles, live events, impressions, rejected records and exports.
 
@@ -87,6 +94,7 @@ def forget_users(
         run: folder of the run.
         user_ids: ids of the users; 7 and "7" are the same user.
         exports: folders of exported user vectors, outside the run.
+        shared: the state on a server, if there is one.
 
     Returns:
         The receipt, as JSON values: who was forgotten, by keyed hash; who of them had neither a
@@ -113,11 +121,14 @@ def forget_users(
         id_type = Schema.from_json(schema.read_text(encoding="utf-8")).user_id_type
 
     checked = [parse_id(user_id, id_type, "user") for user_id in user_ids]
-    return forget_known(run, checked, exports)
+    return forget_known(run, checked, exports, shared)
 
 
 def forget_known(
-    run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
+    run: Path,
+    user_ids: Sequence[Id],
+    exports: Sequence[Path] = (),
+    shared: State | None = None,
 ) -> dict[str, Any]:
     """Do as `forget_users` with ids that a service has checked by the schema of its own bundle."""
     for folder in exports:
@@ -135,10 +146,16 @@ def forget_known(
         erased["profiles"] = len(known)
 
     if (run / STATE / STATE_FILE).exists():
-        state: State
         with closing(StateStore(run / STATE / STATE_FILE)) as state:
             known |= state.list_known(user_ids)
             erased |= state.forget(*user_ids)
+
+    not_reached = dict(_NOT_REACHED)
+    if shared is not None:
+        known |= shared.list_known(user_ids)
+        for name, n_erased in shared.forget(*user_ids).items():
+            erased[name] += n_erased
+        not_reached["other machines"] = _ELSEWHERE
 
     erased |= erase_from_rejects(run, user_ids)
     texts = set(map(str, user_ids))
@@ -161,7 +178,7 @@ def forget_known(
         "run": str(run),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "erased": erased,
-        "not_reached": {"weights": weights, **_NOT_REACHED},
+        "not_reached": {"weights": weights, **not_reached},
         "tombstones": _KEEP_LIST,
     }
 
@@ -169,8 +186,9 @@ def forget_known(
 class Erasures:
     """Erases users from folders in a thread; those who come meanwhile are erased together next."""
 
-    def __init__(self, runs: Sequence[Path]) -> None:
+    def __init__(self, runs: Sequence[Path], shared: State | None = None) -> None:
         self._runs = runs
+        self._shared = shared
         self._thread = ThreadPoolExecutor(1, "bascule-erasures")
         self._lock = Lock()
         self._waiting: list[Id] = []
@@ -199,7 +217,7 @@ class Erasures:
         receipts = []
         for run in self._runs:
             if holds_run(run):
-                receipt = forget_known(run, user_ids)
+                receipt = forget_known(run, user_ids, shared=self._shared)
                 del receipt["run"]
                 receipts.append(receipt)
 
@@ -251,11 +269,16 @@ def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
         for bundle in (previous.absolute(), previous.resolve()):
             inherited = _join(inherited, read_erasure_list(bundle.parent))
 
-    if not len(inherited):
+    return take_over(run, inherited)
+
+
+def take_over(run: Path, erased: ErasureList) -> ErasureList:
+    """Add an erasure list to that of a run; return both."""
+    if not len(erased):
         return read_erasure_list(run)
 
     with take_lock(run / _LOCK, mode=PRIVATE):
-        joined = _join(read_erasure_list(run), inherited)
+        joined = _join(read_erasure_list(run), erased)
         _write(run, joined)
 
     return joined

@@ -34,8 +34,10 @@ from service.impressions import ImpressionLog
 from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
+from service.remote.address import Place, find_folder
+from service.remote.shared import open_shared
 from service.sources import NO_PROFILES, Source, explain_fault
-from service.state import State, StateStore
+from service.state import ServerError, StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
@@ -45,6 +47,7 @@ FAULTS = {
     "disk": "events and impressions are not saved: the disk is full or fails",
     "impressions": "impressions are no longer logged; start the service again",
     "reload": "the last version was refused, an earlier one answers; the status says why",
+    "server": "the state's server fails: events and requests that name a user are refused",
     OUT_OF_SERVICE: "the erasure list cannot be read: requests that name a user are refused",
 }
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
@@ -61,7 +64,7 @@ class Service:
         source: Source,
         home: Path,
         profiles: Path | None,
-        state: Path | None,
+        state: Place | None,
         retention_days: float,
         clock: Clock = "data",
         experiment: Experiment | None = None,
@@ -72,7 +75,7 @@ class Service:
             source: where versions come from.
             home: folder of profiles and state, unless they are named.
             profiles: folder called 'profiles'.
-            state: folder called 'state'.
+            state: folder called 'state', or the address of a server.
             retention_days: age at which events and impressions are removed.
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
@@ -81,7 +84,7 @@ class Service:
             BundleError: no version can be loaded.
             ValueError: a folder or the retention is not allowed.
         """
-        self._folder = state or home / STATE
+        self._folder = find_folder(state, home / STATE)
         folders = {PROFILES: profiles or home / PROFILES, STATE: self._folder}
         for name, folder in folders.items():
             if folder.absolute().name != name:
@@ -97,10 +100,11 @@ class Service:
         self._source = source
         # Where figures of use and drift lie.
         self.beside = self._folder.absolute().parent
-        self._erasures = Erasures(self._runs)
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
+        self.shared = open_shared(state, self._runs, retention_days)
+        self._erasures = Erasures(self._runs, self.shared)
         self._open(recommender)
         self.arms: Arms | None = None
         if experiment is not None:
@@ -153,7 +157,6 @@ class Service:
         recall = self._state.recall
         know = cache(partial(know_user, profiles=current.profiles, recall=recall))
         is_batch = len(raw) > 1
-
         for index, content in enumerate(raw):
             try:
                 request = parse_request(content, current.bundle.schema)
@@ -265,13 +268,14 @@ class Service:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
-                path = self._folder / STATE_FILE
-                state: State = StateStore(path, self._runs, self._retention_days)
+                file = self._folder / STATE_FILE, self._runs, self._retention_days
+                state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
             missing: Any = MissingState(recommender, self._runs, error)
-            items = state = missing
+            items = missing
+            state = self.shared or missing
 
         self.items = items
         self._state = state
@@ -303,7 +307,7 @@ class Service:
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
-        while isinstance(self._state, MissingState):
+        while isinstance(self.items, MissingState):
             if self._is_closing.wait(_RETRY_SECONDS):
                 return
             with self._reloading:
@@ -400,8 +404,10 @@ class Service:
         except (BundleError, OSError):
             is_damaged = True
 
+        fault = self._state.fault
         fails = {
-            "disk": self._state.fault is not None,
+            "disk": fault is not None and not isinstance(fault, ServerError),
+            "server": isinstance(fault, ServerError),
             "impressions": self.impressions.has_stopped,
             "reload": last is not None and not last["is_loaded"],
             OUT_OF_SERVICE: is_damaged,

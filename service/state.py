@@ -1,7 +1,8 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
 `State` is the protocol of its engines. `StateStore` keeps it in the SQLite file
-`DIR/state/state.db`. Its records and tables are in `service/event_log.py`.
+`DIR/state/state.db`, whose records and tables are in `service/event_log.py`; engines on servers,
+which several machines share, are in `service/remote`.
 """
 
 from __future__ import annotations
@@ -13,40 +14,33 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
 from serve.files import is_forgotten, read_erasure_list, sync_folder
-from serve.requests import History
 from service.database import name_fault, open_database, user_key
 from service.event_log import (
-    DISMISS,
     MARK,
     TABLES,
-    UNDISMISS,
+    UNDONE_BY,
     Impressions,
     Observation,
     Recalled,
+    gather,
     open_log,
 )
 
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
-_MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
-_MAX_LIVE = 1000  # latest events of a user in the history
+MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
 _SLICE = 200  # rows deleted in one transaction, so that no event waits for long
 _LOG_TIMEOUT = 20  # milliseconds that writers wait for the log to be emptied
 _LOG_PATIENCE = 10.0  # seconds of attempts to empty it
-_UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 
 # A user has a place (their row in `users`), a number (which the rows of events and answers bear)
 # and a key (the salted hash of their id, by which they are found).
@@ -89,6 +83,10 @@ _RECALL = f"""SELECT item_id, datetime, event, weight, ifnull(context_key, 0), n
     ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
+
+
+class ServerError(OSError):
+    """The server of a state does not answer, or refuses."""
 
 
 class State(Protocol):
@@ -153,12 +151,7 @@ class StateStore:
             BundleError: the file is of another kind or format.
             OSError: the file cannot be opened.
         """
-        if not 0 < retention_days < _MAX_RETENTION:
-            raise ValueError(
-                f"retention_days is {retention_days:g}; allowed: above 0, below "
-                f"{_MAX_RETENTION}"
-            )
-
+        check_retention(retention_days)
         self.path = path
         self.retention_days = retention_days
         self.fault: Exception | None = None
@@ -209,7 +202,7 @@ class StateStore:
                     name: to_plain(value) for name, value in vars(observation).items()
                 }
                 row["user"] = numbers.get(str(observation.user_id))
-                row["undone_by"] = _UNDONE_BY.get(observation.event or "")
+                row["undone_by"] = UNDONE_BY.get(observation.event or "")
                 if row["user"] is not None:
                     rows.append(row)
 
@@ -241,15 +234,9 @@ class StateStore:
             return Recalled(is_forgotten=True)
 
         text = str(user_id)
-        rows = self._read(_RECALL, user_key(self._salt, text), text, _MAX_RECALLED)
+        rows = self._read(_RECALL, user_key(self._salt, text), text, MAX_RECALLED)
         rows.reverse()
-        done = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
-        *columns, keys, _ = tuple(zip(*done, strict=True)) or ((),) * 6
-        dtypes = (np.object_, np.int64, np.object_, np.float64)  # None becomes NaN
-        history = History(*map(np.array, columns, dtypes))
-        if any(keys):
-            history = replace(history, context=np.array(keys, np.int64))
-        return Recalled(history, _list_dismissed(rows))
+        return gather(rows)
 
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
         """Count the lists of a user since a time, of policies that begin with a text."""
@@ -429,13 +416,9 @@ class StateStore:
         return rows
 
 
-def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
-    """Return the dismissed items: the sign that arrived last counts, whatever the clocks say."""
-    dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, *_ in sorted(rows, key=itemgetter(5)):  # by number
-        if event == DISMISS:
-            dismissed.setdefault(str(item_id), item_id)
-        elif event == UNDISMISS:
-            dismissed.pop(str(item_id), None)
-
-    return tuple(dismissed.values())
+def check_retention(days: float) -> None:
+    """Refuse a retention that keeps nothing, or everything."""
+    if not 0 < days < _MAX_RETENTION:
+        raise ValueError(
+            f"retention_days is {days:g}; allowed: above 0, below {_MAX_RETENTION}"
+        )

@@ -61,7 +61,7 @@ async def forget_user(
     request: Request, body: Annotated[ForgetBody, Body()]
 ) -> Response:
     service: Service = request.app.state.shared.service
-    user_known = service.knows(body["user_id"])
+    user_known = await asyncio.to_thread(service.knows, body["user_id"])
     receipts = await asyncio.shield(
         asyncio.wrap_future(service.forget(body["user_id"]))
     )

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest
 from service.http.schemas import FIELDS
+from service.state import ServerError
 
 LOGGER = "service.http"
 MAX_MESSAGE = 400  # characters
@@ -165,6 +166,12 @@ async def _answer_disk(request: Request, error: Any) -> Response:
     return answer_error(request, 503, f"not saved: {reason}", headers=RETRY_AFTER)
 
 
+async def _answer_server(request: Request, error: Exception) -> Response:
+    _LOG.error("%s", error)
+    reason = "the server of the state does not answer; come back later"
+    return answer_error(request, 503, reason, headers=RETRY_AFTER)
+
+
 async def _answer_damage(request: Request, error: Exception) -> Response:
     """Answer while a file is damaged, such as the list of forgotten users."""
     _LOG.error("nothing can be answered: %s", error)
@@ -178,6 +185,7 @@ HANDLERS: dict[int | type[Exception], Any] = {
     RequestValidationError: _answer_invalid,
     SchemaError: _answer_schema_error,
     OverloadError: _answer_overload,
+    ServerError: _answer_server,
     OSError: _answer_disk,
     BundleError: _answer_damage,
     Exception: _answer_fault,

@@ -293,7 +293,12 @@ def _answer_in_arm(
 async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     """Answer one request in a batch with others that came at the same time."""
     current = call.current
-    (parsed,) = call.service.read([raw], current)
+    if call.service.shared is None:
+        (parsed,) = call.service.read([raw], current)
+    else:  # the event loop does not wait for a server
+        parsed = await asyncio.to_thread(
+            lambda: next(call.service.read([raw], current))
+        )
 
     rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
     key = current, call.k, call.filter_viewed

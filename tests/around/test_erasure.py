@@ -252,10 +252,10 @@ def test_a_table_in_the_folder_that_cannot_be_read_stops_forgetting(folder):
 def test_those_who_come_while_others_are_erased_are_erased_together(folder, monkeypatch):
     run, gate, asked = folder / "run", threading.Event(), []
 
-    def forget(run, user_ids, *more):
+    def forget(run, user_ids, *more, **shared):
         assert gate.wait(20)
         asked.append(user_ids)
-        return forget_known(run, user_ids, *more)
+        return forget_known(run, user_ids, *more, **shared)
 
     monkeypatch.setattr("service.forget.forget_known", forget)
     with closing(Erasures([run])) as erasures:
