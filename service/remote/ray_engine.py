@@ -31,6 +31,11 @@ Command = Callable[[Namespace, Recommender], None]
 ROWS = 16_384  # of a part, in whole tiles of the recommender
 _ROWS_OF = {"recommend": "requests", "export": "rows"}  # command -> its option
 _BESIDE = ("address", "bundle", "engine", "out", "overwrite", "registry")
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # of C++, on stderr
+    "RAY_agent_register_timeout_ms": "60000",  # on a busy machine
+}
 _LOCAL = {"include_dashboard": False, "object_store_memory": 2**28}  # bytes, then disk
 
 
@@ -125,8 +130,7 @@ def _make_parts(
     blocks: Iterator[pa.RecordBatch], maker: dict[str, Any]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the numbers and parts that are missing, on a cluster or a Ray of this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is sent anywhere
-    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of C++, on stderr
+    os.environ.update(_SETTINGS)
     try:
         import ray.data
     except ModuleNotFoundError as error:

@@ -17,7 +17,8 @@ from tests.served import ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-ENVIRONMENT = os.environ | SECURED | QUIET | {"PYTHONPATH": str(ROOT)}
+PATIENT = {"RAY_agent_register_timeout_ms": "60000"}  # of a busy machine
+ENVIRONMENT = os.environ | SECURED | QUIET | PATIENT | {"PYTHONPATH": str(ROOT)}
 RUN = """
 import sys
 from service.remote import ray_engine
@@ -87,7 +88,7 @@ def write_requests(path, n_requests):
 def cluster():
     """Start a cluster of two nodes, and see that nothing of it stays."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (SECURED | QUIET).items():
+        for name, value in (SECURED | QUIET | PATIENT).items():
             patch.setenv(name, value)
         from ray.cluster_utils import Cluster
 
