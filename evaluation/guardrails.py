@@ -25,6 +25,7 @@ from serve.recommender import Recommender
 
 K = 10
 METRIC = f"NDCG@{K}"
+MAX_SEARCHED = 256  # requests by which the recall of a search is measured
 LEVEL = 0.05  # probability that any slice of equal versions is stopped
 
 
@@ -34,6 +35,7 @@ class Limits(NamedTuple):
     loss: float = 0.05  # of the mean over users, by its lower bound
     slice_loss: float = 0.2
     coverage_loss: float = 0.2
+    recall_loss: float = 0.01  # of the searches' exact lists
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,10 @@ def compare(
     coverage = Check(name, reach, -loss, reach >= -loss)
     quality = check_quality(_measure(lists[everything], targets), limits.loss)
 
-    return [quality, coverage, *check_slices(slices, limits.slice_loss)]
+    checks = [quality, coverage, *check_slices(slices, limits.slice_loss)]
+    if any(version.bundle.index.coarse for version in versions):
+        checks.append(check_recall(versions, requests, limits.recall_loss))
+    return checks
 
 
 def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:
@@ -153,6 +158,26 @@ def check_quality(change: Change, loss: float) -> Check:
     is_passed = is_known and value >= -loss
     return Check(
         f"{METRIC}, lower bound", value, -loss, is_passed, n_users, change.note
+    )
+
+
+def check_recall(
+    versions: Sequence[Recommender], requests: Requests, loss: float
+) -> Check:
+    """Check what share of the exact lists each version's search finds, for the same requests."""
+    before, after = (
+        version.bundle.index.measure_recall(
+            [*version.queries(requests[:MAX_SEARCHED], "all")]
+        )
+        for version in versions
+    )
+    gain = after - before
+    return Check(
+        "recall of the search",
+        gain,
+        -loss,
+        gain >= -loss,
+        note=f"{before:.4f} to {after:.4f}",
     )
 
 

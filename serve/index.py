@@ -4,28 +4,48 @@
                 + sum over the items j of the history of w_j weights_ji / sqrt(sum of w_j)
                 + m_u(i)
 
-BLAS computes the products u . v_i, and the heaps of FAISS keep the best of them: the flat search of
-FAISS can neither add to a score nor leave out items of one request. The other two terms are sparse,
-so they arrive as `Terms` and are added block by block.
+The last two are sparse, so they arrive as `Terms`. In a small catalogue BLAS computes all products
+u . v_i, terms are added block by block, and the heaps of FAISS keep the best. In a large one an
+item of the list either has a term, or is among the best by its product alone. So the candidates are
+all items with terms and those that a coarse index finds among the others; their scores are exact.
 
 Letters: B requests, N items, W columns of a vector, L history positions, E known events, C terms.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from tokenize import TokenError
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Flags, Floats, Ints, spans, to_unit
-
-Content = NDArray[np.uint8]
+from serve.arrays import (
+    Content,
+    Doubles,
+    Flags,
+    Floats,
+    Ints,
+    read_array,
+    spans,
+    to_unit,
+    write_array,
+)
+from serve.nearest import (
+    TUNED_K,
+    Bits,
+    CoarseIndex,
+    TopItems,
+    clear_bits,
+    find_best,
+    has_bits,
+    pack_bits,
+    share_found,
+    split_blocks,
+    split_requests,
+)
 
 # (requests, rows): pairs of a request and an item row, in any order
 Pairs = tuple[Ints, Ints]
@@ -40,6 +60,7 @@ ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
 _MAX_WEIGHT = 1e15  # of an item-item weight, so that no sum of terms is infinite
 _BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
 _MIN_BLOCK = 64
+_N_DRAWN = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +100,8 @@ class Neighbours:
         Raises:
             ValueError: if the arrays do not belong to a catalogue of `n_items` items.
         """
-        starts = _read_array(offsets, np.dtype("<i8"))
-        pairs = _read_array(entries, ENTRY)
+        starts = read_array(offsets, np.dtype("<i8"))
+        pairs = read_array(entries, ENTRY)
         has_bounds = len(starts) == n_items + 1 and starts[0] == 0
         if not has_bounds or starts[-1] > len(pairs) or (np.diff(starts) < 0).any():
             raise ValueError(
@@ -104,7 +125,7 @@ class Neighbours:
         entries = np.empty(len(self.rows), ENTRY)
         entries["neighbour"] = self.rows
         entries["weight"] = self.weights
-        return _write_array(self.offsets.astype("<i8")), _write_array(entries)
+        return write_array(self.offsets.astype("<i8")), write_array(entries)
 
     def of_histories(
         self,
@@ -168,26 +189,6 @@ class Neighbours:
         return requests, np.tile(rows, n_requests), np.tile(weights, n_requests)
 
 
-def _write_array(values: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
-def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Read an array (n,) of a type that `np.save` wrote."""
-    try:
-        values: NDArray[Any] = np.lib.format.read_array(
-            io.BytesIO(content.data), allow_pickle=False
-        )
-    except (MemoryError, TokenError) as error:
-        raise ValueError(f"its header is none of an array: {error!r}") from error
-
-    if values.dtype != kind or values.ndim != 1:
-        raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
-    return values
-
-
 def join_terms(parts: Iterable[Any]) -> Any:
     """Put terms, or pairs, together."""
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
@@ -221,6 +222,15 @@ class Query:
     def __len__(self) -> int:
         return len(self.users)
 
+    def each(self) -> Iterator[Query]:
+        """Yield the query of each request alone."""
+        parts = (self.left_out, self.added, self.only)
+        divided: list[Iterator[Any]] = [
+            split_requests(part, len(self)) for part in parts
+        ]
+        for request, of_request in enumerate(zip(*divided, strict=True)):
+            yield Query(self.users[request : request + 1], *of_request)
+
     def take(self, requests: Ints) -> Query:
         """Return the query of some of the requests, in ascending order."""
         number = np.full(len(self), -1)
@@ -239,12 +249,18 @@ class Query:
 class ItemIndex:
     """Item vectors (N, W) and the search for the best of them."""
 
-    def __init__(self, vectors: Floats, is_hidden: Flags | None = None) -> None:
+    def __init__(
+        self,
+        vectors: Floats,
+        is_hidden: Flags | None = None,
+        coarse: CoarseIndex | None = None,
+    ) -> None:
         """Index item vectors, which are not copied.
 
         Args:
             vectors: (N, W) float32 in C order.
             is_hidden: (N,) items that are never listed; they count in `len`.
+            coarse: finds candidates among the first items; None: all products are computed.
 
         Raises:
             ValueError: if a vector is not finite.
@@ -254,6 +270,7 @@ class ItemIndex:
         self.vectors = vectors
         has_hidden = is_hidden is not None and is_hidden.any()
         self.is_hidden = is_hidden if has_hidden else None
+        self.coarse = coarse
         self._directions: dict[int, ItemIndex] = {}  # by their number of columns
 
     def __len__(self) -> int:
@@ -303,11 +320,14 @@ class ItemIndex:
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
 
-        best = _TopItems(len(query), min(k, len(self)))
+        if self.coarse is not None:
+            return self._search_each(self.coarse, query, min(k, len(self)), barred)
+
+        best = TopItems(len(query), min(k, len(self)))
         block = max(_MIN_BLOCK, _BLOCK_SCORES // max(1, len(query)))
-        added = _split(query.added, block, len(self))
-        left_out = _split(query.left_out, block, len(self))
-        only = _split(query.only, block, len(self))
+        added = split_blocks(query.added, block, len(self))
+        left_out = split_blocks(query.left_out, block, len(self))
+        only = split_blocks(query.only, block, len(self))
 
         for start in range(0, len(self), block):
             scores: Floats = query.users @ self.vectors[start : start + block].T
@@ -327,6 +347,59 @@ class ItemIndex:
             best.add(scores, start)
 
         return best.lists()
+
+    def _search_each(
+        self, coarse: CoarseIndex, query: Query, k: int, barred: Flags | None
+    ) -> tuple[Floats, Ints]:
+        """Search for one request after the other."""
+        is_open = np.ones(len(self), np.bool_) if barred is None else ~barred
+        open_bits = pack_bits(is_open)
+        n_open = int(np.count_nonzero(is_open))
+        scores = np.full((len(query), k), -np.inf, np.float32)
+        rows = np.full((len(query), k), -1, np.int64)
+
+        for request, part in enumerate(query.each()):
+            bits = open_bits.copy()
+            if part.left_out is not None:
+                clear_bits(bits, np.unique(part.left_out[1]))
+            with_terms, sums = _sum_terms(part, bits)
+            clear_bits(bits, with_terms)
+            others = self._find_others(coarse, part, k, bits, n_open)
+
+            candidates = np.concatenate([with_terms, others])
+            exact = self.vectors[candidates] @ part.users[0]
+            exact[: len(sums)] += sums
+            best = find_best(exact, candidates, k)
+            scores[request, : len(best)] = exact[best]
+            rows[request, : len(best)] = candidates[best]
+
+        return scores, rows
+
+    def _find_others(
+        self, coarse: CoarseIndex, query: Query, k: int, bits: Bits, n_open: int
+    ) -> Ints:
+        """Return candidates without terms for one request; `bits` are of those that may be."""
+        if query.only is not None:
+            rows = np.unique(query.only[1])
+            return rows[has_bits(bits, rows)]
+
+        candidates = coarse.search(query.users[0], k, bits, n_open)
+        if candidates is None:
+            is_open = np.unpackbits(bits, count=len(self), bitorder="little")
+            return is_open.nonzero()[0]
+
+        later = np.arange(len(coarse), len(self))
+        return np.concatenate([candidates, later[has_bits(bits, later)]])
+
+    def list_rows(self, queries: Iterable[Query], k: int) -> list[Ints]:
+        """Return the item rows of the lists of each query."""
+        return [self.search(query, k)[1] for query in queries]
+
+    def measure_recall(self, queries: Sequence[Query]) -> float:
+        """Return the share of exact lists of `TUNED_K` items that this index finds."""
+        exact = ItemIndex(self.vectors, self.is_hidden)
+        expected = exact.list_rows(queries, TUNED_K)
+        return share_found(expected, self.list_rows(queries, TUNED_K))
 
     def score(self, query: Query, rows: Ints) -> Doubles:
         """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
@@ -351,55 +424,24 @@ class ItemIndex:
         return self._directions[n_dims]
 
 
-class _TopItems:
-    """The k largest scores of each of n rows, by FAISS's heaps."""
+def _sum_terms(query: Query, bits: Bits) -> tuple[Ints, Floats]:
+    """Return the rows (n,) that have terms and may be listed, and the sums of these."""
+    if query.added is None or not len(query.added[1]):
+        return np.empty(0, np.int64), np.empty(0, np.float32)
 
-    def __init__(self, n: int, k: int) -> None:
-        if k < 1:
-            raise ValueError(f"k is {k}; allowed: 1 or more")
-
-        self._scores = np.empty((n, k), np.float32)
-        self._rows = np.empty((n, k), np.int64)
-        self._heaps = faiss.float_minheap_array_t()
-        self._heaps.nh = n
-        self._heaps.k = k
-        self._heaps.val = faiss.swig_ptr(self._scores)
-        self._heaps.ids = faiss.swig_ptr(self._rows)
-        self._heaps.heapify()
-
-    def add(self, scores: Floats, first_row: int) -> None:
-        """Add scores (n, m) of the items from `first_row` on; -inf never enters."""
-        self._heaps.addn(scores.shape[1], faiss.swig_ptr(scores), first_row)  # type: ignore[call-arg]
-
-    def lists(self) -> tuple[Floats, Ints]:
-        """Return scores, falling, and rows, (n, k) each; -inf and -1 fill the end."""
-        self._heaps.reorder()
-        scores = self._scores
-        rows = self._rows
-        scores[rows < 0] = -np.inf
-        if (scores[:, 1:] == scores[:, :-1]).any():
-            order = np.lexsort((rows, -scores), axis=1)
-            scores = np.take_along_axis(scores, order, axis=1)
-            rows = np.take_along_axis(rows, order, axis=1)
-
-        return scores, rows
+    _, rows, values = query.added
+    order = rows.argsort(kind="stable")
+    ordered = rows[order]
+    is_first = np.append(True, ordered[1:] != ordered[:-1])
+    sums = np.add.reduceat(values[order], is_first.nonzero()[0])
+    distinct = ordered[is_first]
+    is_open = has_bits(bits, distinct)
+    if query.only is not None:
+        is_open &= np.isin(distinct, query.only[1])
+    return distinct[is_open], sums[is_open]
 
 
-def _split(
-    part: tuple[Any, ...] | None, block: int, n_items: int
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the pairs or terms of each block of items, with columns of the block as rows."""
-    if part is None or block >= n_items:
-        yield part or ()
-        return
-
-    requests, rows, *values = part
-    blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
-    order = blocks.argsort(kind="stable")
-    n_blocks = -(-n_items // block)
-    bounds = blocks[order].searchsorted(np.arange(n_blocks + 1))
-
-    for number in range(n_blocks):
-        here = order[bounds[number] : bounds[number + 1]]
-        columns = rows[here] - number * block
-        yield (requests[here], columns, *(value[here] for value in values))
+def measure_drawn(vectors: Floats, coarse: CoarseIndex) -> float:
+    """Return the recall for drawn vectors, which is measured again at each load."""
+    drawn = Query(coarse.draw_users(_N_DRAWN))
+    return ItemIndex(vectors, coarse=coarse).measure_recall([drawn])
