@@ -24,7 +24,6 @@ from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.holdout import sample_users
 from evaluation.model_card import render
 from evaluation.signal import find_signal
-from pipeline.coarse_index import time_searches
 from pipeline.config import Config, complete_text
 from pipeline.run_folder import (
     Work,
@@ -293,8 +292,6 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
     product.report["timing"][LATENCY] = time_answers(single_threaded)
-    if product.facts.index is not None:
-        product.report["timing"] |= time_searches(single_threaded)
     content = {"version": ready.version, "quick": config.quick}
     content |= {**metrics, **product.report}
     write_json(stage.beside / METRICS, content)

@@ -5,9 +5,7 @@ Arrow's own conversions of Python lists import pandas, which serving does withou
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -148,27 +146,3 @@ def _read_numbers(values: pa.Array) -> NDArray[Any]:
     dtype = values.type.to_pandas_dtype()
     numbers = np.frombuffer(values.buffers()[1], dtype, stop)
     return numbers[values.offset :]
-
-
-# ---- to bytes, and back
-
-
-def write_array(values: NDArray[Any]) -> bytes:
-    """Write an array in the format of `np.save`."""
-    file = io.BytesIO()
-    np.save(file, values)
-    return file.getvalue()
-
-
-def read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
-    """Read an array (n,) of a type that `np.save` wrote."""
-    try:
-        values: NDArray[Any] = np.lib.format.read_array(
-            io.BytesIO(content.data), allow_pickle=False
-        )
-    except (MemoryError, TokenError) as error:
-        raise ValueError(f"its header is none of an array: {error!r}") from error
-
-    if values.dtype != kind or values.ndim != 1:
-        raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
-    return values

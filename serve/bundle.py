@@ -30,9 +30,9 @@ from serve.files import (
     to_canonical_json,
     write_file,
 )
-from serve.index import ItemIndex, Neighbours, measure_drawn
+from serve.index import ItemIndex, Neighbours, measure_items
 from serve.kinds import IS_UNLISTED
-from serve.nearest import CoarseIndex, Effort, IndexFacts
+from serve.nearest import CoarseIndex, IndexFacts
 from serve.recommendations import Segments
 from serve.schema import Schema, Similarity, check_record
 from serve.tower import Tower
@@ -321,7 +321,11 @@ def _build(
     ):
         raise BundleError(f"{MANIFEST}, {INDEX} and {SCHEMA} are not of one bundle")
 
-    coarse = _read(COARSE, lambda: _read_coarse(contents, index.vectors, facts.index))
+    described = facts.index
+    coarse = None
+    if described is not None:
+        content = contents.get(COARSE, np.empty(0, np.uint8))
+        coarse = _read(COARSE, lambda: _read_coarse(content, index.vectors, described))
     neighbours = _read(
         NEIGHBOURS,
         lambda: Neighbours.from_bytes(
@@ -369,20 +373,16 @@ def _read(name: str, read: Callable[[], T]) -> T:
         raise BundleError(f"{name} cannot be read: {error}") from error
 
 
-def _read_coarse(
-    contents: Mapping[str, Content], vectors: Floats, facts: IndexFacts | None
-) -> CoarseIndex | None:
+def _read_coarse(content: Content, vectors: Floats, facts: IndexFacts) -> CoarseIndex:
     """Read the coarse index, and refuse one that finds less than it did at the export."""
-    if facts is None and COARSE not in contents:
-        return None
-    if facts is None or COARSE not in contents:
-        raise ValueError(f"{MANIFEST} describes another index: export again")
+    coarse = CoarseIndex.from_bytes(content, facts.n_probes)
+    recall = measure_items(vectors, coarse)
+    if len(coarse) != len(vectors) or recall < facts.recall_of_items - _RECALL_LOSS:
+        raise ValueError(
+            f"of {len(coarse)} items it finds {recall:.3f}; expected {facts.recall_of_items:.3f} "
+            f"of {len(vectors)}"
+        )
 
-    effort = Effort(facts.n_probes, facts.n_fetched)
-    coarse = CoarseIndex.from_bytes(contents[COARSE], effort, *vectors.shape)
-    recall = measure_drawn(vectors, coarse)
-    if recall < facts.drawn_recall - _RECALL_LOSS:
-        raise ValueError(f"its recall is {recall:.3f}; it was {facts.drawn_recall:.3f}")
     return coarse
 
 

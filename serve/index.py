@@ -14,8 +14,10 @@ Letters: B requests, N items, W columns of a vector, L history positions, E know
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import faiss
@@ -28,24 +30,10 @@ from serve.arrays import (
     Flags,
     Floats,
     Ints,
-    read_array,
     spans,
     to_unit,
-    write_array,
 )
-from serve.nearest import (
-    TUNED_K,
-    Bits,
-    CoarseIndex,
-    TopItems,
-    clear_bits,
-    find_best,
-    has_bits,
-    pack_bits,
-    share_found,
-    split_blocks,
-    split_requests,
-)
+from serve.nearest import TUNED_K, CoarseIndex, TopItems, split_blocks
 
 # (requests, rows): pairs of a request and an item row, in any order
 Pairs = tuple[Ints, Ints]
@@ -60,7 +48,7 @@ ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
 _MAX_WEIGHT = 1e15  # of an item-item weight, so that no sum of terms is infinite
 _BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
 _MIN_BLOCK = 64
-_N_DRAWN = 16
+_N_USERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +88,8 @@ class Neighbours:
         Raises:
             ValueError: if the arrays do not belong to a catalogue of `n_items` items.
         """
-        starts = read_array(offsets, np.dtype("<i8"))
-        pairs = read_array(entries, ENTRY)
+        starts = _read_array(offsets, np.dtype("<i8"))
+        pairs = _read_array(entries, ENTRY)
         has_bounds = len(starts) == n_items + 1 and starts[0] == 0
         if not has_bounds or starts[-1] > len(pairs) or (np.diff(starts) < 0).any():
             raise ValueError(
@@ -125,7 +113,7 @@ class Neighbours:
         entries = np.empty(len(self.rows), ENTRY)
         entries["neighbour"] = self.rows
         entries["weight"] = self.weights
-        return write_array(self.offsets.astype("<i8")), write_array(entries)
+        return _write_array(self.offsets.astype("<i8")), _write_array(entries)
 
     def of_histories(
         self,
@@ -189,6 +177,26 @@ class Neighbours:
         return requests, np.tile(rows, n_requests), np.tile(weights, n_requests)
 
 
+def _write_array(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def _read_array(content: Content, kind: np.dtype[Any]) -> NDArray[Any]:
+    """Read an array (n,) of a type that `np.save` wrote."""
+    try:
+        values: NDArray[Any] = np.lib.format.read_array(
+            io.BytesIO(content.data), allow_pickle=False
+        )
+    except (MemoryError, TokenError) as error:
+        raise ValueError(f"its header is none of an array: {error!r}") from error
+
+    if values.dtype != kind or values.ndim != 1:
+        raise ValueError(f"it holds {values.dtype} {values.shape}; expected {kind}")
+    return values
+
+
 def join_terms(parts: Iterable[Any]) -> Any:
     """Put terms, or pairs, together."""
     return tuple(map(np.concatenate, zip(*parts, strict=True)))
@@ -221,15 +229,6 @@ class Query:
 
     def __len__(self) -> int:
         return len(self.users)
-
-    def each(self) -> Iterator[Query]:
-        """Yield the query of each request alone."""
-        parts = (self.left_out, self.added, self.only)
-        divided: list[Iterator[Any]] = [
-            split_requests(part, len(self)) for part in parts
-        ]
-        for request, of_request in enumerate(zip(*divided, strict=True)):
-            yield Query(self.users[request : request + 1], *of_request)
 
     def take(self, requests: Ints) -> Query:
         """Return the query of some of the requests, in ascending order."""
@@ -320,7 +319,7 @@ class ItemIndex:
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
 
-        if self.coarse is not None:
+        if self.coarse is not None and query.only is None:
             return self._search_each(self.coarse, query, min(k, len(self)), barred)
 
         best = TopItems(len(query), min(k, len(self)))
@@ -351,55 +350,41 @@ class ItemIndex:
     def _search_each(
         self, coarse: CoarseIndex, query: Query, k: int, barred: Flags | None
     ) -> tuple[Floats, Ints]:
-        """Search for one request after the other."""
+        """Search for one request at a time."""
+        if len(query) != 1:
+            halves = np.array_split(np.arange(len(query)), 2)
+            lists = [self.search(query.take(half), k, barred) for half in halves]
+            scores, rows = map(np.concatenate, zip(*lists, strict=True))
+            return scores, rows
+
         is_open = np.ones(len(self), np.bool_) if barred is None else ~barred
-        open_bits = pack_bits(is_open)
-        n_open = int(np.count_nonzero(is_open))
-        scores = np.full((len(query), k), -np.inf, np.float32)
-        rows = np.full((len(query), k), -1, np.int64)
+        if query.left_out is not None:
+            is_open[query.left_out[1]] = False
+        rows_of_terms = np.empty(0, np.int64)
+        if query.added is not None:
+            rows_of_terms = query.added[1]
+        has_terms = is_open[rows_of_terms]
+        is_open[rows_of_terms] = False
 
-        for request, part in enumerate(query.each()):
-            bits = open_bits.copy()
-            if part.left_out is not None:
-                clear_bits(bits, np.unique(part.left_out[1]))
-            with_terms, sums = _sum_terms(part, bits)
-            clear_bits(bits, with_terms)
-            others = self._find_others(coarse, part, k, bits, n_open)
+        others = coarse.search(query.users[0], k, is_open)
+        rows = np.union1d(others, rows_of_terms[has_terms])
+        scores = query.users @ self.vectors[rows].T  # (1, C)
+        if query.added is not None:
+            requests, rows_of_terms, values = query.added
+            places = rows.searchsorted(rows_of_terms[has_terms])
+            add_terms(scores, (requests[has_terms], places, values[has_terms]))
 
-            candidates = np.concatenate([with_terms, others])
-            exact = self.vectors[candidates] @ part.users[0]
-            exact[: len(sums)] += sums
-            best = find_best(exact, candidates, k)
-            scores[request, : len(best)] = exact[best]
-            rows[request, : len(best)] = candidates[best]
+        best = TopItems(1, k)
+        best.add(scores, 0)
+        scores, places = best.lists()
+        return scores, np.append(rows, UNKNOWN_ROW)[places]
 
-        return scores, rows
-
-    def _find_others(
-        self, coarse: CoarseIndex, query: Query, k: int, bits: Bits, n_open: int
-    ) -> Ints:
-        """Return candidates without terms for one request; `bits` are of those that may be."""
-        if query.only is not None:
-            rows = np.unique(query.only[1])
-            return rows[has_bits(bits, rows)]
-
-        candidates = coarse.search(query.users[0], k, bits, n_open)
-        if candidates is None:
-            is_open = np.unpackbits(bits, count=len(self), bitorder="little")
-            return is_open.nonzero()[0]
-
-        later = np.arange(len(coarse), len(self))
-        return np.concatenate([candidates, later[has_bits(bits, later)]])
-
-    def list_rows(self, queries: Iterable[Query], k: int) -> list[Ints]:
-        """Return the item rows of the lists of each query."""
-        return [self.search(query, k)[1] for query in queries]
-
-    def measure_recall(self, queries: Sequence[Query]) -> float:
-        """Return the share of exact lists of `TUNED_K` items that this index finds."""
-        exact = ItemIndex(self.vectors, self.is_hidden)
-        expected = exact.list_rows(queries, TUNED_K)
-        return share_found(expected, self.list_rows(queries, TUNED_K))
+    def measure_recall(self, query: Query) -> float:
+        """Return the share of the exact lists of `TUNED_K` items that this index finds."""
+        _, exact = ItemIndex(self.vectors, self.is_hidden).search(query, TUNED_K)
+        _, rows = self.search(query, TUNED_K)
+        is_found = (exact[:, :, None] == rows[:, None]).any(axis=2)  # (B, K)
+        return float(is_found[exact >= 0].mean())
 
     def score(self, query: Query, rows: Ints) -> Doubles:
         """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
@@ -424,24 +409,7 @@ class ItemIndex:
         return self._directions[n_dims]
 
 
-def _sum_terms(query: Query, bits: Bits) -> tuple[Ints, Floats]:
-    """Return the rows (n,) that have terms and may be listed, and the sums of these."""
-    if query.added is None or not len(query.added[1]):
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-
-    _, rows, values = query.added
-    order = rows.argsort(kind="stable")
-    ordered = rows[order]
-    is_first = np.append(True, ordered[1:] != ordered[:-1])
-    sums = np.add.reduceat(values[order], is_first.nonzero()[0])
-    distinct = ordered[is_first]
-    is_open = has_bits(bits, distinct)
-    if query.only is not None:
-        is_open &= np.isin(distinct, query.only[1])
-    return distinct[is_open], sums[is_open]
-
-
-def measure_drawn(vectors: Floats, coarse: CoarseIndex) -> float:
-    """Return the recall for drawn vectors, which is measured again at each load."""
-    drawn = Query(coarse.draw_users(_N_DRAWN))
-    return ItemIndex(vectors, coarse=coarse).measure_recall([drawn])
+def measure_items(vectors: Floats, coarse: CoarseIndex) -> float:
+    """Return the recall of a coarse index with some of the item vectors (N, W) as users."""
+    step = -(-len(vectors) // _N_USERS)
+    return ItemIndex(vectors, coarse=coarse).measure_recall(Query(vectors[::step]))

@@ -35,7 +35,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "weight_mean": (0, _MAX_LOG),
 }
 _BOUNDS |= dict.fromkeys(
-    ("width", "history_length", "memory_length", "dim", "n_probes", "n_fetched"),
+    ("width", "history_length", "memory_length", "dim", "n_probes"),
     (1, _MAX_SIZE),
 )
 _BOUNDS |= dict.fromkeys(
