@@ -23,7 +23,7 @@ TUNED_K = 100  # length of the lists whose recall is measured
 _FETCHED = 2  # candidates per item of a list
 _COLUMNS = 16  # FAISS decodes so many columns at once
 _TRAINED = 32  # items per list that k-means looks at
-_ROW_WORK = 8  # of the exact score of one item, in codes that are read
+_ROW_WORK = 16  # of the exact score of one item, in codes that are read
 
 
 class TopItems:
@@ -161,7 +161,8 @@ class CoarseIndex:
             the lists hold fewer than k.
         """
         n_open = int(is_open.sum())
-        widening = max(k / TUNED_K, 1) * len(self) / max(n_open, 1)
+        # Items that pass a filter may lie in lists that the user would not look at.
+        widening = max(k / TUNED_K, 1) * (len(self) / max(n_open, 1)) ** 2
         n_probes = min(self.n_lists, math.ceil(self.n_probes * widening))
         if n_open * _ROW_WORK > len(self) * n_probes / self.n_lists:
             selector = faiss.IDSelectorBitmap(np.packbits(is_open, bitorder="little"))  # type: ignore[call-arg,arg-type]
