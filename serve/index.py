@@ -367,7 +367,8 @@ class ItemIndex:
         is_open[rows_of_terms] = False
 
         others = coarse.search(query.users[0], k, is_open)
-        rows = np.union1d(others, rows_of_terms[has_terms])
+        rows = np.sort(np.append(others, rows_of_terms[has_terms]))
+        rows = rows[np.diff(rows, prepend=UNKNOWN_ROW) > 0]  # an item may have several
         scores = query.users @ self.vectors[rows].T  # (1, C)
         if query.added is not None:
             requests, rows_of_terms, values = query.added

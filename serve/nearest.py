@@ -160,7 +160,7 @@ class CoarseIndex:
             (C,) rows, in any order: all items that may be listed if that is less work, or if
             the lists hold fewer than k.
         """
-        n_open = int(is_open.sum())
+        n_open = int(np.count_nonzero(is_open))
         # Items that pass a filter may lie in lists that the user would not look at.
         widening = max(k / TUNED_K, 1) * (len(self) / max(n_open, 1)) ** 2
         n_probes = min(self.n_lists, math.ceil(self.n_probes * widening))
