@@ -23,7 +23,7 @@ TUNED_K = 100  # length of the lists whose recall is measured
 _FETCHED = 2  # candidates per item of a list
 _COLUMNS = 16  # FAISS decodes so many columns at once
 _TRAINED = 32  # items per list that k-means looks at
-_ROW_WORK = 16  # of the exact score of one item, in codes that are read
+_ROW_WORK = 8  # of the exact score of one item, in codes that are read
 
 
 class TopItems:
