@@ -253,7 +253,7 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
     except LOADING_ERRORS as error:
         checks = [Check(_FILES, 0, 1, False, note=str(error))]
     else:
-        limits = Limits(options.loss, options.slice_loss, options.coverage_loss)
+        limits = Limits(**{name: getattr(options, name) for name in Limits._fields})
         checks = [Check(_FILES, n_golden, 1, True)]
         tables = []
         recommenders = []

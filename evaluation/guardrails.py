@@ -34,6 +34,7 @@ class Limits(NamedTuple):
     loss: float = 0.05  # of the mean over users, by its lower bound
     slice_loss: float = 0.2
     coverage_loss: float = 0.2
+    recall_loss: float = 0.01  # of the searches' exact lists
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,10 @@ def compare(
     coverage = Check(name, reach, -loss, reach >= -loss)
     quality = check_quality(_measure(lists[everything], targets), limits.loss)
 
-    return [quality, coverage, *check_slices(slices, limits.slice_loss)]
+    checks = [quality, coverage, *check_slices(slices, limits.slice_loss)]
+    if any(version.bundle.index.coarse for version in versions):
+        checks.append(check_recall(versions, requests, limits.recall_loss))
+    return checks
 
 
 def _number_items(versions: Sequence[Recommender], parts: Parts) -> Ids:
@@ -154,6 +158,19 @@ def check_quality(change: Change, loss: float) -> Check:
     return Check(
         f"{METRIC}, lower bound", value, -loss, is_passed, n_users, change.note
     )
+
+
+def check_recall(
+    versions: Sequence[Recommender], requests: Requests, loss: float
+) -> Check:
+    """Check what share of the exact lists each version's search finds, for the same requests."""
+    before, after = (
+        version.bundle.index.measure_recall(next(version.queries(requests, "all")))
+        for version in versions
+    )
+    value = after - before
+    note = f"{before:.4f} to {after:.4f}"
+    return Check("recall of the search", value, -loss, value >= -loss, note=note)
 
 
 def check_slices(slices: Mapping[str, Change], loss: float) -> list[Check]:

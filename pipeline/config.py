@@ -58,6 +58,7 @@ _SAME_KEYS = (
     "quick",
     "tune",
     "evaluation",
+    "index",
 )
 _TYPES = {"data": DataConfig, "model": ModelConfig, "out": Path, "seed": int}
 
@@ -85,6 +86,19 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    """The search of a large catalogue."""
+
+    recall: float = 0.98
+    """Least share of the exact lists that a search finds, from 100,000 items on; 1: the search is
+    exact. Fewer items are always searched exactly."""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.recall <= 1:
+            raise SchemaError(f"index.recall is {self.recall}; allowed: from 0.5 to 1")
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run.
 
@@ -109,6 +123,7 @@ class Config:
     quick: bool = False  # hardly train, or not at all: item-item weights, content
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
 
     def __post_init__(self) -> None:
         if self.warm_start and (self.previous is None or self.tune.trials is not None):
@@ -175,6 +190,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     parser.add_argument(
         "--evaluation", type=EvaluationConfig, default=EvaluationConfig()
     )
+    parser.add_argument("--index", type=IndexConfig, default=IndexConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
 
     return parser

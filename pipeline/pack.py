@@ -15,11 +15,12 @@ from models.cold_items import fit_cold_items
 from models.export import export_bundle
 from models.segments import MAX_USERS, find_segments, find_traits
 from models.towers import Towers
+from pipeline.coarse_index import fit_coarse
 from pipeline.config import Config
 from pipeline.golden import draw_requests, write_golden
 from pipeline.run_folder import Work, declare
 from serve.arrays import Flags
-from serve.bundle import ANSWERING, GOLDEN, SEGMENTS, Bundle, Facts
+from serve.bundle import ANSWERING, COARSE, GOLDEN, SEGMENTS, Bundle, Facts
 from serve.catalogue import name_items
 from serve.clock import DAY
 from serve.events import Events
@@ -56,6 +57,15 @@ def stage_bundle(
     bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
     profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
     recommender = Recommender(bundle, profiles)
+
+    fitted = fit_coarse(recommender, work.config.index.recall)
+    if fitted is not None:
+        index_facts, coarse = fitted
+        write_file(stage.path / COARSE, coarse.content.data)
+        facts = replace(facts, index=index_facts)
+        stage.seal(facts, {})
+        bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
+        recommender = Recommender(bundle, profiles)
 
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))

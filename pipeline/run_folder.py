@@ -20,7 +20,7 @@ from datamodules.tables import Tables
 from datamodules.values import is_set
 from models.config import Recipe
 from models.defaults import Choice
-from pipeline.config import Config
+from pipeline.config import Config, IndexConfig
 from serve.bundle import BUNDLE, CHECKPOINTS, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.clock import to_iso
 from serve.errors import SchemaError
@@ -72,6 +72,8 @@ def declare(config: Config) -> dict[str, Any]:
         "trainer": trainer,
         "seed": config.seed,
     }
+    if config.index != IndexConfig():
+        declared["index"] = asdict(config.index)
     return declared | ({"quick": True} if config.quick else {})
 
 

@@ -16,6 +16,7 @@ Floats = NDArray[np.float32]  # vectors and scores
 Doubles = NDArray[np.float64]  # statistics
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Content = NDArray[np.uint8]  # of a file
 Objects = NDArray[np.object_]  # ids and texts
 
 Id = str | int  # of a user or an item

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.arrays import Floats, IdType
+from serve.arrays import Content, Floats, IdType
 from serve.clock import check_seconds, find_zone
 from serve.errors import BundleError
 from serve.files import (
@@ -30,8 +30,9 @@ from serve.files import (
     to_canonical_json,
     write_file,
 )
-from serve.index import Content, ItemIndex, Neighbours
+from serve.index import ItemIndex, Neighbours, measure_items
 from serve.kinds import IS_UNLISTED
+from serve.nearest import CoarseIndex, IndexFacts
 from serve.recommendations import Segments
 from serve.schema import Schema, Similarity, check_record
 from serve.tower import Tower
@@ -64,6 +65,7 @@ SIGNATURE = "manifest.sig"  # it may lie beside the manifest, which does not lis
 USER_TOWER = "user_tower.onnx"
 ITEM_TOWER = "item_tower.onnx"
 INDEX = "items.faiss"
+COARSE = "coarse.faiss"
 ITEMS = "items.parquet"
 NEIGHBOURS = "item_neighbours.npy"
 NEIGHBOUR_OFFSETS = "item_neighbour_offsets.npy"
@@ -74,8 +76,9 @@ ANSWERING = frozenset(
     {SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS}
 )
 PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # needed beside the manifest
-ALLOWED = PUBLISHED | {SEGMENTS}  # any other file is refused
+ALLOWED = PUBLISHED | {SEGMENTS, COARSE}  # any other file is refused
 FORMAT = 4  # up to 3, `item_vectors.npy` held the vectors again
+_RECALL_LOSS = 0.01  # that another processor may cause
 MAX_BYTES = 1 << 20  # of a manifest, and of a signature
 
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
@@ -93,6 +96,7 @@ class Facts:
     config: Mapping[str, Any]  # the run's, without paths of the machine
     neighbour_decay: float
     neighbour_context_gain: float = 0.0  # earlier bundles have none
+    index: IndexFacts | None = None  # None: each search computes all products
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Manifest:
     def _to_json(self) -> dict[str, Any]:
         content = asdict(self)
         facts: dict[str, Any] = content.pop("facts")
+        if self.facts.index is None:  # a smaller bundle's manifest does not name it
+            del facts["index"]
         return facts | content | {"format": FORMAT}
 
     def to_bytes(self) -> bytes:
@@ -153,7 +159,11 @@ class Manifest:
             for name in ("format", "index_recall"):  # the second is of earlier bundles
                 content.pop(name, None)
             names = [field.name for field in fields(Facts) if field.name in content]
-            facts = Facts(**{name: content.pop(name) for name in names})
+            read = {name: content.pop(name) for name in names}
+            if "index" in read:
+                read["index"] = IndexFacts(**read["index"])
+                check_record(read["index"])
+            facts = Facts(**read)
             entries = content.pop("files").items()
             files = {name: FileEntry(**entry) for name, entry in entries}
             manifest = cls(facts=facts, files=files, **content)
@@ -311,6 +321,11 @@ def _build(
     ):
         raise BundleError(f"{MANIFEST}, {INDEX} and {SCHEMA} are not of one bundle")
 
+    described = facts.index
+    coarse = None
+    if described is not None:
+        content = contents.get(COARSE, np.empty(0, np.uint8))
+        coarse = _read(COARSE, lambda: _read_coarse(content, index.vectors, described))
     neighbours = _read(
         NEIGHBOURS,
         lambda: Neighbours.from_bytes(
@@ -329,11 +344,12 @@ def _build(
     user_tower = _read_tower(USER_TOWER, contents, manifest, n_threads)
     item_tower = _read_tower(ITEM_TOWER, contents, manifest, n_threads)
     items = read_items(contents[ITEMS], len(index), schema.item_id_type)
+    is_hidden = None
     if IS_UNLISTED in items.column_names:
         column = items.column(IS_UNLISTED)
         if column.type != pa.bool_() or column.null_count:
             raise BundleError(f"{ITEMS}: '{IS_UNLISTED}' holds no flags; export again")
-        index = ItemIndex(index.vectors, np.array(column.to_pylist(), np.bool_))
+        is_hidden = np.array(column.to_pylist(), np.bool_)
         items = items.drop_columns([IS_UNLISTED])
     golden = contents[GOLDEN].tobytes() if GOLDEN in contents else b""
     return Bundle(
@@ -342,7 +358,7 @@ def _build(
         schema=schema,
         user_tower=user_tower,
         item_tower=item_tower,
-        index=index,
+        index=ItemIndex(index.vectors, is_hidden, coarse),
         neighbours=neighbours,
         items=items,
         golden=golden,
@@ -355,6 +371,19 @@ def _read(name: str, read: Callable[[], T]) -> T:
         return read()
     except ValueError as error:  # SchemaError, too
         raise BundleError(f"{name} cannot be read: {error}") from error
+
+
+def _read_coarse(content: Content, vectors: Floats, facts: IndexFacts) -> CoarseIndex:
+    """Read the coarse index, and refuse one that finds less than it did at the export."""
+    coarse = CoarseIndex.from_bytes(content, facts.n_probes)
+    recall = measure_items(vectors, coarse)
+    if len(coarse) != len(vectors) or recall < facts.recall_of_items - _RECALL_LOSS:
+        raise ValueError(
+            f"of {len(coarse)} items it finds {recall:.3f}; expected {facts.recall_of_items:.3f} "
+            f"of {len(vectors)}"
+        )
+
+    return coarse
 
 
 def _read_tower(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -53,17 +54,31 @@ class ItemIds:
         return len(self.ids)
 
     def __contains__(self, item_id: object) -> bool:
-        return item_id in self._rows
+        return self._rows.get(item_id, len(self)) < len(self)  # type: ignore[call-overload, no-any-return]
 
     def extended(self, more: Sequence[Id]) -> ItemIds:
-        """Return these ids followed by others that are not among them."""
-        return ItemIds(np.append(self.ids, np.array(more, dtype=self.ids.dtype)))
+        """Return these ids followed by others that are not among them.
+
+        The look-up is shared, so that a new item costs nothing for each of the others. Rows behind
+        the end of these ids are of those that follow; only one catalogue may.
+        """
+        ids = np.append(self.ids, np.array(more, dtype=self.ids.dtype))
+        if len(self._rows) != len(self):
+            return ItemIds(ids)
+
+        self._rows.update(zip(more, range(len(self), len(ids)), strict=True))
+        other = copy(self)
+        other.ids = ids
+        ids.flags.writeable = False
+        return other
 
     def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
         """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
         listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
         rows = [self._rows.get(item_id, UNKNOWN_ROW) for item_id in listed]
-        return np.array(rows, dtype=np.int64)
+        found = np.array(rows, dtype=np.int64)
+        found[found >= len(self)] = UNKNOWN_ROW
+        return found
 
     def require(self, ids: Sequence[Any]) -> Ints:
         """Return the row of each id as a caller wrote it.

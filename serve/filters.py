@@ -181,7 +181,9 @@ class Admission:
             barred |= ~admit(self.columns, filters.where)
         if filters.only is not None:
             rows = self.item_ids.find(filters.only)
-            barred |= ~np.isin(np.arange(len(barred)), rows)
+            is_other = np.ones_like(barred)
+            is_other[rows[rows >= 0]] = False
+            barred |= is_other
 
         if self.is_removed is not None:
             barred |= self.is_removed

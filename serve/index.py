@@ -4,9 +4,10 @@
                 + sum over the items j of the history of w_j weights_ji / sqrt(sum of w_j)
                 + m_u(i)
 
-BLAS computes the products u . v_i, and the heaps of FAISS keep the best of them: the flat search of
-FAISS can neither add to a score nor leave out items of one request. The other two terms are sparse,
-so they arrive as `Terms` and are added block by block.
+The last two are sparse, so they arrive as `Terms`. In a small catalogue BLAS computes all products
+u . v_i, terms are added block by block, and the heaps of FAISS keep the best. In a large one an
+item of the list either has a term, or is among the best by its product alone. So the candidates are
+all items with terms and those that a coarse index finds among the others; their scores are exact.
 
 Letters: B requests, N items, W columns of a vector, L history positions, E known events, C terms.
 """
@@ -14,7 +15,7 @@ Letters: B requests, N items, W columns of a vector, L history positions, E know
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from tokenize import TokenError
 from typing import Any
@@ -23,9 +24,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.arrays import Doubles, Flags, Floats, Ints, spans, to_unit
-
-Content = NDArray[np.uint8]
+from serve.arrays import (
+    Content,
+    Doubles,
+    Flags,
+    Floats,
+    Ints,
+    spans,
+    to_unit,
+)
+from serve.nearest import TUNED_K, CoarseIndex, TopItems, split_blocks
 
 # (requests, rows): pairs of a request and an item row, in any order
 Pairs = tuple[Ints, Ints]
@@ -40,6 +48,7 @@ ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
 _MAX_WEIGHT = 1e15  # of an item-item weight, so that no sum of terms is infinite
 _BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
 _MIN_BLOCK = 64
+_N_USERS = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +248,18 @@ class Query:
 class ItemIndex:
     """Item vectors (N, W) and the search for the best of them."""
 
-    def __init__(self, vectors: Floats, is_hidden: Flags | None = None) -> None:
+    def __init__(
+        self,
+        vectors: Floats,
+        is_hidden: Flags | None = None,
+        coarse: CoarseIndex | None = None,
+    ) -> None:
         """Index item vectors, which are not copied.
 
         Args:
             vectors: (N, W) float32 in C order.
             is_hidden: (N,) items that are never listed; they count in `len`.
+            coarse: finds candidates among the first items; None: all products are computed.
 
         Raises:
             ValueError: if a vector is not finite.
@@ -254,6 +269,7 @@ class ItemIndex:
         self.vectors = vectors
         has_hidden = is_hidden is not None and is_hidden.any()
         self.is_hidden = is_hidden if has_hidden else None
+        self.coarse = coarse
         self._directions: dict[int, ItemIndex] = {}  # by their number of columns
 
     def __len__(self) -> int:
@@ -303,11 +319,14 @@ class ItemIndex:
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
 
-        best = _TopItems(len(query), min(k, len(self)))
+        if self.coarse is not None and query.only is None:
+            return self._search_each(self.coarse, query, min(k, len(self)), barred)
+
+        best = TopItems(len(query), min(k, len(self)))
         block = max(_MIN_BLOCK, _BLOCK_SCORES // max(1, len(query)))
-        added = _split(query.added, block, len(self))
-        left_out = _split(query.left_out, block, len(self))
-        only = _split(query.only, block, len(self))
+        added = split_blocks(query.added, block, len(self))
+        left_out = split_blocks(query.left_out, block, len(self))
+        only = split_blocks(query.only, block, len(self))
 
         for start in range(0, len(self), block):
             scores: Floats = query.users @ self.vectors[start : start + block].T
@@ -327,6 +346,46 @@ class ItemIndex:
             best.add(scores, start)
 
         return best.lists()
+
+    def _search_each(
+        self, coarse: CoarseIndex, query: Query, k: int, barred: Flags | None
+    ) -> tuple[Floats, Ints]:
+        """Search for one request at a time."""
+        if len(query) != 1:
+            halves = np.array_split(np.arange(len(query)), 2)
+            lists = [self.search(query.take(half), k, barred) for half in halves]
+            scores, rows = map(np.concatenate, zip(*lists, strict=True))
+            return scores, rows
+
+        is_open = np.ones(len(self), np.bool_) if barred is None else ~barred
+        if query.left_out is not None:
+            is_open[query.left_out[1]] = False
+        rows_of_terms = np.empty(0, np.int64)
+        if query.added is not None:
+            rows_of_terms = query.added[1]
+        has_terms = is_open[rows_of_terms]
+        is_open[rows_of_terms] = False
+
+        others = coarse.search(query.users[0], k, is_open)
+        rows = np.sort(np.append(others, rows_of_terms[has_terms]))
+        rows = rows[np.diff(rows, prepend=UNKNOWN_ROW) > 0]  # an item may have several
+        scores = query.users @ self.vectors[rows].T  # (1, C)
+        if query.added is not None:
+            requests, rows_of_terms, values = query.added
+            places = rows.searchsorted(rows_of_terms[has_terms])
+            add_terms(scores, (requests[has_terms], places, values[has_terms]))
+
+        best = TopItems(1, k)
+        best.add(scores, 0)
+        scores, places = best.lists()
+        return scores, np.append(rows, UNKNOWN_ROW)[places]
+
+    def measure_recall(self, query: Query) -> float:
+        """Return the share of the exact lists of `TUNED_K` items that this index finds."""
+        _, exact = ItemIndex(self.vectors, self.is_hidden).search(query, TUNED_K)
+        _, rows = self.search(query, TUNED_K)
+        is_found = (exact[:, :, None] == rows[:, None]).any(axis=2)  # (B, K)
+        return float(is_found[exact >= 0].mean())
 
     def score(self, query: Query, rows: Ints) -> Doubles:
         """Return the exact scores (B, K) of items by distinct rows (K,) in ascending order."""
@@ -351,55 +410,7 @@ class ItemIndex:
         return self._directions[n_dims]
 
 
-class _TopItems:
-    """The k largest scores of each of n rows, by FAISS's heaps."""
-
-    def __init__(self, n: int, k: int) -> None:
-        if k < 1:
-            raise ValueError(f"k is {k}; allowed: 1 or more")
-
-        self._scores = np.empty((n, k), np.float32)
-        self._rows = np.empty((n, k), np.int64)
-        self._heaps = faiss.float_minheap_array_t()
-        self._heaps.nh = n
-        self._heaps.k = k
-        self._heaps.val = faiss.swig_ptr(self._scores)
-        self._heaps.ids = faiss.swig_ptr(self._rows)
-        self._heaps.heapify()
-
-    def add(self, scores: Floats, first_row: int) -> None:
-        """Add scores (n, m) of the items from `first_row` on; -inf never enters."""
-        self._heaps.addn(scores.shape[1], faiss.swig_ptr(scores), first_row)  # type: ignore[call-arg]
-
-    def lists(self) -> tuple[Floats, Ints]:
-        """Return scores, falling, and rows, (n, k) each; -inf and -1 fill the end."""
-        self._heaps.reorder()
-        scores = self._scores
-        rows = self._rows
-        scores[rows < 0] = -np.inf
-        if (scores[:, 1:] == scores[:, :-1]).any():
-            order = np.lexsort((rows, -scores), axis=1)
-            scores = np.take_along_axis(scores, order, axis=1)
-            rows = np.take_along_axis(rows, order, axis=1)
-
-        return scores, rows
-
-
-def _split(
-    part: tuple[Any, ...] | None, block: int, n_items: int
-) -> Iterator[tuple[Any, ...]]:
-    """Yield the pairs or terms of each block of items, with columns of the block as rows."""
-    if part is None or block >= n_items:
-        yield part or ()
-        return
-
-    requests, rows, *values = part
-    blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
-    order = blocks.argsort(kind="stable")
-    n_blocks = -(-n_items // block)
-    bounds = blocks[order].searchsorted(np.arange(n_blocks + 1))
-
-    for number in range(n_blocks):
-        here = order[bounds[number] : bounds[number + 1]]
-        columns = rows[here] - number * block
-        yield (requests[here], columns, *(value[here] for value in values))
+def measure_items(vectors: Floats, coarse: CoarseIndex) -> float:
+    """Return the recall of a coarse index with some of the item vectors (N, W) as users."""
+    step = -(-len(vectors) // _N_USERS)
+    return ItemIndex(vectors, coarse=coarse).measure_recall(Query(vectors[::step]))

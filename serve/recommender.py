@@ -213,11 +213,16 @@ class Recommender:
         ids = self.catalogue.item_ids.require(item_ids)
         rows, columns = np.unique(ids, return_inverse=True)
         scores = [np.empty((0, len(rows)))]
-        for _, encoded in self._encode(self.check(requests)):
-            query = self._make_query(encoded, "all", {})
+        for query in self.queries(requests, "all"):
             scores.append(self.catalogue.index.score(query, rows))
 
         return np.concatenate(scores)[:, columns]
+
+    def queries(self, requests: Iterable[RawRequest], view: View) -> Iterator[Query]:
+        """Yield the searches of requests for a view, tile by tile."""
+        for _, encoded in self._encode(self.check(requests)):
+            left_out = self._leave_out(encoded, view)
+            yield self._make_query(encoded, view, left_out)
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""

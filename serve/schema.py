@@ -35,7 +35,8 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "weight_mean": (0, _MAX_LOG),
 }
 _BOUNDS |= dict.fromkeys(
-    ("width", "history_length", "memory_length", "dim"), (1, _MAX_SIZE)
+    ("width", "history_length", "memory_length", "dim", "n_probes"),
+    (1, _MAX_SIZE),
 )
 _BOUNDS |= dict.fromkeys(
     ("scale", "weight_scale", "decay_days", "popularity_days"), (_TINY, math.inf)

@@ -174,7 +174,8 @@ class Placement:
         sources = len(catalogue) + np.arange(len(rows))
         sources = _put_rows(np.arange(len(catalogue)), rows, sources)
         table = table.take(to_arrow(sources)).combine_chunks()
-        placed = Catalogue(item_ids, ItemIndex(vectors, is_removed), table, facts)
+        search = ItemIndex(vectors, is_removed, catalogue.index.coarse)
+        placed = Catalogue(item_ids, search, table, facts)
         return placed, notes
 
     def _can_place(self, item: Change) -> bool:

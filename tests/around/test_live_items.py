@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.index import ItemIndex
+from serve.nearest import CoarseIndex
 from serve.recommender import Recommender
 from service.live_items import LiveItems
 from tests.linear_bundle import (
@@ -192,6 +193,30 @@ def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
     assert answer.unknown_items == 0
     assert "milk" not in answer.item_id
     assert len(answer.item_id) == N
+
+
+def test_a_live_item_is_found_beside_a_coarse_index(recommenders, tmp_path):
+    served = recommenders["shop"]
+    schema = served.bundle.schema
+    ids = served.catalogue.item_ids.ids.tolist()
+    coarse = CoarseIndex.build(np.array(served.bundle.vectors), 4)
+    coarse.n_probes = 4
+    index = ItemIndex(served.bundle.vectors, None, coarse)
+    quick = Recommender(replace(served.bundle, index=index), served.profiles)
+    answers = []
+    for number, recommender in enumerate((served, quick)):
+        with closing(LiveItems(tmp_path / f"{number}.db", recommender)) as live:
+            for item_id in (new_id(schema, 1), new_id(schema, 2)):
+                live.put(
+                    item_id, {schema.item_features[0].column: schema.item_features[0].vocabulary[0]}
+                )
+            live.remove(ids[3])
+            kept = live.recommender.catalogue.index.coarse
+            answers.append(live.recommender.recommend(requests_of(schema)[:9], 20, False))
+    assert kept is coarse
+    assert answers[0].item_id.tolist() == answers[1].item_id.tolist()
+    assert new_id(schema, 1) in answers[1].item_id
+    np.testing.assert_allclose(answers[0].score, answers[1].score, atol=2e-5)
 
 
 def test_an_item_of_the_bundle_changes_its_columns_and_keeps_its_vector(shop):

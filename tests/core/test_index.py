@@ -222,5 +222,9 @@ def test_ids_and_rows(ids):
     assert known.find(ids[::-1]).tolist() == [2, 1, 0]
     assert more.find([*ids.tolist(), *more.ids[3:].tolist()]).tolist() == [0, 1, 2, 3]
     assert known.find(more.ids[3:]).tolist() == [-1]
+    assert more.ids[3] not in known
+    other = known.extended([77, 99] if known.id_type == "integer" else ["y", "z"])
+    assert other.find(other.ids).tolist() == [0, 1, 2, 3, 4]
+    assert more.find(other.ids[3:]).tolist() == [-1, 3]
     with pytest.raises(ValueError, match="unknown; allowed: the 3 ids"):
         known.require(more.ids[3:])

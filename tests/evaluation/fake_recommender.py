@@ -24,7 +24,7 @@ class FakeRecommender:
         self.owned = owned
         self.asked = []
         items = pa.table({"item_id": pa.array(item_ids)})
-        index = SimpleNamespace(is_hidden=None)
+        index = SimpleNamespace(is_hidden=None, coarse=None)
         self.bundle = SimpleNamespace(items=items, schema=replace(SCHEMA, **schema), index=index)
 
     def recommend(self, requests, k, filter_viewed):

@@ -1,9 +1,13 @@
 """The stage of a run holds the segments of its users, as of their last events, and says which items are new."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
+from pipeline.config import Config, EvaluationConfig, IndexConfig
 from pipeline.pack import find_new_items, write_segments
+from pipeline.run import run
 from serve.bundle import SEGMENTS
 from serve.events import Events
 from serve.reasons import assign_segments
@@ -11,6 +15,7 @@ from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import SHOP, UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles
+from tests.pipeline.small_runs import N_ITEMS, ORDERED, QUIET, SMALL, make_tables
 
 
 def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp_path, monkeypatch):
@@ -77,3 +82,16 @@ def test_items_first_seen_in_the_last_days_are_new():
         True,
         False,
     ]
+
+
+@pytest.mark.slow
+def test_a_run_of_many_items_publishes_a_coarse_index(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.coarse_index.MIN_ITEMS", N_ITEMS)
+    config = Config(ORDERED, SMALL, QUIET, tmp_path, quick=True, index=IndexConfig(0.9))
+    done = run(replace(config, evaluation=EvaluationConfig([])), make_tables(ORDERED))
+    bundle = Recommender.load(done.bundle).bundle
+    assert (done.bundle / "coarse.faiss").exists()
+    assert len(bundle.index.coarse) == len(bundle.index)
+    facts = bundle.manifest.facts
+    assert (facts.index.target, facts.index.recall) == (0.9, 1)  # all of few items are fetched
+    assert facts.config["index"] == {"recall": 0.9}
