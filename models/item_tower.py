@@ -71,11 +71,6 @@ class ItemTower(nn.Module):
             self.normalise(ids + content), categories, popularity
         )  # (N, W)
 
-    def set_table(self, ids: Tensor) -> None:
-        """Replace the id table by embeddings (rows, D)."""
-        self.id_table = nn.Embedding(*ids.shape)
-        self.id_table.weight.data = ids
-
     def complete(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
         """Complete taste (N, D) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 # Rate of row-wise Adagrad, as a multiple of AdamW's: its steps get shorter with each one of a row.
-ROW_RATE = 15.0
+ROW_RATE = 20.0
 SUMMED_SQUARES = "summed_squares"
 MIN_ROOT = 1e-10
 
@@ -62,11 +62,12 @@ def clip_norm(module: nn.Module, max_norm: float) -> None:
     """Clip the gradients of a module by their norm, sparse ones by that of their rows."""
     clipped = []
     for parameter in module.parameters():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            values = parameter.grad.values()  # (n, D), shares its memory
-            parameter = nn.Parameter(values)
-            parameter.grad = values
+        gradient = parameter.grad
+        if gradient is not None and gradient.is_sparse:
+            parameter.grad = gradient.coalesce()
+            # stands for the parameter; its gradient shares the memory
+            parameter = nn.Parameter(parameter.grad.values())  # (n, D)
+            parameter.grad = parameter.data
         clipped.append(parameter)
 
     nn.utils.clip_grad_norm_(clipped, max_norm)

@@ -75,11 +75,6 @@ class Towers(nn.Module):
         return len(self.item_codes)
 
     @property
-    def n_id_rows(self) -> int:
-        """Rows of the id table, N unless items share them."""
-        return self.item_tower.id_table.num_embeddings
-
-    @property
     def no_popularity(self) -> Tensor:
         """The popularity part of vectors without one, (N, 0)."""
         return self.item_values.new_zeros(self.n_items, 0)  # (N, 0)
@@ -126,14 +121,15 @@ class Towers(nn.Module):
         ids = self.item_tower.id_table.weight  # (N, D)
         sums = ids.new_zeros(n_rows, ids.shape[1]).index_add_(0, id_rows, ids)
         sharing = torch.bincount(id_rows, minlength=n_rows).clamp(min=1)  # (n_rows,)
-        self.item_tower.set_table(sums / sharing.unsqueeze(1))
+        ids.data = sums / sharing.unsqueeze(1)  # (n_rows, D)
         self.id_rows = nn.Buffer(id_rows)
 
     @torch.no_grad()
     def unfold(self) -> None:
         """Give each item a row of its own again, for what follows a training."""
-        if self.n_id_rows < self.n_items:
-            self.item_tower.set_table(self.item_tower.id_table.weight[self.id_rows])
+        ids = self.item_tower.id_table.weight  # (rows, D)
+        if len(ids) < self.n_items:
+            ids.data = ids[self.id_rows]  # (N, D)
             self.id_rows = nn.Buffer(torch.arange(self.n_items), persistent=False)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:

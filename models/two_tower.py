@@ -180,7 +180,7 @@ class TwoTower(pl.LightningModule):
         Several processes would have to exchange sparse gradients, which NCCL cannot.
         """
         is_sampled = self.sampler is not None and self.towers.user_tower.memory is None
-        has_many = self.towers.n_id_rows >= MANY_ROWS
+        has_many = len(self.towers.item_tower.id_table.weight) >= MANY_ROWS
         return is_sampled and has_many and self.trainer.world_size == 1
 
     def rate_of(self, name: str) -> float:
