@@ -177,11 +177,15 @@ class TwoTower(pl.LightningModule):
     def is_row_wise(self) -> bool:
         """Whether a step updates only the rows of the id table that it needs.
 
-        Several processes would have to exchange sparse gradients, which NCCL cannot.
+        Several processes would have to exchange sparse gradients, which NCCL cannot. Tables that
+        start from factors, as of sets without blocks, were not measured.
         """
+        starts_at_random = self.recipe.n_blocks > 0
         is_sampled = self.sampler is not None and self.towers.user_tower.memory is None
         has_many = len(self.towers.item_tower.id_table.weight) >= MANY_ROWS
-        return is_sampled and has_many and self.trainer.world_size == 1
+        if not (is_sampled and has_many and starts_at_random):
+            return False
+        return self.trainer.world_size == 1
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
