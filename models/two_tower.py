@@ -180,10 +180,9 @@ class TwoTower(pl.LightningModule):
         Several processes would have to exchange sparse gradients, which NCCL cannot. Tables that
         start from factors, as of sets without blocks, were not measured.
         """
-        starts_at_random = self.recipe.n_blocks > 0
         is_sampled = self.sampler is not None and self.towers.user_tower.memory is None
         has_many = len(self.towers.item_tower.id_table.weight) >= MANY_ROWS
-        if not (is_sampled and has_many and starts_at_random):
+        if not (is_sampled and has_many and self.recipe.n_blocks):
             return False
         return self.trainer.world_size == 1
 
