@@ -44,10 +44,13 @@ class ModelConfig:
     """Length of the schedule."""
     patience: int | None = None
     """Epochs without a better validation NDCG, averaged over three, before training stops."""
+    table_rows: int | None = None
+    """Most rows of the id table: rare and old items then share rows. Default: a row an item."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "batch_size", "max_epochs", "patience"):
             self._check(name, 1, math.inf, "an integer from 1")
+        self._check("table_rows", 2, math.inf, "an integer from 2")
         for name in ("n_blocks", "neighbours", "negatives"):
             self._check(name, 0, math.inf, "an integer from 0")
         for name in ("dropout", "id_dropout"):
@@ -79,6 +82,7 @@ class Recipe:
     patience: int
     n_heads: int  # attention heads of a block; divides `dim`
     warmup_steps: int  # steps of linear rise before the cosine descent
+    table_rows: int | None = None
 
     @property
     def logit_unit(self) -> float:

@@ -26,6 +26,7 @@ from models.checkpoints import read_checkpoint
 from models.config import ModelConfig, Recipe
 from models.item_tower import ItemTower
 from models.memory import N_STATE_FEATURES, Memory, MemorySample
+from models.table_rows import bound_table
 from models.towers import Towers
 from models.two_tower import TwoTower
 from models.user_tower import UserTower
@@ -45,6 +46,7 @@ FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in traini
 # of these checkpoints, the first that exists was exported
 WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
 IDS = "towers.item_tower.id_table.weight"
+ID_ROWS = "towers.id_rows"  # where items share rows
 MEMORY = "towers.user_tower.memory"
 # weights whose columns, not rows, stand for inputs
 _PROFILE_WEIGHT = f"{MEMORY}.profile_weight.weight"
@@ -79,6 +81,7 @@ def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Tow
     elif data.schema.is_set and not recipe.n_blocks:
         start_pooling(towers, read_matrix(data), recipe.logit_unit, seed)
 
+    bound_table(towers, data, recipe.table_rows)
     return towers
 
 
@@ -286,6 +289,8 @@ class Start:
             )
 
         weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
+        if ID_ROWS in weights:
+            weights[IDS] = weights[IDS][weights.pop(ID_ROWS)]  # (N, D)
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())
         for name in rows.keys() & weights.keys():
             if len(rows[name]) != weights[name].shape[_axis(name)]:

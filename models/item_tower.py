@@ -24,7 +24,7 @@ class ItemTower(nn.Module):
     score still is one dot product.
     """
 
-    def __init__(self, schema: Schema, recipe: Recipe, n_items: int) -> None:
+    def __init__(self, schema: Schema, recipe: Recipe, n_rows: int) -> None:
         super().__init__()
         features = schema.item_features
         has_affinity = schema.repeats == "allow" and category_features(features)
@@ -33,7 +33,7 @@ class ItemTower(nn.Module):
         self.id_dropout = recipe.id_dropout
         self.affinity_dim = AFFINITY_DIM if has_affinity else 0
 
-        self.id_table = nn.Embedding(n_items, self.dim)
+        self.id_table = nn.Embedding(n_rows, self.dim)
         self.content = FeatureEmbedding(features, self.dim)
         self.affinity_table = nn.Embedding(
             max(count_categories(features), 1), self.affinity_dim
@@ -43,7 +43,7 @@ class ItemTower(nn.Module):
 
     def forward(
         self,
-        item_rows: Tensor,
+        id_rows: Tensor,
         content: Tensor,
         categories: Tensor,
         popularity: Tensor,
@@ -52,7 +52,7 @@ class ItemTower(nn.Module):
         """Make item vectors.
 
         Args:
-            item_rows: (N,) rows of the id table.
+            id_rows: (N,) rows of the id table; items may share one.
             content: (N, D) embedded content.
             categories: (N, F) rows of the affinity table.
             popularity: (N, P) standardised logarithm before the moment of the step.
@@ -61,9 +61,9 @@ class ItemTower(nn.Module):
         Returns:
             (N, W) vectors.
         """
-        ids = self.id_table(item_rows)  # (N, D)
+        ids = self.id_table(id_rows)  # (N, D)
         if self.training and self.id_dropout > 0:
-            draws = torch.rand(len(item_rows), device=ids.device)  # (N,)
+            draws = torch.rand(len(id_rows), device=ids.device)  # (N,)
             is_dropped = (draws < self.id_dropout) & has_content  # (N,)
             ids = ids * (~is_dropped).unsqueeze(1)  # (N, D)
 

@@ -68,6 +68,7 @@ class Towers(nn.Module):
         self.item_values = nn.Buffer(values, persistent=False)
         self.categories = nn.Buffer(categories, persistent=False)
         self.item_has_content = nn.Buffer(has_content, persistent=False)
+        self.id_rows = nn.Buffer(torch.arange(len(codes)), persistent=False)  # (N,)
 
     @property
     def n_items(self) -> int:
@@ -90,9 +91,8 @@ class Towers(nn.Module):
         content = self.item_tower.content.embed_catalogue(
             self.item_codes, self.item_values
         )  # (N, D)
-        rows = torch.arange(self.n_items, device=self.item_codes.device)  # (N,)
         vectors: Tensor = self.item_tower(
-            rows, content, self.categories, popularity, self.item_has_content
+            self.id_rows, content, self.categories, popularity, self.item_has_content
         )
         return vectors  # (N, W)
 
@@ -101,7 +101,7 @@ class Towers(nn.Module):
         codes = self.item_codes[rows]  # (n, C)
         content = self.item_tower.content(codes, self.item_values[rows])  # (n, D)
         vectors: Tensor = self.item_tower(
-            rows,
+            self.id_rows[rows],
             content,
             self.categories[rows],
             popularity[rows],
@@ -109,6 +109,28 @@ class Towers(nn.Module):
         )
 
         return vectors  # (n, W)
+
+    @torch.no_grad()
+    def fold(self, id_rows: Tensor, n_rows: int) -> None:
+        """Let items share rows of the id table, each the mean of theirs; checkpoints say which.
+
+        Args:
+            id_rows: (N,) row of each item.
+            n_rows: rows of the new table.
+        """
+        ids = self.item_tower.id_table.weight  # (N, D)
+        sums = ids.new_zeros(n_rows, ids.shape[1]).index_add_(0, id_rows, ids)
+        sharing = torch.bincount(id_rows, minlength=n_rows).clamp(min=1)  # (n_rows,)
+        ids.data = sums / sharing.unsqueeze(1)  # (n_rows, D)
+        self.id_rows = nn.Buffer(id_rows)
+
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """Give each item a row of its own again, for what follows a training."""
+        ids = self.item_tower.id_table.weight  # (rows, D)
+        if len(ids) < self.n_items:
+            ids.data = ids[self.id_rows]  # (N, D)
+            self.id_rows = nn.Buffer(torch.arange(self.n_items), persistent=False)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
         """Make the user vector of every target of the windows, from the events before it.

@@ -32,6 +32,7 @@ from models.initialise import (
 )
 from models.refine import Limits, Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
+from models.table_rows import bound_table
 from models.towers import Towers
 from models.two_tower import TwoTower
 from pipeline.run_folder import Previous, Work, console, declare
@@ -140,6 +141,7 @@ def train_on(work: Work, previous: Previous) -> Trained:
     model = wrap(towers, work.recipe, data, seed)
     start = Start.read(previous.bundle, previous.run)
     take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
+    bound_table(towers, data, work.recipe.table_rows)
     trained = fit_stage(work, data, "final", model)
 
     return refine(work, trained, Refinement(**previous.refinement))
@@ -271,6 +273,7 @@ def fit_stage(
     """
     config = work.config
     if config.quick and model.towers.user_tower.memory is None:
+        model.towers.unfold()
         start_untrained(model.towers, data, work.recipe.logit_unit, config.seed)
         temperature = float(model.temperature.detach())
         return Trained(model.towers.eval(), data, 0, temperature, pace={})
@@ -296,5 +299,6 @@ def fit_stage(
 
     epochs = epochs or work.recipe.max_epochs
     epochs, pace = fit(model, data, config.out, name, epochs, options, origin)
+    model.towers.unfold()
     temperature = float(model.temperature.detach())
     return Trained(model.towers, data, epochs, temperature, pace)

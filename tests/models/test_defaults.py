@@ -59,7 +59,7 @@ CHOSEN = {
     ),
 }
 """The choices when their numbers were measured: a change of one is meant, or it is a slip."""
-GIVEN = ModelConfig(24, 3, 0.13, 0.17, "cosine", 0, 19, 0.0123, 29, 31, 11)
+GIVEN = ModelConfig(24, 3, 0.13, 0.17, "cosine", 0, 19, 0.0123, 29, 31, 11, 37)
 KEYS = [field.name for field in fields(ModelConfig)]
 counts_of_data = st.builds(
     DataCounts,
@@ -94,9 +94,10 @@ def test_new_items_stand_near_items_like_them_as_was_measured():
 def test_given_keys_stay_and_the_others_are_chosen_with_a_reason(counts, names):
     kept = {name: getattr(GIVEN, name) for name in names}
     recipe, choices = choose_recipe(ModelConfig(**kept), counts)
-    assert {choice.name for choice in choices} == set(KEYS) - kept.keys()
+    assert {choice.name for choice in choices} == set(KEYS) - {"table_rows"} - kept.keys()
     assert all(choice.reason for choice in choices)
-    assert asdict(recipe.to_config()) == kept | {choice.name: choice.value for choice in choices}
+    chosen = {choice.name: choice.value for choice in choices}
+    assert asdict(recipe.to_config()) == {"table_rows": None} | chosen | kept
     assert choose_recipe(recipe.to_config(), counts) == (
         recipe,
         [],
