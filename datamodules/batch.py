@@ -1,14 +1,16 @@
-"""Training batches: their tensors, the features that they lack, and their loaders."""
+"""Training batches: tensors, the features that they lack, loaders, and shares of processes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
 from serve.arrays import Ints
@@ -123,10 +125,38 @@ class EpochSampler(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         # A generator reads the plans late: Lightning makes the iterator of a resumed epoch
         # before it sets the epoch.
-        yield from self.plans
+        yield from map(share_plan, self.plans)
 
     def __len__(self) -> int:
         return len(self.plans)
+
+
+def find_place() -> tuple[int, int]:
+    """Return the rank of this process, and how many train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def share_plan(plan: Any) -> Any:
+    """Return this process's share of a batch; the shares together are the batch.
+
+    All processes make all of a batch that has too few examples: the mean of equals is each.
+    """
+    rank, n_processes = find_place()
+    rows = np.arange(len(plan.users))
+    if n_processes == 1 or len(rows) < n_processes:
+        return plan
+    # Examples are ordered by length: every n-th is as much work for each process.
+    share = plan.take(rows[rank::n_processes])
+    return replace(share, seed=(*plan.seed, rank))
+
+
+def share_batches(batches: Sequence[RequestBatch]) -> list[RequestBatch]:
+    """Return every n-th batch, as many for each process; the first ones fill the last turn."""
+    rank, n_processes = find_place()
+    n_turns = math.ceil(len(batches) / n_processes)
+    return list(islice(cycle(batches), rank, n_turns * n_processes, n_processes))
 
 
 def make_loader(batches: Any, sampler: EpochSampler | None = None) -> DataLoader[Any]:
