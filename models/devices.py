@@ -1,8 +1,7 @@
 """Train on several devices of one machine, each in a process of its own.
 
-The processes are fresh interpreters: CUDA and threads survive no fork. Each holds a pipe from the
-process that started it, and ends when that pipe does, so that none is left behind. That process
-only waits; when one of the others ends early, or a signal comes, it ends them all.
+The processes are spawned: CUDA and threads survive no fork. The one that starts them only waits;
+when one of them fails, or a signal ends it, all of them end.
 
 Lightning averages their gradients (DDP). Losses are divided by the mean of the processes' weights,
 so that this average is the gradient of the whole batch.
@@ -10,16 +9,15 @@ so that this average is the gradient of the whole batch.
 
 from __future__ import annotations
 
-import json
+import io
 import logging
 import os
-import subprocess
-import sys
+import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
-from pathlib import Path
+from multiprocessing import active_children, get_context, parent_process
 from typing import Any
 
 import torch
@@ -29,14 +27,9 @@ from rich import get_console
 from torch import Tensor, distributed
 
 from datamodules.batch import find_place
-from serve.errors import BundleError, SchemaError, say
+from serve.errors import SchemaError, say
 
 JOINS = "BASCULE_JOINS"  # variable of a process that trains with others
-JOB = "job.pt"
-OUTCOME = "outcome.json"
-POLL_SECONDS = 0.1
-GRACE_SECONDS = 2.0  # a process that lost another is ended before it prints an error
-ENDED = "a training process ended early: nothing is published; --ckpt_path last resumes"
 
 
 # ---- among the processes
@@ -71,87 +64,62 @@ def gather_in_turns(own: list[Any]) -> Iterator[Any]:
     return chain.from_iterable(zip(*by_rank, strict=True))
 
 
-# ---- the process that waits
+# ---- the process that waits, and those that work
 
 
-def run_in_processes(job: Callable[[], Any], n_processes: int, folder: Path) -> Any:
+def run_in_processes(job: Callable[[], Any], n_processes: int) -> Any:
     """Do a job in several processes.
 
     Args:
-        job: what torch can save, of an importable module; returns JSON values.
+        job: what torch can save, of an importable module.
         n_processes: how many do it.
-        folder: where the job is left meanwhile.
 
     Returns:
-        what rank 0 returned.
+        what one of them returned.
 
     Raises:
-        SchemaError: one of them failed or was ended.
+        SchemaError: one was killed; other errors are those that one of them raised.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome = folder / OUTCOME
-    outcome.write_text(json.dumps(ENDED))
-    torch.save(job, folder / JOB)
-    variables = {
-        **os.environ,
-        JOINS: "yes",
-        "MASTER_PORT": str(find_free_network_port()),
-        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // n_processes)),
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    command = [sys.executable, "-c", f"from {__name__} import work; work()"]
-    processes = [
-        subprocess.Popen(  # noqa: S603
-            [*command, str(folder)],
-            stdin=subprocess.PIPE,
-            env={**variables, "LOCAL_RANK": str(rank)},
-            start_new_session=True,  # signals of a terminal are for this process
-        )
-        for rank in range(n_processes)
-    ]
+    saved = io.BytesIO()  # a tensor that is sent as one takes a file descriptor
+    torch.save(job, saved)
+    variables = {JOINS: "yes", "MASTER_PORT": str(find_free_network_port())}
+    n_threads = max(1, torch.get_num_threads() // n_processes)
+    others = set(active_children())
 
-    try:
-        codes: list[int | None] = [None]
-        while None in codes and not any(codes):
-            time.sleep(POLL_SECONDS)
-            codes = [process.poll() for process in processes]
-    finally:
-        for process in processes:
-            process.kill()  # checkpoints are whole at any moment
-            process.communicate()
-        (folder / JOB).unlink()
+    with ProcessPoolExecutor(n_processes, get_context("spawn")) as pool:
+        try:
+            works = [
+                pool.submit(work, saved.getvalue(), str(rank), variables, n_threads)
+                for rank in range(n_processes)
+            ]
+            outcomes = [done.result() for done in as_completed(works)]
+        except (
+            RuntimeError
+        ) as error:  # of the pool or, first, of the others' connections
+            raise SchemaError(
+                f"a training process was ended ({say(error)}): nothing is published; --ckpt_path "
+                "last resumes; a script needs: if __name__ == '__main__'"
+            ) from error
+        finally:
+            for process in set(active_children()) - others:
+                process.kill()  # checkpoints are whole at any moment
 
-    content = json.loads(outcome.read_bytes())
-    if isinstance(content, str):
-        raise SchemaError(content)
-    return content
+    return outcomes[0]
 
 
-# ---- a process of several
-
-
-def work() -> None:
-    """Do the job that lies in a folder, and leave its outcome there, or its fault."""
-    threading.Thread(target=_end_with_pipe, daemon=True).start()
+def work(saved: bytes, rank: str, variables: Mapping[str, str], n_threads: int) -> Any:
+    """Do a saved job as one of several processes, of which the first prints."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the one that waits
+    os.environ.update(variables, LOCAL_RANK=rank)
+    torch.set_num_threads(n_threads)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    is_first = os.environ["LOCAL_RANK"] == "0"
-    get_console().quiet = not is_first
-    folder = Path(sys.argv[1])
-    # The process that started this one wrote it.
-    job = torch.load(folder / JOB, weights_only=False)
-
-    try:
-        content = job()
-        if is_first:
-            (folder / OUTCOME).write_text(json.dumps(content))
-    except (SchemaError, BundleError, ArithmeticError, MemoryError, OSError) as error:
-        (folder / OUTCOME).write_text(json.dumps(say(error)))
-        sys.exit(1)
-    except RuntimeError:
-        time.sleep(GRACE_SECONDS)
-        raise
+    get_console().quiet = rank != "0"
+    # It comes from the process that started this one.
+    job = torch.load(io.BytesIO(saved), weights_only=False)
+    return job()
 
 
-def _end_with_pipe() -> None:
-    os.read(sys.stdin.fileno(), 1)
+def _end_with_parent() -> None:
+    parent_process().join()  # type: ignore[union-attr]
     os._exit(1)

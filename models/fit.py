@@ -249,7 +249,7 @@ def fit(
         else:
             arguments = (model, data, folder, stage, max_epochs, trainer_options)
             job = partial(fit, *arguments, origin)
-            _, pace = run_in_processes(job, trainer.world_size, checkpoints)
+            _, pace = run_in_processes(job, trainer.world_size)
 
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)

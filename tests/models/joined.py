@@ -131,18 +131,3 @@ def fit_tiny(folder: Path, config=ORDERED, has_dropout: bool = True, **options) 
     quiet = {"enable_progress_bar": False, "accelerator": "cpu"}
     fit(model, data, folder, "select", EPOCHS, {**quiet, **options}, {"seed": 1})
     return model
-
-
-def wait() -> None:
-    """Name this process in a file beside the job, and do nothing for long."""
-    import sys
-    import time
-
-    Path(sys.argv[1], os.environ["LOCAL_RANK"]).write_text(str(os.getpid()))
-    time.sleep(600)
-
-
-def fail() -> None:
-    if os.environ["LOCAL_RANK"] == "1":
-        raise FloatingPointError("the loss is nan")
-    wait()
