@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import cycle, islice
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -125,7 +123,7 @@ class EpochSampler(Sampler[Any]):
     def __iter__(self) -> Iterator[Any]:
         # A generator reads the plans late: Lightning makes the iterator of a resumed epoch
         # before it sets the epoch.
-        yield from map(share_plan, self.plans)
+        yield from self.plans
 
     def __len__(self) -> int:
         return len(self.plans)
@@ -138,25 +136,13 @@ def find_place() -> tuple[int, int]:
     return 0, 1
 
 
-def share_plan(plan: Any) -> Any:
-    """Return this process's share of a batch; the shares together are the batch.
+def take_share(parts: Any) -> Any:
+    """Return every n-th of some parts, for one of n processes; all of them if they are fewer.
 
-    All processes make all of a batch that has too few examples: the mean of equals is each.
+    These then count n times each, which leaves a mean as it is.
     """
     rank, n_processes = find_place()
-    rows = np.arange(len(plan.users))
-    if n_processes == 1 or len(rows) < n_processes:
-        return plan
-    # Examples are ordered by length: every n-th is as much work for each process.
-    share = plan.take(rows[rank::n_processes])
-    return replace(share, seed=(*plan.seed, rank))
-
-
-def share_batches(batches: Sequence[RequestBatch]) -> list[RequestBatch]:
-    """Return every n-th batch, as many for each process; the first ones fill the last turn."""
-    rank, n_processes = find_place()
-    n_turns = math.ceil(len(batches) / n_processes)
-    return list(islice(cycle(batches), rank, n_turns * n_processes, n_processes))
+    return parts[rank::n_processes] if len(parts) >= n_processes else parts
 
 
 def make_loader(batches: Any, sampler: EpochSampler | None = None) -> DataLoader[Any]:

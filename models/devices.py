@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
 from multiprocessing import active_children, get_context, parent_process
@@ -55,13 +55,13 @@ def mean_over_processes(value: Tensor) -> Tensor:
     return value / n_processes
 
 
-def gather_in_turns(own: list[Any]) -> Iterator[Any]:
-    """Yield what the processes have, as many each: the first of each, the second of each, ..."""
+def gather(own: list[Any]) -> list[Any]:
+    """Return the parts of all processes, rank by rank."""
     _, n_processes = find_place()
     by_rank = [own] * n_processes
     if n_processes > 1:
         distributed.all_gather_object(by_rank, own)
-    return chain.from_iterable(zip(*by_rank, strict=True))
+    return list(chain.from_iterable(by_rank))
 
 
 # ---- the process that waits, and those that work

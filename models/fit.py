@@ -103,8 +103,8 @@ class EpochLog(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        n_targets = int((batch.target_weights > 0).sum())
-        self.n_targets += trainer.world_size * n_targets
+        is_target = batch.target_weights > 0  # (B, L) or (M,)
+        self.n_targets += trainer.world_size * int(is_target.sum())
         now = time.perf_counter()
         self.training += now - self.resumed
         self.resumed = now

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
@@ -14,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
-from models.devices import gather_in_turns, joins
+from models.devices import gather, joins
 from models.losses import novel_loss, repeat_loss, window_loss
 from models.sampled_softmax import (
     NegativeSampler,
@@ -177,9 +176,7 @@ class TwoTower(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        batches = self.trainer.datamodule.validation_batches  # type: ignore[attr-defined]
-        parts = gather_in_turns(self.validation_figures)
-        figures = join_figures(list(islice(parts, len(batches))))
+        figures = join_figures(gather(self.validation_figures))
         for view, values in figures.items():
             if len(values):
                 self.log(f"{NDCG}_{view}", float(values.mean()))

@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from datamodules.batch import WindowBatch, share_plan
+from datamodules.batch import WindowBatch, take_share
 from datamodules.datamodule import InteractionsDataModule
 from models.fit import fit
 from models.sampled_softmax import NegativeSampler
@@ -68,14 +68,14 @@ def take_step(step: nn.Module, batch) -> list[Tensor]:
 def compare_gradients() -> dict[str, list[float]]:
     """Return the largest difference to a single process, and the largest gradient, by case."""
     torch.set_num_threads(1)
-    alone, joint = {}, {}
+    plans, alone, joint = {}, {}, {}
     for case in CASES:
         step, data = make_step(case)
         plan = max(data.examples.plan(0, 0), key=lambda plan: len(plan.users))
         for size in SIZES:
-            whole = plan.take(torch.arange(size).numpy())
-            assert len(whole.users) == size
-            alone[case, size] = take_step(step, data.examples[whole])
+            plans[case, size] = plan.take(torch.arange(size).numpy())
+            assert len(plans[case, size].users) == size
+            alone[case, size] = take_step(step, data.examples[plans[case, size]])
 
     rank = int(os.environ["LOCAL_RANK"])
     distributed.init_process_group(
@@ -87,10 +87,9 @@ def compare_gradients() -> dict[str, list[float]]:
     )
     for case in CASES:
         step, data = make_step(case)
-        plan = max(data.examples.plan(0, 0), key=lambda plan: len(plan.users))
         wrapped = DistributedDataParallel(step, find_unused_parameters=True)
         for size in SIZES:
-            share = share_plan(plan.take(torch.arange(size).numpy()))
+            share = plans[case, size].take(take_share(torch.arange(size).numpy()))
             loss, *gradients = take_step(wrapped, data.examples[share])
             distributed.all_reduce(loss)
             joint[case, size] = [loss / 2, *gradients]

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from datamodules.batch import share_batches, share_plan
+from datamodules import batch, requests
 from models.devices import run_in_processes
 from serve.errors import SchemaError
 from tests.models.joined import (
@@ -25,10 +25,9 @@ from tests.models.joined import (
     fit_tiny,
 )
 from tests.models.waiting import fail
-from tests.tiny_data import BASKETS, ORDERED, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, ORDERED, make_data, make_world
 
 ROOT = Path(__file__).parents[2]
-PLACES = "datamodules.batch.find_place"
 
 
 def curve(folder: Path) -> list[dict[str, str]]:
@@ -45,40 +44,28 @@ def test_two_processes_have_the_loss_and_the_gradients_of_one():
         assert difference <= 1e-6 * max(1.0, largest), case
 
 
-@pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("n_processes", [2, 3, 12])
 @pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
 def test_shares_partition_the_examples_of_each_batch(config, n_processes, monkeypatch):
-    examples = make_data(make_world(config), batch_size=7).examples
-    sizes = set()
-    for plan in examples.plan(0, 0):
-        shares = []
-        for rank in range(n_processes):
-            monkeypatch.setattr(PLACES, lambda rank=rank: (rank, n_processes))
-            shares.append(share_plan(plan))
-        users = np.concatenate([share.users for share in shares])
-        sizes.add(len(plan.users))
-        if len(plan.users) < n_processes:
-            assert all(share is plan for share in shares)
-        else:
-            np.testing.assert_array_equal(np.sort(users), np.sort(plan.users))
-            counts = [len(share.users) for share in shares]
-            assert max(counts) - min(counts) <= 1
-            assert len({share.seed for share in shares}) == n_processes
-    assert sizes
-
-
-@pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("n_batches", [0, 1, 3, 4, 5])
-def test_validation_batches_are_dealt_in_turns(n_batches, n_processes, monkeypatch):
-    batches = list(range(n_batches))
+    examples = make_data(make_world(config), batch_size=7, horizon=8 * DAY).examples
+    whole = examples.plan(0, 0)
     shares = []
     for rank in range(n_processes):
-        monkeypatch.setattr(PLACES, lambda rank=rank: (rank, n_processes))
-        shares.append(share_batches(batches))
-    assert len({len(share) for share in shares}) == 1
-    in_turns = [batch for turn in zip(*shares, strict=True) for batch in turn]
-    assert in_turns[:n_batches] == batches
-    assert len(in_turns) < n_batches + n_processes
+        place = (rank, n_processes)
+        monkeypatch.setattr(batch, "find_place", lambda place=place: place)
+        monkeypatch.setattr(requests, "find_place", lambda place=place: place)
+        shares.append(examples.plan(0, 0))
+    for plan, *parts in zip(whole, *shares, strict=True):
+        assert len({part.seed for part in parts}) == n_processes
+        assert parts[0].seed == plan.seed
+        lengths = [len(part.users) for part in parts]
+        if len(plan.users) < n_processes:
+            assert lengths == [len(plan.users)] * n_processes
+        else:
+            users = np.concatenate([part.users for part in parts])
+            np.testing.assert_array_equal(np.sort(users), np.sort(plan.users))
+            assert max(lengths) - min(lengths) <= 1
+    assert whole
 
 
 @pytest.mark.slow
