@@ -59,6 +59,7 @@ QUIET = (
     ".*could not find the monitored key.*",
     ".*It is recommended to use `self.log.*",  # all processes log the same validation
     ".*find_unused_parameters=True was specified.*",
+    ".*Grad strides do not match.*",  # of a matrix of one column
     ".*`broadcast_buffers` is deprecated.*",  # older torch knows no other name
 )
 

@@ -86,9 +86,10 @@ class NegativeSampler:
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""
         n = len(self.pool)
-        device = self.pool.device
         size = (self.n_negatives,)
-        drawn = torch.randint(n, size, generator=self.generator, device=device)  # (K,)
+        drawn = torch.randint(  # (K,)
+            n, size, generator=self.generator, device=self.pool.device
+        )
         rows = self.pool[drawn]  # (K,)
         return Negatives(rows, self.log_expected[rows])
 
