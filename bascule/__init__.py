@@ -79,6 +79,7 @@ def fit(
     dim: int | None = None,
     batch_size: int | None = None,
     learning_rate: float | None = None,
+    devices: int | None = None,
     repeats: Literal["exclude", "allow"] | None = None,
     ties: Literal["ordered", "simultaneous"] | None = None,
     split: str | Mapping[str, Any] | None = None,
@@ -115,6 +116,7 @@ def fit(
         dim: entries of a vector.
         batch_size: training samples per step.
         learning_rate: step size of the optimizer.
+        devices: graphics cards to train on, or processes without one. Default: 1.
         repeats: whether an item may be recommended that the user already has; "exclude" by default.
         ties: whether events of a user at one time are in order, or one basket.
         split: "leave_one_out", "none", `{"kind": "time", "at": "2025-03-01"}`, ...
@@ -169,6 +171,7 @@ def fit(
     content = {
         "data": _declare(tables, columns or {}) | _leave_out_none(data),
         "model": _leave_out_none(model),
+        "trainer": _leave_out_none({"devices": devices}),
         "evaluation": {"baselines": baselines},
         "quick": quick,
         "seed": seed,
@@ -233,7 +236,8 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     was_quiet = console.quiet
     console.quiet = quiet
     try:
-        config = replace(config, trainer={"enable_progress_bar": not quiet})
+        trainer = {**config.trainer, "enable_progress_bar": not quiet}
+        config = replace(config, trainer=trainer)
         run(config, frames, None if frames else text)
     finally:
         console.quiet = was_quiet

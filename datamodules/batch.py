@@ -1,4 +1,4 @@
-"""Training batches: their tensors, the features that they lack, and their loaders."""
+"""Training batches: tensors, the features that they lack, loaders, and shares of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader, Sampler
 
 from serve.arrays import Ints
@@ -127,6 +127,22 @@ class EpochSampler(Sampler[Any]):
 
     def __len__(self) -> int:
         return len(self.plans)
+
+
+def find_place() -> tuple[int, int]:
+    """Return the rank of this process, and how many train together."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def take_share(parts: Any) -> Any:
+    """Return every n-th of some parts, for one of n processes; all of them if they are fewer.
+
+    These then count n times each, which leaves a mean as it is.
+    """
+    rank, n_processes = find_place()
+    return parts[rank::n_processes] if len(parts) >= n_processes else parts
 
 
 def make_loader(batches: Any, sampler: EpochSampler | None = None) -> DataLoader[Any]:

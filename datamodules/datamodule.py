@@ -16,6 +16,7 @@ from datamodules.batch import (
     FeatureDropout,
     RequestBatch,
     make_loader,
+    take_share,
 )
 from datamodules.cutoffs import (
     CutoffExamples,
@@ -100,7 +101,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         return make_loader(self.examples, EpochSampler(self.examples, self.seed))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return make_loader(self.validation_batches)
+        return make_loader(take_share(self.validation_batches))
 
     def _measure_trends(self) -> ItemTrends:
         """Measure item trends at the moments of the cutoffs, and last at the end of training."""

@@ -14,7 +14,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from datamodules.batch import FeatureDropout, PartlyHidden, RequestBatch
+from datamodules.batch import (
+    FeatureDropout,
+    PartlyHidden,
+    RequestBatch,
+    find_place,
+    take_share,
+)
 from datamodules.sequences import Catalogue, Sequences, number_pairs
 from serve.arrays import Floats, Ints, spans
 from serve.clock import DAY
@@ -201,14 +207,20 @@ class Examples:
         )
 
     def plan(self, seed: int, epoch: int) -> list[Any]:
-        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches."""
+        """Plan an epoch, a function of seed and epoch alone; every epoch has as many batches.
+
+        Processes that train together share the examples of each batch.
+        """
         rng = np.random.default_rng([seed, epoch])
         drawn, batches = self.draw(rng)
         plans = []
+        rank, _ = find_place()
+        rank_seed = (rank,)[:rank]  # the first draws as one process does
 
         for number in rng.permutation(len(batches)).tolist():
-            plan = drawn.take(batches[number])
-            plans.append(replace(plan, seed=(seed, epoch, number)))
+            # Similar lengths lie side by side: the shares are as much work.
+            plan = drawn.take(take_share(batches[number]))
+            plans.append(replace(plan, seed=(seed, epoch, number, *rank_seed)))
 
         return plans
 

@@ -7,12 +7,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
@@ -20,6 +22,7 @@ from rich import get_console
 
 from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import RunCheckpoints, read_checkpoint
+from models.devices import joins, make_strategy, run_in_processes
 from models.two_tower import NDCG, TRAIN_LOSS, TwoTower
 from serve.bundle import CHECKPOINTS, CURVES, LOGS
 from serve.errors import SchemaError, say
@@ -54,6 +57,10 @@ QUIET = (
     ".*exists and is not empty.*",  # resuming
     ".*Early stopping conditioned on metric.*",  # `fit` reports a training without a validation
     ".*could not find the monitored key.*",
+    ".*It is recommended to use `self.log.*",  # all processes log the same validation
+    ".*find_unused_parameters=True was specified.*",
+    ".*Grad strides do not match.*",  # of a matrix of one column
+    ".*`broadcast_buffers` is deprecated.*",  # older torch knows no other name
 )
 
 
@@ -97,7 +104,8 @@ class EpochLog(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, model: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        self.n_targets += int((batch.target_weights > 0).sum())
+        is_target = batch.target_weights > 0  # (B, L) or (M,)
+        self.n_targets += trainer.world_size * int(is_target.sum())
         now = time.perf_counter()
         self.training += now - self.resumed
         self.resumed = now
@@ -128,9 +136,10 @@ class EpochLog(Callback):
         epoch = trainer.current_epoch + 1
         row = {"epoch": epoch, "step": trainer.global_step, TRAIN_LOSS: loss}
         self.rows.append(row | self.validated)
-        table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, table.encode())
+        if trainer.is_global_zero:
+            table = pd.DataFrame(self.rows).to_csv(index=False, lineterminator="\n")
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self.path, table.encode())
 
         if self.prints:
             line = f"epoch {epoch} of {trainer.max_epochs}: {TRAIN_LOSS} {loss:.4f}"
@@ -235,7 +244,13 @@ def fit(
         options.setdefault("limit_val_batches", 0)
     with _quiet_lightning(), _plain_errors():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, options)
-        trainer.fit(model, data, ckpt_path=start, weights_only=True)
+        if trainer.world_size == 1 or joins():
+            trainer.fit(model, data, ckpt_path=start, weights_only=True)
+            pace = log.pace
+        else:
+            arguments = (model, data, folder, stage, max_epochs, trainer_options)
+            job = partial(fit, *arguments, origin)
+            _, pace = run_in_processes(job, trainer.world_size)
 
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
@@ -247,7 +262,7 @@ def fit(
             "max_steps, limit_train_batches and check_val_every_n_epoch"
         )
 
-    return _load_weights(model, best), log.pace
+    return _load_weights(model, best), pace
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
@@ -299,15 +314,17 @@ def _make_trainer(
         # Threads would sum the gradients of gathered rows in any order.
         "deterministic": "warn",
         "logger": False,
-        "plugins": [plugin],
+        "plugins": [plugin, LightningEnvironment()],  # whatever cluster this is of
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "gradient_clip_val": 1.0,
         **options,
     }
+    if joins():
+        options |= {"strategy": make_strategy(), "use_distributed_sampler": False}
 
     try:
-        trainer = pl.Trainer(**options, callbacks=callbacks)
+        return pl.Trainer(**options, callbacks=callbacks)
     except (
         MisconfigurationException,
         ValueError,
@@ -315,13 +332,6 @@ def _make_trainer(
         ModuleNotFoundError,
     ) as error:
         raise SchemaError(f"trainer: {say(error)}") from error
-
-    if trainer.world_size > 1:
-        raise SchemaError(
-            f"trainer: {trainer.world_size} processes; allowed: one device of one node"
-        )
-
-    return trainer
 
 
 @contextmanager

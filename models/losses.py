@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding
 
 from datamodules.batch import RequestBatch, WindowBatch
+from models.devices import mean_over_processes
 
 CHUNK_CELLS = 1 << 22  # logits held at once
 NOVEL_WEIGHT = 0.5  # of the loss among novel items beside the one among all items
@@ -127,9 +128,14 @@ def softmax_loss(
 
 
 def to_shares(weights: Tensor, logits: Tensor) -> Tensor:
-    """Return constant weights (M,) as shares of their sum, in the type of the logits."""
+    """Return constant weights (M,) as shares of their sum, in the type of the logits.
+
+    Several processes divide by the mean of their sums: the mean of their losses, and of their
+    gradients, is that of the whole batch.
+    """
     weights = weights.detach().to(logits.dtype)  # (M,)
-    return weights / weights.sum().clamp(min=1e-12)  # (M,)
+    total = mean_over_processes(weights.sum())  # scalar
+    return weights / total.clamp(min=1e-12)  # (M,)
 
 
 def weighted_log_sum_exp(

@@ -51,6 +51,7 @@ class NegativeSampler:
     n_negatives: int
     pool: Tensor  # (P,) item rows
     log_expected: Tensor  # (N,) log of how often each item is expected in a draw
+    generator: torch.Generator | None = None  # default: the one of all that is random
 
     @classmethod
     def make(cls, n_negatives: int, target_counts: Tensor) -> NegativeSampler | None:
@@ -85,7 +86,10 @@ class NegativeSampler:
     def draw(self) -> Negatives:
         """Draw the negatives of a step."""
         n = len(self.pool)
-        drawn = torch.randint(n, (self.n_negatives,), device=self.pool.device)  # (K,)
+        size = (self.n_negatives,)
+        drawn = torch.randint(  # (K,)
+            n, size, generator=self.generator, device=self.pool.device
+        )
         rows = self.pool[drawn]  # (K,)
         return Negatives(rows, self.log_expected[rows])
 

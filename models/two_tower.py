@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
+from models.devices import gather, joins
 from models.losses import novel_loss, repeat_loss, window_loss
 from models.row_wise import ROW_RATE, RowWiseAdamW, clip_norm
 from models.sampled_softmax import (
@@ -83,10 +84,17 @@ class TwoTower(pl.LightningModule):
     def on_train_batch_start(
         self, batch: WindowBatch | RequestBatch, batch_idx: int
     ) -> None:
-        """Seed each epoch, so that a resumed run repeats it: a checkpoint stores no generator."""
+        """Seed each epoch, so that a resumed run repeats it: a checkpoint stores no generator.
+
+        Several processes differ in dropout, and draw the same negatives.
+        """
         # Lightning skips the start of a resumed epoch, and the iterator draws a number.
         if batch_idx == 0:
-            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+            seed = self.seed * 1_000_003 + self.current_epoch
+            torch.manual_seed(seed + (self.global_rank << 55))  # above those of any run
+            if joins() and self.sampler is not None:
+                alike = torch.Generator(self.device).manual_seed(seed)
+                self.sampler = replace(self.sampler, generator=alike)
 
     def training_step(
         self, batch: WindowBatch | RequestBatch, batch_idx: int
@@ -109,7 +117,13 @@ class TwoTower(pl.LightningModule):
             )
 
         self.log(
-            TRAIN_LOSS, loss, prog_bar=True, on_step=False, on_epoch=True, batch_size=1
+            TRAIN_LOSS,
+            loss,
+            prog_bar=True,
+            on_step=False,
+            on_epoch=True,
+            batch_size=1,
+            sync_dist=True,
         )
         return loss
 
@@ -166,7 +180,7 @@ class TwoTower(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validation_items = torch.empty(0)  # (0,)
-        figures = join_figures(self.validation_figures)
+        figures = join_figures(gather(self.validation_figures))
         for view, values in figures.items():
             if len(values):
                 self.log(f"{NDCG}_{view}", float(values.mean()))

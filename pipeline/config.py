@@ -39,6 +39,7 @@ bascule train --help                         every option; with --trainer behind
 SET_BY_RUN = {
     "plugins",
     "strategy",
+    "num_nodes",
     "fast_dev_run",
     "enable_checkpointing",
     "max_epochs",

@@ -246,7 +246,8 @@ def attempt(study: optuna.Study, work: Work, space: Space, fit: Fit) -> None:
     model = replace(config.model, **tidy(trial.params))
     recipe, _ = choose_recipe(model, count_data(work.tables, config.data))
     callbacks = [*list_callbacks(config.trainer.get("callbacks")), watch]
-    trainer = {**config.trainer, "callbacks": callbacks}
+    # Here the study is told of each validation, so that this process trains.
+    trainer = {**config.trainer, "callbacks": callbacks, "devices": 1}
     tried = replace(config, model=model, trainer=trainer, out=out)
 
     try:

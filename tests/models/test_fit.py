@@ -128,7 +128,6 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, config, monk
             {"accelerator": "abacus"},
             "trainer: .*invalid accelerator name: `accelerator='abacus'`",
         ),
-        ({"devices": 2}, r"trainer: 2 processes; allowed: one device of one node"),
         (
             {"precision": "64-true"},
             r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed",
