@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from scipy import sparse
 
 from evaluation.metrics import ItemSets, Targets
 from serve.arrays import Flags, Floats, Ints, Repeats
@@ -28,6 +29,43 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
     height = max(1, cells // max(1, n_columns))
     for start in range(0, n_rows, height):
         yield np.arange(start, min(start + height, n_rows))
+
+
+def cut_rows(sizes: Ints, limit: int = TILE_CELLS) -> Iterator[slice]:
+    """Cut rows into runs whose sizes add up to a limit at most, or one row."""
+    ends = np.cumsum(sizes)
+    start = 0
+    before = 0
+    while start < len(sizes):
+        stop = int(np.searchsorted(ends, before + limit, side="right"))
+        stop = max(stop, start + 1)
+        yield slice(start, stop)
+        before = ends[stop - 1]
+        start = stop
+
+
+def keep_largest_entries(matrix: sparse.csr_array, top_k: int) -> sparse.csr_array:
+    """Return the entries of each row with the largest absolute values; of equal ones the first."""
+    sizes = np.diff(matrix.indptr)  # (n,)
+    if sizes.max(initial=0) <= top_k:
+        return matrix
+
+    kept = []
+    for rows in cut_rows(sizes):
+        begin = matrix.indptr[rows.start]
+        end = matrix.indptr[rows.stop]
+        row = np.repeat(np.arange(rows.start, rows.stop), sizes[rows])  # (P,)
+        # The bits of positive floats rise as these do.
+        bits = np.abs(matrix.data[begin:end]).astype(np.float32).view(np.int32)  # (P,)
+        keys = (row.astype(np.int64) << 32) - bits  # (P,)
+        order = np.argsort(keys, kind="stable")  # (P,)
+        rank = np.arange(begin, end) - np.repeat(matrix.indptr[rows], sizes[rows])
+        kept.append(begin + np.sort(order[rank < top_k]))
+
+    chosen = np.concatenate(kept)
+    bounds = np.concatenate([[0], np.cumsum(np.minimum(sizes, top_k))])  # (n + 1,)
+    entries = (matrix.data[chosen], matrix.indices[chosen], bounds)
+    return sparse.csr_array(entries, matrix.shape)
 
 
 def top_k(scores: Floats, k: int) -> Ints:

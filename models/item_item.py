@@ -37,12 +37,22 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
 from evaluation.ease import ease_weights, invert_regularised
-from evaluation.ranking import tiles
+from evaluation.ranking import cut_rows, keep_largest_entries, tiles
+from models.sparse_regression import regress_rest
 from serve.arrays import Flags, Floats, Ints
 from serve.events import Events
 
-# Items of a matrix that is inverted, the most popular ones; the others get no weights from it.
+# Items of a matrix that is inverted, the most popular ones, and items of a catalogue up to which
+# the others get no weights: above, they are regressed on a few others (`models.sparse_regression`).
 MAX_INVERTED = 16_000
+
+# Items up to which GF-CF compares all pairs; above, those that some user has both of.
+MAX_COMPARED = 50_000
+SPARSE_FACTORS = 64  # of GF-CF above
+SPARE = 4  # times the kept weights that GF-CF compares there
+
+# Pairs of events of users that are counted in a large catalogue: long histories are cut.
+MAX_PAIRS = 2**27
 
 CHUNK = 2**24  # entries of a matrix that are dense at once
 # share of entries up to which a product with a sparse matrix is faster
@@ -55,6 +65,12 @@ FILTER_WEIGHT = 0.3
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
 MAX_TRENDING = 512  # items with a trend
+
+# Items of a matrix up to which singular vectors are exact; above, the vectors beside those that are
+# wanted, and the iterations that find them.
+MAX_DECOMPOSED = 100_000
+SPARE_VECTORS = 16
+POWER_ITERATIONS = 4
 
 # Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
 MIN_EIGENVALUE = 1e-5
@@ -86,6 +102,25 @@ class Interactions:
             self, user=self.user[kept], item=self.item[kept], is_target=kept[kept]
         )
 
+    @property
+    def n_used(self) -> int:
+        """Items that have events."""
+        return len(np.unique(self.item))
+
+    def cut_histories(self, max_pairs: int) -> Interactions:
+        """Keep the last events of each user, so many that they have at most `max_pairs` pairs."""
+        counts = np.bincount(self.user, minlength=self.n_users)  # (U,)
+        longest = int(counts.max(initial=0))
+        while longest > 1 and (np.minimum(counts, longest) ** 2).sum() > max_pairs:
+            longest //= 2
+
+        n_left = np.cumsum(counts)[self.user] - np.arange(len(self.user))  # (E,)
+        kept = n_left <= longest
+        is_target = self.is_target[kept]
+        return replace(
+            self, user=self.user[kept], item=self.item[kept], is_target=is_target
+        )
+
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
@@ -94,7 +129,11 @@ class Interactions:
 
 
 def ease(
-    interactions: Interactions, top_k: int, ridge: float, max_items: int = MAX_INVERTED
+    interactions: Interactions,
+    top_k: int,
+    ridge: float,
+    max_items: int = MAX_INVERTED,
+    max_dense: int = MAX_INVERTED,
 ) -> sp.csr_array:
     """Return the weights of EASE, B = I - P diag(P)^-1 with P = (X'X + ridge I)^-1.
 
@@ -103,6 +142,7 @@ def ease(
         top_k: weights that are kept per row.
         ridge: lambda, the strength of the ridge.
         max_items: the most popular items, which X is limited to.
+        max_dense: items with events above which the others are regressed on a few.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -112,7 +152,15 @@ def ease(
     items = interactions.popular_items(max_items)  # (n,)
     matrix = interactions.matrix()[:, items]  # (U, n)
     weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
-    return keep_largest(weights, items, interactions.n_items, top_k)
+    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    del weights
+    if interactions.n_used <= max_dense:
+        return of_core
+
+    matrix = interactions.cut_histories(MAX_PAIRS).matrix()  # (U, N)
+    gram = (matrix.T @ matrix).tocsr()  # (N, N)
+    gram.sort_indices()
+    return regress_rest(gram, gram, of_core, items, ridge, top_k)
 
 
 def next_item(
@@ -121,6 +169,7 @@ def next_item(
     ridge: float,
     decay: float,
     max_items: int = MAX_INVERTED,
+    max_dense: int = MAX_INVERTED,
 ) -> sp.csr_array:
     """Return the weights of next-item regression, B = (H'H + ridge I)^-1 H'Y.
 
@@ -130,6 +179,7 @@ def next_item(
         ridge: lambda, the strength of the ridge.
         decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
         max_items: the most popular items, which H and Y are limited to.
+        max_dense: items with events above which the others are regressed on a few.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
@@ -143,18 +193,29 @@ def next_item(
     position = positions[interactions.item]  # (E,)
 
     together, following = _count_pairs(interactions, position, len(items), decay)
-    inverse = invert_regularised(together, ridge)  # (n, n)
+    inverse = invert_regularised(together.toarray(), ridge)  # (n, n)
     del together
 
     is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
     factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
+    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    del inverse, factor, weights
+    if interactions.n_used <= max_dense:
+        return of_core
 
-    return keep_largest(weights, items, interactions.n_items, top_k)
+    together, following = _count_pairs(
+        interactions, interactions.item, interactions.n_items, decay
+    )  # (N, N) both
+    return regress_rest(together, following, of_core, items, ridge, top_k)
 
 
 def gf_cf(
-    interactions: Interactions, top_k: int, n_factors: int, seed: int
+    interactions: Interactions,
+    top_k: int,
+    n_factors: int,
+    seed: int,
+    max_dense: int = MAX_COMPARED,
 ) -> sp.csr_array:
     """Return the positive weights of GF-CF, B = S'S + FILTER_WEIGHT D^-1/2 V V' D^1/2.
 
@@ -163,6 +224,7 @@ def gf_cf(
         top_k: weights that are kept per row.
         n_factors: singular vectors in V, the size of the ideal low-pass filter.
         seed: of the start of the decomposition.
+        max_dense: items with events above which only pairs that some user has are compared.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -171,6 +233,10 @@ def gf_cf(
     equation 11.
     """
     n_items = interactions.n_items
+    is_large = interactions.n_used > max_dense
+    if is_large:
+        interactions = interactions.cut_histories(MAX_PAIRS)
+
     matrix = interactions.matrix()  # (U, N)
     per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
     per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
@@ -178,18 +244,62 @@ def gf_cf(
     by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
     scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
     by_item = scaled.T.tocsr()  # (N, U)
+    if is_large:
+        n_factors = min(n_factors, SPARSE_FACTORS)
     vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
 
     root = np.sqrt(per_item)[:, None]  # (N, 1)
     rows = FILTER_WEIGHT * vectors / root  # (N, K)
-    columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
+    if is_large:
+        return _filter_pairs(scaled, by_item, rows, vectors * root, top_k)
 
+    columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
     parts = []
     for chunk in tiles(n_items, n_items, CHUNK):
         linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
         weights = rows[chunk] @ columns + linear  # (c, N)
         weights[np.arange(len(chunk)), chunk] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
+
+    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
+    return stacked
+
+
+def _filter_pairs(
+    scaled: sp.csr_array,
+    by_item: sp.csr_array,
+    rows: Floats,
+    columns: Floats,
+    top_k: int,
+) -> sp.csr_array:
+    """Return the weights of GF-CF among the pairs of items that some user has both of.
+
+    Args:
+        scaled: (U, N) matrix S.
+        by_item: (N, U) its transpose.
+        rows: (N, K) the left factor of the ideal filter.
+        columns: (N, K) its right factor.
+        top_k: weights that are kept per row, of `SPARE` times as many that are compared.
+    """
+    n_pairs = by_item.astype(bool).astype(np.int64) @ np.diff(scaled.indptr)  # (N,)
+    parts = []
+    for chunk in cut_rows(n_pairs):
+        linear = sp.csr_array(by_item[chunk] @ scaled)  # (c, N)
+        linear.sort_indices()
+        own = np.arange(chunk.start, chunk.stop)  # (c,)
+        is_own = linear.indices == np.repeat(own, np.diff(linear.indptr))
+        linear.data[is_own] = 0
+        linear.eliminate_zeros()
+
+        linear = keep_largest_entries(linear, SPARE * top_k)  # (c, N)
+        row = np.repeat(own, np.diff(linear.indptr))  # (pairs,)
+        for part in tiles(linear.nnz, rows.shape[1], CHUNK):
+            of_columns = columns[linear.indices[part]]  # (part, K)
+            linear.data[part] += (rows[row[part]] * of_columns).sum(axis=1)
+
+        linear.data[linear.data < 0] = 0
+        linear.eliminate_zeros()
+        parts.append(keep_largest_entries(linear, top_k))
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     return stacked
@@ -206,13 +316,39 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     if rank < 1:
         return np.zeros((matrix.shape[1], 1), np.float32)
 
-    _, values, right = svds(matrix, k=rank, random_state=seed)  # (K,), (K, N)
+    values, right = decompose(matrix, rank, seed)  # (K,), (K, N)
     n_kept = max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
     right = right[np.argsort(-values)][:n_kept]  # (K, N)
     largest = np.abs(right).argmax(axis=1)  # (K,)
     signs = np.sign(right[np.arange(len(right)), largest])  # (K,)
 
     return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
+
+
+def decompose(
+    matrix: sp.csr_array, rank: int, seed: int
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the leading singular values (K,) and right vectors (K, N) of a matrix (U, N).
+
+    Those of many items are approximate: their space is found by block power iteration (Halko,
+    Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 2011, algorithm 4.4).
+    """
+    n_items = matrix.shape[1]
+    if n_items <= MAX_DECOMPOSED:
+        _, values, right = svds(matrix, k=rank, random_state=seed)
+        return values, right
+
+    matrix = matrix.astype(np.float32)
+    width = min(rank + SPARE_VECTORS, *matrix.shape)
+    rng = np.random.default_rng(seed)
+    basis = rng.standard_normal((n_items, width), np.float32)  # (N, width)
+    for _ in range(POWER_ITERATIONS):
+        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))  # (N, width)
+
+    images = matrix @ basis  # (U, width)
+    squares, rotation = np.linalg.eigh(images.T @ images)  # (width,), (width, width)
+    values = np.sqrt(np.maximum(squares[-rank:], 0))  # (K,)
+    return values, (basis @ rotation[:, -rank:]).T
 
 
 def keep_largest(
@@ -248,7 +384,7 @@ def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
 
 def _count_pairs(
     interactions: Interactions, position: Ints, n: int, decay: float
-) -> tuple[NDArray[Any], sp.csr_array]:
+) -> tuple[sp.csr_array, sp.csr_array]:
     """Return H'H and H'Y of `next_item`, (n, n) both.
 
     Two events stand together in the histories of all events that come after both, as far as
@@ -256,7 +392,8 @@ def _count_pairs(
     is visited once. The position (E,) of an event's item among the n items is -1 elsewhere.
     """
     user = interactions.user
-    reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))
+    reach = 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay)
+    reach = max(2, min(reach, MAX_PAIRS // max(1, len(user))))
     shrink = math.exp(-2 * decay)
     end = np.searchsorted(user, user, side="right")  # (E,)
     n_after = end - np.arange(1, len(user) + 1)  # (E,)
@@ -288,7 +425,7 @@ def _count_pairs(
         of_targets = weight * interactions.is_target[later]  # (l,)
         following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
 
-    return together.toarray(), following
+    return together, following
 
 
 def find_trend(

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -69,6 +69,7 @@ ROUNDS = 2  # searches for each alpha
 # standard errors by which another plan than the usual one must be better
 PLAN_ERRORS = 1.0
 
+MAX_SCORES = 2**31  # of validation requests: fewer are ranked if there are many items
 MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 
@@ -93,7 +94,7 @@ class Limits:
     top_k: int  # weights kept per item; 0: none
     n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
     n_factors: int = 256  # of GF-CF
-    n_batches: int = 16  # validation batches that are ranked
+    n_requests: int = 4096  # validation requests that are ranked, by whole batches
 
 
 @dataclass(frozen=True)
@@ -238,8 +239,7 @@ def choose(
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    stride = math.ceil(len(data.validation_batches) / limits.n_batches)
-    batches = data.validation_batches[:: max(stride, 1)]
+    batches = _draw_batches(data, limits.n_requests)
 
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
@@ -280,6 +280,15 @@ def choose(
     return replace(
         best.refinement, ndcg=best.ndcg, ndcg_before=before, features=features
     )
+
+
+def _draw_batches(data: InteractionsDataModule, n_requests: int) -> list[RequestBatch]:
+    """Return some of the validation batches; the scores of all items are within a limit."""
+    batches = data.validation_batches
+    n_requests = min(n_requests, MAX_SCORES // len(data.catalogue))
+    per_batch = max((len(batch.history_rows) for batch in batches), default=1)
+    stride = math.ceil(len(batches) / max(1, n_requests // per_batch))
+    return batches[:: max(stride, 1)]
 
 
 def _start(
@@ -420,29 +429,36 @@ def build_weights(
         (N, N) weights by name, scaled so that what they add to the requests varies as much as the
         scores of the towers.
     """
-    scores = []
-    is_compared: list[Any] = []
-    for batch in requests:
-        items = towers.item_vectors(batch.popularity)  # (N, W)
-        users, bonus = towers.request_vectors(batch, items)  # (B, W)
-        scores.append(users @ items.T)  # (B, N)
-        is_compared.append(... if bonus is None else ~batch.mark_owned(len(items)))
+    items = towers.item_vectors(requests[0].popularity) if requests else None  # (N, W)
+    has_memory = towers.user_tower.memory is not None
 
-    spread_of_towers = _spread(scores, is_compared)
+    def score(batch: RequestBatch) -> Tensor:
+        users, _ = towers.request_vectors(batch, items)  # (B, W)
+        return users @ items.T  # (B, N)
+
+    spread_of_towers = _measure_spread(score, requests, has_memory)
 
     weights = {}
     for name, estimate in estimators.items():
         matrix = estimate()  # (N, N)
-        sums = [add_up(batch, matrix, decay) for batch in requests]  # (B, N) each
-        spread = max(_spread(sums, is_compared), MIN_SPREAD)
+        sum_up = partial(add_up, weights=matrix, decay=decay)
+        spread = max(_measure_spread(sum_up, requests, has_memory), MIN_SPREAD)
         weights[name] = matrix * np.float32(spread_of_towers / spread)
 
     return weights
 
 
-def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
-    """Return the standard deviation of the compared scores, of (B, N) each, within batches."""
+def _measure_spread(
+    score: Callable[[RequestBatch], Tensor],
+    requests: Sequence[RequestBatch],
+    has_memory: bool,
+) -> float:
+    """Return the standard deviation of scores (B, N) within batches, with a memory of new items."""
     variances = []
-    for part, chosen in zip(scores, is_compared, strict=True):
-        variances.append(part[chosen].var(correction=0).item())
+    for batch in requests:
+        scores = score(batch)  # (B, N)
+        if has_memory:
+            scores = scores[~batch.mark_owned(scores.shape[1])]  # (new,)
+        variances.append(scores.var(correction=0).item())
+
     return math.sqrt(fmean(variances or [0.0]))
