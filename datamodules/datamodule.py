@@ -43,8 +43,8 @@ N_CUTOFF_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
 N_TREND_MOMENTS = 16
 REQUESTS_PER_BATCH = 256
-MIN_REQUESTS_PER_BATCH = 16
-MAX_SCORES = 2**24  # of a batch of requests and all items: 64 MiB
+MIN_REQUESTS_PER_BATCH = 32
+MAX_SCORES = 2**22  # of a batch of requests and all items: 16 MiB
 MAX_VALIDATION_SCORES = 2**32  # of all validation requests: else users are drawn
 
 
@@ -181,11 +181,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         In a context each target is asked about by a request of its own.
         """
         held_out_users = validation[["user_id"]].drop_duplicates()
-        max_users = MAX_VALIDATION_SCORES // max(len(self.catalogue), 1)
+        max_users = MAX_VALIDATION_SCORES // len(self.catalogue)
         if len(held_out_users) > max_users:
             held_out_users = held_out_users.sample(max_users, random_state=self.seed)
-            is_drawn = validation["user_id"].isin(held_out_users["user_id"])
-            validation = validation[is_drawn]
+            validation = validation.merge(held_out_users)
 
         held_out = build_sequences(
             validation, held_out_users, self.catalogue.item_ids, self.schema
@@ -247,6 +246,6 @@ def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
 
 def _tile(rows: Ints, n_items: int) -> list[Ints]:
     """Cut rows into those of each batch, fewer where there are many items to score."""
-    fitting = max(MIN_REQUESTS_PER_BATCH, MAX_SCORES // max(n_items, 1))
-    size = min(REQUESTS_PER_BATCH, fitting)
+    fitting = MAX_SCORES // n_items
+    size = min(REQUESTS_PER_BATCH, max(MIN_REQUESTS_PER_BATCH, fitting))
     return [rows[start : start + size] for start in range(0, len(rows), size)]

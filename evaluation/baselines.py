@@ -24,7 +24,7 @@ from scipy import sparse
 
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
-from evaluation.ranking import ScoreRows, cut_rows, keep_largest_entries
+from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
 from serve.arrays import Doubles, Floats, Ints, Repeats
 from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
@@ -145,7 +145,12 @@ def fit_itemknn(
     Source: Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001.
     """
     matrix = events.matrix(strength).astype(np.float32)  # (U, N)
-    cosines = _find_nearest(matrix, int(max(neighbours)))  # (N, N)
+    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
+
+    def divide(products: Floats, rows: Ints, columns: Ints) -> Floats:
+        return np.asarray(products / (norms[rows] * norms[columns] + SHRINK))
+
+    cosines = multiply_items(matrix, int(max(neighbours)), divide)  # (N, N)
     popularity = events.popularity(as_counts)  # (N,)
 
     def score(similarity: sparse.csr_array, users: Ints) -> Floats:
@@ -155,23 +160,6 @@ def fit_itemknn(
 
     for number in neighbours:
         yield partial(score, keep_largest_entries(cosines, int(number)))
-
-
-def _find_nearest(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
-    """Return the cosines of each item with the k nearest items, (N, N), of equal ones the first."""
-    by_item = matrix.T.tocsr()  # (N, U)
-    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
-    n_pairs = by_item.astype(np.bool_).astype(np.int64) @ np.diff(matrix.indptr)  # (N,)
-    parts = []
-    for rows in cut_rows(n_pairs):
-        tile = sparse.csr_array(by_item[rows] @ matrix)  # (b, N)
-        tile.sort_indices()
-        own = np.repeat(norms[rows], np.diff(tile.indptr))  # (pairs,)
-        tile.data /= own * norms[tile.indices] + SHRINK
-        parts.append(keep_largest_entries(tile, k))
-
-    cosines: sparse.csr_array = sparse.vstack(parts, format="csr")  # (N, N)
-    return cosines
 
 
 def fit_used(

@@ -261,8 +261,6 @@ def sample_users(
 ) -> pd.DataFrame:
     """Keep at most so many users, drawn by the seed."""
     users = np.sort(interactions["user_id"].unique())
-    if len(users) <= max_users:
-        return interactions
     drawn = np.random.default_rng(seed).permutation(users)[:max_users]
     return interactions[interactions["user_id"].isin(drawn)]
 

@@ -31,41 +31,39 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
         yield np.arange(start, min(start + height, n_rows))
 
 
-def cut_rows(sizes: Ints, limit: int = TILE_CELLS) -> Iterator[slice]:
-    """Cut rows into runs whose sizes add up to a limit at most, or one row."""
-    ends = np.cumsum(sizes)
-    start = 0
-    before = 0
-    while start < len(sizes):
-        stop = int(np.searchsorted(ends, before + limit, side="right"))
-        stop = max(stop, start + 1)
-        yield slice(start, stop)
-        before = ends[stop - 1]
-        start = stop
+def multiply_items(
+    matrix: sparse.csr_array, k: int, rescale: Callable[..., Floats]
+) -> sparse.csr_array:
+    """Return the largest products of the columns of a matrix (U, N), k of each, (N, N).
+
+    Args:
+        matrix: the columns.
+        k: products that are kept of each column; no zeros.
+        rescale: changes products, given them and their rows and columns.
+    """
+    n_items = matrix.shape[1]
+    n_pairs = (np.diff(matrix.indptr) ** 2).sum() // n_items  # of an item
+    by_item = matrix.T.tocsr()  # (N, U)
+    parts = []
+    for rows in tiles(n_items, n_pairs):
+        tile = (by_item[rows] @ matrix).tocoo()  # (b, N)
+        tile.data = rescale(tile.data, rows[tile.row], tile.col)
+        parts.append(keep_largest_entries(tile.tocsr(), k))
+
+    products: sparse.csr_array = sparse.vstack(parts, format="csr")  # (N, N)
+    products.eliminate_zeros()
+    return products
 
 
-def keep_largest_entries(matrix: sparse.csr_array, top_k: int) -> sparse.csr_array:
-    """Return the entries of each row with the largest absolute values; of equal ones the first."""
-    sizes = np.diff(matrix.indptr)  # (n,)
-    if sizes.max(initial=0) <= top_k:
-        return matrix
-
-    kept = []
-    for rows in cut_rows(sizes):
-        begin = matrix.indptr[rows.start]
-        end = matrix.indptr[rows.stop]
-        row = np.repeat(np.arange(rows.start, rows.stop), sizes[rows])  # (P,)
-        # The bits of positive floats rise as these do.
-        bits = np.abs(matrix.data[begin:end]).astype(np.float32).view(np.int32)  # (P,)
-        keys = (row.astype(np.int64) << 32) - bits  # (P,)
-        order = np.argsort(keys, kind="stable")  # (P,)
-        rank = np.arange(begin, end) - np.repeat(matrix.indptr[rows], sizes[rows])
-        kept.append(begin + np.sort(order[rank < top_k]))
-
-    chosen = np.concatenate(kept)
-    bounds = np.concatenate([[0], np.cumsum(np.minimum(sizes, top_k))])  # (n + 1,)
-    entries = (matrix.data[chosen], matrix.indices[chosen], bounds)
-    return sparse.csr_array(entries, matrix.shape)
+def keep_largest_entries(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
+    """Keep the k entries of each row with the largest absolute values; of equal ones the first."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))  # (entries,)
+    bits = np.abs(matrix.data).view(np.int32)  # of positive floats, in their order
+    order = np.argsort((row << 32) - bits, kind="stable")  # (entries,)
+    rank = np.arange(len(row)) - matrix.indptr[row]  # (entries,)
+    kept = np.sort(order[rank < k])
+    cells = (row[kept], matrix.indices[kept])
+    return sparse.csr_array((matrix.data[kept], cells), matrix.shape)
 
 
 def top_k(scores: Floats, k: int) -> Ints:

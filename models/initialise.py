@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import read_checkpoint
 from models.config import ModelConfig, Recipe
-from models.item_item import decompose
 from models.item_tower import ItemTower
 from models.memory import N_STATE_FEATURES, Memory, MemorySample
 from models.towers import Towers
@@ -240,7 +240,7 @@ def _right_vectors(
     if rank < 1:  # a single user or item
         return vectors
 
-    values, right = decompose(matrix, rank, seed)
+    _, values, right = svds(matrix, k=rank, random_state=seed)
     right[values <= MIN_SINGULAR * values.max()] = 0
     # of entries that differ by rounding errors the first is the largest
     largest = np.abs(right).round(5).argmax(axis=1)

@@ -37,22 +37,21 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
 from evaluation.ease import ease_weights, invert_regularised
-from evaluation.ranking import cut_rows, keep_largest_entries, tiles
-from models.sparse_regression import regress_rest
+from evaluation.ranking import keep_largest_entries, multiply_items, tiles
 from serve.arrays import Flags, Floats, Ints
 from serve.events import Events
 
 # Items of a matrix that is inverted, the most popular ones, and items of a catalogue up to which
-# the others get no weights: above, they are regressed on a few others (`models.sparse_regression`).
+# the others get no weights.
 MAX_INVERTED = 16_000
 
-# Items up to which GF-CF compares all pairs; above, those that some user has both of.
+# Items up to which GF-CF has its ideal filter, which compares all pairs of items.
 MAX_COMPARED = 50_000
-SPARSE_FACTORS = 64  # of GF-CF above
-SPARE = 4  # times the kept weights that GF-CF compares there
 
-# Pairs of events of users that are counted in a large catalogue: long histories are cut.
+# Pairs of events that next-item regression counts, those of events far apart first left out; and
+# items whose pairs with one item EASE counts where not all are inverted.
 MAX_PAIRS = 2**27
+MAX_PARTNERS = 256
 
 CHUNK = 2**24  # entries of a matrix that are dense at once
 # share of entries up to which a product with a sparse matrix is faster
@@ -65,12 +64,6 @@ FILTER_WEIGHT = 0.3
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
 MAX_TRENDING = 512  # items with a trend
-
-# Items of a matrix up to which singular vectors are exact; above, the vectors beside those that are
-# wanted, and the iterations that find them.
-MAX_DECOMPOSED = 100_000
-SPARE_VECTORS = 16
-POWER_ITERATIONS = 4
 
 # Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
 MIN_EIGENVALUE = 1e-5
@@ -102,25 +95,6 @@ class Interactions:
             self, user=self.user[kept], item=self.item[kept], is_target=kept[kept]
         )
 
-    @property
-    def n_used(self) -> int:
-        """Items that have events."""
-        return len(np.unique(self.item))
-
-    def cut_histories(self, max_pairs: int) -> Interactions:
-        """Keep the last events of each user, so many that they have at most `max_pairs` pairs."""
-        counts = np.bincount(self.user, minlength=self.n_users)  # (U,)
-        longest = int(counts.max(initial=0))
-        while longest > 1 and (np.minimum(counts, longest) ** 2).sum() > max_pairs:
-            longest //= 2
-
-        n_left = np.cumsum(counts)[self.user] - np.arange(len(self.user))  # (E,)
-        kept = n_left <= longest
-        is_target = self.is_target[kept]
-        return replace(
-            self, user=self.user[kept], item=self.item[kept], is_target=is_target
-        )
-
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
@@ -142,7 +116,7 @@ def ease(
         top_k: weights that are kept per row.
         ridge: lambda, the strength of the ridge.
         max_items: the most popular items, which X is limited to.
-        max_dense: items with events above which the others are regressed on a few.
+        max_dense: items of a catalogue above which the others get weights, too: `add_rest`.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -154,13 +128,13 @@ def ease(
     weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
     of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
     del weights
-    if interactions.n_used <= max_dense:
+    if interactions.n_items <= max_dense:
         return of_core
 
-    matrix = interactions.cut_histories(MAX_PAIRS).matrix()  # (U, N)
-    gram = (matrix.T @ matrix).tocsr()  # (N, N)
-    gram.sort_indices()
-    return regress_rest(gram, gram, of_core, items, ridge, top_k)
+    gram = multiply_items(
+        interactions.matrix(), MAX_PARTNERS, lambda counts, row, column: counts
+    )  # (N, N)
+    return add_rest(of_core, items, gram, gram, ridge, top_k)
 
 
 def next_item(
@@ -179,7 +153,7 @@ def next_item(
         ridge: lambda, the strength of the ridge.
         decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
         max_items: the most popular items, which H and Y are limited to.
-        max_dense: items with events above which the others are regressed on a few.
+        max_dense: items of a catalogue above which the others get weights, too: `add_rest`.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
@@ -201,13 +175,13 @@ def next_item(
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
     of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
     del inverse, factor, weights
-    if interactions.n_used <= max_dense:
+    if interactions.n_items <= max_dense:
         return of_core
 
     together, following = _count_pairs(
         interactions, interactions.item, interactions.n_items, decay
     )  # (N, N) both
-    return regress_rest(together, following, of_core, items, ridge, top_k)
+    return add_rest(of_core, items, together, following, ridge, top_k)
 
 
 def gf_cf(
@@ -224,7 +198,7 @@ def gf_cf(
         top_k: weights that are kept per row.
         n_factors: singular vectors in V, the size of the ideal low-pass filter.
         seed: of the start of the decomposition.
-        max_dense: items with events above which only pairs that some user has are compared.
+        max_dense: items of a catalogue above which only the linear filter S'S is left.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -233,26 +207,22 @@ def gf_cf(
     equation 11.
     """
     n_items = interactions.n_items
-    is_large = interactions.n_used > max_dense
-    if is_large:
-        interactions = interactions.cut_histories(MAX_PAIRS)
-
     matrix = interactions.matrix()  # (U, N)
     per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
     per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
 
     by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
     scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
+    if n_items > max_dense:
+        return multiply_items(
+            scaled, top_k, lambda weights, row, column: weights * (row != column)
+        )
+
     by_item = scaled.T.tocsr()  # (N, U)
-    if is_large:
-        n_factors = min(n_factors, SPARSE_FACTORS)
     vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
 
     root = np.sqrt(per_item)[:, None]  # (N, 1)
     rows = FILTER_WEIGHT * vectors / root  # (N, K)
-    if is_large:
-        return _filter_pairs(scaled, by_item, rows, vectors * root, top_k)
-
     columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
     parts = []
     for chunk in tiles(n_items, n_items, CHUNK):
@@ -260,46 +230,6 @@ def gf_cf(
         weights = rows[chunk] @ columns + linear  # (c, N)
         weights[np.arange(len(chunk)), chunk] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
-
-    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
-    return stacked
-
-
-def _filter_pairs(
-    scaled: sp.csr_array,
-    by_item: sp.csr_array,
-    rows: Floats,
-    columns: Floats,
-    top_k: int,
-) -> sp.csr_array:
-    """Return the weights of GF-CF among the pairs of items that some user has both of.
-
-    Args:
-        scaled: (U, N) matrix S.
-        by_item: (N, U) its transpose.
-        rows: (N, K) the left factor of the ideal filter.
-        columns: (N, K) its right factor.
-        top_k: weights that are kept per row, of `SPARE` times as many that are compared.
-    """
-    n_pairs = by_item.astype(bool).astype(np.int64) @ np.diff(scaled.indptr)  # (N,)
-    parts = []
-    for chunk in cut_rows(n_pairs):
-        linear = sp.csr_array(by_item[chunk] @ scaled)  # (c, N)
-        linear.sort_indices()
-        own = np.arange(chunk.start, chunk.stop)  # (c,)
-        is_own = linear.indices == np.repeat(own, np.diff(linear.indptr))
-        linear.data[is_own] = 0
-        linear.eliminate_zeros()
-
-        linear = keep_largest_entries(linear, SPARE * top_k)  # (c, N)
-        row = np.repeat(own, np.diff(linear.indptr))  # (pairs,)
-        for part in tiles(linear.nnz, rows.shape[1], CHUNK):
-            of_columns = columns[linear.indices[part]]  # (part, K)
-            linear.data[part] += (rows[row[part]] * of_columns).sum(axis=1)
-
-        linear.data[linear.data < 0] = 0
-        linear.eliminate_zeros()
-        parts.append(keep_largest_entries(linear, top_k))
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     return stacked
@@ -316,7 +246,7 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     if rank < 1:
         return np.zeros((matrix.shape[1], 1), np.float32)
 
-    values, right = decompose(matrix, rank, seed)  # (K,), (K, N)
+    _, values, right = svds(matrix, k=rank, random_state=seed)  # (K,), (K, N)
     n_kept = max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
     right = right[np.argsort(-values)][:n_kept]  # (K, N)
     largest = np.abs(right).argmax(axis=1)  # (K,)
@@ -325,30 +255,44 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
 
 
-def decompose(
-    matrix: sp.csr_array, rank: int, seed: int
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the leading singular values (K,) and right vectors (K, N) of a matrix (U, N).
+def add_rest(
+    of_core: sp.csr_array,
+    core: Ints,
+    gram: sp.csr_array,
+    following: sp.csr_array,
+    ridge: float,
+    top_k: int,
+) -> sp.csr_array:
+    """Add the weights of all other items to those of a regression between the most popular ones.
 
-    Those of many items are approximate: their space is found by block power iteration (Halko,
-    Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 2011, algorithm 4.4).
+    A pair with an item outside of the core gets (F - G B)_ji / (G_jj + ridge): what the core's
+    weights B leave of F, by one step of Jacobi's method for (G + ridge I) B = F.
+
+    Args:
+        of_core: (N, N) weights B between the items of the core.
+        core: (n,) the items whose matrix was inverted.
+        gram: (N, N) products G of histories, H'H or X'X.
+        following: (N, N) products F of histories and targets, H'Y or X'X.
+        ridge: the strength of the ridge.
+        top_k: weights that are kept per row.
     """
-    n_items = matrix.shape[1]
-    if n_items <= MAX_DECOMPOSED:
-        _, values, right = svds(matrix, k=rank, random_state=seed)
-        return values, right
+    n_items = gram.shape[0]
+    is_rest = np.ones(n_items, np.bool_)  # (N,)
+    is_rest[core] = False
+    steps = (1 / (gram.diagonal() + ridge)).astype(np.float32)  # (N,)
+    parts = []
+    for rows in tiles(n_items, top_k * gram.nnz // n_items, CHUNK):
+        wanted = following[rows]  # (c, N)
+        predicted = (gram[rows] @ of_core).multiply(wanted != 0)  # (c, N)
+        left = (wanted - predicted).tocoo()  # (c, N)
+        row = rows[left.row]  # (pairs,)
+        is_added = (is_rest[row] | is_rest[left.col]) & (row != left.col)  # (pairs,)
+        left.data *= steps[row] * is_added
+        parts.append(keep_largest_entries(left.tocsr() + of_core[rows], top_k))
 
-    matrix = matrix.astype(np.float32)
-    width = min(rank + SPARE_VECTORS, *matrix.shape)
-    rng = np.random.default_rng(seed)
-    basis = rng.standard_normal((n_items, width), np.float32)  # (N, width)
-    for _ in range(POWER_ITERATIONS):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))  # (N, width)
-
-    images = matrix @ basis  # (U, width)
-    squares, rotation = np.linalg.eigh(images.T @ images)  # (width,), (width, width)
-    values = np.sqrt(np.maximum(squares[-rank:], 0))  # (K,)
-    return values, (basis @ rotation[:, -rank:]).T
+    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
+    stacked.eliminate_zeros()
+    return stacked
 
 
 def keep_largest(

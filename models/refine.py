@@ -239,7 +239,10 @@ def choose(
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    batches = _draw_batches(data, limits.n_requests)
+    n_requests = min(limits.n_requests, MAX_SCORES // len(data.catalogue))
+    n_held_out = sum(len(batch.history_rows) for batch in data.validation_batches)
+    stride = max(1, math.ceil(n_held_out / n_requests))
+    batches = data.validation_batches[::stride]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
@@ -280,15 +283,6 @@ def choose(
     return replace(
         best.refinement, ndcg=best.ndcg, ndcg_before=before, features=features
     )
-
-
-def _draw_batches(data: InteractionsDataModule, n_requests: int) -> list[RequestBatch]:
-    """Return some of the validation batches; the scores of all items are within a limit."""
-    batches = data.validation_batches
-    n_requests = min(n_requests, MAX_SCORES // len(data.catalogue))
-    per_batch = max((len(batch.history_rows) for batch in batches), default=1)
-    stride = math.ceil(len(batches) / max(1, n_requests // per_batch))
-    return batches[:: max(stride, 1)]
 
 
 def _start(

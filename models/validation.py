@@ -18,7 +18,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from evaluation.metrics import ndcg
 from models.towers import Towers
-from serve.arrays import Doubles, Ints
+from serve.arrays import Doubles
 
 TOP = 10
 MIN_SUM = 1e-9
@@ -118,9 +118,10 @@ class Validation:
         self.batches = batches
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
+        self.is_large = len(self.items) > MAX_RANKED
         self.best = [
-            self._find_best(batch, *vectors)
-            for batch, vectors in zip(batches, self.users, strict=True)
+            (users @ self.items.T).topk(N_BEST).indices if self.is_large else users
+            for users, _ in self.users
         ]
         (self.figures,) = self.rank({}, [{}])
         self.ndcg = mean_of_views(self.figures)
@@ -152,11 +153,10 @@ class Validation:
                 for name, matrix in weights.items()
             }
             items = self.items
-            if best is not None:
-                columns = _list_columns(batch, terms.values(), best)  # (n,)
-                items = items[columns]
-                batch = _narrow(batch, columns)
-                terms = {name: added[:, columns] for name, added in terms.items()}
+            if self.is_large:
+                batch, columns = _narrow(batch, terms.values(), best)
+                items = items[columns]  # (n, W)
+                terms = {name: part[:, columns] for name, part in terms.items()}
 
             scores = users @ items.T  # (B, n)
             sums = {}
@@ -175,38 +175,23 @@ class Validation:
 
         return [join_figures(figures) for figures in parts]
 
-    def _find_best(
-        self, batch: RequestBatch, users: Tensor, bonus: Tensor | None
-    ) -> Tensor | None:
-        """Return the best items of requests by the towers alone; None of a small catalogue.
 
-        In a large one only these and the items that something is added to are ranked. They are as
-        many as a user owns more than `N_BEST`, so that lists miss nothing but by additions below 0
-        to as many.
-        """
-        if len(self.items) <= MAX_RANKED:
-            return None
-        n_owned = torch.bincount(batch.owned_users, minlength=1).max()  # scalar
-        n_best = min(N_BEST + int(n_owned), len(self.items))
-        scores = users @ self.items.T  # (B, N)
-        return scores.topk(n_best, dim=1).indices  # (B, best)
-
-
-def _list_columns(
+def _narrow(
     batch: RequestBatch, terms: Iterable[sp.csr_array], best: Tensor
-) -> Ints:
-    """Return the items (n,) that may stand in lists, ascending, targets and owned ones too."""
-    added = [matrix.indices for matrix in terms]
-    named = [batch.owned_rows.numpy(), batch.target_rows.numpy()]
-    return np.unique(np.concatenate([best.numpy().ravel(), *named, *added]))
+) -> tuple[RequestBatch, Tensor]:
+    """Number owned items and targets by their places among the items that may be listed, (n,).
 
-
-def _narrow(batch: RequestBatch, columns: Ints) -> RequestBatch:
-    """Number owned items and targets by their places among the columns (n,)."""
-    places = torch.from_numpy(columns)  # (n,)
-    owned_rows = torch.searchsorted(places, batch.owned_rows)  # (E,)
-    target_rows = torch.searchsorted(places, batch.target_rows)  # (M,)
-    return batch._replace(owned_rows=owned_rows, target_rows=target_rows)
+    These are the `best` by the towers and those that something is added to. A list misses an item
+    only if `N_BEST` - `TOP` of the best are owned or lose by what is added.
+    """
+    added = [torch.from_numpy(matrix.indices) for matrix in terms]
+    named = [best.ravel(), batch.owned_rows, batch.target_rows, *added]
+    columns = torch.cat(named).unique()  # (n,) ascending
+    narrow = batch._replace(
+        owned_rows=torch.searchsorted(columns, batch.owned_rows),
+        target_rows=torch.searchsorted(columns, batch.target_rows),
+    )
+    return narrow, columns
 
 
 def add_up(

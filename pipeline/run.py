@@ -243,11 +243,7 @@ def measure(
     if config.quick and baselines is None:
         baselines = QUICK_BASELINES[config.data.repeats]
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
-    n_tested = parts.test["user_id"].nunique()
-    n_users = only_targets(work.split.test)["user_id"].nunique()
-    if n_tested < n_users:
-        drawn = f"{n_tested:,} of {n_users:,} users of the test, drawn by the seed"
-        metrics["protocol"]["drawn"] = drawn
+    metrics["protocol"]["test_users"] = int(work.split.test["user_id"].nunique())
     headline = headline_metric(config.data.repeats)
     # A quick run has not looked for more than popularity and what goes together.
     metrics["signal"] = None if config.quick else find_signal(metrics, headline)

@@ -76,6 +76,10 @@ def draw_world(n_items: int, events_per_item: float, seed: int) -> pd.DataFrame:
         )
         columns.append(last)
     items = np.stack(columns, axis=1)
+    # every item has an event: else worlds would be smaller than they say
+    unseen = np.setdiff1d(np.arange(n_items), items[:, 0])
+    buyers = rng.integers(n_users, size=len(unseen))
+    items[buyers, 1 + np.arange(len(unseen)) % (PER_USER - 3)] = unseen
     times = START + np.cumsum(rng.integers(3600, 86_400, items.shape), axis=1)
     world = pd.DataFrame(
         {
