@@ -156,7 +156,8 @@ class Validation:
             if self.is_large:
                 batch, columns = _narrow(batch, terms.values(), best)
                 items = items[columns]  # (n, W)
-                terms = {name: part[:, columns] for name, part in terms.items()}
+                places = columns.numpy()
+                terms = {name: part[:, places] for name, part in terms.items()}
 
             scores = users @ items.T  # (B, n)
             sums = {}
