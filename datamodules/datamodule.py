@@ -43,8 +43,7 @@ N_CUTOFF_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
 N_TREND_MOMENTS = 16
 REQUESTS_PER_BATCH = 256
-MIN_REQUESTS_PER_BATCH = 32
-MAX_SCORES = 2**22  # of a batch of requests and all items: 16 MiB
+MAX_SCORES = 2**23  # of a batch of requests and all items: 32 MiB
 MAX_VALIDATION_SCORES = 2**32  # of all validation requests: else users are drawn
 
 
@@ -246,6 +245,5 @@ def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
 
 def _tile(rows: Ints, n_items: int) -> list[Ints]:
     """Cut rows into those of each batch, fewer where there are many items to score."""
-    fitting = MAX_SCORES // n_items
-    size = min(REQUESTS_PER_BATCH, max(MIN_REQUESTS_PER_BATCH, fitting))
+    size = min(REQUESTS_PER_BATCH, 1 + MAX_SCORES // n_items)
     return [rows[start : start + size] for start in range(0, len(rows), size)]

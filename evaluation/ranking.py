@@ -58,8 +58,8 @@ def multiply_items(
 def keep_largest_entries(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
     """Keep the k entries of each row with the largest absolute values; of equal ones the first."""
     row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))  # (entries,)
-    sizes = np.abs(matrix.data).astype(np.float32)  # (entries,)
-    bits = sizes.view(np.int32)  # of positive floats, in their order
+    # The bits of positive floats are in their order.
+    bits = np.abs(matrix.data).astype(np.float32).view(np.int32)  # (entries,)
     order = np.argsort((row << 32) - bits, kind="stable")  # (entries,)
     rank = np.arange(len(row)) - matrix.indptr[row]  # (entries,)
     kept = np.sort(order[rank < k])

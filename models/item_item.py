@@ -279,11 +279,11 @@ def add_rest(
     n_items = gram.shape[0]
     is_rest = np.ones(n_items, np.bool_)  # (N,)
     is_rest[core] = False
-    steps = (1 / (gram.diagonal() + ridge)).astype(np.float32)  # (N,)
+    steps = 1 / (gram.diagonal() + ridge)  # (N,)
     parts = []
     for rows in tiles(n_items, top_k * gram.nnz // n_items, CHUNK):
         wanted = following[rows]  # (c, N)
-        predicted = (gram[rows] @ of_core).multiply(wanted != 0)  # (c, N)
+        predicted = (gram[rows] @ of_core).multiply(wanted.astype(bool))  # (c, N)
         left = (wanted - predicted).tocoo()  # (c, N)
         row = rows[left.row]  # (pairs,)
         is_added = (is_rest[row] | is_rest[left.col]) & (row != left.col)  # (pairs,)

@@ -69,7 +69,6 @@ ROUNDS = 2  # searches for each alpha
 # standard errors by which another plan than the usual one must be better
 PLAN_ERRORS = 1.0
 
-MAX_SCORES = 2**31  # of validation requests: fewer are ranked if there are many items
 MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 
@@ -239,9 +238,8 @@ def choose(
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    n_requests = min(limits.n_requests, MAX_SCORES // len(data.catalogue))
     n_held_out = sum(len(batch.history_rows) for batch in data.validation_batches)
-    stride = max(1, math.ceil(n_held_out / n_requests))
+    stride = max(1, math.ceil(n_held_out / limits.n_requests))
     batches = data.validation_batches[::stride]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
@@ -375,7 +373,6 @@ def apply(
     }
     requests = list(data.drawn_requests(MAX_DRAWN))
     weights = build_weights(chosen, towers, requests, refinement.decay)
-
     terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
     no_trend = sp.csr_array((1, n_items), dtype=np.float32)
@@ -420,25 +417,21 @@ def build_weights(
         decay: see `add_up`.
 
     Returns:
-        (N, N) weights by name, scaled so that what they add to the requests varies as much as the
-        scores of the towers.
+        (N, N) weights by name, whose sums vary as much as the scores of the towers.
     """
-    items = towers.item_vectors(requests[0].popularity) if requests else None  # (N, W)
     has_memory = towers.user_tower.memory is not None
 
     def score(batch: RequestBatch) -> Tensor:
-        users, _ = towers.request_vectors(batch, items)  # (B, W)
-        return users @ items.T  # (B, N)
+        items = towers.item_vectors(batch.popularity)  # (N, W)
+        return towers.request_vectors(batch, items)[0] @ items.T  # (B, N)
 
     spread_of_towers = _measure_spread(score, requests, has_memory)
-
     weights = {}
     for name, estimate in estimators.items():
         matrix = estimate()  # (N, N)
         sum_up = partial(add_up, weights=matrix, decay=decay)
         spread = max(_measure_spread(sum_up, requests, has_memory), MIN_SPREAD)
         weights[name] = matrix * np.float32(spread_of_towers / spread)
-
     return weights
 
 
@@ -454,5 +447,4 @@ def _measure_spread(
         if has_memory:
             scores = scores[~batch.mark_owned(scores.shape[1])]  # (new,)
         variances.append(scores.var(correction=0).item())
-
     return math.sqrt(fmean(variances or [0.0]))

@@ -187,7 +187,7 @@ def _narrow(
     """
     added = [torch.from_numpy(matrix.indices) for matrix in terms]
     named = [best.ravel(), batch.owned_rows, batch.target_rows, *added]
-    columns = torch.cat(named).unique()  # (n,) ascending
+    columns = torch.unique(torch.cat(named))  # (n,) ascending
     narrow = batch._replace(
         owned_rows=torch.searchsorted(columns, batch.owned_rows),
         target_rows=torch.searchsorted(columns, batch.target_rows),
@@ -234,4 +234,5 @@ def sum_terms(
     cells = (requests, rows[requests, positions])  # (E,) both
     history = sp.csr_array((values, cells), (len(rows), weights.shape[0]))  # (B, N)
 
-    return (history @ weights).tocsr()  # (B, N)
+    sums: sp.csr_array = history @ weights  # (B, N)
+    return sums

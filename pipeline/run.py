@@ -265,9 +265,8 @@ def set_apart(work: Work) -> Parts:
         if feature.kind in ("categorical", "numeric")
     ]
     test = only_targets(split.test)
-    max_users = MAX_TESTED_SCORES // max(len(work.tables.items), 1)
-    if work.config.quick:
-        max_users = QUICK_USERS
+    fitting = MAX_TESTED_SCORES // max(len(work.tables.items), 1)
+    max_users = QUICK_USERS if work.config.quick else fitting
     test = sample_users(test, work.config.seed, max_users)
     validation = only_targets(split.validation)
     evidence = only_evidence(split.validation)

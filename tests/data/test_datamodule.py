@@ -148,8 +148,7 @@ def test_a_large_catalogue_is_validated_by_some_users_with_all_their_targets(wor
     n_users = validation["user_id"].nunique()
     limit = len(world.catalogue) * (n_users // 2)
     monkeypatch.setattr(datamodule, "MAX_VALIDATION_SCORES", limit)
-    monkeypatch.setattr(datamodule, "MAX_SCORES", 2 * len(world.catalogue))
-    monkeypatch.setattr(datamodule, "MIN_REQUESTS_PER_BATCH", 1)
+    monkeypatch.setattr(datamodule, "MAX_SCORES", len(world.catalogue))
     some = make_data(world, validation=validation)
 
     def count_targets(data) -> list[list[int]]:
