@@ -5,8 +5,8 @@ from collections import Counter
 from dataclasses import replace
 
 import evaluation.baselines
-import evaluation.ranking
 import evaluation.ease
+import evaluation.ranking
 import numpy as np
 import pytest
 from evaluation.baselines import (
