@@ -44,6 +44,8 @@ N_CUTOFF_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
 N_TREND_MOMENTS = 16
 REQUESTS_PER_BATCH = 256
+MAX_SCORES = 2**23  # of a batch of requests and all items: 32 MiB
+MAX_VALIDATION_SCORES = 2**32  # of all validation requests: else users are drawn
 
 
 class InteractionsDataModule(pl.LightningDataModule):
@@ -170,7 +172,7 @@ class InteractionsDataModule(pl.LightningDataModule):
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
         no_targets = Targets(users[:0], users[:0], np.zeros(0, np.float32))
         context = encode_features(self.schema.context_features, {}, len(users))
-        tiles = _tile(np.arange(len(users)))
+        tiles = _tile(np.arange(len(users)), len(self.catalogue))
         return self._make_requests(users, no_targets, context, tiles)
 
     def _validation_requests(self, validation: pd.DataFrame) -> Iterator[RequestBatch]:
@@ -179,6 +181,11 @@ class InteractionsDataModule(pl.LightningDataModule):
         In a context each target is asked about by a request of its own.
         """
         held_out_users = validation[["user_id"]].drop_duplicates()
+        max_users = MAX_VALIDATION_SCORES // len(self.catalogue)
+        if len(held_out_users) > max_users:
+            held_out_users = held_out_users.sample(max_users, random_state=self.seed)
+            validation = validation.merge(held_out_users)
+
         held_out = build_sequences(
             validation, held_out_users, self.catalogue.item_ids, self.schema
         )
@@ -196,7 +203,7 @@ class InteractionsDataModule(pl.LightningDataModule):
 
         counts = self.sequences.events.counts[users]  # (R,)
         lengths = np.minimum(counts, self.schema.history_length)
-        tiles = _tile(np.argsort(lengths, kind="stable"))
+        tiles = _tile(np.argsort(lengths, kind="stable"), len(self.catalogue))
         order = np.random.default_rng(self.seed).permutation(len(tiles))
         tiles = [tiles[number] for number in order]
 
@@ -237,7 +244,7 @@ def _cutoff_moments(first: int, end: int, horizon: int) -> Ints:
     return np.append(np.sort(moments[moments >= earliest]), end)
 
 
-def _tile(rows: Ints) -> list[Ints]:
-    """Cut rows into those of each batch."""
-    starts = range(0, len(rows), REQUESTS_PER_BATCH)
-    return [rows[start : start + REQUESTS_PER_BATCH] for start in starts]
+def _tile(rows: Ints, n_items: int) -> list[Ints]:
+    """Cut rows into those of each batch, fewer where there are many items to score."""
+    size = min(REQUESTS_PER_BATCH, 1 + MAX_SCORES // n_items)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

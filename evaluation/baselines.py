@@ -24,7 +24,7 @@ from scipy import sparse
 
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
-from evaluation.ranking import ScoreRows, tiles, top_k
+from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
 from serve.arrays import Doubles, Floats, Ints, Repeats
 from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
@@ -64,7 +64,7 @@ class Baseline:
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)  # candidates for the parameter
     needs_time: bool = False
-    n_bytes: Callable[[int, int], int] = lambda n_items, n_users: 0  # of its matrices
+    n_bytes: Callable[[Events], int] = lambda events: 0  # of its matrices
 
 
 def as_logs(counts: Doubles) -> Doubles:
@@ -145,9 +145,12 @@ def fit_itemknn(
     Source: Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001.
     """
     matrix = events.matrix(strength).astype(np.float32)  # (U, N)
-    n_items = events.n_items
-    n_nearest = min(int(max(neighbours)), n_items)
-    items, cosines = _find_nearest(matrix, n_nearest)  # (N, K) both
+    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
+
+    def divide(products: Floats, rows: Ints, columns: Ints) -> Floats:
+        return np.asarray(products / (norms[rows] * norms[columns] + SHRINK))
+
+    cosines = multiply_items(matrix, int(max(neighbours)), divide)  # (N, N)
     popularity = events.popularity(as_counts)  # (N,)
 
     def score(similarity: sparse.csr_array, users: Ints) -> Floats:
@@ -156,33 +159,7 @@ def fit_itemknn(
         return np.asarray(scores, np.float32)
 
     for number in neighbours:
-        k = min(int(number), n_nearest)
-        values = cosines[:, :k].ravel()  # (N * k,)
-        columns = items[:, :k].ravel()  # (N * k,)
-        bounds = np.arange(n_items + 1) * k  # (N + 1,)
-        similarity = sparse.csr_array(
-            (values, columns, bounds), shape=(n_items, n_items), copy=True
-        )
-        similarity.eliminate_zeros()
-        yield partial(score, similarity)
-
-
-def _find_nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Floats]:
-    """Return the k nearest items of each item and their cosines, (N, k) both, nearest first."""
-    n_items = matrix.shape[1]
-    by_item = matrix.T.tocsr()  # (N, U)
-    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
-    items = np.empty((n_items, k), np.int64)  # (N, k)
-    cosines = np.empty((n_items, k), np.float32)  # (N, k)
-
-    for rows in tiles(n_items, n_items):
-        products = (by_item @ by_item[rows].toarray().T).T  # (b, N)
-        tile = np.ascontiguousarray(products)  # (b, N)
-        tile /= norms[rows, None] * norms + SHRINK
-        items[rows] = top_k(tile, k)
-        cosines[rows] = np.take_along_axis(tile, items[rows], axis=1)
-
-    return items, cosines
+        yield partial(score, keep_largest_entries(cosines, int(number)))
 
 
 def fit_used(
@@ -270,14 +247,17 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
     return declared
 
 
-def _count_knn_bytes(n_items: int, _: int) -> int:
-    """Count three copies of 400 neighbours of 12 bytes."""
-    return 36 * 400 * n_items
+def _count_knn_bytes(events: Events) -> int:
+    """Count three copies of 400 neighbours, or of the pairs that users have, of 8 bytes."""
+    per_user = np.bincount(events.user_row)  # (U,)
+    n_items = np.count_nonzero(events.count_items())
+    return int(24 * min(400 * n_items, (per_user**2).sum()))
 
 
-def _count_ease_bytes(n_items: int, n_users: int) -> int:
+def _count_ease_bytes(events: Events) -> int:
     """Count five matrices, float32 between items or float64 between users."""
-    return 20 * min(n_items**2, 2 * n_users**2)
+    n_items = int(np.count_nonzero(events.count_items()))
+    return 20 * min(n_items**2, 2 * events.n_users**2)
 
 
 def fit_baselines(
@@ -321,8 +301,7 @@ def _fit(
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
 
-    n_items = int(np.count_nonzero(whole.count_items()))
-    if baseline.n_bytes(n_items, whole.n_users) > read_free_bytes() / 2:
+    if baseline.n_bytes(whole) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
 
     start = time.perf_counter()

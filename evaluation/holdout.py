@@ -256,10 +256,12 @@ def _draw_pairs(train: pd.DataFrame, n_held_out: int, seed: int) -> Flags:
     return is_drawn.to_numpy()[pair.to_numpy()]
 
 
-def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed."""
+def sample_users(
+    interactions: pd.DataFrame, seed: int, max_users: int = MAX_VALIDATION_USERS
+) -> pd.DataFrame:
+    """Keep at most so many users, drawn by the seed."""
     users = np.sort(interactions["user_id"].unique())
-    drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
+    drawn = np.random.default_rng(seed).permutation(users)[:max_users]
     return interactions[interactions["user_id"].isin(drawn)]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from scipy import sparse
 
 from evaluation.metrics import ItemSets, Targets
 from serve.arrays import Flags, Floats, Ints, Repeats
@@ -28,6 +29,42 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
     height = max(1, cells // max(1, n_columns))
     for start in range(0, n_rows, height):
         yield np.arange(start, min(start + height, n_rows))
+
+
+def multiply_items(
+    matrix: sparse.csr_array, k: int, rescale: Callable[..., Floats]
+) -> sparse.csr_array:
+    """Return the largest products of the columns of a matrix (U, N), k of each, (N, N).
+
+    Args:
+        matrix: the columns.
+        k: products that are kept of each column; no zeros.
+        rescale: changes products, given them and their rows and columns.
+    """
+    n_items = matrix.shape[1]
+    n_pairs = (np.diff(matrix.indptr) ** 2).sum() // n_items  # of an item
+    by_item = matrix.T.tocsr()  # (N, U)
+    parts = []
+    for rows in tiles(n_items, n_pairs):
+        tile = (by_item[rows] @ matrix).tocoo()  # (b, N)
+        tile.data = rescale(tile.data, rows[tile.row], tile.col)
+        parts.append(keep_largest_entries(tile.tocsr(), k))
+
+    products: sparse.csr_array = sparse.vstack(parts, format="csr")  # (N, N)
+    products.eliminate_zeros()
+    return products
+
+
+def keep_largest_entries(matrix: sparse.csr_array, k: int) -> sparse.csr_array:
+    """Keep the k entries of each row with the largest absolute values; of equal ones the first."""
+    row = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))  # (entries,)
+    # The bits of positive floats are in their order.
+    bits = np.abs(matrix.data).astype(np.float32).view(np.int32)  # (entries,)
+    order = np.argsort((row << 32) - bits, kind="stable")  # (entries,)
+    rank = np.arange(len(row)) - matrix.indptr[row]  # (entries,)
+    kept = np.sort(order[rank < k])
+    cells = (row[kept], matrix.indices[kept])
+    return sparse.csr_array((matrix.data[kept], cells), matrix.shape)
 
 
 def top_k(scores: Floats, k: int) -> Ints:

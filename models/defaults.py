@@ -23,12 +23,13 @@ MAX_OF_MEDIAN = 100
 # Events from which on less dropout is needed where they have an order.
 MANY_EVENTS = 200_000
 
-# Items above which item-item weights, fitted on the most popular items, would say too little.
-MAX_WITH_NEIGHBOURS = 100_000
-
 # Item-item weights of all items, and of one, in sets and small catalogues.
 MAX_WEIGHTS = 2**23
 MAX_NEIGHBOURS = 1024
+
+# Item-item weights of all items of a large catalogue (8 bytes each), and the fewest of one.
+MAX_WEIGHTS_OF_LARGE = 2**25
+MIN_NEIGHBOURS = 16
 
 # Items above which negatives are sampled: of ordered events, of many events in long histories, of
 # sets and baskets.
@@ -251,8 +252,9 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
 
 
 def _neighbours(counts: DataCounts, family: Family) -> int:
-    if counts.n_items > MAX_WITH_NEIGHBOURS:
-        return 0
+    fitting = max(MIN_NEIGHBOURS, MAX_WEIGHTS_OF_LARGE // max(counts.n_items, 1))
+    if fitting < family.neighbours:
+        return fitting
     if not counts.is_set and (counts.n_items > MAX_NEIGHBOURS or not family.neighbours):
         return family.neighbours
     fitting = 2 ** int(math.log2(MAX_WEIGHTS / max(counts.n_items, 1)))

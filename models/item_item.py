@@ -37,12 +37,21 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
 from evaluation.ease import ease_weights, invert_regularised
-from evaluation.ranking import tiles
+from evaluation.ranking import keep_largest_entries, multiply_items, tiles
 from serve.arrays import Flags, Floats, Ints
 from serve.events import Events
 
-# Items of a matrix that is inverted, the most popular ones; the others get no weights from it.
+# Items of a matrix that is inverted, the most popular ones, and items of a catalogue up to which
+# the others get no weights.
 MAX_INVERTED = 16_000
+
+# Items up to which GF-CF has its ideal filter, which compares all pairs of items.
+MAX_COMPARED = 50_000
+
+# Pairs of events that next-item regression counts, those of events far apart first left out; and
+# items whose pairs with one item EASE counts where not all are inverted.
+MAX_PAIRS = 2**27
+MAX_PARTNERS = 256
 
 CHUNK = 2**24  # entries of a matrix that are dense at once
 # share of entries up to which a product with a sparse matrix is faster
@@ -94,7 +103,11 @@ class Interactions:
 
 
 def ease(
-    interactions: Interactions, top_k: int, ridge: float, max_items: int = MAX_INVERTED
+    interactions: Interactions,
+    top_k: int,
+    ridge: float,
+    max_items: int = MAX_INVERTED,
+    max_dense: int = MAX_INVERTED,
 ) -> sp.csr_array:
     """Return the weights of EASE, B = I - P diag(P)^-1 with P = (X'X + ridge I)^-1.
 
@@ -103,6 +116,7 @@ def ease(
         top_k: weights that are kept per row.
         ridge: lambda, the strength of the ridge.
         max_items: the most popular items, which X is limited to.
+        max_dense: items of a catalogue above which the others get weights, too: `add_rest`.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -112,7 +126,15 @@ def ease(
     items = interactions.popular_items(max_items)  # (n,)
     matrix = interactions.matrix()[:, items]  # (U, n)
     weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
-    return keep_largest(weights, items, interactions.n_items, top_k)
+    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    del weights
+    if interactions.n_items <= max_dense:
+        return of_core
+
+    gram = multiply_items(
+        interactions.matrix(), MAX_PARTNERS, lambda counts, row, column: counts
+    )  # (N, N)
+    return add_rest(of_core, items, gram, gram, ridge, top_k)
 
 
 def next_item(
@@ -121,6 +143,7 @@ def next_item(
     ridge: float,
     decay: float,
     max_items: int = MAX_INVERTED,
+    max_dense: int = MAX_INVERTED,
 ) -> sp.csr_array:
     """Return the weights of next-item regression, B = (H'H + ridge I)^-1 H'Y.
 
@@ -130,6 +153,7 @@ def next_item(
         ridge: lambda, the strength of the ridge.
         decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
         max_items: the most popular items, which H and Y are limited to.
+        max_dense: items of a catalogue above which the others get weights, too: `add_rest`.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
@@ -143,18 +167,29 @@ def next_item(
     position = positions[interactions.item]  # (E,)
 
     together, following = _count_pairs(interactions, position, len(items), decay)
-    inverse = invert_regularised(together, ridge)  # (n, n)
+    inverse = invert_regularised(together.toarray(), ridge)  # (n, n)
     del together
 
     is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
     factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
+    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    del inverse, factor, weights
+    if interactions.n_items <= max_dense:
+        return of_core
 
-    return keep_largest(weights, items, interactions.n_items, top_k)
+    together, following = _count_pairs(
+        interactions, interactions.item, interactions.n_items, decay
+    )  # (N, N) both
+    return add_rest(of_core, items, together, following, ridge, top_k)
 
 
 def gf_cf(
-    interactions: Interactions, top_k: int, n_factors: int, seed: int
+    interactions: Interactions,
+    top_k: int,
+    n_factors: int,
+    seed: int,
+    max_dense: int = MAX_COMPARED,
 ) -> sp.csr_array:
     """Return the positive weights of GF-CF, B = S'S + FILTER_WEIGHT D^-1/2 V V' D^1/2.
 
@@ -163,6 +198,7 @@ def gf_cf(
         top_k: weights that are kept per row.
         n_factors: singular vectors in V, the size of the ideal low-pass filter.
         seed: of the start of the decomposition.
+        max_dense: items of a catalogue above which only the linear filter S'S is left.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
@@ -177,13 +213,17 @@ def gf_cf(
 
     by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
     scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
+    if n_items > max_dense:
+        return multiply_items(
+            scaled, top_k, lambda weights, row, column: weights * (row != column)
+        )
+
     by_item = scaled.T.tocsr()  # (N, U)
     vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
 
     root = np.sqrt(per_item)[:, None]  # (N, 1)
     rows = FILTER_WEIGHT * vectors / root  # (N, K)
     columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
-
     parts = []
     for chunk in tiles(n_items, n_items, CHUNK):
         linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
@@ -213,6 +253,46 @@ def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
     signs = np.sign(right[np.arange(len(right)), largest])  # (K,)
 
     return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
+
+
+def add_rest(
+    of_core: sp.csr_array,
+    core: Ints,
+    gram: sp.csr_array,
+    following: sp.csr_array,
+    ridge: float,
+    top_k: int,
+) -> sp.csr_array:
+    """Add the weights of all other items to those of a regression between the most popular ones.
+
+    A pair with an item outside of the core gets (F - G B)_ji / (G_jj + ridge): what the core's
+    weights B leave of F, by one step of Jacobi's method for (G + ridge I) B = F.
+
+    Args:
+        of_core: (N, N) weights B between the items of the core.
+        core: (n,) the items whose matrix was inverted.
+        gram: (N, N) products G of histories, H'H or X'X.
+        following: (N, N) products F of histories and targets, H'Y or X'X.
+        ridge: the strength of the ridge.
+        top_k: weights that are kept per row.
+    """
+    n_items = gram.shape[0]
+    is_rest = np.ones(n_items, np.bool_)  # (N,)
+    is_rest[core] = False
+    steps = 1 / (gram.diagonal() + ridge)  # (N,)
+    parts = []
+    for rows in tiles(n_items, top_k * gram.nnz // n_items, CHUNK):
+        wanted = following[rows]  # (c, N)
+        predicted = (gram[rows] @ of_core).multiply(wanted.astype(bool))  # (c, N)
+        left = (wanted - predicted).tocoo()  # (c, N)
+        row = rows[left.row]  # (pairs,)
+        is_added = (is_rest[row] | is_rest[left.col]) & (row != left.col)  # (pairs,)
+        left.data *= steps[row] * is_added
+        parts.append(keep_largest_entries(left.tocsr() + of_core[rows], top_k))
+
+    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
+    stacked.eliminate_zeros()
+    return stacked
 
 
 def keep_largest(
@@ -248,7 +328,7 @@ def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
 
 def _count_pairs(
     interactions: Interactions, position: Ints, n: int, decay: float
-) -> tuple[NDArray[Any], sp.csr_array]:
+) -> tuple[sp.csr_array, sp.csr_array]:
     """Return H'H and H'Y of `next_item`, (n, n) both.
 
     Two events stand together in the histories of all events that come after both, as far as
@@ -256,7 +336,8 @@ def _count_pairs(
     is visited once. The position (E,) of an event's item among the n items is -1 elsewhere.
     """
     user = interactions.user
-    reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))
+    reach = 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay)
+    reach = max(2, min(reach, MAX_PAIRS // max(1, len(user))))
     shrink = math.exp(-2 * decay)
     end = np.searchsorted(user, user, side="right")  # (E,)
     n_after = end - np.arange(1, len(user) + 1)  # (E,)
@@ -288,7 +369,7 @@ def _count_pairs(
         of_targets = weight * interactions.is_target[later]  # (l,)
         following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
 
-    return together.toarray(), following
+    return together, following
 
 
 def find_trend(

@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -93,7 +93,7 @@ class Limits:
     top_k: int  # weights kept per item; 0: none
     n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
     n_factors: int = 256  # of GF-CF
-    n_batches: int = 16  # validation batches that are ranked
+    n_requests: int = 4096  # validation requests that are ranked, by whole batches
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,9 @@ def choose(
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    stride = math.ceil(len(data.validation_batches) / limits.n_batches)
-    batches = data.validation_batches[:: max(stride, 1)]
+    n_held_out = sum(len(batch.history_rows) for batch in data.validation_batches)
+    stride = max(1, math.ceil(n_held_out / limits.n_requests))
+    batches = data.validation_batches[::stride]
 
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
@@ -372,7 +373,6 @@ def apply(
     }
     requests = list(data.drawn_requests(MAX_DRAWN))
     weights = build_weights(chosen, towers, requests, refinement.decay)
-
     terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
     no_trend = sp.csr_array((1, n_items), dtype=np.float32)
@@ -417,32 +417,34 @@ def build_weights(
         decay: see `add_up`.
 
     Returns:
-        (N, N) weights by name, scaled so that what they add to the requests varies as much as the
-        scores of the towers.
+        (N, N) weights by name, whose sums vary as much as the scores of the towers.
     """
-    scores = []
-    is_compared: list[Any] = []
-    for batch in requests:
+    has_memory = towers.user_tower.memory is not None
+
+    def score(batch: RequestBatch) -> Tensor:
         items = towers.item_vectors(batch.popularity)  # (N, W)
-        users, bonus = towers.request_vectors(batch, items)  # (B, W)
-        scores.append(users @ items.T)  # (B, N)
-        is_compared.append(... if bonus is None else ~batch.mark_owned(len(items)))
+        return towers.request_vectors(batch, items)[0] @ items.T  # (B, N)
 
-    spread_of_towers = _spread(scores, is_compared)
-
+    spread_of_towers = _measure_spread(score, requests, has_memory)
     weights = {}
     for name, estimate in estimators.items():
         matrix = estimate()  # (N, N)
-        sums = [add_up(batch, matrix, decay) for batch in requests]  # (B, N) each
-        spread = max(_spread(sums, is_compared), MIN_SPREAD)
+        sum_up = partial(add_up, weights=matrix, decay=decay)
+        spread = max(_measure_spread(sum_up, requests, has_memory), MIN_SPREAD)
         weights[name] = matrix * np.float32(spread_of_towers / spread)
-
     return weights
 
 
-def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
-    """Return the standard deviation of the compared scores, of (B, N) each, within batches."""
+def _measure_spread(
+    score: Callable[[RequestBatch], Tensor],
+    requests: Sequence[RequestBatch],
+    has_memory: bool,
+) -> float:
+    """Return the standard deviation of scores (B, N) within batches, with a memory of new items."""
     variances = []
-    for part, chosen in zip(scores, is_compared, strict=True):
-        variances.append(part[chosen].var(correction=0).item())
+    for batch in requests:
+        scores = score(batch)  # (B, N)
+        if has_memory:
+            scores = scores[~batch.mark_owned(scores.shape[1])]  # (new,)
+        variances.append(scores.var(correction=0).item())
     return math.sqrt(fmean(variances or [0.0]))

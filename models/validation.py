@@ -7,7 +7,7 @@ memory, `all` (nothing excluded).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -22,6 +22,11 @@ from serve.arrays import Doubles
 
 TOP = 10
 MIN_SUM = 1e-9
+
+# Items of a catalogue that are all ranked for every trial; of a larger one the best by the towers
+# and those that something is added to.
+MAX_RANKED = 16_000
+N_BEST = 256
 
 # NDCG@10 of each request that has a target, by view.
 Figures = Mapping[str, Doubles]
@@ -113,6 +118,11 @@ class Validation:
         self.batches = batches
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
+        self.is_large = len(self.items) > MAX_RANKED
+        self.best = [
+            (users @ self.items.T).topk(N_BEST).indices if self.is_large else users
+            for users, _ in self.users
+        ]
         (self.figures,) = self.rank({}, [{}])
         self.ndcg = mean_of_views(self.figures)
 
@@ -128,25 +138,38 @@ class Validation:
         Args:
             weights: (N, N) weights, or (1, N) a trend, by name.
             trials: the factor of each of the weights, by name.
-            decay: see `add_up`.
-            context_gain: see `add_up`.
+            decay: see `sum_terms`.
+            context_gain: see `sum_terms`.
 
         Returns:
             The figures of each trial.
         """
         parts: list[list[Figures]] = [[] for _ in trials]
-        for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
-            scores = users @ self.items.T  # (B, N)
+        for batch, (users, bonus), best in zip(
+            self.batches, self.users, self.best, strict=True
+        ):
+            terms = {
+                name: sum_terms(batch, matrix, decay, context_gain)
+                for name, matrix in weights.items()
+            }
+            items = self.items
+            if self.is_large:
+                batch, columns = _narrow(batch, terms.values(), best)
+                items = items[columns]  # (n, W)
+                places = columns.numpy()
+                terms = {name: part[:, places] for name, part in terms.items()}
+
+            scores = users @ items.T  # (B, n)
             sums = {}
-            for name, matrix in weights.items():
-                added = add_up(batch, matrix, decay, context_gain)  # (B, N)
+            for name, sparse in terms.items():
+                added = torch.from_numpy(sparse.toarray())  # (B, n) or (1, n)
                 # Items that the memory scores get nothing of other items.
-                if bonus is not None and len(matrix.indptr) > 2:
-                    added = added.masked_fill(batch.mark_owned(len(self.items)), 0.0)
+                if bonus is not None and len(weights[name].indptr) > 2:
+                    added = added.masked_fill(batch.mark_owned(len(items)), 0.0)
                 sums[name] = added
 
             for alphas, figures in zip(trials, parts, strict=True):
-                changed = scores.clone()  # (B, N)
+                changed = scores.clone()  # (B, n)
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
                 figures.append(rank_views(changed, bonus, batch))
@@ -154,9 +177,35 @@ class Validation:
         return [join_figures(figures) for figures in parts]
 
 
+def _narrow(
+    batch: RequestBatch, terms: Iterable[sp.csr_array], best: Tensor
+) -> tuple[RequestBatch, Tensor]:
+    """Number owned items and targets by their places among the items that may be listed, (n,).
+
+    These are the `best` by the towers and those that something is added to. A list misses an item
+    only if `N_BEST` - `TOP` of the best are owned or lose by what is added.
+    """
+    added = [torch.from_numpy(matrix.indices) for matrix in terms]
+    named = [best.ravel(), batch.owned_rows, batch.target_rows, *added]
+    columns = torch.unique(torch.cat(named))  # (n,) ascending
+    narrow = batch._replace(
+        owned_rows=torch.searchsorted(columns, batch.owned_rows),
+        target_rows=torch.searchsorted(columns, batch.target_rows),
+    )
+    return narrow, columns
+
+
 def add_up(
     batch: RequestBatch, weights: sp.csr_array, decay: float, context_gain: float = 0.0
 ) -> Tensor:
+    """Return the sums of `sum_terms` as scores of all items, (B, N)."""
+    sums = sum_terms(batch, weights, decay, context_gain)  # (B, N) or (1, N)
+    return torch.from_numpy(sums.toarray()).expand(len(batch.history_rows), -1)
+
+
+def sum_terms(
+    batch: RequestBatch, weights: sp.csr_array, decay: float, context_gain: float = 0.0
+) -> sp.csr_array:
     """Sum the item-item weights of each history, as `serve.index` does.
 
     Args:
@@ -166,11 +215,10 @@ def add_up(
         context_gain: an event in the context of the request counts 1 + context_gain times that.
 
     Returns:
-        (B, N) sum over j of w_j B[j, i] with w_j = c_j / sqrt(sum of c).
+        (B, N) sum over j of w_j B[j, i] with w_j = c_j / sqrt(sum of c); the trend as it is.
     """
     if weights.shape[0] == 1:
-        trend = torch.from_numpy(weights.toarray())  # (1, N)
-        return trend.expand(len(batch.history_rows), -1)  # (B, N)
+        return weights
 
     rows = batch.history_rows.numpy()  # (B, L)
     lengths = batch.arrays["history_lengths"].numpy()[:, None]  # (B, 1)
@@ -186,4 +234,5 @@ def add_up(
     cells = (requests, rows[requests, positions])  # (E,) both
     history = sp.csr_array((values, cells), (len(rows), weights.shape[0]))  # (B, N)
 
-    return torch.from_numpy((history @ weights).toarray())  # (B, N)
+    sums: sp.csr_array = history @ weights  # (B, N)
+    return sums

@@ -45,7 +45,7 @@ MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train
 WARM_SHARE = 0.15  # of a warm start, see docs/loop.md
 WARM_RATE = 0.2
 QUICK_NEIGHBOURS = 64
-QUICK_LIMITS = Limits(top_k=256, n_inverted=4_000, n_factors=64, n_batches=4)
+QUICK_LIMITS = Limits(top_k=256, n_inverted=4_000, n_factors=64, n_requests=1024)
 
 
 @dataclass(frozen=True)

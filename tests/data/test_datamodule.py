@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from datamodules import datamodule
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.values import TARGET_WEIGHT
 from tests.tiny_data import (
@@ -139,3 +140,29 @@ def test_every_protocol_gives_batches_with_targets(ties, repeats, horizon):
         for b in batches(data, 0)
     ]
     assert min(n_targets) > 0
+
+
+def test_a_large_catalogue_is_validated_by_some_users_with_all_their_targets(world, monkeypatch):
+    world, validation = held_out(world)
+    whole = make_data(world, validation=validation)
+    n_users = validation["user_id"].nunique()
+    limit = len(world.catalogue) * (n_users // 2)
+    monkeypatch.setattr(datamodule, "MAX_VALIDATION_SCORES", limit)
+    monkeypatch.setattr(datamodule, "MAX_SCORES", len(world.catalogue))
+    some = make_data(world, validation=validation)
+
+    def count_targets(data) -> list[list[int]]:
+        """List the targets of each request."""
+        lists = []
+        for batch in data.validation_batches:
+            for request in range(len(batch.history_rows)):
+                rows = batch.target_rows[batch.target_users == request]
+                lists.append(rows.tolist())
+        return lists
+
+    drawn, asked = count_targets(some), count_targets(whole)
+    assert 0 < len(drawn) < len(asked)
+    for targets in drawn:
+        assert targets in asked
+    assert {len(batch.history_rows) for batch in some.validation_batches} <= {1, 2}
+    assert count_targets(make_data(world, validation=validation)) == drawn

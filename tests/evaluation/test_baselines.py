@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import evaluation.baselines
 import evaluation.ease
+import evaluation.ranking
 import numpy as np
 import pytest
 from evaluation.baselines import (
@@ -105,7 +106,7 @@ def score_itemknn_naively(events: Events, k: int, binary: bool) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(3))
 def test_itemknn_equals_a_plain_loop(seed, strength, binary, monkeypatch):
     monkeypatch.setattr(
-        evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * N)
+        evaluation.ranking, "tiles", lambda rows, columns: tiles(rows, columns, 3 * N)
     )
     events, users = make(n_events=30, seed=seed), np.array([4, 0, 2])
     for k, score in zip((2, 3, 400), fit_itemknn(events, (2, 3, 400), strength), strict=True):

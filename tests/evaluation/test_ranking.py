@@ -4,9 +4,18 @@ import evaluation.ranking
 import numpy as np
 import pytest
 from evaluation.metrics import Targets
-from evaluation.ranking import find_owned, rank_views, tiles, top_k, view_targets
+from evaluation.ranking import (
+    find_owned,
+    keep_largest_entries,
+    multiply_items,
+    rank_views,
+    tiles,
+    top_k,
+    view_targets,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import sparse
 from tests.evaluation.naive import as_lists, as_sets
 
 N, K = 11, 5
@@ -94,3 +103,27 @@ def test_without_repeats_owned_targets_stay_as_misses():
     assert list(got) == ["novel"]
     assert as_lists(got["novel"].items) == [[2, 7], [4]]
     assert find_owned(targets, owned).tolist() == [False, True, True]
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 40))
+def test_products_of_columns_are_the_largest_of_dense_algebra(seed, k, cells):
+    rng = np.random.default_rng(seed)
+    matrix = (rng.normal(size=(7, N)) * (rng.random((7, N)) < 0.5)).astype(np.float32)
+    dense = matrix.T @ matrix * np.arange(1, N + 1) / np.arange(1, N + 1)[:, None]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.ranking.tiles, "__defaults__", (cells,))
+        found = multiply_items(
+            sparse.csr_array(matrix), k, lambda values, row, col: values * (col + 1) / (row + 1)
+        )
+    expected = np.zeros_like(dense)
+    for row, values in enumerate(dense):
+        largest = np.argsort(-np.abs(values))[:k]
+        expected[row, largest] = values[largest]
+    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_of_equal_entries_the_first_are_kept():
+    rows = [[2, -2, 2, 1], [0, 0, 0, 0], [0, 1, 0, -3]]
+    found = keep_largest_entries(sparse.csr_array(np.array(rows, np.float32)), 2)
+    assert found.toarray().tolist() == [[2, -2, 0, 0], [0, 0, 0, 0], [0, 1, 0, -3]]

@@ -62,7 +62,10 @@ def test_the_best_value_is_fitted_again_on_everything(name):
         assert (answer == tried(users)).all()
 
 
-@pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 36 * N * 400), ("ease", 20 * N * N)])
+N_PAIRS = int(((2 * np.bincount(TRAIN.user_row)) ** 2).sum())  # train and later events
+
+
+@pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 24 * N_PAIRS), ("ease", 20 * N * N)])
 def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch, name, n_bytes):
     """Counted for the items that have events."""
     listed = replace(TRAIN, item_row=TRAIN.item_row * 10**4, n_items=10**5)

@@ -14,7 +14,9 @@ from models.defaults import (
     MANY_ITEMS_OF_LONG,
     MANY_ITEMS_OF_REQUESTS,
     MAX_EPOCHS,
+    MAX_WEIGHTS_OF_LARGE,
     MIN_EPOCHS,
+    MIN_NEIGHBOURS,
     DataCounts,
     choose_recipe,
 )
@@ -134,11 +136,21 @@ def test_fewer_events_and_longer_histories_are_shown_more_often():
     assert of_long == [MAX_EPOCHS, MAX_EPOCHS, 15, MIN_EPOCHS]
 
 
-def test_baskets_have_no_neighbours_and_large_catalogues_neither():
+def test_large_catalogues_have_neighbours_whose_number_falls_without_a_jump():
+    for counts, _ in CHOSEN.values():
+        sizes = [10**4 * step for step in range(2, 1000)]
+        numbers = [choose(replace(counts, n_items=n)).neighbours for n in sizes]
+        if not choose(counts).neighbours:
+            assert set(numbers) == {0}
+            continue
+        assert min(numbers) == MIN_NEIGHBOURS
+        for n, before, after in zip(sizes[1:], numbers[:-1], numbers[1:], strict=True):
+            assert after * n <= max(MAX_WEIGHTS_OF_LARGE, MIN_NEIGHBOURS * n)
+            assert after <= before <= 1.5 * after + 1
+
+
+def test_baskets_have_no_neighbours():
     assert choose(BASKETS).neighbours == 0
-    assert {
-        choose(replace(counts, n_items=100_001)).neighbours for counts, _ in CHOSEN.values()
-    } == {0}
     with pytest.raises(
         SchemaError,
         match=r"model.neighbours is 5; allowed where data.ties is simultaneous: 0",

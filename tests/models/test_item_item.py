@@ -53,7 +53,7 @@ def keep(weights: np.ndarray, top_k: int) -> np.ndarray:
     """Keep the weights of each row whose absolute values are largest."""
     kept = np.zeros_like(weights)
     for row, values in enumerate(weights):
-        largest = np.argsort(-np.abs(values))[:top_k]
+        largest = np.argsort(-np.abs(values), kind="stable")[:top_k]
         kept[row, largest] = values[largest]
     return kept
 
@@ -90,31 +90,159 @@ def test_ease_of_targets_does_not_look_at_what_was_only_seen():
     )
 
 
-def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted():
+def popular(users: list[list[int]], n: int) -> list[int]:
+    return np.argsort(-count_users(users), kind="stable")[:n].tolist()
+
+
+def test_where_the_others_get_no_weights_the_items_of_the_most_users_are_inverted():
     users = draw()
-    core = np.argsort(-count_users(users), kind="stable")[:8].tolist()
+    core = popular(users, 8)
     assert_alike(ease(lay_out(users), N, RIDGE, 8), solve_ease(users, core))
     assert_alike(
         next_item(lay_out(users), N, RIDGE, 0.3, 8), solve_next(users, core, range(N), 0.3)
     )
 
 
-def solve_next(users: list[list[int]], core: list[int], targets: range, decay: float) -> np.ndarray:
-    """Predict each next item that is a target from those before it by least squares."""
+def add_naively(
+    of_core: np.ndarray, core: list[int], gram: np.ndarray, following: np.ndarray
+) -> np.ndarray:
+    """Predict what the core leaves of each pair by its first item alone."""
+    weights = of_core.copy()
+    for source in range(N):
+        for target in range(N):
+            is_inverted = source in core and target in core
+            if is_inverted or source == target or not following[source, target]:
+                continue
+            explained = sum(gram[source, item] * of_core[item, target] for item in core)
+            left = following[source, target] - explained
+            weights[source, target] = left / (gram[source, source] + RIDGE)
+    return weights
+
+
+@pytest.mark.parametrize(("n_core", "top_k"), [(8, N), (5, N), (8, 3)])
+def test_of_a_large_catalogue_ease_gives_the_others_what_the_core_leaves(n_core, top_k):
+    users = draw()
+    core = popular(users, n_core)
+    gram = owned(users).T @ owned(users)
+    of_core = keep(solve_ease(users, core), top_k)
+    expected = keep(add_naively(of_core, core, gram, gram), top_k)
+    found = ease(lay_out(users), top_k, RIDGE, n_core, max_dense=N - 1)
+    assert_alike(found, expected)
+    others = [item for item in range(N) if item not in core]
+    assert np.abs(found.toarray()[others]).sum(axis=1).min() > 0
+
+
+@pytest.mark.parametrize(("longest", "n_core", "decay"), [(12, 8, 0.3), (30, 5, 1.0)])
+def test_of_a_large_catalogue_next_item_regression_gives_the_others_what_the_core_leaves(
+    longest, n_core, decay
+):
+    users = draw(longest=longest)
+    core = popular(users, n_core)
+    before, after = lay_out_histories(users, range(N), decay)
+    of_core = solve_next(users, core, range(N), decay)
+    expected = add_naively(of_core, core, before.T @ before, before.T @ after)
+    assert_alike(next_item(lay_out(users), N, RIDGE, decay, n_core, max_dense=3), expected)
+
+
+def test_a_core_of_all_items_leaves_nothing_to_the_others():
+    events = lay_out(draw())
+    for estimate in (
+        lambda most: ease(events, 5, RIDGE, N, most),
+        lambda most: next_item(events, 5, RIDGE, 0.3, N, most),
+    ):
+        inverted = estimate(N)
+        grown = estimate(N - 1)
+        np.testing.assert_array_equal(grown.toarray(), inverted.toarray())
+
+
+def test_without_its_ideal_filter_gf_cf_is_the_same_by_pairs_and_by_chunks(monkeypatch):
+    monkeypatch.setattr(item_item, "FILTER_WEIGHT", 0.0)
+    events = lay_out(draw())
+    by_chunks = gf_cf(events, 4, 3, seed=1)
+    by_pairs = gf_cf(events, 4, 3, seed=1, max_dense=N - 1)
+    np.testing.assert_allclose(by_pairs.toarray(), by_chunks.toarray(), rtol=1e-6)
+
+
+def test_far_pairs_of_events_are_left_out_where_there_would_be_too_many(monkeypatch):
+    users = draw(longest=30)
+    n_events = sum(map(len, users))
+    monkeypatch.setattr(item_item, "MAX_PAIRS", 3 * n_events)
+    # histories of three events, as with a decay that forgets the fourth
+    found = next_item(lay_out(users), N, RIDGE, 0.3)
+    assert_alike(found, solve_next(users, list(range(N)), range(N), 0.3, reach=3))
+
+
+def draw_planted(n_items: int, n_users: int) -> list[list[int]]:
+    """Draw users of clusters of ten items; every other event is followed by its successor."""
+    rng = np.random.default_rng(8)
+    users = []
+    for first in rng.integers(n_items // 10, size=n_users) * 10:
+        items = [first + int(9 * rng.random() ** 3)]
+        while len(items) < 6:
+            new = first + int(10 * rng.random() ** 3)
+            items.append((items[-1] * 7 + 3) % n_items if rng.random() < 0.5 else new)
+        users.append(items)
+    return users
+
+
+@pytest.mark.parametrize("name", ["ease", "next_item"])
+def test_lower_limits_rank_a_planted_world_no_worse_than_the_whole_inversion(name):
+    n_items = 400
+    users = draw_planted(n_items, 900)
+    past = [items[:-1] for items in users]
+    events = Interactions(
+        np.repeat(np.arange(900), 5), np.concatenate(past), np.ones(4500, bool), 900, n_items
+    )
+
+    def measure(n_core: int, max_dense: int) -> float:
+        if name == "ease":
+            weights = ease(events, 32, RIDGE, n_core, max_dense).toarray()
+        else:
+            weights = next_item(events, 32, RIDGE, 0.5, n_core, max_dense).toarray()
+        n_found = 0
+        for items in users:
+            scores = np.exp(-0.5 * np.arange(5))[::-1] @ weights[items[:-1]]
+            scores[items[:-1]] = -np.inf
+            n_found += items[-1] in np.argsort(-scores, kind="stable")[:10]
+        return n_found / 900
+
+    whole = measure(n_items, n_items)
+    grown = measure(40, 40)
+    assert whole > 0.3
+    assert grown >= 0.97 * whole
+    assert measure(40, n_items) < 0.9 * grown
+
+
+def lay_out_histories(
+    users: list[list[int]], targets: range, decay: float, reach: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lay out the fading history before each event, and the event if it is a target."""
     before, after = [], []
     for items in users:
         for place in range(1, len(items)):
             history, following = np.zeros(N), np.zeros(N)
             for distance, item in enumerate(reversed(items[:place])):
-                if distance < 2 or np.exp(-decay * distance) >= 0.02:
+                is_near = distance < 2 or np.exp(-decay * distance) >= 0.02
+                if is_near and (reach is None or distance < reach):
                     history[item] += np.exp(-decay * distance)
             following[items[place]] = items[place] in targets
-            before.append(history[core])
-            after.append(following[core])
+            before.append(history)
+            after.append(following)
+    return np.array(before), np.array(after)
+
+
+def solve_next(
+    users: list[list[int]],
+    core: list[int],
+    targets: range,
+    decay: float,
+    reach: int | None = None,
+) -> np.ndarray:
+    """Predict each next item that is a target from those before it by least squares."""
+    before, after = lay_out_histories(users, targets, decay, reach)
     ridge = np.sqrt(RIDGE) * np.eye(len(core))
-    found = np.linalg.lstsq(np.vstack([before, ridge]), np.vstack([after, 0 * ridge]), rcond=None)[
-        0
-    ]
+    rows, columns = np.vstack([before[:, core], ridge]), np.vstack([after[:, core], 0 * ridge])
+    found = np.linalg.lstsq(rows, columns, rcond=None)[0]
     np.fill_diagonal(found, 0)
     weights = np.zeros((N, N))
     weights[np.ix_(core, core)] = found

@@ -35,7 +35,7 @@ from tests.tiny_data import (
     make_world,
 )
 
-from models import item_item, refine
+from models import item_item, refine, validation
 
 SEED, LIMITS = 3, Limits(top_k=5)
 LATER = ("trend", "popularity")  # usual values of 0
@@ -86,6 +86,29 @@ def test_histories_add_what_serving_adds(side, decay, gain):
         users = torch.zeros(len(found), 4)
         served = towers.score_items(users, torch.zeros(N, 4), batch)
         torch.testing.assert_close(found, served, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_best", [14, N])
+def test_a_large_catalogue_is_ranked_by_what_may_be_listed_as_if_all_were_scored(
+    side, monkeypatch, n_best
+):
+    towers, data = side
+    weights = {"pairs": draw_weights(1), "trend": sp.csr_array(draw_weights(2)[[0]])}
+    sparse = weights["pairs"].multiply(sp.random_array((N, N), density=0.2, rng=3) > 0)
+    weights["pairs"] = sp.csr_array(sparse.astype(np.float32))
+    trials = [{"pairs": 0.3, "trend": 0.0}, {"pairs": 2.0, "trend": 1.0}]
+    figures = []
+    for most in (N, N - 1):
+        monkeypatch.setattr(validation, "MAX_RANKED", most)
+        monkeypatch.setattr(validation, "N_BEST", n_best)
+        with torch.no_grad():
+            ranked = refine.Validation(towers, data.validation_batches)
+            figures.append([ranked.figures, *ranked.rank(weights, trials, 0.3, 1.0)])
+    assert sum(values.sum() for trial in figures[0] for values in trial.values()) > 0
+    for whole, narrow in zip(*figures, strict=True):
+        assert whole.keys() == narrow.keys()
+        for view in whole:
+            np.testing.assert_allclose(narrow[view], whole[view], rtol=1e-6)
 
 
 def test_weights_count_by_how_much_the_scores_of_the_towers_vary(side):
