@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from serve.errors import BundleError
 from serve.files import (
     PRIVATE,
     make_private,
+    name_file,
     sync_folder,
     take_lock,
     to_canonical_json,
@@ -203,11 +205,17 @@ def feature_values(
 # ---- writing
 
 
-def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
-    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
+def stage_profiles(folder: Path, parts: Iterable[Profiles], version: str) -> None:
+    """Write profiles that only the bundle of this version reads, until `settle_profiles`.
+
+    Args:
+        folder: where they go.
+        parts: the profiles of some users after the other, ascending.
+        version: of the bundle.
+    """
     with _writing(folder):
         manifest = _read_manifest(folder)
-        manifest[_NEXT] = {"version": version, **_write_parts(folder, profiles)}
+        manifest[_NEXT] = {"version": version, **_write_parts(folder, parts)}
         _write_manifest(folder, manifest)
 
 
@@ -240,7 +248,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
             profiles = _read_parts(folder, entries)
             ids = [user_id for user_id in profiles.positions if str(user_id) in wanted]
             if ids:
-                entries |= _write_parts(folder, profiles.without(ids))
+                entries |= _write_parts(folder, [profiles.without(ids)])
                 erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
@@ -283,31 +291,55 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
     sync_folder(folder)
 
 
-def _write_parts(folder: Path, profiles: Profiles) -> Entries:
+def _write_parts(folder: Path, parts: Iterable[Profiles]) -> Entries:
     """Write the two files; nobody reads them before a manifest names them."""
-    users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
-    for name, values in profiles.features.items():
-        users[_FEATURE + name] = values
-    return {
-        "users": _write_part(folder, "users", users),
-        "events": _write_part(folder, "events", profiles.history.columns()),
-    }
+    writers = {part: _PartWriter(folder, part) for part in _PARTS}
+    for profiles in parts:
+        users = {
+            "user_id": profiles.user_ids,
+            "n_events": np.diff(profiles.offsets),
+        }
+        for name, values in profiles.features.items():
+            users[_FEATURE + name] = values
+        writers["users"].append(users)
+        writers["events"].append(profiles.history.columns())
+
+    return {part: writer.close() for part, writer in writers.items()}
 
 
-def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
-    """Write a table to a file named by its content, and return its entry in the manifest."""
-    arrays = {}
-    for column, values in columns.items():
-        write = vectors_to_arrow if values.ndim == 2 else to_arrow
-        arrays[column] = write(values)
+class _PartWriter:
+    """Write a table to a file that is named by its content."""
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays), sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"{part}-{digest[:16]}.parquet"
-    write_file(folder / name, content, PRIVATE)
-    return {"file": name, "sha256": digest}
+    def __init__(self, folder: Path, part: str) -> None:
+        self.part = part
+        self.path = folder / f"{part}-next.parquet"  # removed unless it gets its name
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self.file = open(os.open(self.path, flags, PRIVATE), "w+b")
+        self.writer: pq.ParquetWriter | None = None
+
+    def append(self, columns: Columns) -> None:
+        arrays = {}
+        for column, values in columns.items():
+            write = vectors_to_arrow if values.ndim == 2 else to_arrow
+            arrays[column] = write(values)
+        table = pa.table(arrays)
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+        self.writer.write_table(table)
+
+    def close(self) -> dict[str, Any]:
+        """Finish the file, and return its entry in the manifest."""
+        if self.writer is not None:
+            self.writer.close()
+        with name_file(self.path), self.file:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.seek(0)
+            digest = hashlib.file_digest(self.file, "sha256").hexdigest()
+
+        name = f"{self.part}-{digest[:16]}.parquet"
+        os.replace(self.path, self.path.with_name(name))
+        return {"file": name, "sha256": digest}
 
 
 # ---- reading
