@@ -29,7 +29,7 @@ from datamodules.config import DataConfig
 from datamodules.sequences import Sequences, encode_users, tile_users
 from datamodules.splits import VALIDATION_USERS, Split, find_moments
 from datamodules.values import mean_and_scale
-from serve.arrays import Doubles, Ints, spans
+from serve.arrays import Ints, spans
 from serve.encode import encode_features
 from serve.events import Events
 from serve.kinds import FIRST_CODE, UNKNOWN
@@ -108,7 +108,8 @@ def map_events(folder: Path, offsets: Ints) -> Events:
         if path.exists():
             # nothing of length 0 can be mapped
             columns[name] = np.load(path, mmap_mode="r" if n_events else None)
-    return Events(*(columns[name] for name in COLUMNS), offsets)
+    item, time, event, weight = (columns[name] for name in COLUMNS)
+    return Events(item, time, event, weight, offsets)
 
 
 # ---- events of all users, and the first of each
@@ -130,7 +131,7 @@ class Tile(NamedTuple):
     """Some events of a range of users."""
 
     users: slice
-    index: Ints  # (e,) of the events in the flat arrays
+    positions: Ints  # (e,) of the events in the flat arrays
     events: Events
 
 
@@ -252,11 +253,16 @@ class Part:
         blocks = self.blocks
         folder = blocks.folder / self.name
         rows = pd.Index(item_ids).get_indexer(pd.Index(blocks.item_ids))
-        codes = dict(zip(schema.event_types, range(FIRST_CODE, 2**31)))
+        codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
         of_types = [codes.get(name, UNKNOWN) for name in blocks.event_types]
         code_of = np.array([UNKNOWN, *of_types])
-        dtypes = [np.int32, np.int64, np.min_scalar_type(code_of.max()), np.float32]
-        columns = open_columns(folder, dict(zip(COLUMNS, dtypes, strict=True)))
+        dtypes: dict[str, DTypeLike] = {
+            "item": np.int32,
+            "time": np.int64,
+            "event": np.min_scalar_type(code_of.max()),
+            "weight": np.float32,
+        }
+        columns = open_columns(folder, dtypes)
 
         for _, _, events in self.tiles():
             columns["item"].append(rows[events.item_row])

@@ -1,7 +1,7 @@
 """Events beyond memory: typed chunk by chunk as all tables are, numbered and sorted by DuckDB.
 
     DIR/typed.json       the files and what was counted in them; written when all are typed
-    DIR/typed/           typed rows, until the blocks are written
+    DIR/typed/           typed rows
     DIR/faults.parquet   what the rejects list
     DIR/blocks.json      written when the blocks of `datamodules/blocks.py` are
 
@@ -26,6 +26,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike, NDArray
 from pandas.api.types import is_integer_dtype
 
 from datamodules.blocks import Blocks, close_columns, map_events, open_columns
@@ -52,6 +53,11 @@ BYTES_PER_LINE = 40  # of a text file
 MAX_SHARE = 0.5  # of the free memory that events may take
 _NEVER = 2**62  # seconds
 _ALL_TIMES = (-62_135_510_400, 253_402_128_000)  # the years 1 to 9999
+_NUMBERED = """
+    SELECT users.number AS user, items.number AS item, datetime AS time,
+        coalesce(types.id, 0) AS event, weight, file, line
+    FROM events JOIN users ON users.id = user_id JOIN items ON items.id = item_id
+        LEFT JOIN types USING (event)"""
 _MEMINFO = Path("/proc/meminfo")
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
 
@@ -257,9 +263,11 @@ def _find_limits(database: Any, columns: Sequence[Column]) -> tuple[int, int]:
     tail = count // 20
     if tail and last - first > MIN_VOID:
         ends = []
-        for order in ("ASC", "DESC"):
-            statement = f"SELECT datetime FROM rows ORDER BY 1 {order} LIMIT {tail + 1}"
-            ends.append(database.sql(statement).fetchnumpy()["datetime"])
+        for order in ("", "DESC"):
+            ordered = (
+                database.view("rows").project("datetime").order(f"datetime {order}")
+            )
+            ends.append(ordered.limit(tail + 1).fetchnumpy()["datetime"])
         early, late = find_voids(ends[0], ends[1][::-1], column)
 
     return int(max(early, -_NEVER)), int(min(late, _NEVER))
@@ -274,15 +282,18 @@ def _list_outliers(
     """List the events outside the limits as rejects."""
     sources = {column.name: column.source for column in columns}
     early, late = limits
-    found = database.sql(
-        "SELECT file, line, datetime FROM rows "
-        f"WHERE datetime <= {early} OR datetime >= {late} ORDER BY file, line"
-    ).df()
+    found = (
+        database.view("rows")
+        .filter(f"datetime <= {early} OR datetime >= {late}")
+        .project("file, line, datetime")
+        .order("file, line")
+        .df()
+    )
     listed = make_rejects(
         [str(files[number]) for number in found["file"]],
         found["line"],
         sources["datetime"],
-        map(to_iso, found["datetime"].tolist()),
+        list(map(to_iso, found["datetime"].tolist())),
         OUTLYING,
     )
     return listed.assign(costs="record")
@@ -303,22 +314,11 @@ def open_database(folder: Path) -> Iterator[Any]:
         "autoinstall_known_extensions": "false",
     }
     with duckdb.connect(config=settings) as database:
-        rows = _quote(folder / "typed" / "*.parquet")
-        _execute(
-            database,
-            f"CREATE VIEW rows AS FROM read_parquet({rows}, union_by_name = true)",
+        typed = database.read_parquet(
+            str(folder / "typed" / "*.parquet"), union_by_name=True
         )
+        typed.create_view("rows")
         yield database
-
-
-def _execute(database: Any, statement: str) -> None:
-    """Run a statement to its end, before which DuckDB runs no other."""
-    database.execute(statement).fetchall()
-
-
-def _quote(path: Path) -> str:
-    escaped = str(path).replace("'", "''")
-    return f"'{escaped}'"
 
 
 def read_blocks(tables: Tables, folder: Path) -> tuple[Blocks, dict[str, int]]:
@@ -344,18 +344,20 @@ def read_blocks(tables: Tables, folder: Path) -> tuple[Blocks, dict[str, int]]:
         write_json(path, note)
         shutil.rmtree(folder / "spilled", ignore_errors=True)
 
-    ids = [
-        pq.read_table(folder / f"{side}.parquet").column("id").to_pandas().to_numpy()
-        for side in ("users", "items")
-    ]
+    user_ids = _read_ids(folder / "users.parquet")
+    item_ids = _read_ids(folder / "items.parquet")
     events = map_events(folder, np.load(folder / "offsets.npy"))
-    names = [name for name in EVENT_ROLES if name in typed["columns"]]
-    blocks = Blocks(
-        folder, events, *ids, tuple(note["types"]), tuple(names), note["digest"]
-    )
+    names = tuple(name for name in EVENT_ROLES if name in typed["columns"])
+    types = tuple(note["types"])
+    blocks = Blocks(folder, events, user_ids, item_ids, types, names, note["digest"])
     cleaned = ("duplicate_events", "zero_weights_kept")
     counts = {name: note[name] for name in cleaned}
     return blocks, counts | {"excluded_events": typed["excluded"]}
+
+
+def _read_ids(path: Path) -> NDArray[Any]:
+    ids = pq.read_table(path).column("id").to_pandas()
+    return np.asarray(ids.to_numpy())
 
 
 def _write_blocks(
@@ -366,16 +368,16 @@ def _write_blocks(
     has_event = "event" in typed["columns"]
     has_weight = "weight" in typed["columns"]
     ids = {}
-    for side in ("user", "item"):
-        is_text = not is_integer_dtype(tables.interactions[f"{side}_id"])
-        ids[side] = f"CAST({side}_id AS VARCHAR)" if is_text else f"{side}_id"
-    _execute(
-        database,
-        f"CREATE VIEW events AS SELECT {ids['user']} AS user_id, {ids['item']} AS item_id, "
-        f"datetime, {'event' if has_event else 'NULL'} AS event, "
-        f"{'weight' if has_weight else '1.0'} AS weight, file, line "
-        f"FROM rows WHERE datetime > {early} AND datetime < {late}",
+    for name in ("user_id", "item_id"):
+        is_text = not is_integer_dtype(tables.interactions[name])
+        ids[name] = f"CAST({name} AS VARCHAR)" if is_text else name
+    chosen = (
+        f"{ids['user_id']} AS user_id, {ids['item_id']} AS item_id, datetime, "
+        f"{'event' if has_event else 'NULL'} AS event, "
+        f"{'weight' if has_weight else '1.0'} AS weight, file, line"
     )
+    inside = f"datetime > {early} AND datetime < {late}"
+    database.view("rows").filter(inside).project(chosen).create_view("events")
 
     n_users = _number(database, "user", tables.users["user_id"], folder)
     _number(database, "item", tables.items["item_id"].head(0), folder)
@@ -386,10 +388,10 @@ def _write_blocks(
     )
     database.register("types", numbered)
     is_exact = "bool_and(weight = CAST(CAST(weight AS FLOAT) AS DOUBLE))"
-    (fits,) = database.sql(f"SELECT {is_exact} FROM events").fetchall()[0]
+    ((fits,),) = database.view("events").aggregate(is_exact).fetchall()
 
     path = _sort(database, folder)
-    dtypes = {"item": np.int32, "time": np.int64}
+    dtypes: dict[str, DTypeLike] = {"item": np.int32, "time": np.int64}
     if has_event:
         dtypes["event"] = np.min_scalar_type(-len(names) - 1)
     if has_weight:
@@ -414,14 +416,13 @@ def _write_blocks(
 
 def _number(database: Any, side: str, others: pd.Series[Any], folder: Path) -> int:
     """Number the ids of the events and some others, ascending; keep them as a file and a view."""
-    there = database.sql(f"SELECT DISTINCT {side}_id AS id FROM events").fetchnumpy()[
-        "id"
-    ]
+    distinct = database.view("events").project(f"{side}_id AS id").distinct()
+    there = distinct.fetchnumpy()["id"]
     ids = np.unique(np.append(np.asarray(there), others.to_numpy()))
     path = folder / f"{side}s.parquet"
     numbers = np.arange(len(ids), dtype=np.int32)
     pq.write_table(pa.table({"id": pa.array(ids), "number": numbers}), path)
-    _execute(database, f"CREATE VIEW {side}s AS FROM read_parquet({_quote(path)})")
+    database.read_parquet(str(path)).create_view(f"{side}s")
     return len(ids)
 
 
@@ -429,18 +430,9 @@ def _sort(database: Any, folder: Path) -> Path:
     """Write the numbered events by user, time and place in the files."""
     numbered = folder / "numbered.parquet"
     ordered = folder / "ordered.parquet"
-    _execute(
-        database,
-        "COPY (SELECT users.number AS user, items.number AS item, datetime AS time, "
-        "coalesce(types.id, 0) AS event, weight, file, line FROM events "
-        "JOIN users ON users.id = user_id JOIN items ON items.id = item_id "
-        f"LEFT JOIN types USING (event)) TO {_quote(numbered)}",
-    )
-    _execute(
-        database,
-        f"COPY (SELECT user, item, time, event, weight FROM read_parquet({_quote(numbered)}) "
-        f"ORDER BY user, time, file, line) TO {_quote(ordered)}",
-    )
+    database.sql(_NUMBERED).write_parquet(str(numbered))
+    rows = database.read_parquet(str(numbered)).order("user, time, file, line")
+    rows.project("user, item, time, event, weight").write_parquet(str(ordered))
     numbered.unlink()
     return ordered
 

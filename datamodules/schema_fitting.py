@@ -128,7 +128,7 @@ def read_facts(train: pd.DataFrame) -> EventFacts:
     if "event" in train:
         types = by_frequency(train["event"], train["user_id"])
 
-    lengths = pairs["user_id"].value_counts().to_numpy()
+    lengths = np.asarray(pairs["user_id"].value_counts(), np.int64)
     ids = (train["user_id"], train["item_id"])
     return EventFacts(*ids, lengths, first, last, weight, types)
 

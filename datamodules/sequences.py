@@ -241,7 +241,7 @@ def read_tiles(events: Events) -> Iterator[tuple[slice, Events]]:
     for users in tile_users(offsets):
         bounds = offsets[users.start : users.stop + 1]
         place = slice(int(bounds[0]), int(bounds[-1]))
-        yield place, events.pick(place, bounds - bounds[0])
+        yield place, events.between(bounds[:-1], bounds[1:])
 
 
 def mark_repeats(events: Events) -> Flags:

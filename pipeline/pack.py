@@ -170,7 +170,7 @@ def list_profiles(
         yield Profiles(
             user_ids,
             profile_features(rows, user_ids, schema),
-            History(**blocks.read(tile.index)),
+            History(**blocks.read(tile.positions)),
             np.concatenate([[0], np.cumsum(counts)]),
         )
 

@@ -39,7 +39,7 @@ from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.errors import SchemaError, say
 from serve.files import write_file, write_json
-from serve.profiles import stage_profiles
+from serve.profiles import stage_parts, stage_profiles
 from serve.recommender import Recommender
 from service.command_line import undisturbed
 from service.forget import erase_forgotten
@@ -196,7 +196,7 @@ def examine(work: Work) -> dict[str, Any]:
     report = report_data(
         work.tables, split=work.split, config=data, leaks=leaks, **work.report
     )
-    if work.on_disk is not None:
+    if work.on_disk is not None and work.is_sample:
         report["counts"] |= work.on_disk.count()
     print_report(report, console)
     print_heavy_users(work.tables.interactions, console)
@@ -304,11 +304,11 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     test = only_targets(work.split.test)
     write_report(stage.beside, out, content, product.recommender, test)
     if work.on_disk is None:
-        stage_profiles(out / PROFILES, [profiles], ready.version)
+        stage_profiles(out / PROFILES, profiles, ready.version)
     else:
         schema = product.recommender.bundle.schema
         parts = list_profiles(work.on_disk.refit, work.tables.users, schema)
-        stage_profiles(out / PROFILES, parts, ready.version)
+        stage_parts(out / PROFILES, parts, ready.version)
         profiles = replace(profiles, user_ids=work.on_disk.blocks.user_ids)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)

@@ -227,10 +227,9 @@ def make_data(
     if config.previous is not None:
         previous = Bundle.load(config.previous).schema
     schema = fit_schema(tables, known, config.data, previous)
-    listed = known
     if isinstance(known, Part):
-        listed = pd.DataFrame({"item_id": known.facts.item_ids})
-    catalogue = build_catalogue(tables.items, listed, schema, config.data.unlisted)
+        known = pd.DataFrame({"item_id": known.facts.item_ids})
+    catalogue = build_catalogue(tables.items, known, schema, config.data.unlisted)
 
     return InteractionsDataModule(
         *rows,

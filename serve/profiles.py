@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -205,12 +205,17 @@ def feature_values(
 # ---- writing
 
 
-def stage_profiles(folder: Path, parts: Iterable[Profiles], version: str) -> None:
-    """Write profiles that only the bundle of this version reads, until `settle_profiles`.
+def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
+    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
+    stage_parts(folder, [profiles], version)
+
+
+def stage_parts(folder: Path, parts: Iterable[Profiles], version: str) -> None:
+    """Do as `stage_profiles` with profiles that are made while they are written.
 
     Args:
         folder: where they go.
-        parts: the profiles of some users after the other, ascending.
+        parts: the profiles of ranges of users, ascending.
         version: of the bundle.
     """
     with _writing(folder):
@@ -293,18 +298,20 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
 
 def _write_parts(folder: Path, parts: Iterable[Profiles]) -> Entries:
     """Write the two files; nobody reads them before a manifest names them."""
-    writers = {part: _PartWriter(folder, part) for part in _PARTS}
-    for profiles in parts:
-        users = {
-            "user_id": profiles.user_ids,
-            "n_events": np.diff(profiles.offsets),
-        }
-        for name, values in profiles.features.items():
-            users[_FEATURE + name] = values
-        writers["users"].append(users)
-        writers["events"].append(profiles.history.columns())
+    with ExitStack() as files:
+        writers = {}
+        for part in _PARTS:
+            writers[part] = _PartWriter(folder, part)
+            files.callback(writers[part].file.close)
+        for profiles in parts:
+            counts = np.diff(profiles.offsets)
+            users = {"user_id": profiles.user_ids, "n_events": counts}
+            for name, values in profiles.features.items():
+                users[_FEATURE + name] = values
+            writers["users"].append(users)
+            writers["events"].append(profiles.history.columns())
 
-    return {part: writer.close() for part, writer in writers.items()}
+        return {part: writer.finish() for part, writer in writers.items()}
 
 
 class _PartWriter:
@@ -314,7 +321,7 @@ class _PartWriter:
         self.part = part
         self.path = folder / f"{part}-next.parquet"  # removed unless it gets its name
         flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self.file = open(os.open(self.path, flags, PRIVATE), "w+b")
+        self.file = os.fdopen(os.open(self.path, flags, PRIVATE), "w+b")
         self.writer: pq.ParquetWriter | None = None
 
     def append(self, columns: Columns) -> None:
@@ -327,11 +334,11 @@ class _PartWriter:
             self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
         self.writer.write_table(table)
 
-    def close(self) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Finish the file, and return its entry in the manifest."""
         if self.writer is not None:
             self.writer.close()
-        with name_file(self.path), self.file:
+        with name_file(self.path):
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.seek(0)
