@@ -157,8 +157,9 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     """Prepare, map the events of both trainings, make 50 batches of an epoch, and write profiles."""
     from itertools import islice
 
-    from pipeline import pack, stages, tables
     from serve.profiles import stage_parts, stage_profiles
+
+    from pipeline import pack, stages, tables
 
     config.out.mkdir(exist_ok=True)
     shutil.rmtree(config.out / "blocks", ignore_errors=True)
