@@ -230,15 +230,11 @@ class Part:
             scales.append((len(logs), mean, scale * bool(np.ptp(logs))))
 
         has_events = self.counts > 0
-        return EventFacts(
-            blocks.user_ids[has_events],
-            blocks.item_ids[item_counts > 0],
-            self.counts[has_events],
-            min(limits),
-            max(limits),
-            _merge_scales(scales),
-            _rank_types(blocks.event_types, kinds),
-        )
+        ids = (blocks.user_ids[has_events], blocks.item_ids[item_counts > 0])
+        lengths = self.counts[has_events]
+        weight = _merge_scales(scales)
+        types = _rank_types(blocks.event_types, kinds)
+        return EventFacts(*ids, lengths, min(limits), max(limits), weight, types)
 
     def to_sequences(
         self, users: pd.DataFrame, item_ids: NDArray[Any], schema: Schema
@@ -343,9 +339,10 @@ class BlockSplit:
     def count(self) -> dict[str, int]:
         """Count all events, users and items, and those of the sample."""
         blocks = self.blocks
+        n_users = int(np.count_nonzero(blocks.events.counts))
         return {
             "interactions": len(blocks.events.item_row),
-            "users": int((blocks.events.counts > 0).sum()),
+            "users": n_users,
             "items": len(blocks.item_ids),
             "of_drawn_users": len(self.sample),
         }

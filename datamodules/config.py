@@ -327,20 +327,22 @@ class DataConfig:
         dates = [name for name, feature in users.items() if feature.kind == "date"]
         is_drawn = self.split.kind in ("pairs", "files")
         is_lines = bool(layout.path and _JSON_LINES.search(layout.path))
-        keys = {
+        of_events = {
             "data.repeats: allow": self.repeats == "allow",
             "data.ties: simultaneous": self.ties == "simultaneous",
             "data.features.context": bool(self.features.context),
-            f"a date in data.features.user ({', '.join(dates)})": bool(dates),
             "data.feedback": self.feedback is not None,
-            f"data.split.kind: {self.split.kind}": is_drawn,
             "data.targets": self.targets != TargetsConfig(),
             "data.events": bool(self.events),
+        }
+        of_files = {
+            f"a date in data.features.user ({', '.join(dates)})": bool(dates),
+            f"data.split.kind: {self.split.kind}": is_drawn,
             "data.interactions.query": layout.query is not None,
             "data.interactions.path of JSON Lines": is_lines,
             "data.interactions.columns.position": "position" in layout.columns,
         }
-        return [key for key, is_given in keys.items() if is_given]
+        return [key for key, is_given in (of_events | of_files).items() if is_given]
 
 
 @dataclass(frozen=True)

@@ -147,23 +147,13 @@ def type_events(config: DataConfig, erased: ErasureList, folder: Path) -> TypedT
 
     faults = pq.read_table(folder / "faults.parquet").to_pandas()
     columns = columns_of_table("interactions", config)
-    nothing = faults.head(0)
-    return TypedTable(
-        Records(
-            note["file"],
-            tuple(column for column in columns if column.name in note["columns"]),
-            nothing,
-            nothing,
-            nothing,
-            tuple(note["dropped"]),
-            n_erased=note["erased"],
-            n_streamed=note["records"],
-        ),
-        pd.DataFrame(note["first"]),
-        nothing,
-        faults,
-        note["right"],
-    )
+    present = tuple(column for column in columns if column.name in note["columns"])
+    empty = faults.head(0)
+    counts = {"n_erased": note["erased"], "n_streamed": note["records"]}
+    dropped = tuple(note["dropped"])
+    records = Records(note["file"], present, empty, empty, empty, dropped, **counts)
+    first = pd.DataFrame(note["first"])
+    return TypedTable(records, first, empty, faults, note["right"])
 
 
 def _read_note(path: Path) -> dict[str, Any]:
