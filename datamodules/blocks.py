@@ -81,6 +81,7 @@ def open_columns(
 ) -> dict[str, ColumnWriter]:
     """Begin the columns of a folder, which is made if there is none."""
     folder.mkdir(parents=True, exist_ok=True)
+
     return {
         name: ColumnWriter(folder / f"{name}.npy", dtype)
         for name, dtype in dtypes.items()
@@ -93,6 +94,7 @@ def close_columns(columns: Mapping[str, ColumnWriter]) -> str:
     for column in columns.values():
         column.close()
         digest.update(column.digest.digest())
+
     return digest.hexdigest()
 
 
@@ -109,6 +111,7 @@ def map_events(folder: Path, offsets: Ints) -> Events:
             # nothing of length 0 can be mapped
             columns[name] = np.load(path, mmap_mode="r" if n_events else None)
     item, time, event, weight = (columns[name] for name in COLUMNS)
+
     return Events(item, time, event, weight, offsets)
 
 
@@ -289,6 +292,7 @@ def _count_types(events: Events, n_types: int) -> Ints:
     """Count the events of each type, and its users, (2, n_types)."""
     pairs = np.unique(events.segments * n_types + events.event)
     n_users = np.bincount(pairs % n_types, minlength=n_types)
+
     return np.stack([np.bincount(events.event, minlength=n_types), n_users])
 
 
@@ -296,6 +300,7 @@ def _rank_types(names: tuple[str, ...], counts: Ints) -> tuple[str, ...]:
     """Return the types of several users, by their events and users (2, types + 1)."""
     n_events, n_users = counts[:, 1:].tolist()
     ranked = sorted(zip(np.negative(n_events).tolist(), names, n_users, strict=True))
+
     return tuple(name for _, name, users in ranked if users >= MIN_USERS)
 
 
@@ -307,6 +312,7 @@ def _merge_scales(tiles: list[tuple[int, float, float]]) -> tuple[float, float]:
     scale = deviations[0]
     if len(tiles) > 1:
         scale = np.sqrt(np.average(squares, weights=sizes))
+
     return float(mean), float(scale) or 1.0
 
 
@@ -391,6 +397,7 @@ def split_blocks(blocks: Blocks, config: DataConfig, seed: int) -> BlockSplit:
         *moments,
     )
     train = Part("train", blocks, learned)
+
     return BlockSplit(blocks, train, Part("refit", blocks, refitted), sample, split)
 
 
@@ -402,6 +409,7 @@ def _count_before(blocks: Blocks, moment: int) -> Ints:
         is_before = events.time < moment
         n_users = users.stop - users.start
         n_before[users] = np.bincount(events.segments, is_before, n_users)
+
     return n_before
 
 
@@ -412,4 +420,5 @@ def _draw_users(counts: Ints, first: Ints, seed: int) -> Ints:
     others = np.random.default_rng(seed).permutation(np.flatnonzero(counts))
     order = pd.unique(np.concatenate([first, others]))
     is_taken = np.cumsum(counts[order]) <= MAX_SAMPLE
+
     return np.sort(order[is_taken])
