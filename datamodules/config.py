@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ _SPLIT_KEYS = {
     "validation": "files",
     "test": "files",
 }
+_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
 _PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
 
 
@@ -275,6 +277,9 @@ class DataConfig:
     at most 100 (20 with repeats, 500 of a set)."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
+    on_disk: bool | None = None
+    """Work on the interactions from disk, in bounded memory? Default: if they would take more than
+    half of the free memory."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "data")
@@ -309,10 +314,35 @@ class DataConfig:
         """Return what is declared about the data, without paths and without ids of users."""
         declared = asdict(self)
         del declared["exclude_users"]
+        del declared["on_disk"]
         for keys in (declared, declared["split"]):
             for name in keys.keys() & _PATHS:
                 del keys[name]
         return declared
+
+    def list_memory_keys(self) -> list[str]:
+        """Return the keys whose values need all events in memory."""
+        layout = self.interactions
+        users = self.features.of("user")
+        dates = [name for name, feature in users.items() if feature.kind == "date"]
+        is_drawn = self.split.kind in ("pairs", "files")
+        is_lines = bool(layout.path and _JSON_LINES.search(layout.path))
+        of_events = {
+            "data.repeats: allow": self.repeats == "allow",
+            "data.ties: simultaneous": self.ties == "simultaneous",
+            "data.features.context": bool(self.features.context),
+            "data.feedback": self.feedback is not None,
+            "data.targets": self.targets != TargetsConfig(),
+            "data.events": bool(self.events),
+        }
+        of_files = {
+            f"a date in data.features.user ({', '.join(dates)})": bool(dates),
+            f"data.split.kind: {self.split.kind}": is_drawn,
+            "data.interactions.query": layout.query is not None,
+            "data.interactions.path of JSON Lines": is_lines,
+            "data.interactions.columns.position": "position" in layout.columns,
+        }
+        return [key for key, is_given in (of_events | of_files).items() if is_given]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from datamodules.batch import (
     make_loader,
     take_share,
 )
+from datamodules.blocks import Part
 from datamodules.cutoffs import (
     CutoffExamples,
     HorizonTimeline,
@@ -32,12 +33,17 @@ from datamodules.requests import (
     distinct_targets,
     measure_trends,
 )
-from datamodules.sequences import Catalogue, build_sequences, number_pairs
+from datamodules.sequences import (
+    Catalogue,
+    build_sequences,
+    number_pairs,
+    read_tiles,
+)
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.arrays import Ints
+from serve.arrays import Floats, Ints, spans
 from serve.encode import EncodedFeatures, encode_features
-from serve.events import as_sets, last_moments
+from serve.events import Events, as_sets, last_moments
 from serve.schema import Schema
 
 N_CUTOFF_MOMENTS = 4
@@ -46,13 +52,14 @@ N_TREND_MOMENTS = 16
 REQUESTS_PER_BATCH = 256
 MAX_SCORES = 2**23  # of a batch of requests and all items: 32 MiB
 MAX_VALIDATION_SCORES = 2**32  # of all validation requests: else users are drawn
+MAX_FITTED = 10_000_000  # events that item-item weights and factors are taken from
 
 
 class InteractionsDataModule(pl.LightningDataModule):
     """Batches of training rows, and of requests whose targets are the validation rows.
 
     Args:
-        train: interactions to train on.
+        train: interactions to train on, in memory or on disk.
         validation: interactions to stop training by; may be empty.
         users: the users table.
         catalogue: N items.
@@ -66,7 +73,7 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: pd.DataFrame,
+        train: pd.DataFrame | Part,
         validation: pd.DataFrame,
         users: pd.DataFrame,
         catalogue: Catalogue,
@@ -88,7 +95,12 @@ class InteractionsDataModule(pl.LightningDataModule):
 
         everyone = pd.concat([users, validation[["user_id"]]])
         everyone = everyone.drop_duplicates("user_id")
-        self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
+        if isinstance(train, Part):
+            self.sequences = train.to_sequences(everyone, catalogue.item_ids, schema)
+        else:
+            self.sequences = build_sequences(
+                train, everyone, catalogue.item_ids, schema
+            )
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
@@ -143,8 +155,27 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
-        rows = self.sequences.events.item_row[self.sequences.target_weight > 0]
-        return np.bincount(rows, minlength=len(self.catalogue))
+        counts = np.zeros(len(self.catalogue), np.int64)  # (N,)
+        for place, tile in read_tiles(self.sequences.events):
+            rows = tile.item_row[self.sequences.target_weight[place] > 0]
+            counts += np.bincount(rows, minlength=len(counts))
+        return counts
+
+    def sample_events(self, max_events: int = MAX_FITTED) -> tuple[Events, Floats]:
+        """Return the events of users drawn by the seed, and their weights as targets.
+
+        The other users stay as segments without events. All are there if they are few enough.
+        """
+        events = self.sequences.events
+        weights = self.sequences.target_weight
+        if len(weights) <= max_events:
+            return events, weights
+        drawn = np.random.default_rng(self.seed).permutation(len(events))
+        is_kept = np.zeros(len(events), np.bool_)
+        is_kept[drawn[np.cumsum(events.counts[drawn]) <= max_events]] = True
+        starts = events.offsets[:-1]
+        stops = starts + events.counts * is_kept
+        return events.between(starts, stops), weights[spans(starts, stops)]
 
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that initial factors may be taken from.
@@ -152,7 +183,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         With a horizon these are the events before the first cutoff: the towers would learn to
         trust factors that had seen the targets too much.
         """
-        events = self.sequences.events
+        events, _ = self.sample_events()
         is_early = events.time < self.trends.moments[0]  # (E,)
         # Late factors are better than none.
         if self.horizon is None or not is_early.any():

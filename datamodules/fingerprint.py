@@ -12,6 +12,8 @@ import pandas as pd
 
 from serve.arrays import holds_numbers
 
+CHUNK = 2**20  # entries that are copied at once
+
 
 def fingerprint(*parts: Any) -> str:
     """Hash arrays, tensors, tables, and dataclasses, mappings and sequences of them.
@@ -43,7 +45,9 @@ def _pieces(value: Any) -> Iterator[bytes]:
             yield from _pieces(member)
     elif holds_numbers(value):
         yield f"{value.dtype} {value.shape}\n".encode()
-        yield value.tobytes()
+        flat = value.reshape(-1)
+        for start in range(0, len(flat), CHUNK):
+            yield flat[start : start + CHUNK].tobytes()
     else:
         plain = value.tolist() if isinstance(value, np.ndarray) else value
         yield f"{plain!r}\n".encode()

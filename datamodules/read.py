@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -218,6 +218,40 @@ def read_json_lines(path: Path) -> FileRecords:
     columns = {name: [row.get(name) for row in rows.values()] for name in names}
 
     return FileRecords(names, columns, np.array(list(rows), np.int64), bad)
+
+
+def read_chunks(
+    path: Path, wanted: Collection[str], n_rows: int, layout: Sequence[Any]
+) -> Iterator[FileRecords]:
+    """Read a Parquet or text file as `read_parquet` and `read_text` do, some rows at a time.
+
+    Args:
+        path: the file.
+        wanted: the columns of a Parquet file that are read if they are there.
+        n_rows: the most rows of a chunk.
+        layout: of a text file, as of `read_text`.
+    """
+    if kind_of(path) == PARQUET:
+        with naming(path), pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            there = [name for name in names if name in wanted]
+            n_before = 0
+            for batch in file.iter_batches(n_rows, columns=there):
+                chunk = number_rows(names, pa.Table.from_batches([batch]))
+                yield replace(chunk, lines=chunk.lines + n_before)
+                n_before += len(batch)
+        return
+
+    bad: dict[int, BadRecord] = {}
+    records = read_records(path, bad.__setitem__, "replace", *layout)
+    _, names = next(records)
+    while (rows := dict(islice(records, n_rows))) or bad:
+        cells = zip(*rows.values(), strict=True) if rows else [()] * len(names)
+        arrays = (pa.array(column, pa.string()) for column in cells)
+        columns = dict(zip(names, arrays, strict=True))
+        lines = np.array([*rows], np.int64)
+        yield FileRecords(names, columns, lines, dict(bad), is_text=True)
+        bad.clear()
 
 
 def read_text(path: Path, *layout: Any) -> FileRecords:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from serve.events import Events
 from serve.kinds import FIRST_CODE, UNKNOWN, Feature, to_vectors
 from serve.schema import Schema
 
+TILE = 2**21  # events that are worked on at once
 FOLDS = 5  # of a set: each fold of a user's items is predicted from the others
 
 
@@ -168,11 +170,18 @@ def build_sequences(
         offsets,
         context_keys(schema.context_features, context.codes),
     )
-    user_rows = find_rows(users, "user_id", user_ids)
-    user = _encode(user_rows, schema.user_features, schema)
+    user = encode_users(users, user_ids, schema)
     target_weights = _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32)
 
     return Sequences(events, context, target_weights, user, user_ids)
+
+
+def encode_users(
+    users: pd.DataFrame, user_ids: NDArray[Any], schema: Schema
+) -> EncodedFeatures:
+    """Encode the features of users by id, (U,); those without a row have missing values."""
+    rows = find_rows(users, "user_id", user_ids)
+    return _encode(rows, schema.user_features, schema)
 
 
 def _encode(
@@ -204,6 +213,43 @@ def number_pairs(events: Events) -> Ints:
     """Return a number of each event's (user, item) pair, ascending by user and item, (E,)."""
     stride = int(events.item_row.max(initial=0)) + 1
     return events.segments * stride + events.item_row
+
+
+def tile_users(offsets: Ints, n_events: int | None = None) -> Iterator[slice]:
+    """Cut users into ranges of at most so many events, or of one user with more.
+
+    Args:
+        offsets: bounds of the users' events, (U + 1,).
+        n_events: the most events of a range. Default: `TILE`.
+    """
+    n_users = len(offsets) - 1
+    start = 0
+    while start < n_users:
+        end = offsets[start] + (n_events or TILE)
+        stop = int(np.searchsorted(offsets, end, side="right")) - 1
+        stop = max(stop, start + 1)
+        yield slice(start, stop)
+        start = stop
+
+
+def read_tiles(events: Events) -> Iterator[tuple[slice, Events]]:
+    """Yield all events in tiles of whole users, each with its place in the flat arrays."""
+    if len(events.item_row) <= TILE:
+        yield slice(0, len(events.item_row)), events
+        return
+    offsets = events.offsets
+    for users in tile_users(offsets):
+        bounds = offsets[users.start : users.stop + 1]
+        place = slice(int(bounds[0]), int(bounds[-1]))
+        yield place, events.between(bounds[:-1], bounds[1:])
+
+
+def mark_repeats(events: Events) -> Flags:
+    """Mark the events whose user had the item before, (E,)."""
+    is_repeat = np.empty(len(events.item_row), np.bool_)
+    for place, tile in read_tiles(events):
+        is_repeat[place] = pd.Index(number_pairs(tile)).duplicated()
+    return is_repeat
 
 
 def draw_one_each(groups: Ints, rng: np.random.Generator) -> Ints:

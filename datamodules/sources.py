@@ -69,10 +69,11 @@ class Records:
     is_text: bool = False  # cells of a text file, where 7 is an integer as well
     n_erased: int = 0  # records of erased users that were taken out
     problems: tuple[Problem, ...] = ()  # that forbid to use them
+    n_streamed: int = 0  # records that were typed chunk by chunk, and are not in memory
 
     @property
     def n_records(self) -> int:
-        return len(self.frame) + len(self.rejects)
+        return len(self.frame) + len(self.rejects) + self.n_streamed
 
 
 def _join(files: Sequence[Records]) -> Records:
@@ -131,7 +132,7 @@ def read_files(
         name = setting.removesuffix(".path")
         return _read_query(name, table.query, table, columns)
 
-    paths = _find_files(setting, table.path)
+    paths = find_files(setting, table.path)
     records = _join([read_file(path, table, columns) for path in paths])
     if not records.n_records:
         raise SchemaError(f"{table.path} is empty: expected at least one record")
@@ -155,7 +156,7 @@ def take_table(
     if not len(records.lines):
         raise SchemaError(f"{name} is an empty table: expected at least one record")
 
-    return _take(name, records, columns)
+    return take_records(name, records, columns)
 
 
 def _read_table(table: Any) -> FileRecords:
@@ -201,11 +202,13 @@ def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Re
             f"{path}: unknown suffix '{kind}'; allowed: {KINDS}, any other of a text with `names`"
         )
 
-    taken = _take(str(path), records, columns)
+    taken = take_records(str(path), records, columns)
     return replace(taken, problems=(*problems, *taken.problems))
 
 
-def _take(file: str, records: FileRecords, columns: tuple[Column, ...]) -> Records:
+def take_records(
+    file: str, records: FileRecords, columns: tuple[Column, ...]
+) -> Records:
     """Take the requested columns that are there, by our names."""
     names = records.names
     required = [column.source for column in columns if column.reason]
@@ -318,7 +321,7 @@ def _read_query(
             f"{name} gives no row: expected a SELECT at its end, of at least one record"
         )
 
-    return _take(name, number_rows(rows.column_names, rows), columns)
+    return take_records(name, number_rows(rows.column_names, rows), columns)
 
 
 def _attach(path: str) -> str:
@@ -329,7 +332,7 @@ def _attach(path: str) -> str:
     return f"ATTACH '{quoted}' AS source ({options}); USE source"
 
 
-def _find_files(setting: str, pattern: str | None) -> list[Path]:
+def find_files(setting: str, pattern: str | None) -> list[Path]:
     """Return the files that a path or pattern names, in the order of their names."""
     path = Path(pattern or "")
     if pattern is None or path.is_dir():

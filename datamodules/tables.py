@@ -57,13 +57,16 @@ class Tables:
 
 
 def read_tables(
-    config: DataConfig, erased: ErasureList = NOBODY
+    config: DataConfig,
+    erased: ErasureList = NOBODY,
+    interactions: TypedTable | None = None,
 ) -> tuple[Tables, Rejects]:
     """Read the files of a configuration.
 
     Args:
         config: where the tables lie, and how they are written.
         erased: users whose records are left out and counted apart.
+        interactions: stand for their files, which were typed before.
 
     Returns:
         The tables, and every record or cell that is not in them. Rows + rejected records = records.
@@ -77,14 +80,17 @@ def read_tables(
     unread = []
     for name in columns:
         layout: TableConfig | None = getattr(config, name)
-        if layout is None:
+        is_typed = name == "interactions" and interactions is not None
+        if layout is None or is_typed:
             continue
         try:
             files[name] = read_files(f"data.{name}.path", layout, columns[name])
         except SchemaError as error:
             unread.append(str(error))
 
-    return _type_tables(config, columns, files, unread, erased)
+    if interactions is not None:
+        files = {"interactions": interactions.records, **files}
+    return _type_tables(config, columns, files, unread, erased, interactions)
 
 
 def tables_from_frames(
@@ -116,6 +122,7 @@ def _type_tables(
     files: dict[str, Records],
     unread: Sequence[str],
     erased: ErasureList,
+    interactions: TypedTable | None = None,
 ) -> tuple[Tables, Rejects]:
     """Type what was read, and refuse all faults at once, with those of files that were not read."""
     for name in IDS:
@@ -142,9 +149,12 @@ def _type_tables(
 
     for name, raw in files.items():
         layout = layouts.get(name, config.interactions) or TableConfig()
-        records = _leave_out(raw, erased)
+        records = leave_out(raw, erased)
         try:
-            table = type_records(records, layout, config.timezone, name in IDS)
+            if name == "interactions" and interactions is not None:
+                table = interactions
+            else:
+                table = type_records(records, layout, config.timezone, name in IDS)
         except SchemaError as error:
             faults.append(str(error))
             continue
@@ -196,7 +206,7 @@ def _read_split_files(
     return files
 
 
-def _leave_out(records: Records, erased: ErasureList) -> Records:
+def leave_out(records: Records, erased: ErasureList) -> Records:
     """Take out the records of erased users, and the texts of torn records, which may be theirs."""
     if not len(erased) or "user_id" not in records.frame:
         return records

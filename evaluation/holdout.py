@@ -167,15 +167,16 @@ def profiles_from_frame(
     kind = _ID_KINDS[schema.user_id_type]
     return Profiles(
         user_ids=np.asarray(user_ids, kind),
-        features=_profile_features(users, user_ids, schema),
+        features=profile_features(users, user_ids, schema),
         history=_to_history(events, schema),
         offsets=offsets,
     )
 
 
-def _profile_features(
+def profile_features(
     users: pd.DataFrame, user_ids: np.ndarray, schema: Schema
 ) -> dict[str, np.ndarray]:
+    """Return the features of users by id, of those without a row missing values."""
     rows = users.set_index("user_id").astype(object)  # integers exact above 2**53
     rows = rows.reindex(user_ids)
     columns: dict[str, Any] = {}

@@ -182,7 +182,7 @@ def list_estimators(
 
     interactions = read_interactions(data)
     estimate = partial(ease, interactions, top_k)
-    trend = partial(find_trend, data.sequences.events, len(data.catalogue))
+    trend = partial(find_trend, data.sample_events()[0], len(data.catalogue))
 
     if data.schema.repeats == "allow":
         # Where nothing personal can be learned, a memory of habits is behind popularity.
@@ -391,8 +391,8 @@ def apply(
 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
-    events = data.sequences.events
-    is_target = data.sequences.target_weight > 0  # (E,)
+    events, weights = data.sample_events()
+    is_target = weights > 0  # (E,)
     return Interactions(
         events.segments,
         events.item_row,

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.metadata import version
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import torch
 
+from datamodules.blocks import Part
 from datamodules.datamodule import InteractionsDataModule
-from evaluation.holdout import profiles_from_frame
+from datamodules.sequences import read_tiles
+from evaluation.holdout import profile_features, profiles_from_frame
 from models.cold_items import fit_cold_items
 from models.export import export_bundle
 from models.segments import MAX_USERS, find_segments, find_traits
@@ -26,8 +30,11 @@ from serve.clock import DAY
 from serve.events import Events
 from serve.files import write_file
 from serve.kinds import IS_UNLISTED
+from serve.profiles import Profiles
 from serve.recommender import Recommender
+from serve.requests import History
 from serve.rerank import IS_NEW, NEW_DAYS
+from serve.schema import Schema
 from serve.tower import count_cores
 from service.publish import Stage
 
@@ -55,7 +62,10 @@ def stage_bundle(
     facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
     bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
-    profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
+    users = work.tables.users
+    if work.is_sample:
+        users = users[users["user_id"].isin(work.split.refit["user_id"])]
+    profiles = profiles_from_frame(work.split.refit, users, data.schema)
     recommender = Recommender(bundle, profiles)
 
     fitted = fit_coarse(recommender, work.config.index.recall)
@@ -144,8 +154,35 @@ def make_facts(
 def find_new_items(events: Events, n_items: int, until: int) -> Flags:
     """Mark the items that were first seen in the last days of the data, (N,)."""
     first = np.full(n_items, until)
-    np.minimum.at(first, events.item_row, events.time)
+    for _, tile in read_tiles(events):
+        np.minimum.at(first, tile.item_row, tile.time)
     return np.asarray((first < until) & (first >= until - NEW_DAYS * DAY))
+
+
+def list_profiles(
+    part: Part, users: pd.DataFrame, schema: Schema
+) -> Iterator[Profiles]:
+    """Yield the profiles of all users of events on disk and of the users table, tile by tile.
+
+    Args:
+        part: the events of the profiles.
+        users: `user_id` and feature columns.
+        schema: of the bundle that answers.
+    """
+    blocks = part.blocks
+    is_user = (part.counts > 0) | pd.Index(blocks.user_ids).isin(users["user_id"])
+
+    for tile in part.tiles():
+        is_kept = is_user[tile.users]
+        user_ids = blocks.user_ids[tile.users][is_kept]
+        counts = part.counts[tile.users][is_kept]
+        rows = users[users["user_id"].isin(user_ids)]
+        yield Profiles(
+            user_ids,
+            profile_features(rows, user_ids, schema),
+            History(**blocks.read(tile.positions)),
+            np.concatenate([[0], np.cumsum(counts)]),
+        )
 
 
 def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recommender:

@@ -14,6 +14,7 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
+from datamodules.blocks import Part
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint
 from datamodules.schema_fitting import fit_schema
@@ -92,11 +93,10 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
 
 def fit_first(work: Work) -> Trained:
     """Fit on the training rows, and stop by the validation rows if there are any."""
-    split = work.split
     # A continued training needs the items of both.
-    known = split.refit if continues(work) else split.train
-    rows = (split.train, split.validation)
-    data = make_data(work, known, rows, split.validation_at)
+    known = work.refit if continues(work) else work.train
+    rows = (work.train, work.validation)
+    data = make_data(work, known, rows, work.split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
 
     return fit_stage(work, data, "select", model)
@@ -179,8 +179,8 @@ def continues(work: Work) -> bool:
     Trainings of sets and with repeats start from factors of all their data, and are soon done.
     """
     data = work.config.data
-    refit = work.split.refit
-    n_added = len(refit) - len(work.split.train)
+    refit = work.refit
+    n_added = len(refit) - len(work.train)
     is_little = 0 < n_added <= MAX_ADDED * len(refit)
     is_ordered = find_ties(refit, data.ties) == "ordered" and data.repeats == "exclude"
     if work.config.quick or data.split.strict:
@@ -205,15 +205,14 @@ def soften(work: Work, rate: float, epochs: int) -> Work:
 
 def make_last_data(work: Work) -> InteractionsDataModule:
     """Index everything before the test to train on, and nothing to stop by."""
-    split = work.split
-    nothing = split.validation.iloc[:0]
-    return make_data(work, split.refit, (split.refit, nothing), split.test_at)
+    nothing = work.validation.iloc[:0]
+    return make_data(work, work.refit, (work.refit, nothing), work.split.test_at)
 
 
 def make_data(
     work: Work,
-    known: pd.DataFrame,
-    rows: tuple[pd.DataFrame, pd.DataFrame],
+    known: pd.DataFrame | Part,
+    rows: tuple[pd.DataFrame | Part, pd.DataFrame],
     at: int | None,
 ) -> InteractionsDataModule:
     """Fit the schema, build the catalogue and index the rows.
@@ -230,6 +229,8 @@ def make_data(
     if config.previous is not None:
         previous = Bundle.load(config.previous).schema
     schema = fit_schema(tables, known, config.data, previous)
+    if isinstance(known, Part):
+        known = pd.DataFrame({"item_id": known.facts.item_ids})
     catalogue = build_catalogue(tables.items, known, schema, config.data.unlisted)
 
     return InteractionsDataModule(

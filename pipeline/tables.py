@@ -10,11 +10,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from rich.table import Table
 
+from datamodules.blocks import BlockSplit, split_blocks
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint
-from datamodules.rejects import check_reject_rates, write_rejects
+from datamodules.out_of_core import BLOCKS, is_on_disk, read_blocks, type_events
+from datamodules.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.schema_fitting import check_times
 from datamodules.sources import TableLike
 from datamodules.splits import check_counts, split_interactions
@@ -44,9 +47,15 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     Raises:
         SchemaError: the tables cannot be learned from.
     """
-    tables, report = read(config, frames, beside)
-    rows = fingerprint(tables)
-    split = split_interactions(tables.interactions, config.data, config.seed)
+    on_disk = None
+    if frames is None and is_on_disk(config.data):
+        tables, report, on_disk = read_from_disk(config, beside)
+        rows = fingerprint(on_disk.blocks.digest, tables.users, tables.items)
+        split = on_disk.split
+    else:
+        tables, report = read(config, frames, beside)
+        rows = fingerprint(tables)
+        split = split_interactions(tables.interactions, config.data, config.seed)
     previous = None
     if config.warm_start:
         previous = find_previous(config, split)
@@ -61,12 +70,16 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         model = replace(config.model, n_blocks=0, max_epochs=QUICK_EPOCHS)
         config = replace(config, model=model)
 
-    learned = split.train if config.data.split.strict else split.refit
-    counts = count_data(replace(tables, interactions=learned), config.data)
+    is_strict = config.data.split.strict
+    learned = split.train if is_strict else split.refit
+    part = None
+    if on_disk is not None:
+        part = on_disk.train if is_strict else on_disk.refit
+    counts = count_data(replace(tables, interactions=learned), config.data, part)
     recipe, choices = choose_recipe(config.model, counts)
     config = replace(config, model=recipe.to_config())
 
-    return Work(config, recipe, tables, split, report, choices, rows, previous)
+    return Work(config, recipe, tables, split, report, choices, rows, previous, on_disk)
 
 
 def read(
@@ -85,15 +98,7 @@ def read(
     else:
         tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
 
-    try:
-        check_reject_rates(rejects, config.data.max_reject_rate)
-    except SchemaError:
-        write_rejects(rejects, config.out / REJECTS)
-        raise
-
-    with name_file(beside / REJECTS):
-        write_rejects(rejects, beside / REJECTS)
-
+    keep_rejects(config, rejects, beside)
     tables, cleaning = clean(tables, config.data)
     if not len(tables.interactions):
         n_rejected = sum(map(len, rejects.tables.values()))
@@ -111,6 +116,46 @@ def read(
     report = {"rejects": rejects, "cleaning": cleaning}
 
     return replace(tables, interactions=weighed), report
+
+
+def keep_rejects(config: Config, rejects: Rejects, beside: Path) -> None:
+    """Write the rejects; too many of them stop the run by a `SchemaError`."""
+    try:
+        check_reject_rates(rejects, config.data.max_reject_rate)
+    except SchemaError:
+        write_rejects(rejects, config.out / REJECTS)
+        raise
+
+    with name_file(beside / REJECTS):
+        write_rejects(rejects, beside / REJECTS)
+
+
+def read_from_disk(
+    config: Config, beside: Path
+) -> tuple[Tables, dict[str, Any], BlockSplit]:
+    """Do as `read` with events that stay on disk, and split them.
+
+    Returns:
+        the tables with the interactions of drawn users, the reports, and all events.
+    """
+    erased = inherit_erasure_list(config.out, config.previous)
+    folder = config.out / BLOCKS
+    typed = type_events(config.data, erased, folder)
+    tables, rejects = read_tables(config.data, erased, typed)
+    keep_rejects(config, rejects, beside)
+    tables, cleaning = clean(tables, config.data)
+    blocks, counts = read_blocks(tables, folder)
+
+    on_disk = split_blocks(blocks, config.data, config.seed)
+    users = tables.users
+    if config.data.users is None:
+        users = pd.DataFrame({"user_id": blocks.user_ids})
+    tables = Tables(on_disk.sample, users, tables.items)
+    check_joins(tables, rejects.records)
+    check_counts(tables.interactions)
+    report = {"rejects": rejects, "cleaning": replace(cleaning, **counts)}
+
+    return order_tables(tables, config.data.ties), report, on_disk
 
 
 def print_choices(choices: Sequence[Choice]) -> None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -41,6 +42,7 @@ from serve.errors import BundleError
 from serve.files import (
     PRIVATE,
     make_private,
+    name_file,
     sync_folder,
     take_lock,
     to_canonical_json,
@@ -205,9 +207,20 @@ def feature_values(
 
 def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
     """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
+    stage_parts(folder, [profiles], version)
+
+
+def stage_parts(folder: Path, parts: Iterable[Profiles], version: str) -> None:
+    """Do as `stage_profiles` with profiles that are made while they are written.
+
+    Args:
+        folder: where they go.
+        parts: the profiles of ranges of users, ascending.
+        version: of the bundle.
+    """
     with _writing(folder):
         manifest = _read_manifest(folder)
-        manifest[_NEXT] = {"version": version, **_write_parts(folder, profiles)}
+        manifest[_NEXT] = {"version": version, **_write_parts(folder, parts)}
         _write_manifest(folder, manifest)
 
 
@@ -240,7 +253,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
             profiles = _read_parts(folder, entries)
             ids = [user_id for user_id in profiles.positions if str(user_id) in wanted]
             if ids:
-                entries |= _write_parts(folder, profiles.without(ids))
+                entries |= _write_parts(folder, [profiles.without(ids)])
                 erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
@@ -283,31 +296,57 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
     sync_folder(folder)
 
 
-def _write_parts(folder: Path, profiles: Profiles) -> Entries:
+def _write_parts(folder: Path, parts: Iterable[Profiles]) -> Entries:
     """Write the two files; nobody reads them before a manifest names them."""
-    users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
-    for name, values in profiles.features.items():
-        users[_FEATURE + name] = values
-    return {
-        "users": _write_part(folder, "users", users),
-        "events": _write_part(folder, "events", profiles.history.columns()),
-    }
+    with ExitStack() as files:
+        writers = {}
+        for part in _PARTS:
+            writers[part] = _PartWriter(folder, part)
+            files.callback(writers[part].file.close)
+        for profiles in parts:
+            counts = np.diff(profiles.offsets)
+            users = {"user_id": profiles.user_ids, "n_events": counts}
+            for name, values in profiles.features.items():
+                users[_FEATURE + name] = values
+            writers["users"].append(users)
+            writers["events"].append(profiles.history.columns())
+
+        return {part: writer.finish() for part, writer in writers.items()}
 
 
-def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
-    """Write a table to a file named by its content, and return its entry in the manifest."""
-    arrays = {}
-    for column, values in columns.items():
-        write = vectors_to_arrow if values.ndim == 2 else to_arrow
-        arrays[column] = write(values)
+class _PartWriter:
+    """Write a table to a file that is named by its content."""
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(arrays), sink, compression="zstd")
-    content = sink.getvalue().to_pybytes()
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"{part}-{digest[:16]}.parquet"
-    write_file(folder / name, content, PRIVATE)
-    return {"file": name, "sha256": digest}
+    def __init__(self, folder: Path, part: str) -> None:
+        self.part = part
+        self.path = folder / f"{part}-next.parquet"  # removed unless it gets its name
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
+        self.file = os.fdopen(os.open(self.path, flags, PRIVATE), "w+b")
+        self.writer: pq.ParquetWriter | None = None
+
+    def append(self, columns: Columns) -> None:
+        arrays = {}
+        for column, values in columns.items():
+            write = vectors_to_arrow if values.ndim == 2 else to_arrow
+            arrays[column] = write(values)
+        table = pa.table(arrays)
+        if self.writer is None:
+            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
+        self.writer.write_table(table)
+
+    def finish(self) -> dict[str, Any]:
+        """Finish the file, and return its entry in the manifest."""
+        if self.writer is not None:
+            self.writer.close()
+        with name_file(self.path):
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.seek(0)
+            digest = hashlib.file_digest(self.file, "sha256").hexdigest()
+
+        name = f"{self.part}-{digest[:16]}.parquet"
+        os.replace(self.path, self.path.with_name(name))
+        return {"file": name, "sha256": digest}
 
 
 # ---- reading

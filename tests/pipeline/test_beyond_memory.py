@@ -1,0 +1,131 @@
+"""Whole runs on events on disk: the bundle of a run in memory, after any kill, in less memory."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import datamodules.out_of_core as out_of_core
+import pytest
+import yaml
+from pipeline.config import Config, EvaluationConfig, ModelConfig
+from pipeline.run import run
+from tests.data.test_out_of_core import declare, write_shop
+from tests.pipeline.small_runs import QUIET
+
+ROOT = Path(__file__).parents[2]
+MODEL = ModelConfig(dim=8, max_epochs=2, n_blocks=1, neighbours=8)
+NAMED_BY_RUN = ("manifest.json", "MODEL_CARD.md")  # they have the hashes of the checkpoints' data
+
+
+def hash_files(out):
+    paths = [*(out / "bundle").iterdir(), *(out / "profiles").iterdir()]
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in paths
+        if path.name not in NAMED_BY_RUN
+    }
+
+
+def fit(out, data):
+    baselines = EvaluationConfig(baselines=["popularity"])
+    return run(Config(data=data, model=MODEL, trainer=QUIET, out=out, seed=3, evaluation=baselines))
+
+
+@pytest.mark.slow
+def test_a_run_on_disk_gives_the_bundle_of_one_in_memory(tmp_path):
+    write_shop(tmp_path)
+    bundles = {}
+    for on_disk in (False, True):
+        done = fit(tmp_path / str(on_disk), declare(tmp_path, on_disk=on_disk))
+        bundles[on_disk] = hash_files(tmp_path / str(on_disk)), done.metrics["test"]
+    assert len(bundles[True][0]) >= 10
+    assert bundles[True] == bundles[False]
+    assert not (tmp_path / "True" / out_of_core.BLOCKS).exists()
+
+
+def write_config(folder):
+    table = {"path": str(folder / "events-*.csv")}
+    content = {
+        "data": {
+            "interactions": table,
+            "users": {"path": str(folder / "users.csv")},
+            "features": {"user": {"town": "categorical"}},
+            "on_disk": True,
+        },
+        "model": {"dim": 8, "max_epochs": 4, "n_blocks": 1, "neighbours": 0},
+        "evaluation": {"baselines": []},
+        "trainer": QUIET,
+    }
+    path = folder / "shop.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(path, out):
+    words = [sys.executable, "-m", "bascule", "train", "--config", str(path), "--out", str(out)]
+    words += ["--ckpt_path", "last"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    write_shop(tmp_path)
+    path = write_config(tmp_path)
+    assert start(path, tmp_path / "whole").wait(600) == 0
+    out = tmp_path / "killed"
+    marks = (
+        "blocks/typed",
+        "blocks/typed.json",
+        "blocks/train/item.npy",
+        "checkpoints/select/last.ckpt",
+    )
+    for mark in marks:
+        process = start(path, out)
+        until = time.monotonic() + 300
+        while not (out / mark).exists() and time.monotonic() < until:
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert (out / "blocks").exists()
+    assert start(path, out).wait(600) == 0
+    assert hash_files(out) == hash_files(tmp_path / "whole")
+    assert not (out / "blocks").exists()
+
+
+READ = """
+import json, sys
+from pathlib import Path
+import datamodules.out_of_core as out_of_core
+from datamodules.config import DataConfig, SplitConfig, TableConfig
+from pipeline import tables
+from pipeline.config import Config
+out_of_core.MEMORY_LIMIT = "200MB"
+folder, on_disk = Path(sys.argv[1]), sys.argv[2] == "True"
+table = TableConfig(str(folder / "*.parquet"))
+data = DataConfig(table, split=SplitConfig("time", at="2024-11-01"), on_disk=on_disk)
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+at_start = peak()
+work = tables.prepare(Config(data=data, out=folder / sys.argv[2]), None, folder)
+print(json.dumps({"megabytes": peak() - at_start, "events": len(work.refit)}))
+"""
+
+
+@pytest.mark.slow
+def test_preparation_on_disk_takes_less_memory(tmp_path):
+    from tests.benchmarks.beyond_memory import generate
+
+    generate(tmp_path, 1_000_000, 20_000, 10_000)
+    read = {}
+    for on_disk in ("False", "True"):
+        words = [sys.executable, "-c", READ, str(tmp_path), on_disk]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+        read[on_disk] = json.loads(done.stdout.splitlines()[-1])
+    assert read["True"]["events"] == read["False"]["events"] > 900_000
+    assert read["True"]["megabytes"] < 0.8 * read["False"]["megabytes"]
