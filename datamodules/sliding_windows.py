@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datamodules.batch import FeatureDropout, WindowBatch
+from datamodules.batch import FeatureDropout, WindowBatch, find_place, take_share
 from datamodules.requests import Examples, Plan
 from datamodules.sequences import Sequences, count_within, mark_repeats, tile_users
 from serve.arrays import Floats, Ints
@@ -145,15 +145,18 @@ class TiledPlans:
         return sum(count_batches(of_range, length, size) for of_range in counts)
 
     def __iter__(self) -> Iterator[WindowPlan]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(
-            len(self.tiles)
-        )
+        rank, _ = find_place()
+        rank_seed = (rank,)[:rank]  # the first draws as one process does
+        of_epoch = np.random.default_rng([self.seed, self.epoch])
+        order = of_epoch.permutation(len(self.tiles))
+
         for tile in order.tolist():
             rng = np.random.default_rng([self.seed, self.epoch, tile])
             drawn, batches = self.examples.draw(rng, self.tiles[tile])
             for number in rng.permutation(len(batches)).tolist():
-                plan = drawn.take(batches[number])
-                yield replace(plan, seed=(self.seed, self.epoch, tile, number))
+                plan = drawn.take(take_share(batches[number]))
+                seed = (self.seed, self.epoch, tile, number, *rank_seed)
+                yield replace(plan, seed=seed)
 
 
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:
