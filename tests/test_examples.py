@@ -104,6 +104,7 @@ def test_every_example_is_run():
         "from_shop_csvs.py",
         "from_rectools_implicit.py",
         "production.py",
+        "kafka_events.py",  # in tests/http/test_streams.py
         "lightning_logger.py",
         "second_stage.py",
         "vector_database.py",

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import pytest
-from bascule.commands import _SIGN_HELP, main
+from bascule.commands import main
+from bascule.help_texts import SIGN
 from serve.bundle import Bundle
 from serve.errors import BundleError
 from service.publish import sign
@@ -19,7 +20,7 @@ pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl makes the keys, as documented"
 )
-MAKE = "\n".join(line for line in _SIGN_HELP.splitlines() if "  openssl" in line)
+MAKE = "\n".join(line for line in SIGN.splitlines() if "  openssl" in line)
 
 
 @pytest.fixture

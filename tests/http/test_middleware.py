@@ -171,7 +171,7 @@ def test_a_batch_that_is_refused_holds_up_nobody_after_it(gate):
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
     monkeypatch.setattr(
         "service.forget.forget_known",
-        lambda *_: {"run": "", "forgotten": []} if gate.wait(20) else None,
+        lambda *_, **__: {"run": "", "forgotten": []} if gate.wait(20) else None,
     )
 
     async def main(app):
