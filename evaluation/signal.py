@@ -46,7 +46,7 @@ def advise(content: Mapping[str, Any]) -> Iterator[str]:
     nothing of features: the towers that read them are hardly trained.
 
     Args:
-        content: `metrics.json`; `models.ablation` compares lists with features and without.
+        content: `metrics.json`; `models.validation` compares lists with features and without.
     """
     if content.get("signal"):
         yield content["signal"]

@@ -38,7 +38,6 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
-from models.ablation import compare_sides
 from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
@@ -54,6 +53,7 @@ from models.validation import (
     Validation,
     WeightsByName,
     add_up,
+    compare_sides,
     is_better,
     mean_of_views,
 )
@@ -126,7 +126,7 @@ class Refinement:
     content_events: float = 0.0
     ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
-    # of the validation with and without the features of a side, see `models.ablation`
+    # of the validation with and without the features of a side, see `models.validation`
     features: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def describe(self) -> str:

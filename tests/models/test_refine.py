@@ -11,7 +11,6 @@ import pytest
 import scipy.sparse as sp
 import torch
 from datamodules.config import FeaturesConfig
-from models.ablation import withhold
 from models.refine import (
     STRENGTH,
     Limits,
@@ -22,7 +21,7 @@ from models.refine import (
     list_estimators,
     list_plans,
 )
-from models.validation import add_up, mean_of_views
+from models.validation import add_up, mean_of_views, withhold
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import (
