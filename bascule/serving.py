@@ -127,7 +127,6 @@ def consume(options: Namespace) -> None:
     from serve.bundle import SCHEMA, STATE, STATE_FILE
     from serve.schema import Schema
     from service.command_line import handling
-    from service.http.logs import set_up_logs
     from service.registry import Registry
     from service.remote.shared import open_shared
     from service.remote.streams import RedisStream
@@ -147,7 +146,6 @@ def consume(options: Namespace) -> None:
         return Schema.from_json((folder / SCHEMA).read_text(encoding="utf-8"))
 
     find_schema()  # a fault ends the command before it reads anything
-    set_up_logs("text")
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]

@@ -11,7 +11,9 @@ one user come one after the other, and none comes between a look and a write.
 
 from __future__ import annotations
 
+import select
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -168,22 +170,29 @@ class PostgresState(RemoteState):
 
     def _ask(self, query: str, values: Any = None) -> Any:
         """Return the one value of a query, in a transaction of its own."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = _Connection.connect(
-                self._address, autocommit=True, connect_timeout=1
-            )
+        connection = self._take()
         try:
             cursor = connection.execute(query, values)
             row = cursor.fetchone() if cursor.description else None
         except psycopg.Error:
             connection.close()
-            self.close()  # a server that was started again has ended the others, too
             raise
 
         self._idle.append(connection)
         return row and row[0]
+
+    def _take(self) -> _Connection:
+        """Return a connection that nobody uses, a new one where the server has ended the last."""
+        with suppress(IndexError):  # none is left
+            while True:
+                connection = self._idle.pop()
+                socket = select.poll()
+                socket.register(connection.pgconn.socket, select.POLLIN)
+                if not socket.poll(0):
+                    return connection
+                connection.close()  # it speaks unasked: it goes
+
+        return _Connection.connect(self._address, autocommit=True, connect_timeout=1)
 
     def close(self) -> None:
         while self._idle:

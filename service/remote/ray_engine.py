@@ -126,7 +126,7 @@ def _make_parts(
     os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"  # of C++, on stderr
     ray = import_extra("ray", "ray")
     data = import_extra("ray.data", "ray")
-    address = os.environ.get("RAY_ADDRESS", "local")
+    address = os.environ.get("RAY_ADDRESS") or "local"
     local = _LOCAL if address == "local" else {}
     quiet = logging.CRITICAL
     try:

@@ -171,11 +171,10 @@ class RedisState(RemoteState):
 
     def _prepare(self) -> None:
         found = self._server.config_get(*_SETTINGS)
-        for name, expected in _SETTINGS.items():
-            if found[name] != expected:
-                raise SchemaError(
-                    f"the server of the state has {name} {found[name]}; expected {expected}"
-                )
+        if found != _SETTINGS:
+            raise SchemaError(
+                f"the server of the state has {found}; expected {_SETTINGS}"
+            )
 
     def _run(self, procedure: str, *values: str | int) -> Any:
         with self._server.pipeline(transaction=False) as calls:

@@ -111,15 +111,14 @@ class RemoteState(ABC):
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
 
-        user = self._fetch(user_id)
-        if user is None:
-            return Recalled()
+        user = self._fetch(user_id) or {"name": "", "rows": []}
         if user["name"] is None:
             return Recalled(is_forgotten=True)
 
         rows = []
-        for number, record in reversed(user["rows"]):
-            item_id, event, seconds, weight, *_, key = record
+        for number, (item_id, event, seconds, weight, *_, key) in reversed(
+            user["rows"]
+        ):
             rows.append((item_id, seconds, event, weight, key, number))
         return gather(rows)
 
@@ -131,8 +130,7 @@ class RemoteState(ABC):
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
         begin = math.ceil(now - self.retention_days * DAY)
-        while (n_removed := self._call("expire", begin)) is not None:
-            yield n_removed
+        yield from iter(lambda: self._call("expire", begin), None)
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users who have events or answers."""

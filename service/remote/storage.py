@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from datamodules.storage import copy_once, opening
-from serve.bundle import CURRENT, PUBLISHED, read_folder
+from serve.bundle import CURRENT
 from service.registry import Registry, activate, publish_version
 
 
@@ -29,16 +29,22 @@ def fetch_bundle(url: str) -> Path:
 def push(registry: Registry, url: str) -> str:
     """Copy the current version of a registry into object storage, and make it current there.
 
+    Args:
+        registry: that has the version.
+        url: of the folder there, such as s3://shop/registry.
+
+    Returns:
+        The version.
+
     Raises:
-        BundleError: the version is damaged.
+        BundleError: no version is current.
         OSError: the storage cannot be reached.
     """
     version = registry.current()
     folder = registry.folder(version)
-    _, contents = read_folder(folder, PUBLISHED, registry.trusted)
     with opening(url) as (storage, path):
-        for name in contents:
-            storage.put_file(str(folder / name), f"{path}/{version}/{name}")
+        for file in folder.iterdir():
+            storage.put_file(str(file), f"{path}/{version}/{file.name}")
         storage.pipe_file(f"{path}/{CURRENT}", f"{version}\n".encode())
 
     return version

@@ -24,7 +24,8 @@ from service.http.schemas import read_events
 from service.state import State
 
 _BATCH = 500  # messages that are read, kept and acknowledged together
-_WAIT = 1.0  # seconds to wait for a message, and before a storage that failed is tried again
+_BLOCK = 1000  # milliseconds to wait for a message
+_WAIT = 1.0  # seconds before a storage that failed is tried again
 _TIMEOUT = 30.0  # seconds in which a server must answer
 _IDLE = 30_000  # milliseconds after which what a dead consumer read is taken over
 _LOG = logging.getLogger("service.http")
@@ -129,8 +130,7 @@ class RedisStream:
         _, entries, *_ = self._redis.xautoclaim(self._name, *who, _IDLE, count=_BATCH)
         if not entries:
             places = {self._name: self._start}
-            block = int(_WAIT * 1000)
-            reply = self._redis.xreadgroup(*who, places, count=_BATCH, block=block)
+            reply = self._redis.xreadgroup(*who, places, count=_BATCH, block=_BLOCK)
             entries = reply[0][1] if reply else []
         if not entries:
             self._start = ">"  # what no consumer has read
