@@ -15,11 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bascule import help_texts
 from service.command_line import FAULT, import_ours, make_parser, run_command
-from service.remote.address import parse_place
 
 _REGISTRY = Path("runs") / "registry"
+_RUNNING = (
+    "serve",
+    "consume",
+)  # their state lies beside the bundle, which so is a folder
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
@@ -50,6 +52,56 @@ TRAINING = {
         "compare the requests of a service with the training data of its bundle",
     ),
 }
+
+_RECOMMEND_HELP = """
+A file of requests is JSON Lines; what a request leaves out counts as missing:
+  {"user_id": "u7", "context": {"device": "phone"}, "history": [7, 12]}
+  {"user_id": "u8", "filters": {"at_most": {"brand": 2}}}
+
+example:
+  bascule recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
+    --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
+_EXPORT_HELP = """
+The dot product of a user vector and an item vector is the item's score, without the terms
+for owned items and for items that go with the history.
+
+example:
+  bascule export --bundle runs/grocery/bundle --side item --out new \\
+    --rows new.tsv --columns item_id=sku"""
+_SERVE_HELP = """
+Stops on SIGTERM or Ctrl-C after answering open requests; exit status 0.
+POST /v1/reload needs the token in BASCULE_RELOAD_TOKEN or in a file, or an admin key.
+With --workers, SIGHUP to the parent replaces all workers without a pause.
+Without --keys the service answers whoever can reach the address. To make a key and the line
+of its hash:
+  key=$(openssl rand -hex 32); echo "$key"
+  echo "shop ask $(printf %s "$key" | sha256sum | cut -d' ' -f1)" >> keys
+
+example:
+  bascule serve --registry runs/registry \\
+    --profiles runs/demo/profiles --state runs/demo/state"""
+_CONSUME_HELP = """
+An entry of the stream has a field `body`: JSON as POST /v1/events takes it. It is acknowledged once
+the state has its events on disk; what cannot be read is named in the log. BASCULE_STREAM in the
+environment is the URL of the server. Stops on SIGTERM or Ctrl-C; exit status 0.
+
+example:
+  BASCULE_STREAM=redis://localhost:6379 \\
+    bascule consume --stream events --bundle runs/demo/bundle"""
+_SIGN_HELP = """
+The bundle keeps its version; its Ed25519 signature is the file manifest.sig. To make a key
+and trust it (while a key is replaced, the file of trusted keys holds the old and the new one):
+  openssl genpkey -algorithm ed25519 -out signing.pem
+  openssl pkey -in signing.pem -pubout >> trusted.pem
+
+example:
+  bascule sign --bundle runs/demo/bundle --key signing.pem"""
+_DEMO_HELP = """
+Trains into runs/demo of this folder, which takes about two minutes, or one with --quick. A run
+that lies there is served as it is."""
+_FORGET_HELP = """
+DIR/forgotten.json keeps a keyed hash of each user, so that later events and trainings leave
+them out."""
 
 
 @dataclass(frozen=True)
@@ -116,23 +168,15 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--engine": {
         "choices": ("local", "ray"),
         "default": "local",
-        "help": "who does the work: this process, or a Ray cluster, which writes a folder"
-        " (default: local)",
+        "help": "who does the work: this process (default), or the Ray cluster of RAY_ADDRESS"
+        " or else a Ray of this machine, which writes a folder",
     },
-    "--address": {
-        "metavar": "HOST:PORT",
-        "help": "of a Ray cluster (default: RAY_ADDRESS, or a Ray of this machine alone)",
-    },
-    "--actors": _NUMBER
-    | {"help": "processes of Ray that hold a bundle each (default: one per CPU)"},
     "--registry": _FOLDER
     | {"help": f"folder of the versions (default: {_REGISTRY}; serve has no default)"},
-    "--state": {
-        "type": parse_place,
-        "metavar": "DIR|ADDRESS",
-        "help": "folder of live events, must be named 'state'"
-        " (default: beside the bundle, or in the registry), or the address of a server, as in"
-        " redis://HOST:PORT/DB or postgresql://USER@HOST:PORT/DB; or name that in BASCULE_STATE",
+    "--state": _FOLDER
+    | {
+        "help": "folder of live events, must be named 'state' (default: the server of"
+        " BASCULE_STATE, or else beside the bundle, or in the registry)"
     },
     "--host": {
         "default": "127.0.0.1",
@@ -193,7 +237,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "URL",
         "help": "where versions lie on object storage: s3://BUCKET/PATH",
     },
-    "--broker": {"metavar": "URL", "help": "redis://HOST:PORT, or rediss:// by TLS"},
     "--stream": {"metavar": "NAME", "help": "name of the stream"},
     "--group": {
         "default": "bascule",
@@ -224,7 +267,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
     " --retention-days --keys --trusted-keys --reload-token-file --allowed-host"
-    " --admin-port --read-only --log-format --storage"
+    " --admin-port --read-only --log-format"
 )
 COMMANDS = {
     "demo": Command(
@@ -232,7 +275,7 @@ COMMANDS = {
         "train on the bundled sample, serve it, and open its page",
         "",
         "--quick --no-browser --host --port",
-        help_texts.DEMO,
+        _DEMO_HELP,
     ),
     "recommend": Command(
         "answering.recommend",
@@ -240,8 +283,8 @@ COMMANDS = {
         "--bundle --out",
         "--requests --all-users --k --repeats --again --names"
         " --where --only --at-most --profiles"
-        " --trusted-keys --engine --address --actors --overwrite",
-        help_texts.RECOMMEND,
+        " --trusted-keys --engine --overwrite",
+        _RECOMMEND_HELP,
     ),
     "similar": Command(
         "answering.similar",
@@ -253,9 +296,8 @@ COMMANDS = {
         "answering.export",
         "write vectors to a folder of Parquet files",
         "--bundle --side --out",
-        "--rows --columns --profiles --overwrite --trusted-keys"
-        " --engine --address --actors",
-        help_texts.EXPORT,
+        "--rows --columns --profiles --overwrite --trusted-keys --engine",
+        _EXPORT_HELP,
     ),
     "verify": Command(
         "answering.verify",
@@ -267,28 +309,28 @@ COMMANDS = {
         "answering.sign_bundle",
         "sign a bundle, so that others know who made it",
         "--bundle --key",
-        details=help_texts.SIGN,
+        details=_SIGN_HELP,
     ),
     "serve": Command(
         "serving.serve",
         "serve a bundle or a registry over HTTP, with a page to try it at /",
         "",
         _SERVE_OPTIONS,
-        help_texts.SERVE,
+        _SERVE_HELP,
     ),
     "consume": Command(
         "serving.consume",
         "read events from Redis Streams into the state of a service",
         "--stream",
-        "--broker --group --bundle --registry --state --retention-days --trusted-keys",
-        help_texts.CONSUME,
+        "--group --bundle --registry --state --retention-days",
+        _CONSUME_HELP,
     ),
     "forget": Command(
         "serving.forget",
         "erase users from a run, and print a receipt",
         "--run --user",
-        "--exports --state",
-        help_texts.FORGET,
+        "--exports",
+        _FORGET_HELP,
     ),
     "publish": Command(
         "serving.publish",
@@ -374,11 +416,8 @@ def _run(words: list[str]) -> None:
     """Parse the options of a command of this package, and do its work."""
     options = _make_parser().parse_args(words)
     bundle = getattr(options, "bundle", None)
-    options.is_fetched = isinstance(bundle, str)
-    if isinstance(bundle, str):
-        from service.remote.storage import fetch_bundle
-
-        options.bundle = fetch_bundle(bundle)
+    if isinstance(bundle, str) and options.command not in _RUNNING:
+        options.bundle = import_ours("service.remote.storage").fetch_bundle(bundle)
 
     module, _, function = COMMANDS[options.command].work.partition(".")
     getattr(import_module(f"bascule.{module}"), function)(options)
@@ -404,7 +443,7 @@ def _make_parser() -> argparse.ArgumentParser:
             subparser.add_argument(option, required=True, **_OPTIONS[option])
         for option in command.optional.split():
             subparser.add_argument(option, **_OPTIONS[option])
-        if name not in ("serve", "consume"):
+        if name not in _RUNNING:
             subparser.set_defaults(registry=_REGISTRY)
 
     return parser

@@ -8,10 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,20 +19,16 @@ from serve.errors import SchemaError
 if TYPE_CHECKING:
     from socket import socket
 
-    from serve.schema import Schema
     from service.registry import Registry
 
 _RELOAD_VARIABLE = "BASCULE_RELOAD_TOKEN"  # of the environment, as the next
-_BROKER_VARIABLE = "BASCULE_STREAM"
+_STREAM_VARIABLE = "BASCULE_STREAM"
 _MIN_TOKEN = 16  # characters
 
 
 def serve(options: Namespace) -> None:
     """Serve a bundle or a registry over HTTP until a signal comes."""
     _check_folder(options)
-    if options.storage is not None and options.registry is None:
-        raise SchemaError("--storage fills a registry: give --registry as well")
-
     if options.admin_port == options.port != 0:
         raise SchemaError(
             f"--admin-port is {options.port}, as --port; expected another one"
@@ -61,19 +56,11 @@ def serve(options: Namespace) -> None:
 def _check_folder(options: Namespace) -> None:
     if (options.bundle is None) is (options.registry is None):
         raise SchemaError("give either --bundle or --registry")
-    folder = options.bundle or options.registry
+    folder = Path(options.bundle or options.registry)
     if not folder.is_dir():
         raise SchemaError(
             f"{folder} is no folder in {Path.cwd()}: give the folder of a bundle or of a registry"
         )
-
-
-def _find_home(options: Namespace) -> Path:
-    """Return the folder of profiles and state that are not named."""
-    if options.is_fetched:
-        return Path.cwd()
-    home: Path = options.registry or options.bundle.absolute().parent
-    return home
 
 
 def _read_token(options: Namespace) -> str | None:
@@ -98,18 +85,16 @@ def _serve_here(
     from service.http.app import make_app
     from service.http.server import serve as run_server
     from service.registry import Registry
-    from service.remote.storage import follow, take_up
     from service.service import Service
     from service.sources import BundleSource, RegistrySource, Source
 
     source: Source
-    home = _find_home(options)
     if options.registry is None:
+        home = options.bundle.absolute().parent
         source = BundleSource(options.bundle, options.profiles, options.trusted_keys)
     else:
+        home = options.registry
         registry = Registry(options.registry, options.trusted_keys)
-        if options.storage is not None:
-            take_up(registry, options.storage)
         source = RegistrySource(registry, options.profiles)
 
     hosts = frozenset(name.lower() for name in (options.host, *options.allowed_host))
@@ -131,48 +116,44 @@ def _serve_here(
         options.clock,
         experiment,
     )
-    if options.storage is not None:
-        looking = (registry, options.storage, service.reload)
-        threading.Thread(target=follow, args=looking, daemon=True).start()
     run_server(make_app(service, access), listeners)
 
 
 def consume(options: Namespace) -> None:
     """Read events from a stream into the state until a signal comes."""
     from socket import gethostname
+    from threading import Event
 
-    from serve.bundle import STATE, STATE_FILE
+    from serve.bundle import SCHEMA, STATE, STATE_FILE
+    from serve.schema import Schema
     from service.command_line import handling
-    from service.http.logs import set_up_logs
-    from service.remote.address import find_folder
+    from service.registry import Registry
     from service.remote.shared import open_shared
-    from service.remote.streams import RedisStream, read_schema
+    from service.remote.streams import RedisStream
     from service.remote.streams import consume as consume_stream
     from service.state import State, StateStore
 
     _check_folder(options)
-    url = options.broker or os.environ.get(_BROKER_VARIABLE)
+    url = os.environ.get(_STREAM_VARIABLE)
     if url is None:
-        raise SchemaError(f"give --broker, or the URL in {_BROKER_VARIABLE}")
-    registry = None if options.registry is None else _open_registry(options)
-    home = _find_home(options)
+        raise SchemaError(f"{_STREAM_VARIABLE} is not set; expected redis://HOST:PORT")
 
     def find_schema() -> Schema:
         folder = options.bundle
-        if registry is not None:
+        if options.registry is not None:
+            registry = Registry(options.registry)
             folder = registry.folder(registry.current())
-        return read_schema(folder, options.trusted_keys)
+        return Schema.from_json((folder / SCHEMA).read_text(encoding="utf-8"))
 
-    find_schema()
-    set_up_logs("text")
-    folder = find_folder(options.state, home / STATE)
+    find_schema()  # a fault ends the command before it reads anything
+    home = options.registry or options.bundle.absolute().parent
+    folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]
     days = options.retention_days
+    shared = open_shared(options.state, runs, days)
+    state: State = shared or StateStore(folder / STATE_FILE, runs, days)
     stream = RedisStream(url, options.stream, options.group, gethostname())
-    stopping = threading.Event()
-    state: State | None = open_shared(options.state, runs, days)
-    if state is None:
-        state = StateStore(folder / STATE_FILE, runs, days)
+    stopping = Event()
     with closing(state), handling(lambda *_: stopping.set()):
         consume_stream(stream, state, find_schema, stopping)
 
@@ -182,14 +163,8 @@ def forget(options: Namespace) -> None:
     from service.forget import forget_users
     from service.remote.shared import open_shared
 
-    shared = open_shared(options.state)
-    with ExitStack() as stack:
-        if shared is not None:
-            stack.callback(shared.close)
-        receipt = forget_users(
-            options.run_folder, options.user, options.exports, shared
-        )
-
+    shared = open_shared()
+    receipt = forget_users(options.run_folder, options.user, options.exports, shared)
     print(json.dumps(receipt, indent=1))
     unknown = [
         user

@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from serve.errors import import_extra
+from serve.files import place_folder
 
 
 @contextmanager
@@ -27,12 +28,12 @@ def opening(url: str) -> Iterator[tuple[Any, str]]:
         OSError: the storage cannot be reached, or its client is not installed.
     """
     fsspec = import_extra("fsspec", "storage")
-    faults: list[type[Exception]] = [OSError, ImportError]
+    faults: tuple[Any, ...] = (OSError, ImportError)
     if url.startswith("s3"):
-        faults.append(import_extra("botocore.exceptions", "storage").BotoCoreError)
+        faults += (import_extra("botocore.exceptions", "storage").BotoCoreError,)
     try:
         yield fsspec.url_to_fs(url, use_listings_cache=False)
-    except tuple(faults) as error:
+    except faults as error:
         raise OSError(errno.EIO, str(error), url) from error
 
 
@@ -41,24 +42,30 @@ def fetch_files(pattern: str) -> list[Path]:
     files = []
     with opening(pattern) as (storage, path):
         for name, facts in sorted(storage.glob(path, detail=True).items()):
-            if facts["type"] != "file":
-                continue
-            target = find_place(repr(facts).encode()) / Path(name).name
-            files.append(target)
-            if not target.exists():
-                with TemporaryDirectory(dir=target.parent) as folder:
-                    partial = Path(folder) / target.name
-                    storage.get_file(name, str(partial))
-                    os.replace(partial, target)
-
+            if facts["type"] == "file":
+                files.append(copy_once(storage, {name: facts}) / Path(name).name)
         if not files:
             raise OSError("no file is there")
+
     return files
 
 
-def find_place(facts: bytes) -> Path:
-    """Return the folder, made if need be, of the copy of what the storage describes so."""
+def copy_once(storage: Any, objects: Mapping[str, Any]) -> Path:
+    """Return the folder with the copies of some objects.
+
+    Args:
+        storage: the file system.
+        objects: name of each object -> what the storage says of it.
+    """
     cache = Path(os.environ.get("BASCULE_CACHE", "~/.cache/bascule")).expanduser()
-    folder = cache / hashlib.sha256(facts).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = cache / hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
+    if not folder.is_dir():
+        with TemporaryDirectory(dir=cache) as stage:
+            copies = Path(stage) / folder.name
+            copies.mkdir()
+            for name in objects:
+                storage.get_file(name, str(copies / Path(name).name))
+            place_folder(copies, folder)
+
     return folder

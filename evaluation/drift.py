@@ -34,7 +34,6 @@ from serve.kinds import FIRST_CODE, Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
-from service.remote.address import find_folder, parse_place
 from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 
@@ -75,9 +74,9 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
     )
     parser.add_argument(
         "--state",
-        type=parse_place,
-        metavar="DIR|ADDRESS",
-        help="folder of the state, or address of its server; default: in the run",
+        type=Path,
+        metavar="DIR",
+        help="folder of the state; default: in the run",
     )
 
     add_profiles(parser)
@@ -86,7 +85,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule drift") -> i
 
 def run(options: argparse.Namespace) -> None:
     """Compare, write the figures and print the table."""
-    state = find_folder(options.state, options.run / STATE)
+    state = options.state or options.run / STATE
     path = options.run / METRICS
     metrics = json.loads(path.read_bytes())
 

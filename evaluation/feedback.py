@@ -49,7 +49,6 @@ from service.experiment import Experiment
 from service.export import write_table
 from service.figures import read_drift
 from service.known_users import complete
-from service.remote.address import find_folder, parse_place
 from service.remote.fetched import fetch_state
 from service.sources import NO_PROFILES
 from service.state import StateStore
@@ -86,12 +85,6 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the run, or the registry, with the state",
     )
     parser.add_argument(
-        "--state",
-        type=parse_place,
-        metavar="DIR|ADDRESS",
-        help="the state, if it is not in --run: its folder, or the address of its server",
-    )
-    parser.add_argument(
         "--targets",
         nargs="+",
         default=[],
@@ -109,22 +102,25 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 def read_log_of(arguments: argparse.Namespace) -> Feedback:
     """Read the log of a run, with what followed each list in a window."""
-    arguments.log = fetch_state(arguments.state, arguments.run / STATE) / STATE_FILE
+    arguments.log = fetch_state(None, arguments.run / STATE) / STATE_FILE
     days = arguments.window_days
     if not 0 < days <= MAX_WINDOW_DAYS:
         raise SchemaError(
             f"--window-days is {days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}"
         )
 
+    lists, slots, events = read_frames(arguments.log)
+    if not len(lists):
+        raise SchemaError(f"{arguments.log} has no list that a user was shown yet")
     window = int(days * DAY)
-    return join(*read_frames(arguments.log), targets=arguments.targets, window=window)
+    return join(lists, slots, events, targets=arguments.targets, window=window)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, write the files and print the figures."""
     feedback = read_log_of(arguments)
     item_ids: Collection[str] = ()
-    state = find_folder(arguments.state, arguments.run / STATE)
+    state = arguments.run / STATE
     recommender = load_served(arguments.run, state, arguments.profiles)
     if recommender is not None:
         feedback = add_known(feedback, recommender, arguments.log)

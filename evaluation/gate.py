@@ -47,7 +47,6 @@ from service.registry import (
     publish_version,
     rollback,
 )
-from service.remote.address import parse_place
 from service.remote.fetched import fetch_state
 
 Verdict = dict[str, Any]  # the content of `verdict.json`
@@ -300,9 +299,9 @@ def make_watcher(program: str) -> ArgumentParser:
     )
     parser.add_argument(
         "--state",
-        type=parse_place,
-        metavar="DIR|ADDRESS",
-        help="folder of the state, or address of its server; default: in the registry",
+        type=Path,
+        metavar="DIR",
+        help="folder of the state; default: in the registry",
     )
     parser.add_argument(
         "--figure",

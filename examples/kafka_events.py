@@ -4,9 +4,9 @@
     python kafka_events.py localhost:9092 events runs/demo
 
 It does what `bascule consume` does for Redis Streams. A message is what POST /v1/events takes as
-its body. Its offset is committed once the state has its events on disk. What cannot be read goes to
-the topic events.dead with the reason. It stops on SIGTERM after the events at hand. Of an installed
-package the imports are `bascule.service.remote.streams` and `bascule.service.state`.
+its body. Its offset is committed once the state has its events on disk. What cannot be read is
+named in the log, and stays where it is. It stops on SIGTERM after the events at hand. The imports
+of an installed package begin with `bascule.`, as in `bascule.service.state`.
 """
 
 import signal
@@ -19,10 +19,10 @@ from typing import Any
 
 import confluent_kafka
 
-from service.remote.streams import DeadLetter, Message, consume, read_schema
+from serve.bundle import SCHEMA
+from serve.schema import Schema
+from service.remote.streams import Message, consume
 from service.state import StateStore
-
-TIMEOUT = 30.0  # seconds in which a server must answer
 
 
 class KafkaTopic:
@@ -31,7 +31,6 @@ class KafkaTopic:
     fault = confluent_kafka.KafkaException
 
     def __init__(self, name: str, group: str, settings: dict[str, Any]) -> None:
-        self._producer = confluent_kafka.Producer(settings)
         reading = {
             "group.id": group,
             "auto.offset.reset": "earliest",
@@ -61,19 +60,13 @@ class KafkaTopic:
 
         return messages
 
-    def settle(self, messages: Sequence[Message], dead: Sequence[DeadLetter]) -> None:
-        """Write dead letters, then commit what was read."""
-        faults: list[Any] = []
-        for message, reason in dead:
-            self._producer.produce(
-                f"{self._name}.dead",
-                message.body,
-                headers={"reason": reason.encode()},
-                on_delivery=lambda fault, _: faults.append(fault),
-            )
-        if self._producer.flush(TIMEOUT) or any(faults):
-            raise OSError(f"Kafka takes no dead letters: {faults}")
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        """Commit what was read."""
         self._consumer.commit(asynchronous=False)
+
+
+def read_schema(bundle: Path) -> Schema:
+    return Schema.from_json((bundle / SCHEMA).read_text(encoding="utf-8"))
 
 
 def main(servers: str, topic: str, run: Path) -> None:
@@ -81,7 +74,7 @@ def main(servers: str, topic: str, run: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     stream = KafkaTopic(topic, "bascule", {"bootstrap.servers": servers})
     with closing(StateStore(run / "state" / "state.db")) as state:
-        consume(stream, state, lambda: read_schema(run / "bundle", None), stopping)
+        consume(stream, state, lambda: read_schema(run / "bundle"), stopping)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ from service.event_log import read_log
 from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
 from service.registry import Registry
-from service.remote.address import find_folder, parse_place
 from service.remote.fetched import fetch_state
 
 VERDICT = "verdict.json"
@@ -46,10 +45,7 @@ _TRAINED = "trained-"  # before the name of a run: the events that it is trained
 _OPTIONS = {
     "--config": ("FILE", "configuration of the training"),
     "--run": ("DIR", "folder of the run whose weights are trained on"),
-    "--state": (
-        "DIR|ADDRESS",
-        "called 'state', with the log, or its server; default: in --registry or --run",
-    ),
+    "--state": ("DIR", "called 'state', with the log; default: in --registry or --run"),
     "--out": (
         "DIR",
         "folder of the new run; default: that of --run with the next number",
@@ -64,7 +60,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule retrain") ->
     for name, (metavar, text) in _OPTIONS.items():
         parser.add_argument(
             name,
-            type=parse_place if name == "--state" else Path,
+            type=Path,
             required=name in ("--config", "--run"),
             metavar=metavar,
             help=text,
@@ -93,7 +89,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     """
     run = options.run
     out = options.out or name_next(run)
-    state = find_folder(options.state, (options.registry or run) / STATE)
+    state = options.state or (options.registry or run) / STATE
     if not (run / BUNDLE).is_dir():
         raise SchemaError(
             f"{run} holds no '{BUNDLE}' to train on from; give the folder of a finished "

@@ -34,7 +34,6 @@ from service.impressions import ImpressionLog
 from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
-from service.remote.address import Place, find_folder
 from service.remote.shared import open_shared
 from service.sources import NO_PROFILES, Source, explain_fault
 from service.state import ServerError, StateStore
@@ -64,7 +63,7 @@ class Service:
         source: Source,
         home: Path,
         profiles: Path | None,
-        state: Place | None,
+        state: Path | None,
         retention_days: float,
         clock: Clock = "data",
         experiment: Experiment | None = None,
@@ -75,7 +74,7 @@ class Service:
             source: where versions come from.
             home: folder of profiles and state, unless they are named.
             profiles: folder called 'profiles'.
-            state: folder called 'state', or the address of a server.
+            state: folder called 'state'; without it, that of BASCULE_STATE is used if it is set.
             retention_days: age at which events and impressions are removed.
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
@@ -84,7 +83,7 @@ class Service:
             BundleError: no version can be loaded.
             ValueError: a folder or the retention is not allowed.
         """
-        self._folder = find_folder(state, home / STATE)
+        self._folder = state or home / STATE
         folders = {PROFILES: profiles or home / PROFILES, STATE: self._folder}
         for name, folder in folders.items():
             if folder.absolute().name != name:

@@ -222,8 +222,7 @@ def read_events(text: bytes) -> list[dict[str, Any]]:
         body = _EVENTS.validate_json(text)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, fault["loc"][1:]))  # after the tag
-        raise SchemaError(f"{place or 'the body'}: {fault['msg']}") from error
+        raise SchemaError(f"{fault['loc']}: {fault['msg']}") from error
 
     events: list[dict[str, Any]] = body.get("events", [body])
     return events

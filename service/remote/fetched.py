@@ -10,31 +10,29 @@ from tempfile import mkdtemp
 
 from serve.bundle import STATE, STATE_FILE
 from service.forget import take_over
-from service.remote.address import Place, find_folder
 from service.remote.shared import open_shared
 from service.state import StateStore
 
 
-def fetch_state(given: Place | None, default: Path) -> Path:
+def fetch_state(folder: Path | None, default: Path) -> Path:
     """Find a folder with the log of a service, for those who read all of it.
 
     Args:
-        given: the option --state.
-        default: the folder without it.
+        folder: the option --state.
+        default: the folder without it, if there is no server.
 
     Returns:
         The folder. The log of a server is copied into one that lasts as long as the process; its
         erasure list lies beside it, as in a run.
     """
-    state = open_shared(given)
+    state = open_shared(folder)
     if state is None:
-        return find_folder(given, default)
+        return folder or default
 
     home = Path(mkdtemp(prefix="bascule-"))
     register(shutil.rmtree, home, ignore_errors=True)
-    with closing(state):
+    with closing(state), closing(StateStore(home / STATE / STATE_FILE)) as store:
         take_over(home, state.list_forgotten())
-        with closing(StateStore(home / STATE / STATE_FILE)) as store:
-            state.copy(store)
+        state.copy(store)
 
     return home / STATE

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import select
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from serve.errors import SchemaError
 from service.remote.remote_state import PATIENCE, RemoteState
 
-_LONG = 60.0  # seconds in which users are erased
 _SETTINGS = ("fsync", "synchronous_commit")
 # The lock is for services that start at once.
 _TABLES = """
@@ -139,67 +138,59 @@ END $$;
 class _Connection(psycopg.Connection[Any]):
     """A connection that a silent server does not hold up."""
 
-    patience = PATIENCE
-
     def wait(
         self, gen: Any, interval: float = 0.1, timeout: float | None = None
     ) -> Any:
         """Wait for the server."""
-        return super().wait(gen, interval, timeout or self.patience)
+        return super().wait(gen, interval, timeout or PATIENCE)
 
 
 class PostgresState(RemoteState):
     """The live state in PostgreSQL; see `RemoteState`."""
 
-    errors = (SchemaError, psycopg.Error)
+    errors = (ValueError, psycopg.Error)
 
     def _connect(self, address: str) -> None:
         self._idle: deque[_Connection] = deque()
         self._address = address
-        try:
-            psycopg.conninfo.conninfo_to_dict(address)
-        except psycopg.ProgrammingError as error:
-            raise ValueError from error
+        psycopg.conninfo.conninfo_to_dict(address)
 
     def _prepare(self) -> None:
         for name in _SETTINGS:
             if self._ask(f"SHOW {name}") == "off":
                 raise SchemaError(
-                    f"{self._shown} has {name} off; expected on, or what it has acknowledged may "
-                    f"be lost: ALTER SYSTEM SET {name} = on, and SELECT pg_reload_conf()"
+                    f"the server of the state has {name} off; expected on"
                 )
 
         self._ask(_TABLES)
 
     def _run(self, procedure: str, *values: str | int) -> Any:
         places = ", ".join(["%s"] * len(values))
-        patience = _LONG if procedure == "forget" else PATIENCE
-        return self._ask(f"SELECT bascule_{procedure}({places})", values, patience)
+        return self._ask(f"SELECT bascule_{procedure}({places})", values)
 
-    def _ask(self, query: str, values: Any = None, patience: float = PATIENCE) -> Any:
+    def _ask(self, query: str, values: Any = None) -> Any:
         """Return the one value of a query, in a transaction of its own."""
         connection = self._take()
-        connection.patience = patience
         try:
             cursor = connection.execute(query, values)
             row = cursor.fetchone() if cursor.description else None
-        finally:
-            if connection.info.transaction_status is TransactionStatus.IDLE:
-                self._idle.append(connection)
-            else:
-                connection.close()
+        except psycopg.Error:
+            connection.close()
+            raise
 
+        self._idle.append(connection)
         return row and row[0]
 
     def _take(self) -> _Connection:
         """Return a connection that nobody uses, a new one where the server has ended the last."""
-        while self._idle:
-            connection = self._idle.pop()
-            socket = select.poll()
-            socket.register(connection.pgconn.socket, select.POLLIN)
-            if not socket.poll(0):
-                return connection
-            connection.close()  # it speaks unasked: it goes
+        with suppress(IndexError):  # none is left
+            while True:
+                connection = self._idle.pop()
+                socket = select.poll()
+                socket.register(connection.pgconn.socket, select.POLLIN)
+                if not socket.poll(0):
+                    return connection
+                connection.close()  # it speaks unasked: it goes
 
         return _Connection.connect(self._address, autocommit=True, connect_timeout=1)
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from datamodules.read import SAME_NAMES, naming
 from serve.arrays import to_arrow
-from serve.errors import BundleError, SchemaError, say
+from serve.errors import BundleError, SchemaError, import_extra, say
 from serve.files import write_file
 from serve.recommender import Recommender
 from service.export import exporting, fingerprint, finish, identify, name_part
@@ -30,7 +30,7 @@ from service.export import exporting, fingerprint, finish, identify, name_part
 Command = Callable[[Namespace, Recommender], None]
 ROWS = 16_384  # of a part, in whole tiles of the recommender
 _ROWS_OF = {"recommend": "requests", "export": "rows"}  # command -> its option
-_BESIDE = ("address", "bundle", "engine", "out", "overwrite", "registry")
+_BESIDE = ("bundle", "engine", "out", "overwrite", "registry")
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of C++, on stderr
@@ -65,10 +65,7 @@ class PartMaker:
                 options.bundle, options.profiles, options.trusted_keys
             )
         if self.recommender.version != self.version:
-            raise BundleError(
-                f"{options.bundle} is version {self.recommender.version} on a worker, "
-                f"{self.version} here: let the path lead all nodes to the same folder"
-            )
+            raise BundleError(f"{options.bundle} is another version on a worker")
 
         with TemporaryDirectory() as name:
             rows = Path(name) / "rows.parquet"
@@ -131,34 +128,27 @@ def _make_parts(
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the numbers and parts that are missing, on a cluster or a Ray of this machine."""
     os.environ.update(_SETTINGS)
-    try:
-        import ray.data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; --engine ray needs Ray: pip install 'ray[data]>=2.55'"
-        ) from error
-
-    options = maker["options"]
-    address = options.address or os.environ.get("RAY_ADDRESS", "local")
-    local: Any = _LOCAL if address == "local" else {}
+    ray = import_extra("ray", "ray")
+    data = import_extra("ray.data", "ray")
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local = _LOCAL if address == "local" else {}
     quiet = logging.CRITICAL
     try:
         ray.init(address, log_to_driver=False, logging_level=quiet, **local)
         logging.getLogger("ray.data").setLevel(quiet)
-        context = ray.data.DataContext.get_current()
+        context = data.DataContext.get_current()
         context.enable_progress_bars = False
         context.execution_options.preserve_order = True
         missing: dict[int, Any] = {}  # number -> block in the object store
         for number, block in enumerate(blocks):
-            if not (options.out / name_part(number)).exists():
+            if not (maker["options"].out / name_part(number)).exists():
                 missing[number] = ray.put(pa.Table.from_batches([block]))
-        n_cpus = int(ray.cluster_resources()["CPU"])  # type: ignore[no-untyped-call]
-        n_actors = max(1, min(n_cpus, len(missing)))
-        made = ray.data.from_arrow_refs(list(missing.values())).map_batches(
+        n_actors = int(ray.cluster_resources()["CPU"])
+        made = data.from_arrow_refs(list(missing.values())).map_batches(
             PartMaker,
             batch_size=None,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=n_actors),
+            compute=data.ActorPoolStrategy(size=n_actors),
             fn_constructor_kwargs=maker,
             num_cpus=1,
         )

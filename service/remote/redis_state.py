@@ -157,7 +157,7 @@ _LOG = logging.getLogger("service.http")
 class RedisState(RemoteState):
     """The live state in Redis or Valkey; see `RemoteState`."""
 
-    errors = (SchemaError, RedisError)
+    errors = (ValueError, RedisError)
 
     def _connect(self, address: str) -> None:
         self._server: Any = Redis.from_url(
@@ -170,38 +170,35 @@ class RedisState(RemoteState):
         )
 
     def _prepare(self) -> None:
-        try:
-            found = self._server.config_get(*_SETTINGS)
-        except ResponseError:
-            found = {}
-            _LOG.warning(
-                "%s does not show its settings; expected %s", self._shown, _SETTINGS
+        found = self._server.config_get(*_SETTINGS)
+        if found != _SETTINGS:
+            raise SchemaError(
+                f"the server of the state has {found}; expected {_SETTINGS}"
             )
-
-        for name, expected in _SETTINGS.items():
-            value = found.get(name, expected)
-            if value != expected:
-                raise SchemaError(
-                    f"{self._shown} has {name} {value}; expected {expected}, or what it has "
-                    f"acknowledged may be lost: redis-cli CONFIG SET {name} {expected}"
-                )
 
     def _run(self, procedure: str, *values: str | int) -> Any:
         with self._server.pipeline(transaction=False) as calls:
             calls.eval(_PROCEDURES[procedure], 1, _PREFIX, *values)
             calls.execute_command("WAITAOF", 1, 0, _DISK_MS)
-            if procedure == "forget":
-                calls.bgrewriteaof()  # the log still holds what was erased
-            result, n_copies, *others = calls.execute(raise_on_error=False)
+            # an error that is raised there would repeat the values
+            answers = calls.execute(raise_on_error=False)
 
-        for answer in (result, n_copies):
+        for answer in answers:
             if isinstance(answer, RedisError):
                 raise answer
-        if not n_copies[0]:
+        result, (n_copies, _) = answers
+        if not n_copies:
             raise LateError("a write was not on disk in time")
-        if any(isinstance(other, RedisError) for other in others):
-            _LOG.warning("%s: its log holds what was erased: BGREWRITEAOF", self._shown)
+        if procedure == "forget":
+            self._rewrite_log()
         return None if result is None else json.loads(result)
+
+    def _rewrite_log(self) -> None:
+        """Let the server drop what was erased from its log."""
+        try:
+            self._server.bgrewriteaof()
+        except ResponseError:  # another rewriting began before the erasure
+            _LOG.warning("the log of the state holds what was erased: BGREWRITEAOF")
 
     def close(self) -> None:
         self._server.close()

@@ -22,7 +22,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
@@ -68,10 +67,8 @@ class RemoteState(ABC):
         self._ask_again = 0.0
         self._salt = b""
         try:
-            parts = urlsplit(address)
-            self._shown = f"{parts.scheme}://{parts.hostname or ''}"
             self._connect(address)
-        except ValueError:  # its message may hold a password
+        except self.errors:  # whose message may hold a password
             raise SchemaError(
                 "the address of the state cannot be read; expected "
                 "redis://HOST:PORT/DB or postgresql://USER@HOST:PORT/DB"
@@ -87,7 +84,7 @@ class RemoteState(ABC):
 
     @abstractmethod
     def _connect(self, address: str) -> None:
-        """Take the address, without asking the server; raise ValueError if it cannot be read."""
+        """Take the address, without asking the server; raise an error if it cannot be read."""
 
     @abstractmethod
     def _prepare(self) -> None:
@@ -114,15 +111,14 @@ class RemoteState(ABC):
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
 
-        user = self._fetch(user_id)
-        if user is None:
-            return Recalled()
+        user = self._fetch(user_id) or {"name": "", "rows": []}
         if user["name"] is None:
             return Recalled(is_forgotten=True)
 
         rows = []
-        for number, record in reversed(user["rows"]):
-            item_id, event, seconds, weight, *_, key = record
+        for number, (item_id, event, seconds, weight, *_, key) in reversed(
+            user["rows"]
+        ):
             rows.append((item_id, seconds, event, weight, key, number))
         return gather(rows)
 
@@ -134,8 +130,7 @@ class RemoteState(ABC):
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
         begin = math.ceil(now - self.retention_days * DAY)
-        while (n_removed := self._call("expire", begin)) is not None:
-            yield n_removed
+        yield from iter(lambda: self._call("expire", begin), None)
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users who have events or answers."""
@@ -206,9 +201,8 @@ class RemoteState(ABC):
         for kept in records:
             user_id = kept.user_id
             if user_id is None or not any(who.holds(user_id) for who in erased):
-                name = _write(user_id)
-                facts = (kept.datetime, *_describe(kept))
-                rows.append([self._key(user_id), name, *facts])
+                row = [self._key(user_id), _write(user_id), kept.datetime]
+                rows.append([*row, *_describe(kept)])
 
         return int(self._call("add", kind, _write(rows)))
 
@@ -223,14 +217,14 @@ class RemoteState(ABC):
         try:
             if not self._salt:
                 self._prepare()
-                made = secrets.token_hex(32)
-                self._salt = bytes.fromhex(self._run("start", made))
+                salt = self._run("start", secrets.token_hex(32))
+                self._salt = bytes.fromhex(salt)
             result = self._run(procedure, *values)
         except self.errors as error:
             self._salt = b""  # what answers next may be another server
             self._ask_again = time.monotonic() + _PAUSE
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            self.fault = ServerError(errno.EIO, reason, self._shown)
+            self.fault = ServerError(errno.EIO, reason, "the server of the state")
             raise self.fault from error
 
         self.fault = None
@@ -253,7 +247,6 @@ def _describe(kept: Observation | Impressions) -> tuple[str, str, str, int, str]
     facts["weight"] = None
     if weight is not None and weight == weight:  # NaN is missing
         facts["weight"] = float(weight)
-
     record = [*facts.values()]  # item_id, event, datetime and weight tell events apart
     undone = _NONE
     if kept.event in UNDONE_BY:

@@ -1,18 +1,19 @@
-"""Open the state on a server."""
+"""The state on a server, at the address in BASCULE_STATE: a password would show in an option.
+
+A folder of state that is named comes first. Nothing of an engine is loaded before it is needed.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from serve.errors import SchemaError
-from service.remote.address import ENGINES, Place, find_address
+from serve.errors import import_extra
+from service.remote.remote_state import RemoteState
 from service.state import RETENTION_DAYS
 
-if TYPE_CHECKING:
-    from service.remote.remote_state import RemoteState
+VARIABLE = "BASCULE_STATE"
 
 
 def open_remote(
@@ -26,25 +27,22 @@ def open_remote(
         retention_days: age at which events and answers are removed.
 
     Raises:
-        SchemaError: a library is missing, or the server could lose what it has acknowledged.
+        ModuleNotFoundError: a library is missing.
+        SchemaError: the address cannot be read, or the server could lose what it has acknowledged.
     """
-    scheme = address.partition("://")[0]
-    try:
-        module = import_module(f"{__package__}.{ENGINES[scheme]}")
-    except ModuleNotFoundError as error:
-        raise SchemaError(
-            f"{error.name} is missing: pip install 'bascule[state]'"
-        ) from error
-
+    engine = "postgres" if address.startswith("postgres") else "redis"
+    module = import_extra(f"{__package__}.{engine}_state", "state")
     opened: RemoteState = module.Engine(address, runs, retention_days)
     return opened
 
 
 def open_shared(
-    given: Place | None,
+    folder: Path | None = None,
     runs: Sequence[Path] = (),
     retention_days: float = RETENTION_DAYS,
 ) -> RemoteState | None:
-    """Open the state at the address that is given, or else in the environment; None without one."""
-    address = find_address(given)
-    return None if address is None else open_remote(address, runs, retention_days)
+    """Open the state on the server of the environment; None without one or for a folder."""
+    address = os.environ.get(VARIABLE)
+    if folder is not None or not address:
+        return None
+    return open_remote(address, runs, retention_days)

@@ -3,7 +3,7 @@
 A message is what `POST /v1/events` takes as its body. It is acknowledged only after the state has
 its events durably: after a crash in between it comes again, and the state counts an event once. An
 event without a datetime happened when its message was sent, which is the same each time. A message
-that cannot be read goes to a stream of dead letters, with the reason, and blocks nothing.
+that cannot be read blocks nothing: the log names its place in the stream, where it stays, and why.
 
 Nothing more is read while the storage fails: what waits stays in the stream.
 """
@@ -13,25 +13,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple, Protocol
 
-from serve.bundle import PUBLISHED, SCHEMA, read_folder
 from serve.errors import SchemaError, import_extra, say
 from serve.schema import Schema
 from service.event_log import Observation, parse_observations
+from service.http.errors import hide_values
 from service.http.schemas import read_events
-from service.publish import read_version
 from service.state import State
 
 _BATCH = 500  # messages that are read, kept and acknowledged together
-_WAIT = 1.0  # seconds to wait for a message, and before a storage that failed is tried again
+_BLOCK = 1000  # milliseconds to wait for a message
+_WAIT = 1.0  # seconds before a storage that failed is tried again
 _TIMEOUT = 30.0  # seconds in which a server must answer
-_IDLE = (
-    30_000  # milliseconds after which what another consumer read and left is taken over
-)
+_IDLE = 30_000  # milliseconds after which what a dead consumer read is taken over
 _LOG = logging.getLogger("service.http")
 
 
@@ -41,9 +37,6 @@ class Message(NamedTuple):
     place: Any  # by which the stream knows it
     body: bytes
     time: int  # UTC seconds when it was sent
-
-
-DeadLetter = tuple[Message, str]  # a message that cannot be read, and the reason
 
 
 class Stream(Protocol):
@@ -57,14 +50,14 @@ class Stream(Protocol):
     def read(self) -> list[Message]:
         """Return the next messages, none after a while without any."""
 
-    def settle(self, messages: Sequence[Message], dead: Sequence[DeadLetter]) -> None:
-        """Write dead letters, then acknowledge all messages."""
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        """Let nobody of the group read these messages again."""
 
 
 def consume(
     stream: Stream,
     state: State,
-    read_schema: Callable[[], Schema],
+    find_schema: Callable[[], Schema],
     stopping: Event,
 ) -> None:
     """Read events from a stream into the state until it is to stop.
@@ -72,7 +65,7 @@ def consume(
     Args:
         stream: where messages come from.
         state: where their events go.
-        read_schema: returns the schema of the bundle that is current.
+        find_schema: returns the schema of the bundle that is current.
         stopping: set to stop after the messages at hand.
     """
     has_joined = False
@@ -82,40 +75,26 @@ def consume(
                 stream.join()
             has_joined = True
             if messages := stream.read():
-                observations, dead = _parse(messages, read_schema())
+                schema = find_schema()
+                observations = []
+                for message in messages:
+                    observations += _parse(message, schema)
                 state.observe_many(observations)
-                stream.settle(messages, dead)
+                stream.acknowledge(messages)
         except (OSError, stream.fault) as error:
             _LOG.error("events wait in the stream: %s", say(error))
             has_joined = False
             stopping.wait(_WAIT)
 
 
-def _parse(
-    messages: Sequence[Message], schema: Schema
-) -> tuple[list[Observation], list[DeadLetter]]:
-    observations = []
-    dead = []
-    for message in messages:
-        try:
-            raw = read_events(message.body)
-            observations += parse_observations(raw, schema, message.time)
-        except SchemaError as error:
-            _LOG.warning("a message goes to the dead letters")
-            dead.append((message, str(error)))
-
-    return observations, dead
-
-
-def read_schema(folder: Path, trusted: Path | None) -> Schema:
-    """Read the schema of a bundle, which is verified when it is another one than before."""
-    return _read_schema(folder, read_version(folder), trusted)
-
-
-@lru_cache(maxsize=1)
-def _read_schema(folder: Path, version: str | None, trusted: Path | None) -> Schema:
-    _, contents = read_folder(folder, PUBLISHED, trusted)
-    return Schema.from_json(contents[SCHEMA].tobytes().decode())
+def _parse(message: Message, schema: Schema) -> list[Observation]:
+    """Return the events of a message, none if it cannot be read."""
+    try:
+        return parse_observations(read_events(message.body), schema, message.time)
+    except SchemaError as error:
+        reason = hide_values(str(error), frozenset())
+        _LOG.error("message %s is passed over: %s", message.place, reason)
+        return []
 
 
 class RedisStream:
@@ -126,13 +105,12 @@ class RedisStream:
 
         Args:
             url: of the server.
-            name: of the stream; its dead letters go to `NAME:dead`.
+            name: of the stream.
             group: whose consumers share the messages.
             consumer: name of this one in the group.
         """
-        redis = import_extra("redis", "redis")
+        redis = import_extra("redis", "state")
         self.fault: type[Exception] = redis.RedisError
-        self._refused: type[Exception] = redis.ResponseError
         # the replies of the second version of the protocol are lists
         self._redis = redis.Redis.from_url(url, protocol=2, socket_timeout=_TIMEOUT)
         self._name = name
@@ -142,7 +120,7 @@ class RedisStream:
 
     def join(self) -> None:
         """Make the group if need be, and begin with what this consumer did not acknowledge."""
-        with suppress(self._refused):  # the group is there
+        with suppress(self.fault):  # the group is there, or the next read fails as well
             self._redis.xgroup_create(self._name, self._group, id="0", mkstream=True)
         self._start = "0"
 
@@ -152,8 +130,7 @@ class RedisStream:
         _, entries, *_ = self._redis.xautoclaim(self._name, *who, _IDLE, count=_BATCH)
         if not entries:
             places = {self._name: self._start}
-            block = int(_WAIT * 1000)
-            reply = self._redis.xreadgroup(*who, places, count=_BATCH, block=block)
+            reply = self._redis.xreadgroup(*who, places, count=_BATCH, block=_BLOCK)
             entries = reply[0][1] if reply else []
         if not entries:
             self._start = ">"  # what no consumer has read
@@ -164,12 +141,7 @@ class RedisStream:
             messages.append(Message(place, body, int(place.split(b"-")[0]) // 1000))
         return messages
 
-    def settle(self, messages: Sequence[Message], dead: Sequence[DeadLetter]) -> None:
-        """Write dead letters and acknowledge all messages, in one transaction."""
-        with self._redis.pipeline() as transaction:
-            for message, reason in dead:
-                letter = {"id": message.place, "body": message.body, "reason": reason}
-                transaction.xadd(f"{self._name}:dead", letter)
-            places = [message.place for message in messages]
-            transaction.xack(self._name, self._group, *places)
-            transaction.execute()
+    def acknowledge(self, messages: Sequence[Message]) -> None:
+        """Let nobody of the group read these messages again; they stay in the stream."""
+        places = [message.place for message in messages]
+        self._redis.xack(self._name, self._group, *places)

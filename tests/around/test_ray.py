@@ -19,6 +19,7 @@ SECURED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
 PATIENT = {"RAY_agent_register_timeout_ms": "60000"}  # of a busy machine
 ENVIRONMENT = os.environ | SECURED | QUIET | PATIENT | {"PYTHONPATH": str(ROOT)}
+ON_RAY = ["--engine", "ray"]
 RUN = """
 import sys
 from service.remote import ray_engine
@@ -28,11 +29,11 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def begin(*words):
+def begin(*words, address=""):
     """Start a command that makes many small parts."""
     return subprocess.Popen(
         [sys.executable, "-c", RUN, *map(str, words)],
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"RAY_ADDRESS": address},
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -40,9 +41,9 @@ def begin(*words):
     )
 
 
-def run(*words):
+def run(*words, address=""):
     """Return the exit status and the lines of errors of a command."""
-    process = begin(*words)
+    process = begin(*words, address=address)
     _, errors = process.communicate(timeout=300)
     return process.returncode, errors.splitlines()
 
@@ -101,10 +102,6 @@ def cluster():
     wait_until(lambda: not list_left())
 
 
-def on_ray(cluster):
-    return ["--engine", "ray", "--address", cluster.address]
-
-
 def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(
     cluster, bundle_paths, tmp_path
 ):
@@ -114,7 +111,7 @@ def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(
     expected = pq.read_table(tmp_path / "one.parquet")
     out = tmp_path / "lists"
 
-    status, errors = run(*asked, *on_ray(cluster), "--out", out)
+    status, errors = run(*asked, *ON_RAY, "--out", out, address=cluster.address)
     assert status == 0, errors
     assert len(errors) <= 2
     assert pq.read_table(out).equals(expected)
@@ -125,9 +122,9 @@ def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(
     kept = {path: path.stat().st_ino for path in parts[::2]}
     for path in (*parts[1::2], out / "_SUCCESS"):
         path.unlink()
-    status, errors = run(*asked, "--names", *on_ray(cluster), "--out", out)
+    status, errors = run(*asked, "--names", *ON_RAY, "--out", out, address=cluster.address)
     assert (status, len(errors)) == (2, 1)
-    assert run(*asked, *on_ray(cluster), "--out", out)[0] == 0
+    assert run(*asked, *ON_RAY, "--out", out, address=cluster.address)[0] == 0
     assert pq.read_table(out).equals(expected)
     assert {path: path.stat().st_ino for path in kept} == kept
 
@@ -138,7 +135,7 @@ def test_a_bad_row_is_one_line_that_names_it(cluster, bundle_paths, tmp_path):
     times[300] = "never"
     pq.write_table(pa.table({"user_id": ["u1"] * 600, "datetime": times}), requests)
     words = ["export", "--side", "user", "--bundle", bundle_paths["shop"], "--rows", requests]
-    status, errors = run(*words, *on_ray(cluster), "--out", tmp_path / "out")
+    status, errors = run(*words, *ON_RAY, "--out", tmp_path / "out", address=cluster.address)
     assert status == 2, errors
     assert "rows after 256" in errors[-1]
     assert "row 45" in errors[-1]
@@ -150,7 +147,7 @@ def test_nothing_is_lost_or_twice_when_a_node_is_killed(cluster, bundle_paths, t
     requests = write_requests(tmp_path / "requests.parquet", 6000)
     asked = ["recommend", "--bundle", bundle_paths["shop"], "--requests", requests, "--k", 4]
     out = tmp_path / "lists"
-    process = begin(*asked, *on_ray(cluster), "--out", out)
+    process = begin(*asked, *ON_RAY, "--out", out, address=cluster.address)
     wait_until(lambda: (out / "part-00001.parquet").exists() or process.poll() is not None)
     assert not (out / "_SUCCESS").exists()
     (node,) = cluster.worker_nodes

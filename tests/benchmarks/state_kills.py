@@ -155,7 +155,8 @@ def measure(server: Server, folder: Path, n_kills: int, seed: int) -> dict[str, 
 
     with closing(open_remote(server.address)) as state:
         assert state.fault is None
-    events = read_log(fetch_state(server.address, folder) / "state.db").events.to_pylist()
+    os.environ["BASCULE_STATE"] = server.address
+    events = read_log(fetch_state(None, folder) / "state.db").events.to_pylist()
     kept = Counter((row["user_id"], row["item_id"], row["datetime"]) for row in events)
     acknowledged = {event for client in clients for event in client.acknowledged}
     sent = {event for client in clients for event in client.sent}

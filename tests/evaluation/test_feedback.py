@@ -453,3 +453,12 @@ def test_a_state_of_another_kind_is_refused_with_one_line(tmp_path, kind, capsys
     assert main(["--run", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert not (tmp_path / FEEDBACK).exists()
+
+
+def test_a_log_of_events_without_a_list_is_one_line(tmp_path, capsys):
+    with closing(StateStore(tmp_path / STATE / STATE_FILE)) as store:
+        for second in range(3):
+            store.observe("u1", "i1", "view", START + second)
+    assert main(["--run", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert STATE_FILE in line

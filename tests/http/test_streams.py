@@ -7,9 +7,8 @@ from threading import Event
 from types import SimpleNamespace
 
 import pytest
-from serve.bundle import Bundle
 from service.http.schemas import read_events
-from service.remote.streams import Message, consume, read_schema
+from service.remote.streams import Message, consume
 from tests.linear_bundle import SHOP, UNTIL, item_ids
 from tests.served import ROOT
 
@@ -33,7 +32,7 @@ class FakeStream:
 
     def __init__(self, *batches, breaks=()):
         self.batches, self.breaks = list(batches), list(breaks)
-        self.settled, self.dead, self.stopping = [], [], Event()
+        self.settled, self.stopping = [], Event()
         self.kept_before = []
 
     def join(self):
@@ -45,11 +44,10 @@ class FakeStream:
             return []
         return [Message(place, body, UNTIL) for place, body in self.unread.pop(0)]
 
-    def settle(self, messages, dead):
+    def acknowledge(self, messages):
         if self.breaks and self.breaks.pop(0):
             raise ZeroDivisionError("the connection broke")
         self.settled += [message.place for message in messages]
-        self.dead += [(message.place, reason) for message, reason in dead]
         del self.batches[0]
 
 
@@ -105,13 +103,13 @@ def test_an_event_without_a_time_that_comes_again_counts_once(run, store, monkey
     ],
     ids=str,
 )
-def test_what_is_no_event_goes_to_the_dead_letters_and_blocks_nothing(run, body):
+def test_what_is_no_event_is_named_in_the_log_and_blocks_nothing(run, caplog, body):
     stream = FakeStream([(1, event(1)), (2, body), (3, event(3))])
     assert run(stream) == [IDS[1], IDS[3]]
     assert stream.settled == [1, 2, 3]
-    ((place, reason),) = stream.dead
-    assert place == 2
-    assert len(reason) > 10
+    (line,) = caplog.messages
+    assert "message 2 is" in line
+    assert "yesterday" not in line
 
 
 def test_nothing_is_acknowledged_or_read_on_while_the_state_fails(run, store):
@@ -138,18 +136,7 @@ def test_the_events_of_a_forgotten_user_are_acknowledged_and_not_kept(run, store
     forget_users(store.path.parent.parent, ["u1"])
     stream = FakeStream([(1, event(2))])
     assert run(stream) == []
-    assert (stream.settled, stream.dead) == ([1], [])
-
-
-def test_the_schema_is_read_again_when_another_bundle_is_there(published, tmp_path):
-    link = tmp_path / "bundle"
-    link.symlink_to(published[1])
-    schema = read_schema(link, None)
-    assert schema == Bundle.load(published[1]).schema
-    assert read_schema(link, None) is schema
-    link.unlink()
-    link.symlink_to(published[2])
-    assert read_schema(link, None) is not schema
+    assert stream.settled == [1]
 
 
 def test_the_reader_gives_what_the_caller_wrote():
@@ -161,17 +148,14 @@ def test_the_reader_gives_what_the_caller_wrote():
 
 
 class FakeKafka:
-    """A topic of one partition with a group, and a topic of dead letters."""
+    """A topic of one partition with a group."""
 
     class KafkaException(Exception):
         pass
 
     def __init__(self, *bodies):
-        self.bodies, self.committed, self.dead, self.faults = list(bodies), 0, [], []
+        self.bodies, self.committed, self.faults = list(bodies), 0, []
         self.stopping = Event()
-
-    def Producer(self, settings):
-        return SimpleNamespace(produce=self.produce, flush=lambda seconds: 0)
 
     def Consumer(self, settings):
         assert settings["enable.auto.commit"] is False
@@ -182,10 +166,6 @@ class FakeKafka:
             commit=self.commit,
             close=lambda: None,
         )
-
-    def produce(self, topic, body, headers, on_delivery):
-        self.dead.append((topic, body))
-        on_delivery(None, body)
 
     def consume(self, number, seconds):
         if self.faults and self.faults.pop(0):
@@ -224,4 +204,3 @@ def test_the_example_of_kafka_commits_what_the_state_has(run, store, monkeypatch
     consume(stream, store, lambda: SHOP, kafka.stopping)
     assert store.recall("u1").history.item_id.tolist() == IDS[1:5]
     assert kafka.committed == 5
-    assert set(kafka.dead) == {("events.dead", b"{")}

@@ -59,7 +59,7 @@ class Senders:
     """Two threads that send different events one after the other, each again until it is acknowledged."""
 
     def __init__(self, redis_port, http_port):
-        self.acknowledged, self.n_dead = [], 0
+        self.acknowledged, self.n_poison = [], 0
         self._redis_port, self._http_port = redis_port, http_port
         self._begin = int(time.time()) - 200_000
         self._is_over = Event()
@@ -87,7 +87,7 @@ class Senders:
         with suppress(redis.RedisError), redis.Redis(port=self._redis_port) as client:
             if len(self.acknowledged) % 50 == 0:
                 client.xadd(STREAM, {"body": POISON})
-                self.n_dead += 1
+                self.n_poison += 1
             return client.xadd(STREAM, {"body": body})
         return None
 
@@ -111,7 +111,7 @@ def kill_and_count(bundle, folder, n_kills, seconds_between):
     """Kill consumer, service and Redis in turn while events are sent; return what became of the events.
 
     Returns:
-        Numbers: `acknowledged`, `lost` of these, `twice` in the state, `dead` letters and `poison` that was sent.
+        Numbers: `acknowledged`, `lost` of these, `twice` in the state, and `poison` that was sent.
     """
     redis_port, http_port = find_port(), find_port()
     python = [sys.executable, "-m", "bascule"]
@@ -125,8 +125,8 @@ def kill_and_count(bundle, folder, n_kills, seconds_between):
             return process
 
         server = start("redis-server", *durable, "--dir", folder, "--port", redis_port)
-        address = f"redis://localhost:{redis_port}"
-        consumer = start(*python, "consume", *place, "--broker", address, "--stream", STREAM)
+        address = f"BASCULE_STREAM=redis://localhost:{redis_port}"
+        consumer = start("env", address, *python, "consume", *place, "--stream", STREAM)
         service = start(*python, "serve", *place, "--port", http_port)
         senders = Senders(redis_port, http_port)
         stack.callback(senders.stop)
@@ -148,7 +148,6 @@ def kill_and_count(bundle, folder, n_kills, seconds_between):
 
         wait_for(is_read)
         assert consumer.kill(signal.SIGTERM) == 0
-        dead = client.xlen(f"{STREAM}:dead")
 
     events = read_log(folder / "state" / "state.db").events.to_pylist()
     kept = Counter((e["user_id"], e["item_id"], str(e["datetime"])) for e in events)
@@ -156,6 +155,5 @@ def kill_and_count(bundle, folder, n_kills, seconds_between):
         "acknowledged": len(senders.acknowledged),
         "lost": sum(event not in kept for event in senders.acknowledged),
         "twice": sum(number > 1 for number in kept.values()),
-        "dead": dead,
-        "poison": senders.n_dead,
+        "poison": senders.n_poison,
     }

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import random
 import shutil
 import signal
@@ -13,15 +12,13 @@ from operator import itemgetter
 from pathlib import Path
 
 import pytest
-from bascule.commands import main
 from evaluation.feedback import main as read_feedback
 from serve.errors import SchemaError
 from serve.files import read_erasure_list
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
 from service.forget import Erasures, add_to_erasure_list, forget_users
-from service.remote.address import find_address, parse_place
 from service.remote.fetched import fetch_state
-from service.remote.shared import open_remote
+from service.remote.shared import open_remote, open_shared
 from service.state import ServerError, State, StateStore
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
@@ -101,6 +98,13 @@ def wait_for_rewriting(store):
     busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
     while any(store._server.info("persistence")[name] for name in busy):
         assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def ask_until_it_fails(store):
+    """Ask on: a backend of PostgreSQL ends a moment after its parent."""
+    for _ in range(100):
+        store.recall("u")
         time.sleep(0.05)
 
 
@@ -278,7 +282,7 @@ def test_all_engines_have_the_methods_of_the_protocol(replicas):
         replicas[0].forget("7", None)
 
 
-def test_the_log_of_a_server_is_read_as_that_of_a_file(server, tmp_path):
+def test_the_log_of_a_server_is_read_as_that_of_a_file(server, tmp_path, monkeypatch):
     rng = random.Random(5)
     path = tmp_path / "run" / "state" / "state.db"
     events = [draw_event(rng, NOON + n) for n in range(80)]
@@ -288,11 +292,12 @@ def test_the_log_of_a_server_is_read_as_that_of_a_file(server, tmp_path):
             state.observe_many(events)
             state.log_impressions(answers)
             state.forget("u1")
-        fetched = fetch_state(server.address, tmp_path / "other")
+        read_feedback(["--run", str(tmp_path / "run")])
+        monkeypatch.setenv("BASCULE_STATE", server.address)
+        fetched = fetch_state(None, tmp_path / "other")
         assert read_erasure_list(fetched.parent).holds("u1")
         assert not read_erasure_list(fetched.parent).holds("7")
-        read_feedback(["--run", str(tmp_path / "run")])
-        read_feedback(["--run", str(tmp_path / "other"), "--state", server.address])
+        read_feedback(["--run", str(tmp_path / "other")])
         expected = read_log(path)
         read = read_log(fetched / "state.db")
         empty(shared)
@@ -376,7 +381,7 @@ def test_a_server_that_is_gone_fails_soon_and_is_found_again(server, monkeypatch
         assert retry(lambda: state.observe_many(events[1:2])) == 1
         server.kill()
         with pytest.raises(ServerError):
-            state.observe_many(events[2:])
+            ask_until_it_fails(state)
         server.start()
         assert retry(lambda: state.observe_many(events[2:])) == 1
         assert state.recall("u").history.item_id.tolist() == ["i0", "i1", "i2"]
@@ -393,7 +398,7 @@ def test_a_redis_that_could_lose_what_it_acknowledged_is_refused(servers, name):
         (good,) = state._server.config_get(name).values()
         state._server.config_set(name, bad)
         try:
-            with pytest.raises(SchemaError, match=f"has {name} {bad}"):
+            with pytest.raises(SchemaError, match=bad):
                 open_remote(server.address)
         finally:
             state._server.config_set(name, good)
@@ -416,14 +421,15 @@ def test_a_postgres_that_could_lose_what_it_acknowledged_is_refused(servers):
 @pytest.mark.service
 @pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_other(
-    servers, kind, tmp_path
+    servers, kind, tmp_path, monkeypatch
 ):
     server = servers(kind)
+    monkeypatch.setenv("BASCULE_STATE", server.address)
     event = {"user_id": "u2", "item_id": IDS[3], "event": DISMISS}
     asked = NOW | {"user_id": "u2", "k": len(IDS)}
     with ExitStack() as stack:
         one, two = (
-            stack.enter_context(asking(publish_served(tmp_path / name, SHOP), server.address))
+            stack.enter_context(asking(publish_served(tmp_path / name, SHOP)))
             for name in ("one", "two")
         )
         assert IDS[3] in listed(two, **asked)
@@ -441,9 +447,10 @@ def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_o
         finally:
             server.start()
         end = time.monotonic() + 20
-        while ask(two, "POST", "/v1/recommend", asked).status != 200:
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        for replica in (one, two):
+            while ask(replica, "POST", "/v1/recommend", asked).status != 200:
+                assert time.monotonic() < end
+                time.sleep(0.1)
         assert IDS[3] not in listed(two, **asked)
         assert ask(two, "GET", "/ready").json == {"status": "ready"}
         assert ask(two, "POST", "/v1/users/forget", {"user_id": "u2"}).status == 200
@@ -453,20 +460,13 @@ def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_o
             empty(state)
 
 
-def test_an_address_is_read_and_its_password_is_never_shown(monkeypatch, capsys, caplog):
-    assert parse_place("runs/my/state") == Path("runs/my/state")
+def test_the_password_of_an_address_is_never_shown(caplog):
     secret = "se?cr@et"
-    for scheme in ("redis", "rediss", "unix", "postgresql"):
-        assert parse_place(f"{scheme}://u:{secret}@h:1/0") == f"{scheme}://u:{secret}@h:1/0"
-    assert main(["serve", "--bundle", ".", "--state", f"mysql://u:{secret}@h/0"]) == 2
-    monkeypatch.setenv("BASCULE_STATE", f"http://u:{secret}@h/0")
-    with pytest.raises(SchemaError) as caught:
-        find_address(None)
-    assert find_address(Path("state")) is None
-    said = [str(caught.value), capsys.readouterr().err]
+    said = []
     pytest.importorskip("redis")
     pytest.importorskip("psycopg")
     for address in (
+        f"mysql://u:{secret}@h/0",
         f"redis://u:{secret}@127.0.0.1:x/0",
         "redis://u:secret@127.0.0.1:1/0",
         f"postgresql://u:{secret}@[h/0",
@@ -487,7 +487,10 @@ def test_an_address_is_read_and_its_password_is_never_shown(monkeypatch, capsys,
     assert not any("cret" in text or "cr@et" in text or "se?" in text for text in said)
 
 
-def test_a_state_in_a_file_is_no_different_with_an_empty_variable(monkeypatch, tmp_path):
-    monkeypatch.setitem(os.environ, "BASCULE_STATE", "")
-    assert find_address(None) is None
+def test_a_folder_that_is_named_or_an_empty_variable_is_no_server(monkeypatch, tmp_path):
+    monkeypatch.setenv("BASCULE_STATE", "redis://127.0.0.1:1/0")
+    assert open_shared(tmp_path) is None
+    assert fetch_state(tmp_path, Path("state")) == tmp_path
+    monkeypatch.setenv("BASCULE_STATE", "")
+    assert open_shared() is None
     assert fetch_state(None, tmp_path / "state") == tmp_path / "state"

@@ -1,13 +1,11 @@
 """Tables, bundles and versions on a server that speaks S3; credentials come from the environment and stay there."""
 
-import time
-
 import boto3
 import pytest
+from bascule.commands import main
 from datamodules.config import Column, TableConfig
 from datamodules.sources import read_files
 from moto.server import ThreadedMotoServer
-from s3fs import S3FileSystem
 from serve.errors import SchemaError
 from service.registry import Registry, publish_version
 from service.remote.storage import pull, push
@@ -15,6 +13,7 @@ from tests.served import serving
 
 pytestmark = pytest.mark.service
 URL = "s3://shop/registry"
+TOKEN = "a token of more than 16 characters"
 ITEMS = (Column("item_id", "item_id", "id", "asked"),)
 SECRET = "a-secret-of-the-environment"
 
@@ -54,43 +53,22 @@ def registry(tmp_path, published):
     return opened
 
 
-def test_a_service_takes_up_what_is_pushed(client, registry, published, versions, tmp_path):
+def test_a_service_answers_from_what_was_pushed_and_pulled(
+    client, registry, published, versions, tmp_path, monkeypatch
+):
+    there = Registry(tmp_path / "there")
     push(registry, URL)
-    there = tmp_path / "there"
-    there.mkdir()
-    with serving("--registry", there, "--storage", URL) as server:
+    pull(there, URL)
+    monkeypatch.setenv("BASCULE_RELOAD_TOKEN", TOKEN)
+    with serving("--registry", there.path) as server:
         assert server.ask("GET", "/v1/status").json["version"] == versions[1]
 
         publish_version(registry, published[2], is_activated=True)
         push(registry, URL)
-        end = time.monotonic() + 30
-        while server.ask("GET", "/v1/status").json["version"] != versions[2]:
-            assert time.monotonic() < end
-            time.sleep(0.2)
-
-
-@pytest.mark.parametrize("has_pointer", [False, True])
-def test_of_two_publishers_one_wins(
-    client, registry, published, versions, tmp_path, monkeypatch, has_pointer
-):
-    other = Registry(tmp_path / "other")
-    if has_pointer:
-        push(registry, URL)
-        publish_version(registry, published[3], is_activated=True)
-    publish_version(other, published[2], is_activated=True)
-    put_file = S3FileSystem.put_file
-
-    def put_meanwhile(self, *arguments, **options):
-        monkeypatch.setattr(S3FileSystem, "put_file", put_file)
-        push(other, URL)
-        self.put_file(*arguments, **options)
-
-    S3FileSystem.clear_instance_cache()  # an open one has its methods
-    monkeypatch.setattr(S3FileSystem, "put_file", put_meanwhile)
-    with pytest.raises(OSError, match=URL):
-        push(registry, URL)
-    assert pull(registry, URL)
-    assert registry.current() == versions[2]
+        assert main(["pull", "--registry", str(there.path), "--storage", URL]) == 0
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        assert server.ask("POST", "/v1/reload", headers=headers).status == 200
+        assert server.ask("GET", "/v1/status").json["version"] == versions[2]
 
 
 def test_a_table_is_read_and_what_fails_is_one_line_without_the_secret(client, tmp_path):
