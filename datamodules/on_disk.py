@@ -1,8 +1,8 @@
 """Interactions on disk: typed as all tables are, sorted by DuckDB, mapped into memory.
 
     DIR/typed/       typed rows, a file for each chunk of the files that were read
-    DIR/all/         columns of all events, by user, time and place in the files
-    DIR/train/, DIR/refit/   columns of the events that a training sees, as the towers read them
+    DIR/all          all events, by user, time and place in the files
+    DIR/train, DIR/refit     the events that a training sees, as the towers read them
 
 Whole users who are drawn stand for all in reports, in the schema and in the evaluation.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,14 +22,14 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 from pandas.api.types import is_integer_dtype
 
 from datamodules.columns import columns_of_table
 from datamodules.config import DataConfig
 from datamodules.read import JSON_LINES, kind_of, read_chunks
 from datamodules.sequences import Sequences, encode_users, tile_users
-from datamodules.sources import find_files, find_fullest, take_records
+from datamodules.sources import Records, find_files, find_fullest, take_records
 from datamodules.tables import Tables, TypedTable, leave_out, type_records
 from datamodules.values import unify_ids
 from serve.arrays import Ints, to_arrow
@@ -50,13 +49,9 @@ SORTED_ROWS = 2**20  # that are written at once
 MAX_LINES = 2**40  # of a file
 MAX_SAMPLE = 4_000_000  # events of the users who stand for all
 
-_STORED: Mapping[str, DTypeLike] = {
-    "item": np.int64,
-    "time": np.int64,
-    "event": np.int64,
-    "weight": np.float64,
-}
-_ENCODED: Mapping[str, DTypeLike] = {**_STORED, "weight": np.float32}
+_NUMBERS = [("item", np.int64), ("time", np.int64), ("event", np.int64)]
+_STORED = np.dtype([*_NUMBERS, ("weight", np.float64)])
+_ENCODED = np.dtype([*_NUMBERS, ("weight", np.float32)])
 _EVENTS = """
     CREATE VIEW events AS
     SELECT CAST(user_id AS {id_types[user_id]}) AS user_id,
@@ -176,12 +171,14 @@ class OnDisk:
         of_types = [codes.get(name, UNKNOWN) for name in self.event_types]
         type_codes = np.array([UNKNOWN, *of_types])
 
-        folder = self.folder / part
-        with _Columns(folder, _ENCODED) as columns:
+        path = self.folder / part
+        path.unlink(missing_ok=True)  # somebody may still have the old one mapped
+        with path.open("wb") as file:
             for _, events in self.tiles(part):
                 item_rows = rows[events.item_row]
                 types = type_codes[events.event]
-                columns.append(item_rows, events.time, types, events.weight)
+                columns = (item_rows, events.time, types, events.weight)
+                _pack(columns, _ENCODED).tofile(file)
 
         counts = self.counts[part]
         everyone = pd.concat([self.users, others[["user_id"]]])
@@ -189,7 +186,7 @@ class OnDisk:
         is_there = pd.Index(self.user_ids).isin(everyone["user_id"])
         is_there |= counts > 0
         user_ids = self.user_ids[is_there]
-        mapped = _map_columns(folder, _ENCODED, counts[is_there])
+        mapped = _map_events(path, _ENCODED, counts[is_there])
         n_events = len(mapped.item_row)
 
         return Sequences(
@@ -201,32 +198,19 @@ class OnDisk:
         )
 
 
-class _Columns(ExitStack):
-    """Files of plain numbers that grow together."""
-
-    def __init__(self, folder: Path, dtypes: Mapping[str, DTypeLike]) -> None:
-        super().__init__()
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        self.dtypes = dtypes
-        paths = [folder / name for name in dtypes]
-        self.files = [self.enter_context(path.open("wb")) for path in paths]
-
-    def append(self, *columns: NDArray[Any]) -> None:
-        dtypes = self.dtypes.values()
-        for file, dtype, values in zip(self.files, dtypes, columns, strict=True):
-            file.write(np.ascontiguousarray(values, dtype).data)
+def _pack(columns: Sequence[NDArray[Any]], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return records of as many columns, (e,)."""
+    records = np.empty(len(columns[0]), dtype)
+    for name, values in zip(dtype.names or (), columns, strict=True):
+        records[name] = values
+    return records
 
 
-def _map_columns(folder: Path, dtypes: Mapping[str, DTypeLike], counts: Ints) -> Events:
-    """Map the columns of users with `counts` events, (U,); there is an event at least."""
-    columns: list[NDArray[Any]] = []
-    for name, dtype in dtypes.items():
-        mapped = np.memmap(folder / name, dtype, mode="r")
-        columns.append(np.asarray(mapped))
-    item, time, event, weight = columns
+def _map_events(path: Path, dtype: np.dtype[Any], counts: Ints) -> Events:
+    """Map the events of users with `counts` events, (U,); there is one at least."""
+    rows = np.asarray(np.memmap(path, dtype, mode="r"))
     offsets = np.concatenate([[0], np.cumsum(counts)])
-    return Events(item, time, event, weight, offsets)
+    return Events(rows["item"], rows["time"], rows["event"], rows["weight"], offsets)
 
 
 # ---- typed rows
@@ -251,30 +235,58 @@ def type_interactions(
     shutil.rmtree(folder, ignore_errors=True)
     make_private(folder)
     (folder / "typed").mkdir()
+    parts: list[Records] = []
+    faults: list[pd.DataFrame] = []
+    first_rows: list[pd.DataFrame] = []
+    n_right: Counter[str] = Counter()
+
+    for typed in _type_chunks(config, erased):
+        _check(typed)
+        rows = pa.Table.from_pandas(typed.frame, preserve_index=False)
+        pq.write_table(rows, folder / "typed" / f"{len(parts):06d}.parquet")
+        parts.append(_strip(typed.records))
+        faults.append(typed.faults)
+        n_right.update(typed.n_right)
+        if len(typed.frame) or not first_rows:
+            first_rows.append(typed.frame.head(1))
+
+    n_records = sum(part.n_streamed for part in parts)
+    if not n_records:
+        path = config.interactions.path
+        raise SchemaError(f"{path} is empty: expected at least one record")
+    n_erased = sum(part.n_erased for part in parts)
+    whole = replace(find_fullest(parts), n_erased=n_erased, n_streamed=n_records)
+    ids = {}
+    for name in ("user_id", "item_id"):
+        ids[name] = unify_ids([rows[name] for rows in first_rows])[-1]
+    listed = pd.concat(faults, ignore_index=True)
+
+    return TypedTable(whole, pd.DataFrame(ids), whole.places, listed, n_right)
+
+
+def _strip(records: Records) -> Records:
+    """Keep the counts of records, and no row."""
+    stripped = replace(records, n_streamed=records.n_records)
+    for name in ("frame", "places", "rejects"):
+        stripped = replace(stripped, **{name: getattr(records, name).head(0)})
+    return stripped
+
+
+def _type_chunks(config: DataConfig, erased: ErasureList) -> Iterator[TypedTable]:
+    """Yield typed rows with their `place` among all files."""
     layout = config.interactions
     columns = columns_of_table("interactions", config)
     wanted = {column.source for column in columns}
     texts = (layout.names, layout.delimiter, layout.encoding)
-    chunks: list[TypedTable] = []
 
-    files = find_files("data.interactions.path", layout.path)
-    for number, path in enumerate(files):
+    for number, path in enumerate(find_files("data.interactions.path", layout.path)):
         if kind_of(path) in JSON_LINES:
             raise SchemaError(_say_fault(str(path), "lines of JSON"))
         for raw in read_chunks(path, wanted, ROWS, texts):
             records = leave_out(take_records(str(path), raw, columns), erased)
             typed = type_records(records, layout, config.timezone, keeps_rows=False)
-            _check(typed)
             place = number * MAX_LINES + typed.places["line"]
-            rows = pa.Table.from_pandas(
-                typed.frame.assign(place=place), preserve_index=False
-            )
-            pq.write_table(rows, folder / "typed" / f"{len(chunks):06d}.parquet")
-            chunks.append(_shorten(typed))
-
-    if not any(chunk.records.n_records for chunk in chunks):
-        raise SchemaError(f"{layout.path} is empty: expected at least one record")
-    return _join(chunks)
+            yield replace(typed, frame=typed.frame.assign(place=place))
 
 
 def _check(typed: TypedTable) -> None:
@@ -296,40 +308,6 @@ def _say_fault(file: str, fault: str) -> str:
         f"{file} has {fault}, which needs all events in memory; change the file, or set "
         "data.on_disk: false where the memory suffices"
     )
-
-
-def _shorten(typed: TypedTable) -> TypedTable:
-    """Keep a row, and the counts of all."""
-    records = typed.records
-    frame = records.frame.head(1)
-    rejects = records.rejects.head(0)
-    records = replace(
-        records,
-        frame=frame,
-        rejects=rejects,
-        n_streamed=records.n_records - len(frame),
-    )
-    return replace(typed, records=records, frame=typed.frame.head(1))
-
-
-def _join(chunks: Sequence[TypedTable]) -> TypedTable:
-    """Return the table of several chunks, with one row."""
-    parts = [chunk.records for chunk in chunks]
-    n_erased = sum(part.n_erased for part in parts)
-    n_streamed = sum(part.n_records for part in parts)
-    records = replace(find_fullest(parts), n_erased=n_erased, n_streamed=n_streamed)
-    records = replace(records, frame=records.frame.head(0))
-    n_right: Counter[str] = Counter()
-    for chunk in chunks:
-        n_right.update(chunk.n_right)
-
-    ids = {}
-    filled = [chunk.frame for chunk in chunks if len(chunk.frame)] or [chunks[0].frame]
-    for name in ("user_id", "item_id"):
-        ids[name] = unify_ids([frame[name] for frame in filled])[0]
-    faults = pd.concat([chunk.faults for chunk in chunks], ignore_index=True)
-
-    return TypedTable(records, pd.DataFrame(ids), chunks[0].places, faults, n_right)
 
 
 # ---- numbers and order
@@ -382,17 +360,17 @@ def store_events(tables: Tables, folder: Path) -> tuple[OnDisk, dict[str, int]]:
     n_zeros = 0
     with (
         pq.ParquetFile(folder / "ordered.parquet") as ordered,
-        _Columns(folder / "all", _STORED) as columns,
+        (folder / "all").open("wb") as file,
     ):
         n_kept = ordered.metadata.num_rows
         for batch in ordered.iter_batches(SORTED_ROWS):
             users, *cells = [column.to_numpy() for column in batch.columns]
             counts += np.bincount(users, minlength=len(counts))
             n_zeros += int(np.count_nonzero(cells[-1] == 0))
-            columns.append(*cells)
+            _pack(cells, _STORED).tofile(file)
     (folder / "ordered.parquet").unlink()
 
-    events = _map_columns(folder / "all", _STORED, counts)
+    events = _map_events(folder / "all", _STORED, counts)
     types = tuple(event_types.tolist())
     stored = OnDisk(folder, events, user_ids, item_ids, types, present)
     return stored, {"duplicate_events": n_rows - n_kept, "zero_weights_kept": n_zeros}
