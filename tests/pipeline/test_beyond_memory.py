@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import yaml
 from datamodules.on_disk import FOLDER
-from pipeline.config import Config, EvaluationConfig, ModelConfig, parse
+from pipeline.config import parse
 from pipeline.run import run
-from tests.data.test_on_disk import declare, write_shop
+from tests.data.test_on_disk import write_shop
 from tests.pipeline.small_runs import QUIET
 
 ROOT = Path(__file__).parents[2]
-MODEL = ModelConfig(dim=8, max_epochs=2, n_blocks=1, neighbours=8)
 NAMED_BY_RUN = ("manifest.json", "MODEL_CARD.md")  # they have the hashes of the checkpoints' data
 
 
@@ -31,23 +30,6 @@ def hash_files(out):
     }
 
 
-def fit(out, data):
-    baselines = EvaluationConfig(baselines=["popularity"])
-    return run(Config(data=data, model=MODEL, trainer=QUIET, out=out, seed=3, evaluation=baselines))
-
-
-@pytest.mark.slow
-def test_a_run_on_disk_gives_the_bundle_of_one_in_memory(tmp_path):
-    write_shop(tmp_path)
-    bundles = {}
-    for on_disk in (False, True):
-        done = fit(tmp_path / str(on_disk), declare(tmp_path, on_disk=on_disk))
-        bundles[on_disk] = hash_files(tmp_path / str(on_disk)), done.metrics["test"]
-    assert len(bundles[True][0]) >= 10
-    assert bundles[True] == bundles[False]
-    assert not (tmp_path / "True" / FOLDER).exists()
-
-
 def write_config(folder):
     table = {"path": str(folder / "events-*.csv")}
     content = {
@@ -57,7 +39,7 @@ def write_config(folder):
             "features": {"user": {"town": "categorical"}},
             "on_disk": True,
         },
-        "model": {"dim": 8, "max_epochs": 2, "n_blocks": 1, "neighbours": 0},
+        "model": {"dim": 8, "max_epochs": 2, "n_blocks": 1, "neighbours": 8},
         "evaluation": {"baselines": []},
         "trainer": QUIET,
     }
@@ -66,19 +48,34 @@ def write_config(folder):
     return path
 
 
-def train(path, out):
-    """Run in this process, or go on with what another one began."""
-    words = [f"--config={path}", f"--out={out}", "--ckpt_path=last"]
+def train(path, out, *more):
+    """Run in this process, or go on with what another one began; return the metrics."""
+    words = [f"--config={path}", f"--out={out}", "--ckpt_path=last", *more]
     config, text = parse(words, "bascule train")
-    run(config, text=text)
+    return run(config, text=text).metrics["test"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A configuration, and a whole run of it with its metrics."""
+    folder = tmp_path_factory.mktemp("shop")
+    write_shop(folder)
+    path = write_config(folder)
+    return path, folder / "whole", train(path, folder / "whole")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
-    write_shop(tmp_path)
-    path = write_config(tmp_path)
-    train(path, tmp_path / "whole")
+def test_a_run_on_disk_gives_the_bundle_of_one_in_memory(whole, tmp_path):
+    path, out, metrics = whole
+    assert train(path, tmp_path / "memory", "--data.on_disk=false") == metrics
+    assert len(hash_files(out)) >= 10
+    assert hash_files(out) == hash_files(tmp_path / "memory")
+    assert not (out / FOLDER).exists()
 
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_bytes(whole, tmp_path):
+    path, finished, _ = whole
     out = tmp_path / "killed"
     words = [sys.executable, "-m", "bascule", "train", "--config", str(path), "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -93,7 +90,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
     assert not (out / "bundle").exists()
 
     train(path, out)
-    assert hash_files(out) == hash_files(tmp_path / "whole")
+    assert hash_files(out) == hash_files(finished)
     assert not (out / FOLDER).exists()
 
 
