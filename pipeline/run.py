@@ -41,7 +41,7 @@ from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.errors import SchemaError, say
 from serve.files import write_file, write_json
-from serve.profiles import Profiles, stage_parts
+from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from service.command_line import undisturbed
 from service.forget import erase_forgotten
@@ -314,7 +314,7 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     if work.on_disk is not None:
         parts = list_profiles(work.on_disk, product.recommender.bundle.schema)
         profiles = replace(profiles, user_ids=work.on_disk.user_ids)
-    stage_parts(out / PROFILES, parts, ready.version)
+    stage_profiles(out / PROFILES, parts, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)
 

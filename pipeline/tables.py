@@ -64,8 +64,9 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     else:
         tables, report = read(config, frames, beside)
     split = split_interactions(tables.interactions, config.data, config.seed)
-    rows = fingerprint(tables)
-    if on_disk is not None:
+    if on_disk is None:
+        rows = fingerprint(tables)
+    else:
         ids = (on_disk.user_ids, on_disk.item_ids, on_disk.event_types)
         rows = fingerprint(on_disk.events, ids, on_disk.users, tables.items)
         on_disk = replace(on_disk, counts=count_parts(on_disk, split))

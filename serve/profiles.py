@@ -203,13 +203,14 @@ def feature_values(
 # ---- writing
 
 
-def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
-    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
-    stage_parts(folder, [profiles], version)
+def stage_profiles(folder: Path, parts: Iterable[Profiles], version: str) -> None:
+    """Write profiles that only the bundle of this version reads, until `settle_profiles`.
 
-
-def stage_parts(folder: Path, parts: Iterable[Profiles], version: str) -> None:
-    """Do as `stage_profiles` with profiles of ranges of users, made while they are written."""
+    Args:
+        folder: where they go.
+        parts: the profiles of ranges of users, ascending; they may be made while they are written.
+        version: of the bundle.
+    """
     with _writing(folder):
         manifest = _read_manifest(folder)
         manifest[_NEXT] = {"version": version, **_write_parts(folder, parts)}

@@ -29,7 +29,7 @@ START, YEAR = 1_700_000_000, 365 * 86_400
 N_TASTES = 1_000
 STAGES = {
     "pipeline.tables": ("type_interactions", "read_tables", "store_events", "count_data"),
-    "pipeline.run": ("examine", "measure", "stage_parts"),
+    "pipeline.run": ("examine", "measure", "stage_profiles"),
     "pipeline.pack": ("stage_bundle",),
     "pipeline.stages": ("make_data", "make_model", "fit_stage", "choose", "apply"),
 }
@@ -157,7 +157,7 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     """Prepare, map the events of both trainings, make 50 batches of an epoch, and write profiles."""
     from itertools import islice
 
-    from serve.profiles import stage_parts, stage_profiles
+    from serve.profiles import stage_profiles
 
     from pipeline import pack, stages, tables
 
@@ -171,10 +171,10 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     folder = config.out / "profiles"
     if work.on_disk is None:
         made = pack.profiles_from_frame(work.split.refit, work.tables.users, data.schema)
-        watch.wrap("profiles", stage_profiles)(folder, made, "measured")
+        watch.wrap("profiles", stage_profiles)(folder, [made], "measured")
         return
     made = pack.list_profiles(work.on_disk, data.schema)
-    watch.wrap("profiles", stage_parts)(folder, made, "measured")
+    watch.wrap("profiles", stage_profiles)(folder, made, "measured")
 
 
 def main() -> None:

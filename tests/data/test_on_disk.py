@@ -29,7 +29,7 @@ from pipeline.pack import list_profiles
 from pipeline.tables import count_parts, read_from_disk
 from serve.errors import SchemaError
 from serve.files import NOBODY
-from serve.profiles import Profiles, settle_profiles, stage_parts
+from serve.profiles import Profiles, settle_profiles, stage_profiles
 
 DAY = 86_400
 START = 1_600_000_000
@@ -199,7 +199,7 @@ def test_profiles_of_tiles_are_those_of_the_table(tmp_path, tiles):
     schema = fit_schema(tables, refit, config)
     expected = profiles_from_frame(refit, tables.users, schema)
 
-    stage_parts(tmp_path / "profiles", list_profiles(on_disk, schema), "v")
+    stage_profiles(tmp_path / "profiles", list_profiles(on_disk, schema), "v")
     settle_profiles(tmp_path / "profiles", "v")
     written = Profiles.load(tmp_path / "profiles")
     assert written.user_ids.tolist() == expected.user_ids.tolist()
