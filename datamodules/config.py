@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +27,15 @@ _SPLIT_KEYS = {
     "validation": "files",
     "test": "files",
 }
-_JSON_LINES = re.compile(r"\.(jsonl|ndjson)(\.gz)?$", re.IGNORECASE)
+IN_MEMORY = (
+    "repeats",
+    "ties",
+    "feedback",
+    "targets",
+    "events",
+    "exclude_users",
+)
+"""Keys that only a run with all events in memory knows."""
 _PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
 
 
@@ -277,9 +284,8 @@ class DataConfig:
     at most 100 (20 with repeats, 500 of a set)."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
-    on_disk: bool | None = None
-    """Work on the interactions from disk, in bounded memory? Default: if they would take more than
-    half of the free memory."""
+    on_disk: bool = False
+    """Sort the interactions on disk, and work on them from there, in bounded memory?"""
 
     def __post_init__(self) -> None:
         _check_choices(self, "data")
@@ -304,10 +310,35 @@ class DataConfig:
             for form in layout.time_formats:
                 _check_time_format(form, f"data.{name}.time_formats")
         find_zone(self.timezone)
+        if self.on_disk:
+            self._check_on_disk()
         if self.interactions.keep is not None:
             raise SchemaError(
                 "data.interactions.keep is set; allowed: in data.users and data.items, whose rows "
                 "have one id each"
+            )
+
+    def _check_on_disk(self) -> None:
+        """Refuse what needs all events in memory."""
+        nothing = DataConfig()
+        keys = [
+            f"data.{name}"
+            for name in IN_MEMORY
+            if getattr(self, name) != getattr(nothing, name)
+        ]
+        if asdict(self.split)["kind"] in ("pairs", "files"):
+            keys.append("data.split.kind: pairs or files")
+        if self.features.context:
+            keys.append("data.features.context")
+        if self.interactions.query is not None:
+            keys.append("data.interactions.query")
+        if "position" in self.interactions.columns:
+            keys.append("data.interactions.columns.position")
+
+        if keys:
+            raise SchemaError(
+                f"data.on_disk is true, and {', '.join(keys)} needs all events in memory: leave "
+                "it out, or set data.on_disk: false where the memory suffices"
             )
 
     def declared(self) -> dict[str, Any]:
@@ -319,30 +350,6 @@ class DataConfig:
             for name in keys.keys() & _PATHS:
                 del keys[name]
         return declared
-
-    def list_memory_keys(self) -> list[str]:
-        """Return the keys whose values need all events in memory."""
-        layout = self.interactions
-        users = self.features.of("user")
-        dates = [name for name, feature in users.items() if feature.kind == "date"]
-        is_drawn = self.split.kind in ("pairs", "files")
-        is_lines = bool(layout.path and _JSON_LINES.search(layout.path))
-        of_events = {
-            "data.repeats: allow": self.repeats == "allow",
-            "data.ties: simultaneous": self.ties == "simultaneous",
-            "data.features.context": bool(self.features.context),
-            "data.feedback": self.feedback is not None,
-            "data.targets": self.targets != TargetsConfig(),
-            "data.events": bool(self.events),
-        }
-        of_files = {
-            f"a date in data.features.user ({', '.join(dates)})": bool(dates),
-            f"data.split.kind: {self.split.kind}": is_drawn,
-            "data.interactions.query": layout.query is not None,
-            "data.interactions.path of JSON Lines": is_lines,
-            "data.interactions.columns.position": "position" in layout.columns,
-        }
-        return [key for key, is_given in (of_events | of_files).items() if is_given]
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from datamodules.batch import (
     make_loader,
     take_share,
 )
-from datamodules.blocks import Part
 from datamodules.cutoffs import (
     CutoffExamples,
     HorizonTimeline,
@@ -35,9 +34,9 @@ from datamodules.requests import (
 )
 from datamodules.sequences import (
     Catalogue,
+    Sequences,
     build_sequences,
     number_pairs,
-    read_tiles,
 )
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
@@ -59,7 +58,7 @@ class InteractionsDataModule(pl.LightningDataModule):
     """Batches of training rows, and of requests whose targets are the validation rows.
 
     Args:
-        train: interactions to train on, in memory or on disk.
+        train: interactions to train on, or the sequences of all users.
         validation: interactions to stop training by; may be empty.
         users: the users table.
         catalogue: N items.
@@ -73,7 +72,7 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def __init__(
         self,
-        train: pd.DataFrame | Part,
+        train: pd.DataFrame | Sequences,
         validation: pd.DataFrame,
         users: pd.DataFrame,
         catalogue: Catalogue,
@@ -95,12 +94,9 @@ class InteractionsDataModule(pl.LightningDataModule):
 
         everyone = pd.concat([users, validation[["user_id"]]])
         everyone = everyone.drop_duplicates("user_id")
-        if isinstance(train, Part):
-            self.sequences = train.to_sequences(everyone, catalogue.item_ids, schema)
-        else:
-            self.sequences = build_sequences(
-                train, everyone, catalogue.item_ids, schema
-            )
+        if isinstance(train, pd.DataFrame):
+            train = build_sequences(train, everyone, catalogue.item_ids, schema)
+        self.sequences = train
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
@@ -121,6 +117,12 @@ class InteractionsDataModule(pl.LightningDataModule):
         """Measure item trends at the moments of the cutoffs, and last at the end of training."""
         events = self.sequences.events
         end = self.schema.data_until
+        days = self.schema.popularity_days
+        n_items = len(self.catalogue)
+        if self.trains_on_windows and not days:  # neither is read
+            moments = np.array([end], dtype=np.int64)
+            unread = np.zeros((1, n_items, 1), np.float32)
+            return ItemTrends(moments, unread[:, :, :0], unread[:, :, 0])
         first = int(events.time.min(initial=end))
         if self.trains_on_windows:
             moments = np.array([end], dtype=np.int64)
@@ -132,9 +134,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         else:
             moments = _cutoff_moments(first, end, self.horizon)
 
-        days = self.schema.popularity_days
-
-        return measure_trends(events, moments, days, len(self.catalogue))
+        return measure_trends(events, moments, days, n_items)
 
     def _make_examples(self) -> Examples:
         sequences = self.sequences
@@ -155,11 +155,8 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
-        counts = np.zeros(len(self.catalogue), np.int64)  # (N,)
-        for place, tile in read_tiles(self.sequences.events):
-            rows = tile.item_row[self.sequences.target_weight[place] > 0]
-            counts += np.bincount(rows, minlength=len(counts))
-        return counts
+        rows = self.sequences.events.item_row[self.sequences.target_weight > 0]
+        return np.bincount(rows, minlength=len(self.catalogue))
 
     def sample_events(self, max_events: int = MAX_FITTED) -> tuple[Events, Floats]:
         """Return the events of users drawn by the seed, and their weights as targets.

@@ -12,8 +12,6 @@ import pandas as pd
 
 from serve.arrays import holds_numbers
 
-CHUNK = 2**20  # entries that are copied at once
-
 
 def fingerprint(*parts: Any) -> str:
     """Hash arrays, tensors, tables, and dataclasses, mappings and sequences of them.
@@ -27,7 +25,7 @@ def fingerprint(*parts: Any) -> str:
     return digest.hexdigest()
 
 
-def _pieces(value: Any) -> Iterator[bytes]:
+def _pieces(value: Any) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a value and of its members; a line says what follows."""
     # A tensor, whose library is not imported for tables alone.
     if hasattr(value, "numpy"):
@@ -45,9 +43,7 @@ def _pieces(value: Any) -> Iterator[bytes]:
             yield from _pieces(member)
     elif holds_numbers(value):
         yield f"{value.dtype} {value.shape}\n".encode()
-        flat = value.reshape(-1)
-        for start in range(0, len(flat), CHUNK):
-            yield flat[start : start + CHUNK].tobytes()
+        yield np.ascontiguousarray(value).reshape(-1).data
     else:
         plain = value.tolist() if isinstance(value, np.ndarray) else value
         yield f"{plain!r}\n".encode()

@@ -21,14 +21,8 @@ from datamodules.batch import (
     find_place,
     take_share,
 )
-from datamodules.sequences import (
-    Catalogue,
-    Sequences,
-    mark_repeats,
-    number_pairs,
-    read_tiles,
-)
-from serve.arrays import Flags, Floats, Ints, spans
+from datamodules.sequences import Catalogue, Sequences, number_pairs
+from serve.arrays import Floats, Ints, spans
 from serve.clock import DAY
 from serve.encode import EncodedFeatures, context_keys
 from serve.events import (
@@ -70,9 +64,9 @@ def measure_trends(
         days: lengths of the P windows of popularity.
         n_items: N.
     """
-    is_repeat = mark_repeats(events)  # (E,)
+    _, first = np.unique(number_pairs(events), return_index=True)  # of each pair
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
-    rates = [_repeat_rate_at(events, is_repeat, at, n_items) for at in moments]
+    rates = [_repeat_rate_at(events, first, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
 
 
@@ -80,11 +74,9 @@ def popularity_at(
     events: Events, moment: int, days: Sequence[float], n_items: int
 ) -> Floats:
     """Return log(1 + events) of each item before a moment, standardised over items, (N, P)."""
-    popularity = np.zeros((n_items, len(days)), np.float32)  # (N, P)
-    if not len(days):
-        return popularity
     is_before = events.time < moment  # (E,)
     past = np.sort(events.time[is_before])
+    popularity = np.zeros((n_items, len(days)), np.float32)  # (N, P)
 
     for column, length in enumerate(days):
         start = _window_start(past, moment, length)
@@ -105,18 +97,15 @@ def _window_start(past: Ints, moment: int, length: float) -> float:
     return min(start, past[-min_events]) if min_events else start
 
 
-def _repeat_rate_at(
-    events: Events, is_repeat: Flags, moment: int, n_items: int
-) -> Floats:
-    """Return the log of events per buyer before a moment, shrunk to that of all items, (N,)."""
-    n_bought = np.zeros(n_items, np.int64)  # (N,)
-    n_buyers = np.zeros(n_items, np.int64)  # (N,)
-    for place, tile in read_tiles(events):
-        is_before = tile.time < moment  # (e,)
-        n_bought += np.bincount(tile.item_row[is_before], minlength=n_items)
-        bought = tile.item_row[is_before & ~is_repeat[place]]
-        n_buyers += np.bincount(bought, minlength=n_items)
+def _repeat_rate_at(events: Events, first: Ints, moment: int, n_items: int) -> Floats:
+    """Return the log of events per buyer before a moment, shrunk to that of all items, (N,).
 
+    `first` holds the position of the first event of each (user, item) pair.
+    """
+    bought = events.item_row[events.time < moment]
+    n_bought = np.bincount(bought, minlength=n_items)  # (N,)
+    first_bought = events.item_row[first[events.time[first] < moment]]
+    n_buyers = np.bincount(first_bought, minlength=n_items)  # (N,)
     overall = max(n_bought.sum(), 1) / max(n_buyers.sum(), 1)
     rates = (n_bought + PRIOR_BUYERS * overall) / (n_buyers + PRIOR_BUYERS)  # (N,)
 

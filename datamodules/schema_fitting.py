@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from datamodules.blocks import EventFacts, Part
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from datamodules.values import find_ties, is_set, mean_and_scale
-from serve.arrays import IdType, Ints, Repeats
+from datamodules.values import find_ties, is_set
+from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
 from serve.clock import DAY
 from serve.errors import SchemaError
@@ -42,7 +40,7 @@ MAX_BUCKETS = 2**14
 
 def fit_schema(
     tables: Tables,
-    train: pd.DataFrame | Part,
+    train: pd.DataFrame,
     config: DataConfig,
     previous: Schema | None = None,
 ) -> Schema:
@@ -50,7 +48,7 @@ def fit_schema(
 
     Args:
         tables: users and items; those without training rows are left out.
-        train: the interactions of the training, in memory or on disk.
+        train: the interactions of the training.
         config: the declared features, and how events are ordered.
         previous: a schema whose codes and scales stay: vocabularies and event types grow at their
             end alone, a value that is gone keeps its code.
@@ -59,30 +57,25 @@ def fit_schema(
         SchemaError: the data cannot be what the configuration says, or does not fit `previous`.
     """
     check_times(train, config)
-    facts = train.facts if isinstance(train, Part) else read_facts(train)
-    users = tables.users[tables.users["user_id"].isin(facts.user_ids)]
-    items = tables.items[tables.items["item_id"].isin(facts.item_ids)]
+    users = tables.users[tables.users["user_id"].isin(train["user_id"])]
+    items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     data_until = 0
     span = DEFAULT_SPAN
 
     if "datetime" in train:
-        data_until = facts.last + 1
-        span = float(max(facts.last - facts.first, 1)) / DAY
+        seconds = train["datetime"]
+        data_until = int(seconds.max()) + 1
+        span = float(max(seconds.max() - seconds.min(), 1)) / DAY
 
-    weight_mean, weight_scale = facts.weight
-    if previous is not None and previous.has_weight:
-        weight_mean, weight_scale = previous.weight_mean, previous.weight_scale
-    types = () if previous is None else previous.event_types
-    length = config.history_length or _fit_history_length(
-        facts.lengths, is_set(train), config.repeats
-    )
+    weight_mean, weight_scale = _fit_weight(train, previous)
+    length = config.history_length or _fit_history_length(train, config.repeats)
     schema = Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
         context_features=_fit_features(config, "context", train, previous),
-        user_id_type=_fit_id_type(facts.user_ids, "user_id", previous),
-        item_id_type=_fit_id_type(facts.item_ids, "item_id", previous),
-        event_types=append_new(types, facts.event_types),
+        user_id_type=_fit_id_type(train, "user_id", previous),
+        item_id_type=_fit_id_type(train, "item_id", previous),
+        event_types=_fit_event_types(train, previous),
         has_datetime="datetime" in train,
         has_weight="weight" in train,
         weight_mean=weight_mean,
@@ -98,11 +91,10 @@ def fit_schema(
     )
 
     # Dates become ages when the end of the data is known.
-    at_events = users[["user_id"]].assign(days=0.0)
-    if not isinstance(train, Part):  # no date of users is read from disk
-        at_events = train[["user_id"]].assign(days=0.0)
-        if schema.has_datetime:
-            at_events["days"] = (train["datetime"] - data_until) / DAY
+    at_events = train[["user_id"]].assign(days=0.0)
+
+    if schema.has_datetime:
+        at_events["days"] = (train["datetime"] - data_until) / DAY
     at_end = items[["item_id"]].assign(days=0.0)
     return replace(
         schema,
@@ -111,29 +103,7 @@ def fit_schema(
     )
 
 
-def read_facts(train: pd.DataFrame) -> EventFacts:
-    """Read what a schema needs to know of events in memory."""
-    pairs = train
-    if is_set(train):
-        pairs = train[["user_id", "item_id"]].drop_duplicates()
-    first = last = 0
-    weight = 0.0, 1.0
-    types: tuple[str, ...] = ()
-
-    if "datetime" in train:
-        first = int(train["datetime"].min())
-        last = int(train["datetime"].max())
-    if "weight" in train:
-        weight = mean_and_scale(np.log1p(train["weight"].to_numpy(np.float64)))
-    if "event" in train:
-        types = by_frequency(train["event"], train["user_id"])
-
-    lengths = np.asarray(pairs["user_id"].value_counts(), np.int64)
-    ids = (train["user_id"], train["item_id"])
-    return EventFacts(*ids, lengths, first, last, weight, types)
-
-
-def check_times(train: pd.DataFrame | Part, config: DataConfig) -> None:
+def check_times(train: pd.DataFrame, config: DataConfig) -> None:
     """Refuse what needs times or an order that the interactions lack, by a `SchemaError`."""
     has_datetime = "datetime" in train
     if config.ties == "simultaneous" and is_set(train):
@@ -165,7 +135,7 @@ def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
 
 
 def _choose_popularity_days(
-    train: pd.DataFrame | Part, repeats: Repeats, span: float
+    train: pd.DataFrame, repeats: Repeats, span: float
 ) -> tuple[float, ...]:
     if is_set(train):
         return (1.0,)
@@ -175,8 +145,17 @@ def _choose_popularity_days(
     return ()
 
 
-def _fit_id_type(ids: Any, name: str, previous: Schema | None) -> IdType:
-    is_integer = pd.api.types.is_integer_dtype(ids)
+def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, float]:
+    """Return mean and scale of log(1 + weight)."""
+    if previous is not None and previous.has_weight:
+        return previous.weight_mean, previous.weight_scale
+    if "weight" not in train:
+        return 0.0, 1.0
+    return mean_and_scale(np.log1p(train["weight"].to_numpy(np.float64)))
+
+
+def _fit_id_type(train: pd.DataFrame, name: str, previous: Schema | None) -> IdType:
+    is_integer = pd.api.types.is_integer_dtype(train[name])
     id_type: IdType = "integer" if is_integer else "string"
     before = getattr(previous, f"{name}_type", id_type)
     if id_type != before:
@@ -188,14 +167,23 @@ def _fit_id_type(ids: Any, name: str, previous: Schema | None) -> IdType:
     return id_type
 
 
-def _fit_history_length(lengths: Ints, has_no_order: bool, repeats: Repeats) -> int:
-    """Return the length that nearly no history (U,) exceeds, within limits."""
+def _fit_event_types(train: pd.DataFrame, previous: Schema | None) -> tuple[str, ...]:
+    before = () if previous is None else previous.event_types
+    if "event" not in train:
+        return before
+    return append_new(before, by_frequency(train["event"], train["user_id"]))
+
+
+def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
+    """Return the length that nearly no history exceeds, within limits."""
     limit = LONGEST_HISTORY
-    if has_no_order:
+    if is_set(train):
+        train = train[["user_id", "item_id"]].drop_duplicates()
         limit = LONGEST_SET
     elif repeats == "allow":
         limit = LONGEST_RECENT
 
+    lengths = train["user_id"].value_counts().to_numpy()
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
 
     return int(np.clip(length, MIN_HISTORY, limit))
@@ -245,13 +233,13 @@ def _with_scale(feature: Feature, numbers: np.ndarray) -> Feature:
 
 
 def _fit_features(
-    config: DataConfig, side: str, rows: Any, previous: Schema | None
+    config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None
 ) -> tuple[Feature, ...]:
     before = _by_name(previous, side)
+    users = None if side == "item" else rows["user_id"]
     features = []
 
     for name, declared in config.features.of(side).items():
-        users = None if side == "item" else rows["user_id"]
         cells = rows[str(declared.column)]
         features.append(fit_feature(name, declared, cells, before.get(name), users))
 
@@ -327,6 +315,17 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
         )
 
     return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
+
+
+def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
+    """Return mean and standard deviation of the finite numbers; a deviation of 0 becomes 1."""
+    finite = numbers[np.isfinite(numbers)]
+    if not len(finite):
+        return 0.0, 1.0
+    # Rounding could leave a deviation that is tiny and not 0.
+    if np.ptp(finite) == 0:
+        return float(finite[0]), 1.0
+    return float(finite.mean()), float(finite.std())
 
 
 # ---- each kind

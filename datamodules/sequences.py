@@ -215,40 +215,25 @@ def number_pairs(events: Events) -> Ints:
     return events.segments * stride + events.item_row
 
 
-def tile_users(offsets: Ints, n_events: int | None = None) -> Iterator[slice]:
-    """Cut users into ranges of at most so many events, or of one user with more.
-
-    Args:
-        offsets: bounds of the users' events, (U + 1,).
-        n_events: the most events of a range. Default: `TILE`.
-    """
+def tile_users(offsets: Ints) -> Iterator[slice]:
+    """Cut users, whose events have bounds (U + 1,), into ranges of about `TILE` events."""
     n_users = len(offsets) - 1
     start = 0
     while start < n_users:
-        end = offsets[start] + (n_events or TILE)
-        stop = int(np.searchsorted(offsets, end, side="right")) - 1
+        stop = int(np.searchsorted(offsets, offsets[start] + TILE, side="right")) - 1
         stop = max(stop, start + 1)
         yield slice(start, stop)
         start = stop
 
 
-def read_tiles(events: Events) -> Iterator[tuple[slice, Events]]:
-    """Yield all events in tiles of whole users, each with its place in the flat arrays."""
-    if len(events.item_row) <= TILE:
-        yield slice(0, len(events.item_row)), events
-        return
-    offsets = events.offsets
-    for users in tile_users(offsets):
-        bounds = offsets[users.start : users.stop + 1]
-        place = slice(int(bounds[0]), int(bounds[-1]))
-        yield place, events.between(bounds[:-1], bounds[1:])
-
-
 def mark_repeats(events: Events) -> Flags:
-    """Mark the events whose user had the item before, (E,)."""
-    is_repeat = np.empty(len(events.item_row), np.bool_)
-    for place, tile in read_tiles(events):
-        is_repeat[place] = pd.Index(number_pairs(tile)).duplicated()
+    """Mark the events whose user had the item before, (E,), in the memory of a range of users."""
+    is_repeat = np.zeros(len(events.item_row), np.bool_)
+    for users in tile_users(events.offsets):
+        starts = events.offsets[:-1][users]
+        stops = events.offsets[1:][users]
+        pairs = number_pairs(events.between(starts, stops))
+        is_repeat[starts[0] : stops[-1]] = pd.Index(pairs).duplicated()
     return is_repeat
 
 

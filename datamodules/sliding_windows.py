@@ -5,24 +5,19 @@ Letters: U users, E events, B windows of a batch, L events of the longest, C cod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from datamodules.batch import FeatureDropout, WindowBatch, find_place, take_share
+from datamodules.batch import FeatureDropout, WindowBatch
 from datamodules.requests import Examples, Plan
-from datamodules.sequences import Sequences, count_within, mark_repeats, tile_users
+from datamodules.sequences import Sequences, count_within, mark_repeats
 from serve.arrays import Floats, Ints
 from serve.clock import DAY
 from serve.encode import age_values
 from serve.events import history_arrays
 from serve.schema import Schema
-
-SHUFFLED = 2**23  # events whose windows are shuffled at once
-EVERYONE = slice(None)
 
 
 @dataclass(frozen=True)
@@ -46,34 +41,20 @@ class WindowExamples(Examples):
     ) -> None:
         super().__init__(sequences, schema, batch_size, dropout)
         # An owned item is never listed again, so that only its first event is a target.
-        self.is_repeat = mark_repeats(sequences.events)  # (E,)
+        is_repeat = mark_repeats(sequences.events)  # (E,)
+        target_weight = np.where(is_repeat, 0, sequences.target_weight)
+        self.target_weight = target_weight.astype(np.float32)  # (E,)
 
-    def plan(self, seed: int, epoch: int) -> Any:
-        """Plan an epoch; more events than fit are shuffled range by range of users."""
-        tiles = list(tile_users(self.sequences.events.offsets, SHUFFLED))
-        if len(tiles) < 2:
-            return super().plan(seed, epoch)
-        return TiledPlans(self, tiles, seed, epoch)
-
-    def draw(
-        self, rng: np.random.Generator, users: slice = EVERYONE
-    ) -> tuple[WindowPlan, list[Ints]]:
-        offsets = self.bounds(users)
+    def draw(self, rng: np.random.Generator) -> tuple[WindowPlan, list[Ints]]:
+        offsets = self.sequences.events.offsets  # (U + 1,)
         length = self.schema.history_length
-        windows = cut_windows(offsets, length, rng)
-        starts, stops = windows[1:]
+        users, starts, stops = cut_windows(offsets, length, rng)
         lengths = stops - starts
         blurred = lengths + rng.uniform(0, 2, len(lengths))
         order = np.argsort(blurred, kind="stable")  # similar lengths share a batch
         n_batches = count_batches(np.diff(offsets), length, self.batch_size)
-        plan = WindowPlan(windows[0] + (users.start or 0), starts, stops)
 
-        return plan, np.array_split(order, n_batches)
-
-    def bounds(self, users: slice) -> Ints:
-        """Return where the events of each user of a range begin, and where the last end."""
-        offsets = self.sequences.events.offsets  # (U + 1,)
-        return offsets if users is EVERYONE else offsets[users.start : users.stop + 1]
+        return WindowPlan(users, starts, stops), np.array_split(order, n_batches)
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:
         events = self.sequences.events
@@ -93,8 +74,7 @@ class WindowExamples(Examples):
 
         gaps = np.diff(times, axis=1, prepend=times[:, :1])  # (B, L)
         recency = gaps * (is_event & has_time)  # (B, L)
-        is_first = is_event & ~self.is_repeat[positions]  # (B, L)
-        target_weights = self.sequences.target_weight[positions] * is_first  # (B, L)
+        target_weights = self.target_weight[positions] * is_event  # (B, L)
         # The first event of a later window is only the past of the second.
         is_later = plan.starts != events.offsets[plan.users]  # (B,)
         target_weights[is_later, 0] = 0
@@ -121,42 +101,6 @@ class WindowExamples(Examples):
         days = (moments - self.schema.data_until) / DAY  # (B, L)
         repeated = np.repeat(values[:, None], moments.shape[1], axis=1)  # (B, L, V)
         return age_values(features, repeated, days)
-
-
-class TiledPlans:
-    """The plans of an epoch that are drawn while it runs, one range of users after the other.
-
-    Ranges come in a drawn order, and the batches of each in a drawn order: a function of seed and
-    epoch alone, in the memory of one range.
-    """
-
-    def __init__(
-        self, examples: WindowExamples, tiles: list[slice], seed: int, epoch: int
-    ) -> None:
-        self.examples = examples
-        self.tiles = tiles
-        self.seed = seed
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        length = self.examples.schema.history_length
-        size = self.examples.batch_size
-        counts = (np.diff(self.examples.bounds(users)) for users in self.tiles)
-        return sum(count_batches(of_range, length, size) for of_range in counts)
-
-    def __iter__(self) -> Iterator[WindowPlan]:
-        rank, _ = find_place()
-        rank_seed = (rank,)[:rank]  # the first draws as one process does
-        of_epoch = np.random.default_rng([self.seed, self.epoch])
-        order = of_epoch.permutation(len(self.tiles))
-
-        for tile in order.tolist():
-            rng = np.random.default_rng([self.seed, self.epoch, tile])
-            drawn, batches = self.examples.draw(rng, self.tiles[tile])
-            for number in rng.permutation(len(batches)).tolist():
-                plan = drawn.take(take_share(batches[number]))
-                seed = (self.seed, self.epoch, tile, number, *rank_seed)
-                yield replace(plan, seed=seed)
 
 
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:

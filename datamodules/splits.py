@@ -234,36 +234,15 @@ def _split_by_file(interactions: pd.DataFrame, config: DataConfig, seed: int) ->
 
 def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) -> Split:
     """Test from a moment on; the equally long window before it is validation."""
-    times = interactions["datetime"].to_numpy()
-    first = int(times.min())
-    validation_at, test_at = find_moments(first, int(times.max()), at, timezone)
-    is_test = times >= test_at
-    is_validation = (times >= validation_at) & ~is_test
-    parts = _take_parts(interactions, is_validation, is_test, "time")
-
-    return replace(parts, validation_at=validation_at, test_at=test_at)
-
-
-def find_moments(
-    first: int, last: int, at: str, timezone: str | None
-) -> tuple[int, int]:
-    """Return the first moments of validation and test in UTC seconds.
-
-    Args:
-        first: time of the first event.
-        last: time of the last event.
-        at: first moment of the test, as it is declared.
-        timezone: IANA name by whose clocks it is read.
-
-    Raises:
-        SchemaError: it is no time, or leaves nothing to train on or to test.
-    """
     seconds, is_valid = to_seconds([at], timezone)
     if not is_valid[0]:
         raise SchemaError(
             f"data.split.at is '{at}'; allowed: an ISO date or time such as 2017-12-01"
         )
 
+    times = interactions["datetime"].to_numpy()
+    first = int(times.min())
+    last = int(times.max())
     test_at = int(seconds[0])
     validation_at = test_at - max(last - test_at, 1)
 
@@ -274,7 +253,11 @@ def find_moments(
             "as long leave nothing to train on or to test; choose another moment"
         )
 
-    return validation_at, test_at
+    is_test = times >= test_at
+    is_validation = (times >= validation_at) & ~is_test
+    parts = _take_parts(interactions, is_validation, is_test, "time")
+
+    return replace(parts, validation_at=validation_at, test_at=test_at)
 
 
 def _take_parts(

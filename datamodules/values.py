@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Container
+from collections.abc import Collection
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -29,12 +29,12 @@ _MAX_INTEGER = 2**63 - 1
 TARGET_WEIGHT = "weight as a target"
 
 
-def is_set(interactions: Container[str]) -> bool:
+def is_set(interactions: pd.DataFrame) -> bool:
     """Return whether a user's events have no order: there is neither a time nor a position."""
     return "datetime" not in interactions and "position" not in interactions
 
 
-def find_ties(interactions: Container[str], declared: Ties) -> Ties:
+def find_ties(interactions: pd.DataFrame, declared: Ties) -> Ties:
     """Return how the events of one time are read: without times, only a set has ties.
 
     Baskets that are numbered, and have no time, are held out whole and read in their order.
@@ -115,17 +115,6 @@ def mark_shared(rows: pd.DataFrame, others: pd.DataFrame, columns: list[str]) ->
     """Mark the rows that equal one of the others in some columns, (n,)."""
     keys = pd.MultiIndex.from_frame(rows[columns])
     return np.asarray(keys.isin(pd.MultiIndex.from_frame(others[columns])))
-
-
-def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of the finite numbers; a deviation of 0 becomes 1."""
-    finite = numbers[np.isfinite(numbers)]
-    if not len(finite):
-        return 0.0, 1.0
-    # Rounding could leave a deviation that is tiny and not 0.
-    if np.ptp(finite) == 0:
-        return float(finite[0]), 1.0
-    return float(finite.mean()), float(finite.std())
 
 
 # ---- cells of every kind
@@ -286,37 +275,32 @@ def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
 
 
 def _find_outlying(seconds: Ints, column: Column) -> Flags:
-    """Mark times (n,) that a void parts from nearly all others."""
-    tail = len(seconds) // 20
-    if not tail:
-        return np.zeros(len(seconds), bool)
-    ordered = np.sort(seconds)
-    early, late = find_voids(ordered[: tail + 1], ordered[-tail - 1 :], column)
-    return np.asarray((seconds <= early) | (seconds >= late))
+    """Mark times that a void parts from nearly all others, unless a limit says which are right.
 
-
-def find_voids(early: Ints, late: Ints, column: Column) -> tuple[float, float]:
-    """Return up to which moment, and from which on, times are outliers.
-
-    Times in the outer 5 % are, if a gap of at least 3 years, and of the span of the middle 90 %,
-    separates them, unless a limit says which are right.
+    Times in the outer 5 % are outliers if a gap of at least 3 years, and of the span of the middle
+    90 %, separates them.
 
     Args:
-        early: the earliest 5 % of all times and the next one, ascending UTC seconds.
-        late: the latest 5 % and the one before, ascending.
+        seconds: (n,) UTC seconds in any order.
         column: its limits.
-    """
-    min_void = max(late[0] - early[-1], MIN_VOID)
-    before = np.flatnonzero(np.diff(early) >= min_void)
-    after = np.flatnonzero(np.diff(late) >= min_void)
-    first = -np.inf
-    last = np.inf
-    if column.low is None and len(before):
-        first = early[before[-1]]
-    if column.high is None and len(after):
-        last = late[after[0] + 1]
 
-    return first, last
+    Returns:
+        (n,) flags.
+    """
+    is_outlying = np.zeros(len(seconds), bool)
+    tail = len(seconds) // 20
+    if not tail:
+        return is_outlying
+
+    for sign, limit in ((1, column.low), (-1, column.high)):  # early, late
+        ordered = np.sort(sign * seconds)
+        middle = ordered[tail : len(ordered) - tail]
+        min_void = max(middle[-1] - middle[0], MIN_VOID)
+        voids = np.flatnonzero(np.diff(ordered[: tail + 1]) >= min_void)
+        if limit is None and len(voids):
+            is_outlying |= sign * seconds <= ordered[voids[-1]]
+
+    return is_outlying
 
 
 def _find_beyond(

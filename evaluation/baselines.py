@@ -10,16 +10,18 @@ user and an item with events, b users of one call.
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from datamodules.out_of_core import read_free_bytes
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
 from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
@@ -38,6 +40,9 @@ Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
 
 # Name, entry in `metrics.json`, and scorer unless the baseline was skipped.
 Fitted = tuple[str, dict[str, Any], ScoreRows | None]
+
+_MEMINFO = Path("/proc/meminfo")
+_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # Candidates for days of popularity and of personal frequency.
 WINDOWS = (7, 14, 28, 56, 112)
@@ -319,3 +324,15 @@ def _fit(
         "seconds": seconds,
     }
     return record, score
+
+
+def read_free_bytes() -> int:
+    """Return the free memory of the machine, within the limit of a container."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if _MEMINFO.exists():  # not on macOS
+        free = 1024 * int(re.findall(r"MemAvailable:\s*(\d+)", _MEMINFO.read_text())[0])
+    if _LIMIT.exists() and (limit := _LIMIT.read_text().strip()) != "max":
+        used = int(_LIMIT.with_name("memory.current").read_text())
+        free = min(free, max(int(limit) - used, 0))
+
+    return free

@@ -6,9 +6,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pandas as pd
-
-from datamodules.blocks import Part
 from datamodules.config import DataConfig
 from datamodules.sequences import FOLDS
 from datamodules.tables import Tables
@@ -151,33 +148,21 @@ class Choice:
     reason: str
 
 
-def count_data(
-    tables: Tables, config: DataConfig, on_disk: Part | None = None
-) -> DataCounts:
-    """Count what the choices depend on.
-
-    Args:
-        tables: users, items, and the interactions unless they are on disk.
-        config: says how they are read.
-        on_disk: the interactions.
-    """
+def count_data(tables: Tables, config: DataConfig) -> DataCounts:
+    """Count what the choices depend on."""
     rows = tables.interactions
     has_no_order = is_set(rows)
     if has_no_order:  # rows of one pair are one preference
         rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
-    items = rows["item_id"]
-    if on_disk is not None:
-        history = pd.Series(on_disk.facts.lengths)
-        items = pd.Series(on_disk.facts.item_ids)
     n_examples = len(history)
 
     if has_no_order:
         n_examples = int(history.clip(upper=FOLDS).sum())
-    is_unused = ~tables.items["item_id"].isin(items)
+    is_unused = ~tables.items["item_id"].isin(rows["item_id"])
     usual_history = history.clip(upper=MAX_OF_MEDIAN * history.median())
     mean_history = float(usual_history.mean())
-    n_items = items.nunique()
+    n_items = rows["item_id"].nunique()
     features = config.features
     is_repeated = config.repeats == "allow"
     has_order = find_ties(rows, config.ties) == "ordered"
@@ -186,7 +171,7 @@ def count_data(
         n_examples=n_examples,
         n_items=n_items,
         n_unused=int(is_unused.sum()),
-        n_events=int(history.sum()),
+        n_events=len(rows),
         mean_history=mean_history,
         is_set=has_no_order,
         is_repeated=is_repeated,

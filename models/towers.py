@@ -100,12 +100,13 @@ class Towers(nn.Module):
         """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
         codes = self.item_codes[rows]  # (n, C)
         content = self.item_tower.content(codes, self.item_values[rows])  # (n, D)
+        has_content = self.item_has_content[rows]  # (n,)
         vectors: Tensor = self.item_tower(
             self.id_rows[rows],
             content,
             self.categories[rows],
             popularity[rows],
-            self.item_has_content[rows],
+            has_content,
         )
 
         return vectors  # (n, W)

@@ -122,10 +122,11 @@ class Validation:
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
         self.is_large = len(self.items) > MAX_RANKED
-        self.best = [
-            (users @ self.items.T).topk(N_BEST).indices if self.is_large else users
-            for users, _ in self.users
-        ]
+        vectors = [users for users, _ in self.users]  # (B, W) each
+        self.best = vectors
+        if self.is_large:
+            scores = (users @ self.items.T for users in vectors)  # (B, N) each
+            self.best = [of_batch.topk(N_BEST).indices for of_batch in scores]
         (self.figures,) = self.rank({}, [{}])
         self.ndcg = mean_of_views(self.figures)
 

@@ -11,9 +11,8 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from datamodules.blocks import Part
 from datamodules.datamodule import InteractionsDataModule
-from datamodules.sequences import read_tiles
+from datamodules.on_disk import OnDisk
 from evaluation.holdout import profile_features, profiles_from_frame
 from models.cold_items import fit_cold_items
 from models.export import export_bundle
@@ -62,10 +61,7 @@ def stage_bundle(
     facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})
     bundle = Bundle.load(stage.path, count_cores(), required=ANSWERING)
-    users = work.tables.users
-    if work.is_sample:
-        users = users[users["user_id"].isin(work.split.refit["user_id"])]
-    profiles = profiles_from_frame(work.split.refit, users, data.schema)
+    profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
     recommender = Recommender(bundle, profiles)
 
     fitted = fit_coarse(recommender, work.config.index.recall)
@@ -154,35 +150,22 @@ def make_facts(
 def find_new_items(events: Events, n_items: int, until: int) -> Flags:
     """Mark the items that were first seen in the last days of the data, (N,)."""
     first = np.full(n_items, until)
-    for _, tile in read_tiles(events):
-        np.minimum.at(first, tile.item_row, tile.time)
+    np.minimum.at(first, events.item_row, events.time)
     return np.asarray((first < until) & (first >= until - NEW_DAYS * DAY))
 
 
-def list_profiles(
-    part: Part, users: pd.DataFrame, schema: Schema
-) -> Iterator[Profiles]:
-    """Yield the profiles of all users of events on disk and of the users table, tile by tile.
+def list_profiles(on_disk: OnDisk, schema: Schema) -> Iterator[Profiles]:
+    """Yield the profiles of all users before the test, range by range."""
+    counts = on_disk.counts["refit"]
+    is_there = pd.Index(on_disk.user_ids).isin(on_disk.users["user_id"])
+    is_there |= counts > 0
 
-    Args:
-        part: the events of the profiles.
-        users: `user_id` and feature columns.
-        schema: of the bundle that answers.
-    """
-    blocks = part.blocks
-    is_user = (part.counts > 0) | pd.Index(blocks.user_ids).isin(users["user_id"])
-
-    for tile in part.tiles():
-        is_kept = is_user[tile.users]
-        user_ids = blocks.user_ids[tile.users][is_kept]
-        counts = part.counts[tile.users][is_kept]
-        rows = users[users["user_id"].isin(user_ids)]
-        yield Profiles(
-            user_ids,
-            profile_features(rows, user_ids, schema),
-            History(**blocks.read(tile.positions)),
-            np.concatenate([[0], np.cumsum(counts)]),
-        )
+    for users, events in on_disk.tiles("refit"):
+        user_ids = on_disk.user_ids[users][is_there[users]]
+        features = profile_features(on_disk.users, user_ids, schema)
+        history = History(**on_disk.read(events))
+        ends = events.offsets[1:][is_there[users]]
+        yield Profiles(user_ids, features, history, np.append(0, ends))
 
 
 def write_segments(recommender: Recommender, stage: Stage, seed: int) -> Recommender:

@@ -103,11 +103,12 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
             return
 
     log = fetch_state(options.state, state)
+    feedback = export_log(log, state.parent, out)
     words = [
         f"--config={options.config}",
         f"--out={out}",
         f"--previous={run / BUNDLE}",
-        f"--data.feedback={export_log(log, state.parent, out)}",
+        f"--data.feedback={feedback}",
         "--warm_start",
         "--ckpt_path=last",  # begins where nothing was begun
     ]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from datamodules.clean import only_evidence, only_targets
 from datamodules.data_report import print_heavy_users, print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
-from datamodules.out_of_core import BLOCKS
+from datamodules.on_disk import FOLDER
 from datamodules.splits import check_targets
 from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
@@ -39,7 +41,7 @@ from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.errors import SchemaError, say
 from serve.files import write_file, write_json
-from serve.profiles import stage_parts, stage_profiles
+from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from service.command_line import undisturbed
 from service.forget import erase_forgotten
@@ -110,13 +112,13 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         )
 
     refuse_replacing(config)
-    with Stage.open(config.out) as stage:
+    with Stage.open(config.out) as stage, ExitStack() as at_end:
+        at_end.callback(shutil.rmtree, config.out / FOLDER, ignore_errors=True)
         work = prepare(config, tables, stage.beside)
         if is_finished(work.config, work.rows):
             done = f"{config.out} holds this run, finished: nothing is left to do"
             console.print(done, markup=False)
             metrics = json.loads((config.out / METRICS).read_bytes())
-            remove_blocks(config.out)
             return Run(stage.target, metrics, work)
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
@@ -198,7 +200,7 @@ def examine(work: Work) -> dict[str, Any]:
     report = report_data(
         work.tables, split=work.split, config=data, leaks=leaks, **work.report
     )
-    if work.on_disk is not None and work.is_sample:
+    if work.on_disk is not None:
         report["counts"] |= work.on_disk.count()
     print_report(report, console)
     print_heavy_users(work.tables.interactions, console)
@@ -271,7 +273,7 @@ def set_apart(work: Work) -> Parts:
     ]
     test = only_targets(split.test)
     fitting = MAX_TESTED_SCORES // max(len(work.tables.items), 1)
-    is_brief = work.config.quick or work.is_sample
+    is_brief = work.config.quick or work.on_disk is not None
     max_users = QUICK_USERS if is_brief else fitting
     test = sample_users(test, work.config.seed, max_users)
     validation = only_targets(split.validation)
@@ -308,13 +310,11 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     write_json(stage.beside / METRICS, content)
     test = only_targets(work.split.test)
     write_report(stage.beside, out, content, product.recommender, test)
-    if work.on_disk is None:
-        stage_profiles(out / PROFILES, profiles, ready.version)
-    else:
-        schema = product.recommender.bundle.schema
-        parts = list_profiles(work.on_disk.refit, work.tables.users, schema)
-        stage_parts(out / PROFILES, parts, ready.version)
-        profiles = replace(profiles, user_ids=work.on_disk.blocks.user_ids)
+    parts: Iterable[Profiles] = [profiles]
+    if work.on_disk is not None:
+        parts = list_profiles(work.on_disk, product.recommender.bundle.schema)
+        profiles = replace(profiles, user_ids=work.on_disk.user_ids)
+    stage_profiles(out / PROFILES, parts, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)
 
@@ -326,10 +326,4 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
             note = QUICK_NOTE.format(epochs=product.report["training"]["epochs"])
             console.print(note, highlight=False, soft_wrap=True)
 
-    remove_blocks(out)
     return Run(bundle.path, metrics, work)
-
-
-def remove_blocks(folder: Path) -> None:
-    """Remove the events that a run kept on disk until it was finished."""
-    shutil.rmtree(folder / BLOCKS, ignore_errors=True)

@@ -13,14 +13,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-import pandas as pd
 from rich.console import Console
 
-from datamodules.blocks import BlockSplit, Part
+from datamodules.on_disk import OnDisk
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.values import is_set
-from evaluation.holdout import sample_users
 from models.config import Recipe
 from models.defaults import Choice
 from pipeline.config import Config, IndexConfig
@@ -59,30 +57,8 @@ class Work:
     choices: list[Choice]
     rows: str  # fingerprint of the tables
     previous: Previous | None = None  # of a warm start
-    on_disk: BlockSplit | None = None
-    """All events, if they are on disk; tables and split then have those of drawn users."""
-
-    @property
-    def train(self) -> pd.DataFrame | Part:
-        """What the first training sees."""
-        return self.split.train if self.on_disk is None else self.on_disk.train
-
-    @property
-    def refit(self) -> pd.DataFrame | Part:
-        """Everything before the test."""
-        return self.split.refit if self.on_disk is None else self.on_disk.refit
-
-    @property
-    def is_sample(self) -> bool:
-        """Whether tables and split have drawn users alone."""
-        return self.on_disk is not None and not self.on_disk.is_whole
-
-    @property
-    def validation(self) -> pd.DataFrame:
-        """The events that a training is stopped by."""
-        if not self.is_sample:
-            return self.split.validation
-        return sample_users(self.split.validation, self.config.seed)
+    on_disk: OnDisk | None = None
+    """All events; tables and split then have those of drawn users."""
 
 
 def declare(config: Config) -> dict[str, Any]:

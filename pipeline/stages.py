@@ -14,11 +14,11 @@ import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from datamodules.blocks import Part
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint
+from datamodules.on_disk import PartName
 from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue
+from datamodules.sequences import Sequences, build_catalogue
 from datamodules.values import find_ties
 from models.config import Recipe
 from models.defaults import MANY_EVENTS
@@ -93,10 +93,10 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
 
 def fit_first(work: Work) -> Trained:
     """Fit on the training rows, and stop by the validation rows if there are any."""
+    split = work.split
     # A continued training needs the items of both.
-    known = work.refit if continues(work) else work.train
-    rows = (work.train, work.validation)
-    data = make_data(work, known, rows, work.split.validation_at)
+    known: PartName = "refit" if continues(work) else "train"
+    data = make_data(work, known, "train", split.validation, split.validation_at)
     model = make_model(work.recipe, data, work.config.seed)
 
     return fit_stage(work, data, "select", model)
@@ -179,8 +179,8 @@ def continues(work: Work) -> bool:
     Trainings of sets and with repeats start from factors of all their data, and are soon done.
     """
     data = work.config.data
-    refit = work.refit
-    n_added = len(refit) - len(work.train)
+    refit = work.split.refit
+    n_added = len(refit) - len(work.split.train)
     is_little = 0 < n_added <= MAX_ADDED * len(refit)
     is_ordered = find_ties(refit, data.ties) == "ordered" and data.repeats == "exclude"
     if work.config.quick or data.split.strict:
@@ -205,22 +205,25 @@ def soften(work: Work, rate: float, epochs: int) -> Work:
 
 def make_last_data(work: Work) -> InteractionsDataModule:
     """Index everything before the test to train on, and nothing to stop by."""
-    nothing = work.validation.iloc[:0]
-    return make_data(work, work.refit, (work.refit, nothing), work.split.test_at)
+    split = work.split
+    nothing = split.validation.iloc[:0]
+    return make_data(work, "refit", "refit", nothing, split.test_at)
 
 
 def make_data(
     work: Work,
-    known: pd.DataFrame | Part,
-    rows: tuple[pd.DataFrame | Part, pd.DataFrame],
+    known: PartName,
+    learned: PartName,
+    validation: pd.DataFrame,
     at: int | None,
 ) -> InteractionsDataModule:
     """Fit the schema, build the catalogue and index the rows.
 
     Args:
         work: gives users, items, features and sizes.
-        known: interactions that schema and catalogue are of.
-        rows: interactions to train on, and to stop by.
+        known: the part that schema and catalogue are of.
+        learned: the part to train on.
+        validation: interactions to stop by.
         at: UTC seconds of the validation requests.
     """
     config = work.config
@@ -228,13 +231,19 @@ def make_data(
     previous = None
     if config.previous is not None:
         previous = Bundle.load(config.previous).schema
-    schema = fit_schema(tables, known, config.data, previous)
-    if isinstance(known, Part):
-        known = pd.DataFrame({"item_id": known.facts.item_ids})
-    catalogue = build_catalogue(tables.items, known, schema, config.data.unlisted)
+    rows: pd.DataFrame = getattr(work.split, known)
+    schema = fit_schema(tables, rows, config.data, previous)
+    if work.on_disk is not None:
+        rows = work.on_disk.list_items(known)
+    catalogue = build_catalogue(tables.items, rows, schema, config.data.unlisted)
+    train: pd.DataFrame | Sequences = getattr(work.split, learned)
+    if work.on_disk is not None:
+        item_ids = catalogue.item_ids
+        train = work.on_disk.build_sequences(learned, validation, item_ids, schema)
 
     return InteractionsDataModule(
-        *rows,
+        train,
+        validation,
         tables.users,
         catalogue,
         schema,

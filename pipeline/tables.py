@@ -10,22 +10,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from datamodules.blocks import BlockSplit, split_blocks
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint
-from datamodules.out_of_core import BLOCKS, is_on_disk, read_blocks, type_events
+from datamodules.on_disk import (
+    FOLDER,
+    OnDisk,
+    PartName,
+    store_events,
+    type_interactions,
+)
 from datamodules.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.schema_fitting import check_times
 from datamodules.sources import TableLike
-from datamodules.splits import check_counts, split_interactions
+from datamodules.splits import Split, check_counts, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from models.config import ModelConfig
-from models.defaults import Choice, choose_recipe, count_data
+from models.defaults import Choice, DataCounts, choose_recipe, count_data
 from pipeline.config import Config
 from pipeline.run_folder import Work, console, find_previous
+from serve.arrays import Ints
 from serve.bundle import REJECTS
 from serve.errors import SchemaError
 from serve.files import name_file
@@ -48,14 +55,21 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         SchemaError: the tables cannot be learned from.
     """
     on_disk = None
-    if frames is None and is_on_disk(config.data):
+    if config.data.on_disk:
+        if frames is not None:
+            raise SchemaError(
+                "data.on_disk is true and the tables are in memory: give files, or leave it out"
+            )
         tables, report, on_disk = read_from_disk(config, beside)
-        rows = fingerprint(on_disk.blocks.digest, tables.users, tables.items)
-        split = on_disk.split
     else:
         tables, report = read(config, frames, beside)
+    split = split_interactions(tables.interactions, config.data, config.seed)
+    if on_disk is None:
         rows = fingerprint(tables)
-        split = split_interactions(tables.interactions, config.data, config.seed)
+    else:
+        ids = (on_disk.user_ids, on_disk.item_ids, on_disk.event_types)
+        rows = fingerprint(on_disk.events, ids, on_disk.users, tables.items)
+        on_disk = replace(on_disk, counts=count_parts(on_disk, split))
     previous = None
     if config.warm_start:
         previous = find_previous(config, split)
@@ -70,12 +84,11 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         model = replace(config.model, n_blocks=0, max_epochs=QUICK_EPOCHS)
         config = replace(config, model=model)
 
-    is_strict = config.data.split.strict
-    learned = split.train if is_strict else split.refit
-    part = None
+    learned: PartName = "train" if config.data.split.strict else "refit"
+    sample = replace(tables, interactions=getattr(split, learned))
+    counts = count_data(sample, config.data)
     if on_disk is not None:
-        part = on_disk.train if is_strict else on_disk.refit
-    counts = count_data(replace(tables, interactions=learned), config.data, part)
+        counts = count_all(on_disk, learned, counts)
     recipe, choices = choose_recipe(config.model, counts)
     config = replace(config, model=recipe.to_config())
 
@@ -130,32 +143,63 @@ def keep_rejects(config: Config, rejects: Rejects, beside: Path) -> None:
         write_rejects(rejects, beside / REJECTS)
 
 
+# ---- events on disk
+
+
 def read_from_disk(
     config: Config, beside: Path
-) -> tuple[Tables, dict[str, Any], BlockSplit]:
-    """Do as `read` with events that stay on disk, and split them.
+) -> tuple[Tables, dict[str, Any], OnDisk]:
+    """Do as `read` with events that stay on disk.
 
     Returns:
-        the tables with the interactions of drawn users, the reports, and all events.
+        the tables with the events of drawn users, the reports, and all events.
     """
     erased = inherit_erasure_list(config.out, config.previous)
-    folder = config.out / BLOCKS
-    typed = type_events(config.data, erased, folder)
+    folder = config.out / FOLDER
+    typed = type_interactions(config.data, erased, folder)
     tables, rejects = read_tables(config.data, erased, typed)
     keep_rejects(config, rejects, beside)
     tables, cleaning = clean(tables, config.data)
-    blocks, counts = read_blocks(tables, folder)
+    on_disk, cleaned = store_events(tables, folder)
 
-    on_disk = split_blocks(blocks, config.data, config.seed)
     users = tables.users
     if config.data.users is None:
-        users = pd.DataFrame({"user_id": blocks.user_ids})
-    tables = Tables(on_disk.sample, users, tables.items)
+        users = pd.DataFrame({"user_id": on_disk.user_ids})
+    on_disk = replace(on_disk, users=users)
+    sample = on_disk.draw(config.seed)
+    if len(sample) < len(on_disk.events.time):
+        users = users[users["user_id"].isin(sample["user_id"])]
+    tables = order_tables(Tables(sample, users, tables.items), config.data.ties)
     check_joins(tables, rejects.records)
-    check_counts(tables.interactions)
-    report = {"rejects": rejects, "cleaning": replace(cleaning, **counts)}
+    check_counts(sample)
+    check_times(sample, config.data)
+    report = {"rejects": rejects, "cleaning": replace(cleaning, **cleaned)}
 
-    return order_tables(tables, config.data.ties), report, on_disk
+    return tables, report, on_disk
+
+
+def count_parts(on_disk: OnDisk, split: Split) -> dict[PartName, Ints]:
+    """Count how many of each user's first events belong to each part, (U,)."""
+    if split.validation_at is not None and split.test_at is not None:
+        return {
+            "train": on_disk.count_before(split.validation_at),
+            "refit": on_disk.count_before(split.test_at),
+        }
+    counts = on_disk.events.counts
+    if len(split.test):
+        counts = counts - (counts > 1)
+    is_held_out = pd.Index(on_disk.user_ids).isin(split.validation["user_id"])
+    return {"train": counts - is_held_out, "refit": counts}
+
+
+def count_all(on_disk: OnDisk, part: PartName, counts: DataCounts) -> DataCounts:
+    """Return the counts of all events in place of those of drawn users."""
+    lengths = on_disk.counts[part]
+    n_items = len(on_disk.list_items(part))
+    n_unused = max(counts.n_listed - n_items, 0)
+    counts = replace(counts, n_items=n_items, n_unused=n_unused)
+    n_users = int(np.count_nonzero(lengths))
+    return replace(counts, n_examples=n_users, n_events=int(lengths.sum()))
 
 
 def print_choices(choices: Sequence[Choice]) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.arrays import Content, Floats, IdType
+from serve.arrays import Content, Flags, Floats, IdType
 from serve.clock import check_seconds, find_zone
 from serve.errors import BundleError
 from serve.files import (
@@ -326,16 +326,10 @@ def _build(
     if described is not None:
         content = contents.get(COARSE, np.empty(0, np.uint8))
         coarse = _read(COARSE, lambda: _read_coarse(content, index.vectors, described))
-    neighbours = _read(
-        NEIGHBOURS,
-        lambda: Neighbours.from_bytes(
-            contents[NEIGHBOUR_OFFSETS],
-            contents[NEIGHBOURS],
-            len(index),
-            facts.neighbour_decay,
-            facts.neighbour_context_gain,
-        ),
-    )
+    decay = facts.neighbour_decay
+    gain = facts.neighbour_context_gain
+    rows = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS], len(index))
+    neighbours = _read(NEIGHBOURS, lambda: Neighbours.from_bytes(*rows, decay, gain))
     segments = None
     if SEGMENTS in contents:
         text = contents[SEGMENTS].tobytes()
@@ -346,11 +340,9 @@ def _build(
     items = read_items(contents[ITEMS], len(index), schema.item_id_type)
     is_hidden = None
     if IS_UNLISTED in items.column_names:
-        column = items.column(IS_UNLISTED)
-        if column.type != pa.bool_() or column.null_count:
-            raise BundleError(f"{ITEMS}: '{IS_UNLISTED}' holds no flags; export again")
-        is_hidden = np.array(column.to_pylist(), np.bool_)
+        is_hidden = _read_flags(items.column(IS_UNLISTED))
         items = items.drop_columns([IS_UNLISTED])
+    index = ItemIndex(index.vectors, is_hidden, coarse)
     golden = contents[GOLDEN].tobytes() if GOLDEN in contents else b""
     return Bundle(
         path=path,
@@ -358,12 +350,18 @@ def _build(
         schema=schema,
         user_tower=user_tower,
         item_tower=item_tower,
-        index=ItemIndex(index.vectors, is_hidden, coarse),
+        index=index,
         neighbours=neighbours,
         items=items,
         golden=golden,
         segments=segments,
     )
+
+
+def _read_flags(column: pa.ChunkedArray) -> Flags:
+    if column.type != pa.bool_() or column.null_count:
+        raise BundleError(f"{ITEMS}: '{IS_UNLISTED}' holds no flags; export again")
+    return np.array(column.to_pylist(), np.bool_)
 
 
 def _read(name: str, read: Callable[[], T]) -> T:

@@ -123,16 +123,13 @@ class Events:
         return self.pick(spans(start, stop), offsets)
 
     def pick(self, index: Ints, offsets: Ints) -> Events:
-        """Take events by their index in the flat arrays, in the segments of `offsets`.
-
-        Columns that are mapped from a disk are narrower than what the towers read.
-        """
+        """Take events by their index in the flat arrays, in the segments of `offsets`."""
         context = None if self.context is None else self.context[index]
         return Events(
-            np.asarray(self.item_row[index], np.int64),
-            np.asarray(self.time[index], np.int64),
-            np.asarray(self.event[index], np.int64),
-            np.asarray(self.weight[index], np.float32),
+            self.item_row[index],
+            self.time[index],
+            self.event[index],
+            self.weight[index],
             offsets,
             context,
         )

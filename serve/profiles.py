@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import count
@@ -42,7 +41,6 @@ from serve.errors import BundleError
 from serve.files import (
     PRIVATE,
     make_private,
-    name_file,
     sync_folder,
     take_lock,
     to_canonical_json,
@@ -205,17 +203,12 @@ def feature_values(
 # ---- writing
 
 
-def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
-    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
-    stage_parts(folder, [profiles], version)
-
-
-def stage_parts(folder: Path, parts: Iterable[Profiles], version: str) -> None:
-    """Do as `stage_profiles` with profiles that are made while they are written.
+def stage_profiles(folder: Path, parts: Iterable[Profiles], version: str) -> None:
+    """Write profiles that only the bundle of this version reads, until `settle_profiles`.
 
     Args:
         folder: where they go.
-        parts: the profiles of ranges of users, ascending.
+        parts: the profiles of ranges of users, ascending; they may be made while they are written.
         version: of the bundle.
     """
     with _writing(folder):
@@ -297,56 +290,41 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
 
 
 def _write_parts(folder: Path, parts: Iterable[Profiles]) -> Entries:
-    """Write the two files; nobody reads them before a manifest names them."""
-    with ExitStack() as files:
-        writers = {}
-        for part in _PARTS:
-            writers[part] = _PartWriter(folder, part)
-            files.callback(writers[part].file.close)
-        for profiles in parts:
-            counts = np.diff(profiles.offsets)
-            users = {"user_id": profiles.user_ids, "n_events": counts}
-            for name, values in profiles.features.items():
-                users[_FEATURE + name] = values
-            writers["users"].append(users)
-            writers["events"].append(profiles.history.columns())
+    """Write the two files, named by their content; nobody reads them before a manifest does."""
+    sinks = {part: pa.BufferOutputStream() for part in _PARTS}
+    writers: dict[str, pq.ParquetWriter] = {}
+    for profiles in parts:
+        users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
+        for name, values in profiles.features.items():
+            users[_FEATURE + name] = values
+        tables = {
+            "users": _to_table(users),
+            "events": _to_table(profiles.history.columns()),
+        }
+        for part, table in tables.items():
+            if part not in writers:
+                sink = sinks[part]
+                writers[part] = pq.ParquetWriter(sink, table.schema, compression="zstd")
+            writers[part].write_table(table)
 
-        return {part: writer.finish() for part, writer in writers.items()}
+    entries = {}
+    for part, writer in writers.items():
+        writer.close()
+        content = sinks[part].getvalue().to_pybytes()
+        digest = hashlib.sha256(content).hexdigest()
+        name = f"{part}-{digest[:16]}.parquet"
+        write_file(folder / name, content, PRIVATE)
+        entries[part] = {"file": name, "sha256": digest}
+
+    return entries
 
 
-class _PartWriter:
-    """Write a table to a file that is named by its content."""
-
-    def __init__(self, folder: Path, part: str) -> None:
-        self.part = part
-        self.path = folder / f"{part}-next.parquet"  # removed unless it gets its name
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC
-        self.file = os.fdopen(os.open(self.path, flags, PRIVATE), "w+b")
-        self.writer: pq.ParquetWriter | None = None
-
-    def append(self, columns: Columns) -> None:
-        arrays = {}
-        for column, values in columns.items():
-            write = vectors_to_arrow if values.ndim == 2 else to_arrow
-            arrays[column] = write(values)
-        table = pa.table(arrays)
-        if self.writer is None:
-            self.writer = pq.ParquetWriter(self.file, table.schema, compression="zstd")
-        self.writer.write_table(table)
-
-    def finish(self) -> dict[str, Any]:
-        """Finish the file, and return its entry in the manifest."""
-        if self.writer is not None:
-            self.writer.close()
-        with name_file(self.path):
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.seek(0)
-            digest = hashlib.file_digest(self.file, "sha256").hexdigest()
-
-        name = f"{self.part}-{digest[:16]}.parquet"
-        os.replace(self.path, self.path.with_name(name))
-        return {"file": name, "sha256": digest}
+def _to_table(columns: Columns) -> pa.Table:
+    arrays = {}
+    for column, values in columns.items():
+        write = vectors_to_arrow if values.ndim == 2 else to_arrow
+        arrays[column] = write(values)
+    return pa.table(arrays)
 
 
 # ---- reading

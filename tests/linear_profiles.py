@@ -11,7 +11,7 @@ from tests.linear_bundle import DAY, UNTIL, item_ids
 
 def write_profiles(folder, profiles):
     """Write or replace the profiles in a folder, as a training does."""
-    stage_profiles(folder, profiles, "of a bundle")
+    stage_profiles(folder, [profiles], "of a bundle")
     settle_profiles(folder, "of a bundle")
 
 

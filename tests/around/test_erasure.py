@@ -73,7 +73,7 @@ def template(tmp_path_factory):
     run = publish_linear(folder / "run", SHOP, seed=3).parent
     profiles = make_profiles(SHOP, users_of(SHOP, SENTINEL))
     write_profiles(run / "profiles", profiles)
-    stage_profiles(run / "profiles", profiles, "another")
+    stage_profiles(run / "profiles", [profiles], "another")
     write_rejects(run / "rejects.parquet")
     write_rejects(run / ".beside-1" / "rejects.parquet")
     with closing(StateStore(run / "state" / "state.db")) as store:
@@ -351,7 +351,7 @@ def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(fol
     run = folder / "run"
     profiles = make_profiles(SHOP, users_of(SHOP, SENTINEL))
     forget_users(run, [SENTINEL])
-    stage_profiles(run / "profiles", profiles, "late")
+    stage_profiles(run / "profiles", [profiles], "late")
     assert find(run, SENTINEL) == ["profiles/users.parquet"]
     erase_forgotten(run, profiles)
     assert find(run, SENTINEL) == []

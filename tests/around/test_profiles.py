@@ -113,7 +113,7 @@ def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
 )
 def test_staged_profiles_stay_with_their_bundle(tmp_path, version, kept):
     write_profiles(tmp_path, make())
-    stage_profiles(tmp_path, make(NEW), "version-2")
+    stage_profiles(tmp_path, [make(NEW)], "version-2")
     for other in (None, "version-1"):
         assert_same(Profiles.load(tmp_path, other), make())
     assert_same(Profiles.load(tmp_path, "version-2"), make(NEW))

@@ -30,7 +30,7 @@ def publish_with_profiles(directory: Path, seed: int) -> Path:
     profiles = make_profiles(SHOP, {f"u{seed}": {"features": {}, "history": []}})
     with Stage.open(directory) as stage:
         ready = stage.prepare(write_linear(stage, SHOP, seed), {})
-        stage_profiles(directory / "profiles", profiles, ready.version)
+        stage_profiles(directory / "profiles", [profiles], ready.version)
         return publish(ready, overwrite=True).path
 
 

@@ -28,8 +28,8 @@ ROWS_PER_FILE = 5_000_000
 START, YEAR = 1_700_000_000, 365 * 86_400
 N_TASTES = 1_000
 STAGES = {
-    "pipeline.tables": ("type_events", "read_tables", "read_blocks", "split_blocks", "count_data"),
-    "pipeline.run": ("examine", "measure", "stage_profiles", "stage_parts"),
+    "pipeline.tables": ("type_interactions", "read_tables", "store_events", "count_data"),
+    "pipeline.run": ("examine", "measure", "stage_profiles"),
     "pipeline.pack": ("stage_bundle",),
     "pipeline.stages": ("make_data", "make_model", "fit_stage", "choose", "apply"),
 }
@@ -157,25 +157,24 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     """Prepare, map the events of both trainings, make 50 batches of an epoch, and write profiles."""
     from itertools import islice
 
-    from serve.profiles import stage_parts, stage_profiles
+    from serve.profiles import stage_profiles
 
     from pipeline import pack, stages, tables
 
     config.out.mkdir(exist_ok=True)
-    shutil.rmtree(config.out / "blocks", ignore_errors=True)
     work = watch.wrap("prepare", tables.prepare)(config, None, config.out)
-    first = (work.train, work.validation)
-    data = stages.make_data(work, work.train, first, work.split.validation_at)
+    split = work.split
+    data = stages.make_data(work, "train", "train", split.validation, split.validation_at)
     last = stages.make_last_data(work)
     plans = watch.wrap("plan", lambda: list(islice(last.examples.plan(1, 1), 50)))()
     watch.wrap("50 batches", lambda: [last.examples[plan] for plan in plans])()
     folder = config.out / "profiles"
     if work.on_disk is None:
         made = pack.profiles_from_frame(work.split.refit, work.tables.users, data.schema)
-        watch.wrap("profiles", stage_profiles)(folder, made, "measured")
+        watch.wrap("profiles", stage_profiles)(folder, [made], "measured")
         return
-    made = pack.list_profiles(work.on_disk.refit, work.tables.users, data.schema)
-    watch.wrap("profiles", stage_parts)(folder, made, "measured")
+    made = pack.list_profiles(work.on_disk, data.schema)
+    watch.wrap("profiles", stage_profiles)(folder, made, "measured")
 
 
 def main() -> None:

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import pytorch_lightning as pl
 import torch
-from models.row_wise import RowWiseAdamW, clip_norm
 from models.sampled_softmax import NegativeSampler
-from models.two_tower import ID_TABLE, TwoTower
+from models.two_tower import ID_TABLE, RowWiseAdamW, TwoTower, clip_norm
 from pytorch_lightning.callbacks import ModelCheckpoint
 from tests.models.tiny_towers import RECIPE, make_towers
 from tests.tiny_data import ORDERED, hold_out, make_data, make_world
