@@ -43,7 +43,7 @@ test-slow: .venv/.dev       ## the suites that need minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
 test-service: .venv/.dev    ## what a review of the service asks, against running services
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service tests/service
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service
 
 docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

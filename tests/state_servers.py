@@ -16,7 +16,7 @@ from serve.errors import SchemaError
 from service.remote.shared import open_remote
 from service.state import ServerError
 
-_POSTGRES = Path("/usr/lib/postgresql/15/bin")
+_POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("none"))
 PROGRAMS = {
     "redis": "redis-server",
     "valkey": "valkey-server",

@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from bascule.commands import main
-from bascule.help_texts import SIGN
+from bascule.commands import _SIGN_HELP, main
 from serve.bundle import Bundle
 from serve.errors import BundleError
 from service.publish import sign
@@ -20,7 +19,7 @@ pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="openssl makes the keys, as documented"
 )
-MAKE = "\n".join(line for line in SIGN.splitlines() if "  openssl" in line)
+MAKE = "\n".join(line for line in _SIGN_HELP.splitlines() if "  openssl" in line)
 
 
 @pytest.fixture
@@ -171,7 +170,7 @@ def test_without_the_extra_only_signatures_are_refused(bundle, keys):
     sign(bundle, keys / "old" / "signing.pem")
     code = (
         "import sys; sys.modules['cryptography'] = None\n"
-        "from bascule.commands import main; sys.exit(main(sys.argv[1:]))"
+        "from bascule.commands import _SIGN_HELP, main; sys.exit(main(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", code, "verify", "--bundle", str(bundle)]
     assert subprocess.run(command, check=False).returncode == 0
