@@ -251,6 +251,7 @@ def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
 )
 @settings(max_examples=60, deadline=None)
 def test_naive_times_are_read_as_the_zone_reads_them(moments, zone):
+    moments = [moment.replace(fold=0) for moment in moments]  # tables do not tell which of two
     expected = [int(m.replace(microsecond=0, tzinfo=ZoneInfo(zone)).timestamp()) for m in moments]
     for values in (
         moments,
