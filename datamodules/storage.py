@@ -58,14 +58,16 @@ def copy_once(storage: Any, objects: Mapping[str, Any]) -> Path:
         objects: name of each object -> what the storage says of it.
     """
     cache = Path(os.environ.get("BASCULE_CACHE", "~/.cache/bascule")).expanduser()
-    cache.mkdir(parents=True, exist_ok=True)
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)  # tables hold people
     folder = cache / hashlib.sha256(repr(objects).encode()).hexdigest()[:16]
     if not folder.is_dir():
         with TemporaryDirectory(dir=cache) as stage:
             copies = Path(stage) / folder.name
             copies.mkdir()
             for name in objects:
-                storage.get_file(name, str(copies / Path(name).name))
+                copy = copies / Path(name).name
+                storage.get_file(name, str(copy))
+                copy.chmod(0o600)
             place_folder(copies, folder)
 
     return folder

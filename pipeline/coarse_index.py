@@ -24,8 +24,8 @@ def fit_coarse(
 ) -> tuple[IndexFacts, CoarseIndex] | None:
     """Build a coarse index, and let it read as many lists as it needs.
 
-    Some users tell how many that are. On others the recall is measured, of whole scores and beside
-    an exact search. Nothing depends on time: work is counted in lists.
+    Some users tell how many that are. Others must find the target, too, of whole scores and beside
+    an exact search: their recall is stated. Nothing depends on time: work is counted in lists.
 
     Args:
         recommender: of a staged bundle, with profiles.
@@ -48,7 +48,11 @@ def fit_coarse(
     index = ItemIndex(vectors, recommender.bundle.index.is_hidden, coarse)
 
     coarse.n_probes = math.ceil(READ * TUNED_K * n_lists / len(vectors))
-    while index.measure_recall(tuned) < target + MARGIN * (1 - target):
+    wanted = target + MARGIN * (1 - target)
+    while (
+        index.measure_recall(tuned) < wanted
+        or (recall := index.measure_recall(others)) < target
+    ):
         coarse.n_probes += math.ceil(coarse.n_probes * STEP)
         if coarse.n_probes > n_lists // 2:
             return None
@@ -57,7 +61,7 @@ def fit_coarse(
         kind=f"IVF{n_lists},SQ8",
         n_probes=coarse.n_probes,
         target=target,
-        recall=index.measure_recall(others),
+        recall=recall,
         users=n_users,
         recall_of_items=measure_items(vectors, coarse),
     )

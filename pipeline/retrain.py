@@ -38,7 +38,7 @@ from service.event_log import read_log
 from service.export import write_table
 from service.forget import erase_forgotten, inherit_erasure_list
 from service.registry import Registry
-from service.remote.fetched import fetch_state
+from service.remote.fetched import fetch_erasure_list, fetch_state
 
 VERDICT = "verdict.json"
 _TRAINED = "trained-"  # before the name of a run: the events that it is trained on
@@ -127,6 +127,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     inherit_erasure_list(out, log.absolute().parent / BUNDLE)
     done = run_or_search(config, text)
     inherit_erasure_list(out, home)  # with those who were forgotten meanwhile
+    fetch_erasure_list(options.state, out)
     erase_forgotten(out, Recommender.load(out / BUNDLE).profiles)
     describe(run, out)
     if registry is not None and done is not None:

@@ -55,6 +55,11 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         SchemaError: the tables cannot be learned from.
     """
     on_disk = None
+    devices = config.trainer.get("devices", 1)
+    if config.data.on_disk and devices != 1:
+        raise SchemaError(
+            f"data.on_disk is true and trainer.devices is {devices}; allowed with it: 1"
+        )
     if config.data.on_disk:
         if frames is not None:
             raise SchemaError(

@@ -59,8 +59,9 @@ _LEARNED = (
     "what they learned"
 )
 _NOT_REACHED = {
-    "source tables": "the files that training reads: delete the rows there too; training leaves "
-    "them out anyway",
+    "source tables": "the files that training reads, and their copies in BASCULE_CACHE and, of a "
+    "training that was killed, in DIR/on_disk: delete the rows there too; training leaves them out "
+    "anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write "
     "it anew with `bascule report --run DIR`",
     "figures": "metrics.json, drift.json, feedback/figures.json and logs are figures of all users, "

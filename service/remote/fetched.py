@@ -36,3 +36,16 @@ def fetch_state(folder: Path | None, default: Path) -> Path:
         state.copy(store)
 
     return home / STATE
+
+
+def fetch_erasure_list(folder: Path | None, run: Path) -> None:
+    """Take over into a run who was forgotten on the server, if there is one.
+
+    Args:
+        folder: the option --state.
+        run: folder of the run.
+    """
+    state = open_shared(folder)
+    if state is not None:
+        with closing(state):
+            take_over(run, state.list_forgotten())

@@ -62,7 +62,7 @@ BEGIN
         INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown, policy)
             SELECT of_kind, item->>0, (item->>2)::bigint, (item->>3)::json, (item->>6)::integer,
             item->>7
-            WHERE NOT EXISTS
+            WHERE item->>4 = '-' OR NOT EXISTS
             (SELECT 1 FROM bascule_rows WHERE user_key = item->>0 AND kind = of_kind
              AND datetime = (item->>2)::bigint AND starts_with(record::text, item->>4)
              AND number > (SELECT coalesce(max(number), 0) FROM bascule_rows

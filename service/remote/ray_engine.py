@@ -25,12 +25,19 @@ from serve.arrays import to_arrow
 from serve.errors import BundleError, SchemaError, import_extra, say
 from serve.files import write_file
 from serve.recommender import Recommender
-from service.export import exporting, fingerprint, finish, identify, name_part
+from service.export import (
+    exporting,
+    fingerprint,
+    finish,
+    identify,
+    list_users,
+    name_part,
+)
 
 Command = Callable[[Namespace, Recommender], None]
 ROWS = 16_384  # of a part, in whole tiles of the recommender
 _ROWS_OF = {"recommend": "requests", "export": "rows"}  # command -> its option
-_BESIDE = ("bundle", "engine", "out", "overwrite", "registry")
+_BESIDE = ("bundle", "engine", "out", "overwrite", "profiles", "registry")
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # of C++, on stderr
@@ -99,7 +106,11 @@ def run_on_ray(command: Command, options: Namespace, recommender: Recommender) -
         if isinstance(value, Path):
             setattr(options, name, value.absolute())
     path = getattr(options, _ROWS_OF[options.command])
-    if path is not None:
+    if path is None:
+        if getattr(options, "side", "user") == "item":
+            raise SchemaError("--engine ray exports items of a file: give --rows")
+        list_users(recommender.profiles, f"--{_ROWS_OF[options.command]}")
+    else:
         plan |= identify(path, SAME_NAMES)
     options.engine = "local"  # in each actor
 

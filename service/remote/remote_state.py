@@ -38,6 +38,7 @@ _ANSWERS = "answers"
 _NOBODY = "nobody"  # key of answers without a user
 _END = "0"  # cursor behind the last page
 _NONE = "-"  # begins no record
+_SLICE = 1000  # records of a call, which a server keeps within its time
 _LOG = logging.getLogger("service.http")
 
 
@@ -99,11 +100,14 @@ class RemoteState(ABC):
         """Release the connections."""
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
-        """Keep events, all or none, each once; return how many are on the server's disk."""
+        """Keep events, each once; return how many are on the server's disk.
+
+        A thousand are kept all or none. After an error, send all again.
+        """
         return self._add(_EVENTS, observations)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown, all or none; nothing of forgotten users."""
+        """Keep what users were shown; nothing of forgotten users."""
         self._add(_ANSWERS, answers)
 
     def recall(self, user_id: Id) -> Recalled:
@@ -204,7 +208,8 @@ class RemoteState(ABC):
                 row = [self._key(user_id), _write(user_id), kept.datetime]
                 rows.append([*row, *_describe(kept)])
 
-        return int(self._call("add", kind, _write(rows)))
+        slices = (rows[start : start + _SLICE] for start in range(0, len(rows), _SLICE))
+        return sum(int(self._call("add", kind, _write(part))) for part in slices)
 
     def _call(self, procedure: str, *values: str | int) -> Any:
         """Run a procedure, unless the server has just failed.

@@ -57,6 +57,7 @@ def pull(registry: Registry, url: str) -> None:
         BundleError: it is damaged, or another one than its name says.
         OSError: the storage cannot be reached.
     """
+    url = url.rstrip("/")
     with opening(url) as (storage, path):
         version = storage.cat_file(f"{path}/{CURRENT}").decode().strip()
     if version != registry.find_current():

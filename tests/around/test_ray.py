@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from serve.recommender import Recommender
+from service.export import fingerprint
 from tests.linear_bundle import UNTIL
 from tests.served import ROOT
 
@@ -124,6 +126,12 @@ def test_ray_gives_the_bits_of_one_process_and_goes_on_where_it_stopped(
         path.unlink()
     status, errors = run(*asked, "--names", *ON_RAY, "--out", out, address=cluster.address)
     assert (status, len(errors)) == (2, 1)
+    plan = json.loads((out / "_plan.json").read_text())
+    other = {**plan, "profiles": "of before somebody was forgotten"}
+    assert plan["profiles"] == fingerprint(Recommender.load(bundle_paths["shop"]).profiles)
+    (out / "_plan.json").write_text(json.dumps(other))
+    assert run(*asked, *ON_RAY, "--out", out, address=cluster.address)[0] == 2
+    (out / "_plan.json").write_text(json.dumps(plan))
     assert run(*asked, *ON_RAY, "--out", out, address=cluster.address)[0] == 0
     assert pq.read_table(out).equals(expected)
     assert {path: path.stat().st_ino for path in kept} == kept

@@ -26,7 +26,7 @@ from datamodules.tables import read_tables
 from evaluation.holdout import profiles_from_frame
 from pipeline.config import Config
 from pipeline.pack import list_profiles
-from pipeline.tables import count_parts, read_from_disk
+from pipeline.tables import count_parts, prepare, read_from_disk
 from serve.errors import SchemaError
 from serve.files import NOBODY
 from serve.profiles import Profiles, settle_profiles, stage_profiles
@@ -258,6 +258,13 @@ UNFIT = {
     "query": {"interactions": TableConfig(query="SELECT 1")},
     "position": {"interactions": TableConfig("e.csv", columns={"position": "line"})},
 }
+
+
+def test_several_devices_would_each_read_all_into_memory(tmp_path):
+    data = DataConfig(interactions=TableConfig("events.csv"), on_disk=True)
+    config = Config(data, trainer={"devices": 2}, out=tmp_path)
+    with pytest.raises(SchemaError, match="devices"):
+        prepare(config, None, tmp_path)
 
 
 @pytest.mark.parametrize("key", UNFIT)

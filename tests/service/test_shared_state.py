@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
@@ -246,6 +247,15 @@ def test_users_of_whom_nothing_is_left_are_known_no_more(replicas):
     assert sum(other.expire_slices(NOON)) == 9
     expected = {str(user) for user in range(11)}
     assert store.list_known(range(8, 20)) == expected - set(map(str, range(8)))
+
+
+def test_lists_of_many_strangers_in_one_second_are_all_kept(replicas):
+    store, other = replicas
+    drawn = draw_answer(random.Random(1), NOON)
+    store.log_impressions(
+        replace(drawn, request_id=f"r{number}", user_id=None) for number in range(2500)
+    )
+    assert sum(other.expire_slices(NOON + 365 * DAY)) == 2500
 
 
 @pytest.mark.parametrize("n_threads", [6])

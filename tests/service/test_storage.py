@@ -58,7 +58,7 @@ def test_a_service_answers_from_what_was_pushed_and_pulled(
 ):
     there = Registry(tmp_path / "there")
     push(registry, URL)
-    pull(there, URL)
+    pull(there, f"{URL}/")
     monkeypatch.setenv("BASCULE_RELOAD_TOKEN", TOKEN)
     with serving("--registry", there.path) as server:
         assert server.ask("GET", "/v1/status").json["version"] == versions[1]
