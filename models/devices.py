@@ -93,9 +93,7 @@ def run_in_processes(job: Callable[[], Any], n_processes: int) -> Any:
                 for rank in range(n_processes)
             ]
             outcomes = [done.result() for done in as_completed(works)]
-        except (
-            RuntimeError
-        ) as error:  # of the pool or, first, of the others' connections
+        except RuntimeError as error:  # of the pool, or of the others' connections
             raise SchemaError(
                 f"a training process was ended ({say(error)}): nothing is published; --ckpt_path "
                 "last resumes; a script needs: if __name__ == '__main__'"
@@ -115,7 +113,7 @@ def work(saved: bytes, rank: str, variables: Mapping[str, str], n_threads: int) 
     torch.set_num_threads(n_threads)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     get_console().quiet = rank != "0"
-    # It comes from the process that started this one.
+    # These bytes come from the memory of the process that started this one, never from a file.
     job = torch.load(io.BytesIO(saved), weights_only=False)
     return job()
 

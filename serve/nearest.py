@@ -95,9 +95,8 @@ class IndexFacts:
     target: float
     recall: float  # of the whole score, for users that it was not tuned on
     users: int  # their number
-    recall_of_items: (
-        float  # with vectors of items as users: measured again at each load
-    )
+    # with vectors of items as users: measured again at each load
+    recall_of_items: float
 
 
 class CoarseIndex:

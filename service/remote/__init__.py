@@ -1,1 +1,1 @@
-"""What depends on a server elsewhere: the state, streams of events, object storage."""
+"""These chapters depend on a server elsewhere: the state, streams, object storage, Ray."""
