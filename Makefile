@@ -36,8 +36,8 @@ wheel: .venv/.dev           ## the built distribution, and what it does alone in
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
-	BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service/test_pages_run.py \
-	    tests/service/test_loop_guide.py tests/service/test_operations.py
+	BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile -k "not form and not walkthrough" \
+	    tests/service/test_pages_run.py tests/service/test_loop_guide.py
 
 test-slow: .venv/.dev       ## the suites that need minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
