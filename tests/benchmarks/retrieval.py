@@ -1,14 +1,15 @@
 """Lists of 100 items out of many: recall beside an exact search, and time, beside other libraries in one run.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/retrieval.py [--items 10000 100000 1000000] [--site DIR]
-    OMP_NUM_THREADS=1 python tests/benchmarks/retrieval.py --bundle runs/big/bundle
+    OMP_NUM_THREADS=1 python tests/benchmarks/retrieval.py --bundle runs/big/bundle [--multiply 10000000 --whole]
 
 Without a bundle, vectors are trained on a world with planted tastes. Items belong to categories, a few of which are
 large, and fall off in popularity. A user has three home categories, takes from near ones too, and one event in seven
 is of what is popular with all. Items with events get the factors of a truncated SVD of the matrix of users and items,
 each divided by the root of its popularity, drawn towards the mean of their category the fewer events they have, as
 content does; the last column is the popularity. Users who are asked took no part in that: their vectors are weighted
-means of the items they took. A bundle brings its own vectors and users.
+means of the items they took. A bundle brings its own vectors and users; `--multiply` adds items to it: each has the
+vector of one that is drawn, with noise of half of the spread of each column, and is less popular.
 
 Every engine is tuned on half of these users to the recall, and measured on the other half, request by request in one
 thread. Times are medians of processor time. `--site` is a folder with hnswlib and usearch; they are left out where
@@ -99,7 +100,22 @@ def train_world(n_items: int, seed: int = 0) -> World:
     return World(vectors, users, category)
 
 
-def read_world(bundle: Path) -> tuple[World, list[Query]]:
+def multiply(vectors: np.ndarray, n_items: int, popularity_dims: int) -> np.ndarray:
+    """Return `n_items` vectors, of which these are the first."""
+    rng = np.random.default_rng(0)
+    spread = vectors.std(axis=0)
+    grown = np.empty((n_items, vectors.shape[1]), np.float32)
+    grown[: len(vectors)] = vectors
+    for start in range(len(vectors), n_items, 100_000):
+        part = grown[start : start + 100_000]
+        noise = rng.standard_normal(part.shape, np.float32) * spread
+        part[:] = vectors[rng.integers(len(vectors), size=len(part))] + noise / 2
+        fall = rng.standard_normal((len(part), popularity_dims), np.float32)
+        part[:, part.shape[1] - popularity_dims :] -= np.abs(fall) * spread[-1:]
+    return grown
+
+
+def read_world(bundle: Path, n_items: int | None) -> tuple[World, list[Query]]:
     """Return a bundle's vectors and users, and their whole searches."""
     recommender = Recommender.load(bundle)
     ids = np.random.default_rng(0).permutation(recommender.profiles.user_ids)
@@ -107,6 +123,8 @@ def read_world(bundle: Path) -> tuple[World, list[Query]]:
     queries = list(recommender.queries(requests, "all"))
     users = np.concatenate([query.users for query in queries])
     vectors = np.array(recommender.bundle.vectors)
+    if n_items is not None:
+        vectors = multiply(vectors, n_items, recommender.bundle.manifest.facts.popularity_dims)
     category = np.random.default_rng(1).integers(0, 200, len(vectors))
     single = [q.take(np.array([row])) for q in queries for row in range(len(q))]
     return World(vectors, users, category), single
@@ -311,6 +329,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--site", type=Path, help="folder of packages with hnswlib and usearch")
     parser.add_argument("--bundle", type=Path, help="measure this one, with the profiles beside it")
+    parser.add_argument("--multiply", type=int, help="items that the bundle is made to have")
     parser.add_argument("--whole", action="store_true", help="leave out the other engines")
     args = parser.parse_args()
     if args.site:
@@ -319,7 +338,7 @@ def main() -> None:
     rng = np.random.default_rng(5)
     for n_items in [0] if args.bundle else args.items:
         if args.bundle:
-            world, queries = read_world(args.bundle)
+            world, queries = read_world(args.bundle, args.multiply)
         else:
             world = train_world(n_items)
             queries = [draw_query(world, user, rng) for user in world.users]
