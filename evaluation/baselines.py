@@ -1,4 +1,4 @@
-"""Baselines: popularity, personal frequency, ItemKNN, EASE; and the choice of their one parameter.
+"""Baselines: popularity, own items, transitions, ItemKNN, EASE; the choice of their one parameter.
 
 Every `fit_*` returns or yields scorers of the whole catalogue, (b,) user rows -> (b, N) float32.
 EASE is in `evaluation.ease`. The report's words for a baseline are in
@@ -54,6 +54,12 @@ SHRINK = 10.0
 # Added to the popularity of items without similar ones in a history: below every sum of cosines.
 NEAR_NOTHING = -1.0
 
+# Transitions: a step back counts this part of a step forward, and the second-last item of a
+# history, as each further hop, half of the one before. Popularity parts equal scores.
+BACK = 0.5
+HALF = 0.5
+TIE_BREAK = 1e-4
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -64,6 +70,7 @@ class Baseline:
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)  # candidates for the parameter
     needs_time: bool = False
+    needs_order: bool = False
     n_bytes: Callable[[Events], int] = lambda events: 0  # of its matrices
 
 
@@ -126,6 +133,51 @@ def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
         return scores
 
     return score
+
+
+def fit_transitions(events: Events, hops: Sequence[float]) -> Iterator[ScoreRows]:
+    """Walk from a user's last two items to those that come next to them in histories.
+
+    Args:
+        events: events of U users with N items.
+        hops: numbers of steps of a walk.
+
+    Yields:
+        The scorer of each number of hops: the probability to meet an item, of walkers who start at
+        the last items of a history and step to an item's neighbours by their counts.
+
+    Source: Han et al., "An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable
+    Benchmarks for Sequential Recommendation", arXiv 2605.07125, without features.
+    """
+    n_users, n_items = events.n_users, events.n_items
+    order = np.argsort(events.user_row, kind="stable")  # (E,)
+    user = events.user_row[order]  # (E,)
+    item = events.item_row[order]  # (E,)
+    n_later = np.cumsum(np.bincount(user))[user] - np.arange(len(user)) - 1  # (E,)
+
+    has_next = n_later[:-1] > 0  # (E - 1,)
+    steps = Events(item[:-1][has_next], item[1:][has_next], None, n_items, n_items)
+    forward = steps.matrix(as_counts)  # (N, N)
+    counts = forward + BACK * forward.T  # (N, N)
+    totals = np.maximum(counts.sum(axis=1), 1)  # (N,)
+    chances = counts.multiply(1 / totals[:, None]).tocsr()  # (N, N)
+
+    is_start = n_later < 2  # (E,)
+    cells = (user[is_start], item[is_start])
+    weights = HALF ** n_later[is_start]
+    starts = sparse.csr_array((weights, cells), shape=(n_users, n_items))
+    popularity = events.popularity(as_counts)  # (N,)
+
+    def score(n_hops: int, users: Ints) -> Floats:
+        scores = np.tile(TIE_BREAK * popularity, (len(users), 1))  # (b, N)
+        walkers = starts[users]  # (b, N)
+        for hop in range(n_hops):
+            walkers = walkers @ chances
+            scores += HALF**hop * walkers.toarray()
+        return np.asarray(scores, np.float32)
+
+    for number in hops:
+        yield partial(score, int(number))
 
 
 def fit_itemknn(
@@ -238,7 +290,11 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
             Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
         ]
 
+    transitions = Baseline(
+        "transitions", fit_transitions, "hops", (1, 2), needs_order=True
+    )
     declared += [
+        transitions,
         Baseline(
             "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
         ),
@@ -300,6 +356,9 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
+
+    if baseline.needs_order and not whole.is_ordered:
+        return {"skipped": "the interactions have no order"}, None
 
     if baseline.n_bytes(whole) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
