@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from datamodules.sequences import count_within
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
 from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
@@ -54,10 +55,8 @@ SHRINK = 10.0
 # Added to the popularity of items without similar ones in a history: below every sum of cosines.
 NEAR_NOTHING = -1.0
 
-# Transitions: a step back counts this part of a step forward, and the second-last item of a
-# history, as each further hop, half of the one before. Popularity parts equal scores.
+# Transitions: what a step back counts beside one forward, and popularity that parts equal scores.
 BACK = 0.5
-HALF = 0.5
 TIE_BREAK = 1e-4
 
 
@@ -135,49 +134,40 @@ def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
     return score
 
 
-def fit_transitions(events: Events, hops: Sequence[float]) -> Iterator[ScoreRows]:
-    """Walk from a user's last two items to those that come next to them in histories.
+def fit_transitions(events: Events) -> ScoreRows:
+    """Walk from a user's last two items to what comes next to them in histories.
 
-    Args:
-        events: events of U users with N items.
-        hops: numbers of steps of a walk.
-
-    Yields:
-        The scorer of each number of hops: the probability to meet an item, of walkers who start at
-        the last items of a history and step to an item's neighbours by their counts.
+    Walkers start at the last item, half as many at the one before, and step to neighbours by their
+    counts. Items are ranked by the walkers who meet them with their first or second step.
 
     Source: Han et al., "An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable
-    Benchmarks for Sequential Recommendation", arXiv 2605.07125, without features.
+    Benchmarks for Sequential Recommendation", arXiv 2605.07125, without its features.
     """
-    n_users, n_items = events.n_users, events.n_items
-    order = np.argsort(events.user_row, kind="stable")  # (E,)
+    order = np.argsort(events.user_row, kind="stable")[::-1]  # newest first, (E,)
     user = events.user_row[order]  # (E,)
     item = events.item_row[order]  # (E,)
-    n_later = np.cumsum(np.bincount(user))[user] - np.arange(len(user)) - 1  # (E,)
+    n_later = count_within(np.bincount(user)[::-1])  # (E,)
+    has_next = n_later > 0  # (E,)
+    following = np.roll(item, 1)[has_next]
+    n_items = events.n_items
 
-    has_next = n_later[:-1] > 0  # (E - 1,)
-    steps = Events(item[:-1][has_next], item[1:][has_next], None, n_items, n_items)
+    steps = Events(item[has_next], following, None, n_items, n_items)
     forward = steps.matrix(as_counts)  # (N, N)
     counts = forward + BACK * forward.T  # (N, N)
     totals = np.maximum(counts.sum(axis=1), 1)  # (N,)
-    chances = counts.multiply(1 / totals[:, None]).tocsr()  # (N, N)
+    chances = sparse.diags_array(1 / totals) @ counts  # (N, N)
 
-    is_start = n_later < 2  # (E,)
-    cells = (user[is_start], item[is_start])
-    weights = HALF ** n_later[is_start]
-    starts = sparse.csr_array((weights, cells), shape=(n_users, n_items))
-    popularity = events.popularity(as_counts)  # (N,)
+    weights = np.maximum(2 - n_later, 0)  # (E,)
+    cells = (user, item)
+    starts = sparse.csr_array((weights, cells), (events.n_users, n_items))
+    popularity = TIE_BREAK * events.popularity(as_counts)  # (N,)
 
-    def score(n_hops: int, users: Ints) -> Floats:
-        scores = np.tile(TIE_BREAK * popularity, (len(users), 1))  # (b, N)
-        walkers = starts[users]  # (b, N)
-        for hop in range(n_hops):
-            walkers = walkers @ chances
-            scores += HALF**hop * walkers.toarray()
+    def score(users: Ints) -> Floats:
+        near = starts[users] @ chances  # (b, N)
+        scores = (near + near @ chances).toarray() + popularity  # (b, N)
         return np.asarray(scores, np.float32)
 
-    for number in hops:
-        yield partial(score, int(number))
+    return score
 
 
 def fit_itemknn(
@@ -290,11 +280,14 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
             Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
         ]
 
-    transitions = Baseline(
-        "transitions", fit_transitions, "hops", (1, 2), needs_order=True
+    declared.append(
+        Baseline(
+            "transitions",
+            lambda events, _: iter([fit_transitions(events)]),
+            needs_order=True,
+        )
     )
     declared += [
-        transitions,
         Baseline(
             "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
         ),
