@@ -40,7 +40,8 @@ def main() -> None:
     version = hash_sources()
     rows = read_rows(args.rows, version)
     write_page(ROOT / "docs" / "boards.md", render(rows, version))
-    draw(rows, ROOT / "docs" / "boards.png")
+    if rows:
+        draw(rows, ROOT / "docs" / "boards.png")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def render(rows: Sequence[Row], version: str) -> str:
     missing = [board.name for board in BOARDS if board.name not in by_board]
     if missing:
         lines += ["", f"Not run with this version: {', '.join(missing)}."]
-    lines += ["", f"Split by time beside them: {'; '.join(map(tell_twin, with_twins()))}."]
+    lines += ["", f"The same tables split by time: {tell_twins()}."]
     lines += ["", "Protocols:", "", *tell_protocols(by_board)]
     if quick:
         lines += ["", "Quick runs:", "", *head(QUICK_HEADER)]
@@ -72,12 +72,13 @@ def tell_commits(rows: Sequence[Row]) -> str:
     return f"run at {', '.join(commits)}" if commits else "no row was run"
 
 
-def with_twins() -> list[Board]:
-    return [board for board in BOARDS if board.twin]
-
-
-def tell_twin(board: Board) -> str:
-    return f"{board.name}: {board.twin}"
+def tell_twins() -> str:
+    """Say which row splits each board's tables by time, or why there is none."""
+    boards: dict[str, list[str]] = {}
+    for board in BOARDS:
+        if board.twin:
+            boards.setdefault(board.twin, []).append(board.name)
+    return "; ".join(f"{', '.join(names)}: {twin}" for twin, names in boards.items())
 
 
 def tell_protocols(by_board: dict[str, list[Row]]) -> list[str]:
@@ -166,7 +167,7 @@ def write_page(page: Path, block: str) -> None:
     page.write_text(f"{before}{BEGIN}\n{block}\n{END}{after}", encoding="utf-8")
 
 
-def measure_bars(board: Board, rows: Sequence[Row]) -> tuple[float, float]:
+def measure_bar(board: Board, rows: Sequence[Row]) -> tuple[float, float]:
     """Return the mean over seeds and half of its 95 % interval, of users and of seeds together."""
     values = [row["figures"][board.figures[0]] for row in rows]
     error = mean(value["error"] for value in values)
@@ -186,7 +187,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(shown) + 1.2), layout="constrained")
     for place, board in enumerate(shown):
         of_board = by_board[board.name]
-        ours, margin = measure_bars(board, of_board)
+        ours, margin = measure_bar(board, of_board)
         name, others = find_best_other(board, of_board)
         theirs = others.get(board.figures[0], 0.0)
         error = find_error(of_board, name, board.figures[0])

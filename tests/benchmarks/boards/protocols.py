@@ -29,25 +29,9 @@ PEOPLE_SHARE = 0.2
 LEAST_LINES = 20
 
 GENRES = [
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
+    *("unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime"),
+    *("Documentary", "Drama", "Fantasy", "Film-Noir", "Horror", "Musical", "Mystery"),
+    *("Romance", "Sci-Fi", "Thriller", "War", "Western"),
 ]
 SITUATION = ["daytime", "weekday", "isweekend", "homework", "weather", "country", "city"]
 
@@ -108,7 +92,10 @@ def prepare(protocol: Protocol, data: Path, folder: Path) -> dict[str, Any]:
 
     tables = protocol.read(raw)
     parts = protocol.split(tables.interactions)
-    frames = {**vars(parts), "users": tables.users, "items": list_items(tables.items, parts)}
+    frames = vars(parts) | {
+        "users": keep_known(tables.users, "user_id", parts),
+        "items": keep_known(tables.items, "item_id", parts),
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         if frame is not None:
@@ -127,12 +114,12 @@ def prepare(protocol: Protocol, data: Path, folder: Path) -> dict[str, Any]:
     return told
 
 
-def list_items(items: pd.DataFrame | None, parts: Parts) -> pd.DataFrame | None:
-    """Leave items without an event out of the catalogue."""
-    if items is None:
+def keep_known(frame: pd.DataFrame | None, key: str, parts: Parts) -> pd.DataFrame | None:
+    """Leave out the users or items without an event."""
+    if frame is None:
         return None
-    known = pd.concat([parts.interactions["item_id"], parts.holdout["item_id"]])
-    return items[items["item_id"].astype(str).isin(known.astype(str))]
+    known = pd.concat([parts.interactions[key], parts.holdout[key]])
+    return frame[frame[key].astype(str).isin(known.astype(str))]
 
 
 def tell_hash(path: Path) -> str:

@@ -22,7 +22,7 @@ def hash_sources(root: Path = ROOT) -> str:
     for path in list_sources(root):
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".py":
-            text = strip(text)
+            text = keep_code(text)
         digest.update(f"{path.relative_to(root).as_posix()}\0{text}\0".encode())
     return digest.hexdigest()[:12]
 
@@ -36,7 +36,7 @@ def list_sources(root: Path) -> list[Path]:
     return sorted(files)
 
 
-def strip(source: str) -> str:
+def keep_code(source: str) -> str:
     """Return the lines of a module without comments, docstrings and blank lines."""
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
