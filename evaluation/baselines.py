@@ -68,8 +68,7 @@ class Baseline:
     fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)  # candidates for the parameter
-    needs_time: bool = False
-    needs_order: bool = False
+    needs: str = "events"  # or times, or an order
     n_bytes: Callable[[Events], int] = lambda events: 0  # of its matrices
 
 
@@ -154,12 +153,11 @@ def fit_transitions(events: Events) -> ScoreRows:
     steps = Events(item[has_next], following, None, n_items, n_items)
     forward = steps.matrix(as_counts)  # (N, N)
     counts = forward + BACK * forward.T  # (N, N)
-    totals = np.maximum(counts.sum(axis=1), 1)  # (N,)
+    totals = counts.sum(axis=1) + 1  # (N,) nobody steps from an item without neighbours
     chances = sparse.diags_array(1 / totals) @ counts  # (N, N)
 
     weights = np.maximum(2 - n_later, 0)  # (E,)
-    cells = (user, item)
-    starts = sparse.csr_array((weights, cells), (events.n_users, n_items))
+    starts = sparse.csr_array((weights, (user, item)), (events.n_users, n_items))
     popularity = TIE_BREAK * events.popularity(as_counts)  # (N,)
 
     def score(users: Ints) -> Floats:
@@ -271,20 +269,20 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
         Baseline(
             "popularity", lambda events, _: iter([fit_popularity(events, counted)])
         ),
-        Baseline("popularity-recent", recent, "days", WINDOWS, True),
+        Baseline("popularity-recent", recent, "days", WINDOWS, "times"),
     ]
 
     if is_repeating:
         declared += [
             Baseline("personal", lambda events, _: iter([fit_personal(events)])),
-            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
+            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, "times"),
         ]
 
     declared.append(
         Baseline(
             "transitions",
             lambda events, _: iter([fit_transitions(events)]),
-            needs_order=True,
+            needs="order",
         )
     )
     declared += [
@@ -347,11 +345,9 @@ def fit_baselines(
 def _fit(
     baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None
 ) -> tuple[dict[str, Any], ScoreRows | None]:
-    if baseline.needs_time and whole.time is None:
-        return {"skipped": "the interactions have no times"}, None
-
-    if baseline.needs_order and not whole.is_ordered:
-        return {"skipped": "the interactions have no order"}, None
+    is_missing = {"times": whole.time is None, "order": not whole.is_ordered}
+    if is_missing.get(baseline.needs):
+        return {"skipped": f"the interactions have no {baseline.needs}"}, None
 
     if baseline.n_bytes(whole) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None

@@ -341,6 +341,7 @@ def make_row(board=BOARD, seed=0):
         "board": board.name,
         "seed": seed,
         "options": list(board.options),
+        "config": board.config,
         "protocol": told,
         "figures": figures,
         "others": {"ease": {figure: of | {"value": 0.0625} for figure, of in figures.items()}},
@@ -355,7 +356,12 @@ def write_row(folder, stamp, **changes):
 
 
 def test_a_row_of_another_version_or_of_other_options_is_left_out_and_named_as_not_run(tmp_path):
-    for change in ({}, {"version": "old"}, {"options": ["--data.split.kind", "none"]}):
+    for change in (
+        {},
+        {"version": "old"},
+        {"options": ["--data.split.kind", "none"]},
+        {"config": None},
+    ):
         write_row(tmp_path, "new", **change)
         text = render(read_rows(tmp_path, "new"), "new")
         not_run = next(line for line in text.splitlines() if line.startswith("Not run"))
@@ -431,6 +437,7 @@ CHANGED = {
     "configs/a.yaml": "seed: 1\n",
     "train.py": "import serve\n",
     "models/new.py": "y = 3\n",
+    "tests/benchmarks/boards/scores.py": "best = 1\n",
 }
 UNCHANGED = {
     "models/net.py": '"""Another sentence\nof two lines."""\nx = 1\n',
@@ -446,7 +453,7 @@ UNCHANGED = {
 )
 def test_the_version_is_of_what_decides_figures(name, text, is_another, sources):
     before = version.hash_sources(sources)
-    (sources / name).parent.mkdir(exist_ok=True)
+    (sources / name).parent.mkdir(parents=True, exist_ok=True)
     (sources / name).write_text(text)
     assert (version.hash_sources(sources) != before) == is_another
 
@@ -481,6 +488,14 @@ def test_a_killed_run_goes_on_with_the_row_that_it_had_begun(tmp_path, monkeypat
     assert {row["version"] for row in read_rows(tmp_path, "new")} == {"new"}
     runs.run_rows([replace(BOARD, options=("--x",))], [0], tmp_path, run, is_quick=False)
     assert ran[-1] == ("movielens-100k", 0)
+
+
+def test_a_row_whose_sources_changed_while_it_ran_is_not_kept(tmp_path, monkeypatch):
+    versions = iter(["new", "newer"])
+    monkeypatch.setattr(runs, "hash_sources", lambda: next(versions))
+    with pytest.raises(SystemExit, match="sources changed"):
+        runs.run_rows([BOARD], [0], tmp_path, make_row, is_quick=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_board_has_a_protocol_a_configuration_and_a_twin_or_a_reason():

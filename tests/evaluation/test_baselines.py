@@ -200,7 +200,7 @@ def walk_naively(histories: list[list[int]]) -> np.ndarray:
         for item, following in pairwise(history):
             counts[item, following] += 1
             counts[following, item] += BACK
-    chances = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    chances = counts / (counts.sum(axis=1, keepdims=True) + 1)
     popularity = np.bincount(np.concatenate(histories).astype(int), minlength=N)
     scores = np.tile(TIE_BREAK * popularity / (popularity.max() + 1), (len(histories), 1))
     for user, history in enumerate(histories):

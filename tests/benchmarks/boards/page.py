@@ -9,8 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tests.benchmarks.boards.declared import BOARDS, QUOTED, Board
-
-Row = dict[str, Any]
+from tests.benchmarks.boards.runs import Row, is_of
 
 BEGIN, END = "<!-- rows: made by make boards -->", "<!-- end of rows -->"
 HEADER = (
@@ -28,12 +27,10 @@ INTERVAL = 1.96
 
 def read_rows(folder: Path, version: str) -> list[Row]:
     """Read the rows of a version; those of another one, or of other options, are left out."""
-    options = {board.name: list(board.options) for board in BOARDS}
+    boards = {board.name: board for board in BOARDS}
     rows = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     return [
-        row
-        for row in rows
-        if row["version"] == version and options.get(row["board"]) == row["options"]
+        row for row in rows if row["board"] in boards and is_of(row, boards[row["board"]], version)
     ]
 
 

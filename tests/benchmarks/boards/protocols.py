@@ -184,7 +184,8 @@ def read_beauty(raw: Path) -> Tables:
     item_ids = np.unique(events["item_id"])
     joined = ["|".join(map(str, attributes.get(str(item), []))) for item in item_ids]
     items = pd.DataFrame({"item_id": item_ids, "attributes": joined})
-    return Tables(events[[*PAIR, "timestamp", "position"]], None, items)
+    users = pd.DataFrame({"user_id": np.unique(events["user_id"])})
+    return Tables(events[[*PAIR, "timestamp", "position"]], users, items)
 
 
 def read_complete_journey(raw: Path) -> Tables:
@@ -208,7 +209,8 @@ def read_frappe(raw: Path) -> Tables:
     apps = pd.read_csv(raw / "meta.csv", sep="\t", dtype=str).rename(columns={"item": "item_id"})
     cost = events.groupby("item_id")["cost"].first().reset_index().astype({"item_id": str})
     items = cost.merge(apps, on="item_id", how="left")
-    return Tables(events[[*PAIR, "cnt", *SITUATION]], None, items)
+    users = pd.DataFrame({"user_id": np.unique(events["user_id"])})
+    return Tables(events[[*PAIR, "cnt", *SITUATION]], users, items)
 
 
 def read_movielens_1m(raw: Path) -> Tables:

@@ -63,6 +63,8 @@ def run_rows(
                 print(f"{path.name}: done", flush=True)
                 continue
             row = run(board, seed)
+            if hash_sources() != version:
+                raise SystemExit(f"{path.name}: sources changed during the run; it is not kept")
             row |= {"version": version, "commit": tell_commit(), "quick": is_quick}
             partial = path.with_suffix(".part")
             partial.write_text(json.dumps(row, indent=2, sort_keys=True) + "\n")
@@ -80,7 +82,13 @@ def is_done(path: Path, board: Board, version: str) -> bool:
     if not path.exists():
         return False
     row = json.loads(path.read_text())
-    return row["version"] == version and row["options"] == list(board.options)
+    return is_of(row, board, version)
+
+
+def is_of(row: Row, board: Board, version: str) -> bool:
+    """Whether a row is of a version, and of the options and the configuration that a board has."""
+    declared = (version, list(board.options), board.config)
+    return (row["version"], row["options"], row["config"]) == declared
 
 
 def tell(row: Row) -> str:

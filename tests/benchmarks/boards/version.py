@@ -10,11 +10,14 @@ import tokenize
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-SOURCES = ("configs", "datamodules", "evaluation", "models", "pipeline", "serve", "train.py")
+SOURCES = (
+    *("configs", "datamodules", "evaluation", "models", "pipeline", "serve", "train.py"),
+    *(f"tests/benchmarks/boards/{name}.py" for name in ("peers", "protocols", "scores")),
+)
 
 
 def hash_sources(root: Path = ROOT) -> str:
-    """Return the hash of all Python and YAML sources that training, serving and evaluation read.
+    """Return the hash of the Python and YAML sources of training, serving, evaluation and protocols.
 
     A comment, a docstring, a test or a page changes nothing; any other character does.
     """
@@ -32,8 +35,8 @@ def list_sources(root: Path) -> list[Path]:
     files = []
     for name in SOURCES:
         path = root / name
-        files += [path] if path.is_file() else [*path.rglob("*.py"), *path.rglob("*.yaml")]
-    return sorted(files)
+        files += [path] if path.suffix else [*path.rglob("*.py"), *path.rglob("*.yaml")]
+    return sorted(path for path in files if path.exists())
 
 
 def keep_code(source: str) -> str:
