@@ -37,11 +37,14 @@ def main() -> None:
         run = partial(run_row, folders, args.quick)
         run_rows(boards, args.seeds, args.rows, run, args.quick)
 
-    version = hash_sources()
-    rows = read_rows(args.rows, version)
-    write_page(ROOT / "docs" / "boards.md", render(rows, version))
-    if rows:
-        draw(rows, ROOT / "docs" / "boards.png")
+    # The page and the picture lie beside the folder of rows.
+    page = args.rows.with_suffix(".md")
+    if page.exists():
+        version = hash_sources()
+        rows = read_rows(args.rows, version)
+        write_page(page, render(rows, version))
+        if rows:
+            draw(rows, args.rows.with_suffix(".png"))
 
 
 if __name__ == "__main__":
