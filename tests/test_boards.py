@@ -508,3 +508,15 @@ def test_every_board_has_a_protocol_a_configuration_and_a_twin_or_a_reason():
         assert board.twin or board.name in twins
         if board.config is not None:
             assert (version.ROOT / "configs" / f"{board.config}.yaml").exists()
+
+
+def test_a_training_reads_prepared_tables_but_for_those_taken_as_published(tmp_path):
+    tables, raw = tmp_path / "tables", tmp_path / "raw"
+    tables.mkdir()
+    (tables / "items.csv").touch()
+    board = replace(BOARD, raw_tables=(("interactions", "u.data"),))
+    expected = {"interactions": raw / "u.data", "items": tables / "items.csv", "tables": tables}
+    assert runs.list_paths(board, raw, tables) == expected
+    without = replace(BOARD, config=None)
+    expected = {"interactions": tables / "interactions.csv", "tables": tables}
+    assert runs.list_paths(without, raw, tables) == expected

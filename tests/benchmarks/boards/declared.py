@@ -33,6 +33,8 @@ class Board:
     """Of `train.py`; `{tables}` is the folder of the prepared tables."""
     config: str | None = None
     """Of configs/, where the tables have features."""
+    raw_tables: tuple[tuple[str, str], ...] = ()
+    """Tables that the configuration reads as they were published, and their files; others are the prepared ones."""
     figures: tuple[str, ...] = ("novel NDCG@10", "novel HR@10")
     """View and metric; the first is drawn."""
     requests: str = "users"

@@ -104,7 +104,8 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     version = hash_sources()
     suffix = "-quick" if is_quick else ""
     run = folders.runs / version / f"{board.trained_as or board.name}{suffix}-{seed}"
-    train(board, tables, run, seed, is_quick)
+    raw = folders.data / protocol.dataset
+    train(board, list_paths(board, raw, tables), run, seed, is_quick)
     metrics = json.loads((run / "metrics.json").read_bytes())
     parts = Parts(
         *(pd.read_csv(tables / f"{name}.csv") for name in ("interactions", "train", "holdout"))
@@ -132,19 +133,28 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     }
 
 
-def train(board: Board, tables: Path, run: Path, seed: int, is_quick: bool) -> None:
+def list_paths(board: Board, raw: Path, tables: Path) -> dict[str, Path]:
+    """Return the files that a training reads: by table, and the folder of the prepared ones as `tables`."""
+    names = ["interactions"]
+    if board.config is not None:
+        names += [name for name in ("users", "items") if (tables / f"{name}.csv").exists()]
+    paths = {name: tables / f"{name}.csv" for name in names}
+    paths |= {name: raw / file for name, file in board.raw_tables}
+    return paths | {"tables": tables}
+
+
+def train(board: Board, paths: dict[str, Path], run: Path, seed: int, is_quick: bool) -> None:
     """Run `train.py` as a user would; what is finished is kept, and what was stopped goes on."""
     if (run / "metrics.json").exists():
         return
     # Without a configuration the bundled sample would be meant.
     words = ["--config", "seed: 0"]
-    names = ["interactions"]
     if board.config is not None:
         words = ["--config", str(ROOT / "configs" / f"{board.config}.yaml")]
-        names += [name for name in ("users", "items") if (tables / f"{name}.csv").exists()]
-    for name in names:
-        words += [f"--data.{name}.path", str(tables / f"{name}.csv")]
-    words += [word.replace("{tables}", str(tables)) for word in board.options]
+    for name in ("interactions", "users", "items"):
+        if name in paths:
+            words += [f"--data.{name}.path", str(paths[name])]
+    words += [word.replace("{tables}", str(paths["tables"])) for word in board.options]
     words += [] if seed == SEED_WITH_OTHERS else ["--evaluation.baselines", "[]"]
     words += ["--quick"] if is_quick else []
     words += ["--seed", str(seed), "--out", str(run), "--ckpt_path", "last"]
