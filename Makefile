@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
+.PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -50,6 +50,10 @@ docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into bu
 
 loop: .venv/.train          ## a simulated shop, served, logged, retrained and judged for eight weeks
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmarks/loop.py
+
+boards: .venv/.train        ## the public boards of docs/boards.md: DATA=folder [ONLY="names"] [SEEDS="0 1 2"] [OPTIONS=--quick]
+	$(BIN)/python -m tests.benchmarks.boards $(if $(DATA),--data $(DATA)) $(if $(ONLY),--only $(ONLY)) \
+	    $(if $(SEEDS),--seeds $(SEEDS)) $(OPTIONS)
 
 clean:
 	rm -rf .venv $(LIGHT) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

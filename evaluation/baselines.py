@@ -1,4 +1,4 @@
-"""Baselines: popularity, personal frequency, ItemKNN, EASE; and the choice of their one parameter.
+"""Baselines: popularity, own items, transitions, ItemKNN, EASE; the choice of their one parameter.
 
 Every `fit_*` returns or yields scorers of the whole catalogue, (b,) user rows -> (b, N) float32.
 EASE is in `evaluation.ease`. The report's words for a baseline are in
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from datamodules.sequences import count_within
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
 from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
@@ -54,6 +55,10 @@ SHRINK = 10.0
 # Added to the popularity of items without similar ones in a history: below every sum of cosines.
 NEAR_NOTHING = -1.0
 
+# Transitions: what a step back counts beside one forward, and popularity that parts equal scores.
+BACK = 0.5
+TIE_BREAK = 1e-4
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -63,7 +68,7 @@ class Baseline:
     fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)  # candidates for the parameter
-    needs_time: bool = False
+    needs: str = "events"  # or times, or an order
     n_bytes: Callable[[Events], int] = lambda events: 0  # of its matrices
 
 
@@ -124,6 +129,41 @@ def fit_personal(events: Events, weights: Doubles | None = None) -> ScoreRows:
         own = ranks_by_user[users].tocoo()  # (b, N)
         scores[own.row, own.col] = own.data
         return scores
+
+    return score
+
+
+def fit_transitions(events: Events) -> ScoreRows:
+    """Walk from a user's last two items to what comes next to them in histories.
+
+    Walkers start at the last item, half as many at the one before, and step to neighbours by their
+    counts. Items are ranked by the walkers who meet them with their first or second step.
+
+    Source: Han et al., "An Embarrassingly Simple Graph Heuristic Reveals Shortcut-Solvable
+    Benchmarks for Sequential Recommendation", arXiv 2605.07125, without its features.
+    """
+    order = np.argsort(events.user_row, kind="stable")[::-1]  # newest first, (E,)
+    user = events.user_row[order]  # (E,)
+    item = events.item_row[order]  # (E,)
+    n_later = count_within(np.bincount(user)[::-1])  # (E,)
+    has_next = n_later > 0  # (E,)
+    following = np.roll(item, 1)[has_next]
+    n_items = events.n_items
+
+    steps = Events(item[has_next], following, None, n_items, n_items)
+    forward = steps.matrix(as_counts)  # (N, N)
+    counts = forward + BACK * forward.T  # (N, N)
+    totals = counts.sum(axis=1) + 1  # (N,) nobody steps from an item without neighbours
+    chances = sparse.diags_array(1 / totals) @ counts  # (N, N)
+
+    weights = np.maximum(2 - n_later, 0)  # (E,)
+    starts = sparse.csr_array((weights, (user, item)), (events.n_users, n_items))
+    popularity = TIE_BREAK * events.popularity(as_counts)  # (N,)
+
+    def score(users: Ints) -> Floats:
+        near = starts[users] @ chances  # (b, N)
+        scores = (near + near @ chances).toarray() + popularity  # (b, N)
+        return np.asarray(scores, np.float32)
 
     return score
 
@@ -229,15 +269,22 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
         Baseline(
             "popularity", lambda events, _: iter([fit_popularity(events, counted)])
         ),
-        Baseline("popularity-recent", recent, "days", WINDOWS, True),
+        Baseline("popularity-recent", recent, "days", WINDOWS, "times"),
     ]
 
     if is_repeating:
         declared += [
             Baseline("personal", lambda events, _: iter([fit_personal(events)])),
-            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, True),
+            Baseline("personal-decayed", fit_decayed_personal, "days", DECAYS, "times"),
         ]
 
+    declared.append(
+        Baseline(
+            "transitions",
+            lambda events, _: iter([fit_transitions(events)]),
+            needs="order",
+        )
+    )
     declared += [
         Baseline(
             "itemknn", itemknn, "neighbours", neighbours, n_bytes=_count_knn_bytes
@@ -298,8 +345,9 @@ def fit_baselines(
 def _fit(
     baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None
 ) -> tuple[dict[str, Any], ScoreRows | None]:
-    if baseline.needs_time and whole.time is None:
-        return {"skipped": "the interactions have no times"}, None
+    is_missing = {"times": whole.time is None, "order": not whole.is_ordered}
+    if is_missing.get(baseline.needs):
+        return {"skipped": f"the interactions have no {baseline.needs}"}, None
 
     if baseline.n_bytes(whole) > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None

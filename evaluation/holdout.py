@@ -268,13 +268,14 @@ def sample_users(
 
 @dataclass(frozen=True)
 class Events:
-    """Interactions (E,) in any order, with times in seconds or None; a pair may come many times."""
+    """Interactions (E,) with times in seconds or None; a pair may come many times."""
 
     user_row: Ints
     item_row: Ints
     time: Ints | None
     n_users: int
     n_items: int
+    is_ordered: bool = False  # a user's events are oldest first; else in no order
 
     def keep(self, is_kept: Flags) -> Events:
         """Keep the events of a mask (E,)."""
@@ -352,12 +353,17 @@ class Ids:
 
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
+        keys = [name for name in ("datetime", "position") if name in interactions]
+        if keys:
+            interactions = interactions.sort_values(keys, kind="stable")
+
         time = None
         if "datetime" in interactions:
             time = interactions["datetime"].to_numpy(np.int64)
         user_row = _rows_of(self.users, interactions["user_id"])
         item_row = _rows_of(self.items, interactions["item_id"])
-        events = Events(user_row, item_row, time, len(self.users), len(self.items))
+        counts = (len(self.users), len(self.items))
+        events = Events(user_row, item_row, time, *counts, is_ordered=bool(keys))
         return events.keep(item_row >= 0)
 
 

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import evaluation.baselines
 import evaluation.ease
@@ -10,15 +11,20 @@ import evaluation.ranking
 import numpy as np
 import pytest
 from evaluation.baselines import (
+    BACK,
     NEAR_NOTHING,
     SHRINK,
+    TIE_BREAK,
     as_binary,
     as_counts,
     as_logs,
+    choose_baselines,
+    fit_baselines,
     fit_decayed_personal,
     fit_itemknn,
     fit_personal,
     fit_popularity,
+    fit_transitions,
     fit_used,
 )
 from evaluation.ease import fit_ease, invert_regularised
@@ -185,3 +191,38 @@ def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
     assert inverse @ (factors @ factors.T + 0.5 * np.eye(n, dtype=dtype)) == pytest.approx(
         np.eye(n), abs=1e-4
     )
+
+
+def walk_naively(histories: list[list[int]]) -> np.ndarray:
+    """Step from item to item with plain matrices; a history is what its user had, oldest first."""
+    counts = np.zeros((N, N))
+    for history in histories:
+        for item, following in pairwise(history):
+            counts[item, following] += 1
+            counts[following, item] += BACK
+    chances = counts / (counts.sum(axis=1, keepdims=True) + 1)
+    popularity = np.bincount(np.concatenate(histories).astype(int), minlength=N)
+    scores = np.tile(TIE_BREAK * popularity / (popularity.max() + 1), (len(histories), 1))
+    for user, history in enumerate(histories):
+        for item, walkers in zip(reversed(history), (2, 1), strict=False):
+            scores[user] += walkers * (chances[item] + chances[item] @ chances)
+    return scores
+
+
+def test_transitions_walk_from_the_last_two_items():
+    events = make(n_events=30)
+    histories: list[list[int]] = [[] for _ in range(U)]
+    for user, item, _ in rows(events):
+        histories[user].append(item)
+    users = np.array([4, 0, 2])
+    scores = fit_transitions(events)(users)
+    assert scores == pytest.approx(walk_naively(histories)[users], abs=1e-6)
+
+
+def test_transitions_are_skipped_in_a_set():
+    events = make()
+    (transitions,) = choose_baselines("exclude", ["transitions"])
+    for is_ordered in (False, True):
+        parts = [replace(events, is_ordered=is_ordered)] * 2
+        ((_, record, score),) = fit_baselines([transitions], *parts, None, lambda line: None)
+        assert (score is None) == ("skipped" in record) == (not is_ordered)

@@ -31,6 +31,7 @@ MODELS = [
     "popularity-recent",
     "personal",
     "personal-decayed",
+    "transitions",
     "itemknn",
     "ease",
 ]

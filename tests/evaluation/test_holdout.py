@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation.holdout import (
+    Ids,
     profiles_from_frame,
     read_interactions,
     read_users,
@@ -191,3 +192,13 @@ def test_without_times_validation_is_pairs_as_many_as_are_held_out_whatever_the_
     assert set(split_validation(rows, pd.concat([rows, rows + 99]), None, 3)[0]["user_id"]) == set(
         rows["user_id"]
     )
+
+
+@pytest.mark.parametrize(
+    ("column", "is_ordered"), [("datetime", True), ("position", True), ("day", False)]
+)
+def test_events_are_oldest_first_where_the_table_has_an_order(column, is_ordered):
+    rows = pd.DataFrame({"user_id": [1, 1, 1], "item_id": [7, 8, 9], column: [30, 10, 20]})
+    events = Ids.number([7, 8, 9], [rows]).events(rows)
+    assert events.is_ordered == is_ordered
+    assert events.item_row.tolist() == ([1, 2, 0] if is_ordered else [0, 1, 2])

@@ -39,7 +39,7 @@ def test_baselines_are_chosen_by_name_and_unknown_ones_refused():
         match=r"'eas' is no baseline where repeats is exclude; did you mean 'ease'\?",
     ):
         choose_baselines("exclude", ["popularity", "eas"])
-    with pytest.raises(SchemaError, match="allowed: ease, itemknn, popularity"):
+    with pytest.raises(SchemaError, match="allowed: ease, itemknn, popularity, popularity-recent"):
         choose_baselines("exclude", ["personal"])
 
 
