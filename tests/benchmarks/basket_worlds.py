@@ -5,7 +5,9 @@ Each function returns interactions and what is declared of them. `tests/benchmar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,3 +115,25 @@ def _fall(n: int, power: float) -> np.ndarray:
 def _share(weights: np.ndarray) -> np.ndarray:
     chances: np.ndarray = weights / weights.sum()
     return chances
+
+
+PLANTED_BASKETS: dict[str, Callable[[Rng], World]] = {
+    "last baskets, numbered": plant_last_baskets,
+    "last baskets, positions alone": partial(plant_last_baskets, dates="positions"),
+    "last baskets, dated alike": partial(plant_last_baskets, dates="alike"),
+    "last baskets, dated alike, by time": partial(plant_last_baskets, dates="alike by time"),
+    "last baskets, few items": plant_small,
+    "members, repeats by chance": plant_members,
+    "members, popularity moves": partial(plant_members, moves=20.0),
+}
+REAL_BASKETS: dict[str, Callable[[Path, Rng], World]] = {
+    "Complete Journey, 800 households, last basket, numbered": partial(
+        read_last_baskets, dates="numbers"
+    ),
+    "Complete Journey, 800 households, last basket, dated alike": partial(
+        read_last_baskets, dates="alike"
+    ),
+    "Complete Journey, 800 households, last basket, dated alike, by time": partial(
+        read_last_baskets, dates="alike by time"
+    ),
+}
