@@ -77,6 +77,8 @@ class FeatureDropout:
     user: float = 0.10  # the user's features
     context: float = 0.15  # the context of the request
     time: float = 0.15  # the time of the request: recency counts from the last event
+    # the same before the next group: where nothing is asked at a moment, no validation has one
+    time_of_next: float = 0.5
 
 
 class PartlyHidden:

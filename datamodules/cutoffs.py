@@ -22,10 +22,15 @@ from datamodules.requests import (
     distinct_targets,
     scale_by_user,
 )
-from datamodules.sequences import Sequences, draw_one_each
+from datamodules.sequences import Sequences, count_within, draw_one_each
 from serve.arrays import Flags, Ints, spans
 from serve.events import Events, last_moments, number_groups
 from serve.schema import Schema
+
+# Where items come again, cutoffs lie before the last groups of a user, a share of them and some at
+# least: factors and counts of what was before must not have seen the targets.
+LAST_SHARE = 0.25
+MIN_LAST = 4
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class HorizonTimeline:
         self.ends = positions_at(events, moments + horizon)  # (U, G)
         self.has_target = has_target(sequences, self.stops, self.ends)  # (U, G)
 
+    def mark_early(self, events: Events) -> Flags:
+        """Mark the events before the first cutoff, (E,)."""
+        return np.asarray(events.time < self.moments[0])
+
     def draw(self, rng: np.random.Generator) -> Cutoffs:
         """Draw one cutoff of each user who has any."""
         lot = rng.random(self.stops.shape)  # (U, G)
@@ -77,6 +86,8 @@ class HorizonTimeline:
 class NextGroupTimeline:
     """Cutoffs just before one of the user's own time groups, which is the target.
 
+    Where items come again it is one of the last groups.
+
     Args:
         sequences: the events of U users.
         trends: their moments are the ones that popularity is taken as of.
@@ -92,10 +103,21 @@ class NextGroupTimeline:
         _, starts = np.unique(keys, return_index=True)  # (groups,)
         ends = np.append(starts[1:], len(groups))  # (groups,)
         is_cutoff = has_target(sequences, starts, ends)  # (groups,)
+        is_repeated = schema.repeats == "allow"
+        if is_repeated:
+            is_cutoff &= _mark_last(events.segments[starts])
         stops = starts[is_cutoff]
         times = events.time[stops]
         users = events.segments[stops]
         self.cutoffs = Cutoffs(users, stops, ends[is_cutoff], times, trends.at(times))
+
+        self.n_early = events.counts.copy()  # (U,)
+        if is_repeated:
+            np.minimum.at(self.n_early, users, stops - events.offsets[users])
+
+    def mark_early(self, events: Events) -> Flags:
+        """Mark the events before the first cutoff of their user, (E,); all if nothing repeats."""
+        return count_within(events.counts) < self.n_early[events.segments]
 
     def draw(self, rng: np.random.Generator) -> Cutoffs:
         """Draw one cutoff of each user who has any."""
@@ -103,6 +125,15 @@ class NextGroupTimeline:
 
 
 Timeline = HorizonTimeline | NextGroupTimeline
+
+
+def _mark_last(users: Ints) -> Flags:
+    """Mark the last groups of each user, but not the first of several, given their users (G,)."""
+    sizes = np.bincount(users)  # (U,)
+    number = count_within(sizes)  # (G,)
+    n_last = np.maximum(np.ceil(LAST_SHARE * sizes), MIN_LAST)  # (U,)
+    n_last = np.minimum(n_last, np.maximum(sizes - 1, 1))  # (U,)
+    return np.asarray(number >= (sizes - n_last)[users])
 
 
 def has_target(sequences: Sequences, starts: Ints, ends: Ints) -> Flags:

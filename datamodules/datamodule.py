@@ -144,14 +144,16 @@ class InteractionsDataModule(pl.LightningDataModule):
         if self.schema.is_set:
             return SetExamples(sequences, self.maker, size, self.dropout)
         timeline: Timeline
+        dropout = self.dropout
 
         if self.horizon is None:
             timeline = NextGroupTimeline(sequences, self.trends, self.schema)
+            dropout = replace(dropout, time=dropout.time_of_next)
         else:
             moments = self.trends.moments[:-1]
             timeline = HorizonTimeline(sequences, moments, self.horizon)
 
-        return CutoffExamples(sequences, self.maker, timeline, size, self.dropout)
+        return CutoffExamples(sequences, self.maker, timeline, size, dropout)
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
@@ -177,13 +179,15 @@ class InteractionsDataModule(pl.LightningDataModule):
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that initial factors may be taken from.
 
-        With a horizon these are the events before the first cutoff: the towers would learn to
-        trust factors that had seen the targets too much.
+        With cutoffs these are the events before the first one, of all or of each user: the towers
+        would learn to trust factors that had seen the targets too much.
         """
         events, _ = self.sample_events()
-        is_early = events.time < self.trends.moments[0]  # (E,)
+        is_early = np.ones(len(events.time), np.bool_)  # (E,)
+        if isinstance(self.examples, CutoffExamples):
+            is_early = self.examples.timeline.mark_early(events)
         # Late factors are better than none.
-        if self.horizon is None or not is_early.any():
+        if not is_early.any():
             is_early[:] = True
         return events.segments[is_early], events.item_row[is_early]
 

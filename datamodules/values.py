@@ -21,6 +21,7 @@ from serve.errors import SchemaError
 
 LISTS = (list, tuple, np.ndarray)
 MIN_VOID = 3 * 365 * DAY
+LONGEST_COUNT = 100 * 365 * DAY  # seconds that numbered baskets fill at most
 _EXACT_FLOAT = 2**53
 _INTEGER = "(?:0|-?[1-9][0-9]{0,18})"  # "007" is a text
 _SURE_LENGTH = 18  # letters of an integer that surely has 64 bits
@@ -35,13 +36,19 @@ def is_set(interactions: pd.DataFrame) -> bool:
 
 
 def find_ties(interactions: pd.DataFrame, declared: Ties) -> Ties:
-    """Return how the events of one time are read: without times, only a set has ties.
+    """Return how the events of one time are read: without times, only a set has ties."""
+    return "simultaneous" if is_set(interactions) else declared
 
-    Baskets that are numbered, and have no time, are held out whole and read in their order.
+
+def date_baskets(interactions: pd.DataFrame) -> pd.DataFrame:
+    """Date numbered baskets by their positions, a day apart from one to the next that is there.
+
+    So popularity as of a moment and all that decays count in positions. Days are shorter where the
+    positions would fill more than `LONGEST_COUNT`.
     """
-    if is_set(interactions):
-        return "simultaneous"
-    return declared if "datetime" in interactions else "ordered"
+    number = interactions["position"].rank(method="dense").astype("int64")
+    step = max(min(DAY, LONGEST_COUNT // int(number.max())), 1)
+    return interactions.drop(columns="position").assign(datetime=step * number)
 
 
 class Cells(NamedTuple):

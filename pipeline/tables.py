@@ -28,6 +28,7 @@ from datamodules.schema_fitting import check_times
 from datamodules.sources import TableLike
 from datamodules.splits import Split, check_counts, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
+from datamodules.values import date_baskets
 from models.config import ModelConfig
 from models.defaults import Choice, DataCounts, choose_recipe, count_data
 from pipeline.config import Config
@@ -129,6 +130,10 @@ def read(
     check_joins(tables, rejects.records)
     check_counts(tables.interactions)
     check_times(tables.interactions, config.data)
+    is_numbered = "datetime" not in tables.interactions
+    if is_numbered and config.data.ties == "simultaneous":
+        events = date_baskets(tables.interactions)
+        tables = replace(tables, interactions=events)
     tables = order_tables(tables, config.data.ties)
     weighed = weigh_targets(tables.interactions, config.data)
     report = {"rejects": rejects, "cleaning": cleaning}

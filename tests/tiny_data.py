@@ -20,7 +20,7 @@ U, N = 13, 23  # users, items; the last two items have no row in the items table
 D, A, L = 6, 4, 5  # taste, affinity, history length
 DAY = 86_400
 FIRST = 1_400_000_000
-EVERYTHING_SHOWN = FeatureDropout(history=0.0, user=0.0, context=0.0, time=0.0)
+EVERYTHING_SHOWN = FeatureDropout(0.0, 0.0, 0.0, 0.0, 0.0)
 FEATURES = FeaturesConfig(
     user={"gender": "categorical", "income": "numeric", "joined": "date"},
     item={

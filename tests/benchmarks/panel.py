@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from basket_worlds import PLANTED_BASKETS, REAL_BASKETS  # noqa: E402
 from datamodules.config import (  # noqa: E402
     DataConfig,
     FeaturesConfig,
@@ -446,6 +447,14 @@ REAL: dict[str, Callable[[Path, Rng], Planted]] = {
     "Beauty, 3,000 users": read_reviews,
     "Frappe in context": read_apps,
 }
+
+
+def take_baskets(world: Callable[..., tuple[pd.DataFrame, DataConfig]], *args: Any) -> Planted:
+    return Planted(*world(*args))
+
+
+PLANTED |= {name: partial(take_baskets, world) for name, world in PLANTED_BASKETS.items()}
+REAL |= {name: partial(take_baskets, world) for name, world in REAL_BASKETS.items()}
 
 if __name__ == "__main__":
     main()

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datamodules.batch import FeatureDropout
 from datamodules.values import TARGET_WEIGHT
 from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
@@ -75,6 +76,39 @@ def test_history_ends_where_targets_begin(case, epoch):
             row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)
         ]
         assert (batch.target_owned >= 0).tolist() == is_owned
+
+
+def test_where_items_come_again_each_of_the_last_groups_is_a_target_and_no_earlier_one():
+    data = make_data(make_world(BASKETS))
+    table = table_of(data)
+    drawn = {}
+    for epoch in range(40):
+        for plan in data.examples.plan(7, epoch):
+            for user, time in zip(plan.users, plan.times, strict=True):
+                drawn.setdefault(user, set()).add(time)
+
+    for user, mine in table.groupby("user"):
+        times = sorted(mine["time"].unique())
+        n_last = max(4, math.ceil(len(times) / 4))
+        assert sorted(drawn[user]) == (times[1:][-n_last:] or times)
+    assert table.groupby("user")["time"].nunique().max() > 5
+
+
+def test_half_of_the_next_groups_are_asked_for_as_of_the_last_event():
+    withheld = FeatureDropout(0.0, 0.0, 0.0, 0.0, time_of_next=0.5)
+    world = make_world(BASKETS)
+    data = make_data(world, withheld)
+    events = data.sequences.events
+    is_last = []
+    for epoch in range(8):
+        for plan in plans_of(data, epoch):
+            has_past = plan.stops > events.offsets[plan.users]
+            asked = data.examples[plan].arrays["request_times"].numpy()
+            last = events.time[plan.stops - 1]
+            assert ((asked == last) | (asked == plan.times))[has_past].all()
+            is_last += (asked == last)[has_past].tolist()
+    assert len(is_last) > 40
+    assert 0.35 < np.mean(is_last) < 0.65
 
 
 def pairs(batch) -> list[tuple[int, int]]:

@@ -115,7 +115,24 @@ def test_factors_see_no_target_of_a_cut():
     assert rows.tolist() == events.item_row[is_early].tolist()
     assert users.tolist() == events.segments[is_early].tolist()
     assert 0 < len(rows) < len(events.time)
-    assert len(make_data(world).early_pairs()[0]) == len(events.time)
+
+
+def test_factors_see_no_target_of_a_next_group_that_comes_again():
+    data = make_data(make_world(BASKETS))
+    events = data.sequences.events
+    drawn = [plan for epoch in range(40) for plan in data.examples.plan(7, epoch)]
+    users = np.concatenate([plan.users for plan in drawn])
+    stops = np.concatenate([plan.stops for plan in drawn])
+    first = {user: stops[users == user].min() for user in np.unique(users)}
+    positions = np.arange(len(events.time))
+    is_early = [at < first[user] for at, user in zip(positions, events.segments, strict=True)]
+    assert 0 < sum(is_early) < len(positions)
+    assert data.early_pairs()[1].tolist() == events.item_row[is_early].tolist()
+
+
+def test_where_nothing_comes_again_factors_see_all_events_before_a_next_group():
+    data = make_data(make_world(replace(BASKETS, repeats="exclude")))
+    assert len(data.early_pairs()[0]) == len(data.sequences.events.time)
 
 
 def test_targets_are_counted_without_what_is_evidence_alone(world):

@@ -17,6 +17,8 @@ from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
+from datamodules.values import date_baskets
+from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.files import read_erasure_list
 from service.forget import add_to_erasure_list
@@ -548,3 +550,18 @@ def test_too_many_bad_records_are_refused_once_they_are_known(tmp_path):
         match=r"2 of 5 records are bad.*line 2, column 'weight', value 'x': not a number",
     ):
         check_reject_rates(rejects, 0.39)
+
+
+def test_positions_of_baskets_are_days_in_their_order_whatever_lies_between_them():
+    rows = pd.DataFrame({"user_id": list("aabbb"), "position": [7, 7, 2, 7, 10**12]})
+    dated = date_baskets(rows)
+    assert (dated["datetime"] // DAY).tolist() == [2, 2, 1, 2, 3]
+    assert "position" not in dated
+
+
+def test_many_positions_fill_no_more_than_a_century():
+    rows = pd.DataFrame({"position": np.arange(10**6)[::-1]})
+    times = date_baskets(rows)["datetime"]
+    assert times.is_unique
+    assert 99 * 365 * DAY < times.max() - times.min() < 100 * 365 * DAY
+    assert times.is_monotonic_decreasing

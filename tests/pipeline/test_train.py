@@ -381,6 +381,8 @@ def test_baskets_that_are_numbered_need_no_dates(tmp_path):
     config = config_of(tmp_path / "run", data, evaluation=EvaluationConfig(["popularity"]))
     done = run.run(config, (events, None, None))
     test = done.work.split.test
+    dates = (events["position"] * 86400).to_numpy()
+    assert sorted(done.work.tables.interactions["datetime"]) == sorted(dates)
     last = events["position"] == events.groupby("user_id")["position"].transform("max")
     assert len(test) == last.sum() > N_USERS  # whole baskets
     assert done.metrics["protocol"]["n_requests"] == N_USERS
