@@ -15,7 +15,8 @@ content is worth s events (`models.cold_items`).
 an event in the context of the request counts, and the alphas, one after the other. It starts from
 the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
 since the order may say nothing. What is added must rank higher than the towers alone, and all of it
-better than popularity or ItemKNN alone by one standard error: else the plainest ranks alone.
+better than popularity or ItemKNN alone by one standard error: else the plainest ranks alone, unless
+features of users or moments tell, of which towers learn more from the data held out.
 `apply` refines any towers by these choices, for example after another training on more data.
 
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
@@ -34,6 +35,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
+from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
 from models.item_item import (
@@ -56,6 +58,7 @@ from models.validation import (
     compare_sides,
     is_better,
     mean_of_views,
+    tell,
 )
 from serve.index import Neighbours
 
@@ -276,8 +279,7 @@ def choose(
             shrinkage.apply(0.0)
 
     requests = list(data.drawn_requests(MAX_DRAWN))
-    nothing = Refinement(content_events=strength)
-    best = Candidate(nothing, validation.figures, {})
+    best = Candidate(Refinement(content_events=strength), validation.figures, {})
 
     for plan in plans:
         start = _start(plan, estimators, strength)
@@ -295,11 +297,9 @@ def choose(
             if is_better(chosen.figures, best.figures, errors):
                 best = chosen
 
-    plain = {name: estimators[name] for name in PLAIN if name in estimators}
-    weights = build_weights(plain, towers, requests, decay=0.0)
-    best = _choose_plain(validation, weights, nothing, best)
-
     features = compare_sides(validation, data.schema, best.rank)
+    plain = {} if tell(features, PLAN_ERRORS) else estimators
+    best = _choose_plain(validation, plain, requests, best)
     if shrinkage is not None:
         shrinkage.apply(0.0)
     return replace(
@@ -370,13 +370,16 @@ def _choose_alphas(
 
 def _choose_plain(
     validation: Validation,
-    weights: WeightsByName,
-    nothing: Refinement,
+    estimators: Mapping[str, Estimator],
+    requests: Sequence[RequestBatch],
     best: Candidate,
 ) -> Candidate:
     """Return the plainest of the terms alone and the best that nothing less plain clearly beats."""
+    plain = {name: estimators[name] for name in PLAIN if name in estimators}
+    weights = build_weights(plain, validation.towers, requests, decay=0.0)
+    alone = Refinement(content_events=best.refinement.content_events)
     trials = [{name: ALONE} for name in weights]
-    candidates = [*_rank(validation, weights, nothing, trials), best]
+    candidates = [*_rank(validation, weights, alone, trials), best]
     plainest = candidates[0]
     for candidate in candidates[1:]:
         if is_better(candidate.figures, plainest.figures, PLAN_ERRORS):

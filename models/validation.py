@@ -337,6 +337,14 @@ def compare_sides(
     return compared
 
 
+def tell(features: Mapping[str, Mapping[str, float]], errors: float) -> bool:
+    """Return whether lists without a side rank lower by more than so many standard errors."""
+    return any(
+        side["ndcg"] - side["without"] > errors * side["error"]
+        for side in features.values()
+    )
+
+
 def withhold(
     batch: RequestBatch, side: str, features: tuple[Feature, ...]
 ) -> RequestBatch:

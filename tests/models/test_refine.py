@@ -254,15 +254,22 @@ def want(data, score):
         )
 
 
+@pytest.mark.parametrize("gain", [0.02, 0.3])
 @pytest.mark.parametrize("world", [ORDERED, BASKETS])
-def test_popularity_ranks_alone_where_nothing_else_is_clearly_better(world):
+def test_popularity_ranks_alone_where_nothing_else_is_clearly_better_and_no_feature_tells(
+    world, gain, monkeypatch
+):
+    compared = {"user": {"ndcg": 0.5, "without": 0.5 - gain, "error": 0.1}}
+    monkeypatch.setattr(refine, "compare_sides", lambda *_: compared)
     world, held_out = hold_out(make_world(world))
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot")
     counts = torch.bincount(torch.from_numpy(data.sequences.events.item_row), minlength=N)
     want(data, lambda batch: counts.float().expand(len(batch.history_rows), -1))
     found = choose(towers, data, LIMITS, SEED)
-    assert found.alphas == {"popularity": refine.ALONE}
+    assert (found.alphas == {"popularity": refine.ALONE}) == (gain < 0.1)
+    if gain > 0.1:
+        return
     apply(found, towers, data, LIMITS, SEED)
     batches = list(data.drawn_requests(9))
     assert batches
