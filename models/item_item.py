@@ -36,6 +36,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 
+from evaluation.baselines import SHRINK
 from evaluation.ease import ease_weights, invert_regularised
 from evaluation.ranking import keep_largest_entries, multiply_items, tiles
 from serve.arrays import Flags, Floats, Ints
@@ -233,6 +234,21 @@ def gf_cf(
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     return stacked
+
+
+def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
+    """Return the cosines of items by their users, less where these are few, (N, N).
+
+    Source: Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001.
+    """
+    matrix = interactions.matrix()  # (U, N)
+    norms = np.sqrt(matrix.sum(axis=0))  # (N,)
+
+    def divide(products: Floats, rows: Ints, columns: Ints) -> Floats:
+        cosines = products / (norms[rows] * norms[columns] + SHRINK)
+        return np.asarray(cosines * (rows != columns), np.float32)
+
+    return multiply_items(matrix, top_k, divide)
 
 
 def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:

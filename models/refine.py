@@ -5,8 +5,7 @@
     B = sum over k of alpha_k B_k        the estimators B_k are those of `models.item_item`
     w_j = c_j / sqrt(sum of c)           c_j = exp(-decay * events after j), and 1 + context_gain
                                          times that where j is in the context of the request
-    t = alpha_trend * recent popularity  only where items are consumed once, in an order
-        alpha_popularity * popularity    only where they are consumed again
+    t = sum of alpha_n * popularity_n    of all events, or of late ones by one of three fades
 
 The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
 vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
@@ -15,8 +14,10 @@ content is worth s events (`models.cold_items`).
 `choose` makes three choices, each by NDCG@10 of the validation: whether items are shrunk, how much
 an event in the context of the request counts, and the alphas, one after the other. It starts from
 the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
-since the order may say nothing. `apply` refines any towers by these choices, for example after
-another training on more data.
+since the order may say nothing. What is added must rank higher than the towers alone, and all of it
+better than popularity or ItemKNN alone by one standard error: else the plainest ranks alone, unless
+features of users or moments tell, of which towers learn more from the data held out.
+`apply` refines any towers by these choices, for example after another training on more data.
 
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
 """
@@ -25,37 +26,39 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
+    TREND_SHARE,
     Interactions,
     ease,
     find_trend,
     gf_cf,
+    item_knn,
     next_item,
 )
 from models.towers import Towers
 from models.validation import (
+    Estimator,
     Figures,
     Validation,
     WeightsByName,
-    add_up,
+    build_weights,
     compare_sides,
     is_better,
     mean_of_views,
+    tell,
 )
 from serve.index import Neighbours
 
@@ -66,8 +69,12 @@ CONTEXT_GAINS = (1.0, 3.0)  # candidates: such an event counts 2 or 4 times
 STRENGTH = 4.0  # events that content is worth; 2 to 8 ranked alike
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
 ROUNDS = 2  # searches for each alpha
-# standard errors by which another plan than the usual one must be better
+# standard errors by which another plan than the usual one, or what is less plain, must be better
 PLAN_ERRORS = 1.0
+
+# Terms that may rank alone, the plainest first, and the alpha that leaves the towers only ties.
+PLAIN = ("popularity", "slow_trend", "trend", "fast_trend", "item_knn")
+ALONE = 1000.0
 
 MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
@@ -75,15 +82,15 @@ LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE = 100.0
 RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
-MIN_SPREAD = 1e-9
 
-ALL_TIME = 1e9  # share of the time span: nothing fades
+# Shares of the time span in which events fade for popularity: a month, a week and half a week of a
+# year, or never.
+TREND_SHARES = {"slow_trend": 0.08, "trend": TREND_SHARE, "fast_trend": 0.01}
+ALL_TIME = 1e9
 
 # Factors of GF-CF; the paper has 256, which is too many for few items.
 MIN_FACTORS = 8
 ITEMS_PER_FACTOR = 32
-
-Estimator = Callable[[], sp.csr_array]
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,10 @@ class Refinement:
 
     def describe(self) -> str:
         """Describe the choices in one line."""
-        parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
+        parts = []
+        for name, alpha in self.alphas.items():
+            if alpha:
+                parts.append(f"{name} {'alone' if alpha == ALONE else f'{alpha:g}'}")
         if self.context_gain:
             parts.append(f"events in the same context {1 + self.context_gain:g} times")
         if self.content_events:
@@ -182,13 +192,13 @@ def list_estimators(
 
     interactions = read_interactions(data)
     estimate = partial(ease, interactions, top_k)
-    trend = partial(find_trend, data.sample_events()[0], len(data.catalogue))
+    trends = list_trends(data)
 
     if data.schema.repeats == "allow":
         # Where nothing personal can be learned, a memory of habits is behind popularity.
         return {
             "ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY),
-            "popularity": partial(trend, ALL_TIME),
+            **trends,
         }
 
     n_items = len(np.unique(interactions.item))
@@ -197,6 +207,8 @@ def list_estimators(
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
         "gf_cf": partial(gf_cf, interactions, top_k, n_factors, seed),
+        "item_knn": partial(item_knn, interactions, top_k),
+        **trends,
     }
 
     if not interactions.is_target.all():
@@ -210,10 +222,19 @@ def list_estimators(
         estimators["next_item"] = partial(
             next_item, interactions, top_k, RIDGE, decay, largest
         )
-        if data.schema.has_datetime:
-            estimators["trend"] = trend
 
     return estimators
+
+
+def list_trends(data: InteractionsDataModule) -> dict[str, Estimator]:
+    """Return the estimators of popularity, (1, N) each: of all events, and of late ones by date."""
+    trend = partial(find_trend, data.sample_events()[0], len(data.catalogue))
+    trends: dict[str, Estimator] = {"popularity": partial(trend, ALL_TIME)}
+    if data.schema.has_datetime:
+        for name, share in TREND_SHARES.items():
+            trends[name] = partial(trend, share)
+
+    return trends
 
 
 @torch.no_grad()
@@ -258,7 +279,7 @@ def choose(
             shrinkage.apply(0.0)
 
     requests = list(data.drawn_requests(MAX_DRAWN))
-    best = Candidate(Refinement(), validation.figures, {})
+    best = Candidate(Refinement(content_events=strength), validation.figures, {})
 
     for plan in plans:
         start = _start(plan, estimators, strength)
@@ -272,10 +293,13 @@ def choose(
         # A search takes long.
         if is_usual or usual.ndcg >= best.ndcg:
             chosen = _choose_alphas(validation, weights, usual, plan.standard_errors)
-            if is_usual or is_better(chosen.figures, best.figures, PLAN_ERRORS):
+            errors = 0.0 if is_usual else PLAN_ERRORS
+            if is_better(chosen.figures, best.figures, errors):
                 best = chosen
 
     features = compare_sides(validation, data.schema, best.rank)
+    plain = {} if tell(features, PLAN_ERRORS) else estimators
+    best = _choose_plain(validation, plain, requests, best)
     if shrinkage is not None:
         shrinkage.apply(0.0)
     return replace(
@@ -344,6 +368,26 @@ def _choose_alphas(
     return best
 
 
+def _choose_plain(
+    validation: Validation,
+    estimators: Mapping[str, Estimator],
+    requests: Sequence[RequestBatch],
+    best: Candidate,
+) -> Candidate:
+    """Return the plainest of the terms alone and the best that nothing less plain clearly beats."""
+    plain = {name: estimators[name] for name in PLAIN if name in estimators}
+    weights = build_weights(plain, validation.towers, requests, decay=0.0)
+    alone = Refinement(content_events=best.refinement.content_events)
+    trials = [{name: ALONE} for name in weights]
+    candidates = [*_rank(validation, weights, alone, trials), best]
+    plainest = candidates[0]
+    for candidate in candidates[1:]:
+        if is_better(candidate.figures, plainest.figures, PLAN_ERRORS):
+            plainest = candidate
+
+    return plainest
+
+
 @torch.no_grad()
 def apply(
     refinement: Refinement,
@@ -373,12 +417,15 @@ def apply(
     }
     requests = list(data.drawn_requests(MAX_DRAWN))
     weights = build_weights(chosen, towers, requests, refinement.decay)
-    terms = {name: refinement.alphas[name] * weights[name] for name in chosen}
     n_items = towers.n_items
-    no_trend = sp.csr_array((1, n_items), dtype=np.float32)
-    trend = terms.pop("trend", terms.pop("popularity", no_trend))  # no plan has both
-    nothing = sp.csr_array((n_items, n_items), dtype=np.float32)
-    of_items = sum(terms.values(), nothing)  # (N, N)
+    trend = sp.csr_array((1, n_items), dtype=np.float32)
+    of_items = sp.csr_array((n_items, n_items), dtype=np.float32)
+    for name, matrix in weights.items():
+        term = refinement.alphas[name] * matrix
+        if len(term.indptr) > 2:
+            of_items = of_items + term
+        else:
+            trend = trend + term
     of_items.sort_indices()
 
     offsets = of_items.indptr.astype(np.int64)
@@ -400,51 +447,3 @@ def read_interactions(data: InteractionsDataModule) -> Interactions:
         len(data.sequences.user_ids),
         len(data.catalogue),
     )
-
-
-def build_weights(
-    estimators: Mapping[str, Estimator],
-    towers: Towers,
-    requests: Sequence[RequestBatch],
-    decay: float,
-) -> WeightsByName:
-    """Estimate item-item weights on one scale.
-
-    Args:
-        estimators: the estimators, by name.
-        towers: trained towers in evaluation mode.
-        requests: requests whose scores are compared.
-        decay: see `add_up`.
-
-    Returns:
-        (N, N) weights by name, whose sums vary as much as the scores of the towers.
-    """
-    has_memory = towers.user_tower.memory is not None
-
-    def score(batch: RequestBatch) -> Tensor:
-        items = towers.item_vectors(batch.popularity)  # (N, W)
-        return towers.request_vectors(batch, items)[0] @ items.T  # (B, N)
-
-    spread_of_towers = _measure_spread(score, requests, has_memory)
-    weights = {}
-    for name, estimate in estimators.items():
-        matrix = estimate()  # (N, N)
-        sum_up = partial(add_up, weights=matrix, decay=decay)
-        spread = max(_measure_spread(sum_up, requests, has_memory), MIN_SPREAD)
-        weights[name] = matrix * np.float32(spread_of_towers / spread)
-    return weights
-
-
-def _measure_spread(
-    score: Callable[[RequestBatch], Tensor],
-    requests: Sequence[RequestBatch],
-    has_memory: bool,
-) -> float:
-    """Return the standard deviation of scores (B, N) within batches, with a memory of new items."""
-    variances = []
-    for batch in requests:
-        scores = score(batch)  # (B, N)
-        if has_memory:
-            scores = scores[~batch.mark_owned(scores.shape[1])]  # (new,)
-        variances.append(scores.var(correction=0).item())
-    return math.sqrt(fmean(variances or [0.0]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 
 import numpy as np
@@ -25,6 +26,7 @@ from serve.schema import Schema
 
 TOP = 10
 MIN_SUM = 1e-9
+MIN_SPREAD = 1e-9
 
 # Items of a catalogue that are all ranked for every trial; of a larger one the best by the towers
 # and those that something is added to.
@@ -36,6 +38,8 @@ Figures = Mapping[str, Doubles]
 
 # Item-item weights (N, N), or a trend (1, N), by name.
 WeightsByName = Mapping[str, sp.csr_array]
+
+Estimator = Callable[[], sp.csr_array]
 
 
 def request_ndcg(
@@ -242,6 +246,57 @@ def sum_terms(
     return sums
 
 
+# ---- weights on the scale of the towers
+
+
+def build_weights(
+    estimators: Mapping[str, Estimator],
+    towers: Towers,
+    requests: Sequence[RequestBatch],
+    decay: float,
+) -> WeightsByName:
+    """Estimate item-item weights on one scale.
+
+    Args:
+        estimators: the estimators, by name.
+        towers: trained towers in evaluation mode.
+        requests: requests whose scores are compared.
+        decay: see `add_up`.
+
+    Returns:
+        (N, N) weights by name, whose sums vary as much as the scores of the towers.
+    """
+    has_memory = towers.user_tower.memory is not None
+
+    def score(batch: RequestBatch) -> Tensor:
+        items = towers.item_vectors(batch.popularity)  # (N, W)
+        return towers.request_vectors(batch, items)[0] @ items.T  # (B, N)
+
+    spread_of_towers = _measure_spread(score, requests, has_memory)
+    weights = {}
+    for name, estimate in estimators.items():
+        matrix = estimate()  # (N, N)
+        sum_up = partial(add_up, weights=matrix, decay=decay)
+        spread = max(_measure_spread(sum_up, requests, has_memory), MIN_SPREAD)
+        weights[name] = matrix * np.float32(spread_of_towers / spread)
+    return weights
+
+
+def _measure_spread(
+    score: Callable[[RequestBatch], Tensor],
+    requests: Sequence[RequestBatch],
+    has_memory: bool,
+) -> float:
+    """Return the standard deviation of scores (B, N) within batches, with a memory of new items."""
+    variances = []
+    for batch in requests:
+        scores = score(batch)  # (B, N)
+        if has_memory:
+            scores = scores[~batch.mark_owned(scores.shape[1])]  # (new,)
+        variances.append(scores.var(correction=0).item())
+    return math.sqrt(fmean(variances or [0.0]))
+
+
 # ---- with and without the features of a side
 
 
@@ -280,6 +335,14 @@ def compare_sides(
             }
 
     return compared
+
+
+def tell(features: Mapping[str, Mapping[str, float]], errors: float) -> bool:
+    """Return whether lists without a side rank lower by more than so many standard errors."""
+    return any(
+        side["ndcg"] - side["without"] > errors * side["error"]
+        for side in features.values()
+    )
 
 
 def withhold(

@@ -1,16 +1,21 @@
 """Tables of many kinds, each trained by a configuration that names only the data, beside the run's own baselines.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/panel.py [--data DATA] [--only tastes] [--seeds 0 1] [--out FILE]
+    OMP_NUM_THREADS=1 python tests/benchmarks/panel.py [--data DATA] [--only tastes] [--seeds 0 1] [--out FOLDER]
 
 Prints a row of a table per run: NDCG@10 of the items that users do not have (NDCG@20 where repeats are allowed), the
-best baseline, and the difference with its interval. The planted tables have a known truth; those of DATA are real.
+best baseline, and the difference with its interval. The planted tables have a known truth, those of `null_worlds.py`
+nothing personal; those of DATA are real. FOLDER holds a JSON file a run: what this version has run is not run again.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,8 +27,8 @@ import pandas as pd
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
 
-import train  # noqa: E402
 from basket_worlds import PLANTED_BASKETS, REAL_BASKETS  # noqa: E402
 from datamodules.config import (  # noqa: E402
     DataConfig,
@@ -32,6 +37,9 @@ from datamodules.config import (  # noqa: E402
     TableConfig,
     TargetsConfig,
 )
+from null_worlds import NULL_WORLDS, World  # noqa: E402
+from pipeline.config import Config  # noqa: E402
+from pipeline.run import run  # noqa: E402
 from serve.clock import DAY  # noqa: E402
 
 BEGIN = 1_700_006_400
@@ -63,22 +71,49 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--out", type=Path, help="file that rows are added to")
+    parser.add_argument("--out", type=Path, help="folder of the rows")
     args = parser.parse_args()
     tables = PLANTED | (
         {} if args.data is None else {name: partial(read, args.data) for name, read in REAL.items()}
     )
     for name in args.only or tables:
         for seed in args.seeds:
-            row = compare(name, tables[name](np.random.default_rng(seed)), seed)
-            print(row, flush=True)
-            if args.out is not None:
-                with args.out.open("a") as file:
-                    file.write(row + "\n")
+            for row in find_rows(name, tables[name], seed, args.out):
+                print(show(row), flush=True)
 
 
-def compare(name: str, table: Planted, seed: int) -> str:
-    """Train, and return a row: how Bascule ranks the test, and how far it is ahead of the best baseline."""
+def find_rows(
+    name: str, draw: Callable[[Rng], Planted], seed: int, out: Path | None
+) -> list[dict[str, Any]]:
+    """Return the rows of a run, from its file if this version has run it."""
+    if out is None:
+        return compare(name, draw(np.random.default_rng(seed)), seed)
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    version = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    path = out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.json"
+    if path.exists():
+        saved = json.loads(path.read_bytes())
+        if saved["version"] == version.strip():
+            return list(saved["rows"])
+    rows = compare(name, draw(np.random.default_rng(seed)), seed)
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"version": version.strip(), "rows": rows}, indent=1) + "\n")
+    return rows
+
+
+def show(row: dict[str, Any]) -> str:
+    """Return a line of the table."""
+    low, high = row["interval"]
+    return (
+        f"| {row['table']} | {row['seed']} | {row['events']:,} | {row['bascule']:.4f} "
+        f"| {row['best']} {row['figure']:.4f} | {row['difference']:+.4f} ({low:+.4f}, {high:+.4f}) "
+        f"| {row['verdict']} |"
+    )
+
+
+def compare(name: str, table: Planted, seed: int) -> list[dict[str, Any]]:
+    """Train, and return rows: how Bascule ranks the test, and how far it is ahead of the best baseline."""
+    begun = time.process_time()
     users, items = (
         pd.DataFrame({key: table.events[key].unique()}) if given is None else given
         for key, given in (("user_id", table.users), ("item_id", table.items))
@@ -87,14 +122,14 @@ def compare(name: str, table: Planted, seed: int) -> str:
     if data.repeats == "allow":
         view, metric = "all", "NDCG@20"
     with tempfile.TemporaryDirectory() as folder:
-        config = train.Config(
+        config = Config(
             data,
             trainer={"enable_progress_bar": False},
             out=Path(folder) / "run",
             seed=seed,
         )
         if table.held_out is None:
-            metrics = train.run(config, (table.events, users, items)).metrics
+            metrics = run(config, (table.events, users, items)).metrics
         else:
             metrics = run_files(config, table, Path(folder))
     parts = [(name, metrics["test"], metrics["paired"])]
@@ -112,12 +147,22 @@ def compare(name: str, table: Planted, seed: int) -> str:
         best = max(paired, key=lambda model: figures[model])
         lead = paired[best][view]
         low, high = lead[f"{metric}_ci95"]
-        verdict = "behind" if high < 0 else "ahead" if low > 0 else "level"
         rows.append(
-            f"| {label} | {seed} | {len(table.events):,} | {figures['bascule']:.4f} | {best} {figures[best]:.4f} "
-            f"| {lead[metric]:+.4f} ({low:+.4f}, {high:+.4f}) | {verdict} |"
+            {
+                "table": label,
+                "seed": seed,
+                "events": len(table.events),
+                "bascule": figures["bascule"],
+                "best": best,
+                "figure": figures[best],
+                "difference": lead[metric],
+                "interval": [low, high],
+                "verdict": "behind" if high < 0 else "ahead" if low > 0 else "level",
+                "figures": figures,
+                "cpu_seconds": round(time.process_time() - begun, 1),
+            }
         )
-    return "\n".join(rows)
+    return rows
 
 
 def run_files(config: Any, table: Planted, folder: Path) -> dict[str, Any]:
@@ -131,9 +176,12 @@ def run_files(config: Any, table: Planted, folder: Path) -> dict[str, Any]:
         TableConfig(str(folder / "train.csv")),
     )
     data = DataConfig(**{**vars(config.data), "split": split, "interactions": rows})
-    return train.run(
-        train.Config(data, trainer=config.trainer, out=config.out, seed=config.seed)
-    ).metrics
+    return run(Config(data, trainer=config.trainer, out=config.out, seed=config.seed)).metrics
+
+
+def plant_null(world: Callable[[Rng], World], rng: Rng) -> Planted:
+    """Nothing personal can be learned."""
+    return Planted(*world(rng))
 
 
 def plant_sessions(rng: Rng) -> Planted:
@@ -431,6 +479,7 @@ PLANTED: dict[str, Callable[[Rng], Planted]] = {
     "content tells": plant_content,
     "demographics tell": plant_people,
     "context tells": plant_context,
+    **{name: partial(plant_null, world) for name, world in NULL_WORLDS.items()},
 }
 REAL: dict[str, Callable[[Path, Rng], Planted]] = {
     "retailrocket": read_shop,

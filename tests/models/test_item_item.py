@@ -9,6 +9,7 @@ from models.item_item import (
     Interactions,
     ease,
     gf_cf,
+    item_knn,
     next_item,
 )
 
@@ -70,6 +71,18 @@ def solve_ease(users: list[list[int]], items: list[int]) -> np.ndarray:
         gram = matrix[:, others].T @ matrix[:, others] + RIDGE * np.eye(len(others))
         weights[others, item] = np.linalg.solve(gram, matrix[:, others].T @ matrix[:, item])
     return weights
+
+
+def test_item_knn_is_a_cosine_that_counts_less_of_few_users():
+    users = draw()
+    counts = count_users(users)
+    expected = np.zeros((N, N))
+    for first in range(N):
+        for second in set(range(N)) - {first}:
+            n_both = sum({first, second} <= set(items) for items in users)
+            expected[first, second] = n_both / ((counts[first] * counts[second]) ** 0.5 + 10)
+    assert_alike(item_knn(lay_out(users), 40), expected)
+    assert set(np.diff(item_knn(lay_out(users), 3).indptr)) == {3}
 
 
 @pytest.mark.parametrize("top_k", [3, 40])

@@ -157,9 +157,15 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     apply(found, towers, data, LIMITS, SEED)
     with torch.no_grad():
         neighbours = towers.neighbours
-        matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
+        end = neighbours.offsets[-1]
+        rows, weights = neighbours.rows, neighbours.weights
+        matrix = sp.csr_array((weights[:end], rows[:end], neighbours.offsets), (N, N))
+        trend = sp.csr_array((weights[end:], rows[end:], [0, len(rows) - end]), (1, N))
         ranked = refine.Validation(towers, data.validation_batches).rank(
-            {"all": matrix}, [{"all": 1.0}], found.decay, found.context_gain
+            {"all": matrix, "trend": trend},
+            [{"all": 1.0, "trend": 1.0}],
+            found.decay,
+            found.context_gain,
         )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
@@ -233,6 +239,65 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
     found = choose(towers, data, LIMITS, SEED)
     assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
+
+
+def want(data, score):
+    """Let each request of a validation want the highest of its scores (B, N) that it does not own."""
+    for place, batch in enumerate(data.validation_batches):
+        scores = score(batch).masked_fill(batch.mark_owned(N), -torch.inf)
+        n_requests = len(scores)
+        data.validation_batches[place] = batch._replace(
+            target_users=torch.arange(n_requests),
+            target_rows=scores.argmax(dim=1),
+            target_weights=torch.ones(n_requests),
+            target_owned=torch.full((n_requests,), -1),
+        )
+
+
+@pytest.mark.parametrize("gain", [0.02, 0.3])
+@pytest.mark.parametrize("world", [ORDERED, BASKETS])
+def test_popularity_ranks_alone_where_nothing_else_is_clearly_better_and_no_feature_tells(
+    world, gain, monkeypatch
+):
+    compared = {"user": {"ndcg": 0.5, "without": 0.5 - gain, "error": 0.1}}
+    monkeypatch.setattr(refine, "compare_sides", lambda *_: compared)
+    world, held_out = hold_out(make_world(world))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    counts = torch.bincount(torch.from_numpy(data.sequences.events.item_row), minlength=N)
+    want(data, lambda batch: counts.float().expand(len(batch.history_rows), -1))
+    found = choose(towers, data, LIMITS, SEED)
+    assert (found.alphas == {"popularity": refine.ALONE}) == (gain < 0.1)
+    if gain > 0.1:
+        return
+    apply(found, towers, data, LIMITS, SEED)
+    batches = list(data.drawn_requests(9))
+    assert batches
+    for batch in batches:
+        with torch.no_grad():
+            items = towers.item_vectors(batch.popularity)
+            users, _ = towers.request_vectors(batch, items)
+            served = towers.score_items(users, items, batch)
+        is_more = counts[:, None] > counts
+        assert (served[:, :, None] > served[:, None])[:, is_more].all()
+
+
+def test_towers_stand_alone_where_what_is_added_ranks_lower(monkeypatch):
+    world, held_out = hold_out(make_world(ORDERED))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+
+    def score(batch):
+        items = towers.item_vectors(batch.popularity)
+        return towers.request_vectors(batch, items)[0] @ items.T
+
+    with torch.no_grad():
+        want(data, score)
+    noise = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf", "item_knn")}
+    monkeypatch.setattr(refine, "list_estimators", lambda *_: noise)
+    monkeypatch.setattr(refine, "ALPHAS", (0.05, 0.8))
+    found = choose(towers, data, LIMITS, SEED)
+    assert (found.alphas, found.ndcg) == ({}, pytest.approx(1.0))
 
 
 def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
