@@ -186,7 +186,7 @@ def run(tmp_path):
         ids = [f"i{(number + place) % N_ITEMS}" for place in range(K)]
         at = START + number * 60
         head = Impressions(f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, arm)
-        store.log_impressions([head])
+        store.log_impressions([head, Impressions.confirm(f"r{number}", at)])
         if arm == "b" or number % 10 == 0:
             store.observe_many([Observation(user, ids[1], "buy", at + 5, 2.0, f"r{number}")])
     store.close()
@@ -307,6 +307,9 @@ def serve_lists(app):
         )
     asked = [{"user_id": user} for user in (*OLD, *ACTIVE, *QUIET)] + [{}] * 3
     replies = [ask(app, "POST", "/v1/recommend", one | {"k": 8, "explain": True}) for one in asked]
+    for reply in replies:
+        seen = {"request_id": reply.json["request_id"]}
+        assert ask(app, "POST", "/v1/shown", seen).status == 200
     for user in QUIET:  # what is done after a list makes nobody known before it
         ask(
             app,
