@@ -204,19 +204,10 @@ class Service:
             if propensities is None:
                 propensities = np.ones(len(answer.item_id))
 
+            head = (request_id, answer.user_id, now, current.version, policy)
             item_ids = answer.item_id.tolist()
-            impression = Impressions(
-                request_id,
-                answer.user_id,
-                now,
-                current.version,
-                policy,
-                item_ids,
-                answer.score.tolist(),
-                propensities.tolist(),
-                arm,
-            )
-            impressions.append(impression)
+            columns = (item_ids, answer.score.tolist(), propensities.tolist())
+            impressions.append(Impressions(*head, *columns, arm))
 
         self.impressions.add(impressions)
 
