@@ -18,16 +18,16 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from evaluation.guardrails import Change, check_quality
 from evaluation.online import find_unprompted
 
-USERS, ITEMS, K, LIKED, MET = 2000, 150, 10, 2.2, 30
+USERS, ITEMS, K, LIKED, MET = 4000, 150, 10, 2.2, 30
 VISITS, WITH_LIST = 4, 0.5  # of a user in the days of the test; how many begin with a list
 DISCOUNT = 1 / np.log2(np.arange(K) + 2)
 NOISE = 0.9  # that versions share, of the scores; of their own the current one has .5
 CANDIDATES = {
     "better": 0.2,
     "a little better": 0.35,
-    "equal": 0.5,
-    "worse": 0.75,
-    "much worse": 1.1,
+    "equal": 0.63,
+    "a little worse": 0.75,
+    "worse": 0.9,
 }
 RULES = ("all", "without a list", "before a list")
 
@@ -137,7 +137,7 @@ def main() -> int:
         print(f"| {name} | {' | '.join(words)} |", flush=True)
     rule = RULES[-1]
     is_fair = shares["better", rule] >= 0.9 and shares["equal", rule] >= 0.75
-    return int(not is_fair or shares["much worse", rule] > 0.1)
+    return int(not is_fair or shares["worse", rule] > 0.1)
 
 
 if __name__ == "__main__":

@@ -382,6 +382,24 @@ def test_new_items_are_those_of_the_last_days_and_those_put_live(served):
     )
 
 
+def test_lists_that_are_only_asked_for_move_no_figure(served, tmp_path):
+    shutil.copytree(served[0], tmp_path / "run")
+    expected = read_figures_of(tmp_path / "run")
+    asked = int(time.time())
+    lists = [
+        Impressions(f"x{n}", user, asked, "v1", "greedy", [item_ids(SHOP)[0]], [1.0], [1.0])
+        for n, user in enumerate(OLD[:5] * 30)
+    ]
+    with closing(StateStore(tmp_path / "run" / STATE / STATE_FILE)) as store:
+        store.log_impressions(lists)
+        assert read_figures_of(tmp_path / "run") == expected
+        store.observe_many([Observation(OLD[0], "none", "buy", asked, None, "x0")])
+        store.observe_many([Observation(OLD[1], "none", "buy", asked, None, "x0")])  # not theirs
+        store.log_impressions([Impressions.confirm("x1", asked)])
+    found = read_figures_of(tmp_path / "run")
+    assert found["all"]["lists"] == expected["all"]["lists"] + 2
+
+
 def test_a_segment_of_few_users_is_not_told(served, tmp_path):
     folder, answers = served
     shutil.copytree(folder, tmp_path / "run")
