@@ -111,7 +111,10 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
 
     lists, slots, events = read_frames(arguments.log)
     if not len(lists):
-        raise SchemaError(f"{arguments.log} has no list that a user was shown yet")
+        raise SchemaError(
+            f"{arguments.log} has no list that was shown: confirm lists by POST /v1/shown, "
+            "or name their request_id in events"
+        )
     window = int(days * DAY)
     return join(lists, slots, events, targets=arguments.targets, window=window)
 

@@ -18,22 +18,22 @@ import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
+import numpy as np
 
 from evaluation.evaluate import Parts
-from evaluation.experiments import MIN_USERS, Difference
-from evaluation.experiments import compare as compare_users
-from evaluation.guardrails import Check, Limits, compare
+from evaluation.experiments import MIN_USERS
+from evaluation.guardrails import Check, Limits, check_unprompted, compare
 from evaluation.holdout import profiles_from_frame, to_moment
-from evaluation.online import WINDOW, join, read_frames
+from evaluation.online import find_unprompted, join, read_frames
+from evaluation.watch import DAYS_AFTER, compare_versions
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
-from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
 from serve.files import write_json
 from serve.recommender import Recommender, replay
@@ -53,7 +53,7 @@ Verdict = dict[str, Any]  # the content of `verdict.json`
 Read = Callable[[Schema], Parts]  # reads what a version of a schema is asked
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
-DAYS_BEFORE = 28  # up to the first list of a version: what it is compared with
+MAX_EARLIER = 8  # versions that a candidate is compared with, beside the current one
 _FILES = "files and golden answers"
 _OTHERS = {
     "--current": "bundle to compare with; nothing is published",
@@ -90,6 +90,13 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
         "--at",
         metavar="TIME",
         help="when the holdout begins: the moment that each user is asked at",
+    )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="folder of the state: what users did after a list that it has is left out; "
+        "default: in the registry, if there is one",
     )
     add_limits(parser)
 
@@ -128,6 +135,10 @@ def run(options: Namespace) -> None:
         raise SchemaError(
             f"{path} does not exist; the working directory is {Path.cwd()}"
         )
+
+    if options.state is None and options.registry is not None:
+        state = fetch_state(None, options.registry / STATE)
+        options.state = state if (state / STATE_FILE).exists() else None
 
     tables = (options.holdout, options.train, options.users)
     decide(options, partial(Parts.read, *tables, options.at))
@@ -256,14 +267,19 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
         checks = [Check(_FILES, n_golden, 1, True)]
         tables = []
         recommenders = []
-        for bundle in (current, candidate):  # each reads the tables in its own way
-            parts = read(bundle.schema)
+        earlier = load_earlier(options.registry, options.trusted_keys)
+        for bundle in (current, candidate, *earlier):
+            parts = read(bundle.schema)  # each reads the tables in its own way
             check_unseen(bundle, parts.at)
             profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
             tables.append(parts)
             recommenders.append(Recommender(bundle, profiles))
 
-        checks += compare(recommenders, tables[0], limits)
+        parts = tables[0]
+        if options.state is not None:
+            parts, share = set_prompted_apart(parts, options.state)
+            checks.append(share)
+        checks += compare(recommenders, parts, limits)
 
     is_passed = all(check.is_passed for check in checks)
     return {
@@ -272,6 +288,38 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
         "candidate": read_version(options.candidate),
         "checks": [asdict(check) for check in checks],
     }
+
+
+def load_earlier(folder: Path | None, trusted: Path | None) -> list[Bundle]:
+    """Load the versions that were current before, the latest ones; none without a registry."""
+    if folder is None:
+        return []
+    registry = Registry(folder, trusted)
+    bundles = []
+    for version in registry.past()[:MAX_EARLIER]:
+        with suppress(*LOADING_ERRORS):  # one that is gone is no reason to stop another
+            bundles.append(Bundle.load(registry.folder(version)))
+    return bundles
+
+
+def set_prompted_apart(parts: Parts, state: Path) -> tuple[Parts, Check]:
+    """Leave out of a test what users did after they were shown a list.
+
+    Args:
+        parts: the test, at a moment.
+        state: folder of the log of what was shown.
+
+    Returns:
+        The test without those events, and the check that enough are left; one whose parts cannot be
+        told from others by time is as it was.
+    """
+    is_unprompted = np.ones(len(parts.test), bool)
+    if parts.at is not None:
+        lists, *_ = read_frames(state / STATE_FILE)
+        found = find_unprompted(parts.test, lists, parts.at)
+        is_unprompted = found.to_numpy(bool)
+    check = check_unprompted(is_unprompted)
+    return replace(parts, test=parts.test[is_unprompted]), check
 
 
 def check_unseen(bundle: Bundle, at: int | None) -> None:
@@ -350,8 +398,8 @@ def watch(options: Namespace) -> None:
         slots = join(*read_frames(path), targets=options.targets).slots
         difference = compare_versions(slots, past[0], current, options.figure)
         reason = (
-            f"too few users yet; needed are {MIN_USERS} who were shown {current} before "
-            f"the last day of the log, and as many who were shown {past[0]}"
+            f"too little is known yet; needed are {DAYS_AFTER} days, and {MIN_USERS} users "
+            f"with lists of both {past[0]} and {current} before the last day of the log"
         )
 
     if difference is None:
@@ -372,30 +420,3 @@ def watch(options: Namespace) -> None:
     audit(registry, "rolled back", version=done.version, left=done.left, reason=figures)
     sys.stdout.write(f"current: {done.version}, in place of {done.left}: {figures}\n")
     raise SystemExit(STOPPED)
-
-
-def compare_versions(
-    slots: pd.DataFrame, before: str, current: str, figure: str
-) -> Difference | None:
-    """Compare the share of lists with an outcome, over users.
-
-    Args:
-        slots: of the log, with outcomes.
-        before: the version before, whose last `DAYS_BEFORE` days count.
-        current: the version that serves.
-        figure: `conversions` or `clicks`.
-
-    Returns:
-        The difference; None while a version has had too few users. Lists of the last day are left
-        out: what follows them is still to come.
-    """
-    end = slots["datetime"].max() - WINDOW
-    ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= end)]
-    begin = ripe["datetime"][ripe["version"] == current].min() - DAYS_BEFORE * DAY
-    recent = ripe[ripe["datetime"] >= begin]
-
-    outcomes = recent.groupby(["version", "user_id", "list"])[figure].sum()
-    users = (outcomes > 0).groupby(["version", "user_id"]).mean()
-    version = users.index.get_level_values("version")
-    values = users.to_numpy(float)
-    return compare_users(values[version == before], values[version == current])

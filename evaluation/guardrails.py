@@ -20,10 +20,11 @@ from evaluation.metrics import (
     slice_targets,
     summarise,
 )
-from serve.arrays import Doubles, Ints
+from serve.arrays import Doubles, Flags, Ints
 from serve.recommender import Recommender
 
 K = 10
+MIN_UNPROMPTED = 0.05  # of the test: fewer events tell of few users
 METRIC = f"NDCG@{K}"
 LEVEL = 0.05  # probability that any slice of equal versions is stopped
 
@@ -72,12 +73,13 @@ def compare(
     """Let two versions answer the same requests, and check what the second one loses.
 
     Args:
-        versions: the current version and the candidate, each with profiles.
+        versions: the current version, the candidate and earlier versions, each with profiles.
         parts: the test events, and the histories before them.
         limits: what may be lost.
 
     Returns:
-        Checks of quality, of coverage, and of each slice of enough users.
+        Checks of quality, of coverage, of each slice of enough users, and of the candidate beside
+        each earlier version, so that many small losses are no large one.
     """
     ids = _number_items(versions, parts)
     held_out = group_requests(parts.test, ids)
@@ -94,29 +96,34 @@ def compare(
 
     everything = next(iter(lists))
     targets = views[everything]
+    pair = lists[everything][:2]
 
     groups = examination.label(targets, label_users(parts, ids))
     slices = {}
     for name, targets_by_value in slice_targets(targets, groups).items():
         for value, targets_of_slice in targets_by_value.items():
-            slices[f"{name} {value}"] = _measure(lists[everything], targets_of_slice)
+            slices[f"{name} {value}"] = _measure(pair, targets_of_slice)
 
     if len(lists) > 1:  # a memory of owned items alone may do well among all
-        slices["view novel"] = _measure(lists["novel"], views["novel"])
+        slices["view novel"] = _measure(lists["novel"][:2], views["novel"])
+
+    anchors = {}
+    for version, earlier in zip(versions[2:], lists[everything][2:], strict=True):
+        change = _measure([earlier, pair[1]], targets)
+        anchors[f"earlier version {version.version}"] = change
 
     name = f"coverage@{K}"
     n_events = examination.past.count_items()
-    before, after = (
-        describe_lists(each, targets, n_events, K)[name] for each in lists[everything]
-    )
+    before, after = (describe_lists(each, targets, n_events, K)[name] for each in pair)
     reach = _share(after - before, before)
     loss = limits.coverage_loss
     coverage = Check(name, reach, -loss, reach >= -loss)
-    quality = check_quality(_measure(lists[everything], targets), limits.loss)
+    quality = check_quality(_measure(pair, targets), limits.loss)
 
     checks = [quality, coverage, *check_slices(slices, limits.slice_loss)]
-    if any(version.bundle.index.coarse for version in versions):
-        checks.append(check_recall(versions, requests, limits.recall_loss))
+    checks += check_slices(anchors, limits.loss)
+    if any(version.bundle.index.coarse for version in versions[:2]):
+        checks.append(check_recall(versions[:2], requests, limits.recall_loss))
     return checks
 
 
@@ -158,6 +165,15 @@ def check_quality(change: Change, loss: float) -> Check:
     return Check(
         f"{METRIC}, lower bound", value, -loss, is_passed, n_users, change.note
     )
+
+
+def check_unprompted(is_unprompted: Flags) -> Check:
+    """Check that enough events of a test came before their user was shown a list."""
+    share = float(is_unprompted.mean()) if len(is_unprompted) else 0.0
+    is_enough = share >= MIN_UNPROMPTED
+    note = f"{is_unprompted.sum():,} of {len(is_unprompted):,} events decide"
+    name = "events before a list"
+    return Check(name, share, MIN_UNPROMPTED, is_enough, note=note)
 
 
 def check_recall(

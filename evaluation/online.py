@@ -1,7 +1,8 @@
 """Figures of use: what followed the lists that were shown, with intervals over users.
 
-They are computed from the three tables of `service/event_log.py`: lists, slots and events. A
-request may ask for the lists of many users. An event belongs to the slot of the list that it names,
+They are computed from the three tables of `service/event_log.py`: lists, slots and events. Only
+lists that were shown count: what is asked for, nobody need have seen. A request may ask for the
+lists of many users. An event belongs to the slot of the list that it names,
 else to the latest slot that showed its item to its user within a window before it; the others
 followed no list, and are counted apart.
 """
@@ -22,7 +23,7 @@ from serve.arrays import Doubles
 from serve.bundle import BUNDLE, CURRENT, ITEMS_FILE
 from serve.clock import DAY
 from serve.recommender import Recommender
-from service.event_log import DISMISS, UNDISMISS, read_log
+from service.event_log import DISMISS, SHOWN, UNDISMISS, read_log
 from service.live_items import LiveItems
 from service.registry import Registry
 from service.sources import BundleSource, RegistrySource, Source
@@ -75,8 +76,44 @@ def estimate_mean(values: Doubles, users: Any) -> Estimate:
 
 
 def read_frames(path: Path) -> list[pd.DataFrame]:
-    """Read lists, slots and events of the file of a state."""
-    return [table.to_pandas() for table in read_log(path)]
+    """Read the lists that were shown, their slots, and events of the file of a state."""
+    lists, slots, events = (table.to_pandas() for table in read_log(path))
+    lists = keep_shown(lists, events)
+    return [lists, slots[slots["list"].isin(lists["list"])], events]
+
+
+def keep_shown(lists: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
+    """Keep the lists that the shop confirms, or that an event of their user names."""
+    is_confirmation = lists["policy"] == SHOWN
+    confirmed = lists["request_id"][is_confirmation]
+    pair = ["request_id", "user_id"]
+    is_named = pd.MultiIndex.from_frame(lists[pair]).isin(
+        pd.MultiIndex.from_frame(events[pair])
+    )
+    is_shown = lists["request_id"].isin(confirmed) | is_named
+    return lists[is_shown & ~is_confirmation].reset_index(drop=True)
+
+
+def find_unprompted(
+    test: pd.DataFrame, lists: pd.DataFrame, since: int
+) -> pd.Series[bool]:
+    """Tell which events came before the first list that their user was shown.
+
+    Later ones tell versions apart by what was shown: what was taken from a list is not taken again,
+    so that events without a list then lack just the best items of the version that listed.
+
+    Args:
+        test: events from a moment on, with `user_id` and `datetime`.
+        lists: the lists that were shown.
+        since: that moment in UTC seconds.
+
+    Returns:
+        A flag for each row of `test`.
+    """
+    recent = lists[lists["datetime"] >= since]
+    first = recent.groupby("user_id")["datetime"].min()
+    first_of_row = test["user_id"].astype("str").map(first)
+    return first_of_row.isna() | (test["datetime"] < first_of_row)
 
 
 def add_profiles(parser: argparse.ArgumentParser) -> None:

@@ -116,6 +116,7 @@ def main() -> None:
             wait()
             shown = ask("/v1/recommend", {"user_id": 7, "k": 3})
             print(shown)
+            ask("/v1/shown", {"request_id": shown["request_id"]})
             ask(
                 "/v1/events",
                 {"user_id": 7, "item_id": shown["answers"][0]["items"][0]["item_id"]},

@@ -132,6 +132,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     describe(run, out)
     if registry is not None and done is not None:
         options.candidate = done.bundle
+        options.state = log
         options.out = out / VERDICT
         test = replace(set_apart(done.work), train=done.work.split.refit)
         gate.decide(options, lambda _: test)

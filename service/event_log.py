@@ -7,7 +7,8 @@ the statement that `service/state.py` writes it by, and into the body in `servic
 The tables of `DIR/state/state.db` are:
 
 events     a view: what users did, dismissals included
-answers    a view: one row per answer: request, user, time, version of the bundle, policy, arm
+answers    a view: one row per answer: request, user, time, version of the bundle, policy, arm;
+           one without items, whose policy is `shown`, confirms that a request's lists were seen
 shown      the items of each answer: position from 1, score, probability of being shown there
 feedback   a view: each item that was shown, with the events of the user on it that followed: an
            event that names its request follows that answer, another one every earlier answer
@@ -46,10 +47,11 @@ from service.database import name_fault, open_database
 Raw = Mapping[str, Any]  # a request or an event as a caller sends it
 DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a history
 UNDISMISS = "undismiss"
+SHOWN = "shown"  # policy of an answer without items: its request's lists were seen
 UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 _MAX_LIVE = 1000  # latest events of a user in the history
 _CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+REQUEST_ID = "^[A-Za-z0-9_.-]{1,64}$"
 MARK = 0x42530003  # "BS" and the format
 TABLES = """
 CREATE TABLE salt (value BLOB NOT NULL);
@@ -173,6 +175,11 @@ class Impressions:
     propensities: Sequence[float]  # P(item at its position | request), 1 if not drawn
     arm: str | None = None
 
+    @classmethod
+    def confirm(cls, request_id: str, seconds: int) -> Impressions:
+        """Return the answer without items that says that a request's lists were seen."""
+        return cls(request_id, None, seconds, "", SHOWN, (), (), ())
+
 
 @dataclass(frozen=True)
 class Recalled:
@@ -239,7 +246,7 @@ def parse_observations(
             )
 
         request_id = event.get("request_id")
-        if request_id is not None and not _REQUEST_ID.fullmatch(request_id):
+        if request_id is not None and not re.fullmatch(REQUEST_ID, request_id):
             raise SchemaError(
                 f"{where}.request_id is {show(request_id)}; expected the request_id of "
                 "an answer"

@@ -188,7 +188,7 @@ class Service:
         policy: str = POLICY,
         arm: str | None = None,
     ) -> None:
-        """Log the answers to one caller as shown.
+        """Log the answers to one caller; they count as shown once that is confirmed.
 
         Args:
             current: the version that answered.
@@ -204,19 +204,10 @@ class Service:
             if propensities is None:
                 propensities = np.ones(len(answer.item_id))
 
+            head = (request_id, answer.user_id, now, current.version, policy)
             item_ids = answer.item_id.tolist()
-            impression = Impressions(
-                request_id,
-                answer.user_id,
-                now,
-                current.version,
-                policy,
-                item_ids,
-                answer.score.tolist(),
-                propensities.tolist(),
-                arm,
-            )
-            impressions.append(impression)
+            columns = (item_ids, answer.score.tolist(), propensities.tolist())
+            impressions.append(Impressions(*head, *columns, arm))
 
         self.impressions.add(impressions)
 
@@ -250,6 +241,10 @@ class Service:
         return self._state.observe_many(
             each for each in observations if each.datetime >= begin
         )
+
+    def confirm(self, request_id: str) -> None:
+        """Keep that the lists of a request were seen; it is on disk when this returns."""
+        self._state.log_impressions([Impressions.confirm(request_id, int(time.time()))])
 
     def forget(self, user_id: Id) -> Future[list[Content]]:
         """Let a user be erased; the result is a receipt for each folder with profiles or state."""

@@ -13,7 +13,7 @@ from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
 from service.http.metrics import Metrics
-from service.http.schemas import EventBodies, ForgetBody, ItemBody
+from service.http.schemas import EventBodies, ForgetBody, ItemBody, ShownBody
 from service.http.writing import write_answer
 from service.service import OUT_OF_SERVICE, Service
 
@@ -50,6 +50,19 @@ async def add_events(
     n_saved = await asyncio.to_thread(service.observe, events)
     metrics.counters["events"].inc(n_saved)
     return write_answer(request, service.version, {"kept": n_saved})
+
+
+@changing.post(
+    "/v1/shown",
+    response_model=schemas.PutAnswer,
+    summary="Confirm that a user saw the lists of a request",
+)
+async def confirm_shown(
+    request: Request, body: Annotated[ShownBody, Body()]
+) -> Response:
+    service: Service = request.app.state.shared.service
+    await asyncio.to_thread(service.confirm, body["request_id"])
+    return write_answer(request, service.version, {})
 
 
 @changing.post(

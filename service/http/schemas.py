@@ -28,6 +28,7 @@ from typing_extensions import TypedDict
 from serve.errors import SchemaError
 from serve.recommendations import DueItem, Reason, Segment
 from serve.requests import Again
+from service.event_log import REQUEST_ID
 
 MAX_REQUESTS = 256  # requests or events of a body
 MAX_EVENTS = 500  # of a history
@@ -229,6 +230,14 @@ def read_events(text: bytes) -> list[dict[str, Any]]:
 
 
 @_strict
+class ShownBody(TypedDict):
+    """Only lists that are confirmed, or named by an event, count in figures."""
+
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)]
+    """Id of the answer that was shown."""
+
+
+@_strict
 class ItemBody(TypedDict):
     columns: Values
     """Column -> value; a column that is not named stays, null is missing."""
@@ -241,7 +250,7 @@ class ForgetBody(TypedDict):
 
 # names that an error may repeat: ours, not a caller's
 _BODIES = (PastEvent, FilterBody, RecommendBody, RecommendManyBody)
-_CHANGES = (EventBody, EventsBody, ItemBody)
+_CHANGES = (EventBody, EventsBody, ShownBody, ItemBody)
 FIELDS = frozenset({"search"}).union(
     *(body.__annotations__ for body in (*_BODIES, *_CHANGES))
 )
@@ -387,7 +396,7 @@ _ASK = (
 ROLES = {  # every other path is for admins
     **dict.fromkeys(_OPEN, Role.OPEN),
     **dict.fromkeys(_ASK, Role.ASK),
-    "/v1/events": Role.WRITE,
+    **dict.fromkeys(("/v1/events", "/v1/shown"), Role.WRITE),
 }
 _KEY = {
     "type": "http",

@@ -263,6 +263,9 @@ def run(recommender, snapshot, people, shown, tmp_path):
     store.log_impressions(
         Impressions(f"r{number}", *answer) for number, answer in enumerate(answers)
     )
+    store.log_impressions(
+        Impressions.confirm(f"r{number}", UNTIL) for number in range(len(answers))
+    )
     columns = ["user_id", "item_id", "event", "datetime"]
     store.observe_many(Observation(*row) for row in events[columns].itertuples(index=False))
     store.close()

@@ -186,7 +186,7 @@ def run(tmp_path):
         ids = [f"i{(number + place) % N_ITEMS}" for place in range(K)]
         at = START + number * 60
         head = Impressions(f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, arm)
-        store.log_impressions([head])
+        store.log_impressions([head, Impressions.confirm(f"r{number}", at)])
         if arm == "b" or number % 10 == 0:
             store.observe_many([Observation(user, ids[1], "buy", at + 5, 2.0, f"r{number}")])
     store.close()
@@ -307,6 +307,9 @@ def serve_lists(app):
         )
     asked = [{"user_id": user} for user in (*OLD, *ACTIVE, *QUIET)] + [{}] * 3
     replies = [ask(app, "POST", "/v1/recommend", one | {"k": 8, "explain": True}) for one in asked]
+    for reply in replies:
+        seen = {"request_id": reply.json["request_id"]}
+        assert ask(app, "POST", "/v1/shown", seen).status == 200
     for user in QUIET:  # what is done after a list makes nobody known before it
         ask(
             app,
@@ -377,6 +380,24 @@ def test_new_items_are_those_of_the_last_days_and_those_put_live(served):
     assert figures["groups"]["position"]["1"]["new_item_share"]["value"] == pytest.approx(
         np.mean(of_first)
     )
+
+
+def test_lists_that_are_only_asked_for_move_no_figure(served, tmp_path):
+    shutil.copytree(served[0], tmp_path / "run")
+    expected = read_figures_of(tmp_path / "run")
+    asked = int(time.time())
+    lists = [
+        Impressions(f"x{n}", user, asked, "v1", "greedy", [item_ids(SHOP)[0]], [1.0], [1.0])
+        for n, user in enumerate(OLD[:5] * 30)
+    ]
+    with closing(StateStore(tmp_path / "run" / STATE / STATE_FILE)) as store:
+        store.log_impressions(lists)
+        assert read_figures_of(tmp_path / "run") == expected
+        store.observe_many([Observation(OLD[0], "none", "buy", asked, None, "x0")])
+        store.observe_many([Observation(OLD[1], "none", "buy", asked, None, "x0")])  # not theirs
+        store.log_impressions([Impressions.confirm("x1", asked)])
+    found = read_figures_of(tmp_path / "run")
+    assert found["all"]["lists"] == expected["all"]["lists"] + 2
 
 
 def test_a_segment_of_few_users_is_not_told(served, tmp_path):

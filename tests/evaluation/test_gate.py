@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from evaluation.evaluate import Parts
 from evaluation.gate import AUDIT, main
-from evaluation.guardrails import Change, Limits, check_slices, compare
+from evaluation.guardrails import Change, Limits, check_slices, check_unprompted, compare
+from evaluation.online import find_unprompted
 from serve.bundle import Bundle
 from serve.recommender import Recommender
 from service.registry import Registry, publish_version
@@ -126,6 +127,46 @@ def test_the_level_of_a_slice_is_divided_by_their_number(n_slices):
     checks = check_slices({f"slice {number}": change for number in range(n_slices)}, 0.1)
     is_chance = NormalDist().inv_cdf(1 - 0.05 / n_slices) > 2.2
     assert [check.is_passed for check in checks] == [is_chance] * n_slices
+
+
+def test_what_equals_the_current_version_is_stopped_where_an_earlier_one_was_better(shop):
+    targets, parts = shop
+    chances = {"old": 0.7, "current": 0.5, "candidate": 0.5}
+    versions = {name: Shop(targets, np.full(U, chance), 1) for name, chance in chances.items()}
+    for name, version in versions.items():
+        version.version = name
+    last = versions["current"], versions["candidate"]
+    assert all(check.is_passed for check in compare(last, parts, Limits()))
+    stops = [
+        check for check in compare([*last, versions["old"]], parts, Limits()) if not check.is_passed
+    ]
+    assert [check.name for check in stops] == ["earlier version old"]
+    assert stops[0].value < -0.05
+
+
+def test_what_came_after_a_list_does_not_decide():
+    rng = np.random.default_rng(0)
+    users, since = rng.integers(0, 40, 300), 1000
+    test = pd.DataFrame({"user_id": users, "datetime": rng.integers(since, since + 500, 300)})
+    shown = pd.DataFrame(
+        {
+            "user_id": [*map(str, rng.integers(0, 30, 60)), None],  # ids of the log are texts
+            "datetime": rng.integers(since - 400, since + 500, 61),
+        }
+    )
+    found = find_unprompted(test, shown, since).tolist()
+    expected = []
+    for user, seconds in test.itertuples(index=False):
+        lists = shown["datetime"][shown["user_id"] == str(user)]
+        expected.append(not any(since <= at <= seconds for at in lists))
+    assert found == expected
+    assert {True, False} == set(found)
+
+
+@pytest.mark.parametrize(("n_unprompted", "is_passed"), [(0, False), (4, False), (5, True)])
+def test_too_few_events_before_a_list_pass_nothing(n_unprompted, is_passed):
+    check = check_unprompted(np.arange(100) < n_unprompted)
+    assert (check.value, check.is_passed) == (n_unprompted / 100, is_passed)
 
 
 def test_nothing_passes_where_nothing_can_be_told(shop):

@@ -52,7 +52,8 @@ def serve(recommender, run, n_lists, policy, seed, liked):
             answer = explore(recommender, request, K, None, policy, f"{seed} {number}")
             ids, scores = answer.item_id.tolist(), answer.score.tolist()
             head = (f"r{number}", user, moment, recommender.version, str(policy))
-            store.log_impressions([Impressions(*head, ids, scores, answer.propensity.tolist())])
+            shown = Impressions(*head, ids, scores, answer.propensity.tolist())
+            store.log_impressions([shown, Impressions.confirm(shown.request_id, moment)])
             taken = [
                 item
                 for item, seen in zip(ids, SEEN, strict=True)

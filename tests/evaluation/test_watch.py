@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from evaluation.experiments import MIN_USERS
-from evaluation.gate import AUDIT, compare_versions, main
+from evaluation.gate import AUDIT, main
+from evaluation.watch import compare_versions
 from serve.bundle import STATE, STATE_FILE
 from serve.clock import DAY
 from service.event_log import Impressions, Observation
@@ -74,18 +75,43 @@ def test_lists_of_the_last_day_do_not_count_yet():
     )
 
 
-def test_users_count_alike_however_often_they_came():
-    slots = simulate(np.random.default_rng(3), 1.0)
+def test_users_are_compared_with_themselves_each_by_the_lists_that_tell_something():
+    slots = simulate(np.random.default_rng(3), 0.7)
     found = compare_versions(slots, "old", "new", "conversions")
-    last, means = slots["datetime"].max(), {"old": [], "new": []}
-    for (version, _), rows in slots[slots["datetime"] <= last - DAY].groupby(
-        ["version", "user_id"]
-    ):
-        means[version].append(rows["conversions"].mean())
-    assert found.users == (len(means["old"]), len(means["new"]))
-    assert [found.control, found.arm] == pytest.approx(
-        [np.mean(means["old"]), np.mean(means["new"])]
-    )
+    ripe = slots[slots["datetime"] <= slots["datetime"].max() - DAY]
+    pairs = []
+    for _, rows in ripe.groupby("user_id"):
+        old, new = (rows["conversions"][rows["version"] == name] for name in ("old", "new"))
+        if len(old) and len(new):
+            pairs.append((old.mean(), new.mean(), 1 / (1 / len(old) + 1 / len(new))))
+    old, new, weight = np.transpose(pairs)
+    assert found.users == (len(pairs), len(pairs))
+    assert found.control == pytest.approx(np.average(old, weights=weight))
+    assert found.difference == pytest.approx(np.average(new - old, weights=weight))
+    assert found.low < found.difference < found.high
+
+
+def test_nothing_is_said_of_users_who_saw_one_version_only_nor_in_the_first_week():
+    slots = simulate(np.random.default_rng(3), 0.5, n_users=3000)
+    apart = slots.assign(user_id=slots["version"] + slots["user_id"])
+    assert compare_versions(apart, "old", "new", "conversions") is None
+    for day, is_judged in ((21, False), (22, True)):  # lists of the last day do not count
+        known = slots[slots["datetime"] <= START + day * DAY]
+        assert (compare_versions(known, "old", "new", "conversions") is not None) == is_judged
+
+
+def test_an_equal_version_stays_where_those_who_come_often_convert_less():
+    n_back = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        activity = rng.beta(1, 6, 3000)
+        days, users = np.nonzero(rng.random((28, 3000)) < activity)
+        bought = rng.random(len(days)) < 0.4 * (1 - activity[users]) ** 4
+        facts = {"list": np.arange(len(days)), "user_id": users.astype(str), "conversions": bought}
+        version = np.where(days >= 14, "new", "old")
+        slots = pd.DataFrame(facts).assign(datetime=START + days * DAY, version=version)
+        n_back += find_rollback(slots) is not None
+    assert n_back == 0
 
 
 # ---- the command
@@ -111,6 +137,7 @@ def make_registry(folder, published, versions, chance):
         if rng.random() < chance[seed]:
             seen.append(Observation(user, "i100", "buy", at + 5, None, f"r{number}"))
     store.log_impressions(shown)
+    store.log_impressions(Impressions.confirm(each.request_id, each.datetime) for each in shown)
     store.observe_many(seen)
     store.close()
     return registry

@@ -21,6 +21,7 @@ ITEM = item_ids(SHOP)[0]
 EVENT = {"user_id": "u1", "item_id": ITEM}
 CHANGES = [
     ("POST", "/v1/events", EVENT),
+    ("POST", "/v1/shown", {"request_id": "r1"}),
     ("POST", "/v1/users/forget", {"user_id": "nobody"}),
     ("PUT", f"/v1/items/{ITEM}", {"columns": {"in_stock": True}}),
     ("DELETE", "/v1/items/none", None),
@@ -41,8 +42,8 @@ CALLS = {  # the lowest role that may make a call -> calls
         ("POST", "/v1/due", {}),
         *SEEN,
     ],
-    "write": CHANGES[:1],
-    "admin": [*CHANGES[1:], *OPERATING, ("GET", "/none", None)],
+    "write": CHANGES[:2],
+    "admin": [*CHANGES[2:], *OPERATING, ("GET", "/none", None)],
 }
 
 
@@ -228,7 +229,9 @@ def test_a_service_that_only_reads_has_no_route_that_changes(bundle):
         for method, path, body in CHANGES:
             assert ask(app, method, path, body).status == 403
         paths = ask(app, "GET", "/openapi.json").json["paths"]
-        assert not {"/v1/events", "/v1/users/forget", "/v1/items/{item_id}"} & set(paths)
+        assert not {"/v1/events", "/v1/shown", "/v1/users/forget", "/v1/items/{item_id}"} & set(
+            paths
+        )
         assert (
             ask(app, "POST", "/v1/recommend", {}).status
             == ask(app, "GET", "/metrics").status
@@ -242,7 +245,7 @@ def test_what_admins_do_is_at_a_port_of_its_own(bundle, keys):
         admin_port = free.getsockname()[1]
     with serving("--bundle", bundle, "--admin-port", str(admin_port), "--keys", keys) as server:
         main_port = server.port
-        for call in (*CHANGES[1:], *OPERATING):
+        for call in (*CHANGES[2:], *OPERATING):
             for port, status in ((admin_port, 200), (main_port, 404)):
                 server.port = port
                 assert server.ask(*call, bearer(KEYS["admin"])).status == status

@@ -348,7 +348,7 @@ def test_every_example_of_the_document_is_answered(tmp_path, world):
                     reply = ask(app, method.upper(), path.replace("{item_id}", named), example)
                     assert reply.status == 200, (path, name, reply)
                     n_answered += 1
-        assert n_answered == 10
+        assert n_answered == 11
 
 
 def list_examples(operation):
@@ -397,6 +397,7 @@ def test_the_document_says_who_may_call_what_and_how_each_call_may_fail(document
         ("post", "/v1/due", "/v1/due", {"user_id": "u1", "k": 40}),
         ("post", "/v1/due", "/v1/due", {"history": [], "days": 7}),
         ("post", "/v1/events", "/v1/events", {"user_id": "u1", "item_id": "i107"}),
+        ("post", "/v1/shown", "/v1/shown", {"request_id": "r1"}),
         ("put", "/v1/items/{item_id}", "/v1/items/i107", {"columns": {"price": 2}}),
         ("delete", "/v1/items/{item_id}", "/v1/items/i107", None),
         ("post", "/v1/users/forget", "/v1/users/forget", {"user_id": "u77"}),

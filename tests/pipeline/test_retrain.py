@@ -114,6 +114,8 @@ def test_the_gate_lets_the_next_version_take_over_once(shop, registry, tmp_path)
         str(shop / "my" / "bundle"),
         "--candidate",
         str(shop / "my-2" / "bundle"),
+        "--state",
+        str(shop / "my" / "state"),
         *ANY_LOSS,
     ]
     words += [

@@ -300,7 +300,7 @@ def test_the_log_of_a_server_is_read_as_that_of_a_file(server, tmp_path, monkeyp
     with closing(open_remote(server.address)) as shared, closing(StateStore(path)) as store:
         for state in (shared, store):
             state.observe_many(events)
-            state.log_impressions(answers)
+            state.log_impressions([*answers, Impressions.confirm("r1", NOON)])
             state.forget("u1")
         read_feedback(["--run", str(tmp_path / "run")])
         monkeypatch.setenv("BASCULE_STATE", server.address)
