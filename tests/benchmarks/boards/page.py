@@ -47,7 +47,8 @@ def render(rows: Sequence[Row], version: str) -> str:
         lines += ["", f"Not run with this version: {', '.join(missing)}."]
     lines += tell_disagreements(by_board)
     lines += ["", f"The same tables split by time: {tell_twins()}."]
-    lines += ["", "Protocols:", "", *tell_protocols(by_board)]
+    if by_board:
+        lines += ["", "Protocols:", "", *tell_protocols(by_board)]
     if quick:
         lines += ["", "Quick runs:", "", *head(QUICK_HEADER)]
         names = [board for board in BOARDS if board.name in quick]
