@@ -354,16 +354,14 @@ class Ids:
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
         keys = [name for name in ("datetime", "position") if name in interactions]
-        if keys:
-            interactions = interactions.sort_values(keys, kind="stable")
-
+        interactions = interactions.sort_values(keys, kind="stable")
         time = None
         if "datetime" in interactions:
             time = interactions["datetime"].to_numpy(np.int64)
         user_row = _rows_of(self.users, interactions["user_id"])
         item_row = _rows_of(self.items, interactions["item_id"])
-        counts = (len(self.users), len(self.items))
-        events = Events(user_row, item_row, time, *counts, is_ordered=bool(keys))
+        n_users = len(self.users)
+        events = Events(user_row, item_row, time, n_users, len(self.items), bool(keys))
         return events.keep(item_row >= 0)
 
 

@@ -344,6 +344,7 @@ def make_row(board=BOARD, seed=0):
         "config": board.config,
         "protocol": told,
         "figures": figures,
+        "by_the_run": figures,
         "others": {"ease": {figure: of | {"value": 0.0625} for figure, of in figures.items()}},
         "lead": {"over": "ease", "value": 0.0625, "low": 0.05, "high": 0.07},
         "seconds": {"training_cpu": 7.0, "training_again_cpu": 4.0},
@@ -384,6 +385,13 @@ def test_a_board_shows_the_spread_of_its_seeds_and_the_best_other_model(tmp_path
         f"SASRec (quoted) {', '.join(f'{value:.4f}'[1:] for value in sasrec.values())}",
     ]
     assert cells[6] == "11"
+
+
+def test_a_run_that_measured_another_figure_of_itself_is_named(tmp_path):
+    for value, is_named in ((0.1251, False), (0.13, True)):
+        write_row(tmp_path, "new", by_the_run={BOARD.figures[0]: {"value": value}})
+        text = render(read_rows(tmp_path, "new"), "new")
+        assert ("movielens-100k (.1300, seed 0)" in text) == is_named
 
 
 def test_error_bars_are_of_users_and_of_seeds(tmp_path):

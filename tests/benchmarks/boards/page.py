@@ -23,6 +23,8 @@ HEADER = (
 )
 QUICK_HEADER = ("board", "figures", "quick", "whole run", "quick, fit CPU s")
 INTERVAL = 1.96
+TOLERANCE = 0.0005
+"""Equal scores may stand in another order in float32 lists."""
 
 
 def read_rows(folder: Path, version: str) -> list[Row]:
@@ -43,8 +45,10 @@ def render(rows: Sequence[Row], version: str) -> str:
     missing = [board.name for board in BOARDS if board.name not in by_board]
     if missing:
         lines += ["", f"Not run with this version: {', '.join(missing)}."]
+    lines += tell_disagreements(by_board)
     lines += ["", f"The same tables split by time: {tell_twins()}."]
-    lines += ["", "Protocols:", "", *tell_protocols(by_board)]
+    if by_board:
+        lines += ["", "Protocols:", "", *tell_protocols(by_board)]
     if quick:
         lines += ["", "Quick runs:", "", *head(QUICK_HEADER)]
         names = [board for board in BOARDS if board.name in quick]
@@ -67,6 +71,21 @@ def head(names: Sequence[str]) -> list[str]:
 def tell_commits(rows: Sequence[Row]) -> str:
     commits = sorted({row["commit"] for row in rows})
     return f"run at {', '.join(commits)}" if commits else "no row was run"
+
+
+def tell_disagreements(by_board: dict[str, list[Row]]) -> list[str]:
+    """Name the boards whose run measured another figure of itself than the scorer, of the same requests."""
+    boards = []
+    for board in BOARDS:
+        figure = board.figures[0]
+        for row in [] if board.has_peers else by_board.get(board.name, []):
+            ours = row["figures"][figure]
+            by_the_run = row["by_the_run"].get(figure, ours)["value"]
+            if abs(by_the_run - ours["value"]) > TOLERANCE:
+                boards.append(f"{board.name} ({show_number(by_the_run)}, seed {row['seed']})")
+    if not boards:
+        return []
+    return ["", f"The evaluation of the run itself says otherwise: {', '.join(boards)}."]
 
 
 def tell_twins() -> str:

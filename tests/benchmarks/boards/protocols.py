@@ -73,7 +73,7 @@ class Protocol:
 
 
 def prepare(protocol: Protocol, data: Path, folder: Path) -> dict[str, Any]:
-    """Write the tables of a protocol, unless they are there of the same raw files.
+    """Write the tables of a protocol, unless they are there of the same raw files and by this code.
 
     Returns:
         The protocol in words, the counts, and the SHA-256 of raw files and tables.
@@ -84,10 +84,11 @@ def prepare(protocol: Protocol, data: Path, folder: Path) -> dict[str, Any]:
         raise SystemExit(f"{raw} has no {', '.join(missing)}: put the public files there")
 
     hashes = {name: tell_hash(raw / name) for name in protocol.files}
+    code = tell_hash(Path(__file__))
     done = folder / PROTOCOL
     if done.exists():
         told: dict[str, Any] = json.loads(done.read_text())
-        if told["raw"] == hashes:
+        if (told["raw"], told["code"]) == (hashes, code):
             return told
 
     tables = protocol.read(raw)
@@ -107,6 +108,7 @@ def prepare(protocol: Protocol, data: Path, folder: Path) -> dict[str, Any]:
         "excluded": protocol.excluded,
         "counts": count(parts),
         "raw": hashes,
+        "code": code,
         "tables": {path.name: tell_hash(path) for path in sorted(folder.glob("*.csv"))},
     }
     # Written last: a preparation that was stopped is made anew.
