@@ -38,6 +38,9 @@ def compare_versions(
     end = slots["datetime"].max() - WINDOW
     ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= end)]
     begin = ripe["datetime"][ripe["version"] == current].min()
+    if not end - begin >= DAYS_AFTER * DAY:  # also where there is no list yet
+        return None
+
     recent = ripe[ripe["datetime"] >= begin - DAYS_BEFORE * DAY]
 
     outcomes = recent.groupby(["version", "user_id", "list"])[figure].sum() > 0
@@ -49,7 +52,7 @@ def compare_versions(
     pairs = earlier.merge(
         later, left_index=True, right_index=True, suffixes=("_before", "_after")
     )
-    if not end - begin >= DAYS_AFTER * DAY or len(pairs) < MIN_USERS:
+    if len(pairs) < MIN_USERS:
         return None
 
     n_before = pairs["size_before"]

@@ -212,7 +212,7 @@ async function ask() {
     if (number !== asked) return;
     byId("error").textContent = "";
     draw(answer, popular.answers[0].items);
-    call("/v1/shown", { request_id: answer.request_id }).catch(() => {}); // a key that only asks may not
+    if (form.may_change) call("/v1/shown", { request_id: answer.request_id }).catch(() => {}); // the list is there all the same
   } catch (error) {
     if (number === asked) byId("error").textContent = error.message;
   } finally {

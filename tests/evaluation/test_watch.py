@@ -49,7 +49,7 @@ def find_rollback(slots, n_days=28, change=14, step=2):
 
 def test_an_equal_version_is_hardly_ever_rolled_back_and_a_worse_one_is():
     rng = np.random.default_rng(0)
-    assert sum(find_rollback(simulate(rng, 1.0)) is not None for _ in range(40)) <= 2
+    assert sum(find_rollback(simulate(rng, 1.0)) is not None for _ in range(20)) <= 1
     found = [find_rollback(simulate(rng, 0.5, n_users=3000)) for _ in range(5)]
     assert None not in found
 
@@ -58,10 +58,10 @@ def test_an_equal_version_is_hardly_ever_rolled_back_and_a_worse_one_is():
 def test_false_alarms_over_many_shops_and_days():
     rng = np.random.default_rng(1)
     n_alarms = sum(
-        find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=2) is not None
-        for _ in range(300)
+        find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=7) is not None
+        for _ in range(40)
     )
-    assert n_alarms <= 15
+    assert n_alarms <= 2
 
 
 def test_lists_of_the_last_day_do_not_count_yet():
