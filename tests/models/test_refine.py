@@ -158,8 +158,14 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
+        of_everybody = slice(neighbours.offsets[-1], None)
+        values, items = neighbours.weights[of_everybody], neighbours.rows[of_everybody]
+        trend = sp.csr_array((values, items, [0, len(items)]), (1, N))
         ranked = refine.Validation(towers, data.validation_batches).rank(
-            {"all": matrix}, [{"all": 1.0}], found.decay, found.context_gain
+            {"all": matrix, "trend": trend},
+            [{"all": 1.0, "trend": 1.0}],
+            found.decay,
+            found.context_gain,
         )
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
@@ -224,7 +230,7 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             # of the oldest event, which a decay forgets
             wanted[batch.history_rows[user, 0], item] = 1
-    planted = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf")}
+    planted = {name: lambda: draw_weights(1) for name in ("next_item", "plateau")}
     monkeypatch.setattr(
         refine,
         "list_estimators",
@@ -232,7 +238,7 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
     )
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
     found = choose(towers, data, LIMITS, SEED)
-    assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
+    assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "plateau"})
 
 
 def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
