@@ -234,10 +234,10 @@ def plateau_filter(
     gains = curve + LOW_PASS - slope * squares  # (K,)
 
     skew = per_item**SKEW  # (N,)
-    targets = (scaled @ sp.diags_array(skew)).tocsr()  # (U, N)
+    targets = scaled @ sp.diags_array(skew)  # (U, N)
     sources = (sp.diags_array(slope / skew) @ scaled.T).tocsr()  # (N, U)
     rows = vectors * gains / skew[:, None]  # (N, K)
-    columns = np.ascontiguousarray((vectors * skew[:, None]).T)  # (K, N)
+    columns = (vectors * skew[:, None]).T  # (K, N)
     parts = []
     for chunk in tiles(n_items, n_items, CHUNK):
         linear = (sources[chunk] @ targets).toarray()  # (c, N)
@@ -245,8 +245,7 @@ def plateau_filter(
         weights[np.arange(len(chunk)), chunk] = 0
         parts.append(_largest_of_rows(weights, top_k))
 
-    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
-    return stacked
+    return sp.csr_array(sp.vstack(parts))
 
 
 def bend(squares: Floats) -> Floats:
@@ -273,20 +272,18 @@ def leading_vectors(
     Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 2011,
     algorithm 4.4.
     """
-    n_items = matrix.shape[1]
-    width = min(n_factors + SPARE_VECTORS, n_items)
+    width = min(n_factors + SPARE_VECTORS, matrix.shape[1])
     rng = np.random.default_rng(seed)
-    basis = rng.standard_normal((n_items, width), np.float32)  # (N, width)
-    by_item = matrix.T.tocsr()  # (N, U)
+    basis = rng.standard_normal((matrix.shape[1], width), np.float32)  # (N, width)
     for _ in range(ITERATIONS):
-        basis = np.linalg.qr(by_item @ (matrix @ basis))[0]  # (N, width)
+        basis = np.linalg.qr(matrix.T @ (matrix @ basis))[0]  # (N, width)
 
     projected = matrix @ basis  # (U, width)
     squares, turns = np.linalg.eigh(projected.T @ projected)  # (width,) ascending
-    n_kept = max(1, min(n_factors, np.count_nonzero(squares > MIN_EIGENVALUE)))
+    n_kept = np.clip(np.count_nonzero(squares > MIN_EIGENVALUE), 1, n_factors)
     kept = np.maximum(squares[-n_kept:], MIN_EIGENVALUE)  # (K,)
     # multiplied once more, so that items without users have exact zeros
-    vectors = by_item @ (matrix @ (basis @ turns[:, -n_kept:])) / kept  # (N, K)
+    vectors = matrix.T @ (matrix @ (basis @ turns[:, -n_kept:])) / kept  # (N, K)
     return kept, vectors
 
 
