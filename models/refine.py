@@ -73,10 +73,10 @@ MAX_DRAWN = 512  # users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 
 RIDGE = 100.0
-RIDGE_PER_EVENT = 5.0  # of a mean history, for EASE where that is more
 RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 MIN_SPREAD = 1e-9
+
 ALL_TIME = 1e9  # share of the time span: nothing fades
 
 # Factors of the plateau filter; the paper has 512, which are too many for few items.
@@ -101,8 +101,10 @@ class Plan:
     """Values from which a search starts, near the best of docs/boards.md."""
 
     alphas: Mapping[str, float]
+
     # Another alpha replaces one only if its gain exceeds so many standard errors.
     standard_errors: float
+
     decay: float = 0.0
 
 
@@ -192,17 +194,15 @@ def list_estimators(
     n_items = len(np.unique(interactions.item))
     n_factors = min(limits.n_factors, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
-    n_users = len(np.unique(interactions.user))
-    ridge = max(RIDGE, RIDGE_PER_EVENT * len(interactions.user) / n_users)
     estimators: dict[str, Estimator] = {
-        "ease": partial(estimate, ridge, largest),
+        "ease": partial(estimate, RIDGE, largest),
         "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
     }
 
-    # Items that users only viewed or rated low are no sign of what they like.
     if not interactions.is_target.all():
+        # Items that users only viewed or rated low are no sign of what they like.
         estimators["ease_of_targets"] = partial(
-            ease, interactions.only_targets(), top_k, ridge, largest
+            ease, interactions.only_targets(), top_k, RIDGE, largest
         )
 
     if data.trains_on_windows:

@@ -420,16 +420,3 @@ def test_sets_are_judged_to_the_depth_that_their_targets_need(n_targets, depth):
         expected = judge_naively(towers, batch, depth)
         assert found == pytest.approx(expected, rel=1e-5)
         assert judge_naively(towers, batch, 10) != judge_naively(towers, batch, 20)
-
-
-@pytest.mark.parametrize(("least", "ridge"), [(1.0, None), (1e6, 1e6)])
-def test_the_ridge_of_ease_grows_with_the_length_of_histories(monkeypatch, least, ridge):
-    world, held_out = hold_out(WORLDS["set"]())
-    data = make_data(world, validation=held_out)
-    monkeypatch.setattr(refine, "RIDGE", least)
-    interactions = refine.read_interactions(data)
-    lengths = np.bincount(interactions.user)
-    mean = lengths[lengths > 0].mean()
-    expected = item_item.ease(interactions, LIMITS.top_k, ridge or 5 * mean)
-    found = list_estimators(data, LIMITS, SEED)["ease"]()
-    np.testing.assert_allclose(found.toarray(), expected.toarray(), rtol=1e-6)
