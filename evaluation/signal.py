@@ -58,7 +58,7 @@ def advise(content: Mapping[str, Any]) -> Iterator[str]:
         ndcg = compared["ndcg"]
         without = compared["without"]
         error = compared["error"]
-        figures = f"validation NDCG@10 {ndcg:.4f} with, {without:.4f} without"
+        figures = f"validation NDCG {ndcg:.4f} with, {without:.4f} without"
         remedy = f"leave data.features.{side} out"
         if without > ndcg + ERRORS * error:
             yield f"{remedy}: lists are worse with it ({figures})"

@@ -1,4 +1,4 @@
-"""Estimate item-item weights: EASE, next-item regression and GF-CF behind one interface.
+"""Estimate item-item weights: EASE, next-item regression and a plateau filter behind one interface.
 
 An item-item matrix B says how much an item of a history adds to the score of every other item. The
 second term of the score (`models.towers`) is
@@ -13,10 +13,10 @@ binary interaction matrix (U, N), I the identity and lambda the strength of the 
                  others of its user by ridge regression (Steck, WWW 2019)
     next item    B = (H'H + lambda I)^-1 H'Y: each event, a row of Y, is predicted from the history
                  before it, a row of H, in which older events fade (Choi et al., WWW 2021)
-    GF-CF        B = S'S + .3 D^-1/2 V V' D^1/2: S is X with rows and columns divided by the roots
-                 of their sums, V its leading right singular vectors, D the sums of the columns.
-                 S'S is a linear filter of the graph of users and items, V V' the ideal low-pass
-                 filter (Shen et al., CIKM 2021)
+    plateau      B = D^-b (V diag(h(v)) V' + .3 V V' + rest) D^b: S is X with rows and columns
+                 divided by the roots of their sums, V its leading right singular vectors, v their
+                 squared singular values, D the sums of the columns. The curve h rises to a plateau
+                 at a half, so that strong tastes do not drown the others (Kim et al., SIGIR 2025)
 
 `models.refine` chooses the alphas. A new estimator needs an entry in its `list_estimators` and an
 alpha in a `Plan`.
@@ -34,7 +34,6 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import svds
 
 from evaluation.baselines import SHRINK
 from evaluation.ease import ease_weights, invert_regularised
@@ -46,7 +45,7 @@ from serve.events import Events
 # the others get no weights.
 MAX_INVERTED = 16_000
 
-# Items up to which GF-CF has its ideal filter, which compares all pairs of items.
+# Items up to which the filter has its plateau, which compares all pairs of items.
 MAX_COMPARED = 50_000
 
 # Pairs of events that next-item regression counts, those of events far apart first left out; and
@@ -59,8 +58,16 @@ CHUNK = 2**24  # entries of a matrix that are dense at once
 MAX_SPARSE = 0.02
 # events of a history that weigh less are left out of the regression
 MIN_EVENT_WEIGHT = 0.02
-# of the ideal low-pass filter beside the linear one, as in the paper
-FILTER_WEIGHT = 0.3
+# The plateau filter: weight of the ideal low-pass filter beside the curve; power of the sums of
+# columns; value of phi times the weakest squared singular value, and the largest phi.
+LOW_PASS = 0.3
+SKEW = 0.3
+BEND = 1 / 3
+MAX_FLATNESS = 30.0
+
+# Singular vectors that are iterated beside those that are kept, and iterations.
+SPARE_VECTORS = 32
+ITERATIONS = 6
 
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
@@ -185,27 +192,30 @@ def next_item(
     return add_rest(of_core, items, together, following, ridge, top_k)
 
 
-def gf_cf(
+def plateau_filter(
     interactions: Interactions,
     top_k: int,
     n_factors: int,
     seed: int,
     max_dense: int = MAX_COMPARED,
 ) -> sp.csr_array:
-    """Return the positive weights of GF-CF, B = S'S + FILTER_WEIGHT D^-1/2 V V' D^1/2.
+    """Return the weights of a filter of the graph of users and items whose curve has a plateau.
+
+    A component of S'S with the squared singular value v is weighed by `bend(v)` where it is one of
+    the K strongest, else by slope * v, the chord of the curve: no polynomial is needed.
 
     Args:
         interactions: E events of U users with N items.
         top_k: weights that are kept per row.
-        n_factors: singular vectors in V, the size of the ideal low-pass filter.
+        n_factors: singular vectors that follow the curve.
         seed: of the start of the decomposition.
         max_dense: items of a catalogue above which only the linear filter S'S is left.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
 
-    Source: Shen et al., "How Powerful is Graph Convolution for Recommendation?", CIKM 2021,
-    equation 11.
+    Source: Kim et al., "Graph Spectral Filtering with Chebyshev Interpolation for Recommendation",
+    SIGIR 2025; the linear and the ideal filter are those of GF-CF (Shen et al., CIKM 2021).
     """
     n_items = interactions.n_items
     matrix = interactions.matrix()  # (U, N)
@@ -219,21 +229,24 @@ def gf_cf(
             scaled, top_k, lambda weights, row, column: weights * (row != column)
         )
 
-    by_item = scaled.T.tocsr()  # (N, U)
-    vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
+    squares, vectors = leading_vectors(scaled, n_factors, seed)  # (K,), (N, K)
+    curve = bend(squares)  # (K,)
+    slope = curve[0] / squares[0]
+    gains = curve + LOW_PASS - slope * squares  # (K,)
 
-    root = np.sqrt(per_item)[:, None]  # (N, 1)
-    rows = FILTER_WEIGHT * vectors / root  # (N, K)
-    columns = np.ascontiguousarray((vectors * root).T)  # (K, N)
+    skew = per_item**SKEW  # (N,)
+    targets = scaled @ sp.diags_array(skew)  # (U, N)
+    sources = (sp.diags_array(slope / skew) @ scaled.T).tocsr()  # (N, U)
+    rows = vectors * gains / skew[:, None]  # (N, K)
+    columns = (vectors * skew[:, None]).T  # (K, N)
     parts = []
     for chunk in tiles(n_items, n_items, CHUNK):
-        linear = (by_item[chunk] @ scaled).toarray()  # (c, N)
+        linear = (sources[chunk] @ targets).toarray()  # (c, N)
         weights = rows[chunk] @ columns + linear  # (c, N)
         weights[np.arange(len(chunk)), chunk] = 0
-        parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
+        parts.append(_largest_of_rows(weights, top_k))
 
-    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
-    return stacked
+    return sp.csr_array(sp.vstack(parts))
 
 
 def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
@@ -251,24 +264,43 @@ def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
     return multiply_items(matrix, top_k, divide)
 
 
-def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
-    """Return the leading right singular vectors of a matrix (U, N), the strongest first.
+def bend(squares: Floats) -> Floats:
+    """Return the curve h(x) = .5 - .5 sign(x) |x|^phi at x = 1 - 2 v of squared singular values v.
+
+    The curve rises from 0 to a plateau at a half, and to 1 at the strongest component. By its phi
+    the weakest of the components (K,), which rise, has come about half of the way to the plateau.
+    """
+    flatness = np.clip(BEND / squares[0], 1, MAX_FLATNESS)
+    place = 1 - 2 * squares  # (K,)
+    curve: Floats = 0.5 - 0.5 * np.sign(place) * np.abs(place) ** flatness  # (K,)
+    return curve
+
+
+def leading_vectors(
+    matrix: sp.csr_array, n_factors: int, seed: int
+) -> tuple[Floats, Floats]:
+    """Find leading right singular vectors of a matrix (U, N) by subspace iteration.
 
     Returns:
-        (N, K) vectors: K is `n_factors` or the rank, whichever is lower. The largest entry of a
-        vector is positive.
+        (K,) squared singular values, the smallest first, and (N, K) vectors: K is `n_factors` or
+        the rank, whichever is lower.
+
+    Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 2011,
+    algorithm 4.4.
     """
-    rank = min(n_factors, min(matrix.shape) - 1)
-    if rank < 1:
-        return np.zeros((matrix.shape[1], 1), np.float32)
+    width = min(n_factors + SPARE_VECTORS, matrix.shape[1])
+    rng = np.random.default_rng(seed)
+    basis = rng.standard_normal((matrix.shape[1], width), np.float32)  # (N, width)
+    for _ in range(ITERATIONS):
+        basis = np.linalg.qr(matrix.T @ (matrix @ basis))[0]  # (N, width)
 
-    _, values, right = svds(matrix, k=rank, random_state=seed)  # (K,), (K, N)
-    n_kept = max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))
-    right = right[np.argsort(-values)][:n_kept]  # (K, N)
-    largest = np.abs(right).argmax(axis=1)  # (K,)
-    signs = np.sign(right[np.arange(len(right)), largest])  # (K,)
-
-    return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
+    projected = matrix @ basis  # (U, width)
+    squares, turns = np.linalg.eigh(projected.T @ projected)  # (width,) ascending
+    n_kept = np.clip(np.count_nonzero(squares > MIN_EIGENVALUE), 1, n_factors)
+    kept = np.maximum(squares[-n_kept:], MIN_EIGENVALUE)  # (K,)
+    # multiplied once more, so that items without users have exact zeros
+    vectors = matrix.T @ (matrix @ (basis @ turns[:, -n_kept:])) / kept  # (N, K)
+    return kept, vectors
 
 
 def add_rest(

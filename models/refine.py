@@ -11,7 +11,7 @@ The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrun
 vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
 content is worth s events (`models.cold_items`).
 
-`choose` makes three choices, each by NDCG@10 of the validation: whether items are shrunk, how much
+`choose` makes three choices, each by NDCG of the validation: whether items are shrunk, how much
 an event in the context of the request counts, and the alphas, one after the other. It starts from
 the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
 since the order may say nothing. What is added must rank higher than the towers alone, and all of it
@@ -44,9 +44,9 @@ from models.item_item import (
     Interactions,
     ease,
     find_trend,
-    gf_cf,
     item_knn,
     next_item,
+    plateau_filter,
 )
 from models.towers import Towers
 from models.validation import (
@@ -88,7 +88,7 @@ MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 TREND_SHARES = {"slow_trend": 0.08, "trend": TREND_SHARE, "fast_trend": 0.01}
 ALL_TIME = 1e9
 
-# Factors of GF-CF; the paper has 256, which is too many for few items.
+# Factors of the plateau filter; the paper has 512, which are too many for few items.
 MIN_FACTORS = 8
 ITEMS_PER_FACTOR = 32
 
@@ -99,7 +99,7 @@ class Limits:
 
     top_k: int  # weights kept per item; 0: none
     n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
-    n_factors: int = 256  # of GF-CF
+    n_factors: int = 512  # of the plateau filter
     n_requests: int = 4096  # validation requests that are ranked, by whole batches
 
 
@@ -115,10 +115,10 @@ class Plan:
     decay: float = 0.0
 
 
-IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4}, 0.5)
-IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)
-IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
-IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
+IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "plateau": 0.4}, 0.5)
+IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "plateau": 0.2}, 2.0)
+IN_SHORT_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3)
+IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
 BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0}, 2.0)
 
 
@@ -131,7 +131,7 @@ class Refinement:
     context_gain: float = 0.0
     # the s of the shrinkage; 0: items stay where they were trained
     content_events: float = 0.0
-    ndcg: float | None = None  # NDCG@10 of the validation; None without a validation
+    ndcg: float | None = None  # of the validation; None without a validation
     ndcg_before: float | None = None  # of the towers alone
     # of the validation with and without the features of a side, see `models.validation`
     features: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class Refinement:
         line = f"refined by {', '.join(parts) or 'nothing'}"
 
         if self.ndcg:
-            line += f": validation NDCG@10 {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
+            line += f": validation NDCG {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
         return line
 
 
@@ -206,7 +206,7 @@ def list_estimators(
     largest = limits.n_inverted
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
-        "gf_cf": partial(gf_cf, interactions, top_k, n_factors, seed),
+        "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }

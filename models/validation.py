@@ -1,7 +1,8 @@
-"""NDCG@10 of the validation by full ranking: of the towers alone, or with item-item weights.
+"""NDCG of the validation by full ranking: of the towers alone, or with item-item weights.
 
 The views are `novel` (owned items excluded, novel targets only) and, where the towers have a
-memory, `all` (nothing excluded).
+memory, `all` (nothing excluded). Lists are judged to a depth of 10; those that item-item weights
+of sets are chosen by to 20, since a user of a set has many targets at once.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from serve.kinds import Feature
 from serve.schema import Schema
 
 TOP = 10
+TOP_OF_SETS = 20
 MIN_SUM = 1e-9
 MIN_SPREAD = 1e-9
 
@@ -33,7 +35,7 @@ MIN_SPREAD = 1e-9
 MAX_RANKED = 16_000
 N_BEST = 256
 
-# NDCG@10 of each request that has a target, by view.
+# NDCG of each request that has a target, by view.
 Figures = Mapping[str, Doubles]
 
 # Item-item weights (N, N), or a trend (1, N), by name.
@@ -52,16 +54,19 @@ def request_ndcg(
     return rank_views(scores, bonus, batch)
 
 
-def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Figures:
+def rank_views(
+    scores: Tensor, bonus: Tensor | None, batch: RequestBatch, depth: int = TOP
+) -> Figures:
     """Measure the rankings of requests in each view.
 
     Args:
         scores: (B, N) scores without the memory; overwritten.
         bonus: (E,) scores that the memory adds to owned items; None without a memory.
         batch: the requests, with owned items and targets.
+        depth: slots of a list.
 
     Returns:
-        NDCG@10 of each request that has a target in the view, by view.
+        NDCG of each request that has a target in the view, by view.
     """
     figures = {}
     owned = (batch.owned_users, batch.owned_rows)  # (E,) both
@@ -70,21 +75,21 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> Fig
 
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
-        figures["all"] = _ndcg(scores, is_target)
+        figures["all"] = _ndcg(scores, is_target, depth)
 
     scores[owned] = -torch.inf
     is_target[owned] = False
-    figures["novel"] = _ndcg(scores, is_target)
+    figures["novel"] = _ndcg(scores, is_target, depth)
     return figures
 
 
-def _ndcg(scores: Tensor, is_target: Tensor) -> Doubles:
+def _ndcg(scores: Tensor, is_target: Tensor, depth: int) -> Doubles:
     """Measure the lists by scores (B, N) of the requests that have a target, (B, N) bool."""
-    listed = scores.topk(min(TOP, scores.shape[1]), dim=1).indices  # (B, K)
+    listed = scores.topk(min(depth, scores.shape[1]), dim=1).indices  # (B, K)
     hits = is_target.gather(1, listed).cpu().numpy()  # (B, K)
     n_targets = is_target.sum(dim=1).cpu().numpy()  # (B,)
     has_target = n_targets > 0  # (B,)
-    return ndcg(hits[has_target], n_targets[has_target], TOP)
+    return ndcg(hits[has_target], n_targets[has_target], depth)
 
 
 def join_figures(parts: Sequence[Figures]) -> Figures:
@@ -124,6 +129,11 @@ class Validation:
         self.towers = towers
         self.batches = batches
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+        # In a context each request has one target.
+        has_many = any(
+            len(batch.target_rows) > len(batch.history_rows) for batch in batches
+        )
+        self.depth = TOP_OF_SETS if towers.user_tower.is_set and has_many else TOP
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]
         self.is_large = len(self.items) > MAX_RANKED
         vectors = [users for users, _ in self.users]  # (B, W) each
@@ -180,7 +190,7 @@ class Validation:
                 changed = scores.clone()  # (B, n)
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
-                figures.append(rank_views(changed, bonus, batch))
+                figures.append(rank_views(changed, bonus, batch, self.depth))
 
         return [join_figures(figures) for figures in parts]
 
@@ -191,7 +201,7 @@ def _narrow(
     """Number owned items and targets by their places among the items that may be listed, (n,).
 
     These are the `best` by the towers and those that something is added to. A list misses an item
-    only if `N_BEST` - `TOP` of the best are owned or lose by what is added.
+    only if `N_BEST` - `depth` of the best are owned or lose by what is added.
     """
     added = [torch.from_numpy(matrix.indices) for matrix in terms]
     named = [best.ravel(), batch.owned_rows, batch.target_rows, *added]
@@ -315,7 +325,7 @@ def compare_sides(
         rank: adds item-item weights to the scores of the towers.
 
     Returns:
-        `user` or `context` -> NDCG@10 with (`ndcg`) and `without`, and the standard `error` of the
+        `user` or `context` -> NDCG with (`ndcg`) and `without`, and the standard `error` of the
         difference.
     """
     sides = {"user": schema.user_features}

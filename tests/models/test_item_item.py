@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from models.item_item import (
-    FILTER_WEIGHT,
+    LOW_PASS,
+    SKEW,
     Interactions,
+    bend,
     ease,
-    gf_cf,
     item_knn,
+    leading_vectors,
     next_item,
+    plateau_filter,
 )
 
 from models import item_item
@@ -168,12 +172,12 @@ def test_a_core_of_all_items_leaves_nothing_to_the_others():
         np.testing.assert_array_equal(grown.toarray(), inverted.toarray())
 
 
-def test_without_its_ideal_filter_gf_cf_is_the_same_by_pairs_and_by_chunks(monkeypatch):
-    monkeypatch.setattr(item_item, "FILTER_WEIGHT", 0.0)
-    events = lay_out(draw())
-    by_chunks = gf_cf(events, 4, 3, seed=1)
-    by_pairs = gf_cf(events, 4, 3, seed=1, max_dense=N - 1)
-    np.testing.assert_allclose(by_pairs.toarray(), by_chunks.toarray(), rtol=1e-6)
+def test_of_a_very_large_catalogue_the_filter_is_linear():
+    users = draw()
+    expected = scale(users).T @ scale(users)
+    np.fill_diagonal(expected, 0)
+    found = plateau_filter(lay_out(users), 4, 3, seed=1, max_dense=N - 1)
+    assert_alike(found, keep(expected, 4))
 
 
 def test_far_pairs_of_events_are_left_out_where_there_would_be_too_many(monkeypatch):
@@ -272,37 +276,65 @@ def test_next_item_regression_is_least_squares_of_what_comes_next(longest, n_tar
     assert_alike(found, solve_next(users, list(range(N)), range(n_targets), decay))
 
 
-def filter_densely(users: list[list[int]], n_factors: int) -> np.ndarray:
-    """Compute GF-CF's weights by a whole singular value decomposition."""
+def scale(users: list[list[int]]) -> np.ndarray:
+    """Divide the rows and columns of the interaction matrix by the roots of their sums."""
     matrix = owned(users)
-    per_user, per_item = (
-        np.maximum(matrix.sum(axis=1), 1),
-        np.maximum(matrix.sum(axis=0), 1),
-    )
-    scaled = matrix / np.sqrt(per_user)[:, None] / np.sqrt(per_item)
-    vectors = np.linalg.svd(scaled)[2][:n_factors].T
-    weights = scaled.T @ scaled
-    weights += (
-        FILTER_WEIGHT * np.diag(per_item**-0.5) @ vectors @ vectors.T @ np.diag(per_item**0.5)
-    )
+    per_user = np.maximum(matrix.sum(axis=1), 1)
+    per_item = np.maximum(matrix.sum(axis=0), 1)
+    return matrix / np.sqrt(per_user)[:, None] / np.sqrt(per_item)
+
+
+def filter_densely(users: list[list[int]], n_factors: int) -> np.ndarray:
+    """Weigh every component of a whole singular value decomposition by itself."""
+    _, values, right = np.linalg.svd(scale(users), full_matrices=False)
+    curve = bend(values[n_factors - 1 :: -1] ** 2)[::-1]
+    weights = np.zeros((N, N))
+    for place, (value, vector) in enumerate(zip(values, right, strict=True)):
+        chord = curve[-1] / values[n_factors - 1] ** 2 * value**2
+        weight = curve[place] + LOW_PASS if place < n_factors else chord
+        weights += weight * np.outer(vector, vector)
+    per_item = np.maximum(count_users(users), 1) ** SKEW
+    weights *= per_item / per_item[:, None]
     np.fill_diagonal(weights, 0)
-    return np.maximum(weights, 0)
+    return weights
 
 
 @pytest.mark.parametrize(
     ("n_factors", "top_k", "chunk"), [(4, 40, 2**24), (4, 3, 2 * N), (1, 5, 2**24)]
 )
-def test_gf_cf_is_its_formula_by_dense_algebra(monkeypatch, n_factors, top_k, chunk):
+def test_the_filter_weighs_the_components_of_a_decomposition(monkeypatch, n_factors, top_k, chunk):
     monkeypatch.setattr(item_item, "CHUNK", chunk)
     users = draw()
-    found = gf_cf(lay_out(users), top_k, n_factors, seed=1)
+    found = plateau_filter(lay_out(users), top_k, n_factors, seed=1)
     assert_alike(found, keep(filter_densely(users, n_factors), top_k))
+
+
+@pytest.mark.parametrize("weakest", [0.9, 0.2, 0.02, 1e-5])
+def test_the_curve_of_the_filter_rises_to_a_half_and_to_one(weakest):
+    squares = np.array([weakest, 0.4, 0.5, 0.6, 0.95, 1.0])
+    curve = bend(squares)
+    assert curve[-1] == 1
+    assert curve[2] == 0.5
+    assert (np.diff(curve[np.argsort(squares)]) >= 0).all()
+    # no less than the linear filter where components are weak, and flat where they are strong
+    assert curve[0] >= weakest * (1 - 1e-6) or weakest > 0.5
+    assert abs(curve[3] - curve[1]) <= 0.2 + 1e-6
+
+
+def test_leading_vectors_are_those_of_the_whole_decomposition():
+    rng = np.random.default_rng(3)
+    matrix = rng.random((60, 200)) * (rng.random((60, 200)) < 0.2)
+    squares, vectors = leading_vectors(sp.csr_array(matrix.astype(np.float32)), 5, seed=0)
+    _, values, right = np.linalg.svd(matrix)
+    np.testing.assert_allclose(squares, values[4::-1] ** 2, rtol=1e-3)
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(5), atol=1e-5)
+    assert abs(vectors[:, -1] @ right[0]) > 0.999
 
 
 ESTIMATORS = {
     "ease": lambda events: ease(events, 4, RIDGE),
     "next_item": lambda events: next_item(events, 4, RIDGE, 0.3),
-    "gf_cf": lambda events: gf_cf(events, 4, 3, seed=1),
+    "plateau": lambda events: plateau_filter(events, 4, 3, seed=1),
 }
 estimators = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS.keys())
 

@@ -230,7 +230,7 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             # of the oldest event, which a decay forgets
             wanted[batch.history_rows[user, 0], item] = 1
-    planted = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf")}
+    planted = {name: lambda: draw_weights(1) for name in ("next_item", "plateau")}
     monkeypatch.setattr(
         refine,
         "list_estimators",
@@ -238,7 +238,7 @@ def test_items_that_go_together_in_no_order_are_found_where_events_have_one(
     )
     monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
     found = choose(towers, data, LIMITS, SEED)
-    assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
+    assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "plateau"})
 
 
 def want(data, score):
@@ -293,7 +293,7 @@ def test_towers_stand_alone_where_what_is_added_ranks_lower(monkeypatch):
 
     with torch.no_grad():
         want(data, score)
-    noise = {name: lambda: draw_weights(1) for name in ("next_item", "gf_cf", "item_knn")}
+    noise = {name: lambda: draw_weights(1) for name in ("next_item", "plateau", "item_knn")}
     monkeypatch.setattr(refine, "list_estimators", lambda *_: noise)
     monkeypatch.setattr(refine, "ALPHAS", (0.05, 0.8))
     found = choose(towers, data, LIMITS, SEED)
@@ -444,3 +444,38 @@ def test_the_same_refinement_gives_the_same_bytes(side):
     for one in (first, second):
         apply(chosen, one, data, LIMITS, SEED)
     assert first.neighbours.to_bytes() == second.neighbours.to_bytes()
+
+
+def judge_naively(towers, batch, depth: int) -> list[float]:
+    """Rank what a request does not own by the towers, one request after the other."""
+    items = towers.item_vectors(batch.popularity)
+    scores = (towers.request_vectors(batch, items)[0] @ items.T).numpy()
+    found = []
+    for user, values in enumerate(scores):
+        owned = set(batch.owned_rows[batch.owned_users == user].tolist())
+        wanted = set(batch.target_rows[batch.target_users == user].tolist()) - owned
+        listed = [row for row in np.argsort(-values) if row not in owned][:depth]
+        gain = sum(1 / np.log2(r + 2) for r, row in enumerate(listed) if row in wanted)
+        found.append(gain / sum(1 / np.log2(r + 2) for r in range(min(depth, len(wanted)))))
+    return found
+
+
+@pytest.mark.parametrize(("n_targets", "depth"), [(1, 10), (3, 20)])
+def test_sets_are_judged_to_the_depth_that_their_targets_need(n_targets, depth):
+    world, held_out = hold_out(WORLDS["set"]())
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    batch = data.validation_batches[0]
+    n_requests, rng = len(batch.history_rows), np.random.default_rng(0)
+    free = (~batch.mark_owned(N)).numpy()
+    assert free.sum(axis=1).min() > 10
+    rows = [rng.choice(np.flatnonzero(one), n_targets, replace=False) for one in free]
+    batch = batch._replace(
+        target_users=torch.arange(n_requests).repeat_interleave(n_targets),
+        target_rows=torch.from_numpy(np.concatenate(rows)),
+    )
+    with torch.no_grad():
+        found = refine.Validation(towers, [batch]).figures["novel"]
+        expected = judge_naively(towers, batch, depth)
+        assert found == pytest.approx(expected, rel=1e-5)
+        assert judge_naively(towers, batch, 10) != judge_naively(towers, batch, 20)
