@@ -181,7 +181,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         is_ordered=has_order and not is_repeated,
         has_content=bool(features.item),
         has_context=bool(features.context),
-        has_horizon=config.split.kind == "time",
+        has_horizon=config.split.at is not None,
     )
 
 
