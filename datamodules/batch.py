@@ -78,7 +78,7 @@ class FeatureDropout:
     context: float = 0.15  # the context of the request
     time: float = 0.15  # the time of the request: recency counts from the last event
     # the same before the next group: where nothing is asked at a moment, no validation has one
-    time_of_next: float = 0.5
+    time_of_next: float = 0.8
 
 
 class PartlyHidden:

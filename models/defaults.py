@@ -47,8 +47,10 @@ MAX_OF_LONG = 8192
 TARGETS_SHOWN = 2_400_000
 TARGETS_SHOWN_OF_LONG = 24_000_000
 
-# User timelines that a training with repeats shows over all epochs, and its fewest epochs.
+# User timelines that a training with repeats shows over all epochs, whose targets are those of a
+# horizon or of one group alone, and its fewest epochs.
 CUTOFFS_SHOWN = 16_000
+GROUPS_SHOWN = 40_000
 EPOCHS_OF_REPEATS = 8
 
 EPOCHS_OF_SETS = 4
@@ -106,6 +108,7 @@ class DataCounts:
     has_content: bool
     has_context: bool
     n_unused: int = 0  # items of the items table without events
+    has_horizon: bool = False  # targets are all events of a time span
 
     @property
     def n_listed(self) -> int:
@@ -178,6 +181,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         is_ordered=has_order and not is_repeated,
         has_content=bool(features.item),
         has_context=bool(features.context),
+        has_horizon=config.split.at is not None,
     )
 
 
@@ -284,7 +288,8 @@ def _batch_size(counts: DataCounts, family: Family) -> int:
 
 def _epochs(counts: DataCounts) -> int:
     if counts.is_repeated:
-        epochs = round(CUTOFFS_SHOWN / max(counts.n_examples, 1))
+        shown = CUTOFFS_SHOWN if counts.has_horizon else GROUPS_SHOWN
+        epochs = round(shown / max(counts.n_examples, 1))
         return min(max(epochs, EPOCHS_OF_REPEATS), MAX_EPOCHS)
 
     if counts.is_set:

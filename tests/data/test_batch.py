@@ -62,7 +62,7 @@ def train(loader, validation) -> Recorder:
 
 
 def test_the_shares_of_feature_dropout_are_those_that_were_measured():
-    chosen = FeatureDropout(0.05, 0.1, 0.15, time=0.15, time_of_next=0.5)
+    chosen = FeatureDropout(0.05, 0.1, 0.15, time=0.15, time_of_next=0.8)
     assert FeatureDropout() == chosen
 
 

@@ -42,7 +42,7 @@ LONG = replace(
 )
 SET = replace(SHORT, is_set=True, is_ordered=False)
 CONTEXT = replace(SET, has_context=True)
-REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, is_ordered=False)
+REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, is_ordered=False, has_horizon=True)
 BASKETS = replace(SHORT, is_ordered=False)
 CHOSEN = {
     "short": (
@@ -179,3 +179,10 @@ def test_values_that_train_nothing_are_refused(values):
 @settings(max_examples=80, deadline=None)
 def test_heads_divide_any_dim(counts, dim):
     assert dim % choose(counts, dim=dim).n_heads == 0
+
+
+@pytest.mark.parametrize(("n_users", "epochs"), [(1_000, 24), (2_000, 20), (4_000, 10), (9_000, 8)])
+def test_single_baskets_are_shown_more_often_than_what_follows_a_moment(n_users, epochs):
+    of_baskets = replace(REPEATED, n_examples=n_users, has_horizon=False)
+    assert choose(of_baskets).max_epochs == epochs
+    assert choose(replace(of_baskets, has_horizon=True)).max_epochs <= epochs
