@@ -119,7 +119,7 @@ IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "plateau": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "plateau": 0.2}, 2.0)
 IN_SHORT_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
-BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0}, 2.0)
+BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0, "trend": 0.0}, 2.0)
 
 
 @dataclass(frozen=True)
