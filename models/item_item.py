@@ -12,7 +12,8 @@ binary interaction matrix (U, N), I the identity and lambda the strength of the 
     EASE         B = I - P diag(P)^-1 with P = (X'X + lambda I)^-1: each item is predicted from all
                  others of its user by ridge regression (Steck, WWW 2019)
     next item    B = (H'H + lambda I)^-1 H'Y: each event, a row of Y, is predicted from the history
-                 before it, a row of H, in which older events fade (Choi et al., WWW 2021)
+                 before it, a row of H, in which older events fade (Choi et al., WWW 2021), by
+                 position or by time (Park et al., WSDM 2025)
     plateau      B = D^-b (V diag(h(v)) V' + .3 V V' + rest) D^b: S is X with rows and columns
                  divided by the roots of their sums, V its leading right singular vectors, v their
                  squared singular values, D the sums of the columns. The curve h rises to a plateau
@@ -35,6 +36,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from datamodules.datamodule import InteractionsDataModule
 from evaluation.baselines import SHRINK
 from evaluation.ease import ease_weights, invert_regularised
 from evaluation.ranking import keep_largest_entries, multiply_items, tiles
@@ -56,8 +58,10 @@ MAX_PARTNERS = 256
 CHUNK = 2**24  # entries of a matrix that are dense at once
 # share of entries up to which a product with a sparse matrix is faster
 MAX_SPARSE = 0.02
-# events of a history that weigh less are left out of the regression
+# events of a history that weigh less are left out of the regression, and all but the last ones
 MIN_EVENT_WEIGHT = 0.02
+MAX_REACH = 50
+FADING = 86_400.0  # seconds in which events fade by time
 # The plateau filter: weight of the ideal low-pass filter beside the curve; power of the sums of
 # columns; value of phi times the weakest squared singular value, and the largest phi.
 LOW_PASS = 0.3
@@ -83,6 +87,7 @@ class Interactions:
 
     user: Ints  # (E,) ascending
     item: Ints  # (E,) item rows
+    time: Ints  # (E,) seconds, all alike where they are not known
     # (E,) whether an event is predicted; the others only stand in histories
     is_target: Flags
     n_users: int
@@ -100,14 +105,41 @@ class Interactions:
         """Leave out the events that only stand in histories."""
         kept = self.is_target
         return replace(
-            self, user=self.user[kept], item=self.item[kept], is_target=kept[kept]
+            self,
+            user=self.user[kept],
+            item=self.item[kept],
+            time=self.time[kept],
+            is_target=kept[kept],
         )
+
+    def find_later(self, distance: int) -> Ints:
+        """Return the events that come so many events after one of the same user, (l,)."""
+        is_one_user = self.user[distance:] == self.user[:-distance]
+        return np.flatnonzero(is_one_user) + distance
+
+    def fade(self, earlier: Ints, later: Ints) -> Any:
+        """Return exp(-time) of the time between events, (l,) in units of `FADING`."""
+        return np.exp((self.time[earlier] - self.time[later]) / FADING)
 
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
         n_users = self.matrix().sum(axis=0)  # (N,)
         n = min(n, int(np.count_nonzero(n_users)))
         return np.argsort(-n_users, kind="stable")[: max(1, n)]
+
+
+def read_interactions(data: InteractionsDataModule) -> Interactions:
+    """Read the events of a training."""
+    events, weights = data.sample_events()
+    is_target = weights > 0  # (E,)
+    return Interactions(
+        events.segments,
+        events.item_row,
+        events.time,
+        is_target,
+        len(data.sequences.user_ids),
+        len(data.catalogue),
+    )
 
 
 def ease(
@@ -152,29 +184,37 @@ def next_item(
     decay: float,
     max_items: int = MAX_INVERTED,
     max_dense: int = MAX_INVERTED,
+    floor: float = 1.0,
 ) -> sp.csr_array:
     """Return the weights of next-item regression, B = (H'H + ridge I)^-1 H'Y.
+
+    An event of a history weighs exp(-decay * events after it) (floor + (1 - floor) exp(-age)) in H,
+    (E, N). Its age is that at the event that is predicted, in units of `FADING`.
 
     Args:
         interactions: E events of U users with N items.
         top_k: weights that are kept per row.
         ridge: lambda, the strength of the ridge.
-        decay: an event of a history weighs exp(-decay * events after it) in H, (E, N).
+        decay: by which events fade with their positions.
         max_items: the most popular items, which H and Y are limited to.
         max_dense: items of a catalogue above which the others get weights, too: `add_rest`.
+        floor: what time leaves of the weight of an event; 1: time does not count.
 
     Returns:
         (N, N) sparse weights: row j holds what an item j of a history adds to the next item.
 
     Source: Choi et al., "Session-aware Linear Item-Item Models for Session-based Recommendation",
-    WWW 2021.
+    WWW 2021; time as in Park et al., "Temporal Linear Item-Item Model for Sequential
+    Recommendation", WSDM 2025, with a sum in place of its maximum.
     """
     items = interactions.popular_items(max_items)  # (n,)
     positions = np.full(interactions.n_items, -1, np.int64)  # (N,)
     positions[items] = np.arange(len(items))
     position = positions[interactions.item]  # (E,)
 
-    together, following = _count_pairs(interactions, position, len(items), decay)
+    together, following = _count_pairs(
+        interactions, position, len(items), decay, floor
+    )  # (n, n) both
     inverse = invert_regularised(together.toarray(), ridge)  # (n, n)
     del together
 
@@ -187,7 +227,7 @@ def next_item(
         return of_core
 
     together, following = _count_pairs(
-        interactions, interactions.item, interactions.n_items, decay
+        interactions, interactions.item, interactions.n_items, decay, floor
     )  # (N, N) both
     return add_rest(of_core, items, together, following, ridge, top_k)
 
@@ -375,49 +415,65 @@ def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
 
 
 def _count_pairs(
-    interactions: Interactions, position: Ints, n: int, decay: float
+    interactions: Interactions, position: Ints, n: int, decay: float, floor: float
 ) -> tuple[sp.csr_array, sp.csr_array]:
     """Return H'H and H'Y of `next_item`, (n, n) both.
 
     Two events stand together in the histories of all events that come after both, as far as
-    histories reach. What these add is the sum of a geometric series, so that every pair of events
-    is visited once. The position (E,) of an event's item among the n items is -1 elsewhere.
+    histories reach. By time they weigh (floor + (1 - floor) q x) (floor + (1 - floor) x) there,
+    with q = exp(-time between both) and x = exp(-time after the later one). The powers of x are
+    summed for each event alone, so that every pair of events is visited once. The position (E,) of
+    an event's item among the n items is -1 elsewhere.
     """
-    user = interactions.user
+    n_events = len(interactions.user)
     reach = 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay)
-    reach = max(2, min(reach, MAX_PAIRS // max(1, len(user))))
-    shrink = math.exp(-2 * decay)
-    end = np.searchsorted(user, user, side="right")  # (E,)
-    n_after = end - np.arange(1, len(user) + 1)  # (E,)
+    reach = max(2, min(reach, MAX_REACH, MAX_PAIRS // max(1, n_events)))
+    fading = 1 - floor
+    # sums of x to the power of 0, 1, 2 over the histories that hold an event
+    sums = np.zeros((3, n_events), np.float32)  # (3, E)
 
-    def sum_histories(distance: int, later: Ints) -> Any:
-        n_histories = np.minimum(n_after[later], reach - distance)  # (l,)
-        series = 1 - shrink**n_histories  # (l,)
-        return math.exp(-decay * distance) * series / (1 - shrink)  # (l,)
+    def add_history(n_after: int) -> None:
+        predicted = interactions.find_later(n_after)  # (l,)
+        last = predicted - n_after  # (l,)
+        x = interactions.fade(last, predicted)  # (l,)
+        weight = math.exp(-2 * decay * (n_after - 1))
+        sums[:, last] += weight * np.stack([np.ones_like(x), x, x**2])
+
+    def sum_histories(distance: int, later: Ints, between: Any) -> Any:
+        zeroth, first, second = sums[:, later]  # (l,) each
+        total = floor**2 * zeroth
+        total += floor * fading * (1 + between) * first
+        total += fading**2 * between * second
+        return math.exp(-decay * distance) * total  # (l,)
 
     def sum_pairs(earlier: Ints, later: Ints, weights: Any) -> sp.csr_array:
         cells = (position[earlier], position[later])  # (l,) both
         pairs = sp.coo_array((weights.astype(np.float32), cells), (n, n))
         return pairs.tocsr()  # sums duplicates
 
-    inside = np.flatnonzero(position >= 0)  # (l,)
-    together = sum_pairs(inside, inside, sum_histories(0, inside))  # (n, n)
+    together: Any = sp.csr_array((n, n), dtype=np.float32)
     following: Any = sp.csr_array((n, n), dtype=np.float32)
 
-    for distance in range(1, reach + 1):
-        later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
+    # Events that are farther apart are together in fewer histories.
+    for distance in range(reach, 0, -1):
+        later = interactions.find_later(distance)  # (l,)
         is_inside = (position[later] >= 0) & (position[later - distance] >= 0)  # (l,)
         later = later[is_inside]  # (l,)
         earlier = later - distance  # (l,)
+        between = interactions.fade(earlier, later)  # (l,)
 
-        both = sum_pairs(earlier, later, sum_histories(distance, later))  # (n, n)
-        together = together + both + both.T
+        both = sum_pairs(earlier, later, sum_histories(distance, later, between))
+        together = together + both + both.T  # (n, n)
 
         weight = math.exp(-decay * (distance - 1))
-        of_targets = weight * interactions.is_target[later]  # (l,)
+        by_time = floor + fading * between  # (l,)
+        of_targets = weight * by_time * interactions.is_target[later]  # (l,)
         following = following + sum_pairs(earlier, later, of_targets)  # (n, n)
+        add_history(reach - distance + 1)
 
-    return together, following
+    inside = np.flatnonzero(position >= 0)  # (l,)
+    alone = sum_histories(0, inside, np.ones(len(inside)))  # (l,)
+    return together + sum_pairs(inside, inside, alone), following
 
 
 def find_trend(

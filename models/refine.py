@@ -41,12 +41,12 @@ from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
     TREND_SHARE,
-    Interactions,
     ease,
     find_trend,
     item_knn,
     next_item,
     plateau_filter,
+    read_interactions,
 )
 from models.towers import Towers
 from models.validation import (
@@ -82,6 +82,10 @@ LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE = 100.0
 RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
+# Of next-item regression by time: what an old event keeps of its weight, and the decay by position,
+# which only bounds how far histories reach.
+TIME_FLOOR = 0.5
+TIME_DECAY = 0.02
 
 # Shares of the time span in which events fade for popularity: a month, a week and half a week of a
 # year, or never.
@@ -117,7 +121,9 @@ class Plan:
 
 IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "plateau": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "plateau": 0.2}, 2.0)
-IN_SHORT_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3)
+IN_SHORT_ORDER = Plan(
+    {"next_item": 0.05, "next_by_time": 0.0, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3
+)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
 BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0, "trend": 0.0}, 2.0)
 
@@ -222,6 +228,9 @@ def list_estimators(
         estimators["next_item"] = partial(
             next_item, interactions, top_k, RIDGE, decay, largest
         )
+        if data.schema.has_datetime:
+            by_time = partial(next_item, interactions, top_k, RIDGE, TIME_DECAY)
+            estimators["next_by_time"] = partial(by_time, largest, floor=TIME_FLOOR)
 
     return estimators
 
@@ -433,17 +442,4 @@ def apply(
     values = np.concatenate([of_items.data, trend.data]).astype(np.float32)
     towers.neighbours = Neighbours(
         offsets, columns, values, refinement.decay, refinement.context_gain
-    )
-
-
-def read_interactions(data: InteractionsDataModule) -> Interactions:
-    """Read the events of a training."""
-    events, weights = data.sample_events()
-    is_target = weights > 0  # (E,)
-    return Interactions(
-        events.segments,
-        events.item_row,
-        is_target,
-        len(data.sequences.user_ids),
-        len(data.catalogue),
     )

@@ -16,6 +16,7 @@ from models.item_item import (
     next_item,
     plateau_filter,
 )
+from serve.clock import DAY
 
 from models import item_item
 
@@ -35,12 +36,22 @@ def draw(seed: int = 4, longest: int = 12) -> list[list[int]]:
     return users
 
 
-def lay_out(users: list[list[int]], targets: range = range(N)) -> Interactions:
+def draw_times(users: list[list[int]]) -> np.ndarray:
+    """Draw the seconds of all events, some on one day and others years apart."""
+    rng = np.random.default_rng(5)
+    days = [rng.choice([0, 0.1, 1, 40, 800], len(items)).cumsum() for items in users]
+    return 1_500_000_000 + (DAY * np.concatenate(days)).astype(np.int64)
+
+
+def lay_out(
+    users: list[list[int]], targets: range = range(N), times: np.ndarray | None = None
+) -> Interactions:
     user, items = (
         np.repeat(np.arange(len(users)), [len(items) for items in users]),
         np.concatenate(users),
     )
-    return Interactions(user, items, np.isin(items, targets), len(users), N)
+    times = np.zeros_like(user) if times is None else times
+    return Interactions(user, items, times, np.isin(items, targets), len(users), N)
 
 
 def owned(users: list[list[int]]) -> np.ndarray:
@@ -208,7 +219,12 @@ def test_lower_limits_rank_a_planted_world_no_worse_than_the_whole_inversion(nam
     users = draw_planted(n_items, 900)
     past = [items[:-1] for items in users]
     events = Interactions(
-        np.repeat(np.arange(900), 5), np.concatenate(past), np.ones(4500, bool), 900, n_items
+        np.repeat(np.arange(900), 5),
+        np.concatenate(past),
+        np.zeros(4500, int),
+        np.ones(4500, bool),
+        900,
+        n_items,
     )
 
     def measure(n_core: int, max_dense: int) -> float:
@@ -231,17 +247,26 @@ def test_lower_limits_rank_a_planted_world_no_worse_than_the_whole_inversion(nam
 
 
 def lay_out_histories(
-    users: list[list[int]], targets: range, decay: float, reach: int | None = None
+    users: list[list[int]],
+    targets: range,
+    decay: float,
+    reach: int | None = None,
+    times: np.ndarray | None = None,
+    floor: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lay out the fading history before each event, and the event if it is a target."""
     before, after = [], []
-    for items in users:
+    events = lay_out(users, times=times)
+    for user, items in enumerate(users):
+        moments = events.time[events.user == user] / DAY
         for place in range(1, len(items)):
             history, following = np.zeros(N), np.zeros(N)
+            ages = moments[place] - moments[:place][::-1]
+            by_time = floor + (1 - floor) * np.exp(-ages)
             for distance, item in enumerate(reversed(items[:place])):
                 is_near = distance < 2 or np.exp(-decay * distance) >= 0.02
                 if is_near and (reach is None or distance < reach):
-                    history[item] += np.exp(-decay * distance)
+                    history[item] += np.exp(-decay * distance) * by_time[distance]
             following[items[place]] = items[place] in targets
             before.append(history)
             after.append(following)
@@ -254,9 +279,11 @@ def solve_next(
     targets: range,
     decay: float,
     reach: int | None = None,
+    times: np.ndarray | None = None,
+    floor: float = 1.0,
 ) -> np.ndarray:
     """Predict each next item that is a target from those before it by least squares."""
-    before, after = lay_out_histories(users, targets, decay, reach)
+    before, after = lay_out_histories(users, targets, decay, reach, times, floor)
     ridge = np.sqrt(RIDGE) * np.eye(len(core))
     rows, columns = np.vstack([before[:, core], ridge]), np.vstack([after[:, core], 0 * ridge])
     found = np.linalg.lstsq(rows, columns, rcond=None)[0]
@@ -274,6 +301,26 @@ def test_next_item_regression_is_least_squares_of_what_comes_next(longest, n_tar
     users = draw(longest=longest)
     found = next_item(lay_out(users, range(n_targets)), N, RIDGE, decay)
     assert_alike(found, solve_next(users, list(range(N)), range(n_targets), decay))
+
+
+@pytest.mark.parametrize(("longest", "floor", "decay"), [(12, 0.5, 0.02), (40, 0.1, 0.1)])
+def test_by_time_what_is_old_keeps_a_share_of_its_weight(longest, floor, decay):
+    users = draw(longest=longest)
+    times = draw_times(users)
+    events = lay_out(users, times=times)
+    found = next_item(events, N, RIDGE, decay, floor=floor)
+    assert_alike(
+        found, solve_next(users, list(range(N)), range(N), decay, times=times, floor=floor)
+    )
+
+
+def test_at_one_moment_events_fade_by_position_alone():
+    users = draw()
+    moment = np.full(sum(map(len, users)), 1_500_000_000)
+    assert_alike(
+        next_item(lay_out(users, times=moment), N, RIDGE, 0.3, floor=0.2),
+        solve_next(users, list(range(N)), range(N), 0.3),
+    )
 
 
 def scale(users: list[list[int]]) -> np.ndarray:
@@ -365,6 +412,7 @@ def test_next_to_nothing_is_no_fault(estimate, users):
     events = Interactions(
         np.repeat(np.arange(len(users)), list(map(len, users))),
         np.array([item for items in users for item in items], np.int64),
+        np.zeros(sum(map(len, users)), np.int64),
         np.ones(sum(map(len, users)), bool),
         len(users),
         N,
