@@ -80,7 +80,7 @@ def shown(recommender):
     return {answer.user_id: (answer.item_id, answer.score) for answer in answers}
 
 
-def draw_log(rng, users, shown, version, n_lists=1200, n=5000):
+def draw_log(rng, users, shown, version, n_lists=1200, n=3733):
     """Return lists of those who came lately, slots, and events of four weeks."""
     asked = rng.choice(list(shown), n_lists)
     lists = pd.DataFrame({"list": np.arange(n_lists), "user_id": asked, "version": version})

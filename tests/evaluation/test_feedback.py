@@ -184,8 +184,10 @@ def run(tmp_path):
     for number in range(240):
         user, arm = f"u{number % 120}", "ab"[number % 2]
         ids = [f"i{(number + place) % N_ITEMS}" for place in range(K)]
-        at = START + number * 60
-        head = Impressions(f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, arm)
+        at = START + number * 3600
+        head = Impressions(
+            f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, f"s/{arm}"
+        )
         store.log_impressions([head])
         if arm == "b" or number % 10 == 0:
             store.observe_many([Observation(user, ids[1], "buy", at + 5, 2.0, f"r{number}")])
@@ -211,7 +213,7 @@ def test_the_command_writes_tables_figures_and_a_page(run, capsys):
         == 0
     )
     figures = json.loads((run / FEEDBACK / FIGURES).read_text())
-    assert figures["groups"]["arm"]["b"]["conversion"]["value"] == 1
+    assert figures["groups"]["arm"]["s/b"]["conversion"]["value"] == 1
     assert figures["arms"]["b"]["conversions"]["verdict"] == "better"
     assert not figures["arms"]["shares"]["is_mismatch"]
     assert figures["groups"]["position"]["2"]["click_through"]["value"] == pytest.approx(
