@@ -25,7 +25,6 @@ Summary = dict[str, float | list[float]]
 Labels = npt.NDArray[Any]
 
 CUTOFFS = (10, 20)
-SEED = 20260101
 # the interval of fewer users says nothing: that of one is a point
 MIN_USERS_TO_COMPARE = 20
 # all other slices are columns of the users table

@@ -34,7 +34,6 @@ from tests.linear_profiles import write_profiles
 
 U, RARE = 2000, ["secret one", "secret two"]
 IDS = item_ids(SHOP)
-SLOTS = ["list", "position", "item_id", "score"]
 LIKED = np.linspace(1, 3, N) / np.linspace(1, 3, N).sum()
 
 
@@ -198,7 +197,7 @@ def test_events_that_fall_to_a_fifth_are_found(recommender, snapshot, people, sh
     assert "events of a user" not in ask(recommender, moved, (lists, slots, late))
 
 
-def test_tastes_that_are_shuffled_are_found(recommender, snapshot, people):
+def test_tastes_that_are_shuffled_are_found(recommender, snapshot, people, shown):
     """People take what scores highest for them, then what scores highest for another one."""
     users = np.unique(recommender.profiles.user_ids)[:200]
     scores = recommender.score([{"user_id": user} for user in users], IDS)
@@ -219,7 +218,8 @@ def test_tastes_that_are_shuffled_are_found(recommender, snapshot, people):
     assert fit > 0.55 > measure_fit(recommender, shuffled) > 0.4
     assert measure_fit(recommender, events[:40]) is None
     events["datetime"] = UNTIL + DAY
-    log = [pd.DataFrame({"list": [], "user_id": [], "version": []}), pd.DataFrame(columns=SLOTS)]
+    rng, version = np.random.default_rng(12), recommender.version
+    log = draw_log(rng, people["user_id"].to_numpy(), shown, version)[:2]
     for one, status in ((events, "ok"), (shuffled.assign(datetime=UNTIL + DAY), "red")):
         rows = compare(snapshot | {"fit": 0.65}, recommender, *log, one.assign(event="buy"))
         assert {row["name"]: row["status"] for row in rows}["fit"] == status
