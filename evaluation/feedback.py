@@ -220,6 +220,9 @@ def compare_arms(feedback: Feedback, experiment: Experiment) -> Figures:
     shares = {arm.label: arm.share for arm in experiment.arms}
     slots = feedback.slots
     known = slots[slots["user_id"].notna() & slots["arm"].isin([*shares])]
+    if known.empty:
+        raise SchemaError(f"the log has no list of the experiment '{experiment.salt}'")
+
     by_user = known.groupby("user_id")
     arm_of_user = by_user["arm"].first()
     before = describe_before(feedback.events, by_user["datetime"].min())

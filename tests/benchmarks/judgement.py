@@ -2,22 +2,27 @@
 
     python tests/benchmarks/judgement.py [ROW ...] [--runs 100] [--seed 0]
 
-Rows: experiments, off_policy, intervals; all, if none is named. Each row draws its worlds by numpy alone and
-hands the tables to the code that is judged. It prints a line per world and exits with 1 where a bound is missed.
+Rows: drift (of runs/demo), experiments, off_policy, intervals; all, if none is named. Each row draws its worlds
+by numpy alone and hands the tables to the code that is judged. It prints a line per world and exits with 1 where a
+bound is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from evaluation.drift import K, compare, take_snapshot
 from evaluation.feedback import compare_arms
+from evaluation.holdout import plain_requests
 from evaluation.metrics import summarise
 from evaluation.off_policy import Logged, estimate, fit_reward
 from evaluation.online import Feedback
 from serve.clock import DAY
+from serve.recommender import Recommender
 from service.experiment import Experiment
 
 START = 1_700_000_000 // DAY * DAY
@@ -215,7 +220,105 @@ def judge_intervals(n_runs: int, seed: int) -> bool:
     return is_good
 
 
+# ---- drift
+
+SAMPLE = Path(__file__).parents[2] / "datamodules" / "sample" / "interactions.parquet"
+SIZES = (60, 150, 220, 300, 500, 1000)
+PLANTED = (
+    "older people", "less grocery", "rare items", "15 % new users", "new items", "higher scores",
+    "one list for all", "a fifth of all", "tastes shuffled", "all at 3 in the morning",
+)  # fmt: skip
+
+
+def plant_lists(name: str, lists: pd.DataFrame, slots: pd.DataFrame) -> list[pd.DataFrame]:
+    if name == "higher scores":
+        slots["score"] += 0.7 * slots["score"][slots["position"] == 1].std()
+    elif name == "one list for all":
+        first = slots[slots["list"] == 0]
+        slots = pd.concat([first.assign(list=number) for number in lists["list"]])
+    return [lists, slots]
+
+
+def sample(log: list[pd.DataFrame], n_users: int, rng) -> list[pd.DataFrame]:
+    """Keep so many users of a log."""
+    lists, slots, events = log
+    chosen = rng.choice(events["user_id"].unique(), n_users, replace=False)
+    events = events[events["user_id"].isin(chosen)].reset_index(drop=True)
+    lists = lists[lists["user_id"].isin(chosen)]
+    return [lists, slots[slots["list"].isin(lists["list"])], events]
+
+
+def plant(name: str, log: list[pd.DataFrame], recommender: Recommender, rng) -> list[pd.DataFrame]:
+    """Let one thing move in the lists, slots and events of a log."""
+    lists, slots, events = (table.copy() for table in log)
+    is_kept = rng.random(len(events)) < 0.3
+    items = recommender.catalogue.table.to_pandas().astype({"item_id": str})
+    ages = pd.Series(recommender.profiles.features["age"].tolist(), dtype=str)
+    users = pd.Series(recommender.profiles.user_ids.astype(str))
+    if name == "older people":
+        is_old = events["user_id"].isin(users[ages.str.contains("55|65")])
+        events = events[is_old | is_kept]
+    elif name == "less grocery":
+        is_grocery = items["department"].astype(str).str.upper() == "GROCERY"
+        events = events[~events["item_id"].isin(items["item_id"][is_grocery]) | is_kept]
+    elif name == "rare items":
+        counts = pd.Series(recommender.profiles.history.item_id.astype(str)).value_counts()
+        popularity = events["item_id"].map(counts).fillna(0)
+        events = events[(popularity < popularity.median()) | is_kept]
+    elif name in ("15 % new users", "new items"):
+        side, share = ("user_id", 0.15) if "users" in name else ("item_id", 0.25)
+        ids = events[side].unique()
+        is_new = events[side].isin(rng.choice(ids, int(share * len(ids)), replace=False))
+        events[side] = events[side].where(~is_new, "new " + events[side])
+    elif name == "a fifth of all":
+        events = events[rng.random(len(events)) < 0.2]
+    elif name == "tastes shuffled":
+        events["item_id"] = rng.permutation(events["item_id"].to_numpy())
+    elif name == "all at 3 in the morning":
+        events["datetime"] = events["datetime"] // DAY * DAY + 3 * 3600
+    return [*plant_lists(name, lists, slots), events.reset_index(drop=True)]
+
+
+def judge_drift(n_runs: int, seed: int) -> bool:
+    """Plant ten things in a month after the training of runs/demo, nothing in samples of users."""
+    recommender = Recommender.load(Path("runs/demo/bundle"))
+    snapshot = take_snapshot(recommender)
+    until = recommender.bundle.schema.data_until
+    events = pd.read_parquet(SAMPLE, columns=["user_id", "item_id", "datetime"])
+    events["datetime"] = events["datetime"].astype("datetime64[s, UTC]").astype("int64")
+    events = events[events["datetime"] > max(until, events["datetime"].max() - 28 * DAY)]
+    users = np.intersect1d(events["user_id"].unique(), recommender.profiles.user_ids)
+    users = np.random.default_rng(seed).permutation(users)[: snapshot["lists"]]
+    requests = plain_requests(pd.DataFrame({"user_id": users}), until)
+    slots = recommender.recommend(requests, K).to_table().to_pandas()
+    slots = slots.assign(list=slots["user_id"].map({user: row for row, user in enumerate(users)}))
+    slots = slots.rename(columns={"rank": "position"}).astype({"item_id": str})
+    lists = pd.DataFrame({"list": np.arange(len(users)), "user_id": users.astype(str)})
+    lists = lists.assign(version=recommender.version)
+    events = events.astype({"user_id": str, "item_id": str}).assign(event=None)
+    log = [lists, slots[["list", "position", "item_id", "score"]], events]
+
+    def find(log: list[pd.DataFrame]) -> list[str]:
+        rows = compare(snapshot, recommender, *(table.copy() for table in log))
+        return [row["name"] for row in rows if row["status"] in ("watch", "red")]
+
+    n_found = 0
+    for name in PLANTED:
+        moved = find(plant(name, log, recommender, np.random.default_rng(seed)))
+        n_found += bool(moved)
+        print(f"{name}: {', '.join(moved) or 'missed'}", flush=True)
+    rng = np.random.default_rng(seed)
+    quiet = [find(log)]
+    quiet += [find(sample(log, size, rng)) for size in SIZES for _ in range(n_runs // 20)]
+    n_alarms = sum(map(bool, quiet))
+    print(
+        f"found {n_found} of {len(PLANTED)}; alarms without a shift {wilson(n_alarms, len(quiet))}"
+    )
+    return n_found == len(PLANTED) and n_alarms <= 0.05 * len(quiet)
+
+
 ROWS = {
+    "drift": judge_drift,
     "experiments": judge_experiments,
     "off_policy": judge_off_policy,
     "intervals": judge_intervals,

@@ -217,10 +217,10 @@ def test_tastes_that_are_shuffled_are_found(recommender, snapshot, people, shown
     assert fit == pytest.approx(naive, abs=0.001)
     assert fit > 0.55 > measure_fit(recommender, shuffled) > 0.4
     assert measure_fit(recommender, events[:40]) is None
-    events["datetime"] = UNTIL + DAY
+    events["datetime"] = UNTIL + np.arange(200) % 14 * DAY
     rng, version = np.random.default_rng(12), recommender.version
     log = draw_log(rng, people["user_id"].to_numpy(), shown, version)[:2]
-    for one, status in ((events, "ok"), (shuffled.assign(datetime=UNTIL + DAY), "red")):
+    for one, status in ((events, "ok"), (shuffled.assign(datetime=events["datetime"]), "red")):
         rows = compare(snapshot | {"fit": 0.65}, recommender, *log, one.assign(event="buy"))
         assert {row["name"]: row["status"] for row in rows}["fit"] == status
 

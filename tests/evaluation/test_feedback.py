@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -241,6 +242,21 @@ def test_where_nobody_did_something_arms_are_not_compared_by_it(run):
     )
     compared = json.loads((run / FEEDBACK / FIGURES).read_text())["arms"]["b"]
     assert (compared["conversions"], compared["clicks"]["verdict"]) == (None, "better")
+
+
+@pytest.mark.parametrize(("salt", "status"), [("s", 0), ("another", 2)])
+def test_an_experiment_of_another_salt_has_no_lists_here(run, salt, status):
+    content = {"salt": salt, "arms": {"a": {"share": 0.5}, "b": {"share": 0.5}}}
+    (run / "experiment.json").write_text(json.dumps(content))
+    assert main(["--run", str(run), "--experiment", str(run / "experiment.json")]) == status
+
+
+def test_only_lists_since_a_moment_count(run):
+    moment = datetime.fromtimestamp(START + 200 * 3600, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    assert main(["--run", str(run), "--since", moment]) == 0
+    figures = json.loads((run / FEEDBACK / FIGURES).read_text())
+    assert figures["all"]["lists"] == 40
+    assert len(pd.read_parquet(run / FEEDBACK / SHOWN)) == 40 * K
 
 
 def test_whoever_is_forgotten_is_in_none_of_its_files(run):
