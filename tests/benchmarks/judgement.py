@@ -256,8 +256,8 @@ def plant(name: str, log: list[pd.DataFrame], recommender: Recommender, rng) -> 
     ages = pd.Series(recommender.profiles.features["age"].tolist(), dtype=str)
     users = pd.Series(recommender.profiles.user_ids.astype(str))
     if name == "older people":
-        is_old = events["user_id"].isin(users[ages.str.contains("55|65")])
-        events = events[is_old | is_kept]
+        is_chosen = ages.str.contains("55|65") | (rng.random(len(users)) < 0.3)
+        events = events[events["user_id"].isin(users[is_chosen])]
     elif name == "less grocery":
         is_grocery = items["department"].astype(str).str.upper() == "GROCERY"
         events = events[~events["item_id"].isin(items["item_id"][is_grocery]) | is_kept]
