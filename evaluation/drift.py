@@ -3,8 +3,9 @@
 Training leaves a snapshot of its last four weeks in `metrics.json`: shares of values, deciles of
 numbers, popularity of items, how many items and users were new, scores and reach of lists. The same
 is read from the log of the service, and compared by the population stability index, the sum of (q -
-p) ln(q / p) over bins. `DIR/drift.json` has them. A value of fewer than `MIN_USERS` people counts
-with the others, in both files.
+p) ln(q / p) over bins. Users count, not events: those of one user together count as one. Whether
+users still take what their past suggests is the row `fit`. `DIR/drift.json` has all rows. A value
+of fewer than `MIN_USERS` people counts with the others, in both files.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from evaluation.metrics import MAX_VALUES
 from evaluation.online import add_profiles, load_served, read_frames
 from serve.arrays import Doubles
 from serve.bundle import DRIFT, METRICS, STATE, STATE_FILE
-from serve.clock import DAY
+from serve.cells import parse_id
+from serve.clock import DAY, day_of_week, hour_of_day
 from serve.errors import SchemaError
 from serve.files import write_json
-from serve.kinds import FIRST_CODE, Feature
+from serve.kinds import Feature
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS
 from service.command_line import make_parser, run_command, tabulate
@@ -47,7 +49,8 @@ SNAPSHOT = "snapshot"  # in `metrics.json`
 LATENCY = "answer_ms"  # there, under `timing`
 SHIFT = (0.1, 0.25)  # of the index
 SLOWER = (1.5, 3.0)  # of times of answers, as a ratio
-CHANCE = 0.01  # of reaching `watch` without a shift, else there are too few users
+CHANCE = 0.001  # of reaching `watch` without a shift, else there are too few users
+LESS_FIT = (0.7, 0.85)  # of the fit above that of chance, lost
 LEAST = 1e-3  # of a share, so that the index is finite
 OTHERS = "(others)"
 MISSING = "(missing)"
@@ -57,7 +60,11 @@ WEEKS = 4
 N_LISTS = 1000
 N_TIMED = 300
 K = 10
+MIN_FIT = 0.6  # of training, else there is little to lose
+N_FIT = 300  # users
+MIN_USERS_TO_FIT = 50
 FIRST_SCORE = "score of the first item"
+VOLUME = "events of a user"
 _UNTOLD = "the training had too few users"
 STATUSES = ("red", "watch", "ok", "few")  # worst first
 
@@ -153,6 +160,7 @@ def take_snapshot(recommender: Recommender) -> Spec:
         "items": recommender.catalogue.n_listed,
         "lists": len(users),
         "listed": slots["item_id"].nunique(),
+        "fit": measure_fit(recommender, events),
         "columns": specs,
     }
 
@@ -197,10 +205,11 @@ def compare(
     events["new user"] = ~events["user_id"].isin(users)
     events["new item"] = ~events["item_id"].isin(items)
 
+    n_weeks = 0
     if len(events):
         last = events["datetime"].max()
-        n_weeks = (last + DAY - events["datetime"].min()) // WEEK
-        events = events[events["datetime"] > last - min(n_weeks, WEEKS) * WEEK]
+        n_weeks = min((last + DAY - events["datetime"].min()) // WEEK, WEEKS)
+        events = events[events["datetime"] > last - n_weeks * WEEK]
 
     lists = lists[lists["version"] == recommender.version].tail(snapshot["lists"])
     # A list of nobody stands for a user of its own.
@@ -208,6 +217,8 @@ def compare(
     slots = slots[slots["position"] <= K].merge(lists, on="list")
 
     columns = collect(recommender, events, slots)
+    if n_weeks < WEEKS:  # fewer events than in as many weeks as the snapshot's
+        del columns[VOLUME]
     rows = []
     for name, spec in snapshot["columns"].items():
         if name in columns:
@@ -225,6 +236,13 @@ def compare(
     grown = f"{before} to {n_items} items"
     rows.append(make_row("catalogue", abs(n_items / before - 1), 0, grown))
     rows.append(make_row("items in a list", reach, 0, reached))
+
+    before = snapshot.get("fit") or 0.0
+    now = measure_fit(recommender, events)
+    lost = None
+    if now is not None and before > MIN_FIT:
+        lost = (before - now) / (before - 0.5)
+    rows.append(make_row("fit", lost, N_FIT, f"{before} to {now}", LESS_FIT))
     return rows
 
 
@@ -261,12 +279,10 @@ def collect(
 
     events = events.astype({"user_id": "str", "item_id": "str"})
     names = [*users.columns[1:], *items.columns[1:]]
-    for feature in schema.context_features:
-        if feature.is_derived:  # others are not in the log
-            name = f"context {feature.name}"
-            numbers = feature.encode(times, schema.timezone)[:, 0] - FIRST_CODE
-            events[name] = numbers.astype(str)
-            names.append(name)
+    for name, read in (("hour", hour_of_day), ("day_of_week", day_of_week)):
+        if (times % DAY).any():  # else these are days
+            events[f"context {name}"] = read(times, schema.timezone).astype(str)
+            names.append(f"context {name}")
 
     if schema.event_types:
         names.append("event")
@@ -276,6 +292,8 @@ def collect(
     compared = {name: (known[name], known["user_id"]) for name in names}
     compared[FIRST_SCORE] = (first["score"], first["user_id"])
 
+    by_user = events["user_id"].value_counts().astype(float)
+    compared[VOLUME] = (by_user, by_user.index.to_series())
     for name in ("new user", "new item"):
         compared[name] = (events[name], events["user_id"])
     return compared
@@ -323,7 +341,7 @@ def describe(values: Values, owner: Values) -> Spec:
         "users": int(owner.nunique()),
         "edges": edges,
         "names": names,
-        "shares": measure_shares(bins, names).tolist(),
+        "shares": measure_shares(bins, owner, names).tolist(),
     }
 
 
@@ -335,12 +353,38 @@ def to_bins(values: Values, edges: list[float] | None) -> Values:
     return bins.astype("str").where(values.notna())
 
 
-def measure_shares(bins: Values, names: list[str]) -> Doubles:
-    """Return the share of each name, of all others, and of what is missing."""
+def measure_shares(bins: Values, owner: Values, names: list[str]) -> Doubles:
+    """Return the share of each name, of all others, and of what is missing; users count alike."""
+    by_row = 1 / owner.map(owner.value_counts()).astype(float)
+    weights = by_row.loc[bins.index]
     is_named = bins.isna() | bins.isin(names)
-    shares = bins.where(is_named, OTHERS).fillna(MISSING).value_counts(normalize=True)
+    labels = bins.where(is_named, OTHERS).fillna(MISSING)
+    shares = weights.groupby(labels).sum() / weights.sum()
     shares = shares.reindex([*names, OTHERS, MISSING], fill_value=0.0)
     return np.asarray(shares, np.float64)
+
+
+def measure_fit(recommender: Recommender, events: pd.DataFrame) -> float | None:
+    """Return how often an item that a user took scores above one that another took.
+
+    Args:
+        recommender: with the profiles of its training.
+        events: with marks of new users and items; the first one of each other user counts.
+
+    Returns:
+        From 0 to 1, 1/2 for chance; None where there are too few users.
+    """
+    taken = events[~events["new user"] & ~events["new item"]]
+    taken = taken.drop_duplicates("user_id").head(N_FIT)
+    if len(taken) < MIN_USERS_TO_FIT:
+        return None
+
+    requests = [{"user_id": user_id} for user_id in taken["user_id"].tolist()]
+    id_type = recommender.bundle.schema.item_id_type
+    items = [parse_id(item_id, id_type, "item_id") for item_id in taken["item_id"]]
+    scores = recommender.score(requests, items)
+    own = np.diagonal(scores)[:, None]
+    return round(float((own > scores).mean()), 3)
 
 
 def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
@@ -356,7 +400,7 @@ def judge(name: str, spec: Spec, values: Values, owner: Values) -> Row:
         A row of the table.
     """
     n_users = owner.nunique()
-    shares = measure_shares(to_bins(values, spec["edges"]), spec["names"])
+    shares = measure_shares(to_bins(values, spec["edges"]), owner, spec["names"])
     before = np.maximum(spec["shares"], LEAST)
     now = np.maximum(shares, LEAST)
     terms = (now - before) * np.log(now / before)

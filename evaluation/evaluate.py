@@ -397,8 +397,8 @@ def describe_protocol(
         "ranking": "exact, the whole catalogue; equal scores in the order of the catalogue",
         "history": "training and validation interactions",
         "average": "within a user, then over users; users without history count",
-        "intervals": f"95 %, {metrics.RESAMPLES} bootstrap samples of users; "
-        "differences are paired",
+        "intervals": "95 %, Student's t over users, skewed as they are; differences "
+        "are paired",
         "tuning": f"baselines: {headline_metric(schema.repeats)}, {views}, on validation",
         "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
     }

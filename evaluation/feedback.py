@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from evaluation.experiments import check_shares, compare
+from evaluation.experiments import NEW_DAYS, adjust, check_shares, compare
 from evaluation.model_card import environment
 from evaluation.online import (
     Feedback,
@@ -31,6 +31,7 @@ from evaluation.online import (
     measure_groups,
     read_frames,
 )
+from serve.arrays import Doubles
 from serve.bundle import (
     FEEDBACK,
     FIGURES,
@@ -85,6 +86,13 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
         help="folder of the run, or the registry, with the state",
     )
     parser.add_argument(
+        "--since",
+        type=pd.Timestamp,
+        default="1970-01-01",
+        metavar="TIME",
+        help="only lists from this day or moment on count (UTC), such as 2025-03-01",
+    )
+    parser.add_argument(
         "--targets",
         nargs="+",
         default=[],
@@ -110,6 +118,8 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
         )
 
     lists, slots, events = read_frames(arguments.log)
+    lists = lists[lists["datetime"] >= arguments.since.timestamp()]
+    slots = slots[slots["list"].isin(lists["list"])]
     if not len(lists):
         raise SchemaError(
             f"{arguments.log} has no list that was shown: confirm lists by POST /v1/shown, "
@@ -133,13 +143,12 @@ def run(arguments: argparse.Namespace) -> None:
             )
         item_ids = recommender.catalogue.item_ids.ids.astype("str")
 
-    shares = {}
+    experiment = None
     if arguments.experiment is not None:
-        arms = Experiment.read(arguments.experiment).arms
-        shares = {arm.name: arm.share for arm in arms}
+        experiment = Experiment.read(arguments.experiment)
 
     folder = arguments.run / FEEDBACK
-    write(folder, feedback, describe(feedback, item_ids, shares))
+    write(folder, feedback, describe(feedback, item_ids, experiment))
     sys.stdout.write(
         f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: "
         f"{folder / PAGE}\n"
@@ -185,14 +194,14 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
 
 
 def describe(
-    feedback: Feedback, item_ids: Collection[str], shares: Mapping[str, float]
+    feedback: Feedback, item_ids: Collection[str], experiment: Experiment | None
 ) -> Figures:
     """Return the figures of `figures.json`.
 
     Args:
         feedback: the log, with what a bundle knows or without.
         item_ids: the items of the catalogue, as texts; none without a bundle.
-        shares: arm -> share of users, to compare arms with the first one.
+        experiment: whose arms are compared with the first one.
     """
     slots = feedback.slots
     groups = [name for name in GROUPS if name in slots and slots[name].notna().any()]
@@ -201,34 +210,67 @@ def describe(
         "groups": measure_groups(slots, groups),
     }
 
-    if shares:
-        figures["arms"] = compare_arms(slots, shares)
+    if experiment is not None:
+        figures["arms"] = compare_arms(feedback, experiment)
     return figures
 
 
-def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> Figures:
-    """Compare each arm with the first one by what a user did, and check the shares of arms."""
-    known = slots.dropna(subset=["user_id", "arm"])
-    users = known.groupby(["arm", "user_id"])[["clicks", "conversions", "value"]].sum()
-    arm_of_user = users.index.get_level_values("arm")
-    control, *others = shares
+def compare_arms(feedback: Feedback, experiment: Experiment) -> Figures:
+    """Compare each arm with the first one by what a user did, and check the shares of arms.
+
+    Only lists of this experiment count; what followed those of its first `NEW_DAYS` does not.
+    """
+    shares = {arm.label: arm.share for arm in experiment.arms}
+    slots = feedback.slots
+    known = slots[slots["user_id"].notna() & slots["arm"].isin([*shares])]
+    if known.empty:
+        raise SchemaError(f"the log has no list of the experiment '{experiment.salt}'")
+
+    by_user = known.groupby("user_id")
+    arm_of_user = by_user["arm"].first()
+    before = describe_before(feedback.events, by_user["datetime"].min())
+
+    begin = known["datetime"].min() + NEW_DAYS * DAY
+    days = (slots["datetime"].max() - begin) / DAY
+    lasting = known[known["datetime"] >= begin].groupby("user_id")
+    users = lasting[["clicks", "conversions", "value"]].sum()
+    users = users.reindex(arm_of_user.index, fill_value=0)
+
+    control, *others = experiment.arms
     figures: Figures = {
         "shares": check_shares(Counter(arm_of_user), shares),
-        "control": control,
+        "control": control.name,
     }
 
     for arm in others:
-        figures[arm] = dict.fromkeys(users.columns)
+        figures[arm.name] = dict.fromkeys(users.columns)
         for name, column in users.items():
-            values = column.to_numpy(np.float64)
-            difference = compare(
-                values[arm_of_user == control], values[arm_of_user == arm]
-            )
+            values = adjust(column.to_numpy(np.float64), before)
+            of_control = values[arm_of_user == control.label]
+            of_arm = values[arm_of_user == arm.label]
+            difference = compare(of_control, of_arm, days)
             if difference is not None and np.isfinite(difference.high):
                 verdict = difference.verdict
-                figures[arm][name] = {**vars(difference), "verdict": verdict}
+                figures[arm.name][name] = {**vars(difference), "verdict": verdict}
 
     return figures
+
+
+def describe_before(events: pd.DataFrame, first: pd.Series[int]) -> Doubles:
+    """Return what is known of users from before their first list, (U, 2).
+
+    Args:
+        events: of the log.
+        first: user -> UTC seconds of their first list.
+
+    Returns:
+        For how many days they have been in the experiment, and how much they did before.
+    """
+    is_before = events["datetime"] < events["user_id"].map(first)
+    counts = is_before.groupby(events["user_id"]).sum()
+    days = (first.max() - first) / DAY
+    known = pd.DataFrame({"days": days, "before": counts}, first.index)
+    return known.fillna(0.0).to_numpy(np.float64)
 
 
 def write(folder: Path, feedback: Feedback, figures: Figures) -> None:

@@ -1,9 +1,11 @@
 """Estimate what another version would have had on a log: bascule judge --run DIR --bundle DIR.
 
-Each list that was drawn by exploration and followed the end of the bundle's data is asked again, at
-its moment and with what was known of its user then; the logged items are weighed by how likely the
-other version would have shown them, under the policy of the log. What a request brought along is
-not logged: requests count that give a user_id and no more.
+Each list that was drawn as a whole and followed the end of the bundle's data is asked again, at its
+moment and with what was known of its user then, once the window of what may follow it is over; the
+logged items are weighed by how likely the other version would have shown them, under the policy of
+the log. What a request brought along, filters too, is not logged: requests count as if they gave a
+user_id and no more. Where the log does not cover the other version, the weights' mean is not 1, and
+there is no estimate.
 
 A row is a slot that was shown: its reward, the probability with which the log's policy put that
 item into that slot, and that of the version to judge. IPS and SNIPS weigh rewards by the ratio of
@@ -36,6 +38,7 @@ from evaluation.online import (
 )
 from serve.arrays import Doubles, Floats, Ints
 from serve.cells import parse_id
+from serve.clock import DAY
 from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.requests import History, Request
@@ -54,6 +57,16 @@ FOLDS = 2  # parts of the users for its fit
 MIN_LISTS = 100
 MAX_WEIGHT = 100.0  # of a row; cutting biases the estimate towards the log
 MIN_EFFECTIVE = 100.0  # effective rows below which there is no estimate
+MIN_SHARE = (
+    0.1  # of rows that are effective: of fewer, the largest weights are not seen yet
+)
+MIN_REWARDED = 30.0  # the same of rewarded rows, and of users who have them
+MAX_GAP = 0.1  # between 1 and the mean weight: the rest of the other version is not in the log
+NO_ESTIMATE = (
+    "note: no estimate: it takes a mean weight within .1 of 1 (else the log lacks what the "
+    "version would show), 100 effective slots and .15 of all, and 30 effective slots "
+    "and users with a reward\n"
+)
 _RIDGE = 1e-3  # of the reward model's coefficients, in rows
 
 
@@ -80,21 +93,25 @@ def run(arguments: argparse.Namespace) -> None:
     if not len(recommender.profiles):
         raise SchemaError(NO_PROFILES)
 
-    log = ask_again(recommender, feedback)
+    window = int(arguments.window_days * DAY)
+    log = ask_again(recommender, feedback, window)
     content = {
         "version": recommender.version,
-        "log": {"value": float(log.reward.mean()), "slots": len(log.reward)},
+        "log": {"value": float(log.reward.mean())},
         **asdict(estimate(log)),
     }
     sys.stdout.write(json.dumps(content, indent=1) + "\n")
+    if content["ips"] is None:
+        sys.stderr.write(NO_ESTIMATE)
 
 
-def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
+def ask_again(recommender: Recommender, feedback: Feedback, window: int) -> Logged:
     """Ask another version for the lists of a log.
 
     Args:
         recommender: the other version, with its profiles.
         feedback: the log.
+        window: seconds in which an event follows a list.
 
     Returns:
         The logged slots, with the probabilities of the other version and a model of the reward.
@@ -102,11 +119,12 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
     Raises:
         SchemaError: too few lists were drawn for users after the data of the version.
     """
-    lists = list(_ask_lists(recommender, feedback))
+    lists = list(_ask_lists(recommender, feedback, window))
     if len(lists) < MIN_LISTS:
         raise SchemaError(
-            f"{len(lists)} lists of the log were drawn for users after the bundle's "
-            f"data; needed: {MIN_LISTS}. Serve with a policy of kind explore first"
+            f"{len(lists)} lists of the log were drawn as a whole for users after the "
+            f"bundle's data, and their window is over; needed: {MIN_LISTS}. Serve with a "
+            "policy of kind explore, and slots for the whole list, first"
         )
 
     slots = pd.concat([rows for rows, _ in lists])
@@ -140,7 +158,7 @@ def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
 
 
 def _ask_lists(
-    recommender: Recommender, feedback: Feedback
+    recommender: Recommender, feedback: Feedback, window: int
 ) -> Iterator[tuple[pd.DataFrame, Floats]]:
     """Ask for each list again that was drawn for a user after the data of the version.
 
@@ -152,20 +170,23 @@ def _ask_lists(
     slots = feedback.slots
     schema = recommender.bundle.schema
     is_chosen = slots["policy"].str.startswith("explore") & slots["user_id"].notna()
+    is_chosen &= slots["datetime"] <= slots["datetime"].max() - window
 
     if schema.has_datetime:
         is_chosen &= slots["datetime"] > schema.data_until
 
     events = {str(user): rows for user, rows in feedback.events.groupby("user_id")}
     no_events = feedback.events[:0]
-    for _, rows in slots[is_chosen].groupby("list", sort=False):
+    for number, rows in slots[is_chosen].groupby("list", sort=False):
         first = rows.iloc[0]
+        policy = Policy.from_text(first["policy"])
+        if policy.slots < len(rows):
+            continue
         user_id = first["user_id"]
         moment = int(first["datetime"])
         done = events.get(user_id, no_events)
 
         request = _make_request(recommender, user_id, moment, done)
-        policy = Policy.from_text(first["policy"])
         candidates = find_candidates(recommender, request, len(rows), None, policy)
 
         item_ids = map(str, candidates.item_id.tolist())
@@ -179,7 +200,7 @@ def _ask_lists(
         target[is_listed] = candidates.propensities(listed, positions - 1)
         score[is_listed] = candidates.score[listed]
 
-        draws = [candidates.draw(f"{number}") for number in range(DRAWS)]
+        draws = [candidates.draw(f"{number} {again}") for again in range(DRAWS)]
         drawn = candidates.score[np.stack(draws, axis=1)]
         if len(drawn) == len(rows):
             yield rows.assign(target=target, score=score), drawn
@@ -215,7 +236,7 @@ def _make_request(
 class Logged:
     """Slots that were shown, R rows."""
 
-    user: Ints  # (R,), any numbering
+    user: Ints  # (R,), from 0
     reward: Doubles  # (R,)
     propensity: Doubles  # (R,), of the logging policy, above 0
     target: Doubles  # (R,), of the policy to judge for the same item and slot
@@ -225,9 +246,13 @@ class Logged:
 
 @dataclass(frozen=True)
 class Estimates:
-    """The estimates of one policy; all of them None where too few rows count."""
+    """The estimates of one policy; all of them None where the log does not do."""
 
     effective: float  # rows
+    rewarded: (
+        float  # effective rewarded rows, or users who have them if these are fewer
+    )
+    mean_weight: float  # 1 where the log covers the policy
     clipped: int  # rows whose weight was cut
     ips: Estimate | None = None
     snips: Estimate | None = None
@@ -238,19 +263,31 @@ def estimate(log: Logged) -> Estimates:
     """Estimate the mean reward of a slot under the policy to judge."""
     ratio = log.target / log.propensity
     weight = np.minimum(ratio, MAX_WEIGHT)
-    clipped = int((ratio > MAX_WEIGHT).sum())
     total = weight.sum()
-
-    effective = float(total**2 / max((weight**2).sum(), 1e-300))
-    if effective < MIN_EFFECTIVE:
-        return Estimates(effective, clipped)
-
     ips = weight * log.reward
+    of_users = np.bincount(log.user, ips)
+    facts = (
+        count_effective(weight),
+        min(count_effective(ips), count_effective(of_users)),
+        float(weight.mean()),
+        int((ratio > MAX_WEIGHT).sum()),
+    )
+    effective, rewarded, mean_weight, _ = facts
+    needed = max(MIN_EFFECTIVE, MIN_SHARE * len(weight))
+    is_much = effective >= needed and rewarded >= MIN_REWARDED
+    if not is_much or abs(mean_weight - 1) > MAX_GAP:
+        return Estimates(*facts)
+
     value = float(ips.sum() / total)
     snips = value + weight * (log.reward - value) * (len(weight) / total)
     dr = log.expected + weight * (log.reward - log.predicted)
     estimates = (estimate_mean(rows, log.user) for rows in (ips, snips, dr))
-    return Estimates(effective, clipped, *estimates)
+    return Estimates(*facts, *estimates)
+
+
+def count_effective(weights: Doubles | Ints) -> float:
+    """Return how many equal weights say as much (Kish), 0 where there is none."""
+    return float(weights.sum() ** 2 / max((weights**2).sum(), 1e-300))
 
 
 def fit_reward(score: Doubles, position: Ints, reward: Doubles) -> Model:

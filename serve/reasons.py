@@ -6,15 +6,16 @@ field of the context. The user, the moment and all else stay. The reduced reques
 with item-item weights and memory.
 
 **An item is due** if it has a rhythm: it was taken on two days or more. `serve.clock` measures it,
-and sentences state the same one. Lists are in the order of `rank_owned`, memory included: how often
-and how lately an item was taken says more of the next days than when it would be due
-(docs/decisions.md). What was just taken and is held back from lists comes last.
+and sentences state the same one. Lists are in the order of how often an item was taken, where a day
+counts the less the longer ago it was: this says more of the next days than when an item would be
+due (docs/decisions.md). What was just taken and is held back from lists comes last.
 
 Letters: B requests, K items of a list.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -46,6 +47,8 @@ _VERBS = (
     ("", "took {}", "take {}"),
 )
 
+FADING = 112  # days after which a day that an item was taken on counts 1 / e
+MIN_DAYS = 8  # from which on a day is named: of fewer, "in ten days" is nearer
 # What is overdue is expected after this share of the mean days per day with an event.
 WAIT = 0.35
 
@@ -329,22 +332,19 @@ def _list_due(
     item_ids = recommender.catalogue.item_ids
     rhythms = _find_rhythms(recommender, request)
     held_back = recommender.just_taken.find_held_back(request, moment, item_ids)
-    ranked = [*zip(answer.item_id.tolist(), answer.score.tolist(), strict=True)]
-    ranked.sort(key=lambda pair: pair[0] in held_back)
 
     items = []
-    for item_id, score in ranked:
+    for item_id in answer.item_id.tolist():
         if item_id in rhythms and rhythms[item_id].gap:
             (name,) = recommender.name([item_id])
-            items.append(_expect(item_id, rhythms[item_id], score, name, moment))
+            items.append(_expect(item_id, rhythms[item_id], name, moment))
 
+    items.sort(key=lambda item: (item.item_id in held_back, -item.score))
     return tuple(items[:k])
 
 
-def _expect(
-    item_id: Id, rhythm: Rhythm, score: float, name: str, moment: int
-) -> DueItem:
-    """Say when an item is expected next."""
+def _expect(item_id: Id, rhythm: Rhythm, name: str, moment: int) -> DueItem:
+    """Say how likely an item is taken soon, and when it is expected next."""
     first, *_, last = rhythm.days
     n_days = len(rhythm.days)
     due: float = last + rhythm.gap
@@ -355,12 +355,12 @@ def _expect(
     return DueItem(
         item_id=item_id,
         name=name,
-        due=int(due),
+        due=int(due) if n_days >= MIN_DAYS else None,
         is_overdue=is_overdue,
         last=last,
         n_days=n_days,
         every_days=rhythm.every_days,
         regularity=round(1 - rhythm.irregularity, 2),
-        score=score,
+        score=sum(math.exp((day - moment) / (FADING * DAY)) for day in rhythm.days),
         text=_say_habit(rhythm.event, (moment - last) // DAY, rhythm),
     )

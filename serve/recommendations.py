@@ -186,14 +186,15 @@ class DueItem:
 
     item_id: Id
     name: str
-    due: int  # when it is expected next; never before the moment
+    # when it is expected next, never before the moment; None where it was taken on few days
+    due: int | None
     is_overdue: bool  # the typical gap after the last event has passed
     last: int
     n_days: int  # on which it was taken
     every_days: float  # the typical gap
     # 0: gaps vary as if by chance; .29: a single gap; towards 1: many of one length
     regularity: float
-    score: float
+    score: float  # days on which it was taken, the later ones count more
     text: str
 
 

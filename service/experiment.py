@@ -4,13 +4,15 @@
     {"kind": "explore"}}}}
 
 A user stays in their arm as long as salt and shares stay, in every process and after each start:
-nothing is stored.
+nothing is stored. Where shares change, users move only into arms whose share grew more than that of
+theirs (rendezvous hashing with weights; Thaler and Ravishankar 1998).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +80,7 @@ class Arm:
 
     name: str
     share: float  # of users
+    label: str  # in the log, `SALT/NAME`: another experiment may have the same name
     policy: Policy = Policy()
     version: str | None = None  # of the registry; None is the current one
 
@@ -118,7 +121,7 @@ class Experiment:
                 f"arms is {show(arms)}; expected name -> {{share, policy, version}}"
             )
 
-        parsed = tuple(_parse_arm(str(name), arm) for name, arm in arms.items())
+        parsed = tuple(_parse_arm(salt, str(name), arm) for name, arm in arms.items())
         total = sum(arm.share for arm in parsed)
         if abs(total - 1) > _ROUNDING:
             raise SchemaError(f"the shares of the arms sum to {total:g}; expected 1")
@@ -126,18 +129,18 @@ class Experiment:
 
     def assign(self, user: Id) -> Arm:
         """Return the arm of a user; 7 and "7" are the same."""
-        text = f"{len(self.salt)} {self.salt} {user}"
-        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-        left = int.from_bytes(digest[:8], "big") / 2**64
-        for arm in self.arms[:-1]:
-            if left < arm.share:
-                return arm
-            left -= arm.share
 
-        return self.arms[-1]
+        def wait(arm: Arm) -> float:
+            """Return a time that is exponential with the rate `share`: the first one wins."""
+            text = f"{len(self.salt)} {self.salt} {len(arm.name)} {arm.name} {user}"
+            digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+            uniform = (int.from_bytes(digest[:8], "big") + 1) / 2**64
+            return -math.log(uniform) / arm.share
+
+        return min((arm for arm in self.arms if arm.share), key=wait)
 
 
-def _parse_arm(name: str, content: Any) -> Arm:
+def _parse_arm(salt: str, name: str, content: Any) -> Arm:
     where = f"arms.{name}"
     values = check_fields(content, ("share", "policy", "version"), where)
     share = check_number(values.get("share"), f"{where}.share", 0, 1)
@@ -150,4 +153,4 @@ def _parse_arm(name: str, content: Any) -> Arm:
     policy = check_fields(
         values.get("policy", {}), Policy.__dataclass_fields__, f"{where}.policy"
     )
-    return Arm(name, share, Policy(**policy), version)
+    return Arm(name, share, f"{salt}/{name}", Policy(**policy), version)

@@ -195,7 +195,7 @@ class Service:
             answers: one for each request of the caller.
             request_id: of the call.
             policy: text of the policy that ordered the lists.
-            arm: of the experiment.
+            arm: label of the experiment's arm.
         """
         now = int(time.time())
         impressions = []

@@ -20,6 +20,7 @@ from serve.recommender import Recommender
 from serve.requests import Request as ParsedRequest
 from serve.rerank import Dials
 from service.answers import show_answer
+from service.experiment import Arm
 from service.exploration import explore
 from service.http import page, schemas
 from service.http.metrics import Metrics
@@ -213,14 +214,14 @@ class _Batch:
     requests: Sequence[ParsedRequest]
     answers: Sequence[Answer]
     policy: str
-    arm: str | None = None
+    arm: Arm | None = None
 
     def show(self, is_explained: bool) -> list[dict[str, Any]]:
         lists = []
         for parsed, answer in zip(self.requests, self.answers, strict=True):
             shown = show_answer(self.recommender, parsed, answer, is_explained)
             if self.arm is not None:
-                shown |= {"arm": self.arm, "version": self.recommender.version}
+                shown |= {"arm": self.arm.name, "version": self.recommender.version}
             lists.append(shown)
 
         return lists
@@ -268,7 +269,7 @@ def _rerank(
     call: _Call,
     recommender: Recommender,
     requests: Sequence[ParsedRequest],
-    arm: str | None = None,
+    arm: Arm | None = None,
 ) -> _Batch:
     answers = rerank.recommend(recommender, requests, call.k, call.repeats, call.dials)
     return _Batch(recommender, requests, [*answers], call.dials.policy, arm)
@@ -284,10 +285,10 @@ def _answer_in_arm(
     recommender = arms.recommender(arm, call.current)
 
     if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
-        return _rerank(call, recommender, [parsed], arm.name)
+        return _rerank(call, recommender, [parsed], arm)
 
     answer = explore(recommender, parsed, call.k, call.filter_viewed, arm.policy, seed)
-    return _Batch(recommender, [parsed], [answer], str(arm.policy), arm.name)
+    return _Batch(recommender, [parsed], [answer], str(arm.policy), arm)
 
 
 async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
@@ -321,8 +322,9 @@ def _write_lists(
     """Log lists as shown, count them, and write their JSON texts behind the head."""
     request_id = call.request.state.request_id
     for batch in batches:
+        arm = None if batch.arm is None else batch.arm.label
         call.service.log_shown(
-            batch.recommender, batch.answers, request_id, batch.policy, batch.arm
+            batch.recommender, batch.answers, request_id, batch.policy, arm
         )
 
     metrics: Metrics = call.request.app.state.shared.metrics

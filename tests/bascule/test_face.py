@@ -296,7 +296,9 @@ def test_what_is_due_is_a_table_of_rhythms_with_times_and_says_who_has_none(shop
     ]
     frame, items = answers.to_pandas(), [item for one in lists for item in one.items]
     assert len(items) > 0
-    assert [time.timestamp() for time in frame["due"]] == [one.due for one in items]
+    assert [time.timestamp() for time in frame["last"]] == [one.last for one in items]
+    named = frame["due"].dropna()
+    assert [time.timestamp() for time in named] == [one.due for one in items if one.due]
     assert frame["name"].tolist() == [one.name for one in items]
     assert len(answers.notes) == 1
     nobody = shop.due("nobody")

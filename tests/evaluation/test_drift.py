@@ -19,6 +19,7 @@ from evaluation.drift import (
     describe,
     judge,
     main,
+    measure_fit,
     take_snapshot,
     time_answers,
 )
@@ -80,7 +81,7 @@ def shown(recommender):
     return {answer.user_id: (answer.item_id, answer.score) for answer in answers}
 
 
-def draw_log(rng, users, shown, version, n_lists=1200, n=5000):
+def draw_log(rng, users, shown, version, n_lists=1200, n=3733):
     """Return lists of those who came lately, slots, and events of four weeks."""
     asked = rng.choice(list(shown), n_lists)
     lists = pd.DataFrame({"list": np.arange(n_lists), "user_id": asked, "version": version})
@@ -102,7 +103,9 @@ def draw_log(rng, users, shown, version, n_lists=1200, n=5000):
 
 
 def ask(recommender, snapshot, log):
-    return {row["name"]: row["status"] for row in compare(snapshot, recommender, *log)}
+    """Return the status of each row but `fit`: here all like the same, so that none can be lost."""
+    rows = compare(snapshot, recommender, *log)
+    return {row["name"]: row["status"] for row in rows if row["name"] != "fit"}
 
 
 @pytest.mark.parametrize("n_draws", [20, pytest.param(100, marks=pytest.mark.slow)])
@@ -121,13 +124,15 @@ def test_a_shift_of_one_feature_is_red_and_the_others_are_ok(recommender, snapsh
     *_, events = draw_log(rng, rich, shown, recommender.version)
     found = ask(recommender, snapshot, (lists, slots, events))
     assert found.pop("user income") == "red"
+    found.pop("events of a user")  # as many events of fewer users
     assert set(found.values()) == {"ok"}
 
 
 def move(name, lists, slots, events):
     """Let one thing move."""
     if name == "new user":
-        events["user_id"] = events["user_id"].where(events.index % 3 > 0, "nobody before")
+        is_known = events["user_id"].str[1:].astype(int) % 3 > 0
+        events["user_id"] = events["user_id"].where(is_known, "new " + events["user_id"])
     elif name == "new item":
         events["item_id"] = events["item_id"].where(events.index % 5 > 0, "nothing before")
     elif name == "context hour":
@@ -174,6 +179,60 @@ def test_a_taste_for_other_items_shows_in_their_popularity_and_features(
     found = ask(recommender, snapshot, (lists, slots, events))
     assert {found["popularity"], found["item price"]} == {"red"}
     assert {found["user income"], found["user gender"], found["context hour"]} == {"ok"}
+
+
+def test_events_that_fall_to_a_fifth_are_found(recommender, snapshot, people, shown):
+    users = people["user_id"].to_numpy()
+    before = snapshot["columns"]["events of a user"]
+    counts = np.random.default_rng(10).poisson(10, 1000)
+    heavy = describe(pd.Series(counts, dtype=float), pd.Series(np.arange(1000)))
+    assert before["users"] > 0
+    moved = snapshot | {"columns": snapshot["columns"] | {"events of a user": heavy}}
+    log = draw_log(np.random.default_rng(11), users, shown, recommender.version)
+    found = ask(recommender, moved, log)
+    assert found.pop("events of a user") == "red"
+    assert set(found.values()) == {"ok"}
+    lists, slots, events = draw_log(np.random.default_rng(11), users, shown, recommender.version)
+    late = events[events["datetime"] > events["datetime"].max() - 14 * DAY].copy()
+    assert "events of a user" not in ask(recommender, moved, (lists, slots, late))
+
+
+def test_tastes_that_are_shuffled_are_found(recommender, snapshot, people, shown):
+    """People take what scores highest for them, then what scores highest for another one."""
+    users = np.unique(recommender.profiles.user_ids)[:200]
+    scores = recommender.score([{"user_id": user} for user in users], IDS)
+    own = scores - scores.mean(axis=0)  # what is theirs, not everybody's
+    events = pd.DataFrame({"user_id": users, "item_id": np.array(IDS)[own.argmax(axis=1)]})
+    events["new user"] = events["new item"] = False
+    fit = measure_fit(recommender, events)
+    taken = events["item_id"].to_numpy()
+    shuffled = events.assign(item_id=np.random.default_rng(0).permutation(taken))
+    naive = np.mean(
+        [
+            scores[row, IDS.index(item)] > scores[row, IDS.index(other)]
+            for row, item in enumerate(taken)
+            for other in taken
+        ]
+    )
+    assert fit == pytest.approx(naive, abs=0.001)
+    assert fit > 0.55 > measure_fit(recommender, shuffled) > 0.4
+    assert measure_fit(recommender, events[:40]) is None
+    events["datetime"] = UNTIL + np.arange(200) % 14 * DAY
+    rng, version = np.random.default_rng(12), recommender.version
+    log = draw_log(rng, people["user_id"].to_numpy(), shown, version)[:2]
+    for one, status in ((events, "ok"), (shuffled.assign(datetime=events["datetime"]), "red")):
+        rows = compare(snapshot | {"fit": 0.65}, recommender, *log, one.assign(event="buy"))
+        assert {row["name"]: row["status"] for row in rows}["fit"] == status
+
+
+@pytest.mark.parametrize("heavy", [1, 40])
+def test_what_one_user_does_often_counts_as_one_user(heavy):
+    owner = pd.Series(np.repeat(np.arange(300), np.where(np.arange(300) < 5, heavy, 1)))
+    kinds = pd.Series(np.where(owner < 5, "rare", "usual"))
+    spec = describe(kinds, owner)
+    assert dict(zip(spec["names"], spec["shares"], strict=False)) == pytest.approx(
+        {"usual": 295 / 300, "rare": 5 / 300}
+    )
 
 
 def test_few_users_few_lists_and_other_versions_tell_nothing(recommender, snapshot, people, shown):

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 import time
 from contextlib import closing
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -184,8 +185,10 @@ def run(tmp_path):
     for number in range(240):
         user, arm = f"u{number % 120}", "ab"[number % 2]
         ids = [f"i{(number + place) % N_ITEMS}" for place in range(K)]
-        at = START + number * 60
-        head = Impressions(f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, arm)
+        at = START + number * 3600
+        head = Impressions(
+            f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, f"s/{arm}"
+        )
         store.log_impressions([head, Impressions.confirm(f"r{number}", at)])
         if arm == "b" or number % 10 == 0:
             store.observe_many([Observation(user, ids[1], "buy", at + 5, 2.0, f"r{number}")])
@@ -211,7 +214,7 @@ def test_the_command_writes_tables_figures_and_a_page(run, capsys):
         == 0
     )
     figures = json.loads((run / FEEDBACK / FIGURES).read_text())
-    assert figures["groups"]["arm"]["b"]["conversion"]["value"] == 1
+    assert figures["groups"]["arm"]["s/b"]["conversion"]["value"] == 1
     assert figures["arms"]["b"]["conversions"]["verdict"] == "better"
     assert not figures["arms"]["shares"]["is_mismatch"]
     assert figures["groups"]["position"]["2"]["click_through"]["value"] == pytest.approx(
@@ -239,6 +242,21 @@ def test_where_nobody_did_something_arms_are_not_compared_by_it(run):
     )
     compared = json.loads((run / FEEDBACK / FIGURES).read_text())["arms"]["b"]
     assert (compared["conversions"], compared["clicks"]["verdict"]) == (None, "better")
+
+
+@pytest.mark.parametrize(("salt", "status"), [("s", 0), ("another", 2)])
+def test_an_experiment_of_another_salt_has_no_lists_here(run, salt, status):
+    content = {"salt": salt, "arms": {"a": {"share": 0.5}, "b": {"share": 0.5}}}
+    (run / "experiment.json").write_text(json.dumps(content))
+    assert main(["--run", str(run), "--experiment", str(run / "experiment.json")]) == status
+
+
+def test_only_lists_since_a_moment_count(run):
+    moment = datetime.fromtimestamp(START + 200 * 3600, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    assert main(["--run", str(run), "--since", moment]) == 0
+    figures = json.loads((run / FEEDBACK / FIGURES).read_text())
+    assert figures["all"]["lists"] == 40
+    assert len(pd.read_parquet(run / FEEDBACK / SHOWN)) == 40 * K
 
 
 def test_whoever_is_forgotten_is_in_none_of_its_files(run):

@@ -42,8 +42,9 @@ def like(recommender):
 
 
 def serve(recommender, run, n_lists, policy, seed, liked):
-    """Show lists to users in turn, log them and what followed; return the mean reward of a slot."""
-    rng, users = np.random.default_rng(seed), list(known_users(SHOP))
+    """Show a list an hour to users in turn; return the mean reward of a slot, but for the last day's."""
+    rng = np.random.default_rng(seed)
+    users = [*known_users(SHOP), *(f"stranger {number}" for number in range(60))]
     rewards = []
     with closing(StateStore(run / STATE / STATE_FILE)) as store:
         for number in range(n_lists):
@@ -63,7 +64,7 @@ def serve(recommender, run, n_lists, policy, seed, liked):
                 [Observation(user, item, "like", moment + 1, None, f"r{number}") for item in taken]
             )
             rewards.append(len(taken) / K)
-    return np.mean(rewards)
+    return np.mean(rewards[:-24])
 
 
 @pytest.mark.slow
@@ -98,11 +99,29 @@ def test_the_estimates_hold_what_the_version_has_where_it_is_served(versions, tm
 def test_a_version_is_worth_on_its_own_log_what_the_log_says(versions, tmp_path, capsys):
     (tmp_path / STATE).mkdir()
     recommender = Recommender.load(versions[0])
-    logged = serve(recommender, tmp_path, 120, POLICY, 2, like(recommender))
+    logged = serve(recommender, tmp_path, 144, POLICY, 2, like(recommender))
     assert main(["--run", str(tmp_path), "--bundle", str(versions[0])]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["ips"]["value"] == pytest.approx(logged, rel=1e-6)
     assert found["effective"] == pytest.approx(120 * K, rel=1e-6)
+    assert found["mean_weight"] == pytest.approx(1, rel=1e-6)
+
+
+def test_lists_that_were_not_drawn_as_a_whole_say_nothing(versions, tmp_path):
+    (tmp_path / STATE).mkdir()
+    recommender = Recommender.load(versions[0])
+    policy = Policy(kind="explore", slots=K - 1)
+    serve(recommender, tmp_path, 144, policy, 2, like(recommender))
+    assert main(["--run", str(tmp_path), "--bundle", str(versions[0])]) == 2
+
+
+def test_lists_of_which_something_may_still_follow_do_not_count(versions, tmp_path):
+    (tmp_path / STATE).mkdir()
+    recommender = Recommender.load(versions[0])
+    serve(recommender, tmp_path, 144, POLICY, 2, like(recommender))
+    asked = ["--run", str(tmp_path), "--bundle", str(versions[0])]
+    assert main([*asked, "--window-days", "1"]) == 0
+    assert main([*asked, "--window-days", "3"]) == 2  # 72 lists are left
 
 
 def test_a_log_without_exploration_says_nothing(versions, tmp_path):

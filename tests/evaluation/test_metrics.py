@@ -1,21 +1,19 @@
 import math
 
-import evaluation.metrics
 import numpy as np
 import pytest
 from evaluation.metrics import (
-    RESAMPLES,
-    SEED,
     Targets,
     describe_lists,
+    find_bounds,
     find_head,
     hit_matrix,
     measure_requests,
     measure_users,
-    resample_means,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import t
 from tests.evaluation.naive import as_sets, measure_naively
 
 N = 11
@@ -86,11 +84,33 @@ def test_the_head_has_four_fifths_of_the_events_and_the_first_of_equals():
     assert find_head(np.array([80, 1, 19])).tolist() == [True, False, False]
 
 
-def test_bootstrap_samples_are_means_of_drawn_rows(monkeypatch):
-    values, rng = np.random.default_rng(0).random((13, 3)), np.random.default_rng(SEED)
-    got = resample_means(values)
-    assert got.shape == (RESAMPLES, 3)
-    for row in range(5):
-        assert got[row] == pytest.approx(values[rng.integers(13, size=13)].mean(axis=0))
-    monkeypatch.setattr(evaluation.metrics, "BLOCK_BYTES", 8 * 13 * 7)
-    assert resample_means(values) == pytest.approx(got)
+def draw_gains(rng, n):
+    """Return gains like NDCG, a quarter of them not 0, and their true mean."""
+    return np.where(rng.random(n) < 0.25, rng.beta(1.5, 2, n), 0.0), 0.25 * 1.5 / 3.5
+
+
+def draw_differences(rng, n):
+    return np.where(rng.random(n) < 0.3, rng.normal(0, 0.3, n), 0.0), 0.0
+
+
+@pytest.mark.parametrize("draw", [draw_gains, draw_differences])
+@pytest.mark.parametrize("n_users", [20, 50, 300])
+def test_the_intervals_of_few_users_hold_the_truth(draw, n_users):
+    rng = np.random.default_rng(n_users)
+    n_held = 0
+    for _ in range(600):
+        values, truth = draw(rng, n_users)
+        low, high = find_bounds(values[:, None])[:, 0]
+        n_held += low <= truth <= high
+    assert 0.92 * 600 <= n_held <= 0.985 * 600
+
+
+def test_bounds_are_those_of_students_t_where_nothing_is_skewed():
+    values = np.array([[-2.0], [-1.0], [0.5], [1.0], [2.0], [-0.5]])
+    half = t.ppf(0.975, 5) * values.std(ddof=1) / np.sqrt(6)
+    assert find_bounds(values)[:, 0] == pytest.approx([-half, half])
+    skewed = np.array([[0.0], [0.0], [0.0], [0.0], [0.0], [6.0]])
+    low, high = find_bounds(skewed)[:, 0] - 1
+    assert high > -low
+    assert find_bounds(np.full((5, 2), 0.3)) == pytest.approx(np.full((2, 2), 0.3))
+    assert find_bounds(np.array([[0.3]])) == pytest.approx(np.array([[0.3], [0.3]]))

@@ -157,7 +157,7 @@ def test_a_request_alone_is_answered_and_logged_as_its_arm_says(registry, bundle
     rows = read_log(registry)
     assert {(row[0], row[5]) for row in rows} == shown
     for user, version, arm, *_ in rows:
-        assert (arm, version) == (experiment.assign(user).name, versions[arm == "new"])
+        assert (arm, version) == (experiment.assign(user).label, versions[arm == "s/new"])
 
 
 def test_the_log_has_what_was_shown_with_its_propensities_and_users_are_explored_so_often_a_day(
@@ -175,8 +175,8 @@ def test_the_log_has_what_was_shown_with_its_propensities_and_users_are_explored
         lists_of(app, users)
     rows = read_log(registry)
     assert {row[1] for row in rows} == {versions[0]}
-    of_new = [row for row in rows if row[2] == "new"]
-    assert {row[2] for row in rows} == {"old", "new"}
+    of_new = [row for row in rows if row[2] == "s/new"]
+    assert {row[2] for row in rows} == {"s/old", "s/new"}
     assert {row[3].split()[0] for row in of_new} == {"explore", "greedy"}
     for *_, policy, position, _, _, propensity in rows:
         is_drawn = policy != "greedy" and position > K - 2
