@@ -1,4 +1,4 @@
-"""Estimate item-item weights: EASE, next-item regression and a plateau filter behind one interface.
+"""Estimate item-item weights: EASE, next-item regression and cosines behind one interface.
 
 An item-item matrix B says how much an item of a history adds to the score of every other item. The
 second term of the score (`models.towers`) is
@@ -14,16 +14,12 @@ binary interaction matrix (U, N), I the identity and lambda the strength of the 
     next item    B = (H'H + lambda I)^-1 H'Y: each event, a row of Y, is predicted from the history
                  before it, a row of H, in which older events fade (Choi et al., WWW 2021), by
                  position or by time (Park et al., WSDM 2025)
-    plateau      B = D^-b (V diag(h(v)) V' + .3 V V' + rest) D^b: S is X with rows and columns
-                 divided by the roots of their sums, V its leading right singular vectors, v their
-                 squared singular values, D the sums of the columns. The curve h rises to a plateau
-                 at a half, so that strong tastes do not drown the others (Kim et al., SIGIR 2025)
 
-`models.refine` chooses the alphas. A new estimator needs an entry in its `list_estimators` and an
-alpha in a `Plan`.
+The plateau filter is in a chapter of its own, `models.plateau`. `models.refine` chooses the alphas.
+A new estimator needs an entry in its `list_estimators` and an alpha in a `Plan`.
 
-Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk, K
-singular vectors, l pairs of events.
+Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk, l
+pairs of events.
 """
 
 from __future__ import annotations
@@ -62,23 +58,9 @@ MAX_SPARSE = 0.02
 MIN_EVENT_WEIGHT = 0.02
 MAX_REACH = 50
 FADING = 86_400.0  # seconds in which events fade by time
-# The plateau filter: weight of the ideal low-pass filter beside the curve; power of the sums of
-# columns; value of phi times the weakest squared singular value, and the largest phi.
-LOW_PASS = 0.3
-SKEW = 0.3
-BEND = 1 / 3
-MAX_FLATNESS = 30.0
-
-# Singular vectors that are iterated beside those that are kept, and iterations.
-SPARE_VECTORS = 32
-ITERATIONS = 6
-
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
 MAX_TRENDING = 512  # items with a trend
-
-# Of the squared singular values of S, whose largest is 1: smaller ones are rounding errors.
-MIN_EIGENVALUE = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,63 +214,6 @@ def next_item(
     return add_rest(of_core, items, together, following, ridge, top_k)
 
 
-def plateau_filter(
-    interactions: Interactions,
-    top_k: int,
-    n_factors: int,
-    seed: int,
-    max_dense: int = MAX_COMPARED,
-) -> sp.csr_array:
-    """Return the weights of a filter of the graph of users and items whose curve has a plateau.
-
-    A component of S'S with the squared singular value v is weighed by `bend(v)` where it is one of
-    the K strongest, else by slope * v, the chord of the curve: no polynomial is needed.
-
-    Args:
-        interactions: E events of U users with N items.
-        top_k: weights that are kept per row.
-        n_factors: singular vectors that follow the curve.
-        seed: of the start of the decomposition.
-        max_dense: items of a catalogue above which only the linear filter S'S is left.
-
-    Returns:
-        (N, N) sparse weights: row j holds what an item j of a history adds to the other items.
-
-    Source: Kim et al., "Graph Spectral Filtering with Chebyshev Interpolation for Recommendation",
-    SIGIR 2025; the linear and the ideal filter are those of GF-CF (Shen et al., CIKM 2021).
-    """
-    n_items = interactions.n_items
-    matrix = interactions.matrix()  # (U, N)
-    per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
-    per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
-
-    by_user = sp.diags_array(per_user**-0.5) @ matrix  # (U, N)
-    scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
-    if n_items > max_dense:
-        return multiply_items(
-            scaled, top_k, lambda weights, row, column: weights * (row != column)
-        )
-
-    squares, vectors = leading_vectors(scaled, n_factors, seed)  # (K,), (N, K)
-    curve = bend(squares)  # (K,)
-    slope = curve[0] / squares[0]
-    gains = curve + LOW_PASS - slope * squares  # (K,)
-
-    skew = per_item**SKEW  # (N,)
-    targets = scaled @ sp.diags_array(skew)  # (U, N)
-    sources = (sp.diags_array(slope / skew) @ scaled.T).tocsr()  # (N, U)
-    rows = vectors * gains / skew[:, None]  # (N, K)
-    columns = (vectors * skew[:, None]).T  # (K, N)
-    parts = []
-    for chunk in tiles(n_items, n_items, CHUNK):
-        linear = (sources[chunk] @ targets).toarray()  # (c, N)
-        weights = rows[chunk] @ columns + linear  # (c, N)
-        weights[np.arange(len(chunk)), chunk] = 0
-        parts.append(_largest_of_rows(weights, top_k))
-
-    return sp.csr_array(sp.vstack(parts))
-
-
 def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
     """Return the cosines of items by their users, less where these are few, (N, N).
 
@@ -302,45 +227,6 @@ def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
         return np.asarray(cosines * (rows != columns), np.float32)
 
     return multiply_items(matrix, top_k, divide)
-
-
-def bend(squares: Floats) -> Floats:
-    """Return the curve h(x) = .5 - .5 sign(x) |x|^phi at x = 1 - 2 v of squared singular values v.
-
-    The curve rises from 0 to a plateau at a half, and to 1 at the strongest component. By its phi
-    the weakest of the components (K,), which rise, has come about half of the way to the plateau.
-    """
-    flatness = np.clip(BEND / squares[0], 1, MAX_FLATNESS)
-    place = 1 - 2 * squares  # (K,)
-    curve: Floats = 0.5 - 0.5 * np.sign(place) * np.abs(place) ** flatness  # (K,)
-    return curve
-
-
-def leading_vectors(
-    matrix: sp.csr_array, n_factors: int, seed: int
-) -> tuple[Floats, Floats]:
-    """Find leading right singular vectors of a matrix (U, N) by subspace iteration.
-
-    Returns:
-        (K,) squared singular values, the smallest first, and (N, K) vectors: K is `n_factors` or
-        the rank, whichever is lower.
-
-    Source: Halko, Martinsson and Tropp, "Finding Structure with Randomness", SIAM Review 2011,
-    algorithm 4.4.
-    """
-    width = min(n_factors + SPARE_VECTORS, matrix.shape[1])
-    rng = np.random.default_rng(seed)
-    basis = rng.standard_normal((matrix.shape[1], width), np.float32)  # (N, width)
-    for _ in range(ITERATIONS):
-        basis = np.linalg.qr(matrix.T @ (matrix @ basis))[0]  # (N, width)
-
-    projected = matrix @ basis  # (U, width)
-    squares, turns = np.linalg.eigh(projected.T @ projected)  # (width,) ascending
-    n_kept = np.clip(np.count_nonzero(squares > MIN_EIGENVALUE), 1, n_factors)
-    kept = np.maximum(squares[-n_kept:], MIN_EIGENVALUE)  # (K,)
-    # multiplied once more, so that items without users have exact zeros
-    vectors = matrix.T @ (matrix @ (basis @ turns[:, -n_kept:])) / kept  # (N, K)
-    return kept, vectors
 
 
 def add_rest(
@@ -392,7 +278,7 @@ def keep_largest(
     """
     np.fill_diagonal(weights, 0)
     chunks = tiles(len(items), len(items), CHUNK)
-    parts = [_largest_of_rows(weights[chunk], top_k) for chunk in chunks]
+    parts = [largest_of_rows(weights[chunk], top_k) for chunk in chunks]
     stacked = sp.vstack(parts, format="coo")  # (n, n)
     cells = (items[stacked.row], items[stacked.col])
     largest = sp.csr_array((stacked.data, cells), (n_items, n_items))
@@ -400,7 +286,7 @@ def keep_largest(
     return largest
 
 
-def _largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
+def largest_of_rows(weights: NDArray[Any], top_k: int) -> sp.csr_array:
     """Return the entries of each row (c, N) with the largest absolute values, without zeros."""
     n_rows, n_items = weights.shape
     k = max(1, min(top_k, n_items - 1))

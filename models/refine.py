@@ -45,9 +45,9 @@ from models.item_item import (
     find_trend,
     item_knn,
     next_item,
-    plateau_filter,
     read_interactions,
 )
+from models.plateau import plateau_filter
 from models.towers import Towers
 from models.validation import (
     Estimator,

@@ -6,16 +6,12 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from models.item_item import (
-    LOW_PASS,
-    SKEW,
     Interactions,
-    bend,
     ease,
     item_knn,
-    leading_vectors,
     next_item,
-    plateau_filter,
 )
+from models.plateau import LOW_PASS, SKEW, bend, leading_vectors, plateau_filter
 from serve.clock import DAY
 
 from models import item_item
