@@ -20,7 +20,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -249,9 +249,7 @@ class Estimates:
     """The estimates of one policy; all of them None where the log does not do."""
 
     effective: float  # rows
-    rewarded: (
-        float  # effective rewarded rows, or users who have them if these are fewer
-    )
+    rewarded: float  # effective rows with a reward, or their users if these are fewer
     mean_weight: float  # 1 where the log covers the policy
     clipped: int  # rows whose weight was cut
     ips: Estimate | None = None
@@ -266,23 +264,26 @@ def estimate(log: Logged) -> Estimates:
     total = weight.sum()
     ips = weight * log.reward
     of_users = np.bincount(log.user, ips)
-    facts = (
-        count_effective(weight),
-        min(count_effective(ips), count_effective(of_users)),
-        float(weight.mean()),
-        int((ratio > MAX_WEIGHT).sum()),
-    )
-    effective, rewarded, mean_weight, _ = facts
+    effective = count_effective(weight)
+    rewarded = min(count_effective(ips), count_effective(of_users))
+    mean_weight = float(weight.mean())
+    clipped = int((ratio > MAX_WEIGHT).sum())
+    facts = Estimates(effective, rewarded, mean_weight, clipped)
+
     needed = max(MIN_EFFECTIVE, MIN_SHARE * len(weight))
     is_much = effective >= needed and rewarded >= MIN_REWARDED
     if not is_much or abs(mean_weight - 1) > MAX_GAP:
-        return Estimates(*facts)
+        return facts
 
     value = float(ips.sum() / total)
     snips = value + weight * (log.reward - value) * (len(weight) / total)
     dr = log.expected + weight * (log.reward - log.predicted)
-    estimates = (estimate_mean(rows, log.user) for rows in (ips, snips, dr))
-    return Estimates(*facts, *estimates)
+    return replace(
+        facts,
+        ips=estimate_mean(ips, log.user),
+        snips=estimate_mean(snips, log.user),
+        dr=estimate_mean(dr, log.user),
+    )
 
 
 def count_effective(weights: Doubles | Ints) -> float:

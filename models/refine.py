@@ -210,9 +210,10 @@ def list_estimators(
     n_items = len(np.unique(interactions.item))
     n_factors = min(limits.n_factors, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
+    plateau = partial(plateau_filter, interactions, top_k, n_factors, seed)
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
-        "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
+        "plateau": plateau,
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }
