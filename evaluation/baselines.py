@@ -25,7 +25,12 @@ from scipy import sparse
 from datamodules.sequences import count_within
 from evaluation.ease import fit_ease
 from evaluation.holdout import Events, Strength
-from evaluation.ranking import ScoreRows, keep_largest_entries, multiply_items
+from evaluation.ranking import (
+    SHRINK,
+    ScoreRows,
+    keep_largest_entries,
+    multiply_items,
+)
 from serve.arrays import Doubles, Floats, Ints, Repeats
 from serve.clock import DAY
 from serve.errors import SchemaError, name_nearest
@@ -48,9 +53,6 @@ _LIMIT = Path("/sys/fs/cgroup/memory.max")
 # Candidates for days of popularity and of personal frequency.
 WINDOWS = (7, 14, 28, 56, 112)
 DECAYS = (15, 30, 60, 120, 240)
-
-# Added to the product of norms, so that a cosine over few users counts less.
-SHRINK = 10.0
 
 # Added to the popularity of items without similar ones in a history: below every sum of cosines.
 NEAR_NOTHING = -1.0

@@ -21,6 +21,8 @@ ScoreRows = Callable[[Ints], Floats]
 
 TILE_CELLS = 2**22  # cells of one matrix of scores: 16 MiB
 CACHED_CELLS = 2**17  # cells that are ranked at once, within the cache
+# Added to the product of the norms of two items, so that a cosine over few users counts less.
+SHRINK = 10.0
 NOTHING = np.iinfo(np.int64).max  # sorts behind every score
 
 

@@ -32,10 +32,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from datamodules.datamodule import InteractionsDataModule
-from evaluation.baselines import SHRINK
 from evaluation.ease import ease_weights, invert_regularised
-from evaluation.ranking import keep_largest_entries, multiply_items, tiles
+from evaluation.ranking import SHRINK, keep_largest_entries, multiply_items, tiles
 from serve.arrays import Flags, Floats, Ints
 from serve.events import Events
 
@@ -110,17 +108,17 @@ class Interactions:
         return np.argsort(-n_users, kind="stable")[: max(1, n)]
 
 
-def read_interactions(data: InteractionsDataModule) -> Interactions:
-    """Read the events of a training."""
-    events, weights = data.sample_events()
-    is_target = weights > 0  # (E,)
+def read_interactions(
+    events: Events, weights: Floats, n_users: int, n_items: int
+) -> Interactions:
+    """Read the events of a training, whose weights (E,) are 0 where they are no target."""
     return Interactions(
         events.segments,
         events.item_row,
         events.time,
-        is_target,
-        len(data.sequences.user_ids),
-        len(data.catalogue),
+        weights > 0,
+        n_users,
+        n_items,
     )
 
 

@@ -196,7 +196,9 @@ def list_estimators(
     if not top_k:
         return {}
 
-    interactions = read_interactions(data)
+    n_users = len(data.sequences.user_ids)
+    n_items = len(data.catalogue)
+    interactions = read_interactions(*data.sample_events(), n_users, n_items)
     estimate = partial(ease, interactions, top_k)
     trends = list_trends(data)
 
@@ -207,8 +209,8 @@ def list_estimators(
             **trends,
         }
 
-    n_items = len(np.unique(interactions.item))
-    n_factors = min(limits.n_factors, max(MIN_FACTORS, n_items // ITEMS_PER_FACTOR))
+    n_known = len(np.unique(interactions.item))
+    n_factors = min(limits.n_factors, max(MIN_FACTORS, n_known // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
     plateau = partial(plateau_filter, interactions, top_k, n_factors, seed)
     estimators: dict[str, Estimator] = {

@@ -109,7 +109,11 @@ def test_a_batch_equals_a_loop_over_the_table():
         assert batch.sees_history.all()
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
+# Windows have no next group.
+PARTS = [field.name for field in fields(FeatureDropout) if field.name != "time_of_next"]
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_one_part_is_withheld_without_the_others(name):
     data = make_data(WORLD, replace(EVERYTHING_SHOWN, **{name: 1.0}))
     for plan in plans_of(data):

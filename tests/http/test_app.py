@@ -480,7 +480,7 @@ def test_what_is_taken_leaves_the_list_until_it_may_be_due_again(buying):
     assert sorted(again) == sorted(before)
     assert "held_back" not in answer
     (due,) = ask(buying, "POST", "/v1/due", {"user_id": user, "k": N, **NOW}).json["items"][-1:]
-    late = {"datetime": due["due"] + 400 * 86_400}
+    late = {"datetime": due["last"] + 400 * 86_400}
     assert before[0] in ask_list(buying, user_id=user, **late)[0]
     many = {"requests": [NOW | {"user_id": user}, NOW | {"user_id": user, "again": "any"}], "k": N}
     lists = ask(buying, "POST", "/v1/recommend", many).json["answers"]

@@ -168,7 +168,7 @@ def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
         add_neighbours(scores[row], recommender.bundle.neighbours, owned)
         scores[row, owned] = -np.inf
         best = np.sort(scores[row])[::-1][:7]
-        np.testing.assert_allclose(answers.of(row).score, best, atol=2e-5)
+        np.testing.assert_allclose(answers.of(row).score, best, rtol=1e-6, atol=2e-5)
 
 
 def test_a_served_set_has_no_order_and_a_new_item_is_placed_by_its_content(runs):
