@@ -29,6 +29,7 @@ TOP = 10
 TOP_OF_SETS = 20
 MIN_SUM = 1e-9
 MIN_SPREAD = 1e-9
+MIN_REQUESTS = 30  # of a view that is compared
 
 # Items of a catalogue that are all ranked for every trial; of a larger one the best by the towers
 # and those that something is added to.
@@ -106,9 +107,17 @@ def mean_of_views(figures: Figures) -> float:
 
 
 def is_better(figures: Figures, before: Figures, errors: float) -> bool:
-    """Return whether the mean is higher by more than `errors` standard errors of the difference."""
-    difference = mean_of_views(figures) - mean_of_views(before)
-    return difference > errors * estimate_error(figures, before)
+    """Return whether the mean is higher by more than `errors` standard errors of the difference.
+
+    A view of a few requests says nothing beside another one: its error would hide that one's gain.
+    """
+    told = {
+        view: values for view, values in figures.items() if len(values) >= MIN_REQUESTS
+    }
+    told = told or dict(figures)
+    earlier = {view: before[view] for view in told}
+    difference = mean_of_views(told) - mean_of_views(earlier)
+    return difference > errors * estimate_error(told, earlier)
 
 
 def estimate_error(figures: Figures, before: Figures) -> float:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datamodules import datamodule as interactions
-from models.validation import join_figures, request_ndcg
+from models.validation import is_better, join_figures, request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 
@@ -72,3 +72,14 @@ def test_batches_of_a_validation_share_the_vectors_of_items(config, monkeypatch)
         with torch.no_grad():
             towers.item_tower.id_table.weight.neg_()  # the next validation is of other items
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("n_novel", [0, 1, 5, 200])
+def test_a_few_novel_targets_hide_no_gain_of_repeats_and_make_none(n_novel):
+    rng = np.random.default_rng(n_novel)
+    novel = rng.random(n_novel)
+    plain = {"all": rng.random(2000) * 0.6, "novel": novel}
+    better = {"all": plain["all"] + rng.normal(0.15, 0.3, 2000), "novel": novel}
+    lucky = {"all": plain["all"] + rng.normal(0, 0.3, 2000) - 0.02, "novel": 1 + novel}
+    assert is_better(better, plain, 1.0)
+    assert is_better(lucky, plain, 1.0) == (n_novel == 200)
