@@ -678,6 +678,7 @@ def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app):
         assert not re.search("unsafe|http", reply.headers["content-security-policy"])
     assert re.findall(r"<script[^>]*>", PAGE) == ['<script src="/page.js" defer>']
     assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
+    assert "/v1/shown" not in SCRIPT  # staff look there, not the user
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://",
         SCRIPT,
