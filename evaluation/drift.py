@@ -230,6 +230,8 @@ def compare(
 
     reach = None
     reached = f"needs {snapshot['lists']:,} lists of this version, has {len(lists):,}"
+    if not len(lists):
+        reached += "; a list counts once POST /v1/shown confirms it"
     if len(lists) == snapshot["lists"]:
         reach = abs(n_listed - snapshot["listed"]) / before
         reached = f"{snapshot['listed']} to {n_listed} of {before}"

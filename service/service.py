@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from shutil import disk_usage
 from typing import Any, Literal
@@ -41,6 +41,7 @@ from service.state import ServerError, StateStore
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
 _RETRY_SECONDS = 5.0  # between attempts to open live items and state
+_MAX_CONFIRMED = 10_000  # latest requests that are not confirmed twice
 OUT_OF_SERVICE = "erasure"  # the fault with which requests of users are refused
 FAULTS = {
     "disk": "events and impressions are not saved: the disk is full or fails",
@@ -120,6 +121,8 @@ class Service:
             self._announce()
 
         self.impressions = ImpressionLog(self._state)
+        # Whoever confirms in a loop fills no log: a failure is tried again.
+        self.confirm = lru_cache(_MAX_CONFIRMED)(self._confirm)
         self._is_closing = threading.Event()
         self._following = threading.Thread(
             target=self._follow, name="bascule-follow", daemon=True
@@ -242,7 +245,7 @@ class Service:
             each for each in observations if each.datetime >= begin
         )
 
-    def confirm(self, request_id: str) -> None:
+    def _confirm(self, request_id: str) -> None:
         """Keep that the lists of a request were seen; it is on disk when this returns."""
         self._state.log_impressions([Impressions.confirm(request_id, int(time.time()))])
 

@@ -212,7 +212,6 @@ async function ask() {
     if (number !== asked) return;
     byId("error").textContent = "";
     draw(answer, popular.answers[0].items);
-    if (form.may_change) call("/v1/shown", { request_id: answer.request_id }).catch(() => {}); // the list is there all the same
   } catch (error) {
     if (number === asked) byId("error").textContent = error.message;
   } finally {

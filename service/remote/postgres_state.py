@@ -6,7 +6,8 @@ bascule_rows    number by arrival, kind (`events` or `answers`), user, time, and
 The views `bascule_events` and `bascule_answers` show the rows by columns, for people.
 
 Whoever writes rows of a user holds the row of the user until the end of the transaction: events of
-one user come one after the other, and none comes between a look and a write.
+one user come one after the other, and none comes between a look and a write. Rows of nobody wait
+for none: their rows of `bascule_users`, named `null`, stay once they are there.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ DECLARE
     n_kept integer := 0;
 BEGIN
     INSERT INTO bascule_users AS u
-        SELECT DISTINCT ON (i->>0) i->>0, i->>1 FROM json_array_elements(rows) i ORDER BY i->>0
+        SELECT DISTINCT ON (i->>0) i->>0, i->>1 FROM json_array_elements(rows) i
+        WHERE i->>1 <> 'null' OR NOT EXISTS (SELECT 1 FROM bascule_users WHERE key = i->>0)
+        ORDER BY i->>0
         ON CONFLICT (key) DO UPDATE SET name = u.name;
     FOR item IN SELECT * FROM json_array_elements(rows) LOOP
         CONTINUE WHEN (SELECT name IS NULL FROM bascule_users WHERE key = item->>0);
@@ -95,7 +98,7 @@ BEGIN
     IF numbers IS NULL THEN RETURN NULL; END IF;
     PERFORM 1 FROM bascule_users WHERE key = ANY(keys) ORDER BY key FOR UPDATE;
     DELETE FROM bascule_rows WHERE number = ANY(numbers);
-    DELETE FROM bascule_users u WHERE key = ANY(keys) AND name IS NOT NULL
+    DELETE FROM bascule_users u WHERE key = ANY(keys) AND name <> 'null' -- nor NULL
         AND NOT EXISTS (SELECT 1 FROM bascule_rows WHERE user_key = u.key);
     RETURN to_json(cardinality(numbers));
 END $$;

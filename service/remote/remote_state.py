@@ -35,7 +35,7 @@ PATIENCE = 1.0  # seconds in which a server answers
 _PAUSE = 1.0  # seconds after a fault in which it is not asked
 _EVENTS = "events"
 _ANSWERS = "answers"
-_NOBODY = "nobody"  # key of answers without a user
+_NOBODY = "nobody"  # begins the keys of answers without a user: 256, by their requests
 _END = "0"  # cursor behind the last page
 _NONE = "-"  # begins no record
 _SLICE = 1000  # records of a call, which a server keeps within its time
@@ -188,9 +188,7 @@ class RemoteState(ABC):
         """Return name and latest events of a user, the last one first; None of an unknown one."""
         return self._call("fetch", self._key(user_id), MAX_RECALLED)
 
-    def _key(self, user_id: Id | None) -> str:
-        if user_id is None:
-            return _NOBODY
+    def _key(self, user_id: Id) -> str:
         return hash_id(self._salt or self._start(), user_id).hex()
 
     def _start(self) -> bytes:
@@ -205,7 +203,11 @@ class RemoteState(ABC):
         for kept in records:
             user_id = kept.user_id
             if user_id is None or not any(who.holds(user_id) for who in erased):
-                row = [self._key(user_id), _write(user_id), kept.datetime]
+                if user_id is None:
+                    key = _NOBODY + self._key(str(kept.request_id))[:2]
+                else:
+                    key = self._key(user_id)
+                row = [key, _write(user_id), kept.datetime]
                 rows.append([*row, *_describe(kept)])
 
         slices = (rows[start : start + _SLICE] for start in range(0, len(rows), _SLICE))

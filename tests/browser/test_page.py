@@ -254,19 +254,6 @@ def test_somebody_is_described_by_items_features_and_an_hour(page):
     assert changed(page, with_item) != with_item
 
 
-def test_the_list_that_is_shown_is_confirmed(page):
-    with (
-        page.expect_response("**/v1/shown") as confirmed,
-        page.expect_response(
-            lambda reply: "user_id" in (reply.request.post_data or "")
-        ) as answered,
-    ):
-        pick(page, "User u1")
-    request_id = answered.value.json()["request_id"]
-    assert confirmed.value.request.post_data_json == {"request_id": request_id}
-    assert confirmed.value.status == 200
-
-
 def test_similar_items_stand_beside_their_item_until_they_are_closed(page):
     name = settle(page)[2]
     button = page.get_by_role("button", name=f"Similar: {name}", exact=True)

@@ -248,6 +248,8 @@ def test_few_users_few_lists_and_other_versions_tell_nothing(recommender, snapsh
         part[:0] for part in draw_log(np.random.default_rng(7), users, shown, recommender.version)
     )
     assert set(ask(recommender, snapshot, nothing).values()) == {"few", "ok"}
+    said = {row["name"]: row["moved"] for row in compare(snapshot, recommender, *nothing)}
+    assert said["items in a list"].endswith("has 0; a list counts once POST /v1/shown confirms it")
 
 
 def test_few_says_how_many_are_needed_and_so_many_are_enough():

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from serve.recommendations import Mark, Segment, Segments
 from serve.recommender import Recommender
 from serve.rerank import Dials, recommend
 from service.publish import Stage, publish
+from service.state import StateStore
 from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
 from tests.linear_bundle import (
     FILMS,
@@ -66,6 +68,21 @@ def own(bundle, tmp_path):
 def changing(own):
     with asking(own, token=TOKEN) as app:
         yield app
+
+
+def test_a_list_that_is_confirmed_again_is_written_once_unless_that_failed(
+    changing, own, monkeypatch
+):
+    def confirm(request_id):
+        return ask(changing, "POST", "/v1/shown", {"request_id": request_id}).status
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StateStore, "log_impressions", Mock(side_effect=OSError))
+        assert confirm("r1") >= 500
+    assert [confirm(name) for name in ("r1", "r2", "r1", "r1")] == [200] * 4
+    with closing(sqlite3.connect(own.parent / "state" / "state.db")) as database:
+        names = database.execute("SELECT request_id FROM answer_rows ORDER BY number").fetchall()
+    assert names == [("r1",), ("r2",)]
 
 
 def check_list(given, expected):
@@ -678,6 +695,7 @@ def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app):
         assert not re.search("unsafe|http", reply.headers["content-security-policy"])
     assert re.findall(r"<script[^>]*>", PAGE) == ['<script src="/page.js" defer>']
     assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
+    assert "/v1/shown" not in SCRIPT  # staff look there, not the user
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://",
         SCRIPT,

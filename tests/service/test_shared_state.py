@@ -12,6 +12,7 @@ from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 
+import psycopg
 import pytest
 from evaluation.feedback import main as read_feedback
 from serve.errors import SchemaError
@@ -256,6 +257,22 @@ def test_lists_of_many_strangers_in_one_second_are_all_kept(replicas):
         replace(drawn, request_id=f"r{number}", user_id=None) for number in range(2500)
     )
     assert sum(other.expire_slices(NOON + 365 * DAY)) == 2500
+
+
+def test_confirmations_do_not_wait_for_each_other(server):
+    seen = [Impressions.confirm(f"r{number}", NOON) for number in range(3000)]
+    with closing(open_remote(server.address, retention_days=DAYS)) as store:
+        store.log_impressions(seen)
+        if hasattr(store, "_server"):
+            assert len(store._server.keys("bascule:1:answers:*")) == 256
+        else:
+            with psycopg.connect(server.address) as held:  # until it commits
+                held.execute("SELECT 1 FROM bascule_users FOR UPDATE")
+                store.log_impressions(seen[:1000])
+        assert sum(store.expire_slices(NOON + 365 * DAY)) >= 3000
+        store.log_impressions(seen[:1])
+        assert len(store._read("answers")) == 1
+        empty(store)
 
 
 @pytest.mark.parametrize("n_threads", [6])
