@@ -13,12 +13,18 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import Column
-from serve.arrays import Flags
+from serve.arrays import Flags, Ties
+from serve.errors import SchemaError
 
 DISMISS = "dismiss"  # as `service.state` logs them
 UNDISMISS = "undismiss"
 _PAIR = ["user_id", "item_id"]
 _READ = (*_PAIR, "datetime", "weight")  # columns read where the interactions have them
+_NUMBERED = (
+    "data.feedback is set, data.ties is 'simultaneous' and the interactions have a position and no "
+    "datetime: each logged event would be a basket of its own; allowed: interactions with a "
+    "datetime; give them one, or leave data.feedback out"
+)
 _EVENT = Column("event", "event", "text", "which a log of events has")
 
 
@@ -33,7 +39,7 @@ def list_columns(interactions: tuple[Column, ...]) -> tuple[Column, ...]:
 
 
 def append_log(
-    events: pd.DataFrame, log: pd.DataFrame
+    events: pd.DataFrame, log: pd.DataFrame, ties: Ties
 ) -> tuple[pd.DataFrame, dict[str, int]]:
     """Append the rows of a log to the interactions.
 
@@ -43,10 +49,18 @@ def append_log(
     Args:
         events: the interactions.
         log: oldest first, in columns of the same types.
+        ties: how the interactions of one time or position are read.
 
     Returns:
         the rows to train on, and counts of what became of all rows.
+
+    Raises:
+        SchemaError: baskets are numbered, and no number is known for what was logged.
     """
+    is_numbered = "position" in events and "datetime" not in events
+    if is_numbered and ties == "simultaneous":
+        raise SchemaError(_NUMBERED)
+
     is_sign = log["event"].isin((DISMISS, UNDISMISS))
     logged = _fill(log[~is_sign], events)
     rows = pd.concat([events, logged], ignore_index=True) if len(logged) else events

@@ -390,7 +390,7 @@ def _join_tables(
     logged: dict[str, int] = {}
 
     if "feedback" in frames:
-        interactions, logged = append_log(interactions, frames["feedback"])
+        interactions, logged = append_log(interactions, frames["feedback"], config.ties)
     if PART in interactions:
         interactions[PART] = interactions[PART].fillna(_PARTS["interactions"])
     users = interactions[["user_id"]].drop_duplicates(ignore_index=True)

@@ -109,7 +109,10 @@ def add_log_options(parser: argparse.ArgumentParser) -> None:
 
 
 def read_log_of(arguments: argparse.Namespace) -> Feedback:
-    """Read the log of a run, with what followed each list in a window."""
+    """Read the log of a run, with what followed each list in a window.
+
+    Sets `log`, the file, and `lists`, all of them: also those before `--since`.
+    """
     arguments.log = fetch_state(None, arguments.run / STATE) / STATE_FILE
     days = arguments.window_days
     if not 0 < days <= MAX_WINDOW_DAYS:
@@ -118,6 +121,7 @@ def read_log_of(arguments: argparse.Namespace) -> Feedback:
         )
 
     lists, slots, events = read_frames(arguments.log)
+    arguments.lists = lists
     lists = lists[lists["datetime"] >= arguments.since.timestamp()]
     slots = slots[slots["list"].isin(lists["list"])]
     if not len(lists):
@@ -148,7 +152,10 @@ def run(arguments: argparse.Namespace) -> None:
         experiment = Experiment.read(arguments.experiment)
 
     folder = arguments.run / FEEDBACK
-    write(folder, feedback, describe(feedback, item_ids, experiment))
+    figures = describe(feedback, item_ids)
+    if experiment is not None:
+        figures["arms"] = compare_arms(feedback, experiment, arguments.lists)
+    write(folder, feedback, figures)
     sys.stdout.write(
         f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: "
         f"{folder / PAGE}\n"
@@ -193,32 +200,33 @@ def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feed
     return replace(feedback, slots=slots)
 
 
-def describe(
-    feedback: Feedback, item_ids: Collection[str], experiment: Experiment | None
-) -> Figures:
+def describe(feedback: Feedback, item_ids: Collection[str]) -> Figures:
     """Return the figures of `figures.json`.
 
     Args:
         feedback: the log, with what a bundle knows or without.
         item_ids: the items of the catalogue, as texts; none without a bundle.
-        experiment: whose arms are compared with the first one.
     """
     slots = feedback.slots
     groups = [name for name in GROUPS if name in slots and slots[name].notna().any()]
-    figures = {
+    return {
         "all": measure(feedback, item_ids),
         "groups": measure_groups(slots, groups),
     }
 
-    if experiment is not None:
-        figures["arms"] = compare_arms(feedback, experiment)
-    return figures
 
-
-def compare_arms(feedback: Feedback, experiment: Experiment) -> Figures:
+def compare_arms(
+    feedback: Feedback, experiment: Experiment, lists: pd.DataFrame
+) -> Figures:
     """Compare each arm with the first one by what a user did, and check the shares of arms.
 
     Only lists of this experiment count; what followed those of its first `NEW_DAYS` does not.
+
+    Args:
+        feedback: the log, since a moment or all of it.
+        experiment: whose arms are compared.
+        lists: of the whole log, with user_id, arm and datetime: "before" is before a user's first
+            list of the experiment, even if only later ones are compared.
     """
     shares = {arm.label: arm.share for arm in experiment.arms}
     slots = feedback.slots
@@ -228,7 +236,8 @@ def compare_arms(feedback: Feedback, experiment: Experiment) -> Figures:
 
     by_user = known.groupby("user_id")
     arm_of_user = by_user["arm"].first()
-    before = describe_before(feedback.events, by_user["datetime"].min())
+    first = lists[lists["arm"].isin([*shares])].groupby("user_id")["datetime"].min()
+    before = describe_before(feedback.events, first[arm_of_user.index])
 
     begin = known["datetime"].min() + NEW_DAYS * DAY
     days = (slots["datetime"].max() - begin) / DAY
@@ -261,7 +270,7 @@ def describe_before(events: pd.DataFrame, first: pd.Series[int]) -> Doubles:
 
     Args:
         events: of the log.
-        first: user -> UTC seconds of their first list.
+        first: user -> UTC seconds of their first list of the experiment.
 
     Returns:
         For how many days they have been in the experiment, and how much they did before.

@@ -64,7 +64,7 @@ MIN_REWARDED = 30.0  # the same of rewarded rows, and of users who have them
 MAX_GAP = 0.1  # between 1 and the mean weight: the rest of the other version is not in the log
 NO_ESTIMATE = (
     "note: no estimate: it takes a mean weight within .1 of 1 (else the log lacks what the "
-    "version would show), 100 effective slots and .15 of all, and 30 effective slots "
+    "version would show), 100 effective slots and .1 of all, and 30 effective slots "
     "and users with a reward\n"
 )
 _RIDGE = 1e-3  # of the reward model's coefficients, in rows

@@ -19,6 +19,7 @@ from tests.benchmarks.boards.page import (
     measure_bar,
     read_rows,
     render,
+    show_board,
     write_page,
 )
 from tests.benchmarks.boards.protocols import GENRES, PAIR, PROTOCOLS, Parts, prepare
@@ -385,6 +386,17 @@ def test_a_board_shows_the_spread_of_its_seeds_and_the_best_other_model(tmp_path
         f"SASRec (quoted) {', '.join(f'{value:.4f}'[1:] for value in sasrec.values())}",
     ]
     assert cells[6] == "11"
+
+
+def test_the_best_other_model_is_the_mean_of_its_seeds_and_the_lead_names_its_own(tmp_path):
+    board = replace(BOARD, name="without quoted figures")
+    rows = [make_row(board, seed) for seed in (0, 1, 2)]
+    rows[0] |= {"others": {}, "lead": None}
+    for figure, of in rows[2]["others"]["ease"].items():
+        rows[2]["others"]["ease"][figure] = of | {"value": 0.1625}
+    assert " | ease .1125, .1125 | " in show_board(board, rows)
+    assert "(+0.0500, +0.0700), ease, seed 1 |" in show_board(board, rows)
+    assert "(+0.0500, +0.0700), ease |" in show_board(board, rows[1:2])
 
 
 def test_a_run_that_measured_another_figure_of_itself_is_named(tmp_path):

@@ -84,7 +84,8 @@ class Shop:
         for day in range(first, N_DAYS):
             seen = slots[slots["day"] <= day]
             lists = seen[["user_id", "datetime"]]
-            found = compare_arms(Feedback(lists, seen, events), self.experiment)["b"]["clicks"]
+            feedback = Feedback(lists, seen, events)
+            found = compare_arms(feedback, self.experiment, seen)["b"]["clicks"]
             sums = seen.groupby("user_id")["clicks"].sum()
             of_b = self.is_b[sums.index.astype(int)]
             a, b = sums[~of_b].to_numpy(), sums[of_b].to_numpy()

@@ -160,6 +160,16 @@ def test_columns_that_the_tables_lack_or_always_have_are_taken_away_or_filled(tm
     )  # sqrt((1 + 1) * (7 + 1)) - 1 = 3
 
 
+def test_logged_events_have_no_place_among_numbered_baskets(tmp_path):
+    log = write_log(tmp_path / "log.parquet", [(1, 4, "buy", START, 1.0)])
+    config = DataConfig(feedback=log, ties="simultaneous")
+    events = pd.DataFrame({"user_id": [1, 1], "item_id": [4, 5], "position": [1, 2]})
+    with pytest.raises(SchemaError, match=r"a basket of its own; allowed: .* datetime; give"):
+        tables_from_frames(config, events)
+    dated = tables_from_frames(config, events.assign(datetime=[START - 9, START - 8]))[0]
+    assert len(dated.interactions) == 3
+
+
 def test_an_event_that_no_key_names_is_read_as_any_other_of_the_tables(tmp_path):
     log = write_log(
         tmp_path / "log.parquet",

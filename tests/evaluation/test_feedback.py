@@ -259,6 +259,27 @@ def test_only_lists_since_a_moment_count(run):
     assert len(pd.read_parquet(run / FEEDBACK / SHOWN)) == 40 * K
 
 
+def test_what_an_arm_caused_is_not_from_before_it_where_lists_only_since_a_moment_count(
+    run, monkeypatch
+):
+    """From list 120 on each user has their second list; what followed the first is of the arms."""
+    found = []
+
+    def adjust(total, before):
+        found.append(before)
+        return total
+
+    monkeypatch.setattr("evaluation.feedback.adjust", adjust)
+    monkeypatch.setattr("evaluation.feedback.NEW_DAYS", 0)
+    with closing(StateStore(run / STATE / STATE_FILE)) as store:
+        store.observe_many([Observation("u5", "i1", "buy", START - 1, 2.0, None)])
+    moment = datetime.fromtimestamp(START + 120 * 3600, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    experiment = ["--experiment", str(run / "experiment.json")]
+    assert main(["--run", str(run), "--since", moment, *experiment]) == 0
+    days, before = found[0].T
+    assert (before.sum(), days.max()) == (1, pytest.approx(119 / 24))
+
+
 def test_whoever_is_forgotten_is_in_none_of_its_files(run):
     assert main(["--run", str(run)]) == 0
     assert {name for name, texts in read_all(run).items() if "u17" in texts} == {

@@ -120,10 +120,12 @@ def show_board(board: Board, rows: Sequence[Row]) -> str:
     seconds = mean(tell_seconds(row) for row in rows)
     name, figures = find_best_other(board, rows)
     other = name + " " + ", ".join(show_number(figures[figure]) for figure in figures)
-    lead = next((row["lead"] for row in rows if row["lead"]), None)
+    row = next((row for row in rows if row["lead"]), None)
     ahead = ""
-    if lead:
+    if row:
+        lead = row["lead"]
         ahead = f"{lead['value']:+.4f} ({lead['low']:+.4f}, {lead['high']:+.4f}), {lead['over']}"
+        ahead += f", seed {row['seed']}" if len(rows) > 1 else ""
     named = ", ".join(figure.replace("novel ", "") for figure in board.figures)
     if len(board.views) > 1:
         named = ", ".join(board.figures)
@@ -148,11 +150,14 @@ def show_values(rows: Sequence[Row], figure: str) -> str:
 
 
 def find_best_other(board: Board, rows: Sequence[Row]) -> tuple[str, dict[str, float]]:
-    """Return the name and the figures of the best baseline, peer or quoted peer."""
+    """Return the name and the figures of the best baseline, peer or quoted peer.
+
+    Figures are means over the seeds that have the model.
+    """
     others: dict[str, dict[str, float]] = {}
-    for row in rows:
-        for name, figures in row["others"].items():
-            others[name] = {figure: of["value"] for figure, of in figures.items()}
+    for name in dict.fromkeys(name for row in rows for name in row["others"]):
+        found = [row["others"][name] for row in rows if name in row["others"]]
+        others[name] = {figure: mean(of[figure]["value"] for of in found) for figure in found[0]}
     for quoted in QUOTED.get(board.name, []):
         others[f"{quoted.model} (quoted)"] = quoted.figures
     if not others:
