@@ -31,7 +31,7 @@ from evaluation.evaluate import Parts
 from evaluation.experiments import MIN_USERS
 from evaluation.guardrails import Check, Limits, check_unprompted, compare
 from evaluation.holdout import profiles_from_frame, to_moment
-from evaluation.online import find_unprompted, join, read_frames
+from evaluation.online import find_unprompted, join, keep_shown, read_frames
 from evaluation.watch import DAYS_AFTER, compare_versions
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle
 from serve.errors import BundleError, SchemaError
@@ -39,6 +39,7 @@ from serve.files import write_json
 from serve.recommender import Recommender, replay
 from serve.schema import Schema
 from service.command_line import make_parser, run_command, tabulate
+from service.event_log import SHOWN, read_log
 from service.publish import read_version
 from service.registry import (
     LOADING_ERRORS,
@@ -223,7 +224,7 @@ def release(registry: Registry, candidate: Path, verdict: Verdict) -> None:
             "judge it again"
         )
 
-    version = publish_version(registry, candidate).version
+    version = publish_version(registry, candidate, keep=MAX_EARLIER + 1).version
     audit(registry, "published", version=version)
     activate(registry, version)
     audit(registry, "activated", version=version, left=verdict["current"])
@@ -265,21 +266,17 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
     else:
         limits = Limits(**{name: getattr(options, name) for name in Limits._fields})
         checks = [Check(_FILES, n_golden, 1, True)]
-        tables = []
-        recommenders = []
-        earlier = load_earlier(options.registry, options.trusted_keys)
-        for bundle in (current, candidate, *earlier):
-            parts = read(bundle.schema)  # each reads the tables in its own way
-            check_unseen(bundle, parts.at)
-            profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
-            tables.append(parts)
-            recommenders.append(Recommender(bundle, profiles))
-
-        parts = tables[0]
+        parts = read(current.schema)
+        recommenders = [prepare(current, read), prepare(candidate, read)]
         if options.state is not None:
-            parts, share = set_prompted_apart(parts, options.state)
+            parts, share = set_prompted_apart(parts, options.state, current.schema)
             checks.append(share)
-        checks += compare(recommenders, parts, limits)
+
+        if checks[-1].is_passed:  # else there may be nothing to ask
+            for bundle in load_earlier(options.registry, options.trusted_keys):
+                with suppress(SchemaError):  # one that cannot be asked stops no other
+                    recommenders.append(prepare(bundle, read))
+            checks += compare(recommenders, parts, limits)
 
     is_passed = all(check.is_passed for check in checks)
     return {
@@ -288,6 +285,18 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
         "candidate": read_version(options.candidate),
         "checks": [asdict(check) for check in checks],
     }
+
+
+def prepare(bundle: Bundle, read: Read) -> Recommender:
+    """Give a version the users' histories, as it reads the tables.
+
+    Raises:
+        SchemaError: it has seen what it would be asked, or cannot read the tables.
+    """
+    parts = read(bundle.schema)
+    check_unseen(bundle, parts.at)
+    profiles = profiles_from_frame(parts.train, parts.users, bundle.schema)
+    return Recommender(bundle, profiles)
 
 
 def load_earlier(folder: Path | None, trusted: Path | None) -> list[Bundle]:
@@ -302,24 +311,34 @@ def load_earlier(folder: Path | None, trusted: Path | None) -> list[Bundle]:
     return bundles
 
 
-def set_prompted_apart(parts: Parts, state: Path) -> tuple[Parts, Check]:
+def set_prompted_apart(
+    parts: Parts, state: Path, schema: Schema
+) -> tuple[Parts, Check]:
     """Leave out of a test what users did after they were shown a list.
 
     Args:
         parts: the test, at a moment.
         state: folder of the log of what was shown.
+        schema: of the current version, by whose time zone days begin.
 
     Returns:
-        The test without those events, and the check that enough are left; one whose parts cannot be
-        told from others by time is as it was.
+        The test without those events, and the check that enough are left. It does not pass where
+        the events cannot be told from others: without times, or by lists that nobody confirms.
     """
-    is_unprompted = np.ones(len(parts.test), bool)
-    if parts.at is not None:
-        lists, *_ = read_frames(state / STATE_FILE)
-        found = find_unprompted(parts.test, lists, parts.at)
-        is_unprompted = found.to_numpy(bool)
-    check = check_unprompted(is_unprompted)
-    return replace(parts, test=parts.test[is_unprompted]), check
+    at = parts.at
+    lists, _, events = (table.to_pandas() for table in read_log(state / STATE_FILE))
+    shown = keep_shown(lists, events)
+    asked = lists[lists["policy"] != SHOWN]
+
+    if at is None or "datetime" not in parts.test:
+        fault = "unknown without times: give --at, and a holdout with times"
+    elif asked["datetime"].max() >= at and not shown["datetime"].max() >= at:
+        fault = "no list is confirmed: POST /v1/shown"
+    else:
+        found = find_unprompted(parts.test, shown, at, schema.timezone).to_numpy(bool)
+        return replace(parts, test=parts.test[found]), check_unprompted(found)
+
+    return parts, check_unprompted(np.zeros(0, bool), fault)
 
 
 def check_unseen(bundle: Bundle, at: int | None) -> None:
@@ -399,7 +418,8 @@ def watch(options: Namespace) -> None:
         difference = compare_versions(slots, past[0], current, options.figure)
         reason = (
             f"too little is known yet; needed are {DAYS_AFTER} days, and {MIN_USERS} users "
-            f"with lists of both {past[0]} and {current} before the last day of the log"
+            f"with lists of both {past[0]} and {current} before the last day of the log; "
+            "only lists that are confirmed (POST /v1/shown) and in no arm count"
         )
 
     if difference is None:

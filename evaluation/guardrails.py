@@ -167,11 +167,16 @@ def check_quality(change: Change, loss: float) -> Check:
     )
 
 
-def check_unprompted(is_unprompted: Flags) -> Check:
-    """Check that enough events of a test came before their user was shown a list."""
+def check_unprompted(is_unprompted: Flags, fault: str = "") -> Check:
+    """Check that enough events of a test came before their user was shown a list.
+
+    Args:
+        is_unprompted: a flag for each event; none where they cannot be told apart.
+        fault: why they cannot, and what to do.
+    """
     share = float(is_unprompted.mean()) if len(is_unprompted) else 0.0
     is_enough = share >= MIN_UNPROMPTED
-    note = f"{is_unprompted.sum():,} of {len(is_unprompted):,} events decide"
+    note = fault or f"{is_unprompted.sum():,} of {len(is_unprompted):,} events decide"
     name = "events before a list"
     return Check(name, share, MIN_UNPROMPTED, is_enough, note=note)
 

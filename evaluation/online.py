@@ -21,7 +21,7 @@ import pandas as pd
 
 from serve.arrays import Doubles
 from serve.bundle import BUNDLE, CURRENT, ITEMS_FILE
-from serve.clock import DAY
+from serve.clock import DAY, find_zone, to_local
 from serve.recommender import Recommender
 from service.event_log import DISMISS, SHOWN, UNDISMISS, read_log
 from service.live_items import LiveItems
@@ -95,7 +95,7 @@ def keep_shown(lists: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
 
 
 def find_unprompted(
-    test: pd.DataFrame, lists: pd.DataFrame, since: int
+    test: pd.DataFrame, lists: pd.DataFrame, since: int, timezone: str | None = None
 ) -> pd.Series[bool]:
     """Tell which events came before the first list that their user was shown.
 
@@ -103,17 +103,24 @@ def find_unprompted(
     so that events without a list then lack just the best items of the version that listed.
 
     Args:
-        test: events from a moment on, with `user_id` and `datetime`.
-        lists: the lists that were shown.
+        test: events from a moment on, with `user_id` and `datetime`. Where all times are whole
+            days, an event may have happened as late as its day ends.
+        lists: the lists that were shown; of those before the moment, the ones that an event after
+            it may follow count.
         since: that moment in UTC seconds.
+        timezone: in which days begin; None is UTC.
 
     Returns:
         A flag for each row of `test`.
     """
-    recent = lists[lists["datetime"] >= since]
+    recent = lists[lists["datetime"] >= since - WINDOW]
     first = recent.groupby("user_id")["datetime"].min()
     first_of_row = test["user_id"].astype("str").map(first)
-    return first_of_row.isna() | (test["datetime"] < first_of_row)
+
+    times = test["datetime"]
+    has_clock = (to_local(times.to_numpy(), find_zone(timezone)) % DAY).any()
+    end = times if has_clock else times + DAY - 1
+    return ~(end >= first_of_row)  # also where there is no list
 
 
 def add_profiles(parser: argparse.ArgumentParser) -> None:

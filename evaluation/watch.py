@@ -26,7 +26,8 @@ def compare_versions(
     A user of n lists before and m after weighs nm / (n + m), as the strata of Cochran (1954) do.
 
     Args:
-        slots: of the log, with outcomes.
+        slots: of the log, with outcomes. Those in an arm are left out: experiments compare them,
+            and a version may be in a small arm long before it serves.
         before: the version before, whose last `DAYS_BEFORE` days count.
         current: the version that serves.
         figure: `conversions` or `clicks`.
@@ -36,7 +37,8 @@ def compare_versions(
         lists of both. Lists of the last day are left out: what follows them is still to come.
     """
     end = slots["datetime"].max() - WINDOW
-    ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= end)]
+    served = slots[slots["user_id"].notna() & slots["arm"].isna()]
+    ripe = served[served["datetime"] <= end]
     begin = ripe["datetime"][ripe["version"] == current].min()
     if not end - begin >= DAYS_AFTER * DAY:  # also where there is no list yet
         return None

@@ -42,6 +42,7 @@ def draw_shop(rng: np.random.Generator, kind: str, lift: float) -> pd.DataFrame:
             "conversions": bought.astype(float),
             "datetime": START + days * DAY,
             "version": np.where(is_new, "new", "old"),
+            "arm": None,
         }
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from statistics import NormalDist
 from types import SimpleNamespace
@@ -13,9 +14,11 @@ from evaluation.evaluate import Parts
 from evaluation.gate import AUDIT, main
 from evaluation.guardrails import Change, Limits, check_slices, check_unprompted, compare
 from evaluation.online import find_unprompted
-from serve.bundle import Bundle
+from serve.bundle import STATE, STATE_FILE, Bundle
 from serve.recommender import Recommender
+from service.event_log import Impressions
 from service.registry import Registry, publish_version
+from service.state import StateStore
 from tests import linear_bundle
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.linear_bundle import DAY, SHOP, UNTIL, publish_linear
@@ -151,16 +154,29 @@ def test_what_came_after_a_list_does_not_decide():
     shown = pd.DataFrame(
         {
             "user_id": [*map(str, rng.integers(0, 30, 60)), None],  # ids of the log are texts
-            "datetime": rng.integers(since - 400, since + 500, 61),
+            "datetime": rng.integers(since - 400, since + 500, 61) - rng.choice([0, DAY], 61),
         }
     )
     found = find_unprompted(test, shown, since).tolist()
     expected = []
     for user, seconds in test.itertuples(index=False):
         lists = shown["datetime"][shown["user_id"] == str(user)]
-        expected.append(not any(since <= at <= seconds for at in lists))
+        expected.append(not any(since - DAY <= at <= seconds for at in lists))
     assert found == expected
     assert {True, False} == set(found)
+
+
+@pytest.mark.parametrize(("timezone", "hours"), [(None, 0), ("Asia/Kolkata", 5.5)])
+def test_an_event_of_a_day_may_be_as_late_as_its_end(timezone, hours):
+    """The list is shown on the afternoon of day 7, after a day that was all before it."""
+    midnight = -round(hours * 3600)
+    test = pd.DataFrame({"user_id": "u", "datetime": midnight + DAY * np.arange(5, 10)})
+    shown = pd.DataFrame({"user_id": ["u"], "datetime": [midnight + 7 * DAY + 50_000]})
+    found = find_unprompted(test, shown, midnight + 5 * DAY, timezone).tolist()
+    assert found == [True, True, False, False, False]
+    test.loc[0, "datetime"] += 1  # times of day are known
+    found = find_unprompted(test, shown, midnight + 5 * DAY, timezone).tolist()
+    assert found == [True, True, True, False, False]
 
 
 @pytest.mark.parametrize(("n_unprompted", "is_passed"), [(0, False), (4, False), (5, True)])
@@ -344,6 +360,58 @@ def test_a_candidate_whose_files_were_altered_is_stopped(bundles, options, tmp_p
         == 3
     )
     assert [check["is_passed"] for check in json.loads(out.read_text())["checks"]] == [False]
+
+
+def log_lists(state, seconds, confirmed):
+    """Log that everybody asked for a list, and confirm those of some."""
+    asked = [
+        Impressions(f"r-{user}", user, seconds, "v", "greedy", ["i1"], [0.5], [1.0])
+        for user in PEOPLE
+    ]
+    shown = [Impressions.confirm(f"r-{user}", seconds) for user in confirmed]
+    with closing(StateStore(state / STATE_FILE)) as store:
+        store.log_impressions([*asked, *shown])
+
+
+AT = ("--at", "2017-07-14T02:40:00")  # UNTIL
+
+
+@pytest.mark.parametrize(("confirmed", "at", "status", "value"), [
+    (PEOPLE[:40], AT, 0, 2 / 3),
+    (PEOPLE, AT, 3, 0),  # nothing is left to ask
+    ([], AT, 3, 0),
+    (PEOPLE[:40], (), 3, 0),
+])  # fmt: skip
+def test_it_is_judged_by_what_is_known_to_have_come_before_a_list(
+    bundles, options, tmp_path, confirmed, at, status, value
+):
+    registry, out = Registry(tmp_path / "registry"), tmp_path / "verdict.json"
+    publish_version(registry, bundles["permuted"], is_activated=True)
+    log_lists(registry.path / STATE, UNTIL + 5, confirmed)
+    words = ["--registry", registry.path, "--candidate", bundles["whole"], "--out", out]
+    assert ask([*words, *options, *at]) == status
+    checks = json.loads(out.read_text())["checks"]
+    assert checks[1]["value"] == pytest.approx(value)
+    assert len(checks) == 2 or status == 0
+    assert read_audit(registry.path)[0]["step"] == "judged"
+
+
+def test_an_earlier_version_that_cannot_be_asked_is_left_out_and_stays(
+    bundles, options, tmp_path, monkeypatch
+):
+    registry, out = Registry(tmp_path / "registry"), tmp_path / "verdict.json"
+    with monkeypatch.context() as patch:
+        patch.setattr(linear_bundle, "UNTIL", UNTIL + DAY)
+        later = publish_linear(tmp_path / "later", replace(SHOP, data_until=UNTIL + DAY), 4)
+    for path in (later, bundles["half"], bundles["permuted"]):
+        publish_version(registry, path, is_activated=True)
+    past = {registry.current(), *registry.past()}
+    words = ["--registry", registry.path, "--candidate", bundles["whole"], "--out", out]
+    assert ask([*words, *options, *AT]) == 0
+    names = [check["name"] for check in json.loads(out.read_text())["checks"]]
+    half = Bundle.load(bundles["half"]).manifest.version
+    assert [name for name in names if "earlier" in name] == [f"earlier version {half}"]
+    assert past < set(registry.versions())
 
 
 def test_mistakes_of_the_call_are_not_verdicts(bundles, options, tmp_path, capsys):

@@ -32,6 +32,7 @@ def simulate(rng, lift, n_users=600, n_days=28, change=14):
             "list": np.arange(len(days)),
             "user_id": users.astype(str),
             "conversions": bought.astype(float),
+            "arm": None,
         }
     )
     return slots.assign(datetime=START + days * DAY, version=np.where(is_new, "new", "old"))
@@ -75,6 +76,15 @@ def test_lists_of_the_last_day_do_not_count_yet():
     )
 
 
+def test_lists_of_an_arm_are_left_to_the_experiment():
+    slots = simulate(np.random.default_rng(2), 1.0, n_users=3000)
+    trial = slots[slots["version"] == "old"].assign(version="new", arm="spring/new", conversions=0)
+    both = pd.concat([slots, trial.assign(list=trial["list"] + len(slots))])
+    assert compare_versions(both, "old", "new", "conversions") == compare_versions(
+        slots, "old", "new", "conversions"
+    )
+
+
 def test_users_are_compared_with_themselves_each_by_the_lists_that_tell_something():
     slots = simulate(np.random.default_rng(3), 0.7)
     found = compare_versions(slots, "old", "new", "conversions")
@@ -107,7 +117,12 @@ def test_an_equal_version_stays_where_those_who_come_often_convert_less():
         activity = rng.beta(1, 6, 3000)
         days, users = np.nonzero(rng.random((28, 3000)) < activity)
         bought = rng.random(len(days)) < 0.4 * (1 - activity[users]) ** 4
-        facts = {"list": np.arange(len(days)), "user_id": users.astype(str), "conversions": bought}
+        facts = {
+            "list": np.arange(len(days)),
+            "user_id": users.astype(str),
+            "conversions": bought,
+            "arm": None,
+        }
         version = np.where(days >= 14, "new", "old")
         slots = pd.DataFrame(facts).assign(datetime=START + days * DAY, version=version)
         n_back += find_rollback(slots) is not None
