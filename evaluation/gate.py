@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
         type=Path,
         metavar="DIR",
         help="folder of the state: what users did after a list that it has is left out; "
-        "default: in the registry, if there is one",
+        "default: in the registry, if there is one and --at is given",
     )
     add_limits(parser)
 
@@ -137,7 +137,8 @@ def run(options: Namespace) -> None:
             f"{path} does not exist; the working directory is {Path.cwd()}"
         )
 
-    if options.state is None and options.registry is not None:
+    has_log = options.registry is not None and options.at is not None
+    if options.state is None and has_log:
         state = fetch_state(None, options.registry / STATE)
         options.state = state if (state / STATE_FILE).exists() else None
 

@@ -59,7 +59,7 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
     slots = pd.read_parquet(registry.path / "feedback" / "shown.parquet")
     assert len(slots) == 5 * 60
     assert slots.groupby("list")["conversions"].sum().eq(1).all()
-    assert set(slots["arm"]) == {"as_is", "explored"}
+    assert set(slots["arm"]) == {"spring/as_is", "spring/explored"}
     check_figures(tmp_path / "runs" / "my" / "profiles", registry.path / "feedback")
     assert (registry.path / "drift.json").exists()
 
