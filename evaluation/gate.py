@@ -97,7 +97,7 @@ def main(argv: Sequence[str] | None = None, program: str = "bascule gate") -> in
         type=Path,
         metavar="DIR",
         help="folder of the state: what users did after a list that it has is left out; "
-        "default: in the registry, if there is one and --at is given",
+        "default: in the registry, if there is one",
     )
     add_limits(parser)
 
@@ -137,8 +137,7 @@ def run(options: Namespace) -> None:
             f"{path} does not exist; the working directory is {Path.cwd()}"
         )
 
-    has_log = options.registry is not None and options.at is not None
-    if options.state is None and has_log:
+    if options.state is None and options.registry is not None:
         state = fetch_state(None, options.registry / STATE)
         options.state = state if (state / STATE_FILE).exists() else None
 
@@ -269,7 +268,8 @@ def judge(options: Namespace, current: Bundle, read: Read) -> Verdict:
         checks = [Check(_FILES, n_golden, 1, True)]
         parts = read(current.schema)
         recommenders = [prepare(current, read), prepare(candidate, read)]
-        if options.state is not None:
+        # Without times nothing tells what came before a list.
+        if options.state is not None and "datetime" in parts.test:
             parts, share = set_prompted_apart(parts, options.state, current.schema)
             checks.append(share)
 
@@ -318,21 +318,21 @@ def set_prompted_apart(
     """Leave out of a test what users did after they were shown a list.
 
     Args:
-        parts: the test, at a moment.
+        parts: the test, whose events have times, at a moment.
         state: folder of the log of what was shown.
         schema: of the current version, by whose time zone days begin.
 
     Returns:
         The test without those events, and the check that enough are left. It does not pass where
-        the events cannot be told from others: without times, or by lists that nobody confirms.
+        the events cannot be told from others: without a moment, or by lists that nobody confirms.
     """
     at = parts.at
     lists, _, events = (table.to_pandas() for table in read_log(state / STATE_FILE))
     shown = keep_shown(lists, events)
     asked = lists[lists["policy"] != SHOWN]
 
-    if at is None or "datetime" not in parts.test:
-        fault = "unknown without times: give --at, and a holdout with times"
+    if at is None:
+        fault = "unknown: give --at"
     elif asked["datetime"].max() >= at and not shown["datetime"].max() >= at:
         fault = "no list is confirmed: POST /v1/shown"
     else:
