@@ -68,5 +68,6 @@ def compare_versions(
     variance = float((weights**2 * (gains - difference) ** 2).sum())
     half = half_width(variance, (SENSIBLE_LOSS * control) ** 2, LEVEL)
     users = (len(pairs), len(pairs))
-    low, high = difference - half, difference + half
+    low = difference - half
+    high = difference + half
     return Difference(control, arm, difference, low, high, users)

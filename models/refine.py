@@ -24,7 +24,6 @@ Letters: U users, B requests, N items, W entries of a vector, L positions of a h
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,6 +57,7 @@ from models.validation import (
     compare_sides,
     is_better,
     mean_of_views,
+    take_batches,
     tell,
 )
 from serve.index import Neighbours
@@ -271,9 +271,7 @@ def choose(
     shrinkage = None
     if data.schema.item_features and data.schema.repeats == "exclude":
         shrinkage = Shrinkage(towers, data.count_targets(), seed)
-    n_held_out = sum(len(batch.history_rows) for batch in data.validation_batches)
-    stride = max(1, math.ceil(n_held_out / limits.n_requests))
-    batches = data.validation_batches[::stride]
+    batches = take_batches(data.validation_batches, limits.n_requests)
 
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
@@ -302,8 +300,7 @@ def choose(
         if data.schema.context_features:
             usual = _choose_gain(validation, weights, usual)
         is_usual = plan is plans[0]
-        # A search takes long.
-        if is_usual or usual.ndcg >= best.ndcg:
+        if is_usual or usual.ndcg >= best.ndcg:  # a search takes long
             chosen = _choose_alphas(validation, weights, usual, plan.standard_errors)
             errors = 0.0 if is_usual else PLAN_ERRORS
             if is_better(chosen.figures, best.figures, errors):

@@ -131,6 +131,15 @@ def estimate_error(figures: Figures, before: Figures) -> float:
     return fmean(standard_errors)
 
 
+def take_batches(
+    batches: Sequence[RequestBatch], n_requests: int
+) -> list[RequestBatch]:
+    """Take whole batches, evenly, with at most about so many requests."""
+    n_held_out = sum(len(batch.history_rows) for batch in batches)
+    stride = max(1, math.ceil(n_held_out / n_requests))
+    return list(batches[::stride])
+
+
 class Validation:
     """Validation requests, all as of one moment, and the vectors of trained towers for them."""
 
