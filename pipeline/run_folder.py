@@ -171,8 +171,8 @@ def read_published(folder: Path) -> tuple[str, dict[str, Any]]:
     return content["version"], content["run"]
 
 
-def find_previous(config: Config, split: Split) -> Previous:
-    """Find the run of a warm start.
+def find_previous(config: Config, split: Split) -> Previous | None:
+    """Find the run of a warm start; None where it found nothing that is worth going on from.
 
     Raises:
         SchemaError: its weights are not beside its bundle, or have seen events of the test.
@@ -204,6 +204,10 @@ def find_previous(config: Config, split: Split) -> Previous:
             f"{run} was trained on events up to {to_iso(until)}: "
             f"set data.split.at to that or later, {remedy}"
         )
+
+    if content.get("signal"):
+        console.print(f"{run} was no better than a plain list: this run trains anew")
+        return None
 
     return Previous(run, bundle, content["training"]["refinement"] or {})
 

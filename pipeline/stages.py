@@ -43,8 +43,8 @@ CONTINUED_SHARE = 0.15  # share of the epochs of a continued training
 CONTINUED_RATE = 0.2  # share of its learning rate
 CONTINUED_WARMUP = 30  # steps of its linear rise
 MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train anew
-WARM_SHARE = 0.15  # of a warm start, see docs/loop.md
-WARM_RATE = 0.2
+WARM_SHARE = 0.9  # of a warm start, see docs/loop.md
+WARM_RATE = 1.0
 QUICK_NEIGHBOURS = 64
 QUICK_LIMITS = Limits(top_k=256, n_inverted=4_000, n_factors=64, n_requests=1024)
 

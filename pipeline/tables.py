@@ -32,7 +32,7 @@ from datamodules.values import date_baskets
 from models.config import ModelConfig
 from models.defaults import Choice, DataCounts, choose_recipe, count_data
 from pipeline.config import Config
-from pipeline.run_folder import Work, console, find_previous
+from pipeline.run_folder import Previous, Work, console, find_previous
 from serve.arrays import Ints
 from serve.bundle import REJECTS
 from serve.errors import SchemaError
@@ -76,15 +76,9 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
         ids = (on_disk.user_ids, on_disk.item_ids, on_disk.event_types)
         rows = fingerprint(on_disk.events, ids, on_disk.users, tables.items)
         on_disk = replace(on_disk, counts=count_parts(on_disk, split))
-    previous = None
-    if config.warm_start:
-        previous = find_previous(config, split)
-        # The data has grown, and might choose other values.
-        values = dict(previous.bundle.manifest.facts.config["model"])
-        for name, value in asdict(config.model).items():
-            if value is not None:
-                values[name] = value
-        config = replace(config, model=ModelConfig(**values))
+    previous = find_previous(config, split) if config.warm_start else None
+    if previous is not None:
+        config = keep_sizes(config, previous)
 
     if config.quick:
         model = replace(config.model, n_blocks=0, max_epochs=QUICK_EPOCHS)
@@ -99,6 +93,18 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     config = replace(config, model=recipe.to_config())
 
     return Work(config, recipe, tables, split, report, choices, rows, previous, on_disk)
+
+
+def keep_sizes(config: Config, previous: Previous) -> Config:
+    """Return the configuration with the sizes of an earlier run, where it names no others.
+
+    The data has grown, and might choose other values.
+    """
+    values = dict(previous.bundle.manifest.facts.config["model"])
+    for name, value in asdict(config.model).items():
+        if value is not None:
+            values[name] = value
+    return replace(config, model=ModelConfig(**values))
 
 
 def read(

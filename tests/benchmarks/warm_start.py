@@ -16,9 +16,16 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.benchmarks.boards.protocols import PROTOCOLS, prepare  # noqa: E402
+
+LATE_SHARE = 0.1
+"""Of a table without order, what comes later is drawn."""
 SMALL = {
     "model.dim": 48,
     "model.n_blocks": 1,
@@ -28,7 +35,7 @@ SMALL = {
 }
 RATED = ("user_id", "item_id", "weight", "datetime")
 # name -> configuration, view and metric, first moment of the last days, split before and after, options
-BOARDS: dict[str, tuple[str, str, str, str, str, dict[str, int]]] = {
+BOARDS: dict[str, tuple[str | None, str, str, str, str, dict[str, int]]] = {
     "grocery": (
         "grocery.yaml",
         "all NDCG@20",
@@ -45,6 +52,7 @@ BOARDS: dict[str, tuple[str, str, str, str, str, dict[str, int]]] = {
         "",
         SMALL,
     ),
+    "lastfm": (None, "novel NDCG@20", "", "", "", {}),
 }
 
 
@@ -82,17 +90,14 @@ def measure(
     """Return figures and CPU seconds of training of the three runs."""
     config, figure, since, at, later, options = BOARDS[name]
     past, log = split(name, data, runs, since)
-    table = {
-        "path": str(past),
-        "names": None,
-        "columns": {"datetime": "datetime", "weight": "weight"},
-    }
-    words = [
-        "--config",
-        str(ROOT / "configs" / config),
-        "--data.interactions",
-        json.dumps(table),
-    ]
+    table: dict[str, object] = {"path": str(past)}
+    if since:
+        table |= {"names": None, "columns": {"datetime": "datetime", "weight": "weight"}}
+    words = ["--config", str(ROOT / "configs" / config) if config else "seed: 0"]
+    words += ["--data.interactions", json.dumps(table)]
+    if name == "lastfm":
+        words += ["--data.split.kind", "files"]
+        words += ["--data.split.test", str(runs / "lastfm" / "holdout.csv")]
     if name == "movielens-100k":
         for side in ("users", "items"):
             words += [
@@ -114,17 +119,35 @@ def measure(
 
 def split(name: str, data: Path, runs: Path, since: str) -> tuple[Path, Path]:
     """Write the interactions before a moment, and those from it on as a log."""
+    is_late: pd.Series
+    if name == "lastfm":
+        prepare(PROTOCOLS[name], data, runs / name)
+        events = pd.read_csv(runs / name / "train.csv")
+        draws = np.random.default_rng(0).random(len(events))
+        is_late = pd.Series(draws < LATE_SHARE, events.index)
+        moments = pd.Series(pd.Timestamp(0, tz="UTC"), events.index)
+        return write(name, runs, events, moments, is_late)
     if name == "grocery":
         events = pd.read_parquet(ROOT / "datamodules" / "sample" / "interactions.parquet")
     else:
         events = pd.read_csv(data / name / "u.data", sep="\t", names=RATED)
         events["datetime"] = pd.to_datetime(events["datetime"], unit="s", utc=True)
     is_late = events["datetime"] >= pd.Timestamp(since, tz="UTC")
+    return write(name, runs, events, events["datetime"], is_late)
+
+
+def write(
+    name: str, runs: Path, events: pd.DataFrame, moments: pd.Series, is_late: pd.Series
+) -> tuple[Path, Path]:
+    """Write the events that are not late as a table, and the others as a log."""
     past, log = runs / f"{name}.parquet", runs / f"{name}-log.parquet"
     runs.mkdir(parents=True, exist_ok=True)
     events[~is_late].to_parquet(past, index=False)
-    logged = events[is_late].astype({"user_id": "str", "item_id": "str", "weight": "float64"})
-    seconds = logged["datetime"].dt.as_unit("s").astype("int64")
+    logged = events[is_late].astype({"user_id": "str", "item_id": "str"})
+    if "weight" not in logged:
+        logged["weight"] = np.nan
+    logged["weight"] = logged["weight"].astype("float64")
+    seconds = moments[is_late].dt.as_unit("s").astype("int64")
     columns = {
         "event": "event",
         "datetime": seconds,

@@ -173,6 +173,17 @@ def test_the_next_version_knows_what_was_logged_and_says_where_it_came_from(shop
     assert "feedback" in (shop / "my-2" / CONFIG).read_text()
 
 
+def test_a_run_that_found_nothing_is_not_gone_on_from(shop, tmp_path):
+    folder = tmp_path / "shop"
+    shutil.copytree(shop / "my", folder / "my")
+    path = folder / "my" / METRICS
+    path.write_text(json.dumps(read_metrics(folder / "my") | {"signal": "no signal found"}))
+    assert ask(shop, "--run", str(folder / "my"), "--state", str(shop / "my" / "state")) == 0
+    metrics = read_metrics(folder / "my-2")
+    assert metrics["training"]["warm_start"] is None
+    assert metrics["data"]["records"]["feedback"] == 44
+
+
 @pytest.mark.slow
 def test_the_same_log_gives_the_same_bytes_and_a_later_event_waits_for_the_next_run(shop, tmp_path):
     assert ask(shop, "--out", str(tmp_path / "again")) == 0
