@@ -18,6 +18,8 @@ from serve.errors import SchemaError
 
 VALIDATION_USERS = 2048  # the most users with an event held out for early stopping
 DEFAULT_SHARE = 0.2  # of each user's items, held out by a split by pairs
+# Users of the window before a test by time, for one of the test; fewer tell nothing of it.
+MIN_LIKENESS = 0.1
 
 _PAIR = ["user_id", "item_id"]
 
@@ -68,7 +70,7 @@ def split_interactions(
     """
     kind = config.split.kind
     if kind == "time":
-        return _split_by_time(interactions, str(config.split.at), config.timezone)
+        return _split_by_time(interactions, config, seed)
     if kind == "files":
         return _split_by_file(interactions, config, seed)
     if kind == "pairs":
@@ -232,9 +234,14 @@ def _split_by_file(interactions: pd.DataFrame, config: DataConfig, seed: int) ->
     return _take_parts(rows, is_validation, is_test, "files")
 
 
-def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) -> Split:
-    """Test from a moment on; the equally long window before it is validation."""
-    seconds, is_valid = to_seconds([at], timezone)
+def _split_by_time(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
+    """Test from a moment on; the equally long window before it is validation.
+
+    Where hardly anybody comes in that window, the last groups of drawn users are. So it is where
+    all of the test is dated alike.
+    """
+    at = str(config.split.at)
+    seconds, is_valid = to_seconds([at], config.timezone)
     if not is_valid[0]:
         raise SchemaError(
             f"data.split.at is '{at}'; allowed: an ISO date or time such as 2017-12-01"
@@ -255,9 +262,16 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
 
     is_test = times >= test_at
     is_validation = (times >= validation_at) & ~is_test
-    parts = _take_parts(interactions, is_validation, is_test, "time")
+    users = interactions["user_id"]
+    likeness = users[is_validation].nunique() / users[is_test].nunique()
+    if likeness >= MIN_LIKENESS:
+        parts = _take_parts(interactions, is_validation, is_test, "time")
+        return replace(parts, validation_at=validation_at, test_at=test_at)
 
-    return replace(parts, validation_at=validation_at, test_at=test_at)
+    is_validation[:] = False
+    is_validation[~is_test] = _draw_validation(interactions[~is_test], config, seed)
+    parts = _take_parts(interactions, is_validation, is_test, "time")
+    return replace(parts, test_at=test_at)
 
 
 def _take_parts(

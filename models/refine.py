@@ -56,6 +56,7 @@ from models.validation import (
     build_weights,
     compare_sides,
     is_better,
+    is_told,
     mean_of_views,
     take_batches,
     tell,
@@ -122,7 +123,7 @@ class Plan:
 IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "plateau": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "plateau": 0.2}, 2.0)
 IN_SHORT_ORDER = Plan(
-    {"next_item": 0.05, "next_by_time": 0.0, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3
+    {"next_item": 0.05, "next_by_time": 0.1, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3
 )
 IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
 BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0, "trend": 0.0}, 2.0)
@@ -384,6 +385,9 @@ def _choose_plain(
     best: Candidate,
 ) -> Candidate:
     """Return the plainest of the terms alone and the best that nothing less plain clearly beats."""
+    if not is_told(best.figures):  # nothing is clearly better than anything
+        return best
+
     plain = {name: estimators[name] for name in PLAIN if name in estimators}
     weights = build_weights(plain, validation.towers, requests, decay=0.0)
     alone = Refinement(content_events=best.refinement.content_events)

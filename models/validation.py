@@ -120,6 +120,11 @@ def is_better(figures: Figures, before: Figures, errors: float) -> bool:
     return difference > errors * estimate_error(told, earlier)
 
 
+def is_told(figures: Figures) -> bool:
+    """Return whether a view has enough requests to compare anything by."""
+    return any(len(values) >= MIN_REQUESTS for values in figures.values())
+
+
 def estimate_error(figures: Figures, before: Figures) -> float:
     """Estimate the standard error of the difference; the mean of those of the views."""
     standard_errors = []

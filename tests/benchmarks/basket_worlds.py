@@ -92,16 +92,21 @@ def plant_small(rng: Rng, n_items: int = 150, n_users: int = 600) -> World:
 
 
 def _date(events: pd.DataFrame, dates: str) -> World:
-    """Date baskets: by `days`, by `numbers` from a common start, with the last one `alike`, or by `positions` alone."""
+    """Date baskets: by `days`, by `numbers` from a common start, with the last one `alike`, or by `positions` alone.
+
+    `numbers alike` has baskets by numbers, the last ones alike, and is split by time; `alike by time` has them by days,
+    so that most people come back after months.
+    """
     data = DataConfig(ties="simultaneous", repeats="allow", split=SplitConfig("leave_one_out"))
-    day = events["number"] if dates == "numbers" else events["day"]
+    day = events["number"] if dates.startswith("numbers") else events["day"]
     if dates == "positions":
         return events[["user_id", "item_id"]].assign(position=events["number"]), data
-    if dates in ("alike", "alike by time"):
+    if dates in ("alike", "alike by time", "numbers alike"):
         last = events.groupby("user_id")["number"].transform("max")
         end = int(day.max()) + 1
-        day = day.where(events["number"] < last, end + 29)
-        if dates == "alike by time":
+        later = 0 if dates == "numbers alike" else 29
+        day = day.where(events["number"] < last, end + later)
+        if dates != "alike":
             at = pd.Timestamp(BEGIN + end * DAY, unit="s").isoformat()
             data = replace(data, split=SplitConfig("time", at=at))
     return events[["user_id", "item_id"]].assign(datetime=BEGIN + day * DAY), data
@@ -122,6 +127,9 @@ PLANTED_BASKETS: dict[str, Callable[[Rng], World]] = {
     "last baskets, positions alone": partial(plant_last_baskets, dates="positions"),
     "last baskets, dated alike": partial(plant_last_baskets, dates="alike"),
     "last baskets, dated alike, by time": partial(plant_last_baskets, dates="alike by time"),
+    "last baskets, numbered, the last alike, by time": partial(
+        plant_last_baskets, dates="numbers alike"
+    ),
     "last baskets, few items": plant_small,
     "members, repeats by chance": plant_members,
     "members, popularity moves": partial(plant_members, moves=20.0),

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,6 +40,7 @@ from null_worlds import NULL_WORLDS, World  # noqa: E402
 from pipeline.config import Config  # noqa: E402
 from pipeline.run import run  # noqa: E402
 from serve.clock import DAY  # noqa: E402
+from tests.benchmarks.boards.version import hash_sources  # noqa: E402
 
 BEGIN = 1_700_006_400
 """A midnight."""
@@ -88,16 +88,15 @@ def find_rows(
     """Return the rows of a run, from its file if this version has run it."""
     if out is None:
         return compare(name, draw(np.random.default_rng(seed)), seed)
-    git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-    version = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    version = hash_sources()
     path = out / f"{re.sub('[^a-z0-9]+', '-', name.lower())}-{seed}.json"
     if path.exists():
         saved = json.loads(path.read_bytes())
-        if saved["version"] == version.strip():
+        if saved["version"] == version:
             return list(saved["rows"])
     rows = compare(name, draw(np.random.default_rng(seed)), seed)
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"version": version.strip(), "rows": rows}, indent=1) + "\n")
+    path.write_text(json.dumps({"version": version, "rows": rows}, indent=1) + "\n")
     return rows
 
 

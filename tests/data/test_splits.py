@@ -109,6 +109,26 @@ def test_the_time_split_has_two_windows_of_one_length():
     assert split.horizon == 2 * day
 
 
+@pytest.mark.parametrize("n_before", [0, 1, 4])
+def test_a_window_that_is_no_likeness_of_the_test_gives_way_to_the_last_groups(n_before):
+    start = 1512086400  # 2017-12-01; all of the test is dated alike
+    rows = [(user, start - 9_000 + second) for user in range(20) for second in (0, 60)]
+    rows += [(user, start - 1) for user in range(n_before)]
+    rows += [(user, start) for user in range(20)]
+    split = split_interactions(make_events(rows), baskets(until("2017-12-01T00:00:00Z")), 0)
+    assert split.test.index.tolist() == list(range(40 + n_before, 60 + n_before))
+    if n_before == 4:
+        assert split.validation.index.tolist() == list(range(40, 44))
+        assert split.horizon == 1
+        return
+    held_out = split.validation
+    assert (held_out.groupby("user_id").size() == 1).all()
+    assert len(held_out) > 4
+    last = split.refit.groupby("user_id")["datetime"].max()
+    assert (held_out["datetime"].to_numpy() == last[held_out["user_id"]].to_numpy()).all()
+    assert split.horizon is None
+
+
 def test_the_moment_of_a_time_split_is_read_in_the_zone():
     events = make_events([(1, 0), (1, 1512086400), (1, 1512086400 + 5 * 3600)])
     config = replace(until("2017-12-01"), timezone="America/New_York")

@@ -264,6 +264,9 @@ def test_popularity_ranks_alone_where_nothing_else_is_clearly_better_and_no_feat
     world, held_out = hold_out(make_world(world))
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot")
+    # Less than thirty requests tell nothing.
+    assert choose(towers, data, LIMITS, SEED).alphas != {"popularity": refine.ALONE}
+    monkeypatch.setattr(validation, "MIN_REQUESTS", 1)
     counts = torch.bincount(torch.from_numpy(data.sequences.events.item_row), minlength=N)
     want(data, lambda batch: counts.float().expand(len(batch.history_rows), -1))
     found = choose(towers, data, LIMITS, SEED)
