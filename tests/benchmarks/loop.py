@@ -36,6 +36,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from serve.recommender import Recommender  # noqa: E402
 from service.registry import Registry, publish_version  # noqa: E402
 from tests.served import JSON, Server, serving  # noqa: E402
 from train import main as train  # noqa: E402
@@ -43,35 +44,38 @@ from train import main as train  # noqa: E402
 from evaluation import gate  # noqa: E402
 from pipeline import retrain  # noqa: E402
 
-USERS, GENRES, ITEMS, NEW, K, VISITS = (
-    400,
-    8,
-    120,
-    12,
-    8,
-    2,
-)  # new items a week, and turns in which a user may come
-WITH_LIST, MET = (
-    0.6,
-    12,
-)  # share of visits that begin with a list; items that people come across on the others
-COMES, COMES_AGAIN = (
-    0.6,
-    0.9,
-)  # chance to come in a turn, and after a visit on which something was taken
-WEEK, PAST, BROKEN = (
-    7 * 86_400,
-    4,
-    4,
-)  # seconds; weeks of data before the first; the week of a broken training
-BREAKS = ("shuffled genres", "lost events", "stale weights")  # of seeds 0, 1, 2, 3, ...
-TRIES, PAUSE = (
-    8,
-    1.0,
-)  # of a request to a busy service; seconds before the second one, doubled each time
-SEEN = 1 / np.log2(np.arange(K) + 2)  # how many look at each slot
+USERS = 400
+GENRES = 8
+ITEMS = 120
+NEW = 12
+"""Items that come each week."""
+K = 8
+VISITS = 2
+"""Turns of a week in which a user may come."""
+WITH_LIST = 0.6
+"""Share of the visits that begin with a list."""
+MET = 12
+"""Items that people come across on a visit without one."""
+COMES = 0.6
+"""Chance to come in a turn."""
+COMES_AGAIN = 0.9
+"""The same, after a visit on which something was taken."""
+WEEK = 7 * 86_400
+PAST = 4
+"""Weeks of data before the first."""
+BROKEN = 4
+"""The week of a broken training."""
+BREAKS = ("shuffled genres", "lost events", "stale weights")
+"""Of seeds 0, 1, 2, 3, ..."""
+TRIES = 8
+"""Of a request to a busy service."""
+PAUSE = 1.0
+"""Seconds before the second try, doubled each time."""
+SEEN = 1 / np.log2(np.arange(K) + 2)
+"""How many look at each slot."""
 TOKEN = "a token of more than 16 characters"
-FOUND = 5  # people who took a new item from lists: it is found
+FOUND = 5
+"""People who took a new item from lists: it is found."""
 POLICY = {
     "kind": "explore",
     "temperature": 1.0,
@@ -79,8 +83,12 @@ POLICY = {
     "new_items": 1.5,
     "lists_per_day": 1000,
 }
-KEPT = ("name", "taken", "new_share", "weeks", "verdicts")  # of a scenario, in the file of results
 SCENARIOS = ("never retrained", "retrained", "retrained, explored")
+KEPT = ("name", "taken", "new_share", "weeks", "verdicts", "truths")
+"""Of a scenario, in the file of results."""
+WORSE = -0.05
+EQUAL = 0.01
+"""Of what is taken per list, by the truth: a training is worse by more than the one, equal within the other."""
 
 
 class Shop:
@@ -91,10 +99,8 @@ class Shop:
         self.seed = seed
         n_items = ITEMS + NEW * n_weeks
         self.born = np.concatenate([np.full(ITEMS, -PAST), np.repeat(np.arange(n_weeks), NEW)])
-        self.genre, self.quality = (
-            rng.integers(GENRES, size=n_items),
-            rng.normal(0, 0.8, n_items),
-        )
+        self.genre = rng.integers(GENRES, size=n_items)
+        self.quality = rng.normal(0, 0.8, n_items)
         self.taste = rng.normal(0, 1.3, (USERS, GENRES))
         self.fashion = np.cumsum(rng.normal(0, 0.45, (n_weeks + PAST, GENRES)), axis=0)
         self.start = int(time.time()) // 86_400 * 86_400 - WEEK * (n_weeks + 1)
@@ -107,19 +113,22 @@ class Shop:
 
     def browse(self, rng: np.random.Generator, week: int, share: float) -> pd.DataFrame:
         """Return what people found without lists: of a few items each that they came across."""
-        like, rows = self.like(week), []
+        like = self.like(week)
+        there = np.flatnonzero(self.born <= week)
+        rows = []
         for user in np.flatnonzero(rng.random(USERS) < share):
-            met = rng.choice(np.flatnonzero(self.born <= week), 12, replace=False)
-            rows += [
-                (user, item, self.at(rng, week)) for item in met[rng.random(12) < like[user, met]]
-            ]
+            met = rng.choice(there, MET, replace=False)
+            taken = met[rng.random(MET) < like[user, met]]
+            rows += [(user, item, self.at(rng, week)) for item in taken]
         return pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
 
     def meet(
         self, rng: np.random.Generator, week: int, users: Sequence[int]
     ) -> list[tuple[int, int]]:
         """Return the users and items that they took of those that they came across."""
-        like, there, taken = self.like(week), np.flatnonzero(self.born <= week), []
+        like = self.like(week)
+        there = np.flatnonzero(self.born <= week)
+        taken: list[tuple[int, int]] = []
         for user in users:
             met = rng.choice(there, MET, replace=False)
             taken += [(user, int(item)) for item in met[rng.random(MET) < like[user, met]]]
@@ -143,16 +152,21 @@ class Scenario:
     name: str
     folder: Path
     runs: list[Path] = field(default_factory=list)
-    taken: list[float] = field(default_factory=list)  # items taken per list, by week
-    new_share: list[float] = field(default_factory=list)  # of the slots
-    takers: dict[int, int] = field(
-        default_factory=dict
-    )  # new item -> people who took it from lists
-    weeks: dict[int, int] = field(default_factory=dict)  # new item -> weeks until it was found
+    taken: list[float] = field(default_factory=list)
+    """Items taken per list, by week."""
+    new_share: list[float] = field(default_factory=list)
+    """Of the slots, by week."""
+    takers: dict[int, int] = field(default_factory=dict)
+    """New item -> people who took it from lists."""
+    weeks: dict[int, int] = field(default_factory=dict)
+    """New item -> weeks until it was found."""
     verdicts: list[str] = field(default_factory=list)
-    is_pleased: np.ndarray = field(
-        default_factory=lambda: np.zeros(USERS, bool)
-    )  # took something last time
+    truths: list[float] = field(default_factory=list)
+    """How much more is taken from lists of each training than from those of the version in use."""
+    histories: dict[int, list[int]] = field(default_factory=dict)
+    """User -> items that they took, the last one last."""
+    is_pleased: np.ndarray = field(default_factory=lambda: np.zeros(USERS, bool))
+    """Took something the last time."""
 
     @property
     def registry(self) -> Registry:
@@ -167,7 +181,10 @@ def prepare(shop: Shop, scenario: Scenario, rng: np.random.Generator) -> None:
     """Write the data before the first week, train on it and publish the first version."""
     scenario.folder.mkdir(parents=True)
     past = pd.concat([shop.browse(rng, week, 0.9) for week in range(-PAST, 0)])
-    past.sort_values("datetime").to_csv(scenario.folder / "events.csv", index=False)
+    past = past.sort_values("datetime")
+    past.to_csv(scenario.folder / "events.csv", index=False)
+    for user, item in zip(past["user_id"], past["item_id"], strict=True):
+        scenario.histories.setdefault(int(user), []).append(int(item))
     shop.items(-1).to_csv(scenario.folder / "items.csv", index=False)
     data = {
         "interactions": {"path": str(scenario.folder / "events.csv")},
@@ -213,7 +230,9 @@ def run_week(
                 named = {"user_id": user, "item_id": item, "request_id": request_id}
                 events.append({**named, "datetime": at + 60})
         scenario.is_pleased[comes] = False
-        scenario.is_pleased[[event["user_id"] for event in events]] = True
+        for event in events:
+            scenario.is_pleased[event["user_id"]] = True
+            scenario.histories.setdefault(event["user_id"], []).append(event["item_id"])
         for first in range(0, len(events), 250):
             ask(server, "/v1/events", {"events": events[first : first + 250]})
     set_times(scenario.registry.path / "state" / "state.db", shown)
@@ -230,7 +249,8 @@ def take(
     rng: np.random.Generator,
 ) -> list[tuple[int, int]]:
     """Return the users and items that they took from their lists."""
-    like, taken = shop.like(week), []
+    like = shop.like(week)
+    taken: list[tuple[int, int]] = []
     for user, items in zip(users, lists, strict=True):
         for item, seen in zip(items, SEEN, strict=False):
             if rng.random() < like[user, item] * seen:
@@ -282,6 +302,7 @@ def learn(shop: Shop, scenario: Scenario, server: Server, week: int) -> None:
     for path, content in kept.items():
         path.write_bytes(content)
     scenario.verdicts.append("passed" if status == 0 else "stopped")
+    scenario.truths.append(find_truth(shop, scenario, out, week + 1))
     if status == 0:
         scenario.runs.append(out)
         reply = server.ask(
@@ -289,6 +310,24 @@ def learn(shop: Shop, scenario: Scenario, server: Server, week: int) -> None:
         )
         if reply.status != 200:
             raise RuntimeError(reply.content.decode())
+
+
+def find_truth(shop: Shop, scenario: Scenario, out: Path, week: int) -> float:
+    """Return how much more people take in a week from lists of a run than from those of the version in use.
+
+    By the chances of the shop itself, for the same requests, of all who have a history; no list is shown to anybody.
+    """
+    like = shop.like(week)
+    users = sorted(scenario.histories)
+    expected = []
+    for run in (out, scenario.runs[-1]):
+        recommender = Recommender.load(run / "bundle")
+        requests = [{"history": scenario.histories[user]} for user in users]
+        lists = recommender.recommend(requests, k=K)
+        items = lists.item_ids[lists.item_row].reshape(len(users), K)
+        chances = like[np.array(users)[:, None], items]
+        expected.append(float((chances * SEEN).sum(axis=1).mean()))
+    return expected[0] / expected[1] - 1
 
 
 def break_tables(scenario: Scenario, broken: str) -> dict[Path, bytes]:
@@ -345,10 +384,8 @@ def served(scenario: Scenario) -> Iterator[Server]:
 
 def simulate(seed: int, n_weeks: int, folder: Path) -> list[Scenario]:
     """Run all scenarios in one shop."""
-    shop, scenarios = (
-        Shop(seed, n_weeks),
-        [Scenario(name, folder / f"{seed}-{name[:9]}{len(name)}") for name in SCENARIOS],
-    )
+    shop = Shop(seed, n_weeks)
+    scenarios = [Scenario(name, folder / f"{seed}-{name[:9]}{len(name)}") for name in SCENARIOS]
     for scenario in scenarios:
         prepare(shop, scenario, np.random.default_rng(seed + 1))
         with served(scenario) as server:
@@ -421,14 +458,18 @@ def report(found: list[list[Scenario]], n_weeks: int) -> bool:
                 for seed, one in enumerate(found)
             ]
             print(f"week {BROKEN}, {SCENARIOS[place]}: {', '.join(ends)}")
-    passed = [
-        verdict
-        for one in found
-        for place in (1, 2)
-        for week, verdict in enumerate(one[place].verdicts)
-        if week != BROKEN
-    ]
-    print(f"other trainings: {passed.count('passed')} of {len(passed)} passed the gate")
+    judged: list[tuple[float, str]] = []
+    for one in found:
+        for place in (1, 2):
+            judged += zip(one[place].truths, one[place].verdicts, strict=True)
+    kinds = {
+        "truly better": [verdict for truth, verdict in judged if truth > EQUAL],
+        "equal": [verdict for truth, verdict in judged if abs(truth) <= EQUAL],
+        "worse by 1 to 5 %": [verdict for truth, verdict in judged if WORSE < truth < -EQUAL],
+        "worse by 5 % and more": [verdict for truth, verdict in judged if truth <= WORSE],
+    }
+    for kind, verdicts in kinds.items():
+        print(f"trainings that are {kind}: {verdicts.count('passed')} of {len(verdicts)} passed")
     gain = np.mean(shares[explored]) - np.mean(shares[retrained])
     print(
         f"new items are found {'earlier' if gain > 0 else 'no earlier'} with exploration ({gain:+.3f})"
@@ -483,9 +524,8 @@ def main() -> None:
     given = parser.parse_args()
     given.results.mkdir(parents=True, exist_ok=True)
     work = [(seed, given.weeks, given.results) for seed in range(given.seeds)]
-    with ProcessPoolExecutor(
-        2, multiprocessing.get_context("spawn")
-    ) as pool:  # each keeps one processor busy
+    # Each keeps one processor busy.
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         ended = list(pool.map(simulate_seed, work))
     found = [scenarios for scenarios in ended if scenarios is not None]
     if not found:
