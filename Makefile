@@ -8,8 +8,8 @@ LIGHT_TESTS := tests/core tests/around
 
 .PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
 
-demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
-	$(BIN)/python train.py --out runs/demo --overwrite
+demo: .venv/.train          ## train, export, evaluate and publish on a bundled sample, into runs/demo, or runs/NAME with SAMPLE=NAME
+	$(BIN)/python train.py $(if $(SAMPLE),--sample $(SAMPLE)) --out runs/$(or $(SAMPLE),demo) --overwrite
 
 test: .venv/.dev            ## the quick suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -35,9 +35,8 @@ wheel: .venv/.dev           ## the built distribution, and what it does alone in
 	rm -rf build/wheel build/alone && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
-	$(BIN)/python -m pytest -q tests/wheel_contents.py
-	BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile -k "not form and not walkthrough" \
-	    tests/service/test_pages_run.py tests/service/test_loop_guide.py
+	OMP_NUM_THREADS=1 BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile -k "not form and not walkthrough" \
+	    tests/wheel_contents.py tests/service/test_pages_run.py tests/service/test_loop_guide.py
 
 test-slow: .venv/.dev       ## the suites that need minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
