@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -256,10 +257,16 @@ def list_forms():
     return forms
 
 
+@cache
+def explain(folder, *words):
+    """Return what a command says of itself; several forms are of one."""
+    return run(folder, [*words, "--help"])
+
+
 @pytest.mark.parametrize("command", list_forms(), ids=lambda command: command[:40])
 def test_every_option_of_a_form_exists(home, command):
     words = re.split(r" [\[(]?--|`", command)[0].split()
-    known = run(home, [*words, "--help"])
+    known = explain(home, *words)
     assert known.returncode == 0, known.stderr
     options = re.findall(r"--[a-z_.-]+", command)
     assert not [one for one in options if one not in known.stdout]
