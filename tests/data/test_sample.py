@@ -95,11 +95,14 @@ def test_the_library_is_what_its_script_draws_and_its_truth_is_a_distribution():
             else:
                 assert kept[column].fillna("").tolist() == expected.fillna("").tolist()
     day = 400.0
-    (with_next, *_) = np.flatnonzero(world.next_volume >= 0)
-    chances = world.probabilities(3, [5, int(with_next)], day)
+    is_there = world.bought_on_day <= day
+    has_next = (world.next_volume >= 0) & is_there[world.next_volume]
+    with_next = int(np.flatnonzero(has_next)[0])
+    chances = world.probabilities(3, [1399, with_next], day)
     assert chances.sum() == pytest.approx(1)
-    assert (chances[[5, with_next]] == 0).all()
-    assert (chances[world.bought_on_day > day] == 0).all()
+    assert (chances[[1399, with_next]] == 0).all()
+    assert (chances[~is_there] == 0).all()
+    assert 0.1 < is_there.mean() < 0.95
     assert chances.argmax() == world.next_volume[with_next]
 
 
