@@ -6,10 +6,11 @@ LOWEST := .venv-lowest
 PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
+.PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel alone test-wheel \
+    environments clean
 
-demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
-	$(BIN)/python train.py --out runs/demo --overwrite
+demo: .venv/.train          ## train, export, evaluate and publish on a bundled sample, into runs/demo, or runs/NAME with SAMPLE=NAME
+	$(BIN)/python train.py $(if $(SAMPLE),--sample $(SAMPLE)) --out runs/$(or $(SAMPLE),demo) --overwrite
 
 test: .venv/.dev            ## the quick suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
@@ -31,19 +32,27 @@ test-lowest:                ## the quick suite with the lowest versions that pyp
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c build/lowest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile
 
-wheel: .venv/.dev           ## the built distribution, and what it does alone in a fresh environment and an empty folder
+wheel: alone                ## the built distribution, and what it does alone in a fresh environment and an empty folder
+	$(MAKE) test-wheel
+
+alone: .venv/.dev
 	rm -rf build/wheel build/alone && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
 	$(PYTHON) -m venv build/alone
 	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
-	$(BIN)/python -m pytest -q tests/wheel_contents.py
-	BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile -k "not form and not walkthrough" \
-	    tests/service/test_pages_run.py tests/service/test_loop_guide.py
 
-test-slow: .venv/.dev       ## the suites that need minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
+test-wheel: .venv/.dev
+	OMP_NUM_THREADS=1 BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile -k "not form and not walkthrough" \
+	    tests/wheel_contents.py tests/service/test_pages_run.py tests/service/test_loop_guide.py
+
+test-slow: .venv/.dev       ## the suites that need minutes; files without any are not read
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile $$(grep -rl "mark.slow" tests --include="test_*.py")
 
 test-service: .venv/.dev    ## what a review of the service asks, against running services
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service tests/test_examples.py
+
+environments: .venv/.dev    ## what CI makes beside style and types: each writes into the folder, so that they follow one another
+	$(MAKE) $(LIGHT)/.base
+	$(MAKE) alone
 
 docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

@@ -25,9 +25,9 @@ class BuildInside(build_py):
             for path in list(root.glob(f"{name}*")):
                 path.rename(home / path.name)
 
-        shutil.copytree(
-            "configs", home / "configs", ignore=shutil.ignore_patterns("[!gt]*")
-        )  # grocery, template
+        (home / "configs").mkdir()
+        for name in ("grocery", "library", "template"):
+            shutil.copy(f"configs/{name}.yaml", home / "configs")
         for path in home.rglob("*.py"):
             text = path.read_text(encoding="utf-8")
             path.write_text(IMPORT.sub(r"\1bascule.\2", text), encoding="utf-8")

@@ -97,8 +97,8 @@ and trust it (while a key is replaced, the file of trusted keys holds the old an
 example:
   bascule sign --bundle runs/demo/bundle --key signing.pem"""
 _DEMO_HELP = """
-Trains into runs/demo of this folder, which takes about two minutes, or one with --quick. A run
-that lies there is served as it is."""
+Trains into runs/demo of this folder, with --sample into runs/NAME, which takes about two
+minutes, or one with --quick. A run that lies there is served as it is."""
 _FORGET_HELP = """
 DIR/forgotten.json keeps a keyed hash of each user, so that later events and trainings leave
 them out."""
@@ -243,6 +243,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "group of consumers that share the stream (default: bascule)",
     },
+    "--sample": {"choices": ("grocery", "library"), "help": "sample to train on"},
     "--quick": {
         "action": "store_true",
         "help": "a first look in half the time, with hardly any training",
@@ -272,9 +273,9 @@ _SERVE_OPTIONS = (
 COMMANDS = {
     "demo": Command(
         "demo.demo",
-        "train on the bundled sample, serve it, and open its page",
+        "train on a bundled sample, serve it, and open its page",
         "",
-        "--quick --no-browser --host --port",
+        "--sample --quick --no-browser --host --port",
         _DEMO_HELP,
     ),
     "recommend": Command(

@@ -1,4 +1,4 @@
-"""`bascule demo`: train on the bundled sample, serve it, and open its page."""
+"""`bascule demo`: train on a bundled sample, serve it, and open its page."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pathlib import Path
 from socket import create_connection
 from threading import Thread
 
-_RUN = Path("runs") / "demo"
-_BUNDLE = _RUN / "bundle"
 _LOOK_SECONDS = 0.2  # between two looks at whether the service answers
 
 
 def demo(options: Namespace) -> None:
-    """Train unless `runs/demo` holds a bundle, and serve it until a signal comes."""
+    """Train unless the run of the sample holds a bundle, and serve it until a signal comes."""
     from service.http.workers import bind
 
     # A port that cannot be had is named before the training.
     with bind(options.host, options.port) as (listener,):
         port = listener.getsockname()[1]
 
-    if _BUNDLE.is_dir():
-        print(f"{_RUN} holds a run, which is served; remove it to train again")
+    run = Path("runs", options.sample or "demo")
+    bundle = run / "bundle"
+    if bundle.is_dir():
+        print(f"{run} holds a run, which is served; remove it to train again")
     else:
+        sample = [f"--sample={options.sample}"] if options.sample else []
         quick = ["--quick"] if options.quick else []
-        _run(["train", f"--out={_RUN}", "--overwrite", *quick])
+        _run(["train", f"--out={run}", "--overwrite", *sample, *quick])
 
     host = options.host
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it", flush=True)
     if not options.no_browser:
         Thread(target=_open_page, args=(host, port), daemon=True).start()
-    _run(["serve", f"--bundle={_BUNDLE}", f"--host={host}", f"--port={port}"])
+    _run(["serve", f"--bundle={bundle}", f"--host={host}", f"--port={port}"])
 
 
 def _run(words: list[str]) -> None:

@@ -220,7 +220,7 @@ class EventBlock(nn.Module):
     def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
         """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""
         values = self.gap_bias.weight  # (H, K)
-        slopes = values.diff(dim=1)  # (H, pieces)
+        slopes = values[:, 1:] - values[:, :-1]  # (H, pieces)
         first = values[:, :-1]  # (H, pieces)
         knots = torch.arange(slopes.shape[1], device=slopes.device)  # (pieces,)
         starts = first - slopes * knots  # (H, pieces)

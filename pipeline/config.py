@@ -25,12 +25,16 @@ from pipeline.config_check import check_words
 from serve.errors import SchemaError, say_missing
 
 HOME = Path(__file__).parents[1]
-DEFAULT_CONFIG = HOME / "configs" / "grocery.yaml"
 TEMPLATE = HOME / "configs" / "template.yaml"
-SAMPLE = HOME / "datamodules" / "sample"
+SAMPLES = {
+    "grocery": HOME / "datamodules" / "sample",
+    "library": HOME / "datamodules" / "sample" / "library",
+}
+"""The bundled samples: a configuration has the name, a folder the tables."""
 DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 
 bascule train                                the bundled grocery sample, into runs/grocery
+bascule train --sample library               the other bundled sample, into runs/library
 bascule train --config my.yaml               your own tables; copy {TEMPLATE}
 bascule train --config my.yaml --quick       a first look in a fraction of the time
 bascule train --config F --tune.trials 30    search for better values of `model`, by validation
@@ -207,12 +211,20 @@ def add_trainer(parser: ArgumentParser) -> None:
 
 
 def _name_config(words: Sequence[str]) -> list[str]:
-    """Name the bundled sample, from any working directory, if there is no `--config`."""
+    """Name the files of a bundled sample, from any working directory, if there is no `--config`."""
     if any(word.split("=")[0] == "--config" for word in words):
         return list(words)
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--sample", default="grocery")
+    options, others = parser.parse_known_args(words)
+    sample = options.sample
+    if sample not in SAMPLES:
+        raise SchemaError(f"--sample {sample}: allowed are {', '.join(SAMPLES)}")
+
     tables = ("interactions", "users", "items")
-    paths = [f"--data.{name}.path={SAMPLE / name}.parquet" for name in tables]
-    return [f"--config={DEFAULT_CONFIG}", *paths, *words]
+    paths = [f"--data.{name}.path={SAMPLES[sample] / name}.parquet" for name in tables]
+    return [f"--config={HOME / 'configs' / sample}.yaml", *paths, *others]
 
 
 def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, str]:

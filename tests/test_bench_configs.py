@@ -105,4 +105,4 @@ def test_it_reads_and_fits_tables_of_its_layout(name, tmp_path):
 
 def test_every_configuration_that_reads_files_from_elsewhere_is_tried():
     elsewhere = {str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")}
-    assert elsewhere - {"grocery", "movielens-100k", "template"} == set(LAYOUTS)
+    assert elsewhere - {"grocery", "library", "movielens-100k", "template"} == set(LAYOUTS)

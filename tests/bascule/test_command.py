@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from bascule.commands import COMMANDS, TRAINING, main
+from pipeline.config import SAMPLES
 from tests.served import ROOT
 
 import bascule
@@ -172,10 +173,15 @@ def read_page(address):
     pytest.fail("nobody answers")
 
 
-def test_the_demo_serves_the_run_that_is_there(bundle_paths, tmp_path):
-    shutil.copytree(bundle_paths["shop"], tmp_path / "runs" / "demo" / "bundle")
-    with running_demo(tmp_path) as address:
+@pytest.mark.parametrize(("name", "words"), [("demo", []), ("library", ["--sample", "library"])])
+def test_the_demo_serves_the_run_of_a_sample_that_is_there(bundle_paths, tmp_path, name, words):
+    shutil.copytree(bundle_paths["shop"], tmp_path / "runs" / name / "bundle")
+    with running_demo(tmp_path, *words) as address:
         assert "<title>" in read_page(address)
+
+
+def test_the_demo_offers_every_sample():
+    assert commands._OPTIONS["--sample"]["choices"] == tuple(SAMPLES)
 
 
 @pytest.mark.slow
@@ -188,7 +194,7 @@ def test_the_demo_trains_on_the_sample_and_serves_it(tmp_path):
     pq.write_table(events.filter(some_users), tmp_path / "interactions.parquet")
     prelude = (
         "from pathlib import Path; import pipeline.config as config\n"
-        f"config.SAMPLE = Path({str(tmp_path)!r})\n"
+        f"config.SAMPLES['grocery'] = Path({str(tmp_path)!r})\n"
     )
     with running_demo(tmp_path, "--quick", prelude=prelude) as address:
         assert "<title>" in read_page(address)

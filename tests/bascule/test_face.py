@@ -26,7 +26,7 @@ from serve.requests import Request
 from service.state import StateStore
 from tests.linear_bundle import N
 from tests.models.tiny_towers import one_thread
-from tests.pipeline.small_runs import ORDERED, make_tables
+from tests.pipeline.small_runs import ORDERED, make_tables, trace_exports
 from tests.served import ROOT
 
 import bascule
@@ -56,7 +56,8 @@ def test_the_examples_of_a_recommender_give_what_they_say(shop):
 
 
 @pytest.mark.slow
-def test_the_examples_of_the_package_give_what_they_say(shop):
+def test_the_examples_of_the_package_give_what_they_say(shop, monkeypatch):
+    trace_exports(monkeypatch)
     rng = np.random.default_rng(0)
     events = pd.DataFrame({"user_id": np.arange(300) % 30, "item_id": rng.integers(12, size=300)})
     items = pd.DataFrame(
@@ -371,7 +372,10 @@ def test_what_is_saved_answers_the_same_and_replaces_nothing(shop, tmp_path):
         bascule.load(tmp_path / "kept")
 
 
-def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(tmp_path, capsys):
+def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(
+    tmp_path, monkeypatch, capsys
+):
+    trace_exports(monkeypatch)
     events, _, items = make_tables(ORDERED)
     events = events.rename(columns={"user_id": "customer", "item_id": "sku"})
     items = items.rename(columns={"item_id": "sku"})
@@ -395,6 +399,7 @@ def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(t
 
 
 def test_a_fit_into_no_folder_is_kept_by_save_alone(tmp_path, monkeypatch, capsys):
+    trace_exports(monkeypatch)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     events, _, items = make_tables(ORDERED)

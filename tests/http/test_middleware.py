@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import re
-import shlex
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +23,6 @@ from tests.served import JSON, ROOT, ask, exchange, read_reply, serving, write_r
 
 SENTINEL = "Qx9person9xQ"
 EVENT = {"user_id": "u1", "item_id": item_ids(SHOP)[0]}
-DEMO = ROOT / "runs" / "demo"
 
 
 @pytest.fixture
@@ -383,42 +380,3 @@ def test_the_examples_of_the_readme_name_routes_that_there_are(bundle):
     given = [re.search(r"http://127.0.0.1:8080(\S+)", command)[1] for command in read_examples()]
     assert len(given) >= 10
     assert {re.sub(r"/items/\d+", "/items/{item_id}", path) for path in given} <= paths
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_the_examples_of_the_readme_are_answered(tmp_path):
-    run = tmp_path / "run"
-    if (DEMO / "bundle").exists():
-        shutil.copytree(DEMO, run, ignore=shutil.ignore_patterns("state", "checkpoints", "logs"))
-    else:
-        words = [
-            "--model.dim",
-            "16",
-            "--model.max_epochs",
-            "1",
-            "--trainer.limit_train_batches",
-            "2",
-        ]
-        subprocess.run(
-            [sys.executable, "train.py", *words, "--out", str(run)],
-            cwd=ROOT,
-            check=True,
-        )
-    with serving("--bundle", run / "bundle") as server:
-        lists = []
-        for command in read_examples():
-            words = shlex.split(
-                command.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}")
-            )
-            done = subprocess.run(
-                [*words, "--fail-with-body"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, (command, done.stdout, done.stderr)
-            lists += [json.loads(done.stdout)["answers"]] if "/v1/recommend" in command else []
-        assert server.end() == 0
-    assert [len(answers) for answers in lists] == [1, 1, 1, 2]
-    assert all(len(answer["items"]) == 5 for answers in lists for answer in answers)

@@ -19,12 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from models.two_tower import TwoTower
 from service.registry import Registry, publish_version
 from service.sources import RegistrySource
 from tests.pipeline.shop import open_shop
-from tests.pipeline.small_runs import BASKETS
+from tests.pipeline.small_runs import BASKETS, trace_exports
 
 from evaluation import gate
 from pipeline import retrain
@@ -137,6 +138,7 @@ def describe(shop: Path) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
+    trace_exports(pytest.MonkeyPatch())
     assert fork(lambda: open_shops(folder)) == 0
     code = fork(lambda: attempt(folder / "whole", POINTS[""]))
     report: dict[str, Any] = {

@@ -20,13 +20,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import train
 import yaml
 from models.config import ModelConfig
 from models.two_tower import TwoTower
 from tests.pipeline.shop import open_shop
-from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, config_of, make_tables
+from tests.pipeline.small_runs import (
+    BASKETS,
+    ORDERED,
+    QUIET,
+    config_of,
+    make_tables,
+    trace_exports,
+)
 
 from pipeline import retrain, run, stages
 
@@ -219,5 +227,6 @@ def report_chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict[s
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    trace_exports(pytest.MonkeyPatch())
     _, out, protocol, n_kills, seed = sys.argv
     print(json.dumps(report_chain(Path(out), protocol, int(n_kills), int(seed))))

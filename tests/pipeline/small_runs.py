@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig
 from pipeline.config import Config
 from pipeline.run import Run, run
+
+from models import export
 
 DAY = 86_400
 START = 1_600_000_000
@@ -80,3 +83,18 @@ def config_of(folder: Path, data: DataConfig, **options) -> Config:
 
 def make_run(folder: Path, data: DataConfig, **options) -> Run:
     return run(config_of(folder, data, **options), make_tables(data))
+
+
+def trace_exports(patch: pytest.MonkeyPatch) -> None:
+    """Let runs write their graphs as quick ones do: compiling takes 12 s of a small run's 15.
+
+    Compiled graphs are what tests/models/test_export.py and tests/pipeline/test_train.py ask of.
+    """
+    export_graph = export.export_graph
+    patch.setattr(
+        export,
+        "export_graph",
+        lambda graph, example, path, space_id, _: export_graph(
+            graph, example, path, space_id, is_traced=True
+        ),
+    )

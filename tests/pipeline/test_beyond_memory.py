@@ -15,7 +15,7 @@ from datamodules.on_disk import FOLDER
 from pipeline.config import parse
 from pipeline.run import run
 from tests.data.test_on_disk import write_shop
-from tests.pipeline.small_runs import QUIET
+from tests.pipeline.small_runs import QUIET, trace_exports
 
 ROOT = Path(__file__).parents[2]
 NAMED_BY_RUN = ("manifest.json", "MODEL_CARD.md")  # they have the hashes of the checkpoints' data
@@ -53,6 +53,13 @@ def train(path, out, *more):
     words = [f"--config={path}", f"--out={out}", "--ckpt_path=last", *more]
     config, text = parse(words, "bascule train")
     return run(config, text=text).metrics["test"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced():
+    with pytest.MonkeyPatch.context() as patch:
+        trace_exports(patch)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -42,6 +42,8 @@ def test_the_help_explains_each_key_of_the_model(capsys):
     "words",
     [
         ["--model.dmi", "3"],
+        ["--sample", "bakery"],
+        ["--config", "configs/library.yaml", "--sample", "library"],
         ["--model.dim", "x"],
         ["--model.dim", "0"],
         ["--data.split.kind", "foo"],
@@ -89,6 +91,7 @@ def test_python_is_checked_as_the_command_line_is(values):
     ("words", "out"),
     [
         ([], "runs/grocery"),
+        (["--sample", "library"], "runs/library"),
         (["--config=mine.yaml"], "runs/mine"),
         (["--config=mine.yaml", "--config", "model: {dim: 8}"], "runs/mine"),
         (["--config", "model: {dim: 8}"], "runs/run"),

@@ -28,6 +28,7 @@ from tests.data.messy_shop import (
     write_messy_shop,
 )
 from tests.models.tiny_towers import one_thread
+from tests.pipeline.small_runs import trace_exports
 
 pytestmark = pytest.mark.slow
 _DECLARE = re.compile(r"declare (\w+): (\S.*?) in data(?:\.(\w+))?(?=[;\s]|$)")
@@ -47,6 +48,7 @@ def told(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shop")
     write_messy_shop(folder)
     with one_thread(), pytest.MonkeyPatch.context() as patch:
+        trace_exports(patch)
         errors: list[str] = []
         patch.setattr("sys.stderr.write", errors.append, raising=False)
         out = ["--out", str(folder / "run")]

@@ -18,7 +18,7 @@ from service.publish import read_version
 from service.registry import Registry, publish_version, rollback
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.shop import DISMISSED, NEW_ITEM, NEW_USER, log_events, open_shop
-from tests.pipeline.small_runs import BASKETS
+from tests.pipeline.small_runs import BASKETS, trace_exports
 
 from evaluation import gate
 from pipeline import retrain
@@ -28,7 +28,8 @@ ANY_LOSS = ("--loss", "1", "--slice-loss", "1", "--coverage-loss", "1")
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread():
-    with one_thread():
+    with one_thread(), pytest.MonkeyPatch.context() as patch:
+        trace_exports(patch)
         yield
 
 

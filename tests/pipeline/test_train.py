@@ -29,6 +29,7 @@ from tests.pipeline.small_runs import (
     config_of,
     make_run,
     make_tables,
+    trace_exports,
 )
 
 from bascule import commands
@@ -45,9 +46,11 @@ def _one_thread():
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> dict[str, run.Run]:
-    return {
-        name: make_run(tmp_path_factory.mktemp(name) / "run", data) for name, data in DATA.items()
-    }
+    folder = tmp_path_factory.mktemp("runs")
+    compiled = {name: make_run(folder / name, DATA[name]) for name in ("baskets", "ordered")}
+    with pytest.MonkeyPatch.context() as patch:
+        trace_exports(patch)
+        return {**compiled, "sets": make_run(folder / "sets", DATA["sets"])}
 
 
 @pytest.fixture(params=DATA)
@@ -353,7 +356,8 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     assert not (tmp_path / "run" / "bundle").exists()
 
 
-def test_an_item_that_the_items_table_lacks_is_read_and_not_recommended(tmp_path):
+def test_an_item_that_the_items_table_lacks_is_read_and_not_recommended(tmp_path, monkeypatch):
+    trace_exports(monkeypatch)
     events, users, items = make_tables(ORDERED)
     lacking = int(items["item_id"].iloc[7])
     options = {"evaluation": EvaluationConfig(["popularity"])}
@@ -373,7 +377,8 @@ def test_an_item_that_the_items_table_lacks_is_read_and_not_recommended(tmp_path
         assert figures[model]["novel"]["targets_outside_catalogue"] == n_missed
 
 
-def test_baskets_that_are_numbered_need_no_dates(tmp_path):
+def test_baskets_that_are_numbered_need_no_dates(tmp_path, monkeypatch):
+    trace_exports(monkeypatch)
     data = replace(BASKETS, split=SplitConfig(), features=FeaturesConfig())
     events, _, _ = make_tables(BASKETS)
     events["position"] = events.groupby("user_id")["datetime"].rank("dense").astype(int)

@@ -28,6 +28,7 @@ def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         pytest.skip(f"needs {missing}")
     monkeypatch.setattr(small_runs, "START", int(time.time()) - 302 * small_runs.DAY)
+    small_runs.trace_exports(monkeypatch)
     with one_thread():
         config = open_shop(
             tmp_path / "runs", replace(small_runs.BASKETS, split=SplitConfig("none"))

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -166,19 +167,29 @@ def follow(folder, steps, port):
             words[-1] = PREAMBLE + words[-1]
         done = run(folder, words)
         assert done.returncode == 0, f"{text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        check_answers(done.stdout)
+        assert check_answers(done.stdout) == count_requests(text)
         printed.append(done.stdout)
         print(f"{time.monotonic() - begun:5.1f} s  {text.splitlines()[0][:90]}")
     return "\n".join(printed)
 
 
 def check_answers(text):
-    """Let no answer be of nobody, hold items that are not there, or be short."""
+    """Let no answer be of nobody, hold items that are not there, or be short; give how many each reply has."""
+    counts = []
     for line in filter(lambda line: line.startswith("{"), text.splitlines()):
-        for answer in json.loads(line).get("answers", ()):
+        answers = json.loads(line).get("answers", [])
+        counts += [len(answers)] if answers else []
+        for answer in answers:
             assert (len(answer["items"]), answer["unknown_items"]) == (5, 0), line
             assert answer.get("user_known", True), line
             assert "unknown_values" not in answer, line
+    return counts
+
+
+def count_requests(text):
+    """Return how many requests each body that asks for lists has."""
+    bodies = map(json.loads, re.findall(r"/v1/recommend -d '(.*)'", text))
+    return [len(body.get("requests", [body])) for body in bodies]
 
 
 def wait_for_item(port, item_id):
@@ -246,10 +257,16 @@ def list_forms():
     return forms
 
 
+@cache
+def explain(folder, *words):
+    """Return what a command says of itself; several forms are of one."""
+    return run(folder, [*words, "--help"])
+
+
 @pytest.mark.parametrize("command", list_forms(), ids=lambda command: command[:40])
 def test_every_option_of_a_form_exists(home, command):
     words = re.split(r" [\[(]?--|`", command)[0].split()
-    known = run(home, [*words, "--help"])
+    known = explain(home, *words)
     assert known.returncode == 0, known.stderr
     options = re.findall(r"--[a-z_.-]+", command)
     assert not [one for one in options if one not in known.stdout]
