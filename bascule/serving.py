@@ -9,9 +9,11 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING
 
 from serve.errors import SchemaError
@@ -85,6 +87,7 @@ def _serve_here(
     from service.http.app import make_app
     from service.http.server import serve as run_server
     from service.registry import Registry
+    from service.retention import Retention
     from service.service import Service
     from service.sources import BundleSource, RegistrySource, Source
 
@@ -112,7 +115,7 @@ def _serve_here(
         home,
         options.profiles,
         options.state,
-        options.retention_days,
+        Retention.parse(options.retention_days),
         options.clock,
         experiment,
     )
@@ -131,6 +134,7 @@ def consume(options: Namespace) -> None:
     from service.remote.shared import open_shared
     from service.remote.streams import RedisStream
     from service.remote.streams import consume as consume_stream
+    from service.retention import Retention
     from service.state import State, StateStore
 
     _check_folder(options)
@@ -149,31 +153,33 @@ def consume(options: Namespace) -> None:
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]
-    days = options.retention_days
-    shared = open_shared(options.state, runs, days)
-    state: State = shared or StateStore(folder / STATE_FILE, runs, days)
+    retention = Retention.parse(options.retention_days)
+    shared = open_shared(options.state, runs, retention)
+    state: State = shared or StateStore(folder / STATE_FILE, runs, retention)
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = Event()
     with closing(state), handling(lambda *_: stopping.set()):
         consume_stream(stream, state, find_schema, stopping)
 
 
-def forget(options: Namespace) -> None:
-    """Erase users from a run, and print the receipt."""
-    from service.forget import forget_users
+def expire(options: Namespace) -> None:
+    """Remove what is too old from the state of a run, and print how much of each kind."""
+    from serve.bundle import STATE, STATE_FILE
     from service.remote.shared import open_shared
+    from service.retention import Retention
+    from service.state import State, StateStore
 
-    shared = open_shared()
-    receipt = forget_users(options.run_folder, options.user, options.exports, shared)
-    print(json.dumps(receipt, indent=1))
-    unknown = [
-        user
-        for user, user_hash in zip(options.user, receipt["forgotten"], strict=True)
-        if user_hash in receipt["unknown"]
-    ]
-    if unknown:
-        names = ", ".join(unknown)
-        print(f"note: {names} had neither a profile nor live state", file=sys.stderr)
+    retention = Retention.parse(options.retention_days)
+    folder = options.run_folder / STATE
+    if not folder.is_dir():
+        raise SchemaError(f"{options.run_folder} holds no '{STATE}' of a service")
+    shared = open_shared(retention=retention)
+    state: State = shared or StateStore(folder / STATE_FILE, retention=retention)
+    with closing(state):
+        removed = sum(state.expire_slices(int(time())), Counter())
+    days = vars(retention)
+    counts = {kind: removed[kind] for kind in days}
+    print(json.dumps({"removed": counts, "kept_days": days}))
 
 
 def publish(options: Namespace) -> None:

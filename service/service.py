@@ -20,7 +20,7 @@ from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.cells import parse_id
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
-from serve.files import is_forgotten
+from serve.files import is_forgotten, read_opt_outs
 from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
@@ -35,6 +35,7 @@ from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
 from service.remote.shared import open_shared
+from service.retention import Retention
 from service.sources import NO_PROFILES, Source, explain_fault
 from service.state import ServerError, StateStore
 
@@ -48,11 +49,10 @@ FAULTS = {
     "impressions": "impressions are no longer logged; start the service again",
     "reload": "the last version was refused, an earlier one answers; the status says why",
     "server": "the state's server fails: events and requests that name a user are refused",
-    OUT_OF_SERVICE: "the erasure list cannot be read: requests that name a user are refused",
+    OUT_OF_SERVICE: "erasures or opt-outs cannot be read: requests that name a user are refused",
 }
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
-_NOT_FOLLOWED = "other processes cannot be followed: %s"
 _LOG = logging.getLogger("service.http")
 
 
@@ -65,7 +65,7 @@ class Service:
         home: Path,
         profiles: Path | None,
         state: Path | None,
-        retention_days: float,
+        retention: Retention,
         clock: Clock = "data",
         experiment: Experiment | None = None,
     ) -> None:
@@ -76,7 +76,7 @@ class Service:
             home: folder of profiles and state, unless they are named.
             profiles: folder called 'profiles'.
             state: folder called 'state'; without it, that of BASCULE_STATE is used if it is set.
-            retention_days: age at which events and impressions are removed.
+            retention: how long each kind of data is kept.
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
 
@@ -95,7 +95,7 @@ class Service:
 
         runs = (folder.absolute().parent for folder in folders.values())
         self._runs = list(dict.fromkeys(runs))
-        self._retention_days = retention_days
+        self._retention = retention
         self._clock = clock
         self._source = source
         # Where figures of use and drift lie.
@@ -103,8 +103,8 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        self.shared = open_shared(state, self._runs, retention_days)
-        self._erasures = Erasures(self._runs, self.shared)
+        self.shared = open_shared(state, self._runs, retention)
+        self.erasures = Erasures(self._runs, self.shared)
         self._open(recommender)
         self.arms: Arms | None = None
         if experiment is not None:
@@ -240,10 +240,9 @@ class Service:
         """Keep events, all or none, but old ones and those of forgotten users; return how many."""
         now = int(time.time())
         observations = parse_observations(events, self._schema, now)
-        begin = now - self._retention_days * DAY
-        return self._state.observe_many(
-            each for each in observations if each.datetime >= begin
-        )
+        begin = self._retention.begin("events", now)
+        recent = (each for each in observations if each.datetime >= begin)
+        return self._state.observe_many(recent)
 
     def _confirm(self, request_id: str) -> None:
         """Keep that the lists of a request were seen; it is on disk when this returns."""
@@ -252,7 +251,7 @@ class Service:
     def forget(self, user_id: Id) -> Future[list[Content]]:
         """Let a user be erased; the result is a receipt for each folder with profiles or state."""
         user_id = parse_id(user_id, self._schema.user_id_type, "user_id")
-        return self._erasures.add(user_id)
+        return self.erasures.add(user_id)
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is a profile or an event of a user, who is not forgotten."""
@@ -265,7 +264,7 @@ class Service:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
-                file = self._folder / STATE_FILE, self._runs, self._retention_days
+                file = self._folder / STATE_FILE, self._runs, self._retention
                 state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
@@ -323,7 +322,7 @@ class Service:
                         if reason is not None:
                             _LOG.error(_FAILED_HERE, version, reason)
             except LOADING_ERRORS as error:
-                _LOG.error(_NOT_FOLLOWED, explain_fault(error))
+                _LOG.error("others cannot be followed: %s", explain_fault(error))
 
     def _announce(self) -> None:
         """Let other processes load the version that answers here."""
@@ -396,8 +395,9 @@ class Service:
         last = self.last_reload
         is_damaged = False
         try:
-            for run in self._runs:
-                is_forgotten(run, "")  # reads the erasure list, if it was changed
+            for run in self._runs:  # what was changed is read
+                is_forgotten(run, "")
+            read_opt_outs(self.beside)
         except (BundleError, OSError):
             is_damaged = True
 
@@ -428,7 +428,7 @@ class Service:
         """Write what waits and close the files."""
         self._is_closing.set()
         self._following.join()
-        self._erasures.close()
+        self.erasures.close()
         self.impressions.close()
         self._state.close()
         self.items.close()
