@@ -118,6 +118,7 @@ class Command:
 _FOLDER = {"type": Path, "metavar": "DIR"}
 _FILE = {"type": Path, "metavar": "FILE"}
 _FLAG = {"action": "store_true"}
+_DAYS = {"type": float, "metavar": "DAYS"}
 _NUMBER = {"type": int, "metavar": "N"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--bundle": {
@@ -185,11 +186,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     | {"default": 8080, "help": "port to listen on (default: 8080; 0: any free port)"},
     "--workers": _NUMBER
     | {"help": "number of worker processes (default: one, without a supervisor)"},
-    "--retention-days": {
-        "default": "365",
-        "metavar": "DAYS",
-        "help": "keep live data this long, as in events=365,impressions=90 (default: 365)",
-    },
+    "--retention-days": _DAYS
+    | {"default": 365, "help": "keep events this long (default: 365)"},
+    "--impression-days": _DAYS
+    | {"help": "keep impressions this long (default: as events)"},
     "--clock": {
         "choices": ("data", "now"),
         "default": "data",
@@ -258,7 +258,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
-    " --retention-days --keys --trusted-keys --reload-token-file --allowed-host"
+    " --retention-days --impression-days --keys --trusted-keys --reload-token-file --allowed-host"
     " --admin-port --read-only --log-format"
 )
 COMMANDS = {
@@ -314,7 +314,7 @@ COMMANDS = {
         "serving.consume",
         "read events from Redis Streams into the state of a service",
         "--stream",
-        "--group --bundle --registry --state --retention-days",
+        "--group --bundle --registry --state --retention-days --impression-days",
         _CONSUME_HELP,
     ),
     "user": Command(
@@ -328,7 +328,7 @@ COMMANDS = {
         "serving.expire",
         "remove what is too old, with a report",
         "--run",
-        "--retention-days",
+        "--retention-days --impression-days",
     ),
     "publish": Command(
         "serving.publish",

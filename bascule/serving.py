@@ -87,7 +87,6 @@ def _serve_here(
     from service.http.app import make_app
     from service.http.server import serve as run_server
     from service.registry import Registry
-    from service.retention import Retention
     from service.service import Service
     from service.sources import BundleSource, RegistrySource, Source
 
@@ -115,9 +114,10 @@ def _serve_here(
         home,
         options.profiles,
         options.state,
-        Retention.parse(options.retention_days),
+        options.retention_days,
         options.clock,
         experiment,
+        options.impression_days,
     )
     run_server(make_app(service, access), listeners)
 
@@ -134,7 +134,6 @@ def consume(options: Namespace) -> None:
     from service.remote.shared import open_shared
     from service.remote.streams import RedisStream
     from service.remote.streams import consume as consume_stream
-    from service.retention import Retention
     from service.state import State, StateStore
 
     _check_folder(options)
@@ -153,9 +152,9 @@ def consume(options: Namespace) -> None:
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]
-    retention = Retention.parse(options.retention_days)
-    shared = open_shared(options.state, runs, retention)
-    state: State = shared or StateStore(folder / STATE_FILE, runs, retention)
+    days = options.retention_days, options.impression_days
+    shared = open_shared(options.state, runs, *days)
+    state: State = shared or StateStore(folder / STATE_FILE, runs, *days)
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = Event()
     with closing(state), handling(lambda *_: stopping.set()):
@@ -166,20 +165,19 @@ def expire(options: Namespace) -> None:
     """Remove what is too old from the state of a run, and print how much of each kind."""
     from serve.bundle import STATE, STATE_FILE
     from service.remote.shared import open_shared
-    from service.retention import Retention
     from service.state import State, StateStore
 
-    retention = Retention.parse(options.retention_days)
     folder = options.run_folder / STATE
     if not folder.is_dir():
         raise SchemaError(f"{options.run_folder} holds no '{STATE}' of a service")
-    shared = open_shared(retention=retention)
-    state: State = shared or StateStore(folder / STATE_FILE, retention=retention)
+    days = options.retention_days, options.impression_days
+    shared = open_shared(None, (), *days)
+    state: State = shared or StateStore(folder / STATE_FILE, None, *days)
+    removed = Counter(events=0, impressions=0)
     with closing(state):
-        removed = sum(state.expire_slices(int(time())), Counter())
-    days = vars(retention)
-    counts = {kind: removed[kind] for kind in days}
-    print(json.dumps({"removed": counts, "kept_days": days}))
+        for of_slice in state.expire_slices(int(time())):
+            removed.update(of_slice)
+    print(json.dumps({"removed": removed}))
 
 
 def publish(options: Namespace) -> None:

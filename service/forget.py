@@ -278,10 +278,9 @@ def add_to_erasure_list(
 def opt_in(run: Path, user_id: Id) -> None:
     """Take a user off the list of those who opted out, on disk when this returns."""
     with take_lock(run / _LOCK, mode=PRIVATE):
-        sets = []
-        for salt, hashes in read_opt_outs(run).sets:
-            sets.append((salt, hashes - {hash_id(salt, user_id)}))
-        _write(run, ErasureList(tuple(sets)), OPTED_OUT)
+        sets = read_opt_outs(run).sets
+        left = [(salt, keys - {hash_id(salt, user_id)}) for salt, keys in sets]
+        _write(run, ErasureList(tuple(left)), OPTED_OUT)
 
 
 def inherit_left_out(run: Path, previous: Path | None) -> ErasureList:

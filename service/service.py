@@ -35,7 +35,6 @@ from service.known_users import MissingState, fill_in, know_user
 from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
 from service.remote.shared import open_shared
-from service.retention import Retention
 from service.sources import NO_PROFILES, Source, explain_fault
 from service.state import ServerError, StateStore
 
@@ -65,9 +64,10 @@ class Service:
         home: Path,
         profiles: Path | None,
         state: Path | None,
-        retention: Retention,
+        retention_days: float,
         clock: Clock = "data",
         experiment: Experiment | None = None,
+        impression_days: float | None = None,
     ) -> None:
         """Load the versions to serve and open the live state.
 
@@ -76,9 +76,10 @@ class Service:
             home: folder of profiles and state, unless they are named.
             profiles: folder called 'profiles'.
             state: folder called 'state'; without it, that of BASCULE_STATE is used if it is set.
-            retention: how long each kind of data is kept.
+            retention_days: age at which events are removed.
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
+            impression_days: age at which impressions are removed; by default the same.
 
         Raises:
             BundleError: no version can be loaded.
@@ -95,7 +96,7 @@ class Service:
 
         runs = (folder.absolute().parent for folder in folders.values())
         self._runs = list(dict.fromkeys(runs))
-        self._retention = retention
+        self._days = retention_days, impression_days
         self._clock = clock
         self._source = source
         # Where figures of use and drift lie.
@@ -103,7 +104,7 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        self.shared = open_shared(state, self._runs, retention)
+        self.shared = open_shared(state, self._runs, *self._days)
         self.erasures = Erasures(self._runs, self.shared)
         self._open(recommender)
         self.arms: Arms | None = None
@@ -240,7 +241,7 @@ class Service:
         """Keep events, all or none, but old ones and those of forgotten users; return how many."""
         now = int(time.time())
         observations = parse_observations(events, self._schema, now)
-        begin = self._retention.begin("events", now)
+        begin = now - self._days[0] * DAY
         recent = (each for each in observations if each.datetime >= begin)
         return self._state.observe_many(recent)
 
@@ -264,7 +265,7 @@ class Service:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
-                file = self._folder / STATE_FILE, self._runs, self._retention
+                file = self._folder / STATE_FILE, self._runs, *self._days
                 state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:

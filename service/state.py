@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
-from serve.clock import check_seconds
+from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
 from serve.files import (
     is_forgotten,
@@ -38,9 +38,9 @@ from service.event_log import (
     gather,
     open_log,
 )
-from service.retention import Retention
 
-EVERYTHING = Retention()
+RETENTION_DAYS = 365.0
+_MAX_RETENTION = 36_500
 _TABLE_OF = {"events": "event_rows", "impressions": "answer_rows"}
 MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
@@ -147,21 +147,23 @@ class StateStore:
         self,
         path: Path,
         runs: Sequence[Path] | None = None,
-        retention: Retention = EVERYTHING,
+        retention_days: float = RETENTION_DAYS,
+        impression_days: float | None = None,
     ) -> None:
         """Open the file, made if need be.
 
         Args:
             path: `DIR/state/state.db`.
             runs: folders whose erasure lists are heeded; DIR by default.
-            retention: how long events and answers are kept.
+            retention_days: age at which events are removed.
+            impression_days: age at which answers are removed; by default the same.
 
         Raises:
             BundleError: the file is of another kind or format.
             OSError: the file cannot be opened.
         """
+        self.days = check_retention(retention_days, impression_days)
         self.path = path
-        self.retention = retention
         self.fault: Exception | None = None
         self._lock = threading.Lock()
         self._home = path.absolute().parent.parent
@@ -259,8 +261,9 @@ class StateStore:
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
-        for kind, table in _TABLE_OF.items():
-            begin = self.retention.begin(kind, now)
+        for kind, days in self.days.items():
+            table = _TABLE_OF[kind]
+            begin = now - days * DAY
             for n_deleted in self._delete_slices("datetime < ?", begin, (table,)):
                 yield Counter({kind: n_deleted[table]})
 
@@ -431,3 +434,16 @@ class StateStore:
 
         self._readers.append(reader)
         return rows
+
+
+def check_retention(events: float, impressions: float | None) -> dict[str, float]:
+    """Return the days of each kind; refuse those that keep nothing, or everything."""
+    of_lists = events if impressions is None else impressions
+    days = {"events": events, "impressions": of_lists}
+    for number in days.values():
+        if not 0 < number < _MAX_RETENTION:
+            raise ValueError(
+                f"the retention is {number:g} days; allowed: above 0, below {_MAX_RETENTION}"
+            )
+
+    return days

@@ -273,8 +273,9 @@ function drawAbout(list) {
   const weighed = Object.entries(list.weights ?? {}).sort(([, one], [, other]) => other - one).map(([kind, weight]) => `${asPercent(weight)} ${PARAMETERS[kind]}`);
   byId("about-list").hidden = !weighed.length;
   byId("parameters").textContent = `What decides this list, by weight: ${weighed.join("; ")}. The bars beside the items show each reason. Another order, other items and a list without profiling can be chosen on this page.`;
-  const whole = form.measured.bascule;
-  const parts = Object.entries(PARTS).filter(([name]) => name in form.measured).map(([name, words]) => `${words} ${asPercent(form.measured[name] / whole)}`);
+  const quality = (name) => form.tested[name]?.all?.["NDCG@10"];
+  const whole = quality("bascule");
+  const parts = Object.entries(PARTS).filter(([name]) => quality(name)).map(([name, words]) => `${words} ${asPercent(quality(name) / whole)}`);
   byId("measured").textContent = whole && parts.length ? `In the test of this version, of the quality of whole lists (NDCG@10 ${whole.toFixed(3)}) lists by ${parts.join(", by ")} reached.` : "";
 }
 

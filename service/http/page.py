@@ -41,7 +41,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
-        "measured": measure_parts(current),
+        "tested": current.bundle.manifest.metrics.get("test", {}),
         "target": target,
         "verb": say_past(target),
         "verbs": {event: say_past(event) for event in schema.event_types},
@@ -50,16 +50,6 @@ def describe_form(current: Recommender) -> dict[str, Any]:
         "data_until": data_until,
         "items": current.catalogue.n_listed,
         "known_users": len(current.profiles),
-    }
-
-
-def measure_parts(current: Recommender) -> dict[str, float]:
-    """Return the NDCG@10 of the version in its test, and of lists that read only a part."""
-    tested = current.bundle.manifest.metrics.get("test", {})
-    return {
-        name: views["all"]["NDCG@10"]
-        for name, views in tested.items()
-        if "NDCG@10" in views.get("all", {})
     }
 
 

@@ -27,12 +27,16 @@ from typing import Any
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
-from serve.clock import check_seconds
+from serve.clock import DAY, check_seconds
 from serve.errors import SchemaError
 from serve.files import ErasureList, hash_id, is_forgotten, read_erasure_list
 from service.event_log import UNDONE_BY, Impressions, Observation, Recalled, gather
-from service.retention import Retention
-from service.state import MAX_RECALLED, ServerError, State
+from service.state import (
+    MAX_RECALLED,
+    ServerError,
+    State,
+    check_retention,
+)
 
 PATIENCE = 1.0  # seconds in which a server answers
 _PAUSE = 1.0  # seconds after a fault in which it is not asked
@@ -52,20 +56,25 @@ class RemoteState(ABC):
     errors: tuple[type[Exception], ...]  # of the settings, the network and the server
 
     def __init__(
-        self, address: str, runs: Sequence[Path], retention: Retention
+        self,
+        address: str,
+        runs: Sequence[Path],
+        retention_days: float,
+        impression_days: float | None = None,
     ) -> None:
         """Open the state; a server that does not answer is asked again by the next call.
 
         Args:
             address: of the server.
             runs: folders whose erasure lists are heeded.
-            retention: how long events and answers are kept.
+            retention_days: age at which events are removed.
+            impression_days: age at which answers are removed; by default the same.
 
         Raises:
             SchemaError: the address cannot be read, or the server could lose what it has
                 acknowledged.
         """
-        self.retention = retention
+        self.days = check_retention(retention_days, impression_days)
         self.fault: Exception | None = None
         self._runs = runs
         self._ask_again = 0.0
@@ -138,9 +147,9 @@ class RemoteState(ABC):
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
-        for kind, stored in _STORED_AS.items():
-            begin = math.ceil(self.retention.begin(kind, now))
-            expire = partial(self._call, "expire", stored, begin)
+        for kind, days in self.days.items():
+            begin = math.ceil(now - days * DAY)
+            expire = partial(self._call, "expire", _STORED_AS[kind], begin)
             for n_removed in iter(expire, None):
                 yield Counter({kind: int(n_removed)})
 

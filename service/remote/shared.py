@@ -11,21 +11,24 @@ from pathlib import Path
 
 from serve.errors import import_extra
 from service.remote.remote_state import RemoteState
-from service.retention import Retention
-from service.state import EVERYTHING
+from service.state import RETENTION_DAYS
 
 VARIABLE = "BASCULE_STATE"
 
 
 def open_remote(
-    address: str, runs: Sequence[Path] = (), retention: Retention = EVERYTHING
+    address: str,
+    runs: Sequence[Path] = (),
+    retention_days: float = RETENTION_DAYS,
+    impression_days: float | None = None,
 ) -> RemoteState:
     """Open the state on a server.
 
     Args:
         address: of the server, which need not answer yet.
         runs: folders whose erasure lists are heeded, beside the one that the server has.
-        retention: how long events and answers are kept.
+        retention_days: age at which events are removed.
+        impression_days: age at which answers are removed; by default the same.
 
     Raises:
         ModuleNotFoundError: a library is missing.
@@ -33,17 +36,18 @@ def open_remote(
     """
     engine = "postgres" if address.startswith("postgres") else "redis"
     module = import_extra(f"{__package__}.{engine}_state", "state")
-    opened: RemoteState = module.Engine(address, runs, retention)
+    opened: RemoteState = module.Engine(address, runs, retention_days, impression_days)
     return opened
 
 
 def open_shared(
     folder: Path | None = None,
     runs: Sequence[Path] = (),
-    retention: Retention = EVERYTHING,
+    retention_days: float = RETENTION_DAYS,
+    impression_days: float | None = None,
 ) -> RemoteState | None:
     """Open the state on the server of the environment; None without one or for a folder."""
     address = os.environ.get(VARIABLE)
     if folder is not None or not address:
         return None
-    return open_remote(address, runs, retention)
+    return open_remote(address, runs, retention_days, impression_days)

@@ -29,7 +29,6 @@ from service.event_log import (
 )
 from service.forget import add_to_erasure_list
 from service.impressions import ImpressionLog
-from service.retention import Retention
 from service.state import State, StateStore
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP
@@ -274,7 +273,7 @@ def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(
 
 
 def test_what_is_older_than_the_window_expires(path):
-    with closing(StateStore(path, retention=Retention.of(10))) as store:
+    with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY
         for item_id, event, time in (
             ("old", "buy", limit - 1),
@@ -338,7 +337,7 @@ def test_nothing_leads_to_users_forgotten_in_any_order_while_pages_split_and_mer
 
 
 def test_users_of_whom_nothing_is_left_expire_too(path):
-    with closing(StateStore(path, retention=Retention.of(10))) as store:
+    with closing(StateStore(path, retention_days=10)) as store:
         store.observe_many(
             Observation(f"{SENTINEL}-{n}", "a", "view", NOW - 11 * DAY) for n in range(50)
         )

@@ -8,7 +8,6 @@ from typing import Any
 from serve.schema import Schema
 from service.http.access import Access
 from service.http.app import make_app
-from service.retention import Retention
 from service.service import Service
 from service.sources import BundleSource
 from tests.linear_bundle import UNTIL, publish_linear
@@ -28,7 +27,7 @@ def publish_served(folder: Path, schema: Schema, seed: int = 3) -> Path:
 
 
 def open_bundle(bundle: Path, state: Path | None = None) -> Service:
-    return Service(BundleSource(bundle), bundle.parent, None, state, Retention.of(EVER))
+    return Service(BundleSource(bundle), bundle.parent, None, state, EVER)
 
 
 @contextmanager

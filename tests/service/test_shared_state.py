@@ -22,7 +22,6 @@ from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read
 from service.forget import Erasures, add_to_erasure_list, forget_users
 from service.remote.fetched import fetch_state
 from service.remote.shared import open_remote, open_shared
-from service.retention import Retention
 from service.state import ServerError, State, StateStore
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
@@ -68,9 +67,9 @@ def replicas(request, servers, tmp_path):
         opened = []
         for _ in range(2):
             if request.param == "sqlite":
-                store = StateStore(path, retention=Retention.of(DAYS))
+                store = StateStore(path, retention_days=DAYS)
             else:
-                store = open_remote(servers(request.param).address, retention=Retention.of(DAYS))
+                store = open_remote(servers(request.param).address, retention_days=DAYS)
             opened.append(stack.enter_context(closing(store)))
         yield opened
         if request.param != "sqlite":
@@ -263,7 +262,7 @@ def test_lists_of_many_strangers_in_one_second_are_all_kept(replicas):
 
 def test_confirmations_do_not_wait_for_each_other(server):
     seen = [Impressions.confirm(f"r{number}", NOON) for number in range(3000)]
-    with closing(open_remote(server.address, retention=Retention.of(DAYS))) as store:
+    with closing(open_remote(server.address, retention_days=DAYS)) as store:
         store.log_impressions(seen)
         if hasattr(store, "_server"):
             assert len(store._server.keys("bascule:1:answers:*")) == 256
@@ -555,7 +554,7 @@ def test_who_opts_out_at_one_service_is_nobody_at_all_of_them(server, tmp_path, 
 
 def test_each_kind_of_data_expires_by_its_own_days(replicas):
     store, other = replicas
-    store.retention = Retention(events=10, impressions=2)
+    store.days = {"events": 10, "impressions": 2}
     for age in (1, 5, 20):
         moment = NOON - age * DAY
         store.observe_many([Observation("u", "a", None, moment)])

@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import closing, contextmanager, suppress
 
 import pytest
-from service.retention import Retention
 from service.state import StateStore
 from tests.http.services import NOW, publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids
@@ -94,11 +93,9 @@ def fill_state(store, n_answers):
 
 def test_events_do_not_wait_while_users_are_forgotten_and_old_rows_expire(tmp_path):
     """To write the file anew for each of them, as was done, takes seconds."""
-    with closing(
-        StateStore(tmp_path / "state" / "state.db", retention=Retention.of(36_000))
-    ) as store:
+    with closing(StateStore(tmp_path / "state" / "state.db", retention_days=36_000)) as store:
         fill_state(store, 300_000)
-        store.retention = Retention.of(1)
+        store.days = dict.fromkeys(store.days, 1)
         late = UNTIL + 10**6
         for erase in (
             lambda: store.forget("nobody"),

@@ -15,7 +15,6 @@ from threading import Event, Thread
 import pytest
 from serve.recommender import Recommender
 from service.registry import Registry, activate, publish_version
-from service.retention import Retention
 from service.state import StateStore
 from tests.http.services import EVER, NOW, TOKEN, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
@@ -146,7 +145,7 @@ def check_kept(home, clients, turn=0):
             "SELECT count(*) FROM events WHERE datetime BETWEEN ? AND ?", within
         ).fetchone()
     assert n_kept >= sum(len(client.replies) for client in clients)
-    with closing(StateStore(home / "state" / "state.db", retention=Retention.of(EVER))) as store:
+    with closing(StateStore(home / "state" / "state.db", retention_days=EVER)) as store:
         for who, client in enumerate(clients):
             kept = set(store.recall(f"u{who}").history.datetime.tolist())
             assert {first_of(turn) + number for number, _ in client.replies[-900:]} <= kept
