@@ -7,7 +7,7 @@ import re
 import sys
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -17,9 +17,16 @@ from datamodules.read import read_rows
 from serve.bundle import CONFIG, FEEDBACK, PROFILES, REJECTS, STATE, STATE_FILE
 from serve.cells import to_text
 from serve.errors import SchemaError
-from serve.files import PRIVATE, hash_id, read_erasure_list, read_opt_outs, write_file
+from serve.files import (
+    FORGOTTEN,
+    OPTED_OUT,
+    PRIVATE,
+    hash_id,
+    read_erasure_list,
+    write_file,
+)
 from serve.profiles import MANIFEST, Profiles
-from service.event_log import read_log
+from service.event_log import Log, read_log
 from service.forget import Erasures, forget_users, holds_run
 from service.remote.fetched import fetch_state
 from service.remote.shared import open_shared
@@ -110,16 +117,28 @@ def gather(
     held: Held = {text: defaultdict(list) for text in map(str, user_ids)}
     if (run / CONFIG).exists():
         _add_sources(held, run)
-    _add_outputs(held, run)
+    for path in sorted(chain.from_iterable(map(run.glob, _OUTPUTS))):
+        _add(held, str(path), (row for _, row in read_rows(path)))
     if (run / PROFILES / MANIFEST).exists():
         _add_profiles(held, Profiles.load(run / PROFILES))
     state = fetch_state(None, run / STATE) / STATE_FILE
     if state.exists():
-        _add_live(held, state)
+        _add_live(held, read_log(state))
     for text, places in held.items():
         _add_named(places, text, run, logs)
 
-    return held
+    return {
+        text: {place: rows for place, rows in places.items() if rows}
+        for text, places in held.items()
+    }
+
+
+def _add(held: Held, place: str, rows: Iterable[Mapping[Any, Any]]) -> None:
+    """Add those of some rows that are of the users."""
+    for row in rows:
+        text = to_text(row.get("user_id"))
+        if text in held:
+            held[text][place].append(row)
 
 
 def _add_sources(held: Held, run: Path) -> None:
@@ -137,19 +156,9 @@ def _add_sources(held: Held, run: Path) -> None:
         if layout is not None:
             columns = columns_of_table(name, data)
             records = read_files(f"data.{name}.path", layout, columns)
-            rows = records.places.join(records.frame)
-            rows["user_id"] = rows["user_id"].map(to_text)
-            for row in rows[rows["user_id"].isin(held)].to_dict("records"):
-                held[row["user_id"]][row.pop("file")].append(row)
-
-
-def _add_outputs(held: Held, run: Path) -> None:
-    """Add the rows of recommendations, exports and tables of the log."""
-    for path in sorted(chain.from_iterable(map(run.glob, _OUTPUTS))):
-        for _, row in read_rows(path):
-            text = to_text(row.get("user_id"))
-            if text in held:
-                held[text][str(path)].append(row)
+            is_theirs = records.frame["user_id"].map(to_text).isin(held)
+            rows = records.places.join(records.frame)[is_theirs]
+            _add(held, name, rows.to_dict("records"))
 
 
 def _add_profiles(held: Held, profiles: Profiles) -> None:
@@ -160,19 +169,16 @@ def _add_profiles(held: Held, profiles: Profiles) -> None:
             held[str(user_id)][PROFILES].append(entry)
 
 
-def _add_live(held: Held, state: Path) -> None:
+def _add_live(held: Held, log: Log) -> None:
     """Add live events, and lists with their versions, policies and arms."""
-    log = read_log(state)
-    slots = defaultdict(list)
+    items = defaultdict(list)
     for slot in log.slots.to_pylist():
-        slots[slot.pop("list")].append(slot)
-    for event in log.events.to_pylist():
-        if event["user_id"] in held:
-            held[event["user_id"]]["live events"].append(event)
-    for shown in log.lists.to_pylist():
-        if shown["user_id"] in held:
-            entry = shown | {"items": slots[shown["list"]]}
-            held[shown["user_id"]]["impressions"].append(entry)
+        items[slot["list"]].append(slot)
+    lists = log.lists.to_pylist()
+    for shown in lists:
+        shown["items"] = items[shown["list"]]
+    _add(held, "impressions", lists)
+    _add(held, "live events", log.events.to_pylist())
 
 
 def _add_named(
@@ -181,18 +187,18 @@ def _add_named(
     """Add what names a user by a part of a text, or by a keyed hash."""
     naming = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
     for path in (*run.glob(REJECTS), *run.glob(f".beside-*/{REJECTS}")):
-        for _, row in read_rows(path):
-            if naming.search(row["value"] or ""):
-                places[str(path)].append(row)
+        rejects = [row for _, row in read_rows(path)]
+        places[str(path)] += [
+            row for row in rejects if naming.search(str(row["value"]))
+        ]
 
     keys = []
-    lists = {"erasure list": read_erasure_list(run), "opt-outs": read_opt_outs(run)}
-    for name, users in lists.items():
+    for name in (FORGOTTEN, OPTED_OUT):
+        users = read_erasure_list(run, name)
         hashes = [hash_id(salt, text).hex() for salt, _ in users.sets]
+        places[name] += hashes if users.holds(text) else []
         keys += hashes
-        if users.holds(text):
-            places[name] += hashes
     for path in logs:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if any(key in line for key in keys):
-                places["audit lines"].append(line)
+        lines = path.read_text(encoding="utf-8").splitlines()
+        theirs = [line for line in lines if any(key in line for key in keys)]
+        places["audit lines"] += theirs

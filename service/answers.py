@@ -82,11 +82,12 @@ def weigh(reasons: Sequence[Sequence[Reason]]) -> dict[str, float]:
     """
     weights: dict[str, float] = defaultdict(float)
     for of_item in reasons:
-        total = sum(reason.effect for reason in of_item) or len(of_item)
+        total = sum(reason.effect for reason in of_item)
         for reason in of_item:
-            weights[_KIND(reason)] += (reason.effect or 1) / total / len(reasons)
+            share = reason.effect / total if total else 1.0
+            weights[_KIND(reason)] += share / len(reasons)
 
-    return {kind: round(weight, DECIMALS) for kind, weight in sorted(weights.items())}
+    return dict(weights)
 
 
 def _leave_out_none(**content: Any) -> Content:

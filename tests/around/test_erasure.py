@@ -449,15 +449,15 @@ def test_an_export_is_a_file_for_its_owner_and_says_who_has_left(folder, capsys)
     assert main(["user", "export", *words, "--out", str(out)]) == 0
     held = json.loads(out.read_text())["u1"]
     assert out.stat().st_mode & 0o077 == 0
-    (key,) = held["opt-outs"]
+    (key,) = held["opted_out.json"]
     log.write_text(f"one\nits users are {key}\nthree\n")
     assert main(["user", "opt-in", *words]) == 0
     assert main(["user", "export", *words, "--log", str(log), "--out", str(out)]) == 0
     held = json.loads(out.read_text())["u1"]
-    assert "opt-outs" not in held
+    assert "opted_out.json" not in held
     assert held["audit lines"] == [f"its users are {key}"]
     assert main(["user", "forget", *words]) == 0
     assert main(["user", "export", *words, "--out", str(out)]) == 0
-    assert list(json.loads(out.read_text())["u1"]) == ["erasure list"]
+    assert list(json.loads(out.read_text())["u1"]) == ["forgotten.json"]
     assert main(["user", "show", "--run", str(folder), "--user", "u1"]) == 2
     assert capsys.readouterr().err.count("\n") == 4
