@@ -4,6 +4,7 @@ import json
 import sqlite3
 from contextlib import closing
 
+import pyarrow.parquet as pq
 import pytest
 from bascule.commands import main
 from pipeline.tables import prepare
@@ -91,6 +92,16 @@ def test_of_who_opts_out_nothing_new_is_kept_until_they_opt_in(run):
         choose(app, "u1", profile=True)
         assert listed(app, user_id="u1") == known
         assert post(app, "/v1/events", {**event, "item_id": IDS[4]})["kept"] == 1
+
+
+def test_lists_and_vectors_of_all_users_are_of_those_who_have_not_opted_out(run):
+    add_to_erasure_list(run, ["u1", "u4"], OPTED_OUT)
+    words = ["--bundle", str(run / BUNDLE), "--out"]
+    assert main(["recommend", "--all-users", "--k", "2", *words, str(run / "all.parquet")]) == 0
+    assert main(["export", "--side", "user", *words, str(run / "vectors")]) == 0
+    for path in (run / "all.parquet", run / "vectors" / "part-00000.parquet"):
+        users = pq.read_table(path).column("user_id").to_pylist()
+        assert set(users) == {"u0", "u2", "u3"}
 
 
 def test_a_choice_is_on_disk_and_holds_no_id(run, monkeypatch):
