@@ -13,6 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datamodules.read import read_rows
 from serve.bundle import CONFIG, FEEDBACK, PROFILES, REJECTS, STATE, STATE_FILE
 from serve.cells import to_text
@@ -55,6 +57,7 @@ def user(options: Namespace) -> None:
         erasures = Erasures([run], open_shared())
         for user_id in options.user:
             erasures.choose(user_id, options.action == "opt-out")
+            print(f"{options.action}: {user_id}")
 
 
 def forget(options: Namespace) -> None:
@@ -87,12 +90,8 @@ def show(options: Namespace) -> None:
 
 
 def _write(content: Any, indent: int | None = None) -> str:
-    """Write content with arrays and times as JSON."""
-    return json.dumps(content, indent=indent, ensure_ascii=False, default=_to_json)
-
-
-def _to_json(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """Write content as JSON; times become texts."""
+    return json.dumps(content, indent=indent, ensure_ascii=False, default=str)
 
 
 # ---- where people are named
@@ -165,7 +164,10 @@ def _add_profiles(held: Held, profiles: Profiles) -> None:
     for user_id in profiles.user_ids.tolist():
         profile = profiles.get(user_id) if str(user_id) in held else None
         if profile is not None:
-            entry = profile.features | {"history": profile.history.columns()}
+            history = profile.history.columns()
+            entry = {name: values.tolist() for name, values in history.items()}
+            for name, value in profile.features.items():
+                entry[f"feature {name}"] = np.asarray(value).tolist()
             held[str(user_id)][PROFILES].append(entry)
 
 

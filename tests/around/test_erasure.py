@@ -437,7 +437,7 @@ def test_what_is_shown_of_users_is_what_a_search_of_every_file_finds(folder, cap
     assert len(shown[SENTINEL]) == 8
     (profile,) = shown["u1"]["profiles"]
     history = known_users(SHOP)["u1"]["history"]
-    assert profile["history"]["item_id"] == [event["item_id"] for event in history]
+    assert profile["item_id"] == [event["item_id"] for event in history]
     assert [item["item_id"] for item in shown["u1"]["impressions"][0]["items"]] == IDS[:4]
 
 
