@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from textwrap import shorten
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
 from serve.errors import SchemaError
+from serve.files import read_opt_outs
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
@@ -77,7 +79,17 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
 
 
 def _load(options: Namespace) -> Recommender:
-    return Recommender.load(options.bundle, options.profiles, options.trusted_keys)
+    """Load a bundle with the profiles of those who have not opted out."""
+    folders = (options.bundle, options.profiles, options.trusted_keys)
+    recommender = Recommender.load(*folders)
+    opted_out = read_opt_outs(
+        Path(options.profiles or options.bundle).absolute().parent
+    )
+    users = recommender.profiles.user_ids.tolist() if len(opted_out) else []
+    gone = [user_id for user_id in users if opted_out.holds(user_id)]
+    if not gone:
+        return recommender
+    return Recommender(recommender.bundle, recommender.profiles.without(gone))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:

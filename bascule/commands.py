@@ -99,9 +99,9 @@ example:
 _DEMO_HELP = """
 Trains into runs/demo of this folder, with --sample into runs/NAME, which takes about two
 minutes, or one with --quick. A run that lies there is served as it is."""
-_FORGET_HELP = """
-DIR/forgotten.json keeps a keyed hash of each user, so that later events and trainings leave
-them out."""
+_USER_HELP = """
+Of users who opted out nothing is read or kept, and trainings leave them out. DIR/opted_out.json
+and DIR/forgotten.json hold keyed hashes. Example: bascule user show --run runs/demo --user 7"""
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,8 @@ class Command:
 
 _FOLDER = {"type": Path, "metavar": "DIR"}
 _FILE = {"type": Path, "metavar": "FILE"}
+_FLAG = {"action": "store_true"}
+_DAYS = {"type": float, "metavar": "DAYS"}
 _NUMBER = {"type": int, "metavar": "N"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--bundle": {
@@ -126,10 +128,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--requests": _FILE
     | {"help": "JSON Lines, CSV, TSV (also .gz) or Parquet; or else --all-users"},
-    "--all-users": {
-        "action": "store_true",
-        "help": "one request per user with a profile",
-    },
+    "--all-users": _FLAG | {"help": "one request per user with a profile"},
     "--k": _NUMBER | {"default": 10, "help": "items per list (default: 10)"},
     "--repeats": {
         "choices": ("allow", "exclude"),
@@ -154,7 +153,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--out": {
         "type": Path,
         "metavar": "PATH",
-        "help": "CSV or Parquet file, by suffix; for export, a folder",
+        "help": "CSV or Parquet file, by suffix; for export, a folder; of a user, JSON",
     },
     "--item": {"metavar": "ID", "help": "the item's id, as in the data"},
     "--side": {"choices": ("user", "item"), "help": "whose vectors to write"},
@@ -187,12 +186,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     | {"default": 8080, "help": "port to listen on (default: 8080; 0: any free port)"},
     "--workers": _NUMBER
     | {"help": "number of worker processes (default: one, without a supervisor)"},
-    "--retention-days": {
-        "type": float,
-        "default": 365,
-        "metavar": "DAYS",
-        "help": "keep events and impressions this long (default: 365)",
-    },
+    "--retention-days": _DAYS
+    | {"default": 365, "help": "keep events this long (default: 365)"},
+    "--impression-days": _DAYS
+    | {"help": "keep impressions this long (default: as events)"},
     "--clock": {
         "choices": ("data", "now"),
         "default": "data",
@@ -219,19 +216,14 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "host name to answer to, beside loopback; may be repeated",
     },
     "--admin-port": _NUMBER | {"help": "serve the admin routes only on this port"},
-    "--read-only": {
-        "action": "store_true",
-        "help": "refuse events, changes of items and erasures",
-    },
+    "--read-only": _FLAG | {"help": "refuse events, changes of items and erasures"},
     "--log-format": {
         "choices": ("text", "json"),
         "default": "text",
         "help": "format of the log on stderr (default: text)",
     },
     "--trusted-keys": _FILE
-    | {
-        "help": "file of public keys in PEM: refuse a bundle that none of them has signed"
-    },
+    | {"help": "public keys in PEM: refuse a bundle that none of them has signed"},
     "--key": _FILE | {"help": "file of the private key in PEM"},
     "--storage": {
         "metavar": "URL",
@@ -244,12 +236,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "group of consumers that share the stream (default: bascule)",
     },
     "--sample": {"choices": ("grocery", "library"), "help": "sample to train on"},
-    "--quick": {
-        "action": "store_true",
-        "help": "a first look in half the time, with hardly any training",
-    },
+    "--quick": _FLAG | {"help": "a first look in half the time, hardly trained"},
     "--no-browser": {"action": "store_true", "help": "open no browser"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
+    "action": {"choices": ("show", "export", "opt-out", "opt-in", "forget")},
+    "--log": _FILE | {"nargs": "+", "default": [], "help": "logs of the server"},
+    "--json": _FLAG | {"help": "show everything as JSON"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "ids of users, as in the data"},
     "--exports": _FOLDER
     | {
@@ -267,7 +259,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
-    " --retention-days --keys --trusted-keys --reload-token-file --allowed-host"
+    " --retention-days --impression-days --keys --trusted-keys --reload-token-file --allowed-host"
     " --admin-port --read-only --log-format"
 )
 COMMANDS = {
@@ -323,15 +315,21 @@ COMMANDS = {
         "serving.consume",
         "read events from Redis Streams into the state of a service",
         "--stream",
-        "--group --bundle --registry --state --retention-days",
+        "--group --bundle --registry --state --retention-days --impression-days",
         _CONSUME_HELP,
     ),
-    "forget": Command(
-        "serving.forget",
-        "erase users from a run, and print a receipt",
+    "user": Command(
+        "rights.user",
+        "show or export what is held about users, opt them out or in, or erase them",
         "--run --user",
-        "--exports",
-        _FORGET_HELP,
+        "action --json --out --log --exports",
+        _USER_HELP,
+    ),
+    "expire": Command(
+        "serving.expire",
+        "remove what is too old, with a report",
+        "--run",
+        "--retention-days --impression-days",
     ),
     "publish": Command(
         "serving.publish",
@@ -399,6 +397,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _train(name, words[1:])
     if name == "http":  # `python -m serve http`
         words[0] = "serve"
+    if name == "forget":
+        words[:1] = ["user", "forget"]
     return run_command(lambda: _run(words))
 
 

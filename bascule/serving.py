@@ -9,9 +9,11 @@ import json
 import os
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING
 
 from serve.errors import SchemaError
@@ -115,6 +117,7 @@ def _serve_here(
         options.retention_days,
         options.clock,
         experiment,
+        options.impression_days,
     )
     run_server(make_app(service, access), listeners)
 
@@ -149,31 +152,32 @@ def consume(options: Namespace) -> None:
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]
-    days = options.retention_days
-    shared = open_shared(options.state, runs, days)
-    state: State = shared or StateStore(folder / STATE_FILE, runs, days)
+    days = options.retention_days, options.impression_days
+    shared = open_shared(options.state, runs, *days)
+    state: State = shared or StateStore(folder / STATE_FILE, runs, *days)
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = Event()
     with closing(state), handling(lambda *_: stopping.set()):
         consume_stream(stream, state, find_schema, stopping)
 
 
-def forget(options: Namespace) -> None:
-    """Erase users from a run, and print the receipt."""
-    from service.forget import forget_users
+def expire(options: Namespace) -> None:
+    """Remove what is too old from the state of a run, and print how much of each kind."""
+    from serve.bundle import STATE, STATE_FILE
     from service.remote.shared import open_shared
+    from service.state import State, StateStore
 
-    shared = open_shared()
-    receipt = forget_users(options.run_folder, options.user, options.exports, shared)
-    print(json.dumps(receipt, indent=1))
-    unknown = [
-        user
-        for user, user_hash in zip(options.user, receipt["forgotten"], strict=True)
-        if user_hash in receipt["unknown"]
-    ]
-    if unknown:
-        names = ", ".join(unknown)
-        print(f"note: {names} had neither a profile nor live state", file=sys.stderr)
+    folder = options.run_folder / STATE
+    if not folder.is_dir():
+        raise SchemaError(f"{options.run_folder} holds no '{STATE}' of a service")
+    days = options.retention_days, options.impression_days
+    shared = open_shared(None, (), *days)
+    state: State = shared or StateStore(folder / STATE_FILE, None, *days)
+    removed = Counter(events=0, impressions=0)
+    with closing(state):
+        for of_slice in state.expire_slices(int(time())):
+            removed.update(of_slice)
+    print(json.dumps({"removed": removed}))
 
 
 def publish(options: Namespace) -> None:

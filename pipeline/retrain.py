@@ -36,9 +36,9 @@ from serve.recommender import Recommender
 from service.command_line import make_parser, run_command
 from service.event_log import read_log
 from service.export import write_table
-from service.forget import erase_forgotten, inherit_erasure_list
+from service.forget import erase_forgotten, inherit_left_out
 from service.registry import Registry
-from service.remote.fetched import fetch_erasure_list, fetch_state
+from service.remote.fetched import fetch_left_out, fetch_state
 
 VERDICT = "verdict.json"
 _TRAINED = "trained-"  # before the name of a run: the events that it is trained on
@@ -121,13 +121,13 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     from pipeline.run import run_or_search, set_apart
 
     out.mkdir(parents=True, exist_ok=True)
-    # The erasure list of the service lies beside this, whether it is there or not.
+    # The lists of the service lie beside this, whether it is there or not.
     home = state.absolute().parent / BUNDLE
-    inherit_erasure_list(out, home)
-    inherit_erasure_list(out, log.absolute().parent / BUNDLE)
+    inherit_left_out(out, home)
+    inherit_left_out(out, log.absolute().parent / BUNDLE)
     done = run_or_search(config, text)
-    inherit_erasure_list(out, home)  # with those who were forgotten meanwhile
-    fetch_erasure_list(options.state, out)
+    inherit_left_out(out, home)  # with those who left meanwhile
+    fetch_left_out(options.state, out)
     erase_forgotten(out, Recommender.load(out / BUNDLE).profiles)
     describe(run, out)
     if registry is not None and done is not None:

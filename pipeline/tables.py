@@ -37,7 +37,7 @@ from serve.arrays import Ints
 from serve.bundle import REJECTS
 from serve.errors import SchemaError
 from serve.files import name_file
-from service.forget import inherit_erasure_list
+from service.forget import inherit_left_out
 
 QUICK_EPOCHS = 3  # where repeats are allowed: without them a memory knows little
 Frames = tuple[TableLike, TableLike | None, TableLike | None]
@@ -117,7 +117,7 @@ def read(
     Returns:
         the tables, and the reports of rejects and cleaning.
     """
-    erased = inherit_erasure_list(config.out, config.previous)
+    erased = inherit_left_out(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, erased)
     else:
@@ -170,7 +170,7 @@ def read_from_disk(
     Returns:
         the tables with the events of drawn users, the reports, and all events.
     """
-    erased = inherit_erasure_list(config.out, config.previous)
+    erased = inherit_left_out(config.out, config.previous)
     folder = config.out / FOLDER
     typed = type_interactions(config.data, erased, folder)
     tables, rejects = read_tables(config.data, erased, typed)

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from serve.errors import BundleError
 
 FORGOTTEN = "forgotten.json"  # file of a run with the erasure list
+OPTED_OUT = (
+    "opted_out.json"  # beside a state: who objects to profiling, in the same form
+)
 ERASURE_FORMAT = 1
 PATIENCE = 10.0  # seconds to wait for another process
 PRIVATE = 0o600  # mode of a file; the umask may take more away
@@ -268,7 +271,7 @@ def _identify(public_key: Any) -> str:
 
 @dataclass(frozen=True)
 class ErasureList:
-    """Keyed hashes of forgotten users, by salt.
+    """Keyed hashes of users who were forgotten or opted out, by salt.
 
     There are several salts where one run took over the list of another.
     """
@@ -279,7 +282,7 @@ class ErasureList:
         return sum(len(hashes) for _, hashes in self.sets)
 
     def holds(self, user_id: str | int) -> bool:
-        """Tell whether a user was forgotten; 7 and "7" are the same id."""
+        """Tell whether a user is on the list; 7 and "7" are the same id."""
         return any(hash_id(salt, user_id) in hashes for salt, hashes in self.sets)
 
 
@@ -290,13 +293,18 @@ def hash_id(salt: bytes, user_id: str | int) -> bytes:
     return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
 
 
-def read_erasure_list(run: Path) -> ErasureList:
+def read_opt_outs(run: Path) -> ErasureList:
+    """Read who has opted out by the list in a folder, as `read_erasure_list` does."""
+    return read_erasure_list(run, OPTED_OUT)
+
+
+def read_erasure_list(run: Path, name: str = FORGOTTEN) -> ErasureList:
     """Read the erasure list of a run's folder, anew if it has changed; empty if there is none.
 
     Raises:
         BundleError: the file is damaged.
     """
-    path = run / FORGOTTEN
+    path = run / name
     try:
         status = path.stat()
     except FileNotFoundError:
@@ -321,7 +329,7 @@ def _read_unless_changed(path: Path, inode: int, changed_at: int) -> ErasureList
         return ErasureList(tuple(sets))
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(
-            f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten"
+            f"{path} is damaged: {error!r}; restore it, or users would not stay left out"
         ) from error
 
 

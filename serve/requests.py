@@ -2,7 +2,8 @@
 
     {user_id?, features?: {name: value}, context?: {name: value}, datetime?, exclude?: [item_id],
      history?: [item_id | {item_id, datetime?, event?, weight?, context?}] (oldest first),
-     filters?: {where?: text, only?: [item_id], at_most?: {column: n}}, again?: "due" or "any"}
+     filters?: {where?: text, only?: [item_id], at_most?: {column: n}}, again?: "due" or "any",
+     profile?: true or false}
 
 None counts as not given. Single values are checked in `cells`, those of features by their `kinds`.
 """
@@ -99,6 +100,7 @@ class Request:
         n_fresh: how many events at the end of the history count as just now; None: those of the
             last day, and all that have no time.
         user_known: whether there is anything about the user; None where nobody looked.
+        profile: whether personal data may be used: who they are, their history and features.
     """
 
     user_id: Id | None = None
@@ -111,6 +113,7 @@ class Request:
     again: Again = "due"
     n_fresh: int | None = None
     user_known: bool | None = None
+    profile: bool = True
 
 
 _EVENT_FIELDS = frozenset(field.name for field in fields(History))
@@ -132,11 +135,27 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
         if value is not None:
             parsed[name] = _PARSERS[name](value, schema)
 
-    return Request(**parsed)
+    request = Request(**parsed)
+    return request if request.profile else without_profile(request)
+
+
+def without_profile(request: Request) -> Request:
+    """Return a request of nobody: moment, context and conditions stay, personal data does not."""
+    return replace(
+        request,
+        user_id=None,
+        features=None,
+        history=None,
+        n_fresh=None,
+        user_known=None,
+        profile=False,
+    )
 
 
 def fit_request(request: Request, schema: Schema) -> Request:
     """Check the ids and the time of a request that was made by hand."""
+    if not request.profile:
+        request = without_profile(request)
     item_type = schema.item_id_type
     user_id = request.user_id
     if user_id is not None:
@@ -273,6 +292,14 @@ def _parse_again(raw: Any) -> Any:
     return raw
 
 
+def _parse_profile(raw: Any) -> bool:
+    if not isinstance(raw, bool):
+        raise SchemaError(
+            f"profile is {show(raw)}; allowed: true, or false for a list without personal data"
+        )
+    return raw
+
+
 def parse_context(raw: Any, schema: Schema, where: str = "context") -> dict[str, Any]:
     """Check the context of a request or an event."""
     return _parse_values(raw, schema.context_features, where)
@@ -391,4 +418,5 @@ _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
     ),
     "filters": lambda raw, schema: parse_filters(raw, schema.item_id_type),
     "again": lambda raw, _: _parse_again(raw),
+    "profile": lambda raw, _: _parse_profile(raw),
 }

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,13 +16,14 @@ from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
 from serve.reasons import assign_segments
 from serve.reasons import explain as explain_items
-from serve.recommendations import Answer, DueList
+from serve.recommendations import Answer, DueList, Reason
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.schema import Schema
 
 Content = dict[str, Any]  # of an answer, as JSON values
 _LISTED = ("item_id", "name", "score", "rank")  # of an item, in this order
+_KIND = attrgetter("kind")  # of a reason
 DECIMALS = 6  # of scores and cosines
 
 
@@ -39,10 +43,12 @@ def show_answer(
     scores = [round(score, DECIMALS) for score in answer.score.tolist()]
     rows = zip(ids, names, scores, answer.rank.tolist(), strict=True)
     items = [dict(zip(_LISTED, row, strict=True)) for row in rows]
+    weights = None
     shown_segment = None
     if explain:
         _add_columns(recommender, answer.item_id, items)
         (reasons,) = explain_items(recommender, [request], [ids])
+        weights = weigh(reasons)
         for item, reasons_of_item in zip(items, reasons, strict=True):
             item["reasons"] = [reason.to_json() for reason in reasons_of_item]
 
@@ -59,11 +65,29 @@ def show_answer(
         unknown_items=answer.unknown_items,
         moment=request.datetime,
         user_known=request.user_known,
+        profile=None if request.profile else False,
+        weights=weights,
         segment=shown_segment,
         unknown_values=find_unknown(recommender.bundle.schema, request) or None,
         held_back=answer.held_back or None,
         reason=answer.reason,
     )
+
+
+def weigh(reasons: Sequence[Sequence[Reason]]) -> dict[str, float]:
+    """Return how much each kind of reason weighs in a list, by its effects; the sum is 1.
+
+    Args:
+        reasons: of each item; the items count alike.
+    """
+    weights: dict[str, float] = defaultdict(float)
+    for of_item in reasons:
+        total = sum(reason.effect for reason in of_item)
+        for reason in of_item:
+            share = reason.effect / total if total else 1.0
+            weights[_KIND(reason)] += share / len(reasons)
+
+    return dict(weights)
 
 
 def _leave_out_none(**content: Any) -> Content:

@@ -188,6 +188,7 @@ class Recalled:
     history: History = _NO_EVENTS
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
+    is_opted_out: bool = False
 
 
 def gather(rows: Sequence[tuple[Any, ...]]) -> Recalled:

@@ -3,7 +3,8 @@
 The erasure list comes first. From then on nothing of theirs is kept, read or trained on; whoever is
 stopped in the middle forgets them again and finds less. `DIR/forgotten.json` holds random salts and
 keyed hashes of ids: whoever has the file and an id can tell whether that user was forgotten; the
-file alone gives away only ids that can be guessed.
+file alone gives away only ids that can be guessed. `DIR/opted_out.json` is of the same form: it
+lists who objects to profiling. The list beside a state counts; that of a run without one is a copy.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from serve.errors import SchemaError, show
 from serve.files import (
     ERASURE_FORMAT,
     FORGOTTEN,
+    OPTED_OUT,
     PRIVATE,
     ErasureList,
     hash_id,
     read_erasure_list,
+    read_opt_outs,
     sync_folder,
     take_lock,
     write_file,
@@ -49,6 +52,7 @@ from service.export import (
     write_table,
 )
 from service.publish import read_version
+from service.remote.remote_state import RemoteState
 from service.state import State, StateStore
 
 _LOCK = ".forgotten.lock"
@@ -187,7 +191,7 @@ def forget_known(
 class Erasures:
     """Erases users from folders in a thread; those who come meanwhile are erased together next."""
 
-    def __init__(self, runs: Sequence[Path], shared: State | None = None) -> None:
+    def __init__(self, runs: Sequence[Path], shared: RemoteState | None = None) -> None:
         self._runs = runs
         self._shared = shared
         self._thread = ThreadPoolExecutor(1, "bascule-erasures")
@@ -206,6 +210,15 @@ class Erasures:
                 self._next = self._thread.submit(self._erase)
             self._waiting.append(user_id)
             return self._next
+
+    def choose(self, user_id: Id, is_out: bool) -> None:
+        """Note, beside the state or on its server, that a user opts out or in."""
+        if self._shared is not None:
+            self._shared.choose(user_id, is_out)
+        if is_out:
+            add_to_erasure_list(self._runs[-1], [user_id], OPTED_OUT)
+        else:
+            opt_in(self._runs[-1], user_id)
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -239,38 +252,64 @@ def holds_run(folder: Path) -> bool:
     return any((folder / name).is_dir() for name in (BUNDLE, PROFILES, STATE))
 
 
-def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
+def add_to_erasure_list(
+    run: Path, user_ids: Iterable[Id], name: str = FORGOTTEN
+) -> list[str]:
     """Add users to the erasure list of a run, on disk when this returns.
+
+    Args:
+        run: folder of the run.
+        user_ids: ids of the users.
+        name: of the list: the erasure list, or `OPTED_OUT`.
 
     Returns:
         The hash of each user, in hexadecimal.
     """
     with take_lock(run / _LOCK, mode=PRIVATE):
-        earlier = read_erasure_list(run)
+        earlier = read_erasure_list(run, name)
         salt = earlier.sets[0][0] if earlier.sets else secrets.token_bytes(32)
         hashes = [hash_id(salt, user_id) for user_id in user_ids]
         added = ErasureList(((salt, frozenset(hashes)),))
-        _write(run, _join(earlier, added))
+        _write(run, _join(earlier, added), name)
 
     return [user_hash.hex() for user_hash in hashes]
 
 
-def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
-    """Let a run take over the erasure list of the run of a previous bundle.
+def opt_in(run: Path, user_id: Id) -> None:
+    """Take a user off the list of those who opted out, on disk when this returns."""
+    with take_lock(run / _LOCK, mode=PRIVATE):
+        sets = read_opt_outs(run).sets
+        left = [(salt, keys - {hash_id(salt, user_id)}) for salt, keys in sets]
+        _write(run, ErasureList(tuple(left)), OPTED_OUT)
+
+
+def inherit_left_out(run: Path, previous: Path | None) -> ErasureList:
+    """Let a run take over who was forgotten or opted out in the run of a previous bundle.
 
     Args:
         run: folder of the run.
         previous: the previous bundle; behind a link, it is of the run that the link leads to, too.
 
     Returns:
-        The joined list.
+        All of them.
     """
     inherited = ErasureList()
     if previous is not None:
         for bundle in (previous.absolute(), previous.resolve()):
             inherited = _join(inherited, read_erasure_list(bundle.parent))
+            home = bundle.parent
+            is_first = not (run / OPTED_OUT).exists()
+            if (home / OPTED_OUT).exists() and (is_first or (home / STATE).is_dir()):
+                both = _join(read_opt_outs(run), read_opt_outs(home))
+                replace_opt_outs(run, both)
 
-    return take_over(run, inherited)
+    return _join(take_over(run, inherited), read_opt_outs(run))
+
+
+def replace_opt_outs(run: Path, opted_out: ErasureList) -> None:
+    """Let a run have the list of opt-outs that counts, even if it is empty."""
+    with take_lock(run / _LOCK, mode=PRIVATE):
+        _write(run, opted_out, OPTED_OUT)
 
 
 def take_over(run: Path, erased: ErasureList) -> ErasureList:
@@ -292,12 +331,12 @@ def _join(first: ErasureList, second: ErasureList) -> ErasureList:
     return ErasureList(tuple(hashes_by_salt.items()))
 
 
-def _write(run: Path, erased: ErasureList) -> None:
+def _write(run: Path, erased: ErasureList, name: str = FORGOTTEN) -> None:
     users = []
     for salt, hashes in erased.sets:
         users.append({"salt": salt.hex(), "hashes": sorted(map(bytes.hex, hashes))})
     content = json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1)
-    write_file(run / FORGOTTEN, f"{content}\n".encode(), PRIVATE)
+    write_file(run / name, f"{content}\n".encode(), PRIVATE)
     sync_folder(run)
 
 

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from serve.errors import BundleError
@@ -30,7 +30,7 @@ class ImpressionLog:
         self._waiting: deque[Impressions] = deque()
         self._is_closing = threading.Event()
         self._expire_at = 0.0
-        self._expiring: Iterator[int] = iter(())
+        self._expiring: Iterator[Counter[str]] = iter(())
         self._thread = threading.Thread(
             target=self._work, name="bascule-impressions", daemon=True
         )

@@ -1,7 +1,8 @@
 """Complete requests by what is known of their users: profiles, then live events and dismissals.
 
 `Profiles.complete` adds what the training knew. Here the events that came since are joined with the
-history of the profile, dismissed items are excluded, and forgotten users are strangers.
+history of the profile, dismissed items are excluded, forgotten users are strangers, and those who
+opted out are nobody.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from serve import profiles as profile_files
 from serve.arrays import Id
 from serve.cells import INTEGER
-from serve.files import is_forgotten
+from serve.files import is_forgotten, read_opt_outs
 from serve.filters import DEFAULT_GAP
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from serve.requests import History, Request
+from serve.requests import History, Request, without_profile
 from service.event_log import Recalled
 from service.state import State
 
@@ -59,6 +60,8 @@ def know_user(
     fitted = _fit(user_id, profiles.user_ids)
     user_id = user_id if fitted is None else fitted
     recalled = recall(user_id)
+    if recalled.is_opted_out:
+        return Request(user_id, profile=False)
     ids = profiles.history.item_id
     if recalled.is_forgotten:
         return Request(user_id, history=History(ids[:0]), features={}, user_known=False)
@@ -91,6 +94,9 @@ def know_user(
 
 def fill_in(request: Request, known: Request) -> Request:
     """Return a request with what `know_user` returned, where it does not say that itself."""
+    if not known.profile:
+        return without_profile(request)
+
     exclude = dict.fromkeys((*request.exclude, *known.exclude))
     return replace(
         profile_files.fill_in(request, known),
@@ -186,7 +192,8 @@ class MissingState:
 
     def recall(self, user_id: Id) -> Recalled:
         is_erased = any(is_forgotten(run, user_id) for run in self._runs)
-        return Recalled(is_forgotten=is_erased)
+        is_out = read_opt_outs(self._runs[-1]).holds(user_id)
+        return Recalled(is_forgotten=is_erased, is_opted_out=is_out)
 
     def count_answers(self, *_: Any) -> int:
         return 0

@@ -20,7 +20,7 @@ from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.cells import parse_id
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
-from serve.files import is_forgotten
+from serve.files import is_forgotten, read_opt_outs
 from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
@@ -48,11 +48,10 @@ FAULTS = {
     "impressions": "impressions are no longer logged; start the service again",
     "reload": "the last version was refused, an earlier one answers; the status says why",
     "server": "the state's server fails: events and requests that name a user are refused",
-    OUT_OF_SERVICE: "the erasure list cannot be read: requests that name a user are refused",
+    OUT_OF_SERVICE: "erasures or opt-outs cannot be read: requests that name a user are refused",
 }
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
-_NOT_FOLLOWED = "other processes cannot be followed: %s"
 _LOG = logging.getLogger("service.http")
 
 
@@ -68,6 +67,7 @@ class Service:
         retention_days: float,
         clock: Clock = "data",
         experiment: Experiment | None = None,
+        impression_days: float | None = None,
     ) -> None:
         """Load the versions to serve and open the live state.
 
@@ -76,9 +76,10 @@ class Service:
             home: folder of profiles and state, unless they are named.
             profiles: folder called 'profiles'.
             state: folder called 'state'; without it, that of BASCULE_STATE is used if it is set.
-            retention_days: age at which events and impressions are removed.
+            retention_days: age at which events are removed.
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
+            impression_days: age at which impressions are removed; by default the same.
 
         Raises:
             BundleError: no version can be loaded.
@@ -95,7 +96,7 @@ class Service:
 
         runs = (folder.absolute().parent for folder in folders.values())
         self._runs = list(dict.fromkeys(runs))
-        self._retention_days = retention_days
+        self._days = retention_days, impression_days
         self._clock = clock
         self._source = source
         # Where figures of use and drift lie.
@@ -103,8 +104,8 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        self.shared = open_shared(state, self._runs, retention_days)
-        self._erasures = Erasures(self._runs, self.shared)
+        self.shared = open_shared(state, self._runs, *self._days)
+        self.erasures = Erasures(self._runs, self.shared)
         self._open(recommender)
         self.arms: Arms | None = None
         if experiment is not None:
@@ -240,10 +241,9 @@ class Service:
         """Keep events, all or none, but old ones and those of forgotten users; return how many."""
         now = int(time.time())
         observations = parse_observations(events, self._schema, now)
-        begin = now - self._retention_days * DAY
-        return self._state.observe_many(
-            each for each in observations if each.datetime >= begin
-        )
+        begin = now - self._days[0] * DAY
+        recent = (each for each in observations if each.datetime >= begin)
+        return self._state.observe_many(recent)
 
     def _confirm(self, request_id: str) -> None:
         """Keep that the lists of a request were seen; it is on disk when this returns."""
@@ -252,7 +252,7 @@ class Service:
     def forget(self, user_id: Id) -> Future[list[Content]]:
         """Let a user be erased; the result is a receipt for each folder with profiles or state."""
         user_id = parse_id(user_id, self._schema.user_id_type, "user_id")
-        return self._erasures.add(user_id)
+        return self.erasures.add(user_id)
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is a profile or an event of a user, who is not forgotten."""
@@ -265,7 +265,7 @@ class Service:
             with ExitStack() as on_error:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
-                file = self._folder / STATE_FILE, self._runs, self._retention_days
+                file = self._folder / STATE_FILE, self._runs, *self._days
                 state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
@@ -323,7 +323,7 @@ class Service:
                         if reason is not None:
                             _LOG.error(_FAILED_HERE, version, reason)
             except LOADING_ERRORS as error:
-                _LOG.error(_NOT_FOLLOWED, explain_fault(error))
+                _LOG.error("others cannot be followed: %s", explain_fault(error))
 
     def _announce(self) -> None:
         """Let other processes load the version that answers here."""
@@ -396,8 +396,9 @@ class Service:
         last = self.last_reload
         is_damaged = False
         try:
-            for run in self._runs:
-                is_forgotten(run, "")  # reads the erasure list, if it was changed
+            for run in self._runs:  # what was changed is read
+                is_forgotten(run, "")
+            read_opt_outs(self.beside)
         except (BundleError, OSError):
             is_damaged = True
 
@@ -428,7 +429,7 @@ class Service:
         """Write what waits and close the files."""
         self._is_closing.set()
         self._following.join()
-        self._erasures.close()
+        self.erasures.close()
         self.impressions.close()
         self._state.close()
         self.items.close()

@@ -21,7 +21,12 @@ from serve.arrays import Id
 from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
-from serve.files import is_forgotten, read_erasure_list, sync_folder
+from serve.files import (
+    is_forgotten,
+    read_erasure_list,
+    read_opt_outs,
+    sync_folder,
+)
 from service.database import name_fault, open_database, user_key
 from service.event_log import (
     MARK,
@@ -36,6 +41,7 @@ from service.event_log import (
 
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
+_TABLE_OF = {"events": "event_rows", "impressions": "answer_rows"}
 MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
 _SLICE = 200  # rows deleted in one transaction, so that no event waits for long
@@ -93,7 +99,7 @@ class State(Protocol):
     """The live state that services and erasure need; safe to use from many threads.
 
     Each write is kept whole or not at all, and is durable when its call returns. Nothing is kept of
-    forgotten users. Errors of the storage are `OSError`.
+    users who are forgotten or have opted out. Errors of the storage are `OSError`.
     """
 
     fault: Exception | None  # of the last write, None if it succeeded
@@ -110,8 +116,11 @@ class State(Protocol):
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
         """Count the lists of a user since a time, of policies that begin with a text."""
 
-    def expire_slices(self, now: int) -> Iterator[int]:
-        """Remove what is too old; yield the number of events and answers of each slice."""
+    def expire_slices(self, now: int) -> Iterator[Counter[str]]:
+        """Remove what is too old; yield how many events and impressions each slice had.
+
+        An impression is a list here.
+        """
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users who have events or answers."""
@@ -139,28 +148,30 @@ class StateStore:
         path: Path,
         runs: Sequence[Path] | None = None,
         retention_days: float = RETENTION_DAYS,
+        impression_days: float | None = None,
     ) -> None:
         """Open the file, made if need be.
 
         Args:
             path: `DIR/state/state.db`.
             runs: folders whose erasure lists are heeded; DIR by default.
-            retention_days: age at which events and answers are removed.
+            retention_days: age at which events are removed.
+            impression_days: age at which answers are removed; by default the same.
 
         Raises:
             BundleError: the file is of another kind or format.
             OSError: the file cannot be opened.
         """
-        check_retention(retention_days)
+        self.days = check_retention(retention_days, impression_days)
         self.path = path
-        self.retention_days = retention_days
         self.fault: Exception | None = None
         self._lock = threading.Lock()
-        self._runs = runs or [path.absolute().parent.parent]
+        self._home = path.absolute().parent.parent
+        self._runs = runs or [self._home]
         self._readers: deque[sqlite3.Connection] = deque()
         self._writer = open_log(path, TABLES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
-        sync_folder(path.absolute().parent.parent)
+        sync_folder(self._home)
 
     def observe(
         self,
@@ -180,7 +191,7 @@ class StateStore:
             weight: such as a rating, at least 0.
 
         Returns:
-            Whether it is on disk now: not if the user is forgotten.
+            Whether it is on disk now: not if the user is forgotten or has opted out.
 
         Raises:
             SchemaError: a value is of the wrong type or out of range.
@@ -211,7 +222,7 @@ class StateStore:
         return len(rows)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown, all or none; nothing of forgotten users."""
+        """Keep what users were shown, all or none; nothing of users who are left out."""
         answers = list(answers)
         user_ids = [answer.user_id for answer in answers if answer.user_id is not None]
         with self._writing() as connection:
@@ -232,6 +243,8 @@ class StateStore:
         """Return the latest events of a user."""
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
+        if read_opt_outs(self._home).holds(user_id):
+            return Recalled(is_opted_out=True)
 
         text = str(user_id)
         rows = self._read(_RECALL, user_key(self._salt, text), text, MAX_RECALLED)
@@ -245,12 +258,14 @@ class StateStore:
         ((count,),) = self._read(_COUNT_ANSWERS, key, text, since, f"{policy}*")
         return int(count)
 
-    def expire_slices(self, now: int) -> Iterator[int]:
+    def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
-        begin = now - self.retention_days * DAY
-        for n_deleted in self._delete_slices("datetime < ?", begin):
-            yield n_deleted["event_rows"] + n_deleted["answer_rows"]
+        for kind, days in self.days.items():
+            table = _TABLE_OF[kind]
+            begin = now - days * DAY
+            for n_deleted in self._delete_slices("datetime < ?", begin, (table,)):
+                yield Counter({kind: n_deleted[table]})
 
         unused = self._read("SELECT place, id FROM unused_users")
         for start in range(0, len(unused), _SLICE):
@@ -260,7 +275,7 @@ class StateStore:
                     if connection.execute(erase, (place, text)).rowcount:
                         key = user_key(self._salt, text)
                         connection.execute(_DELETE_KEY, (key, place))
-            yield 0
+            yield Counter()
 
         self._empty_log()
 
@@ -319,13 +334,14 @@ class StateStore:
             self._readers.pop().close()
 
     def _number_users(self, user_ids: Iterable[Id]) -> dict[str, int]:
-        """Return id as a text -> number, old or new, of users who are not forgotten."""
+        """Return id as a text -> number, old or new, of users who are not left out."""
         erased = [read_erasure_list(run) for run in self._runs]
+        left_out = [*erased, read_opt_outs(self._home)]
         # A user who is added to a list after this is erased by the call that adds them.
         numbers: dict[str, int] = {}
         for user_id in user_ids:
             text = str(user_id)
-            if text in numbers or any(who.holds(user_id) for who in erased):
+            if text in numbers or any(who.holds(user_id) for who in left_out):
                 continue
 
             key = user_key(self._salt, text)
@@ -343,7 +359,10 @@ class StateStore:
         return numbers
 
     def _delete_slices(
-        self, condition: str, value: float | None
+        self,
+        condition: str,
+        value: float | None,
+        tables: Sequence[str] = tuple(_TABLE_OF.values()),
     ) -> Iterator[Counter[str]]:
         """Delete rows that meet a condition, while others write; yield how many of each table."""
         n_most = _SLICE
@@ -351,12 +370,13 @@ class StateStore:
             begin = time.monotonic()
             n_deleted = Counter[str]()
             with self._writing() as connection:
-                for table in ("event_rows", "answer_rows"):
+                for table in tables:
                     delete = _DELETE.format(table=table, condition=condition, n=_SLICE)
                     numbers = connection.execute(delete, (value,)).fetchall()
                     n_deleted[table] = len(numbers)
-                shown = connection.executemany(_DELETE_SHOWN, numbers)  # of answers
-                n_deleted["shown"] = shown.rowcount
+                    if table == _TABLE_OF["impressions"]:
+                        shown = connection.executemany(_DELETE_SHOWN, numbers)
+                        n_deleted["shown"] = shown.rowcount
 
             seconds = time.monotonic() - begin
 
@@ -416,9 +436,14 @@ class StateStore:
         return rows
 
 
-def check_retention(days: float) -> None:
-    """Refuse a retention that keeps nothing, or everything."""
-    if not 0 < days < _MAX_RETENTION:
-        raise ValueError(
-            f"retention_days is {days:g}; allowed: above 0, below {_MAX_RETENTION}"
-        )
+def check_retention(events: float, impressions: float | None) -> dict[str, float]:
+    """Return the days of each kind; refuse those that keep nothing, or everything."""
+    of_lists = events if impressions is None else impressions
+    days = {"events": events, "impressions": of_lists}
+    for number in days.values():
+        if not 0 < number < _MAX_RETENTION:
+            raise ValueError(
+                f"the retention is {number:g} days; allowed: above 0, below {_MAX_RETENTION}"
+            )
+
+    return days

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from serve.errors import SchemaError, say
 from service.http.errors import LOGGER
-from service.http.schemas import ROLES, Role
+from service.http.schemas import PROFILING, ROLES, Role
 
 if TYPE_CHECKING:
     from starlette.types import Scope
@@ -28,7 +28,7 @@ _LINE = re.compile(
     r"(\S+)\s+(ask|write|admin)\s+([0-9a-f]{64})(?:\s+(\d+(?:\.\d+)?)(?:\s+([1-9]\d*))?)?"
 )
 _EMPTY_KEY = hashlib.sha256(b"").hexdigest()  # of a variable that was not set
-_CHANGES = ("/v1/events", "/v1/shown", "/v1/users/forget")
+_CHANGES = ("/v1/events", "/v1/shown", "/v1/users/forget", PROFILING)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _BEARER = {"www-authenticate": "Bearer"}
 _LOG = logging.getLogger(LOGGER)

@@ -8,12 +8,18 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.exceptions import HTTPException
+from pydantic import with_config
 
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
 from service.http.metrics import Metrics
-from service.http.schemas import EventBodies, ForgetBody, ItemBody, ShownBody
+from service.http.schemas import (
+    EventBodies,
+    ForgetBody,
+    ItemBody,
+    ShownBody,
+)
 from service.http.writing import write_answer
 from service.service import OUT_OF_SERVICE, Service
 
@@ -24,6 +30,15 @@ _TEXT: dict[int | str, dict[str, Any]] = {
 _NOT_READY: dict[int | str, dict[str, Any]] = {
     503: {"description": "As 200, and users cannot be answered."}
 }
+
+
+@with_config(strict=True, extra="forbid")
+class ProfilingBody(ForgetBody):
+    """`false` opts a user out of profiling, `true` in again."""
+
+    profile: bool
+
+
 _LOG = logging.getLogger(LOGGER)
 
 changing = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
@@ -84,6 +99,20 @@ async def forget_user(
     return write_answer(
         request, service.version, {"receipts": receipts, "user_known": user_known}
     )
+
+
+@changing.post(
+    "/v1/users/profiling",
+    response_model=schemas.PutAnswer,
+    summary="Let a user opt out of profiling, or in again",
+)
+async def choose_profiling(
+    request: Request, body: Annotated[ProfilingBody, Body()]
+) -> Response:
+    service: Service = request.app.state.shared.service
+    is_out = not body["profile"]
+    await asyncio.to_thread(service.erasures.choose, body["user_id"], is_out)
+    return write_answer(request, service.version, {})
 
 
 @changing.put(

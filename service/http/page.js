@@ -196,6 +196,10 @@ function readForm() {
   if (byId("only-new").checked) body.repeats = "exclude";
   if (byId("again").checked) body.again = "any";
   if (byId("where").value.trim()) body.filters = { where: byId("where").value.trim() };
+  if (byId("no-profile").checked) {
+    delete body.features;
+    return { ...body, profile: false, exclude: dismissed };
+  }
   if (who.user_id !== null) return { ...body, user_id: who.user_id };
   return { ...body, history: taken.map((one) => ({ item_id: one.item_id })), exclude: dismissed };
 }
@@ -235,6 +239,7 @@ function draw(answer, popular) {
   if (held) ([...byId("list").querySelectorAll("button")].find((one) => one.dataset.held === held) ?? byId("list-title")).focus();
   byId("list-title").textContent = describeTitle();
   drawGroup(list.user_known === false || isBlank() ? null : list.segment);
+  drawAbout(list);
   drawHeldBack(list.held_back ?? 0);
   byId("notes").replaceChildren(...describePerson(list).map((text) => make("span", {}, text)));
   const nameMissing = (items) => items.filter((item) => !here.has(idOf(item))).map(nameOf).join("; ");
@@ -250,10 +255,32 @@ function draw(answer, popular) {
 
 function isBlank() { // nothing has been said about somebody new
   const body = readForm();
-  return who.user_id === null && !(body.features || body.context || body.history.length || body.exclude.length);
+  return who.user_id === null && body.profile !== false && !(body.features || body.context || body.history.length || body.exclude.length);
+}
+
+// The main parameters of lists, and what the test of this version says of the parts (DSA, article 27).
+const PARAMETERS = {
+  memory: "what they take again and again",
+  history: "what they did before",
+  features: "what is said about them",
+  context: "the moment and the place",
+  popular: "what many people take now",
+};
+const PARTS = { popularity: "popularity alone", personal: "what they took before alone", ease: "what goes together alone" };
+const asPercent = (share) => `${Math.round(100 * share)} %`;
+
+function drawAbout(list) {
+  const weighed = Object.entries(list.weights ?? {}).sort(([, one], [, other]) => other - one).map(([kind, weight]) => `${asPercent(weight)} ${PARAMETERS[kind]}`);
+  byId("about-list").hidden = !weighed.length;
+  byId("parameters").textContent = `What decides this list, by weight: ${weighed.join("; ")}. The bars beside the items show each reason. Another order, other items and a list without profiling can be chosen on this page.`;
+  const quality = (name) => form.tested[name]?.all?.["NDCG@10"];
+  const whole = quality("bascule");
+  const parts = Object.entries(PARTS).filter(([name]) => quality(name)).map(([name, words]) => `${words} ${asPercent(quality(name) / whole)}`);
+  byId("measured").textContent = whole && parts.length ? `In the test of this version, of the quality of whole lists (NDCG@10 ${whole.toFixed(3)}) lists by ${parts.join(", by ")} reached.` : "";
 }
 
 function describeTitle() {
+  if (byId("no-profile").checked) return "Without profiling: what anybody gets";
   if (who.user_id !== null) return `What user ${who.user_id} would want`;
   return isBlank() ? "For somebody new, before anything is known" : "What this new person would want";
 }
@@ -275,6 +302,7 @@ function drawHeldBack(number) {
 
 function describePerson(list) {
   const words = [];
+  if (list.profile === false) words.push("Made without personal data: nothing that is known about them was read, and nothing of this list is kept.");
   if (list.user_known === false) words.push("The service does not know this user (never seen, or forgotten): this is what a newcomer gets.");
   if (list.unknown_items) words.push(`${count(list.unknown_items, "item")} of the history ${list.unknown_items === 1 ? "is" : "are"} not known here.`);
   if (list.unknown_values) words.push(`Never seen in training: ${list.unknown_values.join(", ")}.`);
@@ -307,7 +335,7 @@ function drawItem(item, strongest) {
   const words = make("div", {}, make("span", { className: "name" }, name), make("span", { className: "kind" }, ...inRow(labelKind(item))), make("small", {}, ...rest), acts);
   const state = Number.isNaN(item.rise) ? "fresh" : item.rise ? "moved" : "";
   const row = make("li", { className: state }, drawPlace(item), words, drawReasons(item, strongest));
-  if (form.may_change || who.user_id === null) {
+  if ((form.may_change || who.user_id === null) && !byId("no-profile").checked) {
     acts.append(button(asButton(), name, () => take(item)), button("Not this", name, () => dismiss(item)));
   }
   const similar = button("Similar", name, attempt(() => showSimilar(item, row, similar)));
@@ -471,7 +499,7 @@ function later(act) {
   timer = setTimeout(act, 150);
 }
 for (const name of DIALS) byId(name).addEventListener("input", () => { showDials(); later(ask); });
-for (const name of ["only-new", "k", "where", "event", "again"]) byId(name).addEventListener("change", () => ask());
+for (const name of ["only-new", "k", "where", "event", "again", "no-profile"]) byId(name).addEventListener("change", () => ask());
 byId("recommended").addEventListener("click", () => { setDials(form.dials); ask(); });
 byId("plain").addEventListener("click", () => { setDials({ diversity: 0, novelty: 0 }); ask(); });
 byId("search").addEventListener("input", () => later(attempt(search)));

@@ -41,6 +41,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
         "context": _describe_features(schema.context_features),
         "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
+        "tested": current.bundle.manifest.metrics.get("test", {}),
         "target": target,
         "verb": say_past(target),
         "verbs": {event: say_past(event) for event in schema.event_types},

@@ -216,6 +216,11 @@ class _Batch:
     policy: str
     arm: Arm | None = None
 
+    def list_logged(self) -> list[Answer]:
+        """Return the answers that may be kept: none to a request without profiling."""
+        pairs = zip(self.requests, self.answers, strict=True)
+        return [answer for parsed, answer in pairs if parsed.profile]
+
     def show(self, is_explained: bool) -> list[dict[str, Any]]:
         lists = []
         for parsed, answer in zip(self.requests, self.answers, strict=True):
@@ -284,7 +289,8 @@ def _answer_in_arm(
     arm = arms.experiment.assign(seed if user_id is None else user_id)
     recommender = arms.recommender(arm, call.current)
 
-    if call.dials != _NO_DIALS or not call.service.explores(user_id, arm.policy):
+    is_plain = call.dials != _NO_DIALS or not parsed.profile
+    if is_plain or not call.service.explores(user_id, arm.policy):
         return _rerank(call, recommender, [parsed], arm)
 
     answer = explore(recommender, parsed, call.k, call.filter_viewed, arm.policy, seed)
@@ -324,7 +330,7 @@ def _write_lists(
     for batch in batches:
         arm = None if batch.arm is None else batch.arm.label
         call.service.log_shown(
-            batch.recommender, batch.answers, request_id, batch.policy, arm
+            batch.recommender, batch.list_logged(), request_id, batch.policy, arm
         )
 
     metrics: Metrics = call.request.app.state.shared.metrics

@@ -129,6 +129,13 @@ class RequestBody(TypedDict, total=False):
             "again; `any` lists it. Without meaning where repeats are excluded."
         ),
     ]
+    profile: Annotated[
+        bool | None,
+        Field(
+            description="`false`: a list without personal data, of which nothing is kept: user, "
+            "features and history are not read."
+        ),
+    ]
 
 
 @_strict
@@ -286,8 +293,8 @@ class ItemList(TypedDict):
     `reason` says why there are fewer than k items; `unknown_values` names features with a value
     that is new to the bundle; `moment` is the time of the request in UTC seconds; `user_known` is
     false if nothing is known of a `user_id`; `held_back` counts the items that are not listed since
-    they were just taken. In an experiment, `arm` is that of the user, and
-    `version` the one that gave this list.
+    they were just taken. In an experiment, `arm` is that of the user, and `version` the one that
+    gave this list. `profile` is false without personal data; `weights` are shares of reasons.
     """
 
     items: list[ListedItem]
@@ -296,7 +303,9 @@ class ItemList(TypedDict):
     user_known: NotRequired[bool]
     held_back: NotRequired[int]
     unknown_values: NotRequired[list[str]]
+    profile: NotRequired[bool]
     segment: NotRequired[ShortSegment]
+    weights: NotRequired[dict[str, float]]
     reason: NotRequired[str]
     arm: NotRequired[str]
     version: NotRequired[str]
@@ -358,7 +367,7 @@ class FaultAnswer(TypedDict):
 
 
 class EventsAnswer(PutAnswer):
-    """The number of events that were kept; those of forgotten users and old ones are not."""
+    """The number of events that were kept; old ones, and those of users who left, are not."""
 
     kept: int
 
@@ -393,10 +402,11 @@ _ASK = (
     *("/v1/recommend", "/v1/similar", "/v1/due", "/v1/segments"),
     *("/v1/page", "/v1/items", "/openapi.json"),
 )
+PROFILING = "/v1/users/profiling"
 ROLES = {  # every other path is for admins
     **dict.fromkeys(_OPEN, Role.OPEN),
     **dict.fromkeys(_ASK, Role.ASK),
-    **dict.fromkeys(("/v1/events", "/v1/shown"), Role.WRITE),
+    **dict.fromkeys(("/v1/events", "/v1/shown", PROFILING), Role.WRITE),
 }
 _KEY = {
     "type": "http",

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from serve.bundle import STATE, STATE_FILE
-from service.forget import take_over
+from service.forget import replace_opt_outs, take_over
 from service.remote.shared import open_shared
 from service.state import StateStore
 
@@ -23,7 +23,7 @@ def fetch_state(folder: Path | None, default: Path) -> Path:
 
     Returns:
         The folder. The log of a server is copied into one that lasts as long as the process; its
-        erasure list lies beside it, as in a run.
+        lists of those who left lie beside it, as in a run.
     """
     state = open_shared(folder)
     if state is None:
@@ -34,12 +34,13 @@ def fetch_state(folder: Path | None, default: Path) -> Path:
     with closing(state), closing(StateStore(home / STATE / STATE_FILE)) as store:
         take_over(home, state.list_forgotten())
         state.copy(store)
+        replace_opt_outs(home, state.list_opted_out())
 
     return home / STATE
 
 
-def fetch_erasure_list(folder: Path | None, run: Path) -> None:
-    """Take over into a run who was forgotten on the server, if there is one.
+def fetch_left_out(folder: Path | None, run: Path) -> None:
+    """Take over into a run who was forgotten or opted out on the server, if there is one.
 
     Args:
         folder: the option --state.
@@ -49,3 +50,4 @@ def fetch_erasure_list(folder: Path | None, run: Path) -> None:
     if state is not None:
         with closing(state):
             take_over(run, state.list_forgotten())
+            replace_opt_outs(run, state.list_opted_out())

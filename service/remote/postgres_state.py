@@ -1,6 +1,7 @@
-"""The state in PostgreSQL (13 or later): two tables and a salt, and functions that change them.
+"""The state in PostgreSQL (13 or later): three tables and a salt, and functions that change them.
 
 bascule_users   key and name of each user; the name is NULL once the user is forgotten
+bascule_opted_out  key of each user who opted out
 bascule_rows    number by arrival, kind (`events` or `answers`), user, time, and record in JSON
 
 The views `bascule_events` and `bascule_answers` show the rows by columns, for people.
@@ -28,6 +29,7 @@ _TABLES = """
 SELECT pg_advisory_xact_lock(4342353);
 CREATE TABLE IF NOT EXISTS bascule_salt (is_one boolean PRIMARY KEY, salt text NOT NULL);
 CREATE TABLE IF NOT EXISTS bascule_users (key text COLLATE "C" PRIMARY KEY, name text);
+CREATE TABLE IF NOT EXISTS bascule_opted_out (key text COLLATE "C" PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS bascule_rows (number bigserial PRIMARY KEY, kind text NOT NULL,
     user_key text COLLATE "C" NOT NULL, datetime bigint NOT NULL, record json NOT NULL,
     n_shown integer NOT NULL, policy text NOT NULL);
@@ -54,6 +56,8 @@ DECLARE
     item json;
     n_kept integer := 0;
 BEGIN
+    SELECT coalesce(json_agg(i), '[]') INTO rows FROM json_array_elements(rows) i
+        WHERE NOT EXISTS (SELECT 1 FROM bascule_opted_out WHERE key = i->>0);
     INSERT INTO bascule_users AS u
         SELECT DISTINCT ON (i->>0) i->>0, i->>1 FROM json_array_elements(rows) i
         WHERE i->>1 <> 'null' OR NOT EXISTS (SELECT 1 FROM bascule_users WHERE key = i->>0)
@@ -77,24 +81,35 @@ END $$;
 
 CREATE OR REPLACE FUNCTION bascule_fetch(of_user text, n_most integer) RETURNS json
 LANGUAGE sql STABLE AS $$
-    SELECT json_build_object('name', u.name, 'rows', (
+    SELECT json_build_object('name', CASE WHEN u.key IS NULL THEN '' ELSE u.name END,
+        'opted_out', c.key IS NOT NULL, 'rows', (
         SELECT coalesce(json_agg(json_build_array(number, record)), '[]') FROM (
             SELECT number, record FROM bascule_rows WHERE user_key = of_user AND kind = 'events'
             ORDER BY datetime DESC, number DESC LIMIT n_most) r))
-    FROM bascule_users u WHERE key = of_user $$;
+    FROM (SELECT of_user AS key) k LEFT JOIN bascule_users u ON u.key = k.key
+    LEFT JOIN bascule_opted_out c ON c.key = k.key
+    WHERE u.key IS NOT NULL OR c.key IS NOT NULL $$;
+
+CREATE OR REPLACE FUNCTION bascule_choose(of_user text, is_out integer) RETURNS json
+LANGUAGE sql AS $$
+    DELETE FROM bascule_opted_out WHERE key = of_user AND is_out = 0;
+    INSERT INTO bascule_opted_out SELECT of_user WHERE is_out = 1 ON CONFLICT DO NOTHING;
+    SELECT 'null'::json $$;
 
 CREATE OR REPLACE FUNCTION bascule_count(of_user text, since bigint, beginning text) RETURNS json
 LANGUAGE sql STABLE AS $$
     SELECT to_json(count(*)) FROM bascule_rows WHERE user_key = of_user AND kind = 'answers'
     AND datetime >= since AND starts_with(policy, beginning) $$;
 
-CREATE OR REPLACE FUNCTION bascule_expire(before bigint) RETURNS json LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION bascule_expire(of_kind text, before bigint) RETURNS json
+LANGUAGE plpgsql AS $$
 DECLARE
     numbers bigint[];
     keys text[];
 BEGIN
     SELECT array_agg(number), array_agg(user_key) INTO numbers, keys FROM
-        (SELECT number, user_key FROM bascule_rows WHERE datetime < before LIMIT 200) r;
+        (SELECT number, user_key FROM bascule_rows
+         WHERE kind = of_kind AND datetime < before LIMIT 200) r;
     IF numbers IS NULL THEN RETURN NULL; END IF;
     PERFORM 1 FROM bascule_users WHERE key = ANY(keys) ORDER BY key FOR UPDATE;
     DELETE FROM bascule_rows WHERE number = ANY(numbers);
@@ -120,7 +135,12 @@ CREATE OR REPLACE FUNCTION bascule_read(of_kind text, after text) RETURNS json
 LANGUAGE plpgsql STABLE AS $$
 DECLARE page json;
 BEGIN
-    IF of_kind = 'forgotten' THEN
+    IF of_kind = 'opted_out' THEN
+        SELECT json_build_object('next', coalesce(max(key), '0'),
+            'rows', coalesce(json_agg(json_build_array(key, NULL)), '[]')) INTO page FROM
+            (SELECT key FROM bascule_opted_out WHERE key > after
+             ORDER BY key LIMIT 1000) c;
+    ELSIF of_kind = 'forgotten' THEN
         SELECT json_build_object('next', coalesce(max(key), '0'),
             'rows', coalesce(json_agg(json_build_array(key, NULL)), '[]')) INTO page FROM
             (SELECT key FROM bascule_users WHERE name IS NULL AND key > after

@@ -5,7 +5,8 @@ Its keys begin with `bascule:1:`, and it has of each user, by their KEY:
 users           a hash: KEY -> name, empty once the user is forgotten
 events:KEY      a sorted set by time: a member is a number, by arrival, in 16 digits, and a record
 answers:KEY     the same of answers
-oldest          a sorted set: KEY -> time of the oldest row
+oldest:KIND     a sorted set of events or answers: KEY -> time of the oldest row
+opted_out       a hash: KEY -> 1
 salt, number    of the keys; of the last row
 
 The procedures are scripts, which run one at a time and are logged whole. After each of them WAITAOF
@@ -53,14 +54,15 @@ local n_kept = 0
 for _, row in ipairs(cjson.decode(ARGV[2])) do
   local user, name, at, record, same, undone = unpack(row)
   at = string.format('%.0f', at)
-  if redis.call('HGET', KEYS[1] .. 'users', user) ~= '' then
+  local is_out = redis.call('HEXISTS', KEYS[1] .. 'opted_out', user)
+  if is_out == 0 and redis.call('HGET', KEYS[1] .. 'users', user) ~= '' then
     n_kept = n_kept + 1
     local place = KEYS[1] .. ARGV[1] .. ':' .. user
     if same == '-' or not is_there(place, at, same, undone) then
       local number = redis.call('INCR', KEYS[1] .. 'number')
       redis.call('HSETNX', KEYS[1] .. 'users', user, name)
       redis.call('ZADD', place, at, string.format('%016.0f', number) .. record)
-      redis.call('ZADD', KEYS[1] .. 'oldest', 'LT', at, user)
+      redis.call('ZADD', KEYS[1] .. 'oldest:' .. ARGV[1], 'LT', at, user)
     end
   end
 end
@@ -68,14 +70,16 @@ return tostring(n_kept)
 """
 _FETCH = """
 local name = redis.call('HGET', KEYS[1] .. 'users', ARGV[1])
-if not name then return nil end
+local is_out = redis.call('HEXISTS', KEYS[1] .. 'opted_out', ARGV[1])
+if not name and is_out == 0 then return nil end
 local rows = redis.call('ZREVRANGE', KEYS[1] .. 'events:' .. ARGV[1], 0, ARGV[2] - 1)
 for i, row in ipairs(rows) do
   local number = string.format('%.0f', tonumber(string.sub(row, 1, 16)))
   rows[i] = '[' .. number .. ',' .. string.sub(row, 17) .. ']'
 end
-local shown = name == '' and 'null' or cjson.encode(name)
-return '{"name":' .. shown .. ',"rows":[' .. table.concat(rows, ',') .. ']}'
+local shown = name == '' and 'null' or cjson.encode(name or '')
+local head = '{"name":' .. shown .. ',"opted_out":' .. is_out
+return head .. ',"rows":[' .. table.concat(rows, ',') .. ']}'
 """
 _COUNT = """
 local n = 0
@@ -86,23 +90,31 @@ for _, row in ipairs(redis.call('ZRANGEBYSCORE', place, ARGV[2], '+inf')) do
 end
 return tostring(n)
 """
+# What earlier versions have in `oldest` moves to the sets of both kinds first.
 _EXPIRE = """
-local before = '(' .. ARGV[1]
-local users = redis.call('ZRANGEBYSCORE', KEYS[1] .. 'oldest', '-inf', before, 'LIMIT', 0, 100)
+local moved = redis.call('ZRANGE', KEYS[1] .. 'oldest', 0, 99, 'WITHSCORES')
+for i = 1, #moved, 2 do
+  redis.call('ZADD', KEYS[1] .. 'oldest:events', 'LT', moved[i + 1], moved[i])
+  redis.call('ZADD', KEYS[1] .. 'oldest:answers', 'LT', moved[i + 1], moved[i])
+  redis.call('ZREM', KEYS[1] .. 'oldest', moved[i])
+end
+if #moved > 0 then return '0' end
+local oldest = KEYS[1] .. 'oldest:' .. ARGV[1]
+local before = '(' .. ARGV[2]
+local users = redis.call('ZRANGEBYSCORE', oldest, '-inf', before, 'LIMIT', 0, 100)
 if #users == 0 then return nil end
 local n_removed = 0
 for _, user in ipairs(users) do
-  local oldest = nil
-  for _, kind in ipairs({'events:', 'answers:'}) do
-    local place = KEYS[1] .. kind .. user
-    n_removed = n_removed + redis.call('ZREMRANGEBYSCORE', place, '-inf', before)
-    local first = redis.call('ZRANGE', place, 0, 0, 'WITHSCORES')[2]
-    if first and (not oldest or tonumber(first) < tonumber(oldest)) then oldest = first end
-  end
-  if oldest then
-    redis.call('ZADD', KEYS[1] .. 'oldest', oldest, user)
+  local events, answers = KEYS[1] .. 'events:' .. user, KEYS[1] .. 'answers:' .. user
+  local place = KEYS[1] .. ARGV[1] .. ':' .. user
+  n_removed = n_removed + redis.call('ZREMRANGEBYSCORE', place, '-inf', before)
+  local first = redis.call('ZRANGE', place, 0, 0, 'WITHSCORES')[2]
+  if first then
+    redis.call('ZADD', oldest, first, user)
   else
-    redis.call('ZREM', KEYS[1] .. 'oldest', user)
+    redis.call('ZREM', oldest, user)
+  end
+  if redis.call('EXISTS', events, answers) == 0 then
     redis.call('HDEL', KEYS[1] .. 'users', user)
   end
 end
@@ -119,18 +131,28 @@ for _, user in ipairs(cjson.decode(ARGV[1])) do
   end
   redis.call('DEL', events, answers)
   redis.call('ZREM', KEYS[1] .. 'oldest', user)
+  redis.call('ZREM', KEYS[1] .. 'oldest:events', user)
+  redis.call('ZREM', KEYS[1] .. 'oldest:answers', user)
   redis.call('HSET', KEYS[1] .. 'users', user, '')
 end
 return cjson.encode(erased)
 """
+_CHOOSE = """
+redis.call('HDEL', KEYS[1] .. 'opted_out', ARGV[1])
+if ARGV[2] == '1' then redis.call('HSET', KEYS[1] .. 'opted_out', ARGV[1], 1) end
+return 'null'
+"""
 # A page is of some users, in no order; the cursor is that of HSCAN.
 _READ = """
 local cursor = ARGV[2] == '' and '0' or ARGV[2]
-local page = redis.call('HSCAN', KEYS[1] .. 'users', cursor, 'COUNT', 500)
+local scanned = ARGV[1] == 'opted_out' and 'opted_out' or 'users'
+local page = redis.call('HSCAN', KEYS[1] .. scanned, cursor, 'COUNT', 500)
 local rows = {}
 for i = 1, #page[2], 2 do
   local user, name = page[2][i], page[2][i + 1]
-  if ARGV[1] == 'forgotten' then
+  if ARGV[1] == 'opted_out' then
+    rows[#rows + 1] = '["' .. user .. '",null]'
+  elseif ARGV[1] == 'forgotten' then
     if name == '' then rows[#rows + 1] = '["' .. user .. '",null]' end
   else
     local shown = cjson.encode(name)
@@ -149,6 +171,7 @@ _PROCEDURES = {
     "count": _COUNT,
     "expire": _EXPIRE,
     "forget": _FORGET,
+    "choose": _CHOOSE,
     "read": _READ,
 }
 _LOG = logging.getLogger("service.http")

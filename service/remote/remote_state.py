@@ -1,10 +1,10 @@
 """A state on a server that several services share: what all engines have in common.
 
-An engine has seven procedures that run in the server, each of them whole or not at all: `start`,
-`add`, `fetch`, `count`, `expire`, `forget` and `read`. They keep rows, in JSON, of events and of
-answers. A user is found by the hash of their id, keyed by a salt that the server holds, and has a
-name, their id in JSON. A forgotten user keeps the hash, without a name: so all services refuse what
-still comes of them.
+An engine has eight procedures that run in the server, each of them whole or not at all: `start`,
+`add`, `fetch`, `count`, `expire`, `forget`, `choose` and `read`. They keep rows, in JSON, of events
+and of answers. A user is found by the hash of their id, keyed by a salt that the server holds, and
+has a name, their id in JSON. A forgotten user keeps the hash, without a name: so all services
+refuse what still comes of them, and of those whose hashes are on the list of opt-outs.
 
 A server that does not answer within a second raises `ServerError`; for a second after that nothing
 is asked, so that no thread waits again and again. Then the next call connects anew.
@@ -19,7 +19,9 @@ import math
 import secrets
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +31,18 @@ from serve.clock import DAY, check_seconds
 from serve.errors import SchemaError
 from serve.files import ErasureList, hash_id, is_forgotten, read_erasure_list
 from service.event_log import UNDONE_BY, Impressions, Observation, Recalled, gather
-from service.state import MAX_RECALLED, ServerError, State, check_retention
+from service.state import (
+    MAX_RECALLED,
+    ServerError,
+    State,
+    check_retention,
+)
 
 PATIENCE = 1.0  # seconds in which a server answers
 _PAUSE = 1.0  # seconds after a fault in which it is not asked
 _EVENTS = "events"
 _ANSWERS = "answers"
+_STORED_AS = {_EVENTS: _EVENTS, "impressions": _ANSWERS}  # kind of data -> kind of rows
 _NOBODY = "nobody"  # begins the keys of answers without a user: 256, by their requests
 _END = "0"  # cursor behind the last page
 _NONE = "-"  # begins no record
@@ -48,21 +56,25 @@ class RemoteState(ABC):
     errors: tuple[type[Exception], ...]  # of the settings, the network and the server
 
     def __init__(
-        self, address: str, runs: Sequence[Path], retention_days: float
+        self,
+        address: str,
+        runs: Sequence[Path],
+        retention_days: float,
+        impression_days: float | None = None,
     ) -> None:
         """Open the state; a server that does not answer is asked again by the next call.
 
         Args:
             address: of the server.
             runs: folders whose erasure lists are heeded.
-            retention_days: age at which events and answers are removed.
+            retention_days: age at which events are removed.
+            impression_days: age at which answers are removed; by default the same.
 
         Raises:
             SchemaError: the address cannot be read, or the server could lose what it has
                 acknowledged.
         """
-        check_retention(retention_days)
-        self.retention_days = retention_days
+        self.days = check_retention(retention_days, impression_days)
         self.fault: Exception | None = None
         self._runs = runs
         self._ask_again = 0.0
@@ -107,7 +119,7 @@ class RemoteState(ABC):
         return self._add(_EVENTS, observations)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown; nothing of forgotten users."""
+        """Keep what users were shown; nothing of users who are left out."""
         self._add(_ANSWERS, answers)
 
     def recall(self, user_id: Id) -> Recalled:
@@ -115,9 +127,11 @@ class RemoteState(ABC):
         if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
 
-        user = self._fetch(user_id) or {"name": "", "rows": []}
+        user = self._fetch(user_id) or {"name": "", "rows": [], "opted_out": 0}
         if user["name"] is None:
             return Recalled(is_forgotten=True)
+        if user["opted_out"]:
+            return Recalled(is_opted_out=True)
 
         rows = []
         for number, (item_id, event, seconds, weight, *_, key) in reversed(
@@ -130,11 +144,14 @@ class RemoteState(ABC):
         """Count the lists of a user since a time, of policies that begin with a text."""
         return int(self._call("count", self._key(user_id), since, policy))
 
-    def expire_slices(self, now: int) -> Iterator[int]:
+    def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
         check_seconds(int(now), "now")  # milliseconds would make everything old
-        begin = math.ceil(now - self.retention_days * DAY)
-        yield from iter(lambda: self._call("expire", begin), None)
+        for kind, days in self.days.items():
+            begin = math.ceil(now - days * DAY)
+            expire = partial(self._call, "expire", _STORED_AS[kind], begin)
+            for n_removed in iter(expire, None):
+                yield Counter({kind: int(n_removed)})
 
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users who have events or answers."""
@@ -157,9 +174,20 @@ class RemoteState(ABC):
         erased: dict[str, int] = self._call("forget", json.dumps(keys))
         return erased
 
+    def choose(self, user_id: Id, is_out: bool) -> None:
+        """Note for all services that a user opts out or in."""
+        self._call("choose", self._key(user_id), int(is_out))
+
     def list_forgotten(self) -> ErasureList:
         """Return the erasure list of all services that share the state."""
-        keys = [bytes.fromhex(key) for key, _ in self._read("forgotten")]
+        return self._list_users("forgotten")
+
+    def list_opted_out(self) -> ErasureList:
+        """Return who has opted out at any of these services."""
+        return self._list_users("opted_out")
+
+    def _list_users(self, kind: str) -> ErasureList:
+        keys = [bytes.fromhex(key) for key, _ in self._read(kind)]
         return ErasureList(((self._start(), frozenset(keys)),))
 
     def copy(self, store: State) -> None:

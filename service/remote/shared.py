@@ -17,14 +17,18 @@ VARIABLE = "BASCULE_STATE"
 
 
 def open_remote(
-    address: str, runs: Sequence[Path] = (), retention_days: float = RETENTION_DAYS
+    address: str,
+    runs: Sequence[Path] = (),
+    retention_days: float = RETENTION_DAYS,
+    impression_days: float | None = None,
 ) -> RemoteState:
     """Open the state on a server.
 
     Args:
         address: of the server, which need not answer yet.
         runs: folders whose erasure lists are heeded, beside the one that the server has.
-        retention_days: age at which events and answers are removed.
+        retention_days: age at which events are removed.
+        impression_days: age at which answers are removed; by default the same.
 
     Raises:
         ModuleNotFoundError: a library is missing.
@@ -32,7 +36,7 @@ def open_remote(
     """
     engine = "postgres" if address.startswith("postgres") else "redis"
     module = import_extra(f"{__package__}.{engine}_state", "state")
-    opened: RemoteState = module.Engine(address, runs, retention_days)
+    opened: RemoteState = module.Engine(address, runs, retention_days, impression_days)
     return opened
 
 
@@ -40,9 +44,10 @@ def open_shared(
     folder: Path | None = None,
     runs: Sequence[Path] = (),
     retention_days: float = RETENTION_DAYS,
+    impression_days: float | None = None,
 ) -> RemoteState | None:
     """Open the state on the server of the environment; None without one or for a folder."""
     address = os.environ.get(VARIABLE)
     if folder is not None or not address:
         return None
-    return open_remote(address, runs, retention_days)
+    return open_remote(address, runs, retention_days, impression_days)

@@ -393,3 +393,71 @@ def test_a_file_that_changes_is_read_again(tmp_path):
         add_to_erasure_list(tmp_path, [f"u{number}"])
         assert is_forgotten(tmp_path, f"u{number}")
     assert is_forgotten(tmp_path, "u0")
+
+
+def count(run, text):
+    """Count by hand, file by file, the rows that name a user."""
+    found = {}
+    for path in (path for path in run.rglob("*") if path.suffix in (".parquet", ".csv")):
+        if path.suffix == ".csv":
+            rows = path.read_text().splitlines()
+            n_rows = sum(text in line.replace('"', "").split(",") for line in rows)
+        else:
+            rows = pq.ParquetFile(path).read().to_pylist()
+            words = [re.split(r"[^\w-]+", str(row)) for row in rows]
+            n_rows = sum(text in found for found in words)
+        if n_rows:
+            name = re.sub(r"-[0-9a-f]{16}", "", str(path.relative_to(run)))
+            found[name] = n_rows
+    with closing(StateStore(run / "state" / "state.db")) as store:
+        state = store._writer
+        for table in ("events", "answers"):
+            query = f"SELECT count(*) FROM {table} WHERE user_id = ?"
+            ((n_rows,),) = state.execute(query, (text,)).fetchall()
+            found |= {table: n_rows} if n_rows else {}
+    return found
+
+
+def test_what_is_shown_of_users_is_what_a_search_of_every_file_finds(folder, capsys):
+    run = folder / "run"
+    users = [SENTINEL, *known_users(SHOP), "nobody"]
+    assert main(["user", "show", "--run", str(run), "--json", "--user", *users]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert list(shown) == users
+    names = {"profiles": "profiles/users.parquet", "live events": "events"}
+    names |= {"impressions": "answers"}
+    for user in users:
+        places = {
+            names.get(place, str(Path(place).relative_to(run)) if "/" in place else place): len(
+                rows
+            )
+            for place, rows in shown[user].items()
+        }
+        assert places == count(run, user), user
+    assert len(shown[SENTINEL]) == 8
+    (profile,) = shown["u1"]["profiles"]
+    history = known_users(SHOP)["u1"]["history"]
+    assert profile["item_id"] == [event["item_id"] for event in history]
+    assert [item["item_id"] for item in shown["u1"]["impressions"][0]["items"]] == IDS[:4]
+
+
+def test_an_export_is_a_file_for_its_owner_and_says_who_has_left(folder, capsys):
+    run, out = folder / "run", folder / "u1.json"
+    words = ["--run", str(run), "--user", "u1"]
+    log = folder / "log"
+    assert main(["user", "opt-out", *words]) == 0
+    assert main(["user", "export", *words, "--out", str(out)]) == 0
+    held = json.loads(out.read_text())["u1"]
+    assert out.stat().st_mode & 0o077 == 0
+    (key,) = held["opted_out.json"]
+    log.write_text(f"one\nits users are {key}\nthree\n")
+    assert main(["user", "opt-in", *words]) == 0
+    assert main(["user", "export", *words, "--log", str(log), "--out", str(out)]) == 0
+    held = json.loads(out.read_text())["u1"]
+    assert "opted_out.json" not in held
+    assert held["audit lines"] == [f"its users are {key}"]
+    assert main(["user", "forget", *words]) == 0
+    assert main(["user", "export", *words, "--out", str(out)]) == 0
+    assert list(json.loads(out.read_text())["u1"]) == ["forgotten.json"]
+    assert main(["user", "show", "--run", str(folder), "--user", "u1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 4

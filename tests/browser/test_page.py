@@ -353,3 +353,19 @@ def test_a_service_that_only_reads_says_so_and_offers_no_events(browser, bundle)
         pick(page, "User u1")
         assert page.get_by_role("button", name="Bought it").count() == 0
         page.get_by_text("only reads").wait_for()
+
+
+def test_a_list_says_what_decides_it_and_one_switch_leaves_out_the_profile(page):
+    nobodys = pick(page, "Somebody new")
+    known = pick(page, "User u4")
+    assert known != nobodys
+    said = page.locator("#parameters").inner_text()
+    shares = [int(share) for share in re.findall(r"(\d+) %", said)]
+    assert len(shares) > 1
+    assert abs(sum(shares) - 100) <= len(shares)
+    page.get_by_role("checkbox", name="Without profiling").check()
+    assert changed(page, known) == nobodys
+    assert "Made without personal data" in page.locator("#notes").inner_text()
+    assert page.get_by_role("button", name="Not this").count() == 0
+    page.get_by_role("checkbox", name="Without profiling").uncheck()
+    assert changed(page, nobodys) == known

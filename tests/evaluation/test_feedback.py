@@ -504,7 +504,7 @@ def test_the_page_shows_drift_if_it_was_measured(run, is_shown):
 @pytest.mark.parametrize("kind", ["another mark", "no database"])
 def test_a_state_of_another_kind_is_refused_with_one_line(tmp_path, kind, capsys):
     path = tmp_path / STATE / STATE_FILE
-    StateStore(path, retention_days=36_000.0).close()
+    StateStore(path, retention_days=36_000).close()
     if kind == "another mark":
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA application_id = 1112735746")

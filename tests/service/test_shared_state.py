@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections import Counter
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from operator import itemgetter
@@ -16,7 +17,7 @@ import psycopg
 import pytest
 from evaluation.feedback import main as read_feedback
 from serve.errors import SchemaError
-from serve.files import read_erasure_list
+from serve.files import read_erasure_list, read_opt_outs
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
 from service.forget import Erasures, add_to_erasure_list, forget_users
 from service.remote.fetched import fetch_state
@@ -80,7 +81,7 @@ def empty(store):
     if hasattr(store, "_server"):
         store._server.flushdb()
     else:
-        store._ask("TRUNCATE bascule_rows, bascule_users")
+        store._ask("TRUNCATE bascule_rows, bascule_users, bascule_opted_out")
 
 
 def read_all(store):
@@ -227,7 +228,7 @@ def test_an_engine_says_what_a_model_of_lists_says(replicas, tmp_path, seed):
             add_to_erasure_list(tmp_path, [user])  # that of the run, as `forget_known` does
             assert store.forget(user, user) == model.forget(user)
         elif what < 0.8:
-            assert sum(store.expire_slices(now)) == model.expire(now)
+            assert sum(map(Counter.total, store.expire_slices(now))) == model.expire(now)
         other = rng.choice(replicas)
         for user in rng.sample(USERS, 3):
             assert say(other.recall(user)) == model.recall(user)
@@ -245,7 +246,7 @@ def test_users_of_whom_nothing_is_left_are_known_no_more(replicas):
     store.observe_many(Observation(user, "a", "view", NOON - user * DAY) for user in range(20))
     store.log_impressions([draw_answer(random.Random(1), NOON)])
     assert other.list_known(range(20)) >= set(map(str, range(20)))
-    assert sum(other.expire_slices(NOON)) == 9
+    assert sum(map(Counter.total, other.expire_slices(NOON))) == 9
     expected = {str(user) for user in range(11)}
     assert store.list_known(range(8, 20)) == expected - set(map(str, range(8)))
 
@@ -256,7 +257,7 @@ def test_lists_of_many_strangers_in_one_second_are_all_kept(replicas):
     store.log_impressions(
         replace(drawn, request_id=f"r{number}", user_id=None) for number in range(2500)
     )
-    assert sum(other.expire_slices(NOON + 365 * DAY)) == 2500
+    assert sum(map(Counter.total, other.expire_slices(NOON + 365 * DAY))) == 2500
 
 
 def test_confirmations_do_not_wait_for_each_other(server):
@@ -269,7 +270,7 @@ def test_confirmations_do_not_wait_for_each_other(server):
             with psycopg.connect(server.address) as held:  # until it commits
                 held.execute("SELECT 1 FROM bascule_users FOR UPDATE")
                 store.log_impressions(seen[:1000])
-        assert sum(store.expire_slices(NOON + 365 * DAY)) >= 3000
+        assert sum(map(Counter.total, store.expire_slices(NOON + 365 * DAY))) >= 3000
         store.log_impressions(seen[:1])
         assert len(store._read("answers")) == 1
         empty(store)
@@ -304,7 +305,7 @@ def test_all_engines_have_the_methods_of_the_protocol(replicas):
     assert len(names) == 8
     assert all(callable(getattr(replicas[0], name)) for name in names)
     with pytest.raises(SchemaError, match="now is 1700000000000"):
-        sum(replicas[0].expire_slices(NOON * 1000))
+        sum(map(Counter.total, replicas[0].expire_slices(NOON * 1000)))
     with pytest.raises(SchemaError, match="user_id is"):
         replicas[0].forget("7", None)
 
@@ -521,3 +522,45 @@ def test_a_folder_that_is_named_or_an_empty_variable_is_no_server(monkeypatch, t
     monkeypatch.setenv("BASCULE_STATE", "")
     assert open_shared() is None
     assert fetch_state(None, tmp_path / "state") == tmp_path / "state"
+
+
+def test_who_opts_out_at_one_service_is_nobody_at_all_of_them(server, tmp_path, monkeypatch):
+    event = Observation("u1", "a", "view", NOON)
+    answer = Impressions("r", "u1", NOON, "v", "greedy", ["a"], [1.0], [1.0])
+    (tmp_path / "run" / "state").mkdir(parents=True)
+    with ExitStack() as stack:
+        opened = [open_remote(server.address) for _ in range(2)]
+        here, there = (stack.enter_context(closing(state)) for state in opened)
+        here.observe_many([event])
+        erasures = stack.enter_context(closing(Erasures([tmp_path / "run"], here)))
+        for user in ("u1", "stranger"):
+            erasures.choose(user, is_out=True)
+            assert there.recall(user).is_opted_out
+            assert there.observe_many([replace(event, user_id=user, item_id="b")]) == 0
+            there.log_impressions([replace(answer, user_id=user)])
+        assert there.observe_many([replace(event, user_id="u2"), event]) == 1
+        assert there.list_known(["u1", "u2", "stranger"]) == {"u1", "u2"}
+        assert there.count_answers("u1", 0, "") == there.count_answers("stranger", 0, "") == 0
+        monkeypatch.setenv("BASCULE_STATE", server.address)
+        state = fetch_state(None, tmp_path / "none")
+        assert [*read_log(state / "state.db").events.column("user_id").to_pylist()] == ["u1", "u2"]
+        assert read_opt_outs(state.parent).holds("stranger")
+        erasures.choose("u1", is_out=False)
+        assert len(there.recall("u1").history) == 1
+        assert there.observe_many([replace(event, item_id="b")]) == 1
+        assert len(here.list_opted_out()) == 1
+        empty(here)
+
+
+def test_each_kind_of_data_expires_by_its_own_days(replicas):
+    store, other = replicas
+    store.days = {"events": 10, "impressions": 2}
+    for age in (1, 5, 20):
+        moment = NOON - age * DAY
+        store.observe_many([Observation("u", "a", None, moment)])
+        shown = ("v", "greedy", ["a"], [1.0], [1.0])
+        store.log_impressions([Impressions(f"r{age}", "u", moment, *shown)])
+    removed = sum(store.expire_slices(NOON), Counter())
+    assert removed == {"events": 1, "impressions": 2}
+    assert len(other.recall("u").history) == 2
+    assert other.count_answers("u", 0, "") == 1
