@@ -14,16 +14,18 @@ import pyarrow as pa
 from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
+from serve.schema import MIN_USERS
 from service.answers import show_items
 from service.command_line import align
 from service.export import export_items, export_users, list_users, write_tables
 from service.publish import sign
 from service.remote.ray_engine import run_on_ray
 from service.request_files import read_filters, read_requests
+from service.rotate import check_keys
 
 _BATCH = 4096  # requests whose answers are in memory at a time
 _MAX_CELL = 40  # characters
@@ -77,7 +79,8 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
 
 
 def _load(options: Namespace) -> Recommender:
-    return Recommender.load(options.bundle, options.profiles, options.trusted_keys)
+    paths = (options.bundle, options.profiles, options.trusted_keys)
+    return check_keys(Recommender.load(*paths))
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
@@ -151,9 +154,21 @@ def verify(options: Namespace) -> None:
     print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
     print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")
     print(f"golden: {n_requests} requests answered as when exported")
+    print(
+        f"people: {_count_people(bundle)} or more in a segment, and no name in a request"
+    )
     print(f"version: {bundle.manifest.version}")
     if options.trusted_keys is not None:
         print(f"signature: by a key of {options.trusted_keys}")
+
+
+def _count_people(bundle: Bundle) -> int:
+    """Return the size of the smallest segment; refuse one of too few, and a named user."""
+    segments = bundle.segments.segments if bundle.segments else ()
+    fewest = min((segment.size for segment in segments), default=MIN_USERS)
+    if fewest < MIN_USERS or b'"user_id"' in bundle.golden:
+        raise BundleError(f"it tells of {fewest} people, or names one: train again")
+    return fewest
 
 
 def sign_bundle(options: Namespace) -> None:

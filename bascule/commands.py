@@ -18,10 +18,8 @@ from typing import Any
 from service.command_line import FAULT, import_ours, make_parser, run_command
 
 _REGISTRY = Path("runs") / "registry"
-_RUNNING = (
-    "serve",
-    "consume",
-)  # their state lies beside the bundle, which so is a folder
+# their state lies beside the bundle, which so is a folder
+_RUNNING = ("serve", "consume")
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
@@ -200,9 +198,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         " (default: data)",
     },
     "--experiment": _FILE
-    | {
-        "help": "JSON file of an experiment: arms with shares of users, policies, versions"
-    },
+    | {"help": "JSON file of an experiment: arms with shares, policies, versions"},
     "--reload-token-file": _FILE
     | {
         "help": "file of a token (16 characters or more) that permits a reload from this machine"
@@ -229,9 +225,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "format of the log on stderr (default: text)",
     },
     "--trusted-keys": _FILE
-    | {
-        "help": "file of public keys in PEM: refuse a bundle that none of them has signed"
-    },
+    | {"help": "file of public keys in PEM: refuse a bundle that none has signed"},
     "--key": _FILE | {"help": "file of the private key in PEM"},
     "--storage": {
         "metavar": "URL",
@@ -331,6 +325,9 @@ COMMANDS = {
         "--run --user",
         "--exports",
         _FORGET_HELP,
+    ),
+    "rotate": Command(
+        "serving.rotate", "give pseudonyms the last key of their file", "--run"
     ),
     "publish": Command(
         "serving.publish",

@@ -125,6 +125,7 @@ def consume(options: Namespace) -> None:
     from threading import Event
 
     from serve.bundle import SCHEMA, STATE, STATE_FILE
+    from serve.cells import find_keys
     from serve.schema import Schema
     from service.command_line import handling
     from service.registry import Registry
@@ -145,7 +146,8 @@ def consume(options: Namespace) -> None:
             folder = registry.folder(registry.current())
         return Schema.from_json((folder / SCHEMA).read_text(encoding="utf-8"))
 
-    find_schema()  # a fault ends the command before it reads anything
+    # a fault ends the command before it reads anything
+    find_keys(find_schema().pseudonyms)
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]
@@ -174,6 +176,14 @@ def forget(options: Namespace) -> None:
     if unknown:
         names = ", ".join(unknown)
         print(f"note: {names} had neither a profile nor live state", file=sys.stderr)
+
+
+def rotate(options: Namespace) -> None:
+    """Give the users of a run the pseudonyms by the last key."""
+    from service.rotate import rotate as rename_all
+
+    rename_all(options.run_folder)
+    print("all users have the pseudonyms by the last key; reload the service")
 
 
 def publish(options: Namespace) -> None:

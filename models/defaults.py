@@ -12,7 +12,7 @@ from datamodules.tables import Tables
 from datamodules.values import find_ties, is_set
 from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
-from serve.schema import Similarity
+from serve.schema import MIN_USERS, Similarity
 
 # Mean events of a user above which two blocks and less dropout pay.
 LONG_HISTORY = 40
@@ -81,10 +81,11 @@ class Family:
     max_batch: int
     warmup_steps: int
     patience: int
+    min_users: int = MIN_USERS  # fewer where histories are short: docs/decisions.md
 
 
 FAMILIES = {
-    "short": Family(96, 1, 0.5, 0.3, 0.1, "cosine", 64, 2e-3, 128, 200, 8),
+    "short": Family(96, 1, 0.5, 0.3, 0.1, "cosine", 64, 2e-3, 128, 200, 8, 1),
     "long": Family(96, 2, 0.3, 0.1, 0.0, "cosine", 64, 2e-3, 64, 50, 8),
     "baskets": Family(64, 1, 0.5, 0.5, 0.0, "cosine", 0, 2e-3, 128, 200, 8),
     "long baskets": Family(64, 2, 0.3, 0.3, 0.0, "cosine", 0, 2e-3, 64, 50, 8),
@@ -247,6 +248,7 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
         "neighbours": (neighbours, f"{catalogue}: items that go together"),
+        "min_users": (family.min_users, f"{shape}: behind each weight"),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
         "batch_size": (batch_size, f"{examples}, {shape}"),
