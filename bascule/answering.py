@@ -150,25 +150,19 @@ def verify(options: Namespace) -> None:
     bundle = Bundle.load(options.bundle, trusted=options.trusted_keys)
     n_requests = replay(bundle.golden, Recommender(bundle).recommend)
 
+    segments = bundle.segments.segments if bundle.segments else ()
+    fewest = min((segment.size for segment in segments), default=MIN_USERS)
+    if fewest < MIN_USERS or b'"user_id"' in bundle.golden:
+        raise BundleError("the bundle tells of few people, or names one; train again")
+
     sizes = [entry.size for entry in bundle.manifest.files.values()]
     print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
     print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")
     print(f"golden: {n_requests} requests answered as when exported")
-    print(
-        f"people: {_count_people(bundle)} or more in a segment, and no name in a request"
-    )
+    print(f"people: {fewest} or more in a segment, and none in a request")
     print(f"version: {bundle.manifest.version}")
     if options.trusted_keys is not None:
         print(f"signature: by a key of {options.trusted_keys}")
-
-
-def _count_people(bundle: Bundle) -> int:
-    """Return the size of the smallest segment; refuse one of too few, and a named user."""
-    segments = bundle.segments.segments if bundle.segments else ()
-    fewest = min((segment.size for segment in segments), default=MIN_USERS)
-    if fewest < MIN_USERS or b'"user_id"' in bundle.golden:
-        raise BundleError(f"it tells of {fewest} people, or names one: train again")
-    return fewest
 
 
 def sign_bundle(options: Namespace) -> None:

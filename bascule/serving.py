@@ -125,7 +125,6 @@ def consume(options: Namespace) -> None:
     from threading import Event
 
     from serve.bundle import SCHEMA, STATE, STATE_FILE
-    from serve.cells import find_keys
     from serve.schema import Schema
     from service.command_line import handling
     from service.registry import Registry
@@ -146,8 +145,7 @@ def consume(options: Namespace) -> None:
             folder = registry.folder(registry.current())
         return Schema.from_json((folder / SCHEMA).read_text(encoding="utf-8"))
 
-    # a fault ends the command before it reads anything
-    find_keys(find_schema().pseudonyms)
+    find_schema()  # a fault ends the command before it reads anything
     home = options.registry or options.bundle.absolute().parent
     folder = options.state or home / STATE
     runs = [home, folder.absolute().parent]

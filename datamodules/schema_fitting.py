@@ -92,8 +92,8 @@ def fit_schema(
     )
     if previous is not None and previous.pseudonyms not in (None, schema.pseudonyms):
         raise SchemaError(
-            f"data.pseudonyms has the first key {schema.pseudonyms}; expected "
-            f"{previous.pseudonyms}, as of the previous run: give that file"
+            f"data.pseudonyms is not the key file of the previous run, whose first key is "
+            f"{previous.pseudonyms}; give that"
         )
 
     # Dates become ages when the end of the data is known.

@@ -87,24 +87,24 @@ class Interactions:
         matrix.data[:] = 1  # duplicates were summed
         return matrix
 
-    @cached_property
-    def by_item(self) -> sp.csr_array:
-        """Its transpose, (N, U) float32."""
-        return sp.csr_array(self.matrix.T)
-
     def cut(
-        self, weights: Any, rows: Ints, columns: Ints | slice, top_k: int
+        self,
+        weights: Any,
+        rows: Ints,
+        top_k: int,
+        columns: Ints | slice = slice(None),
     ) -> sp.csr_array:
         """Cut weights of items to the largest of each row, of pairs that enough users took.
 
         Args:
             weights: (c, n) dense or sparse weights.
             rows: (c,) the items of their rows.
-            columns: (n,) the items of their columns.
             top_k: weights that are kept per row.
+            columns: (n,) the items of their columns, by default all.
         """
         if self.min_users > 1:
-            common = (self.by_item[rows] @ self.matrix)[:, columns]  # (c, n)
+            by_item = self.matrix[:, rows].T.tocsr()  # (c, U)
+            common = (by_item @ self.matrix)[:, columns]  # (c, n)
             common.data = np.float32(common.data >= self.min_users)
             weights = common.multiply(weights).tocsr()  # (c, n)
             weights.eliminate_zeros()
@@ -295,7 +295,7 @@ def add_rest(
         is_added = (is_rest[row] | is_rest[left.col]) & (row != left.col)  # (pairs,)
         left.data *= steps[row] * is_added
         weights = left.tocsr() + of_core[rows]  # (c, N)
-        parts.append(interactions.cut(weights, rows, slice(None), top_k))
+        parts.append(interactions.cut(weights, rows, top_k))
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     stacked.eliminate_zeros()
@@ -312,7 +312,7 @@ def keep_largest(
     np.fill_diagonal(weights, 0)
     chunks = tiles(len(items), len(items), CHUNK)
     parts = [
-        interactions.cut(weights[chunk], items[chunk], items, top_k) for chunk in chunks
+        interactions.cut(weights[chunk], items[chunk], top_k, items) for chunk in chunks
     ]
     stacked = sp.vstack(parts, format="coo")  # (n, n)
     cells = (items[stacked.row], items[stacked.col])

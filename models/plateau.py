@@ -70,7 +70,7 @@ def plateau_filter(
             scaled,
             top_k,
             lambda weights, row, column: weights * (row != column),
-            lambda tile, rows: interactions.cut(tile, rows, slice(None), top_k),
+            lambda tile, rows: interactions.cut(tile, rows, top_k),
         )
 
     squares, vectors = leading_vectors(scaled, n_factors, seed)  # (K,), (N, K)
@@ -88,7 +88,7 @@ def plateau_filter(
         linear = (sources[chunk] @ targets).toarray()  # (c, N)
         weights = rows[chunk] @ columns + linear  # (c, N)
         weights[np.arange(len(chunk)), chunk] = 0
-        parts.append(interactions.cut(weights, chunk, slice(None), top_k))
+        parts.append(interactions.cut(weights, chunk, top_k))
 
     return sp.csr_array(sp.vstack(parts))
 

@@ -257,8 +257,8 @@ def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, 
     values = parser.parse_args(words)
     made = parser.instantiate(values)
     if made.data.keys:  # the run keeps this configuration
-        excluded = map(made.data.keys.name, made.data.exclude_users)
-        values.data.exclude_users = list(excluded)
+        names = map(made.data.keys.name, made.data.exclude_users)
+        values.data.exclude_users = list(names)
         made = parser.instantiate(values)
     resume = values.ckpt_path == "last"
     if resume and made.tune.trials is not None:

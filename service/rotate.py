@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from serve.bundle import BUNDLE, PROFILES, STATE, STATE_FILE, Bundle
-from serve.cells import Pseudonyms, find_keys
+from serve.cells import find_keys
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles, settle_profiles, stage_profiles
 from serve.recommender import Recommender
@@ -72,12 +72,10 @@ def rotate(run: Path) -> None:
     names = np.array([*map(keys.name, profiles.user_ids)], np.object_)
     stage_profiles(run / PROFILES, [replace(profiles, user_ids=names)], version)
     settle_profiles(run / PROFILES, version)
-    if (run / STATE / STATE_FILE).exists():
-        rename_in_state(run / STATE / STATE_FILE, keys)
 
-
-def rename_in_state(path: Path, keys: Pseudonyms) -> None:
-    """Rename the users of a state, all or none, and leave no byte of their former names."""
+    path = run / STATE / STATE_FILE
+    if not path.exists():
+        return
     with name_fault(path), closing(open_log(path)) as state:
         (salt,) = state.execute("SELECT value FROM salt").fetchone()
         state.create_function("rename", 1, keys.name)

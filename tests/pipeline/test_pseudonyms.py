@@ -25,6 +25,8 @@ from service.sources import BundleSource
 from service.state import StateStore
 from tests.pipeline.small_runs import BASKETS, QUIET, make_tables
 
+from service import rotate as rotation
+
 pytestmark = pytest.mark.slow
 ADDRESS = re.compile(rb"[a-z0-9]+@mail\.example")
 BOT, STRANGER = "bot@mail.example", "stranger@mail.example"
@@ -217,6 +219,13 @@ def test_rotation_renames_everybody_and_leaves_no_byte_of_the_old_pseudonyms(
 
     with pytest.raises(BundleError, match="rotate"):
         BundleSource(run / BUNDLE).load()
+    users = read_log(run / STATE / STATE_FILE).events.column("user_id").to_pylist()
+    with monkeypatch.context() as patch:  # the disk fails before the last step
+        broken = rotation._RENAME.replace("INSERT INTO user_keys", "INSERT INTO nothing")
+        patch.setattr(rotation, "_RENAME", broken)
+        with pytest.raises(OSError, match="state"):
+            rotate(run)
+    assert read_log(run / STATE / STATE_FILE).events.column("user_id").to_pylist() == users
     for _ in range(2):  # the second finds nothing to do
         rotate(run)
 
