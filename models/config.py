@@ -48,7 +48,7 @@ class ModelConfig:
     """Most rows of the id table: rare and old items then share rows. Default: a row an item."""
     min_users: int | None = None
     """Users who took both items of an item-item weight, at least: one that fewer made would name
-    them. 1: any pair may have a weight."""
+    them. Default: 5; 2 of short unordered histories, 1 of short ordered ones, that is any pair."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "batch_size", "max_epochs", "min_users", "patience"):

@@ -31,6 +31,10 @@ MAX_NEIGHBOURS = 1024
 MAX_WEIGHTS_OF_LARGE = 2**25
 MIN_NEIGHBOURS = 16
 
+# Users behind an item-item weight of short unordered histories: the most that cost less than 2 % of
+# NDCG there. Where they have an order two cost 4 %, see docs/decisions.md.
+MIN_USERS_OF_SHORT_SETS = 2
+
 # Items above which negatives are sampled: of ordered events, of many events in long histories, of
 # sets and baskets.
 MANY_ITEMS = 5_000
@@ -81,11 +85,10 @@ class Family:
     max_batch: int
     warmup_steps: int
     patience: int
-    min_users: int = MIN_USERS  # fewer where histories are short: docs/decisions.md
 
 
 FAMILIES = {
-    "short": Family(96, 1, 0.5, 0.3, 0.1, "cosine", 64, 2e-3, 128, 200, 8, 1),
+    "short": Family(96, 1, 0.5, 0.3, 0.1, "cosine", 64, 2e-3, 128, 200, 8),
     "long": Family(96, 2, 0.3, 0.1, 0.0, "cosine", 64, 2e-3, 64, 50, 8),
     "baskets": Family(64, 1, 0.5, 0.5, 0.0, "cosine", 0, 2e-3, 128, 200, 8),
     "long baskets": Family(64, 2, 0.3, 0.3, 0.0, "cosine", 0, 2e-3, 64, 50, 8),
@@ -248,7 +251,7 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
         "neighbours": (neighbours, f"{catalogue}: items that go together"),
-        "min_users": (family.min_users, f"{shape}: behind each weight"),
+        "min_users": (_min_users(counts), f"{shape}: behind each weight"),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
         "batch_size": (batch_size, f"{examples}, {shape}"),
@@ -265,6 +268,12 @@ def _neighbours(counts: DataCounts, family: Family) -> int:
         return family.neighbours
     fitting = 2 ** int(math.log2(MAX_WEIGHTS / max(counts.n_items, 1)))
     return int(min(max(family.neighbours, fitting), MAX_NEIGHBOURS))
+
+
+def _min_users(counts: DataCounts) -> int:
+    if counts.is_long or counts.is_repeated:
+        return MIN_USERS
+    return MIN_USERS_OF_SHORT_SETS if counts.is_set else 1
 
 
 def _negatives(counts: DataCounts) -> int:

@@ -50,10 +50,10 @@ CHOSEN = {
         Recipe(96, 1, 0.5, 0.1, "cosine", 64, 1024, 2e-3, 128, 14, 8, 1, 200, None, 1),
     ),
     "long": (LONG, Recipe(96, 2, 0.3, 0.0, "cosine", 64, 0, 2e-3, 64, 24, 8, 2, 50, None, 5)),
-    "set": (SET, Recipe(128, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10, None, 5)),
+    "set": (SET, Recipe(128, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10, None, 2)),
     "context": (
         CONTEXT,
-        Recipe(48, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10, None, 5),
+        Recipe(48, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10, None, 2),
     ),
     "repeated": (
         REPEATED,
