@@ -15,17 +15,19 @@ import pyarrow as pa
 from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.files import read_opt_outs
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
+from serve.schema import MIN_USERS
 from service.answers import show_items
 from service.command_line import align
 from service.export import export_items, export_users, list_users, write_tables
 from service.publish import sign
 from service.remote.ray_engine import run_on_ray
 from service.request_files import read_filters, read_requests
+from service.rotate import check_keys
 
 _BATCH = 4096  # requests whose answers are in memory at a time
 _MAX_CELL = 40  # characters
@@ -81,7 +83,7 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
 def _load(options: Namespace) -> Recommender:
     """Load a bundle with the profiles of those who have not opted out."""
     folders = (options.bundle, options.profiles, options.trusted_keys)
-    recommender = Recommender.load(*folders)
+    recommender = check_keys(Recommender.load(*folders))
     opted_out = read_opt_outs(
         Path(options.profiles or options.bundle).absolute().parent
     )
@@ -159,10 +161,16 @@ def verify(options: Namespace) -> None:
     bundle = Bundle.load(options.bundle, trusted=options.trusted_keys)
     n_requests = replay(bundle.golden, Recommender(bundle).recommend)
 
+    segments = bundle.segments.segments if bundle.segments else ()
+    fewest = min((segment.size for segment in segments), default=MIN_USERS)
+    if fewest < MIN_USERS or b'"user_id"' in bundle.golden:
+        raise BundleError("the bundle tells of few people, or names one; train again")
+
     sizes = [entry.size for entry in bundle.manifest.files.values()]
     print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
     print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")
     print(f"golden: {n_requests} requests answered as when exported")
+    print(f"people: {fewest} or more in a segment, and none in a request")
     print(f"version: {bundle.manifest.version}")
     if options.trusted_keys is not None:
         print(f"signature: by a key of {options.trusted_keys}")

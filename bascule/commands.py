@@ -18,10 +18,8 @@ from typing import Any
 from service.command_line import FAULT, import_ours, make_parser, run_command
 
 _REGISTRY = Path("runs") / "registry"
-_RUNNING = (
-    "serve",
-    "consume",
-)  # their state lies beside the bundle, which so is a folder
+# their state lies beside the bundle, which so is a folder
+_RUNNING = ("serve", "consume")
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
@@ -197,9 +195,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         " (default: data)",
     },
     "--experiment": _FILE
-    | {
-        "help": "JSON file of an experiment: arms with shares of users, policies, versions"
-    },
+    | {"help": "JSON file of an experiment: arms with shares, policies, versions"},
     "--reload-token-file": _FILE
     | {
         "help": "file of a token (16 characters or more) that permits a reload from this machine"
@@ -330,6 +326,9 @@ COMMANDS = {
         "remove what is too old, with a report",
         "--run",
         "--retention-days --impression-days",
+    ),
+    "rotate": Command(
+        "serving.rotate", "give pseudonyms the last key of their file", "--run"
     ),
     "publish": Command(
         "serving.publish",

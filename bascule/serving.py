@@ -180,6 +180,14 @@ def expire(options: Namespace) -> None:
     print(json.dumps({"removed": removed}))
 
 
+def rotate(options: Namespace) -> None:
+    """Give the users of a run the pseudonyms by the last key."""
+    from service.rotate import rotate as rename_all
+
+    rename_all(options.run_folder)
+    print("all users have the pseudonyms by the last key; reload the service")
+
+
 def publish(options: Namespace) -> None:
     """Copy a bundle into a registry."""
     from serve.bundle import PROFILES, STATE

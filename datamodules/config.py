@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.arrays import Repeats, Ties
+from serve.cells import Pseudonyms, read_keys
 from serve.clock import find_zone
 from serve.errors import SchemaError
 from serve.kinds import KINDS, Kind, Traits
@@ -36,7 +37,15 @@ IN_MEMORY = (
     "exclude_users",
 )
 """Keys that only a run with all events in memory knows."""
-_PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
+_PATHS = (
+    "interactions",
+    "users",
+    "items",
+    "feedback",
+    "pseudonyms",
+    "validation",
+    "test",
+)
 
 
 def _check_choices(config: Any, name: str) -> None:
@@ -259,6 +268,9 @@ class DataConfig:
     feedback: str | None = None
     """File of events that a service logged, as `bascule feedback` writes it; they are appended to
     the interactions. Default: none."""
+    pseudonyms: str | None = None
+    """File of keys, by which users go under pseudonyms in everything that a run writes; only its
+    owner may read it. Default: users go by their ids."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     audit_only: list[str] = field(default_factory=list)
     """Columns of the users table that results are sliced by and that are never a feature."""
@@ -340,6 +352,11 @@ class DataConfig:
                 f"data.on_disk is true, and {', '.join(keys)} needs all events in memory: leave "
                 "it out, or set data.on_disk: false where the memory suffices"
             )
+
+    @property
+    def keys(self) -> Pseudonyms | None:
+        """The keys of pseudonyms, if there are to be any."""
+        return read_keys(self.pseudonyms) if self.pseudonyms else None
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without paths and without ids of users."""

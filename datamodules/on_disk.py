@@ -283,7 +283,8 @@ def _type_chunks(config: DataConfig, erased: ErasureList) -> Iterator[TypedTable
         if kind_of(path) in JSON_LINES:
             raise SchemaError(_say_fault(str(path), "lines of JSON"))
         for raw in read_chunks(path, wanted, ROWS, texts):
-            records = leave_out(take_records(str(path), raw, columns), erased)
+            taken = take_records(str(path), raw, columns)
+            records = leave_out(taken, erased, config.keys)
             typed = type_records(records, layout, config.timezone, keeps_rows=False)
             place = number * MAX_LINES + typed.places["line"]
             yield replace(typed, frame=typed.frame.assign(place=place))

@@ -88,7 +88,13 @@ def fit_schema(
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=_choose_popularity_days(train, config.repeats, span),
         data_until=data_until,
+        pseudonyms=config.keys.first if config.keys else None,
     )
+    if previous is not None and previous.pseudonyms not in (None, schema.pseudonyms):
+        raise SchemaError(
+            f"data.pseudonyms is not the key file of the previous run, whose first key is "
+            f"{previous.pseudonyms}; give that"
+        )
 
     # Dates become ages when the end of the data is known.
     at_events = train[["user_id"]].assign(days=0.0)

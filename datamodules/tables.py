@@ -35,7 +35,7 @@ from datamodules.sources import (
     take_table,
 )
 from datamodules.values import read_cells, unify_ids
-from serve.cells import to_text
+from serve.cells import Pseudonyms, to_text
 from serve.errors import SchemaError, SchemaErrors
 from serve.files import NOBODY, ErasureList
 
@@ -149,7 +149,7 @@ def _type_tables(
 
     for name, raw in files.items():
         layout = layouts.get(name, config.interactions) or TableConfig()
-        records = leave_out(raw, erased)
+        records = leave_out(raw, erased, config.keys)
         try:
             if name == "interactions" and interactions is not None:
                 table = interactions
@@ -169,15 +169,18 @@ def _type_tables(
         raise SchemaErrors([*faults, *excesses])
 
     typed, logged = _join_tables(config, tables)
-    return typed, _sum_up(tables, logged)
+    return typed, _sum_up(tables, logged, config.keys is not None)
 
 
-def _sum_up(tables: Mapping[str, TypedTable], logged: dict[str, int]) -> Rejects:
-    """Gather what was left out of each table."""
+def _sum_up(
+    tables: Mapping[str, TypedTable], logged: dict[str, int], hides_values: bool
+) -> Rejects:
+    """Gather what was left out of each table; a cell in the wrong column may hold an id."""
     rejects = Rejects({}, {}, {}, {}, logged)
     for name, table in tables.items():
         records = table.records
-        rejects.faults[name] = table.faults
+        faults = table.faults
+        rejects.faults[name] = drop_values(faults) if hides_values else faults
         rejects.records[name] = records.n_records
         rejects.dropped[name] = records.dropped
         if records.n_erased:
@@ -206,15 +209,31 @@ def _read_split_files(
     return files
 
 
-def leave_out(records: Records, erased: ErasureList) -> Records:
-    """Take out the records of erased users, and the texts of torn records, which may be theirs."""
-    if not len(erased) or "user_id" not in records.frame:
+def leave_out(
+    records: Records, erased: ErasureList, keys: Pseudonyms | None
+) -> Records:
+    """Take out the records of erased users, then put pseudonyms in the place of ids.
+
+    The texts of torn records go as well, which may hold an id.
+
+    Args:
+        records: raw cells.
+        erased: users by any name that they have or had.
+        keys: of pseudonyms, None without.
+    """
+    if not (len(erased) or keys) or "user_id" not in records.frame:
         return records
     cells = records.frame["user_id"].tolist()
-    is_erased = np.array([_is_erased(cell, erased) for cell in cells], bool)
-    frame = records.frame[~is_erased].reset_index(drop=True)
+    names = {str(cell): _list_names(cell, keys) for cell in cells}
+    known = [names[str(cell)] for cell in cells]
+    is_erased = np.array([any(map(erased.holds, each)) for each in known], bool)
+    frame = records.frame
+    if keys:
+        user_ids = pd.Series([each[-1] or None for each in known], dtype=object)
+        frame = frame.assign(user_id=user_ids)
+    frame = frame[~is_erased].reset_index(drop=True)
     places = records.places[~is_erased].reset_index(drop=True)
-    rejects = records.rejects.assign(value=None).astype({"value": "str"})
+    rejects = drop_values(records.rejects)
     n_erased = int(is_erased.sum())
 
     return replace(
@@ -222,9 +241,14 @@ def leave_out(records: Records, erased: ErasureList) -> Records:
     )
 
 
-def _is_erased(cell: Any, erased: ErasureList) -> bool:
-    """Tell whether a user was forgotten; an old list has ids with the blanks around them."""
-    return erased.holds(to_text(cell) or "") or erased.holds(str(cell))
+def drop_values(rejects: pd.DataFrame) -> pd.DataFrame:
+    return rejects.assign(value=None).astype({"value": "str"})
+
+
+def _list_names(cell: Any, keys: Pseudonyms | None) -> list[str]:
+    """Return the names of a user; an old erasure list has ids with the blanks around them."""
+    text = to_text(cell) or ""
+    return [str(cell), *(keys.list_names(text) if keys and text else [text])]
 
 
 def _check_parts(parts: Sequence[Records]) -> None:

@@ -127,6 +127,8 @@ def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.Dat
         where = f"{path.name}: {name}"
         codes, distinct = pd.factorize(frame[name])
         ids = [parse_id(value, id_type, where) for value in distinct]
+        if name == "user_id":
+            ids = [schema.parse_user_id(user_id, where) for user_id in ids]
         frame[name] = np.array(ids, _ID_KINDS[id_type])[codes]
 
     return frame

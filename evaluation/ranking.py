@@ -34,7 +34,10 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
 
 
 def multiply_items(
-    matrix: sparse.csr_array, k: int, rescale: Callable[..., Floats]
+    matrix: sparse.csr_array,
+    k: int,
+    rescale: Callable[..., Floats],
+    cut: Callable[..., sparse.csr_array] | None = None,
 ) -> sparse.csr_array:
     """Return the largest products of the columns of a matrix (U, N), k of each, (N, N).
 
@@ -42,6 +45,7 @@ def multiply_items(
         matrix: the columns.
         k: products that are kept of each column; no zeros.
         rescale: changes products, given them and their rows and columns.
+        cut: keeps the products of a tile (b, N), given it and its rows; by default the largest.
     """
     n_items = matrix.shape[1]
     n_pairs = (np.diff(matrix.indptr) ** 2).sum() // n_items  # of an item
@@ -50,7 +54,9 @@ def multiply_items(
     for rows in tiles(n_items, n_pairs):
         tile = (by_item[rows] @ matrix).tocoo()  # (b, N)
         tile.data = rescale(tile.data, rows[tile.row], tile.col)
-        parts.append(keep_largest_entries(tile.tocsr(), k))
+        scaled = tile.tocsr()
+        kept = keep_largest_entries(scaled, k) if cut is None else cut(scaled, rows)
+        parts.append(kept)
 
     products: sparse.csr_array = sparse.vstack(parts, format="csr")  # (N, N)
     products.eliminate_zeros()

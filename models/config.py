@@ -46,9 +46,12 @@ class ModelConfig:
     """Epochs without a better validation NDCG, averaged over three, before training stops."""
     table_rows: int | None = None
     """Most rows of the id table: rare and old items then share rows. Default: a row an item."""
+    min_users: int | None = None
+    """Users who took both items of an item-item weight, at least: one that fewer made would name
+    them. Default: 5; 2 of short unordered histories, 1 of short ordered ones, that is any pair."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "batch_size", "max_epochs", "patience"):
+        for name in ("dim", "batch_size", "max_epochs", "min_users", "patience"):
             self._check(name, 1, math.inf, "an integer from 1")
         self._check("table_rows", 2, math.inf, "an integer from 2")
         for name in ("n_blocks", "neighbours", "negatives"):
@@ -83,6 +86,7 @@ class Recipe:
     n_heads: int  # attention heads of a block; divides `dim`
     warmup_steps: int  # steps of linear rise before the cosine descent
     table_rows: int | None = None
+    min_users: int = 1
 
     @property
     def logit_unit(self) -> float:

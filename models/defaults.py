@@ -12,7 +12,7 @@ from datamodules.tables import Tables
 from datamodules.values import find_ties, is_set
 from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
-from serve.schema import Similarity
+from serve.schema import MIN_USERS, Similarity
 
 # Mean events of a user above which two blocks and less dropout pay.
 LONG_HISTORY = 40
@@ -30,6 +30,10 @@ MAX_NEIGHBOURS = 1024
 # Item-item weights of all items of a large catalogue (8 bytes each), and the fewest of one.
 MAX_WEIGHTS_OF_LARGE = 2**25
 MIN_NEIGHBOURS = 16
+
+# Users behind an item-item weight of short unordered histories: the most that cost less than 2 % of
+# NDCG there. Where they have an order two cost 4 %, see docs/decisions.md.
+MIN_USERS_OF_SHORT_SETS = 2
 
 # Items above which negatives are sampled: of ordered events, of many events in long histories, of
 # sets and baskets.
@@ -247,6 +251,7 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "id_dropout": (id_dropout, f"{shape}: content places {placed}"),
         "similarity": (family.similarity, shape),
         "neighbours": (neighbours, f"{catalogue}: items that go together"),
+        "min_users": (_min_users(counts), f"{shape}: behind each weight"),
         "negatives": (_negatives(counts), catalogue),
         "learning_rate": (family.learning_rate, shape),
         "batch_size": (batch_size, f"{examples}, {shape}"),
@@ -263,6 +268,12 @@ def _neighbours(counts: DataCounts, family: Family) -> int:
         return family.neighbours
     fitting = 2 ** int(math.log2(MAX_WEIGHTS / max(counts.n_items, 1)))
     return int(min(max(family.neighbours, fitting), MAX_NEIGHBOURS))
+
+
+def _min_users(counts: DataCounts) -> int:
+    if counts.is_long or counts.is_repeated:
+        return MIN_USERS
+    return MIN_USERS_OF_SHORT_SETS if counts.is_set else 1
 
 
 def _negatives(counts: DataCounts) -> int:

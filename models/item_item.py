@@ -18,6 +18,9 @@ binary interaction matrix (U, N), I the identity and lambda the strength of the 
 The plateau filter is in a chapter of its own, `models.plateau`. `models.refine` chooses the alphas.
 A new estimator needs an entry in its `list_estimators` and an alpha in a `Plan`.
 
+Weights are published, and one between two items that a single user took would name that user. So
+each estimator cuts its rows by `Interactions.cut`, which asks for enough users first.
+
 Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk, l
 pairs of events.
 """
@@ -26,6 +29,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,14 +76,40 @@ class Interactions:
     is_target: Flags
     n_users: int
     n_items: int
+    min_users: int = 1  # who took both items of a weight; 1: any pair may have one
 
+    @cached_property
     def matrix(self) -> sp.csr_array:
-        """Return the binary interaction matrix, (U, N) float32."""
+        """The binary interaction matrix, (U, N) float32."""
         ones = np.ones(len(self.user), np.float32)
         cells = (self.user, self.item)
         matrix = sp.csr_array((ones, cells), (self.n_users, self.n_items))
         matrix.data[:] = 1  # duplicates were summed
         return matrix
+
+    def cut(
+        self,
+        weights: Any,
+        rows: Ints,
+        top_k: int,
+        columns: Ints | slice = slice(None),
+    ) -> sp.csr_array:
+        """Cut weights of items to the largest of each row, of pairs that enough users took.
+
+        Args:
+            weights: (c, n) dense or sparse weights.
+            rows: (c,) the items of their rows.
+            top_k: weights that are kept per row.
+            columns: (n,) the items of their columns, by default all.
+        """
+        if self.min_users > 1:
+            by_item = self.matrix[:, rows].T.tocsr()  # (c, U)
+            common = (by_item @ self.matrix)[:, columns]  # (c, n)
+            common.data = np.float32(common.data >= self.min_users)
+            weights = common.multiply(weights).tocsr()  # (c, n)
+            weights.eliminate_zeros()
+        cut = keep_largest_entries if sp.issparse(weights) else largest_of_rows
+        return cut(weights, top_k)
 
     def only_targets(self) -> Interactions:
         """Leave out the events that only stand in histories."""
@@ -103,13 +133,13 @@ class Interactions:
 
     def popular_items(self, n: int) -> Ints:
         """Return the rows of the n items with the most users, (n,); at least one item."""
-        n_users = self.matrix().sum(axis=0)  # (N,)
+        n_users = self.matrix.sum(axis=0)  # (N,)
         n = min(n, int(np.count_nonzero(n_users)))
         return np.argsort(-n_users, kind="stable")[: max(1, n)]
 
 
 def read_interactions(
-    events: Events, weights: Floats, n_users: int, n_items: int
+    events: Events, weights: Floats, n_users: int, n_items: int, min_users: int = 1
 ) -> Interactions:
     """Read the events of a training, whose weights (E,) are 0 where they are no target."""
     return Interactions(
@@ -119,6 +149,7 @@ def read_interactions(
         weights > 0,
         n_users,
         n_items,
+        min_users,
     )
 
 
@@ -144,17 +175,17 @@ def ease(
     Source: Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019.
     """
     items = interactions.popular_items(max_items)  # (n,)
-    matrix = interactions.matrix()[:, items]  # (U, n)
+    matrix = interactions.matrix[:, items]  # (U, n)
     weights = ease_weights((matrix.T @ matrix).toarray(), ridge)  # (n, n)
-    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    of_core = keep_largest(weights, items, interactions, top_k)  # (N, N)
     del weights
     if interactions.n_items <= max_dense:
         return of_core
 
     gram = multiply_items(
-        interactions.matrix(), MAX_PARTNERS, lambda counts, row, column: counts
+        interactions.matrix, MAX_PARTNERS, lambda counts, row, column: counts
     )  # (N, N)
-    return add_rest(of_core, items, gram, gram, ridge, top_k)
+    return add_rest(of_core, items, gram, gram, ridge, top_k, interactions)
 
 
 def next_item(
@@ -201,7 +232,7 @@ def next_item(
     is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
     factor: Any = following if is_sparse else following.toarray()  # (n, n)
     weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
-    of_core = keep_largest(weights, items, interactions.n_items, top_k)  # (N, N)
+    of_core = keep_largest(weights, items, interactions, top_k)  # (N, N)
     del inverse, factor, weights
     if interactions.n_items <= max_dense:
         return of_core
@@ -209,7 +240,7 @@ def next_item(
     together, following = _count_pairs(
         interactions, interactions.item, interactions.n_items, decay, floor
     )  # (N, N) both
-    return add_rest(of_core, items, together, following, ridge, top_k)
+    return add_rest(of_core, items, together, following, ridge, top_k, interactions)
 
 
 def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
@@ -217,12 +248,13 @@ def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
 
     Source: Sarwar et al., "Item-based Collaborative Filtering Recommendation Algorithms", WWW 2001.
     """
-    matrix = interactions.matrix()  # (U, N)
+    matrix = interactions.matrix  # (U, N)
     norms = np.sqrt(matrix.sum(axis=0))  # (N,)
 
     def divide(products: Floats, rows: Ints, columns: Ints) -> Floats:
         cosines = products / (norms[rows] * norms[columns] + SHRINK)
-        return np.asarray(cosines * (rows != columns), np.float32)
+        is_kept = (rows != columns) & (products >= interactions.min_users)
+        return np.asarray(cosines * is_kept, np.float32)
 
     return multiply_items(matrix, top_k, divide)
 
@@ -234,6 +266,7 @@ def add_rest(
     following: sp.csr_array,
     ridge: float,
     top_k: int,
+    interactions: Interactions,
 ) -> sp.csr_array:
     """Add the weights of all other items to those of a regression between the most popular ones.
 
@@ -247,6 +280,7 @@ def add_rest(
         following: (N, N) products F of histories and targets, H'Y or X'X.
         ridge: the strength of the ridge.
         top_k: weights that are kept per row.
+        interactions: cut them.
     """
     n_items = gram.shape[0]
     is_rest = np.ones(n_items, np.bool_)  # (N,)
@@ -260,7 +294,8 @@ def add_rest(
         row = rows[left.row]  # (pairs,)
         is_added = (is_rest[row] | is_rest[left.col]) & (row != left.col)  # (pairs,)
         left.data *= steps[row] * is_added
-        parts.append(keep_largest_entries(left.tocsr() + of_core[rows], top_k))
+        weights = left.tocsr() + of_core[rows]  # (c, N)
+        parts.append(interactions.cut(weights, rows, top_k))
 
     stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
     stacked.eliminate_zeros()
@@ -268,7 +303,7 @@ def add_rest(
 
 
 def keep_largest(
-    weights: NDArray[Any], items: Ints, n_items: int, top_k: int
+    weights: NDArray[Any], items: Ints, interactions: Interactions, top_k: int
 ) -> sp.csr_array:
     """Return the weights (n, n) of some items with the largest absolute values of each row, (N, N).
 
@@ -276,9 +311,12 @@ def keep_largest(
     """
     np.fill_diagonal(weights, 0)
     chunks = tiles(len(items), len(items), CHUNK)
-    parts = [largest_of_rows(weights[chunk], top_k) for chunk in chunks]
+    parts = [
+        interactions.cut(weights[chunk], items[chunk], top_k, items) for chunk in chunks
+    ]
     stacked = sp.vstack(parts, format="coo")  # (n, n)
     cells = (items[stacked.row], items[stacked.col])
+    n_items = interactions.n_items
     largest = sp.csr_array((stacked.data, cells), (n_items, n_items))
     largest.sort_indices()
     return largest

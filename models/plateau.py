@@ -15,7 +15,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evaluation.ranking import multiply_items, tiles
-from models.item_item import CHUNK, MAX_COMPARED, Interactions, largest_of_rows
+from models.item_item import CHUNK, MAX_COMPARED, Interactions
 from serve.arrays import Floats
 
 # The plateau filter: weight of the ideal low-pass filter beside the curve; power of the sums of
@@ -59,7 +59,7 @@ def plateau_filter(
     SIGIR 2025; the linear and the ideal filter are those of GF-CF (Shen et al., CIKM 2021).
     """
     n_items = interactions.n_items
-    matrix = interactions.matrix()  # (U, N)
+    matrix = interactions.matrix  # (U, N)
     per_user = np.maximum(matrix.sum(axis=1), 1.0).astype(np.float32)  # (U,)
     per_item = np.maximum(matrix.sum(axis=0), 1.0).astype(np.float32)  # (N,)
 
@@ -67,7 +67,10 @@ def plateau_filter(
     scaled = (by_user @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
     if n_items > max_dense:
         return multiply_items(
-            scaled, top_k, lambda weights, row, column: weights * (row != column)
+            scaled,
+            top_k,
+            lambda weights, row, column: weights * (row != column),
+            lambda tile, rows: interactions.cut(tile, rows, top_k),
         )
 
     squares, vectors = leading_vectors(scaled, n_factors, seed)  # (K,), (N, K)
@@ -85,7 +88,7 @@ def plateau_filter(
         linear = (sources[chunk] @ targets).toarray()  # (c, N)
         weights = rows[chunk] @ columns + linear  # (c, N)
         weights[np.arange(len(chunk)), chunk] = 0
-        parts.append(largest_of_rows(weights, top_k))
+        parts.append(interactions.cut(weights, chunk, top_k))
 
     return sp.csr_array(sp.vstack(parts))
 

@@ -103,6 +103,7 @@ class Limits:
     """The most that a refinement may cost."""
 
     top_k: int  # weights kept per item; 0: none
+    min_users: int = 1  # who took both items of a weight, at least
     n_inverted: int = MAX_INVERTED  # items of a matrix that is inverted
     n_factors: int = 512  # of the plateau filter
     n_requests: int = 4096  # validation requests that are ranked, by whole batches
@@ -197,9 +198,8 @@ def list_estimators(
     if not top_k:
         return {}
 
-    n_users = len(data.sequences.user_ids)
-    n_items = len(data.catalogue)
-    interactions = read_interactions(*data.sample_events(), n_users, n_items)
+    sizes = (len(data.sequences.user_ids), len(data.catalogue), limits.min_users)
+    interactions = read_interactions(*data.sample_events(), *sizes)
     estimate = partial(ease, interactions, top_k)
     trends = list_trends(data)
 

@@ -268,6 +268,10 @@ def parse(argv: Sequence[str], program: str = "bascule train") -> tuple[Config, 
 def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, str]:
     values = parser.parse_args(words)
     made = parser.instantiate(values)
+    if made.data.keys:  # the run keeps this configuration
+        names = map(made.data.keys.name, made.data.exclude_users)
+        values.data.exclude_users = list(names)
+        made = parser.instantiate(values)
     resume = values.ckpt_path == "last"
     if resume and made.tune.trials is not None:
         raise SchemaError(

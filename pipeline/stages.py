@@ -166,11 +166,12 @@ def refine(work: Work, trained: Trained, refinement: Refinement) -> Trained:
 def limit(work: Work) -> Limits:
     """Return what the refinement may cost."""
     top_k = work.recipe.neighbours
+    min_users = work.recipe.min_users
     if not work.config.quick:
-        return Limits(top_k)
+        return Limits(top_k, min_users)
     # Untrained towers need them also where baskets are not bought again.
     top_k = min(top_k or QUICK_NEIGHBOURS, QUICK_LIMITS.top_k)
-    return replace(QUICK_LIMITS, top_k=top_k)
+    return replace(QUICK_LIMITS, top_k=top_k, min_users=min_users)
 
 
 def continues(work: Work) -> bool:

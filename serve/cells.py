@@ -5,21 +5,24 @@ A `parse_...` returns a value that is right; a `SchemaError` says where the wron
 
 from __future__ import annotations
 
+import hmac
 import math
+import os
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import numpy as np
 
 from serve.arrays import Floats, Id, IdType
-from serve.errors import SchemaError, show
+from serve.errors import BundleError, SchemaError, show
 
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # a whole id: "007" is a text
 LISTS = (list, tuple, np.ndarray)
@@ -39,6 +42,10 @@ _GRAM_SIZES = (4, 3, 5)  # letters
 # Not \w, which cuts at vowel signs.
 _WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")
 _CACHED_WORDS = 65_536
+
+KEY_FILE = "BASCULE_PSEUDONYMS"  # variable of the environment: the keys of pseudonyms
+PSEUDONYM = re.compile(r"p([0-9a-f]{8})-[0-9a-f]{32}")
+_KEY = re.compile(r"[0-9a-f]{64}")
 
 
 # ---- ids
@@ -89,6 +96,89 @@ def parse_distinct_ids(raw: Any, id_type: IdType, where: str) -> tuple[Id, ...]:
 def check_id(value: Id, where: str) -> None:
     """Refuse what is no id of any bundle, of texts or of integers."""
     parse_id(value, "string" if isinstance(value, str) else "integer", where)
+
+
+# ---- pseudonyms of users
+
+
+@dataclass(frozen=True)
+class Pseudonyms:
+    """Keyed pseudonyms of users, by one key after another.
+
+    A pseudonym is `p`, the mark of a key, `-` and 32 digits: HMAC-SHA256 of the id under that key,
+    cut to 128 bits, which a billion users share by a chance of 1e-21. That of a second key is the
+    HMAC of the first pseudonym, and so on. So users get a new key without anybody's id, which
+    nothing computes back, and an old key alone links nothing any more.
+
+    Attributes:
+        keys: mark -> key of 32 bytes, the oldest first. The mark is 8 digits.
+    """
+
+    keys: Mapping[str, bytes]
+
+    @property
+    def first(self) -> str:
+        """The mark of the first key, by which a run is known."""
+        return next(iter(self.keys))
+
+    def list_names(self, user_id: Id) -> list[str]:
+        """Return an id or pseudonym, and the pseudonyms by each later key: the last one counts.
+
+        Raises:
+            SchemaError: it is a pseudonym by another key.
+        """
+        names = [str(user_id)]
+        marks = list(self.keys)
+        if made := PSEUDONYM.fullmatch(names[0]):
+            if made[1] not in marks:
+                raise SchemaError(f"{names[0]} is by another key than those of {marks}")
+            marks = marks[marks.index(made[1]) + 1 :]
+
+        for mark in marks:
+            names.append(f"p{mark}-{_digest(self.keys[mark], names[-1])[:32]}")
+        return names
+
+    def name(self, user_id: Id) -> str:
+        """Return the pseudonym of an id, or of an earlier pseudonym."""
+        return self.list_names(user_id)[-1]
+
+
+@lru_cache
+def read_keys(path: str) -> Pseudonyms:
+    """Read a file of keys, 64 hexadecimal digits a line, that nobody but its owner may read."""
+    lines = Path(path).read_text(errors="replace").split()
+    is_private = not os.stat(path).st_mode & 0o077
+    if not (lines and is_private and all(map(_KEY.fullmatch, lines))):
+        raise SchemaError(
+            f"{path} is no file of keys; expected mode 600 (chmod 600) and 64 hexadecimal digits a "
+            "line, as of `openssl rand -hex 32`, the oldest key first"
+        )
+    keys = map(bytes.fromhex, lines)
+    return Pseudonyms({_digest(key, "")[:8]: key for key in keys})
+
+
+def _digest(key: bytes, text: str) -> str:
+    return hmac.digest(key, text.encode(errors="surrogatepass"), "sha256").hex()
+
+
+def find_keys(first: str | None) -> Pseudonyms | None:
+    """Return the keys that the environment names for a run; None if it has no pseudonyms.
+
+    Args:
+        first: mark of the first key of the run, None without pseudonyms.
+
+    Raises:
+        BundleError: the keys are missing, or of another run.
+    """
+    path = os.environ.get(KEY_FILE)
+    keys = read_keys(path) if path else None
+    got = keys.first if keys else None
+    if got != first:
+        raise BundleError(
+            f"{KEY_FILE} has the first key {got}; expected {first}, as of the run: set it to the "
+            "file of that key, or unset it where None is expected"
+        )
+    return keys
 
 
 # ---- numbers, labels and lists

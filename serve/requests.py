@@ -21,7 +21,6 @@ from serve.arrays import Doubles, Id, IdType, Ints, Objects
 from serve.cells import (
     check_list,
     parse_distinct_ids,
-    parse_id,
     parse_ids,
     parse_label,
     parse_weight,
@@ -159,7 +158,7 @@ def fit_request(request: Request, schema: Schema) -> Request:
     item_type = schema.item_id_type
     user_id = request.user_id
     if user_id is not None:
-        user_id = parse_id(user_id, schema.user_id_type, "user_id")
+        user_id = schema.parse_user_id(user_id, "user_id")
 
     filters = request.filters
     if filters is not None and filters.only is not None:
@@ -404,7 +403,7 @@ def key_contexts(
 
 # Field of a request -> how it is checked.
 _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
-    "user_id": lambda raw, schema: parse_id(raw, schema.user_id_type, "user_id"),
+    "user_id": lambda raw, schema: schema.parse_user_id(raw, "user_id"),
     "features": lambda raw, schema: _parse_values(
         raw, schema.user_features, "features"
     ),

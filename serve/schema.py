@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from serve.arrays import IdType
+from serve.arrays import Id, IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
+from serve.cells import PSEUDONYM, find_keys, parse_id
 from serve.errors import SchemaError
 from serve.files import to_canonical_json
 from serve.kinds import Feature
@@ -60,6 +61,7 @@ class Schema:
         decay_days: time constants of the decayed counts of the memory, short to long.
         popularity_days: windows of recent popularity; empty: item vectors carry none.
         data_until: UTC seconds just after the last training event.
+        pseudonyms: mark of the first key that names the users; None: they go by their ids.
     """
 
     user_features: tuple[Feature, ...]
@@ -80,6 +82,7 @@ class Schema:
     decay_days: tuple[float, ...]
     popularity_days: tuple[float, ...]
     data_until: int
+    pseudonyms: str | None = None
 
     @property
     def is_set(self) -> bool:
@@ -91,9 +94,25 @@ class Schema:
         features: tuple[Feature, ...] = getattr(self, f"{side}_features")
         return features
 
+    def parse_user_id(self, value: Any, where: str) -> Id:
+        """Check the id of a user, and return their pseudonym: nothing behind this has the id.
+
+        Raises:
+            SchemaError: the value is no id.
+            BundleError: the environment does not name the keys.
+        """
+        user_id = parse_id(value, self.user_id_type, where)
+        if self.pseudonyms is None or PSEUDONYM.fullmatch(str(user_id)):
+            return user_id
+        keys = find_keys(self.pseudonyms)
+        return keys.name(user_id) if keys else user_id
+
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
-        return to_canonical_json({"format": FORMAT, **asdict(self)}).decode()
+        fields = {"format": FORMAT, **asdict(self)}
+        if self.pseudonyms is None:  # other bundles stay as they were
+            del fields["pseudonyms"]
+        return to_canonical_json(fields).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Schema:

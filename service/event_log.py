@@ -254,7 +254,7 @@ def parse_observations(
             )
 
         user_id = event.get("user_id")
-        user_id = parse_id(user_id, schema.user_id_type, f"{where}.user_id")
+        user_id = schema.parse_user_id(user_id, f"{where}.user_id")
         item_id = event.get("item_id")
         item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
         label = to_text(parse_label(event.get("event"), f"{where}.event"))

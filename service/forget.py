@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.arrays import Id, IdType, to_arrow
+from serve.arrays import Id, to_arrow
 from serve.bundle import BUNDLE, FEEDBACK, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
 from serve.cells import parse_id
 from serve.errors import SchemaError, show
@@ -121,11 +121,11 @@ def forget_users(
         )
 
     schema = run / BUNDLE / SCHEMA
-    id_type: IdType = "string"  # any id is a text
+    # any id is a text
+    checked = [parse_id(user_id, "string", "user") for user_id in user_ids]
     if schema.exists():
-        id_type = Schema.from_json(schema.read_text(encoding="utf-8")).user_id_type
-
-    checked = [parse_id(user_id, id_type, "user") for user_id in user_ids]
+        fitted = Schema.from_json(schema.read_text(encoding="utf-8"))
+        checked = [fitted.parse_user_id(user_id, "user") for user_id in user_ids]
     return forget_known(run, checked, exports, shared)
 
 

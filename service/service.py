@@ -17,7 +17,6 @@ import numpy as np
 
 from serve.arrays import Id
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
-from serve.cells import parse_id
 from serve.clock import DAY
 from serve.errors import BundleError, SchemaError
 from serve.files import is_forgotten, read_opt_outs
@@ -251,11 +250,12 @@ class Service:
 
     def forget(self, user_id: Id) -> Future[list[Content]]:
         """Let a user be erased; the result is a receipt for each folder with profiles or state."""
-        user_id = parse_id(user_id, self._schema.user_id_type, "user_id")
+        user_id = self._schema.parse_user_id(user_id, "user_id")
         return self.erasures.add(user_id)
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is a profile or an event of a user, who is not forgotten."""
+        user_id = self._schema.parse_user_id(user_id, "user_id")
         known = know_user(user_id, self.current.profiles, self._state.recall)
         return bool(known.user_known)
 

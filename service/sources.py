@@ -10,6 +10,7 @@ from pathlib import Path
 from serve.errors import BundleError, SchemaError, say
 from serve.recommender import Recommender
 from service.registry import LOADING_ERRORS, Registry, check_version
+from service.rotate import check_keys
 
 NO_PROFILES = (
     "no profiles are here, so that a user is known by live events alone; give --profiles, "
@@ -35,7 +36,7 @@ class BundleSource:
         return self.load(), None
 
     def load(self) -> Recommender:
-        return Recommender.load(self.folder, self.profiles, self.trusted)
+        return check_keys(Recommender.load(self.folder, self.profiles, self.trusted))
 
     def load_version(self, version: str) -> Recommender:
         raise SchemaError(
@@ -93,7 +94,7 @@ class RegistrySource:
         folder = self.registry.folder(version)
         recommender = Recommender.load(folder, self.profiles, self.registry.trusted)
         check_version(recommender, version)
-        return recommender
+        return check_keys(recommender)
 
 
 Source = BundleSource | RegistrySource

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from datetime import date
 from decimal import Decimal
 
@@ -508,6 +509,54 @@ def test_whoever_was_forgotten_with_blanks_around_the_id_stays_forgotten(tmp_pat
     tables, rejects = tables_from_frames(DataConfig(), frame, erased=read_erasure_list(tmp_path))
     assert tables.interactions["user_id"].tolist() == ["u2"]
     assert rejects.forgotten == {"interactions": 1}
+
+
+# ---- pseudonyms
+
+
+@pytest.fixture
+def key_file(tmp_path):
+    path = tmp_path / "users.key"
+    path.write_text(f"{'1f' * 32}\n{'2e' * 32}\n")
+    path.chmod(0o600)
+    return str(path)
+
+
+def name_by_hand(user_id, *keys):
+    name = user_id
+    for digits in keys:
+        key = bytes.fromhex(digits * 32)
+        mark = hmac.new(key, b"", "sha256").hexdigest()[:8]
+        name = f"p{mark}-{hmac.new(key, name.encode(), 'sha256').hexdigest()[:32]}"
+    return name
+
+
+@pytest.mark.parametrize("ids", [[7, 8], [7.0, 8.0], ["7", " 8"], pd.array([7, 8], dtype="Int64")])
+def test_a_pseudonym_is_the_hmac_of_the_id_as_a_text_by_one_key_after_the_other(key_file, ids):
+    frame = pd.DataFrame({"user_id": ids, "item_id": [1, 2]})
+    tables, _ = tables_from_frames(DataConfig(pseudonyms=key_file), frame)
+    expected = [name_by_hand("7", "1f", "2e"), name_by_hand("8", "1f", "2e")]
+    assert tables.interactions["user_id"].tolist() == expected
+    again, _ = tables_from_frames(DataConfig(pseudonyms=key_file), tables.interactions)
+    assert again.interactions["user_id"].tolist() == expected
+    earlier = pd.DataFrame({"user_id": [name_by_hand("7", "1f")], "item_id": [1]})
+    renamed, _ = tables_from_frames(DataConfig(pseudonyms=key_file), earlier)
+    assert renamed.interactions["user_id"].tolist() == expected[:1]
+
+
+def test_a_pseudonym_by_another_key_is_refused(key_file):
+    frame = pd.DataFrame({"user_id": [name_by_hand("7", "3d")], "item_id": [1]})
+    with pytest.raises(SchemaError, match="another key"):
+        tables_from_frames(DataConfig(pseudonyms=key_file), frame)
+
+
+@pytest.mark.parametrize("keys", [(), ("1f",), ("1f", "2e")])
+def test_whoever_was_forgotten_under_any_of_their_names_stays_forgotten(tmp_path, key_file, keys):
+    add_to_erasure_list(tmp_path, [name_by_hand("7", *keys)])
+    frame = pd.DataFrame({"user_id": [7, 8], "item_id": [1, 2]})
+    erased = read_erasure_list(tmp_path)
+    tables, _ = tables_from_frames(DataConfig(pseudonyms=key_file), frame, erased=erased)
+    assert tables.interactions["item_id"].tolist() == [2]
 
 
 def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -18,6 +20,7 @@ from models import item_item
 
 N = 13
 RIDGE = 20.0
+MIN_COMMON = 20
 
 
 def draw(seed: int = 4, longest: int = 12) -> list[list[int]]:
@@ -380,6 +383,34 @@ ESTIMATORS = {
     "plateau": lambda events: plateau_filter(events, 4, 3, seed=1),
 }
 estimators = pytest.mark.parametrize("estimate", ESTIMATORS.values(), ids=ESTIMATORS.keys())
+# The branches of large catalogues, and cosines, count users as well.
+COUNTING = ESTIMATORS | {
+    "item_knn": lambda events: item_knn(events, 4),
+    "ease_of_rest": lambda events: ease(events, 4, RIDGE, 8, N - 1),
+    "next_item_of_rest": lambda events: next_item(events, 4, RIDGE, 0.3, 8, N - 1),
+    "linear_filter": lambda events: plateau_filter(events, 4, 3, seed=1, max_dense=N - 1),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_weight_needs_enough_users_who_took_both_items_and_others_take_the_place(name):
+    users = draw()
+    common = owned(users).T @ owned(users)
+    at_will = COUNTING[name](lay_out(users)).toarray()
+    of_many = COUNTING[name](replace(lay_out(users), min_users=MIN_COMMON)).toarray()
+
+    assert (common[at_will != 0] < MIN_COMMON).any()
+    assert (common[of_many != 0] >= MIN_COMMON).all()
+    may_stand = at_will[common >= MIN_COMMON]
+    assert np.count_nonzero(may_stand) > 0
+    np.testing.assert_array_equal(of_many[common >= MIN_COMMON][may_stand != 0] != 0, True)
+
+
+def test_the_weights_that_stand_do_not_depend_on_those_that_fall():
+    users = draw()
+    common = owned(users).T @ owned(users)
+    expected = keep(solve_ease(users, list(range(N))) * (common >= MIN_COMMON), 4)
+    assert_alike(ease(replace(lay_out(users), min_users=MIN_COMMON), 4, RIDGE), expected)
 
 
 @estimators
