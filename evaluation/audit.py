@@ -103,16 +103,13 @@ def find_failures(
         least_of_users: ratio that each group of users must have; 0 allows any.
         least_of_items: the same of items.
     """
-    failures = []
-    for record in comparisons:
-        least = least_of_users
-        if record["figure"] == EXPOSURE:
-            least = least_of_items
-        if record["p"] <= LEVEL and record["ratio"] < least:
-            text = "{column} '{group}': {figure} {value:.3g} beside {base:.3g}"
-            failures.append(text.format(**record))
-
-    return failures
+    limits = {EXPOSURE: least_of_items}
+    return [
+        "{column} '{group}': {figure} {value:.3g} beside {base:.3g}".format(**record)
+        for record in comparisons
+        if record["p"] <= LEVEL
+        and record["ratio"] < limits.get(record["figure"], least_of_users)
+    ]
 
 
 def describe(
@@ -179,8 +176,8 @@ def compare_users(
 ) -> Iterator[Record]:
     """Compare each group of enough users with all others, by each figure.
 
-    The larger of two errors counts. The one is of a draw from all: it sees no proof where few
-    users happen to be alike. The other is Welch's, for groups that differ more among themselves.
+    The larger of two errors counts: that of a draw from all, which sees no proof where few users
+    happen to be alike, and Welch's, for groups whose users differ more.
 
     Args:
         column: by which users are grouped.

@@ -313,7 +313,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     metrics = product.metrics
     profiles = product.recommender.profiles
     # Groups may be a few people.
-    published = {name: part for name, part in metrics.items() if name != "slices"}
+    hidden = ("slices", "audit")
+    published = {name: part for name, part in metrics.items() if name not in hidden}
     ready = stage.prepare(product.facts, published)
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
