@@ -11,13 +11,11 @@ Letters: B requests, one per user; K places of a list; N items.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from fairlearn.metrics import MetricFrame
 from scipy.special import stdtr, stdtrit
 from scipy.stats import sem
 
@@ -34,7 +32,7 @@ from evaluation.metrics import (
     merge_rare,
     name_labels,
 )
-from serve.arrays import Doubles, Ints
+from serve.arrays import Ints
 
 Record = dict[str, Any]  # a comparison
 
@@ -89,7 +87,7 @@ def correct(records: Sequence[Record]) -> list[Record]:
     surest = 0.0
     for place, record in enumerate(ordered):
         surest = max(surest, record["p"] * (len(ordered) - place))
-        record["p"] = min(surest, 1.0)
+        record["p"] = float(min(surest, 1.0))
     return ordered
 
 
@@ -104,11 +102,12 @@ def find_failures(
         least_of_items: the same of items.
     """
     limits = {EXPOSURE: least_of_items}
+    text = "{column} '{group}': {figure} {value:.3g} beside {base:.3g}"
+    found = [record for record in comparisons if record["p"] <= LEVEL]
     return [
-        "{column} '{group}': {figure} {value:.3g} beside {base:.3g}".format(**record)
-        for record in comparisons
-        if record["p"] <= LEVEL
-        and record["ratio"] < limits.get(record["figure"], least_of_users)
+        text.format(**record)
+        for record in found
+        if record["ratio"] < limits.get(record["figure"], least_of_users)
     ]
 
 
@@ -133,10 +132,9 @@ def describe(
         base = np.exp(base)
 
     ratio = ((value + TINY) / (base + TINY)) ** sign
-    figures = {"value": value, "base": base, "ratio": ratio, "lost": lost, "p": p}
-    record: Record = {name: float(number) for name, number in figures.items()}
-    record["lost_ci95"] = [float(lost - reach), float(lost + reach)]
-    return record | {"figure": figure, "users": n_users}
+    interval = [lost - reach, lost + reach]
+    record = {"value": value, "base": base, "ratio": ratio, "lost": lost, "p": p}
+    return record | {"figure": figure, "users": n_users, "lost_ci95": interval}
 
 
 # ---- users
@@ -153,6 +151,7 @@ def measure_lists(lists: Ints, targets: Targets, past: Events) -> pd.DataFrame:
     items = targets.items
     n_events = np.append(past.count_items(), 0)  # the last one answers -1
     n_lists = np.bincount(lists[lists >= 0], minlength=len(n_events))
+    added = (n_lists > 0) / np.maximum(n_lists, 1)
     log = np.log1p(n_events)
     taken = np.bincount(items.request, log[items.item_row]) / items.counts
 
@@ -161,14 +160,11 @@ def measure_lists(lists: Ints, targets: Targets, past: Events) -> pd.DataFrame:
     habit = habits.reindex(targets.user, fill_value=HEAD_SHARE).to_numpy()
 
     quality = measure_requests(hit_matrix(lists, targets), items.counts, (K,))
-    columns = {
-        "NDCG@10": quality["NDCG@10"],
-        "HR@10": quality["HR@10"],
-        "coverage@10": ((n_lists > 0) / np.maximum(n_lists, 1))[lists].sum(axis=1),
-        LIFT: log[lists].mean(axis=1) - taken,
-        MISCALIBRATION: np.abs(is_head[lists].mean(axis=1) - habit),
-    }
-    return pd.DataFrame(columns)
+    figures = pd.DataFrame({name: quality[name] for name in ("NDCG@10", "HR@10")})
+    figures["coverage@10"] = added[lists].sum(axis=1)
+    figures[LIFT] = log[lists].mean(axis=1) - taken
+    figures[MISCALIBRATION] = np.abs(is_head[lists].mean(axis=1) - habit)
+    return figures
 
 
 def compare_users(
@@ -190,28 +186,16 @@ def compare_users(
     if names.nunique() < 2:
         return
 
-    rows = np.arange(len(names))
-    frame = MetricFrame(
-        metrics={name: partial(_average, table[name].to_numpy()) for name in table},
-        y_true=rows,
-        y_pred=rows,
-        sensitive_features=names,
-    )
-    for group, means in frame.by_group.iterrows():
+    for group in sorted(names.unique()):
         own = table[names == group]
         others = table[names != group]
-        base = others.mean()
+        means = pd.DataFrame({"value": own.mean(), "base": others.mean()})
         drawn = table.var() * (1 / len(own) + 1 / len(others))
         welch = own.var() / len(own) + others.var() / len(others)
-        errors = np.sqrt(np.maximum(drawn, welch))
-        for figure in table:
-            pair = (means[figure], base[figure])
-            record = describe(str(figure), *pair, errors[figure], len(own))
+        means["error"] = np.sqrt(np.maximum(drawn, welch))
+        for figure, value, base, error in means.itertuples():
+            record = describe(str(figure), value, base, error, len(own))
             yield {"column": column, "group": group, **record}
-
-
-def _average(values: Doubles, rows: Ints, _: Ints) -> float:
-    return float(values[rows].mean())
 
 
 # ---- items

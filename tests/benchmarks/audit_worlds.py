@@ -64,7 +64,7 @@ class World:
         if bias.startswith("half as many"):
             self.hit[self.is_small] /= 2
         elif bias.startswith("popular"):
-            self.appeal[self.is_small] *= 1.6
+            self.appeal[self.is_small] *= 2.2
         elif bias.startswith("the same"):
             self.appeal[self.is_small] += 2 * self.rng.gumbel(size=ITEMS)
         elif bias.startswith("half the"):

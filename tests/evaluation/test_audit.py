@@ -9,6 +9,7 @@ import pytest
 from evaluation.audit import audit, compare_users, correct, find_failures, measure_lists
 from evaluation.holdout import Events
 from evaluation.metrics import Targets
+from fairlearn.metrics import MetricFrame, mean_prediction
 from tests.evaluation.naive import as_sets
 
 PATH = Path(__file__).parents[1] / "benchmarks" / "audit_worlds.py"
@@ -65,6 +66,25 @@ def test_groups_of_few_users_are_not_compared_and_nobody_can_be_reckoned_out():
     assert got["b"]["ratio"] == pytest.approx(3 / 4)
     assert got["b"]["lost"] == pytest.approx(1 / 6)
     assert [*compare_users("town", pd.Series(["a"] * 74), values)] == []
+
+
+def test_figures_of_groups_are_those_of_fairlearn():
+    rng = np.random.default_rng(4)
+    names = pd.Series(rng.choice(["a", "b", "c"], 200, p=[0.5, 0.3, 0.2]))
+    values = pd.DataFrame({"NDCG@10": rng.random(200), "miscalibration@10": rng.random(200)})
+    got = [*compare_users("town", names, values)]
+    assert len(got) == 6
+    for record in got:
+        taken = values[record["figure"]]
+        is_own = names == record["group"]
+        frame = MetricFrame(
+            metrics=mean_prediction, y_true=taken, y_pred=taken, sensitive_features=is_own
+        )
+        pair = [record["value"], record["base"]]
+        assert pair == pytest.approx([frame.by_group[True], frame.by_group[False]])
+        low = min(pair) / max(pair)
+        assert min(record["ratio"], 1 / record["ratio"]) == pytest.approx(low)
+        assert frame.ratio() == pytest.approx(low)
 
 
 def test_exposure_counts_places_as_ndcg_does_and_merit_users():
