@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 
 from evaluation import holdout, metrics
+from evaluation.audit import Record, audit
 from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
 from evaluation.holdout import Events, HeldOut, Ids
 from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
 from serve.arrays import Doubles, Flags, Floats, Ints, Repeats
+from serve.bundle import Bundle
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
 from serve.schema import Schema
@@ -284,8 +286,10 @@ def evaluate(
         if score is not None:
             models[name] = examination.score(score)
 
+    everything = next(iter(ours.lists.values()))
     return {
         **_compare_models(examination, models, groups),
+        "audit": audit_lists(examination, everything, groups, recommender.bundle, ids),
         "baselines": records,
         **in_context,
         "protocol": protocol,
@@ -326,6 +330,29 @@ def label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
         labels[column] = label_by_user.reindex(ids.users).to_numpy(object)
 
     return labels
+
+
+def audit_lists(
+    examination: Examination,
+    lists: Ints,
+    groups: Mapping[str, Labels],
+    bundle: Bundle,
+    ids: Ids,
+) -> list[Record]:
+    """Audit lists of the first view (B, K), where each request has a target.
+
+    Items are compared as new or known, as of the head or the tail, and by their categories: by
+    the brand or the seller, too, where that is a feature.
+    """
+    targets = examination.held_out.targets
+    user_labels = {name: labels[targets.user] for name, labels in groups.items()}
+    item_labels = metrics.label_items(examination.past.count_items())
+    items = bundle.items.to_pandas().set_index("item_id").reindex(ids.items)
+    for feature in bundle.schema.item_features:
+        if feature.is_categorical:
+            item_labels[feature.name] = items[feature.column].to_numpy(object)
+
+    return audit(lists, targets, examination.past, user_labels, item_labels)
 
 
 def _recommend(

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
-from evaluation.evaluate import Examination, Parts, Requests, as_lists, label_users
+from evaluation.audit import find_failures
+from evaluation.evaluate import (
+    Examination,
+    Parts,
+    Requests,
+    as_lists,
+    audit_lists,
+    label_users,
+)
 from evaluation.holdout import Ids, group_requests, plain_requests
 from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
 from evaluation.metrics import (
@@ -36,6 +44,8 @@ class Limits(NamedTuple):
     slice_loss: float = 0.2
     coverage_loss: float = 0.2
     recall_loss: float = 0.01  # of the searches' exact lists
+    audit_users: float = 0.0  # least ratio of a group of users in the candidate's audit
+    audit_items: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ def compare(
 
     Returns:
         Checks of quality, of coverage, of each slice of enough users, and of the candidate beside
-        each earlier version, so that many small losses are no large one.
+        each earlier version, so that many small losses are no large one; of its audit where that
+        has a limit.
     """
     ids = _number_items(versions, parts)
     held_out = group_requests(parts.test, ids)
@@ -98,7 +109,8 @@ def compare(
     targets = views[everything]
     pair = lists[everything][:2]
 
-    groups = examination.label(targets, label_users(parts, ids))
+    user_groups = label_users(parts, ids)
+    groups = examination.label(targets, user_groups)
     slices = {}
     for name, targets_by_value in slice_targets(targets, groups).items():
         for value, targets_of_slice in targets_by_value.items():
@@ -122,6 +134,12 @@ def compare(
 
     checks = [quality, coverage, *check_slices(slices, limits.slice_loss)]
     checks += check_slices(anchors, limits.loss)
+    if limits.audit_users or limits.audit_items:
+        bundle = versions[1].bundle
+        audited = audit_lists(examination, pair[1], user_groups, bundle, ids)
+        failures = find_failures(audited, limits.audit_users, limits.audit_items)
+        found = "; ".join(failures)
+        checks.append(Check("audit", -len(failures), 0, not failures, note=found))
     if any(version.bundle.index.coarse for version in versions[:2]):
         checks.append(check_recall(versions[:2], requests, limits.recall_loss))
     return checks

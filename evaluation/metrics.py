@@ -295,29 +295,42 @@ def slice_targets(
     None and NaN become the value `missing`; rare values, and those of fewer than `MIN_USERS`
     users, become `other`. Of equally frequent values the first in order stay.
     """
-    user = pd.Series(targets.user[targets.items.request])
+    user = targets.user[targets.items.request]
     slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
-        codes, distinct = pd.factorize(column)  # missing is -1
-        names = np.array([*map(to_text, distinct), MISSING], object)
-        values = pd.Series(names[codes])
-        frequent = (
-            values.value_counts()
-            .sort_index()
-            .sort_values(ascending=False, kind="stable")
-            .index[:MAX_VALUES]
-        )
-        n_users = user.groupby(values).transform("nunique")
-        is_own = values.isin(frequent) & (n_users >= MIN_USERS)
-        values = values.where(is_own, OTHER)
-
-        n_left = user.groupby(values).nunique()  # `other` may have too few
+        values = merge_rare(name_labels(column), user)
+        n_left = pd.Series(user).groupby(values).nunique()  # `other` may have too few
         large = sorted(n_left.index[n_left >= MIN_USERS])
         slices[name] = {
             value: targets.keep((values == value).to_numpy()) for value in large
         }
 
     return slices
+
+
+def name_labels(column: Labels) -> pd.Series[Any]:
+    """Return labels as texts; None and NaN become `missing`."""
+    codes, distinct = pd.factorize(column)  # missing is -1
+    names = np.array([*map(to_text, distinct), MISSING], object)
+    return pd.Series(names[codes])
+
+
+def merge_rare(values: pd.Series[Any], user: Ints) -> pd.Series[Any]:
+    """Name rare values, and those of fewer than `MIN_USERS` users, `other`.
+
+    Args:
+        values: a text per row; of equally frequent ones the first in order stay.
+        user: the user of each row.
+    """
+    frequent = (
+        values.value_counts()
+        .sort_index()
+        .sort_values(ascending=False, kind="stable")
+        .index[:MAX_VALUES]
+    )
+    n_users = pd.Series(user).groupby(values).transform("nunique")
+    is_own = values.isin(frequent) & (n_users >= MIN_USERS)
+    return values.where(is_own, OTHER)
 
 
 def label_targets(
@@ -341,19 +354,24 @@ def label_targets(
     request = targets.items.request
     item_row = targets.items.item_row
     length = np.searchsorted([1, 5, 20], history_length, side="right")
-    is_cold = np.append(event_count < COLD_EVENTS, True)[item_row]
-    is_tail = np.append(~find_head(event_count), True)[item_row]
-
     lengths = np.array(["0", "1-4", "5-19", "20+"])[length]
     labels: dict[str, Labels] = {"history": lengths[request]}
-    labels["item_events"] = np.where(is_cold, "0-4", "5+")
-    labels["popularity"] = np.where(is_tail, "tail", "head")
+    for name, of_items in label_items(np.append(event_count, 0)).items():
+        labels[name] = of_items[item_row]  # the last one answers -1
 
     for name, column in groups.items():
         unique_name = f"{name} (column)" if name in SLICES else name
         labels[unique_name] = column[targets.user][request]
 
     return labels
+
+
+def label_items(event_count: Ints) -> dict[str, Labels]:
+    """Label each item (N,) as new or known, and as of the head or the tail, by its events."""
+    return {
+        "item_events": np.where(event_count < COLD_EVENTS, "0-4", "5+"),
+        "popularity": np.where(find_head(event_count), "head", "tail"),
+    }
 
 
 def find_head(event_count: Ints) -> Flags:

@@ -17,8 +17,9 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from evaluation.audit import LEVEL
 from evaluation.evaluate import MODEL, headline_metric
-from evaluation.metrics import MISSING, OTHER, SLICES, sign
+from evaluation.metrics import MISSING, OTHER, sign
 from serve.clock import find_zone
 from serve.schema import Schema
 
@@ -69,7 +70,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.globals["min_users"] = MIN_USERS_SHOWN
+    templates.globals |= {"min_users": MIN_USERS_SHOWN, "level": LEVEL}
     templates.filters |= {
         "figure": _write_figure,
         "signed": partial(_write_figure, form="+.4f"),
@@ -134,8 +135,7 @@ def read_views(metrics: Content) -> list[dict[str, Any]]:
 def read_slices(metrics: Content) -> list[dict[str, Any]]:
     """Lay out slices: label -> view -> summary of groups that are large enough.
 
-    `charted` is of the first view; `ranked` are the labels of at least two groups of users there,
-    the worst first.
+    `charted` is of the first view.
     """
     if "slices" not in metrics:
         return []
@@ -157,9 +157,6 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
             for label, summaries in groups.items()
             if views[0] in summaries
         }
-        ranked = [label for label in charted if label not in (MISSING, OTHER)]
-        ranked.sort(key=lambda label: charted[label][metric])
-        is_compared = name not in SLICES and len(ranked) > 1
         slices.append(
             {
                 "name": name,
@@ -167,7 +164,6 @@ def read_slices(metrics: Content) -> list[dict[str, Any]]:
                 "metric": metric,
                 "groups": groups,
                 "charted": charted,
-                "ranked": ranked if is_compared else [],
             }
         )
 

@@ -88,6 +88,11 @@ class EvaluationConfig:
     baselines: list[str] | None = None
     """Baselines to fit and to compare with; []: none. Default: all. EASE takes minutes on a large
     catalogue."""
+    audit_users: float = 0.0
+    """Least ratio of the figures of a group of users to those of all others, such as 0.8: a run
+    whose audit surely finds less publishes nothing. Default: any."""
+    audit_items: float = 0.0
+    """The same of the exposure of a group of items to its share of what users took."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from datamodules.data_report import print_heavy_users, print_report, report_data
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.on_disk import FOLDER
 from datamodules.splits import check_targets
+from evaluation.audit import find_failures
 from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
@@ -238,6 +239,9 @@ def measure(
 
     Returns:
         the metrics, which are the same for the same seed.
+
+    Raises:
+        SchemaError: the lists leave a group worse off than the configuration allows.
     """
     config = work.config
     parts = set_apart(work)
@@ -250,6 +254,15 @@ def measure(
     if config.quick and baselines is None:
         baselines = QUICK_BASELINES[config.data.repeats]
     metrics = evaluate(recommender, parts, config.seed, baselines, console.log)
+    failures = find_failures(
+        metrics["audit"], config.evaluation.audit_users, config.evaluation.audit_items
+    )
+    if failures:
+        raise SchemaError(
+            f"the audit fails: {'; '.join(failures)}; nothing is published: change the data, or "
+            "lower evaluation.audit_users or .audit_items and resume"
+        )
+
     metrics["protocol"]["test_users"] = int(work.split.test["user_id"].nunique())
     headline = headline_metric(config.data.repeats)
     # A quick run has not looked for more than popularity and what goes together.
@@ -300,7 +313,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     metrics = product.metrics
     profiles = product.recommender.profiles
     # Groups may be a few people.
-    published = {name: part for name, part in metrics.items() if name != "slices"}
+    hidden = ("slices", "audit")
+    published = {name: part for name, part in metrics.items() if name not in hidden}
     ready = stage.prepare(product.facts, published)
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)

@@ -137,6 +137,7 @@ def test_all_parts_are_there():
         "paired",
         "slices",
         "beyond_accuracy",
+        "audit",
         "baselines",
         "protocol",
     ]

@@ -56,7 +56,7 @@ def shop():
 def find_stops(shop, chances, items=ITEMS, limits=None, was=0.5):
     targets, parts = shop
     current, candidate = (
-        Shop(targets, np.full(U, was), 1),
+        Shop(targets, np.broadcast_to(was, U), 1),
         Shop(targets, np.broadcast_to(chances, U), 1, items),
     )
     return [
@@ -85,6 +85,14 @@ def test_a_candidate_without_half_of_the_items_is_stopped(shop):
 def test_a_candidate_that_is_fine_but_for_one_slice_is_stopped_for_it(shop):
     chances = np.where(np.arange(U) < RARE, 0.0, 0.6)
     assert find_stops(shop, chances) == ["sex m"]
+
+
+def test_a_candidate_that_serves_a_group_badly_is_stopped_by_its_audit_if_that_has_a_limit(shop):
+    """The candidate serves 40 people as badly as the current version does: no slice has lost."""
+    chances = np.where(np.arange(U) < RARE, 0.0, 0.6)
+    assert find_stops(shop, chances, was=chances) == []
+    assert find_stops(shop, chances, limits=Limits(audit_users=0.8), was=chances) == ["audit"]
+    assert find_stops(shop, 0.5, limits=Limits(audit_users=0.8)) == []
 
 
 def test_a_candidate_that_finds_only_what_users_have_is_stopped(shop):

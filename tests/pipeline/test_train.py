@@ -411,3 +411,24 @@ def test_too_many_rejects_stop_a_run_and_are_left_in_its_folder(tmp_path):
         run.run(config_of(tmp_path / "run", ORDERED), (events, users, items))
     rejects = pd.read_parquet(tmp_path / "run" / "rejects.parquet")
     assert len(rejects) == 200
+
+
+@pytest.mark.slow
+def test_a_failing_audit_publishes_nothing_and_the_run_goes_on_without_its_limit(
+    tmp_path, monkeypatch
+):
+    found = {"column": "sex", "group": "f", "figure": "HR@10", "value": 0.1, "base": 0.2}
+    found |= {"users": 40, "ratio": 0.5, "lost": 0.1, "lost_ci95": [0.05, 0.15], "p": 0.001}
+    real = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *given: {**real(*given), "audit": [found]})
+    options = {"quick": True, "evaluation": EvaluationConfig([], audit_users=0.8)}
+    with pytest.raises(SchemaError, match="sex 'f'"):
+        make_run(tmp_path / "run", ORDERED, **options)
+    assert not (tmp_path / "run" / "bundle").exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+    options["evaluation"] = EvaluationConfig([], audit_users=0.4)
+    published = make_run(tmp_path / "run", ORDERED, resume=True, **options)
+    assert published.bundle.is_dir()
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["audit"] == [found]
+    assert not any(b'"audit"' in path.read_bytes() for path in published.bundle.iterdir())
