@@ -1,0 +1,111 @@
+"""Item-item weights that no single user decides: EASE of a noised Gram matrix.
+
+The row of a user in the interaction matrix is divided by its length, so that X'X changes by a
+matrix of Frobenius norm 1 at most if a user comes or goes. Two statistics are released:
+
+    popularity   the sum of all rows, (N,); it also says which items have enough users to compare
+    Gram         X'X between these n items, whose rows are divided by their length among them
+
+X'X is symmetric: its upper triangle, times sqrt 2 beside the diagonal, has the same length as all
+of it. So entries beside the diagonal get noise of deviation s / sqrt 2.
+
+All that follows is computed from these two alone. The eigenvalues of symmetric noise lie within
+s sqrt(2 n) (Wigner, 1955). Eigenvectors below this edge are left out, eigenvalues w above it shrink
+to sqrt(w^2 - edge^2), and the edge is the ridge of EASE, too.
+
+Letters: U users, N items, n of them that are compared, D entries of taste.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from evaluation.ease import ease_weights
+from models.item_item import keep_largest
+from privacy.gaussian import Account
+from serve.arrays import Doubles, Floats, Ints
+
+POPULARITY_SHARE = 0.1  # of the budget; the Gram matrix has the rest
+# Deviations of the Gram matrix's noise by which the popularity of a compared item is larger.
+MIN_SIGNAL = 20.0
+MAX_COMPARED = 4_000  # items whose Gram matrix is factorised
+RIDGE_SHARE = 1.0  # of the edge
+SQRT_2 = math.sqrt(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is released of the interaction matrix, with noise."""
+
+    popularity: Doubles  # (N,) at least 0
+    items: Ints  # (n,) rows of the compared items
+    vectors: Doubles  # (n, r) eigenvectors of their Gram matrix above its noise
+    values: Doubles  # (r,) their eigenvalues, shrunk
+    edge: float  # largest eigenvalue of noise alone
+
+    def weigh(self, top_k: int) -> sp.csr_array:
+        """Return the weights of EASE, (N, N): the `top_k` largest of each row."""
+        n_items = len(self.popularity)
+        if not len(self.values):
+            return sp.csr_array((n_items, n_items))
+        gram = (self.vectors * self.values) @ self.vectors.T  # (n, n)
+        weights = ease_weights(gram, RIDGE_SHARE * self.edge)  # (n, n)
+        return keep_largest(weights, self.items, n_items, top_k)
+
+    def find_factors(self, dim: int) -> Floats:
+        """Return the leading eigenvectors as tastes of items, (N, dim), zeros where unknown."""
+        factors = np.zeros((len(self.popularity), dim), np.float32)
+        order = np.argsort(-self.values)[:dim]
+        factors[self.items[:, None], np.arange(len(order))] = self.vectors[:, order]
+        return factors * math.sqrt(len(factors) / dim)
+
+
+def release_statistics(matrix: sp.csr_array, account: Account) -> Statistics:
+    """Release popularity and Gram matrix.
+
+    Args:
+        matrix: (U, N) binary interactions.
+        account: adds the noise; all of its budget is spent.
+    """
+    sums = np.asarray(normalise_rows(matrix).sum(axis=0), np.float64)  # (N,)
+    released = account.release("popularity", sums, POPULARITY_SHARE)  # (N,)
+    popularity = np.maximum(released, 0)  # (N,)
+
+    gram_share = 1 - POPULARITY_SHARE
+    deviation = account.find_share(gram_share)
+    order = np.argsort(-popularity, kind="stable")[:MAX_COMPARED]
+    items = order[popularity[order] >= MIN_SIGNAL * deviation]  # (n,)
+    if not len(items):
+        items = order[:1]
+
+    gram = release_gram(normalise_rows(matrix[:, items]), account, gram_share)  # (n, n)
+    edge = deviation * math.sqrt(2 * len(items))
+    values, vectors = np.linalg.eigh(gram)
+    is_signal = values > edge  # (n,)
+    shrunk = np.sqrt(values[is_signal] ** 2 - edge**2)  # (r,)
+    return Statistics(popularity, items, vectors[:, is_signal], shrunk, edge)
+
+
+def normalise_rows(matrix: sp.csr_array) -> sp.csr_array:
+    """Divide the rows (U, n) of a matrix by their lengths; those without entries stay."""
+    squares = matrix.multiply(matrix).sum(axis=1)  # (U,)
+    scales = 1 / np.sqrt(np.maximum(squares, 1e-12))  # (U,)
+    return sp.csr_array(sp.diags_array(scales) @ matrix)
+
+
+def release_gram(rows: sp.csr_array, account: Account, share: float) -> Doubles:
+    """Return X'X (n, n) with symmetric noise, of rows X (U, n) of a length of 1 at most."""
+    gram: Doubles = (rows.T @ rows).toarray()  # (n, n)
+    scales = np.full(gram.shape, SQRT_2)  # (n, n)
+    np.fill_diagonal(scales, 1)
+    upper = np.triu_indices(len(gram))
+    triangle = gram[upper] * scales[upper]  # (n (n + 1) / 2,)
+
+    noised: Doubles = np.zeros_like(gram)  # (n, n)
+    noised[upper] = account.release("Gram matrix", triangle, share) / scales[upper]
+    noised += np.triu(noised, 1).T
+    return noised
