@@ -25,11 +25,11 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.config import ModelConfig
 from models.defaults import choose_recipe, count_data
-from models.initialise import build_towers, start_taste, start_untrained
+from models.initialise import start_taste, start_untrained
 from models.refine import ALONE, Refinement
 from pipeline.config import Config
 from pipeline.run_folder import Work, console
-from pipeline.stages import Trained, make_last_data
+from pipeline.stages import Trained, make_last_data, make_model
 from privacy.gaussian import Account
 from privacy.item_item import Statistics, release_statistics
 from privacy.people import draw_people
@@ -64,13 +64,10 @@ def train_privately(work: Work) -> tuple[Config, Trained, dict[str, Any]]:
     matrix = read_public_matrix(work.split.refit, item_ids)
     statistics = release_statistics(matrix, account)
     statement = account.describe()
-    console.print(
-        f"epsilon {statement['epsilon']:g}, delta {privacy.delta:g} for each user: "
-        f"{len(statistics.items):,} of {len(item_ids):,} items compared by "
-        f"{len(statistics.values)} factors",
-        highlight=False,
-        soft_wrap=True,
+    compared = (
+        f"{len(statistics.items):,} items compared by {len(statistics.values)} factors"
     )
+    console.print(f"{compared}; each user has epsilon {privacy.epsilon:g}")
 
     drawn = hide(work, item_ids, statistics)
     return drawn.config, make_private_towers(drawn, statistics), statement
@@ -99,7 +96,7 @@ def hide(work: Work, item_ids: np.ndarray, statistics: Statistics) -> Work:
     )
     users = rows[["user_id"]].drop_duplicates()
     tables = Tables(rows, users, work.tables.items)
-    split = Split(rows, rows[:0], rows[:0], work.split.kind)
+    split = Split(rows, rows[:0], rows[:0], "none")
 
     data = leave_out_people(config.data)
     # Not even the sizes that real counts would choose.
@@ -124,17 +121,13 @@ def make_private_towers(work: Work, statistics: Statistics) -> Trained:
     """
     seed = work.config.seed
     data = make_last_data(work)
-    towers = build_towers(data, work.recipe, seed)
+    towers = make_model(work.recipe, data, seed).towers
     start_untrained(towers, data, work.recipe.logit_unit, seed)
     start_taste(towers, torch.from_numpy(statistics.find_factors(work.recipe.dim)))
 
     weights = statistics.weigh(work.recipe.neighbours)
-    towers.neighbours = Neighbours(
-        weights.indptr.astype(np.int64),
-        weights.indices.astype(np.int64),
-        (ALONE * weights.data).astype(np.float32),
-        0.0,
-        0.0,
-    )
+    offsets = weights.indptr.astype(np.int64)
+    scores = (ALONE * weights.data).astype(np.float32)
+    towers.neighbours = Neighbours(offsets, weights.indices, scores)
     refinement = Refinement({"private_ease": ALONE})
     return Trained(towers.eval(), data, 0, NO_TEMPERATURE, {}, refinement=refinement)

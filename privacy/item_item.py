@@ -4,7 +4,8 @@ The row of a user in the interaction matrix is divided by its length, so that X'
 matrix of Frobenius norm 1 at most if a user comes or goes. Two statistics are released:
 
     popularity   the sum of all rows, (N,); it also says which items have enough users to compare
-    Gram         X'X between these n items, whose rows are divided by their length among them
+    Gram         X'X between these n items, of rows divided by their length among them, after
+                 columns were scaled by released popularity
 
 X'X is symmetric: its upper triangle, times sqrt 2 beside the diagonal, has the same length as all
 of it. So entries beside the diagonal get noise of deviation s / sqrt 2.
@@ -31,9 +32,11 @@ from serve.arrays import Doubles, Floats, Ints
 
 POPULARITY_SHARE = 0.1  # of the budget; the Gram matrix has the rest
 # Deviations of the Gram matrix's noise by which the popularity of a compared item is larger.
-MIN_SIGNAL = 20.0
+MIN_SIGNAL = 25.0
 MAX_COMPARED = 4_000  # items whose Gram matrix is factorised
-RIDGE_SHARE = 1.0  # of the edge
+RIDGE_SHARE = 2.0  # of the edge
+# power of its popularity by which the column of an item is scaled: rare ones say more
+ITEM_POWER = -0.25
 SQRT_2 = math.sqrt(2)
 
 
@@ -43,6 +46,7 @@ class Statistics:
 
     popularity: Doubles  # (N,) at least 0
     items: Ints  # (n,) rows of the compared items
+    scales: Doubles  # (n,) of their columns
     vectors: Doubles  # (n, r) eigenvectors of their Gram matrix above its noise
     values: Doubles  # (r,) their eigenvalues, shrunk
     edge: float  # largest eigenvalue of noise alone
@@ -54,6 +58,7 @@ class Statistics:
             return sp.csr_array((n_items, n_items))
         gram = (self.vectors * self.values) @ self.vectors.T  # (n, n)
         weights = ease_weights(gram, RIDGE_SHARE * self.edge)  # (n, n)
+        weights *= self.scales[:, None]
         return keep_largest(weights, self.items, n_items, top_k)
 
     def find_factors(self, dim: int) -> Floats:
@@ -82,12 +87,15 @@ def release_statistics(matrix: sp.csr_array, account: Account) -> Statistics:
     if not len(items):
         items = order[:1]
 
-    gram = release_gram(normalise_rows(matrix[:, items]), account, gram_share)  # (n, n)
+    scales = np.maximum(popularity[items], deviation) ** ITEM_POWER  # (n,)
+    scaled = sp.csr_array(matrix[:, items] @ sp.diags_array(scales))  # (U, n)
+    gram = release_gram(normalise_rows(scaled), account, gram_share)  # (n, n)
     edge = deviation * math.sqrt(2 * len(items))
     values, vectors = np.linalg.eigh(gram)
     is_signal = values > edge  # (n,)
     shrunk = np.sqrt(values[is_signal] ** 2 - edge**2)  # (r,)
-    return Statistics(popularity, items, vectors[:, is_signal], shrunk, edge)
+    signal = vectors[:, is_signal]  # (n, r)
+    return Statistics(popularity, items, scales, signal, shrunk, edge)
 
 
 def normalise_rows(matrix: sp.csr_array) -> sp.csr_array:
