@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-import torch
 
 from datamodules.config import DataConfig
 from datamodules.schema_fitting import LONGEST_SET
@@ -25,28 +24,24 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.config import ModelConfig
 from models.defaults import choose_recipe, count_data
-from models.initialise import start_taste, start_untrained
-from models.refine import ALONE, Refinement
-from pipeline.config import Config
 from pipeline.run_folder import Work, console
-from pipeline.stages import Trained, make_last_data, make_model
 from privacy.gaussian import Account
 from privacy.item_item import Statistics, release_statistics
-from privacy.people import draw_people
+from serve.arrays import Doubles
 from serve.errors import SchemaError
-from serve.index import Neighbours
 
-NO_TEMPERATURE = 1.0  # nothing is trained
+N_PEOPLE = 2_000  # who are drawn in place of real ones
+N_DRAWS = 50  # items that each of them draws, some of them twice
 
 
-def train_privately(work: Work) -> tuple[Config, Trained, dict[str, Any]]:
-    """Make towers of noised statistics.
+def release(work: Work) -> tuple[Work, Statistics, dict[str, Any]]:
+    """Release noised statistics, and put drawn people in the place of real ones.
 
     Args:
         work: the real tables.
 
     Returns:
-        the configuration that the bundle may name, the towers, and what is stated of privacy.
+        the work that `pipeline.stages.train_released` may see, the statistics, and what is stated.
 
     Raises:
         SchemaError: there is no table of items, which are public where users are not.
@@ -63,14 +58,8 @@ def train_privately(work: Work) -> tuple[Config, Trained, dict[str, Any]]:
     item_ids = np.unique(work.tables.items["item_id"].to_numpy())
     matrix = read_public_matrix(work.split.refit, item_ids)
     statistics = release_statistics(matrix, account)
-    statement = account.describe()
-    compared = (
-        f"{len(statistics.items):,} items compared by {len(statistics.values)} factors"
-    )
-    console.print(f"{compared}; each user has epsilon {privacy.epsilon:g}")
-
-    drawn = hide(work, item_ids, statistics)
-    return drawn.config, make_private_towers(drawn, statistics), statement
+    console.print(f"{len(statistics.items):,} of {len(item_ids):,} items compared")
+    return hide(work, item_ids, statistics), statistics, account.describe()
 
 
 def read_public_matrix(rows: pd.DataFrame, item_ids: np.ndarray) -> sp.csr_array:
@@ -112,22 +101,25 @@ def leave_out_people(data: DataConfig) -> DataConfig:
     return replace(data, features=features, history_length=length)
 
 
-def make_private_towers(work: Work, statistics: Statistics) -> Trained:
-    """Make towers of released statistics and drawn people.
+def draw_people(
+    item_ids: np.ndarray, popularity: Doubles, user_ids: pd.Series, seed: int
+) -> pd.DataFrame:
+    """Draw events of people with average tastes.
 
     Args:
-        work: with drawn people.
-        statistics: what was released.
-    """
-    seed = work.config.seed
-    data = make_last_data(work)
-    towers = make_model(work.recipe, data, seed).towers
-    start_untrained(towers, data, work.recipe.logit_unit, seed)
-    start_taste(towers, torch.from_numpy(statistics.find_factors(work.recipe.dim)))
+        item_ids: (N,) ids of the catalogue.
+        popularity: (N,) released popularity, at least 0.
+        user_ids: real ids, of which only the type is read.
+        seed: of the draws.
 
-    weights = statistics.weigh(work.recipe.neighbours)
-    offsets = weights.indptr.astype(np.int64)
-    scores = (ALONE * weights.data).astype(np.float32)
-    towers.neighbours = Neighbours(offsets, weights.indices, scores)
-    refinement = Refinement({"private_ease": ALONE})
-    return Trained(towers.eval(), data, 0, NO_TEMPERATURE, {}, refinement=refinement)
+    Returns:
+        user_id and item_id of their events, each pair once.
+    """
+    rng = np.random.default_rng(seed)
+    weights = popularity + (popularity.sum() == 0)  # (N,)
+    shares = weights / weights.sum()
+    rows = rng.choice(len(item_ids), N_PEOPLE * N_DRAWS, p=shares)
+    people = np.repeat(np.arange(N_PEOPLE), N_DRAWS)
+    drawn_ids = pd.Series(people.astype(str)).astype(user_ids.dtype)
+    drawn = pd.DataFrame({"user_id": drawn_ids, "item_id": item_ids[rows]})
+    return drawn.drop_duplicates(ignore_index=True)

@@ -159,8 +159,8 @@ def produce(work: Work, stage: Stage) -> Product:
     print_choices(work.choices)
     # Only now is torch imported: a mistake in the data was told long before.
     from pipeline.pack import stage_bundle
-    from pipeline.private import train_privately
-    from pipeline.stages import train
+    from pipeline.private import release as release_privately
+    from pipeline.stages import train, train_released
 
     exported = work
     private: dict[str, Any] = {}
@@ -170,8 +170,9 @@ def produce(work: Work, stage: Stage) -> Product:
         if work.config.privacy.epsilon is None:
             trained = train(work, seconds)
         else:
-            config, trained, private["privacy"] = train_privately(work)
-            exported = replace(work, config=config)
+            drawn, statistics, private["privacy"] = release_privately(work)
+            trained = train_released(drawn, statistics)
+            exported = replace(work, config=drawn.config)
         console.rule("export")
         facts, recommender = stage_bundle(
             exported, trained.towers, trained.data, trained.epochs, stage

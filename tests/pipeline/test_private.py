@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pipeline.private
 import pytest
 import scipy.sparse as sp
@@ -99,7 +100,7 @@ def test_noise_is_not_drawn_by_the_seed_of_the_configuration(monkeypatch):
     monkeypatch.setattr(pipeline.private, "release_statistics", stop)
     monkeypatch.setattr(pipeline.private.np.random, "default_rng", note)
     with pytest.raises(Stop):
-        pipeline.private.train_privately(work)
+        pipeline.private.release(work)
     assert drawn == [()]
 
 
@@ -126,6 +127,16 @@ def test_what_is_not_noised_is_refused(tmp_path):
         Config(data=DataConfig(repeats="allow"), privacy=PRIVATE)
     with pytest.raises(SchemaError, match="previous"):
         Config(data=SETS, privacy=PRIVATE, previous=tmp_path)
+
+
+def test_drawn_people_follow_released_popularity():
+    popularity = np.array([0.0, 1.0, 5.0, 2.0])
+    ids = np.array(["a", "b", "c", "d"])
+    drawn = pipeline.private.draw_people(ids, popularity, pd.Series(["real"]), 0)
+    counts = drawn["item_id"].value_counts()
+    assert list(counts.index) == ["c", "d", "b"]
+    assert not drawn.duplicated().any()
+    assert "real" not in set(drawn["user_id"])
 
 
 def test_real_rows_become_pairs_of_the_catalogue():

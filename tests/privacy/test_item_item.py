@@ -1,7 +1,6 @@
 """No user changes a release by more than a length of 1, and noise alone makes no weights."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse as sp
 from privacy.gaussian import Account
@@ -12,7 +11,6 @@ from privacy.item_item import (
     release_gram,
     release_statistics,
 )
-from privacy.people import draw_people
 
 U, N = 300, 12
 
@@ -123,13 +121,3 @@ def test_nobody_gives_no_weights():
     statistics = release_statistics(sp.csr_array((40, N)), account)
     assert abs(statistics.weigh(N)).max() < 0.1
     assert statistics.find_factors(4).shape == (N, 4)
-
-
-def test_drawn_people_follow_released_popularity():
-    popularity = np.array([0.0, 1.0, 5.0, 2.0])
-    ids = np.array(["a", "b", "c", "d"])
-    drawn = draw_people(ids, popularity, pd.Series(["real"]), 0)
-    counts = drawn["item_id"].value_counts()
-    assert list(counts.index) == ["c", "d", "b"]
-    assert not drawn.duplicated().any()
-    assert "real" not in set(drawn["user_id"])
