@@ -191,10 +191,11 @@ class Config:
             "previous": self.previous is not None,
             "tune.trials": self.tune.trials is not None,
         }
-        for name in (name for name, is_there in is_refused.items() if is_there):
-            raise SchemaError(
-                f"privacy.epsilon is given with {name}, which is not noised; leave that one out"
-            )
+        for name, is_given in is_refused.items():
+            if is_given:
+                raise SchemaError(
+                    f"privacy.epsilon is given with {name}, which is not noised; leave that out"
+                )
 
 
 def make_parser(program: str = "bascule train") -> ArgumentParser:

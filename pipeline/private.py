@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from datamodules.config import DataConfig
 from datamodules.schema_fitting import LONGEST_SET
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -64,14 +63,12 @@ def release(work: Work) -> tuple[Work, Statistics, dict[str, Any]]:
 
 def read_public_matrix(rows: pd.DataFrame, item_ids: np.ndarray) -> sp.csr_array:
     """Return the binary interactions (U, N) with the items of the catalogue."""
-    users = pd.factorize(rows["user_id"])[0]
-    columns = pd.Index(item_ids).get_indexer(rows["item_id"])
-    is_listed = columns >= 0
-    shape = (int(users.max(initial=-1)) + 1, len(item_ids))
-    cells = (users[is_listed], columns[is_listed])
-    matrix = sp.csr_array((np.ones(is_listed.sum()), cells), shape)
-    matrix.data[:] = 1  # duplicates were summed
-    return matrix
+    is_listed = rows["item_id"].isin(item_ids)
+    pairs = rows[is_listed].drop_duplicates(["user_id", "item_id"])
+    users = pd.factorize(pairs["user_id"])[0]
+    columns = np.searchsorted(item_ids, pairs["item_id"].to_numpy())
+    shape = (len(rows), len(item_ids))  # those after the last user are empty
+    return sp.csr_array((np.ones(len(pairs)), (users, columns)), shape)
 
 
 def hide(work: Work, item_ids: np.ndarray, statistics: Statistics) -> Work:
@@ -87,18 +84,13 @@ def hide(work: Work, item_ids: np.ndarray, statistics: Statistics) -> Work:
     tables = Tables(rows, users, work.tables.items)
     split = Split(rows, rows[:0], rows[:0], "none")
 
-    data = leave_out_people(config.data)
+    features = replace(config.data.features, user={}, context={})
+    length = config.data.history_length or LONGEST_SET
+    data = replace(config.data, features=features, history_length=length)
     # Not even the sizes that real counts would choose.
     recipe, _ = choose_recipe(ModelConfig(n_blocks=0), count_data(tables, data))
     config = replace(config, data=data, model=recipe.to_config())
     return replace(work, config=config, recipe=recipe, tables=tables, split=split)
-
-
-def leave_out_people(data: DataConfig) -> DataConfig:
-    """Return the declaration without features of users and contexts."""
-    features = replace(data.features, user={}, context={})
-    length = data.history_length or LONGEST_SET
-    return replace(data, features=features, history_length=length)
 
 
 def draw_people(

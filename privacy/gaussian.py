@@ -119,7 +119,6 @@ class Account:
             release.name: {
                 "numbers": release.n_numbers,
                 "noise": round(release.deviation, 6),
-                "sensitivity": 1,
             }
             for release in self.releases
         }

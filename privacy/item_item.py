@@ -7,8 +7,8 @@ matrix of Frobenius norm 1 at most if a user comes or goes. Two statistics are r
     Gram         X'X between these n items, of rows divided by their length among them, after
                  columns were scaled by released popularity
 
-X'X is symmetric: its upper triangle, times sqrt 2 beside the diagonal, has the same length as all
-of it. So entries beside the diagonal get noise of deviation s / sqrt 2.
+X'X is symmetric, so the mean of its noised entries (i, j) and (j, i) is taken: their noise then has
+the deviation s / sqrt 2.
 
 All that follows is computed from these two alone. The eigenvalues of symmetric noise lie within
 s sqrt(2 n) (Wigner, 1955). Eigenvectors below this edge are left out, eigenvalues w above it shrink
@@ -33,11 +33,11 @@ from serve.arrays import Doubles, Floats, Ints
 POPULARITY_SHARE = 0.1  # of the budget; the Gram matrix has the rest
 # Deviations of the Gram matrix's noise by which the popularity of a compared item is larger.
 MIN_SIGNAL = 25.0
+MIN_COMPARED = 200  # items that are compared even so
 MAX_COMPARED = 4_000  # items whose Gram matrix is factorised
 RIDGE_SHARE = 2.0  # of the edge
 # power of its popularity by which the column of an item is scaled: rare ones say more
 ITEM_POWER = -0.25
-SQRT_2 = math.sqrt(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +82,15 @@ def release_statistics(matrix: sp.csr_array, account: Account) -> Statistics:
 
     gram_share = 1 - POPULARITY_SHARE
     deviation = account.find_share(gram_share)
-    order = np.argsort(-popularity, kind="stable")[:MAX_COMPARED]
-    items = order[popularity[order] >= MIN_SIGNAL * deviation]  # (n,)
-    if not len(items):
-        items = order[:1]
+    order = np.argsort(-popularity)[:MAX_COMPARED]
+    n_clear = np.count_nonzero(popularity[order] >= MIN_SIGNAL * deviation)
+    items = order[: max(n_clear, MIN_COMPARED)]  # (n,)
 
     scales = np.maximum(popularity[items], deviation) ** ITEM_POWER  # (n,)
     scaled = sp.csr_array(matrix[:, items] @ sp.diags_array(scales))  # (U, n)
-    gram = release_gram(normalise_rows(scaled), account, gram_share)  # (n, n)
+    rows = normalise_rows(scaled)  # (U, n)
+    noised = account.release("Gram matrix", (rows.T @ rows).toarray(), gram_share)
+    gram = (noised + noised.T) / 2  # (n, n)
     edge = deviation * math.sqrt(2 * len(items))
     values, vectors = np.linalg.eigh(gram)
     is_signal = values > edge  # (n,)
@@ -103,17 +104,3 @@ def normalise_rows(matrix: sp.csr_array) -> sp.csr_array:
     squares = matrix.multiply(matrix).sum(axis=1)  # (U,)
     scales = 1 / np.sqrt(np.maximum(squares, 1e-12))  # (U,)
     return sp.csr_array(sp.diags_array(scales) @ matrix)
-
-
-def release_gram(rows: sp.csr_array, account: Account, share: float) -> Doubles:
-    """Return X'X (n, n) with symmetric noise, of rows X (U, n) of a length of 1 at most."""
-    gram: Doubles = (rows.T @ rows).toarray()  # (n, n)
-    scales = np.full(gram.shape, SQRT_2)  # (n, n)
-    np.fill_diagonal(scales, 1)
-    upper = np.triu_indices(len(gram))
-    triangle = gram[upper] * scales[upper]  # (n (n + 1) / 2,)
-
-    noised: Doubles = np.zeros_like(gram)  # (n, n)
-    noised[upper] = account.release("Gram matrix", triangle, share) / scales[upper]
-    noised += np.triu(noised, 1).T
-    return noised

@@ -8,7 +8,6 @@ from privacy.item_item import (
     ITEM_POWER,
     RIDGE_SHARE,
     normalise_rows,
-    release_gram,
     release_statistics,
 )
 
@@ -54,33 +53,31 @@ def test_no_user_moves_popularity_by_more_than_1():
 
 def test_no_user_moves_the_gram_matrix_by_more_than_1():
     matrix = draw_matrix()
-    scales = sp.diags_array(np.linspace(0.1, 2, N))
-    rows = normalise_rows(sp.csr_array(matrix @ scales))
-    whole = make_silent()
-    release_gram(rows, whole, 0.9)
+    rows = normalise_rows(sp.csr_array(matrix @ sp.diags_array(np.linspace(0.1, 2, N))))
+    whole = (rows.T @ rows).toarray()
     lengths = []
     for user in range(20):
-        without = make_silent()
-        release_gram(rows[np.delete(np.arange(U), user)], without, 0.9)
-        change = whole.given["Gram matrix"] - without.given["Gram matrix"]
-        lengths.append(np.linalg.norm(change))
+        others = rows[np.delete(np.arange(U), user)]
+        lengths.append(np.linalg.norm(whole - (others.T @ others).toarray()))
     assert max(lengths) == pytest.approx(1)  # of somebody with any item
     assert min(lengths) == 0  # of somebody without
 
 
-def test_a_gram_matrix_without_noise_is_the_product_of_rows():
+def test_what_is_noised_are_sums_over_rows_of_length_1():
+    account = make_silent()
+    statistics = release_statistics(draw_matrix(), account)
     rows = normalise_rows(draw_matrix())
-    dense = rows.toarray()
-    np.testing.assert_allclose(release_gram(rows, make_silent(), 0.9), dense.T @ dense)
+    np.testing.assert_allclose(account.given["popularity"], rows.sum(axis=0))
+    assert np.trace(account.given["Gram matrix"]) == pytest.approx(U - 1)  # one has nothing
+    values = np.linalg.eigvalsh(account.given["Gram matrix"])[-len(statistics.values) :]
+    np.testing.assert_allclose(statistics.values**2 + statistics.edge**2, values**2)
 
 
-def test_noise_of_a_gram_matrix_is_symmetric_and_smaller_beside_the_diagonal():
+def test_noise_alone_stays_below_the_edge():
     account = Account(1.0, 1e-5, np.random.default_rng(0))
-    noise = release_gram(sp.csr_array((5, 300)), account, 1.0)
-    deviation = account.releases[0].deviation
-    np.testing.assert_array_equal(noise, noise.T)
-    assert noise.diagonal().std() == pytest.approx(deviation, rel=0.15)
-    assert noise[np.triu_indices(300, 1)].std() == pytest.approx(deviation / 2**0.5, rel=0.02)
+    statistics = release_statistics(sp.csr_array((40, 300)), account)
+    assert len(statistics.items) == 200
+    assert statistics.values.max(initial=0) < 0.4 * statistics.edge
 
 
 def test_all_of_the_budget_is_spent():
