@@ -17,6 +17,7 @@ COPY models models
 COPY serve serve
 COPY service service
 COPY pipeline pipeline
+COPY privacy privacy
 RUN python -m venv /opt/bascule \
     && /opt/bascule/bin/python -m pip install --no-cache-dir -r requirements/serve.txt -r requirements/http.txt \
     && /opt/bascule/bin/python -m pip install --no-cache-dir --no-deps . \

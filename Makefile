@@ -21,7 +21,7 @@ notebook: .venv/.train      ## the walk-through, run anew, with its outputs
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy bascule datamodules evaluation models pipeline serve service train.py examples/*.py
+	$(BIN)/mypy bascule datamodules evaluation models pipeline privacy serve service train.py examples/*.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)

@@ -7,7 +7,16 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-OURS = ("datamodules", "evaluation", "models", "pipeline", "serve", "service", "train")
+OURS = (
+    "datamodules",
+    "evaluation",
+    "models",
+    "pipeline",
+    "privacy",
+    "serve",
+    "service",
+    "train",
+)
 IMPORT = re.compile(rf"^(\s*from )({'|'.join(OURS)})(?=[. ])", re.MULTILINE)
 
 

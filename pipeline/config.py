@@ -64,6 +64,7 @@ _SAME_KEYS = (
     "tune",
     "evaluation",
     "index",
+    "privacy",
 )
 _TYPES = {"data": DataConfig, "model": ModelConfig, "out": Path, "seed": int}
 
@@ -109,6 +110,27 @@ class IndexConfig:
 
 
 @dataclass(frozen=True)
+class PrivacyConfig:
+    """Differential privacy of everything in the bundle."""
+
+    epsilon: float | None = None
+    """Bound for each user, all of whose events count as one. The run then releases noised counts in
+    place of training. Default: no bound."""
+    delta: float = 1e-5
+    """Chance that the bound does not hold; below one over the number of users."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and not 0.01 <= self.epsilon <= 100:
+            raise SchemaError(
+                f"privacy.epsilon is {self.epsilon}; allowed: from 0.01 to 100"
+            )
+        if not 1e-12 <= self.delta < 0.1:
+            raise SchemaError(
+                f"privacy.delta is {self.delta}; allowed: from 1e-12 to below 0.1"
+            )
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run.
 
@@ -134,6 +156,7 @@ class Config:
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
         if self.warm_start and (self.previous is None or self.tune.trials is not None):
@@ -147,6 +170,9 @@ class Config:
                 "quick hardly trains, so there is nothing to start from or to search for; "
                 "leave warm_start and tune out, or quick"
             )
+
+        if self.privacy.epsilon is not None:
+            self._check_private()
 
         for name, kind in _TYPES.items():
             value = getattr(self, name)
@@ -165,6 +191,20 @@ class Config:
             from evaluation.baselines import choose_baselines
 
             choose_baselines(self.data.repeats, self.evaluation.baselines)
+
+    def _check_private(self) -> None:
+        """Refuse what would tell more of people than the noised counts."""
+        is_refused = {
+            "data.repeats: allow": self.data.repeats == "allow",
+            "data.on_disk": self.data.on_disk,
+            "previous": self.previous is not None,
+            "tune.trials": self.tune.trials is not None,
+        }
+        for name, is_given in is_refused.items():
+            if is_given:
+                raise SchemaError(
+                    f"privacy.epsilon is given with {name}, which is not noised; leave that out"
+                )
 
 
 def make_parser(program: str = "bascule train") -> ArgumentParser:
@@ -201,6 +241,7 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
         "--evaluation", type=EvaluationConfig, default=EvaluationConfig()
     )
     parser.add_argument("--index", type=IndexConfig, default=IndexConfig())
+    parser.add_argument("--privacy", type=PrivacyConfig, default=PrivacyConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
 
     return parser

@@ -64,7 +64,10 @@ def stage_bundle(
     profiles = profiles_from_frame(work.split.refit, work.tables.users, data.schema)
     recommender = Recommender(bundle, profiles)
 
-    fitted = fit_coarse(recommender, work.config.index.recall)
+    is_private = work.config.privacy.epsilon is not None
+    # A coarse index is tuned on what people ask, and segments are of people.
+    target = 1.0 if is_private else work.config.index.recall
+    fitted = fit_coarse(recommender, target)
     if fitted is not None:
         index_facts, coarse = fitted
         write_file(stage.path / COARSE, coarse.content.data)
@@ -76,7 +79,8 @@ def stage_bundle(
     item_ids = bundle.items.column("item_id").to_pylist()
     golden = draw_requests(data.schema, item_ids, N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, recommender.recommend, k=10)
-    if work.config.quick:  # segments take longer than all else of it
+    # Segments take longer than all else of a quick run.
+    if work.config.quick or is_private:
         return facts, recommender
 
     return facts, write_segments(recommender, stage, work.config.seed)

@@ -160,15 +160,23 @@ def produce(work: Work, stage: Stage) -> Product:
     print_choices(work.choices)
     # Only now is torch imported: a mistake in the data was told long before.
     from pipeline.pack import stage_bundle
-    from pipeline.stages import train
+    from pipeline.private import release as release_privately
+    from pipeline.stages import train, train_released
 
+    exported = work
+    private: dict[str, Any] = {}
     seconds: dict[str, float] = {}
     # The many small steps of a quick run wait for threads longer than these save.
     with threadpool_limits(1 if work.config.quick else None):
-        trained = train(work, seconds)
+        if work.config.privacy.epsilon is None:
+            trained = train(work, seconds)
+        else:
+            drawn, statistics, private["privacy"] = release_privately(work)
+            trained = train_released(drawn, statistics)
+            exported = replace(work, config=drawn.config)
         console.rule("export")
         facts, recommender = stage_bundle(
-            work, trained.towers, trained.data, trained.epochs, stage
+            exported, trained.towers, trained.data, trained.epochs, stage
         )
         begun = time.monotonic()
         metrics = measure(recommender, work, seconds)
@@ -176,7 +184,10 @@ def produce(work: Work, stage: Stage) -> Product:
 
     seconds["total"] = time.monotonic() - started
 
-    card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
+    facts = replace(facts, config={**facts.config, **private})
+    # Figures and counts of real people are not noised: a private bundle has none.
+    told = ({}, {}) if private else (metrics, data)
+    card = render(MODEL_CARD, *told, trained.data.schema, facts=facts)
     write_file(stage.path / MODEL_CARD, card.encode())
     timing = {name: round(value, 2) for name, value in seconds.items()}
     report = {
@@ -184,6 +195,7 @@ def produce(work: Work, stage: Stage) -> Product:
         "timing": timing | trained.pace,
         "training": describe_training(work, trained),
         SNAPSHOT: take_snapshot(recommender),
+        **private,
     }
     segments = recommender.bundle.segments
     if segments is not None:
@@ -315,6 +327,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     # Groups may be a few people.
     hidden = ("slices", "audit")
     published = {name: part for name, part in metrics.items() if name not in hidden}
+    if config.privacy.epsilon is not None:
+        published = {}
     ready = stage.prepare(product.facts, published)
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)

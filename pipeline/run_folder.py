@@ -21,7 +21,7 @@ from datamodules.tables import Tables
 from datamodules.values import is_set
 from models.config import Recipe
 from models.defaults import Choice
-from pipeline.config import Config, IndexConfig
+from pipeline.config import Config, IndexConfig, PrivacyConfig
 from serve.bundle import BUNDLE, CHECKPOINTS, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.clock import to_iso
 from serve.errors import SchemaError
@@ -77,6 +77,8 @@ def declare(config: Config) -> dict[str, Any]:
     }
     if config.index != IndexConfig():
         declared["index"] = asdict(config.index)
+    if config.privacy != PrivacyConfig():
+        declared["privacy"] = asdict(config.privacy)
     return declared | ({"quick": True} if config.quick else {})
 
 

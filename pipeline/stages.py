@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
@@ -28,16 +29,19 @@ from models.initialise import (
     build_towers,
     make_towers,
     sample_memory,
+    start_taste,
     start_untrained,
     take_over,
 )
-from models.refine import Limits, Refinement, apply, choose
+from models.refine import ALONE, Limits, Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
 from models.table_rows import bound_table
 from models.towers import Towers
 from models.two_tower import TwoTower
 from pipeline.run_folder import Previous, Work, console, declare
+from privacy.item_item import Statistics
 from serve.bundle import Bundle
+from serve.index import Neighbours
 
 CONTINUED_SHARE = 0.15  # share of the epochs of a continued training
 CONTINUED_RATE = 0.2  # share of its learning rate
@@ -89,6 +93,26 @@ def train(work: Work, seconds: dict[str, float]) -> Trained:
     with _timed(seconds, "training_again"):
         last = fit_again(work, first.epochs)
         return refine(work, replace(last, pace=first.pace), refinement)
+
+
+def train_released(work: Work, statistics: Statistics) -> Trained:
+    """Make towers of released statistics, whose item-item weights rank alone.
+
+    Args:
+        work: with drawn people in place of real ones, see `pipeline.private`.
+        statistics: what was released of the real ones.
+    """
+    seed = work.config.seed
+    data = make_last_data(work)
+    towers = make_model(work.recipe, data, seed).towers
+    start_untrained(towers, data, work.recipe.logit_unit, seed)
+    start_taste(towers, torch.from_numpy(statistics.find_factors(work.recipe.dim)))
+
+    weights = statistics.weigh(work.recipe.neighbours)
+    offsets = weights.indptr.astype(np.int64)
+    scores = (ALONE * weights.data).astype(np.float32)
+    towers.neighbours = Neighbours(offsets, weights.indices, scores)
+    return Trained(towers.eval(), data, epochs=0, temperature=1.0, pace={})
 
 
 def fit_first(work: Work) -> Trained:

@@ -1,0 +1,1 @@
+"""Differential privacy: what of a bundle is made from people is noised."""
