@@ -118,6 +118,7 @@ class Command:
 _FOLDER = {"type": Path, "metavar": "DIR"}
 _FILE = {"type": Path, "metavar": "FILE"}
 _NUMBER = {"type": int, "metavar": "N"}
+_FLAG = {"action": "store_true"}
 _OPTIONS: dict[str, dict[str, Any]] = {
     "--bundle": {
         "type": lambda text: text if "://" in text else Path(text),
@@ -126,10 +127,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--requests": _FILE
     | {"help": "JSON Lines, CSV, TSV (also .gz) or Parquet; or else --all-users"},
-    "--all-users": {
-        "action": "store_true",
-        "help": "one request per user with a profile",
-    },
+    "--all-users": _FLAG | {"help": "one request per user with a profile"},
     "--k": _NUMBER | {"default": 10, "help": "items per list (default: 10)"},
     "--repeats": {
         "choices": ("allow", "exclude"),
@@ -148,7 +146,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "COLUMN=N",
         "help": "list at most N items with the same value of a column",
     },
-    "--names": {"action": "store_true", "help": "also write the names of items"},
+    "--names": _FLAG | {"help": "also write the names of items"},
     "--profiles": _FOLDER
     | {"help": "folder of profiles (default: beside the bundle, or in the registry)"},
     "--out": {
@@ -164,7 +162,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME=COLUMN,...",
         "help": "columns of --rows with other names: item_id=sku",
     },
-    "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
+    "--overwrite": _FLAG | {"help": "replace an export in --out"},
     "--engine": {
         "choices": ("local", "ray"),
         "default": "local",
@@ -219,10 +217,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "host name to answer to, beside loopback; may be repeated",
     },
     "--admin-port": _NUMBER | {"help": "serve the admin routes only on this port"},
-    "--read-only": {
-        "action": "store_true",
-        "help": "refuse events, changes of items and erasures",
+    "--insecure": _FLAG | {"help": "listen on an address of a network without --keys"},
+    "--expire-most": _FLAG
+    | {
+        "help": "remove what is older than --retention-days even if it is most of the log"
     },
+    "--read-only": _FLAG | {"help": "refuse events, changes of items and erasures"},
     "--log-format": {
         "choices": ("text", "json"),
         "default": "text",
@@ -243,11 +243,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "group of consumers that share the stream (default: bascule)",
     },
-    "--quick": {
-        "action": "store_true",
-        "help": "a first look in half the time, with hardly any training",
-    },
-    "--no-browser": {"action": "store_true", "help": "open no browser"},
+    "--quick": _FLAG
+    | {"help": "a first look in half the time, with hardly any training"},
+    "--no-browser": _FLAG | {"help": "open no browser"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "ids of users, as in the data"},
     "--exports": _FOLDER
@@ -256,7 +254,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "folders written by `bascule export --side user`",
     },
-    "--activate": {"action": "store_true", "help": "serve it from now on"},
+    "--activate": _FLAG | {"help": "serve it from now on"},
     "--keep": _NUMBER
     | {"default": 3, "help": "number of latest versions to keep (default: 3)"},
     "--version": {
@@ -267,7 +265,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
     " --retention-days --keys --trusted-keys --reload-token-file --allowed-host"
-    " --admin-port --read-only --log-format"
+    " --admin-port --insecure --expire-most --read-only --log-format"
 )
 COMMANDS = {
     "demo": Command(

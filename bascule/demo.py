@@ -32,7 +32,8 @@ def demo(options: Namespace) -> None:
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it", flush=True)
     if not options.no_browser:
         Thread(target=_open_page, args=(host, port), daemon=True).start()
-    _run(["serve", f"--bundle={_BUNDLE}", f"--host={host}", f"--port={port}"])
+    address = [f"--host={host}", f"--port={port}"]
+    _run(["serve", f"--bundle={_BUNDLE}", *address, "--insecure"])  # of public data
 
 
 def _run(words: list[str]) -> None:

@@ -40,6 +40,7 @@ from serve.files import (
 )
 from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.schema import Schema
+from service.engine import State
 from service.export import (
     PLAN,
     erase_from_export,
@@ -49,7 +50,7 @@ from service.export import (
     write_table,
 )
 from service.publish import read_version
-from service.state import State, StateStore
+from service.state import StateStore
 
 _LOCK = ".forgotten.lock"
 _VALUE = "value"

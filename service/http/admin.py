@@ -9,13 +9,14 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.exceptions import HTTPException
 
+from service.faults import OUT_OF_SERVICE
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
 from service.http.metrics import Metrics
 from service.http.schemas import EventBodies, ForgetBody, ItemBody, ShownBody
 from service.http.writing import write_answer
-from service.service import OUT_OF_SERVICE, Service
+from service.service import Service
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: dict[int | str, dict[str, Any]] = {
@@ -121,8 +122,11 @@ async def health() -> dict[str, str]:
     responses=_NOT_READY,
 )
 async def ready(request: Request, response: Response) -> dict[str, Any]:
-    service: Service = request.app.state.shared.service
-    faults = service.find_faults()
+    state = request.app.state.shared
+    if state.leaving.is_set():
+        response.status_code = 503
+        return {"status": "leaving"}
+    faults = state.find_faults()
     if not faults:
         return {"status": "ready"}
     if OUT_OF_SERVICE in faults:

@@ -24,7 +24,7 @@ from service.experiment import Arm
 from service.exploration import explore
 from service.http import page, schemas
 from service.http.metrics import Metrics
-from service.http.middleware import Worker, finish
+from service.http.middleware import Worker
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
 from service.http.writing import ENCODER, write_answer, write_json
 from service.live_items import Arms
@@ -75,7 +75,7 @@ async def recommend(
     steps = _recommend_in_steps(call, raw)
     if len(raw) > _MAX_SHORT:
         return await worker.run_steps(steps, request.is_disconnected)
-    return await worker.run(lambda: finish(steps, lambda: False))
+    return await worker.run(lambda: _finish(steps))
 
 
 @router.post(
@@ -248,6 +248,14 @@ def _recommend_in_steps(
         yield
 
     return _write_lists(call, batches, lists, texts)
+
+
+def _finish(steps: Generator[None, None, Response]) -> Response:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Response, end.value)
 
 
 def _answer_in_batches(
