@@ -6,7 +6,7 @@ LOWEST := .venv-lowest
 PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel clean
+.PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel audit clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -44,6 +44,11 @@ test-slow: .venv/.dev       ## the suites that need minutes
 
 test-service: .venv/.dev    ## what a review of the service asks, against running services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service
+
+audit:                      ## known holes of what the image installs; needs PyPI's advisories
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	build/audit/bin/python -m pip_audit --strict --disable-pip --require-hashes -r requirements/lock.txt
 
 docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

@@ -9,7 +9,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from serve.errors import BundleError
@@ -128,13 +128,15 @@ def taking(lock: threading.Lock, path: Path) -> Iterator[None]:
         lock.release()
 
 
-def check_database(connection: sqlite3.Connection, path: Path) -> None:
-    """Look through a file for damage.
+def check_database(path: Path) -> None:
+    """Look through a file, if there is one.
 
     Raises:
         OSError: its `errno` is `DAMAGED`.
     """
-    with name_fault(path):
+    if not path.exists():
+        return
+    with name_fault(path), closing(sqlite3.connect(path)) as connection:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":
         raise OSError(DAMAGED, "the file is damaged: restore a copy", str(path))

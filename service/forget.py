@@ -364,7 +364,8 @@ def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
     starts: list[bytes] = []
     for user_id in user_ids:
         quoted = user_id.replace('"', '""')
-        starts += [f"{quoted},".encode(), f'"{quoted}",'.encode()]
+        for text in (quoted, f"'{quoted}"):  # of one that looks like a formula
+            starts += [f"{text},".encode(), f'"{text}",'.encode()]
 
     head, *lines = path.read_bytes().split(b"\n")
     if not head.startswith(b"user_id,"):

@@ -35,6 +35,7 @@ class ImpressionLog:
         """
         self.store = store
         self.keeps_old = False  # whether what is too old waits for the operator's word
+        self.is_short = False  # of room on the disk: then nothing more is logged
         self._expires_most = expires_most
         self.n_lost = 0  # impressions that could not be written
         self._waiting: deque[Impressions] = deque()
@@ -64,7 +65,7 @@ class ImpressionLog:
         until = time.monotonic() + _MAX_WAIT
         while self._is_full and not self.has_stopped and time.monotonic() < until:
             time.sleep(_PAUSE)
-        if self.has_stopped or self._is_full:
+        if self.has_stopped or self.is_short or self._is_full:
             self.n_lost += len(impressions)
         else:
             self._waiting.extend(impressions)

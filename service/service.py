@@ -26,6 +26,7 @@ from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
 from service.answers import Content, show_due, show_similar
+from service.database import check_database
 from service.event_log import Impressions, Raw, parse_observations
 from service.experiment import Experiment, Policy
 from service.faults import FAULTS, OUT_OF_SERVICE, lacks_erasures, name_fault_of
@@ -42,6 +43,11 @@ POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
 _RETRY_SECONDS = 5.0  # between attempts to open live items and state
 _MAX_CONFIRMED = 10_000  # latest requests that are not confirmed twice
+_SPARE_BYTES = (
+    2**30
+)  # that impressions leave to events and erasures, or of a small disk
+_SPARE_PART = 20  # one part in so many
+_SPARE = 50  # one part in so many of the disk is left to events and erasures
 _LOGGED = 100  # items of a list that are logged: longer ones would fill the disk
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
@@ -262,7 +268,9 @@ class Service:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
                 file = self._folder / STATE_FILE, self._runs, self._retention_days
-                state = self.shared or self._open_state(*file)
+                if self.shared is None:
+                    check_database(file[0])
+                state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
             _LOG.error("live items and state cannot be opened: %s", error)
@@ -272,16 +280,6 @@ class Service:
 
         self.items = items
         self._state = state
-
-    def _open_state(self, path: Path, runs: list[Path], days: float) -> StateStore:
-        """Open the file of the state, if it is sound."""
-        state = StateStore(path, runs, days)
-        with ExitStack() as on_error:
-            on_error.callback(state.close)
-            state.check()
-            on_error.pop_all()
-
-        return state
 
     # ---- versions, here and in other processes
 
@@ -319,6 +317,8 @@ class Service:
 
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
+                disk = disk_usage(self._folder)
+                self.impressions.is_short = disk.free < disk.total // _SPARE
                 load, version = self.items.follow()
                 if self.arms is not None:
                     self.arms.follow()

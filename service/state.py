@@ -23,7 +23,6 @@ from serve.errors import BundleError
 from serve.files import FORGOTTEN, ErasureList, read_erasure_list, sync_folder
 from service.database import (
     DAMAGED,
-    check_database,
     name_fault,
     open_database,
     taking,
@@ -139,10 +138,6 @@ class StateStore:
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(self._home)
         self.n_forgotten = self._remember_forgotten()
-
-    def check(self) -> None:
-        """Look through the file, or raise OSError."""
-        check_database(self._writer, self.path)
 
     def observe(
         self,

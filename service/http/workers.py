@@ -22,7 +22,7 @@ import sys
 import time
 from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -39,7 +39,7 @@ _LOOK_SECONDS = 0.1  # between two looks at the workers
 _RETRY_SECONDS = 5.0  # between two attempts to start a worker
 _END_SECONDS = 15.0  # in which a worker ends: more than uvicorn takes to drain
 _RETURN = 6  # code of the Berkeley packet filter, and length 0
-_ATTACH_FILTER = 26  # SO_ATTACH_FILTER
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
 _LOG = logging.getLogger("service.http")
 
 
@@ -77,14 +77,13 @@ def _bind(host: str, port: int) -> socket.socket:
 def admit_no_more(listeners: Sequence[socket.socket]) -> None:
     """Let the kernel drop what would connect: a socket that is closed resets who waits in it.
 
-    A filter of one instruction, on Linux alone, keeps 0 bytes of each packet.
+    A filter of one instruction keeps 0 bytes of each packet. Where there are none, a few are reset.
     """
-    if sys.platform != "linux":
-        return
     instruction = array("Q", [_RETURN])
     program = struct.pack("HL", 1, instruction.buffer_info()[0])
     for listener in listeners:
-        listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+        with suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
 
 
 def is_worker() -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serve.errors import BundleError, SchemaError
-from service.database import DAMAGED, open_database, user_key
+from service.database import DAMAGED, check_database, open_database, user_key
 from service.engine import State
 from service.event_log import (
     MARK,
@@ -714,14 +714,14 @@ def test_damage_is_found_at_the_start(path):
     with closing(StateStore(path)) as store:
         events = [Observation(f"u{n % 7}", f"i{n}", None, NOW + n) for n in range(2000)]
         store.observe_many(events)
-        store.check()
         assert name_fault_of(store) == ""
+    check_database(path)
     content = bytearray(path.read_bytes())
     place = len(content) // 2
     content[place : place + 4096] = b"x" * 4096
     path.write_bytes(content)
-    with closing(StateStore(path)) as store, pytest.raises(OSError, match="damaged") as raised:
-        store.check()
+    with pytest.raises(OSError, match="damaged") as raised:
+        check_database(path)
     assert raised.value.errno == DAMAGED
 
 

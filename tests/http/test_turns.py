@@ -332,3 +332,9 @@ def test_a_caller_who_fills_the_line_delays_another_by_one_call_and_leaves_a_pla
     assert {200, 503} == set(many)
     last = max(place for place, name in enumerate(order) if name == "m")
     assert last < 12 < len(order)  # in the order of arrival: behind all of the other's
+
+
+def test_reasons_are_for_lists_that_people_read(app):
+    for k, status in {100: 200, 101: 422}.items():
+        body = {**NOW, "k": k, "explain": True}
+        assert ask(app, "POST", "/v1/recommend", body).status == status
