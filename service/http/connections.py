@@ -57,7 +57,7 @@ class Connection(H11Protocol):
         self.has_answered = False
         self._may_drop: int | None = None  # bytes that may come after the end
         self.idle_since = self.loop.time()
-        self._head_since: float | None = self.idle_since
+        self._wait_for_head()
         self.network = find_network(self.client[0]) if self.client else ""
         if len(self.connections) > CONNECTIONS:
             self._make_room()
@@ -88,18 +88,15 @@ class Connection(H11Protocol):
                 self.transport.abort()
             return
 
-        if self._head_since is None and self.cycle.response_complete:
-            self._head_since = self.loop.time()
         former = self.cycle
+        if former is not None and former.response_complete and self._late.cancelled():
+            self._wait_for_head()
         super().data_received(data)
         if self.cycle is not former:
-            self._head_since = None
+            self._late.cancel()
 
-    def end_if_late(self) -> None:
-        """End the connection if the head of a request takes too long."""
-        since = self._head_since
-        if since is not None and self.loop.time() - since > _HEAD_SECONDS:
-            self.transport.abort()
+    def _wait_for_head(self) -> None:
+        self._late = self.loop.call_later(_HEAD_SECONDS, self.transport.abort)
 
     def on_response_complete(self) -> None:
         """Note the answer; end the connection if the body goes on behind it."""

@@ -11,7 +11,6 @@ import sys
 from collections.abc import Sequence
 from threading import Event
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -49,9 +48,6 @@ class Server(uvicorn.Server):
         """Look ten times a second whether to end; a worker ends with its parent."""
         if PARENT not in (None, os.getppid()):
             self.should_exit = True
-        connections: Any = self.server_state.connections
-        for connection in [*connections]:
-            connection.end_if_late()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
