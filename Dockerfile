@@ -1,11 +1,13 @@
-# The service without training: what requirements/serve.txt and requirements/http.txt list, no torch and no pandas.
+# The service without training: what requirements/lock.txt lists, no torch and no pandas.
+# Where the base must not change either, name it by its digest: --build-arg BASE=python:3.11-slim@sha256:...
 #   docker build -t bascule .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user "$(id -u)" \
 #       -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
 # It writes into /run/bascule alone, where the state and the list of forgotten users lie; with --workers also into /tmp.
 # The Python packages in it, with versions and licences, in CycloneDX:
 #   docker run --rm --entrypoint cat bascule /opt/bascule/sbom.json
-FROM python:3.11-slim AS build
+ARG BASE=python:3.11-slim
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml setup.py train.py README.md LICENSE ./
 COPY requirements requirements
@@ -19,7 +21,7 @@ COPY service service
 COPY pipeline pipeline
 COPY privacy privacy
 RUN python -m venv /opt/bascule \
-    && /opt/bascule/bin/python -m pip install --no-cache-dir -r requirements/serve.txt -r requirements/http.txt \
+    && /opt/bascule/bin/python -m pip install --no-cache-dir --require-hashes -r requirements/lock.txt \
     && /opt/bascule/bin/python -m pip install --no-cache-dir --no-deps . \
     && /opt/bascule/bin/python -m pip uninstall --yes setuptools pip
 RUN python -m venv /opt/sbom \
@@ -27,7 +29,7 @@ RUN python -m venv /opt/sbom \
     && /opt/sbom/bin/python -m cyclonedx_py environment --gather-license-texts --output-reproducible \
         -o /opt/bascule/sbom.json /opt/bascule
 
-FROM python:3.11-slim
+FROM ${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin bascule \
     && python -m pip uninstall --yes wheel setuptools pip \
     && rm -r /usr/local/lib/python3.11/ensurepip
@@ -42,4 +44,5 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
 # whoever runs it, user 10001 by default, must be able to write into this folder: the state lies in it
 VOLUME /run/bascule
 ENTRYPOINT ["python", "-m", "bascule", "serve", "--host", "0.0.0.0"]
-CMD ["--bundle", "/run/bascule/bundle"]
+# insecure, for the command above, which publishes the port to this machine alone: to others give --keys in its place
+CMD ["--bundle", "/run/bascule/bundle", "--insecure"]

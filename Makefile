@@ -7,7 +7,7 @@ PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
 .PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel alone test-wheel \
-    environments clean
+    environments audit clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on a bundled sample, into runs/demo, or runs/NAME with SAMPLE=NAME
 	$(BIN)/python train.py $(if $(SAMPLE),--sample $(SAMPLE)) --out runs/$(or $(SAMPLE),demo) --overwrite
@@ -53,6 +53,11 @@ test-service: .venv/.dev    ## what a review of the service asks, against runnin
 environments: .venv/.dev    ## what CI makes beside style and types: each writes into the folder, so that they follow one another
 	$(MAKE) $(LIGHT)/.base
 	$(MAKE) alone
+
+audit:                      ## known holes of what the image installs; needs PyPI's advisories
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
+	build/audit/bin/python -m pip_audit --strict --disable-pip --require-hashes -r requirements/lock.txt
 
 docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

@@ -145,7 +145,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "COLUMN=N",
         "help": "list at most N items with the same value of a column",
     },
-    "--names": {"action": "store_true", "help": "also write the names of items"},
+    "--names": _FLAG | {"help": "also write the names of items"},
     "--profiles": _FOLDER
     | {"help": "folder of profiles (default: beside the bundle, or in the registry)"},
     "--out": {
@@ -161,7 +161,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "metavar": "NAME=COLUMN,...",
         "help": "columns of --rows with other names: item_id=sku",
     },
-    "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
+    "--overwrite": _FLAG | {"help": "replace an export in --out"},
     "--engine": {
         "choices": ("local", "ray"),
         "default": "local",
@@ -212,6 +212,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "host name to answer to, beside loopback; may be repeated",
     },
     "--admin-port": _NUMBER | {"help": "serve the admin routes only on this port"},
+    "--insecure": _FLAG | {"help": "listen on an address of a network without --keys"},
+    "--expire-most": _FLAG
+    | {
+        "help": "remove what is older than --retention-days even if it is most of the log"
+    },
     "--read-only": _FLAG | {"help": "refuse events, changes of items and erasures"},
     "--log-format": {
         "choices": ("text", "json"),
@@ -233,7 +238,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--sample": {"choices": ("grocery", "library"), "help": "sample to train on"},
     "--quick": _FLAG | {"help": "a first look in half the time, hardly trained"},
-    "--no-browser": {"action": "store_true", "help": "open no browser"},
+    "--no-browser": _FLAG | {"help": "open no browser"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "action": {"choices": ("show", "export", "opt-out", "opt-in", "forget")},
     "--log": _FILE | {"nargs": "+", "default": [], "help": "logs of the server"},
@@ -245,7 +250,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "default": [],
         "help": "folders written by `bascule export --side user`",
     },
-    "--activate": {"action": "store_true", "help": "serve it from now on"},
+    "--activate": _FLAG | {"help": "serve it from now on"},
     "--keep": _NUMBER
     | {"default": 3, "help": "number of latest versions to keep (default: 3)"},
     "--version": {
@@ -256,7 +261,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 _SERVE_OPTIONS = (
     "--bundle --registry --profiles --state --host --port --workers --clock --experiment"
     " --retention-days --impression-days --keys --trusted-keys --reload-token-file --allowed-host"
-    " --admin-port --read-only --log-format"
+    " --admin-port --insecure --expire-most --read-only --log-format"
 )
 COMMANDS = {
     "demo": Command(

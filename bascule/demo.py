@@ -33,7 +33,8 @@ def demo(options: Namespace) -> None:
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it", flush=True)
     if not options.no_browser:
         Thread(target=_open_page, args=(host, port), daemon=True).start()
-    _run(["serve", f"--bundle={bundle}", f"--host={host}", f"--port={port}"])
+    address = [f"--host={host}", f"--port={port}"]
+    _run(["serve", f"--bundle={bundle}", *address, "--insecure"])  # of public data
 
 
 def _run(words: list[str]) -> None:

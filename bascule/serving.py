@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from argparse import Namespace
 from collections import Counter
@@ -30,6 +31,8 @@ _MIN_TOKEN = 16  # characters
 
 def serve(options: Namespace) -> None:
     """Serve a bundle or a registry over HTTP until a signal comes."""
+    # the parent of workers takes it up later; without workers there is nothing to renew
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _check_folder(options)
     if options.admin_port == options.port != 0:
         raise SchemaError(
@@ -82,6 +85,8 @@ def _serve_here(
     options: Namespace, token: str | None, listeners: Sequence[socket]
 ) -> None:
     """Serve in this process."""
+    from ipaddress import ip_address
+
     from service.experiment import Experiment
     from service.http.access import Access, KeyFile
     from service.http.app import make_app
@@ -101,6 +106,13 @@ def _serve_here(
 
     hosts = frozenset(name.lower() for name in (options.host, *options.allowed_host))
     keys = None if options.keys is None else KeyFile(options.keys)
+    address = listeners[0].getsockname()[0]
+    if keys is None and not (options.insecure or ip_address(address).is_loopback):
+        raise SchemaError(
+            f"--host is {options.host}: without --keys, whoever reaches it may ask, send events "
+            "and erase users; give --keys FILE, or --insecure where nobody else reaches it"
+        )
+
     admin_port = None
     if options.admin_port is not None:
         admin_port = listeners[1].getsockname()[1]
@@ -118,6 +130,7 @@ def _serve_here(
         options.clock,
         experiment,
         options.impression_days,
+        options.expire_most,
     )
     run_server(make_app(service, access), listeners)
 
@@ -130,11 +143,12 @@ def consume(options: Namespace) -> None:
     from serve.bundle import SCHEMA, STATE, STATE_FILE
     from serve.schema import Schema
     from service.command_line import handling
+    from service.engine import State
     from service.registry import Registry
     from service.remote.shared import open_shared
     from service.remote.streams import RedisStream
     from service.remote.streams import consume as consume_stream
-    from service.state import State, StateStore
+    from service.state import StateStore
 
     _check_folder(options)
     url = os.environ.get(_STREAM_VARIABLE)

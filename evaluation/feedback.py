@@ -296,5 +296,5 @@ def write(folder: Path, feedback: Feedback, figures: Figures) -> None:
 def render(figures: Figures, drift: Figures | None = None) -> str:
     """Render the page."""
     style = environment().get_template("report.css").render()
-    page = environment().get_template("feedback.html")
+    page = environment(is_escaped=True).get_template("feedback.html")
     return page.render(figures=figures, drift=drift, style=style)

@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.audit import LEVEL
 from evaluation.evaluate import MODEL, headline_metric
@@ -47,7 +47,7 @@ def render(
     Raises:
         jinja2.UndefinedError: the template names something that is not there.
     """
-    page = environment().get_template(template)
+    page = environment(template.endswith(".html")).get_template(template)
     return page.render(
         content=content,
         data=data,
@@ -60,11 +60,15 @@ def render(
 
 
 @cache
-def environment() -> Environment:
-    """Return the templates of this package with their filters."""
+def environment(is_escaped: bool = False) -> Environment:
+    """Return the templates of this package with their filters.
+
+    Args:
+        is_escaped: for HTML, where what a template imports is escaped as well.
+    """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
-        autoescape=select_autoescape(["html"]),
+        autoescape=is_escaped,  # noqa: S701 - Markdown has marks of its own
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

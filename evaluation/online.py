@@ -31,6 +31,9 @@ from service.sources import BundleSource, RegistrySource, Source
 Figures = dict[str, Any]
 
 WINDOW = DAY  # seconds in which an event that names no list follows one
+MAX_DELAY = 30 * DAY  # seconds in which an event that names a list follows it
+MAX_RATIO = 10.0  # of a value to the largest usual one: more is an error or a lie
+MAX_LISTS = 50  # of one user and day: who asks for more is no person
 RETENTION_DAYS = (1, 7, 28)
 MIN_USERS = 5  # of a group: figures of fewer people are not published
 DISMISSALS = (DISMISS, UNDISMISS)  # no events of interest
@@ -83,15 +86,27 @@ def read_frames(path: Path) -> list[pd.DataFrame]:
 
 
 def keep_shown(lists: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
-    """Keep the lists that the shop confirms, or that an event of their user names."""
+    """Keep the lists that the shop confirms, or that an event of their user names soon after.
+
+    Of one user, or of one request for nobody, `MAX_LISTS` a day count: the first ones.
+    """
     is_confirmation = lists["policy"] == SHOWN
     confirmed = lists["request_id"][is_confirmation]
     pair = ["request_id", "user_id"]
-    is_named = pd.MultiIndex.from_frame(lists[pair]).isin(
-        pd.MultiIndex.from_frame(events[pair])
-    )
+    named = lists.reset_index().merge(events, on=pair, suffixes=("", "_event"))
+    is_soon = _follows(named["datetime_event"] - named["datetime"])
+    is_named = lists.index.isin(named["index"][is_soon])
     is_shown = lists["request_id"].isin(confirmed) | is_named
-    return lists[is_shown & ~is_confirmation].reset_index(drop=True)
+    shown = lists[is_shown & ~is_confirmation]
+
+    owner = shown["user_id"].fillna(shown["request_id"])
+    n_before = shown.groupby([owner, shown["datetime"] // DAY]).cumcount()
+    return shown[n_before < MAX_LISTS].reset_index(drop=True)
+
+
+def _follows(delay: pd.Series[int]) -> pd.Series[bool]:
+    """Tell whether an event may follow the list that it names, as clocks of callers differ."""
+    return delay.between(-DAY, MAX_DELAY)
 
 
 def find_unprompted(
@@ -186,9 +201,10 @@ def join(
         "clicks": ~is_dismissal,
         "conversions": is_target,
         "dismissals": events["event"] == DISMISS,
-        "value": events["weight"].fillna(1.0).where(is_target, 0.0),
+        "value": winsorise(events, is_target),
     }
-    has_slot = slot >= 0
+    # a click that is sent a thousand times is one click
+    has_slot = (slot >= 0) & ~events.duplicated(["slot", "event"]).to_numpy()
 
     for name, outcome in outcomes.items():
         weights = np.asarray(outcome, np.float64)[has_slot]
@@ -197,13 +213,24 @@ def join(
     return Feedback(lists, slots, events)
 
 
+def winsorise(events: pd.DataFrame, is_target: pd.Series[bool]) -> pd.Series[float]:
+    """Return the values of conversions, cut at ten times what 99 % of their users stay below."""
+    values = events["weight"].fillna(1.0).where(is_target, 0.0)
+    highest = values[is_target].groupby(events["user_id"]).max()
+    if not len(highest):
+        return values
+    usual = float(highest.quantile(0.99, interpolation="lower"))
+    return values.clip(upper=MAX_RATIO * usual)
+
+
 def _find_slots(slots: pd.DataFrame, events: pd.DataFrame, window: int) -> Any:
     """Return the row of the slot that each event followed, else -1, (E,)."""
     pair = ["user_id", "item_id"]
     keys = slots[["request_id", *pair, "datetime"]].assign(slot=slots.index)
     keys = keys.drop_duplicates(["request_id", *pair])
-    of_list = keys.drop(columns="datetime")
-    named = events.merge(of_list, on=["request_id", *pair], how="left")["slot"]
+    of_list = keys.rename(columns={"datetime": "listed"})
+    merged = events.merge(of_list, on=["request_id", *pair], how="left")
+    named = merged["slot"].where(_follows(merged["datetime"] - merged["listed"]))
 
     shown = keys.drop(columns="request_id").dropna(subset="user_id")
     shown = shown.sort_values("datetime", kind="stable")

@@ -7,13 +7,22 @@ import hashlib
 import os
 import secrets
 import sqlite3
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from serve.errors import BundleError
-from serve.files import PATIENCE, PRIVATE, make_private
+from serve.files import PRIVATE, make_private
 
+PATIENCE = 2.0  # seconds in which other threads, and then processes, give a file free
+DAMAGED = errno.EUCLEAN
+_CODES = {  # of SQLite -> of the operating system
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_CORRUPT: DAMAGED,
+    sqlite3.SQLITE_NOTADB: DAMAGED,
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+}
 _PRIMARY = 0xFF  # mask of the primary code in an extended error code of SQLite
 _SETTINGS = (
     "journal_mode = WAL",
@@ -95,7 +104,8 @@ def name_fault(path: Path) -> Iterator[None]:
     """Turn SQLite's errors of the disk or the file into an OSError that names the file.
 
     Raises:
-        OSError: its `errno` is EBUSY if another process keeps the file, else EIO.
+        OSError: its `errno` is EBUSY if another process keeps the file, `DAMAGED` if what it holds
+            cannot be read, ENOSPC if the disk is full, else EIO.
     """
     try:
         yield
@@ -103,9 +113,33 @@ def name_fault(path: Path) -> Iterator[None]:
         # subclasses other than these are mistakes in our SQL
         if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):
             raise
-        is_busy = error.sqlite_errorcode & _PRIMARY == sqlite3.SQLITE_BUSY
-        code = errno.EBUSY if is_busy else errno.EIO
+        code = _CODES.get(error.sqlite_errorcode & _PRIMARY, errno.EIO)
         raise OSError(code, str(error), str(path)) from error
+
+
+@contextmanager
+def taking(lock: threading.Lock, path: Path) -> Iterator[None]:
+    """Take the lock of a connection, or raise OSError after as long as another process has."""
+    if not lock.acquire(timeout=PATIENCE):
+        raise OSError(errno.EBUSY, "the file is locked", str(path))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_database(path: Path) -> None:
+    """Look through a file, if there is one.
+
+    Raises:
+        OSError: its `errno` is `DAMAGED`.
+    """
+    if not path.exists():
+        return
+    with name_fault(path), closing(sqlite3.connect(path)) as connection:
+        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if finding != "ok":
+        raise OSError(DAMAGED, "the file is damaged: restore a copy", str(path))
 
 
 def user_key(salt: bytes, user_id: str) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
@@ -40,6 +41,7 @@ PLAN = "_plan.json"
 SUCCESS = "_SUCCESS"
 ROWS_PER_SHARD = 65_536
 _LOCK = ".lock"
+_FORMULA = (r"^([=@\t\r]|[+-][^0-9.])", r"'\1")  # how one begins, and harmlessly
 _SHARDS = "part-*.parquet"
 
 Side = Literal["user", "item"]
@@ -62,7 +64,17 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as sink, _open_writer(suffix, sink, schema) as writer:
         for table in tables:
-            writer.write_table(table)
+            writer.write_table(_defuse(table) if suffix == ".csv" else table)
+
+
+def _defuse(table: pa.Table) -> pa.Table:
+    """Put a quote before texts that a spreadsheet would run as a formula."""
+    for place, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
+            texts = pc.replace_substring_regex(table[place], *_FORMULA)
+            table = table.set_column(place, field, texts)
+
+    return table
 
 
 def _open_writer(suffix: str, sink: BinaryIO, schema: pa.Schema) -> Any:

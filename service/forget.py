@@ -43,6 +43,7 @@ from serve.files import (
 )
 from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.schema import Schema
+from service.engine import State
 from service.export import (
     PLAN,
     erase_from_export,
@@ -53,7 +54,7 @@ from service.export import (
 )
 from service.publish import read_version
 from service.remote.remote_state import RemoteState
-from service.state import State, StateStore
+from service.state import StateStore
 
 _LOCK = ".forgotten.lock"
 _VALUE = "value"
@@ -402,7 +403,8 @@ def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
     starts: list[bytes] = []
     for user_id in user_ids:
         quoted = user_id.replace('"', '""')
-        starts += [f"{quoted},".encode(), f'"{quoted}",'.encode()]
+        for text in (quoted, f"'{quoted}"):  # of one that looks like a formula
+            starts += [f"{text},".encode(), f'"{text}",'.encode()]
 
     head, *lines = path.read_bytes().split(b"\n")
     if not head.startswith(b"user_id,"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sqlite3
 import threading
@@ -10,12 +11,13 @@ from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 
 from serve.errors import BundleError
+from service.engine import State
 from service.event_log import Impressions
-from service.state import State
 
 _LOG = logging.getLogger("service.http")
 _MAX_LISTS = 20_000  # in the queue: answers wait for a disk that does not keep up
 _MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
+_MAX_WAIT = 1.0  # seconds that answers wait
 _PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
 _HOUR = 3600.0
 _WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
@@ -24,8 +26,17 @@ _WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
 class ImpressionLog:
     """A thread that writes impressions, and removes once an hour what is too old."""
 
-    def __init__(self, store: State) -> None:
+    def __init__(self, store: State, expires_most: bool = False) -> None:
+        """Start the thread.
+
+        Args:
+            store: where impressions are kept.
+            expires_most: whether more than half of the log may be removed at once.
+        """
         self.store = store
+        self.keeps_old = False  # whether what is too old waits for the operator's word
+        self.is_short = False  # of room on the disk: then nothing more is logged
+        self._expires_most = expires_most
         self.n_lost = 0  # impressions that could not be written
         self._waiting: deque[Impressions] = deque()
         self._is_closing = threading.Event()
@@ -41,15 +52,20 @@ class ImpressionLog:
         return len(self._waiting)
 
     @property
+    def _is_full(self) -> bool:
+        return len(self._waiting) >= _MAX_LISTS
+
+    @property
     def has_stopped(self) -> bool:
         """Whether nothing is logged any more."""
         return not self._thread.is_alive()
 
     def add(self, impressions: Sequence[Impressions]) -> None:
-        """Let impressions be written soon."""
-        while len(self._waiting) >= _MAX_LISTS and not self.has_stopped:
+        """Let impressions be written soon; they are lost if the disk does not keep up."""
+        until = time.monotonic() + _MAX_WAIT
+        while self._is_full and not self.has_stopped and time.monotonic() < until:
             time.sleep(_PAUSE)
-        if self.has_stopped:
+        if self.has_stopped or self.is_short or self._is_full:
             self.n_lost += len(impressions)
         else:
             self._waiting.extend(impressions)
@@ -58,6 +74,10 @@ class ImpressionLog:
         """Write what waits, then end."""
         self._is_closing.set()
         self._thread.join()
+
+    @property
+    def _closes(self) -> bool:
+        return self._is_closing.is_set()
 
     def _work(self) -> None:
         while not self._is_closing.wait(_PAUSE):
@@ -71,8 +91,15 @@ class ImpressionLog:
         try:
             if time.monotonic() >= self._expire_at:
                 self._expire_at = time.monotonic() + _HOUR
-                self._expiring = self.store.expire_slices(int(time.time()))
+                now = int(time.time())
+                if not self._expires_most:
+                    now = self.store.date_expiry(now)
+                self.keeps_old = False
+                self._expiring = self.store.expire_slices(now)
             next(self._expiring, None)
+        except BundleError as error:
+            self.keeps_old = True
+            _LOG.error("old events stay: %s", error)
         except _WRITE_ERRORS as error:
             _LOG.error("old events could not be removed: %s", type(error).__name__)
 
@@ -83,6 +110,9 @@ class ImpressionLog:
             try:
                 self.store.log_impressions(impressions)
             except _WRITE_ERRORS as error:
+                if getattr(error, "errno", None) == errno.EBUSY and not self._closes:
+                    self._waiting.extendleft(reversed(impressions))
+                    return
                 self.n_lost += n_lists
                 _LOG.error(
                     "%d impressions could not be written: %s",

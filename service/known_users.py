@@ -24,8 +24,8 @@ from serve.filters import DEFAULT_GAP
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, without_profile
+from service.engine import State
 from service.event_log import Recalled
-from service.state import State
 
 # The columns that tell two events of a user apart.
 _TELLING = ("item_id", "datetime", "event")
@@ -177,6 +177,7 @@ class MissingState:
     """Stands for both: it holds nothing, and to ask for any other method raises why."""
 
     n_changed = 0
+    n_forgotten = 0
     notes = ("live items and state cannot be opened: what is sent is not kept",)
 
     def __init__(

@@ -21,7 +21,7 @@ from serve.catalogue import Catalogue
 from serve.cells import parse_id
 from serve.errors import SchemaError, show
 from serve.recommender import Recommender
-from service.database import name_fault, open_database
+from service.database import name_fault, open_database, taking
 from service.experiment import Arm, Experiment
 from service.placement import ITEM_ID, Change, Placement, Values
 
@@ -155,7 +155,7 @@ class LiveItems:
     def _changing(self) -> Iterator[dict[Id, Change]]:
         """Take changes, after those of other processes; write them, then let them be seen."""
         changes: dict[Id, Change] = {}
-        with self._writing:
+        with taking(self._writing, self._path):
             with name_fault(self._path), self._database:
                 self._database.execute("BEGIN IMMEDIATE")
                 self._catch_up()

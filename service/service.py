@@ -18,16 +18,17 @@ import numpy as np
 from serve.arrays import Id
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.clock import DAY
-from serve.errors import BundleError, SchemaError
-from serve.files import is_forgotten, read_opt_outs
+from serve.errors import SchemaError
 from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
 from service.answers import Content, show_due, show_similar
+from service.database import check_database
 from service.event_log import Impressions, Raw, parse_observations
 from service.experiment import Experiment, Policy
+from service.faults import FAULTS, OUT_OF_SERVICE, lacks_erasures, name_fault_of
 from service.forget import Erasures
 from service.impressions import ImpressionLog
 from service.known_users import MissingState, fill_in, know_user
@@ -35,20 +36,18 @@ from service.live_items import Arms, LiveItems
 from service.registry import LOADING_ERRORS
 from service.remote.shared import open_shared
 from service.sources import NO_PROFILES, Source, explain_fault
-from service.state import ServerError, StateStore
+from service.state import StateStore
 
 POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
 _RETRY_SECONDS = 5.0  # between attempts to open live items and state
 _MAX_CONFIRMED = 10_000  # latest requests that are not confirmed twice
-OUT_OF_SERVICE = "erasure"  # the fault with which requests of users are refused
-FAULTS = {
-    "disk": "events and impressions are not saved: the disk is full or fails",
-    "impressions": "impressions are no longer logged; start the service again",
-    "reload": "the last version was refused, an earlier one answers; the status says why",
-    "server": "the state's server fails: events and requests that name a user are refused",
-    OUT_OF_SERVICE: "erasures or opt-outs cannot be read: requests that name a user are refused",
-}
+_SPARE_BYTES = (
+    2**30
+)  # that impressions leave to events and erasures, or of a small disk
+_SPARE_PART = 20  # one part in so many
+_SPARE = 50  # one part in so many of the disk is left to events and erasures
+_LOGGED = 100  # items of a list that are logged: longer ones would fill the disk
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
 _LOG = logging.getLogger("service.http")
@@ -67,6 +66,7 @@ class Service:
         clock: Clock = "data",
         experiment: Experiment | None = None,
         impression_days: float | None = None,
+        expires_most: bool = False,
     ) -> None:
         """Load the versions to serve and open the live state.
 
@@ -79,6 +79,7 @@ class Service:
             clock: default time of a request; 'data' holds only if the data ended long ago.
             experiment: arms of users, if there are any.
             impression_days: age at which impressions are removed; by default the same.
+            expires_most: whether more than half of the log may be removed at once.
 
         Raises:
             BundleError: no version can be loaded.
@@ -120,7 +121,7 @@ class Service:
         if reason is None and version != self.version:
             self._announce()
 
-        self.impressions = ImpressionLog(self._state)
+        self.impressions = ImpressionLog(self._state, expires_most)
         # Whoever confirms in a loop fills no log: a failure is tried again.
         self.confirm = lru_cache(_MAX_CONFIRMED)(self._confirm)
         self._is_closing = threading.Event()
@@ -208,8 +209,9 @@ class Service:
                 propensities = np.ones(len(answer.item_id))
 
             head = (request_id, answer.user_id, now, current.version, policy)
-            item_ids = answer.item_id.tolist()
-            columns = (item_ids, answer.score.tolist(), propensities.tolist())
+            item_ids = answer.item_id[:_LOGGED].tolist()
+            scores = answer.score[:_LOGGED].tolist()
+            columns = (item_ids, scores, propensities[:_LOGGED].tolist())
             impressions.append(Impressions(*head, *columns, arm))
 
         self.impressions.add(impressions)
@@ -266,6 +268,8 @@ class Service:
                 items = LiveItems(self._folder / ITEMS_FILE, recommender)
                 on_error.callback(items.close)
                 file = self._folder / STATE_FILE, self._runs, *self._days
+                if self.shared is None:
+                    check_database(file[0])
                 state = self.shared or StateStore(*file)
                 on_error.pop_all()
         except OSError as error:
@@ -313,6 +317,8 @@ class Service:
 
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
+                disk = disk_usage(self._folder)
+                self.impressions.is_short = disk.free < disk.total // _SPARE
                 load, version = self.items.follow()
                 if self.arms is not None:
                     self.arms.follow()
@@ -394,23 +400,14 @@ class Service:
     def find_faults(self) -> dict[str, str]:
         """Name what fails, of `FAULTS`. The service still answers, except for `OUT_OF_SERVICE`."""
         last = self.last_reload
-        is_damaged = False
-        try:
-            for run in self._runs:  # what was changed is read
-                is_forgotten(run, "")
-            read_opt_outs(self.beside)
-        except (BundleError, OSError):
-            is_damaged = True
-
-        fault = self._state.fault
         fails = {
-            "disk": fault is not None and not isinstance(fault, ServerError),
-            "server": isinstance(fault, ServerError),
+            name_fault_of(self._state): True,
+            "expiry": self.impressions.keeps_old,
             "impressions": self.impressions.has_stopped,
             "reload": last is not None and not last["is_loaded"],
-            OUT_OF_SERVICE: is_damaged,
+            OUT_OF_SERVICE: lacks_erasures(self._state, self._runs),
         }
-        return {name: text for name, text in FAULTS.items() if fails[name]}
+        return {name: text for name, text in FAULTS.items() if fails.get(name)}
 
     def measure(self) -> Content:
         """Return the figures of the metrics that are the same for all workers."""

@@ -1,8 +1,7 @@
 """The state of a service: events of users, what they were shown, and who was forgotten.
 
-`State` is the protocol of its engines. `StateStore` keeps it in the SQLite file
-`DIR/state/state.db`, whose records and tables are in `service/event_log.py`; engines on servers,
-which several machines share, are in `service/remote`.
+`StateStore` keeps it in the SQLite file `DIR/state/state.db`, whose records and tables are in
+`service/event_log.py`; `service/engine.py` has the protocol of all engines.
 """
 
 from __future__ import annotations
@@ -15,19 +14,27 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from serve.arrays import Id
 from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import BundleError
 from serve.files import (
-    is_forgotten,
+    FORGOTTEN,
+    ErasureList,
     read_erasure_list,
     read_opt_outs,
     sync_folder,
 )
-from service.database import name_fault, open_database, user_key
+from service.database import (
+    DAMAGED,
+    name_fault,
+    open_database,
+    taking,
+    user_key,
+)
+from service.engine import check_retention
 from service.event_log import (
     MARK,
     TABLES,
@@ -40,7 +47,6 @@ from service.event_log import (
 )
 
 RETENTION_DAYS = 365.0
-_MAX_RETENTION = 36_500
 _TABLE_OF = {"events": "event_rows", "impressions": "answer_rows"}
 MAX_RECALLED = 10_000  # latest events of a user that are looked at for dismissals
 _PAUSE = 0.1  # seconds between attempts to empty the write-ahead log
@@ -91,45 +97,12 @@ _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
 
 
-class ServerError(OSError):
-    """The server of a state does not answer, or refuses."""
-
-
-class State(Protocol):
-    """The live state that services and erasure need; safe to use from many threads.
-
-    Each write is kept whole or not at all, and is durable when its call returns. Nothing is kept of
-    users who are forgotten or have opted out. Errors of the storage are `OSError`.
-    """
-
-    fault: Exception | None  # of the last write, None if it succeeded
-
-    def observe_many(self, observations: Iterable[Observation]) -> int:
-        """Keep events, all or none, each once; return how many are kept."""
-
-    def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown."""
-
-    def recall(self, user_id: Id) -> Recalled:
-        """Return the latest events of a user."""
-
-    def count_answers(self, user_id: Id, since: int, policy: str) -> int:
-        """Count the lists of a user since a time, of policies that begin with a text."""
-
-    def expire_slices(self, now: int) -> Iterator[Counter[str]]:
-        """Remove what is too old; yield how many events and impressions each slice had.
-
-        An impression is a list here.
-        """
-
-    def list_known(self, user_ids: Iterable[Id]) -> set[str]:
-        """Return, as texts, the users who have events or answers."""
-
-    def forget(self, *user_ids: Id) -> dict[str, int]:
-        """Erase users; return how many `events` and `impressions` they had."""
-
-    def close(self) -> None:
-        """Release the storage."""
+# The latest time of an event or answer, the number of both, and of those before a time each.
+_LATEST = """SELECT max(latest), sum(n_rows), sum(n_old) FROM (
+    SELECT max(datetime) latest, count(*) n_rows, count(*) FILTER (WHERE datetime < ?1) n_old
+    FROM event_rows UNION ALL
+    SELECT max(datetime), count(*), count(*) FILTER (WHERE datetime < ?2) FROM answer_rows)"""
+_MOST = 0.5  # of the rows: more are removed only on the operator's word
 
 
 class StateStore:
@@ -172,6 +145,7 @@ class StateStore:
         self._writer = open_log(path, TABLES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(self._home)
+        self.n_forgotten = self._remember_forgotten()
 
     def observe(
         self,
@@ -241,7 +215,7 @@ class StateStore:
 
     def recall(self, user_id: Id) -> Recalled:
         """Return the latest events of a user."""
-        if any(is_forgotten(run, user_id) for run in self._runs):
+        if any(erased.holds(user_id) for erased in self._read_erased()):
             return Recalled(is_forgotten=True)
         if read_opt_outs(self._home).holds(user_id):
             return Recalled(is_opted_out=True)
@@ -257,6 +231,24 @@ class StateStore:
         key = user_key(self._salt, text)
         ((count,),) = self._read(_COUNT_ANSWERS, key, text, since, f"{policy}*")
         return int(count)
+
+    def date_expiry(self, now: int) -> int:
+        """Return the time from which age is counted: the log's latest, if the clock is ahead of it.
+
+        Raises:
+            BundleError: more than half of the log would be removed.
+        """
+        ((latest, *_),) = self._read(_LATEST, 0, 0)
+        now = min(now, latest or now)
+        begins = [now - days * DAY for days in self.days.values()]
+        ((_, n_rows, n_old),) = self._read(_LATEST, *begins)
+        if n_old > _MOST * n_rows:
+            raise BundleError(
+                f"{n_old:,} of {n_rows:,} events and answers are older than the retention of "
+                f"{self.days} days; none is removed without --expire-most"
+            )
+
+        return now
 
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
@@ -326,6 +318,7 @@ class StateStore:
                 keys = [(key, place) for key, place, _ in rows]
                 connection.executemany(_DELETE_KEY, keys)
 
+        self.n_forgotten = self._remember_forgotten()
         return {"events": n_deleted["event_rows"], "impressions": n_deleted["shown"]}
 
     def close(self) -> None:
@@ -333,10 +326,34 @@ class StateStore:
         while self._readers:
             self._readers.pop().close()
 
+    def _remember_forgotten(self) -> int:
+        """Return how long the erasure list is or was; the file keeps the number."""
+        ((known,),) = self._read("PRAGMA user_version")
+        n_listed = len(read_erasure_list(self._home))
+        if n_listed > known:
+            with self._writing() as connection:
+                connection.execute(f"PRAGMA user_version = {n_listed}")
+
+        return max(int(known), n_listed)
+
+    def _read_erased(self) -> list[ErasureList]:
+        """Read the erasure lists.
+
+        Raises:
+            BundleError: a list is damaged, or it was longer: users would come back.
+        """
+        n_listed = len(read_erasure_list(self._home))
+        if n_listed < self.n_forgotten:
+            raise BundleError(
+                f"{self._home / FORGOTTEN} lists {n_listed} users of {self.n_forgotten}: restore it"
+            )
+
+        self.n_forgotten = n_listed
+        return [read_erasure_list(run) for run in self._runs]
+
     def _number_users(self, user_ids: Iterable[Id]) -> dict[str, int]:
         """Return id as a text -> number, old or new, of users who are not left out."""
-        erased = [read_erasure_list(run) for run in self._runs]
-        left_out = [*erased, read_opt_outs(self._home)]
+        left_out = [*self._read_erased(), read_opt_outs(self._home)]
         # A user who is added to a list after this is erased by the call that adds them.
         numbers: dict[str, int] = {}
         for user_id in user_ids:
@@ -413,13 +430,16 @@ class StateStore:
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Yield the writer inside a transaction: on disk at the end, or undone by an error."""
         try:
-            with self._lock, name_fault(self.path), self._writer:
+            with (
+                name_fault(self.path),
+                taking(self._lock, self.path),
+                self._writer,
+            ):
                 n_changes = self._writer.total_changes
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
         except (OSError, BundleError) as error:
-            if getattr(error, "errno", None) != errno.EBUSY:
-                self.fault = error
+            self.fault = error
             raise
 
         # A transaction without a change does not show that the disk has room again.
@@ -427,23 +447,15 @@ class StateStore:
             self.fault = None
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        with name_fault(self.path):
-            readers = self._readers
-            reader = readers.pop() if readers else open_database(self.path, MARK)
-            rows = reader.execute(query, values).fetchall()
+        try:
+            with name_fault(self.path):
+                readers = self._readers
+                reader = readers.pop() if readers else open_database(self.path, MARK)
+                rows = reader.execute(query, values).fetchall()
+        except OSError as error:
+            if error.errno == DAMAGED:
+                self.fault = error
+            raise
 
         self._readers.append(reader)
         return rows
-
-
-def check_retention(events: float, impressions: float | None) -> dict[str, float]:
-    """Return the days of each kind; refuse those that keep nothing, or everything."""
-    of_lists = events if impressions is None else impressions
-    days = {"events": events, "impressions": of_lists}
-    for number in days.values():
-        if not 0 < number < _MAX_RETENTION:
-            raise ValueError(
-                f"the retention is {number:g} days; allowed: above 0, below {_MAX_RETENTION}"
-            )
-
-    return days

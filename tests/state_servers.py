@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from serve.errors import SchemaError
+from service.engine import ServerError
 from service.remote.shared import open_remote
-from service.state import ServerError
 
 _POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("none"))
 PROGRAMS = {

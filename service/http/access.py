@@ -9,7 +9,7 @@ import math
 import re
 import time
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +22,15 @@ from service.http.schemas import PROFILING, ROLES, Role
 if TYPE_CHECKING:
     from starlette.types import Scope
 
+KEYS = "keys"  # the fault of a file that cannot be read
+_STALE = "the file of keys cannot be read: those of before are still admitted"
+_REQUEST_SECONDS = 0.01  # of computing that a key's rate counts as one request
 _RECHECK_SECONDS = 1.0  # between two looks at the file of keys
 _FORM = "NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"
 _LINE = re.compile(
     r"(\S+)\s+(ask|write|admin)\s+([0-9a-f]{64})(?:\s+(\d+(?:\.\d+)?)(?:\s+([1-9]\d*))?)?"
 )
+_NETWORK_BITS = 64  # of IPv6: whoever has one such address has all of them
 _EMPTY_KEY = hashlib.sha256(b"").hexdigest()  # of a variable that was not set
 _CHANGES = ("/v1/events", "/v1/shown", "/v1/users/forget", PROFILING)
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -34,7 +38,7 @@ _BEARER = {"www-authenticate": "Bearer"}
 _LOG = logging.getLogger(LOGGER)
 
 
-@dataclass
+@dataclass(eq=False)
 class Key:
     """A key, by its SHA-256 digest; `due` is when its next request is due at its rate."""
 
@@ -61,6 +65,10 @@ class Key:
         self.due = due + 1 / self.per_second
         return 0.0
 
+    def charge(self, seconds: float) -> None:
+        """Count what took long to compute as several requests."""
+        self.due += max(0.0, seconds / _REQUEST_SECONDS - 1) / self.per_second
+
 
 class KeyFile:
     """The keys of a file, read again when it changes; a damaged file changes nothing."""
@@ -70,25 +78,34 @@ class KeyFile:
         self._content: bytes | None = None
         self._look_at = 0.0
         self._keys: tuple[Key, ...] = ()
+        self.fault: str | None = None  # while the file cannot be read
         self._read()
 
     def find(self, digest: bytes, now: float) -> Key | None:
         """Return the key of a digest, after all keys were compared."""
         if now >= self._look_at:
             self._look_at = now + _RECHECK_SECONDS
-            try:
-                self._read()
-            except (OSError, ValueError) as error:
-                _LOG.error("the keys stay as they were: %s", say(error))
+            self._read_again()
 
         matches = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
         return matches[-1] if matches else None
 
+    def _read_again(self) -> None:
+        """Read the file if it changed; say once what is wrong with it."""
+        try:
+            self._read()
+        except (OSError, ValueError) as error:
+            if self.fault is None:
+                _LOG.error("the keys stay as they were: %s", say(error))
+            self.fault = _STALE
+        else:
+            self.fault = None
+
     def _read(self) -> None:
         content = self._path.read_bytes()
         if content != self._content:
-            self._content = content
             self._keys = read_keys(self._path)
+            self._content = content
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
@@ -109,6 +126,12 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
     if not keys:
         raise SchemaError(f"{path} holds no keys; expected lines of {_FORM}")
+
+    if len({key.digest for key in keys}) < len(keys):
+        raise SchemaError(
+            f"{path} has one key twice; expected another one in each line"
+        )
+
     return tuple(keys)
 
 
@@ -159,6 +182,15 @@ class Access:
                 {"connection": "close"},
             )
 
+        names = [name for name, _ in scope["headers"]]
+        if names.count(b"authorization") > 1:
+            raise HTTPException(400, "there are several authorization headers")
+
+        # an image of another site may ask what costs time, though the site cannot read it
+        origin = headers.get(b"sec-fetch-site", b"none")
+        if origin not in (b"none", b"same-origin") and role is not Role.OPEN:
+            raise HTTPException(403, "pages of other sites may not ask")
+
         self._check_host(headers, scope["server"][0])
         if role is Role.ADMIN and self.admin_port not in (None, scope["server"][1]):
             raise HTTPException(404, "Not Found")
@@ -172,7 +204,7 @@ class Access:
             scope["state"]["key"] = "reload-token"
         elif self.keys is not None and role is not Role.OPEN:
             key = _find_key(self.keys, credentials)
-            scope["state"].update(key=key.name, role=key.role)
+            scope["state"].update(key=key.name, role=key.role, caller=key)
             if key.role < role:
                 own, needed = key.role.name.lower(), role.name.lower()
                 raise HTTPException(403, f"the key's role is {own}; needed: {needed}")
@@ -220,3 +252,11 @@ def _find_key(keys: KeyFile, credentials: bytes) -> Key:
         )
 
     return key
+
+
+def find_network(address: str) -> str:
+    """Return whom an address belongs to: all of an IPv6 network are one client."""
+    parsed = ip_address(address.partition("%")[0])
+    if not isinstance(parsed, IPv6Address) or parsed.ipv4_mapped:
+        return address
+    return str(int(parsed) >> (128 - _NETWORK_BITS))

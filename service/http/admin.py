@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.exceptions import HTTPException
 from pydantic import with_config
 
+from service.faults import OUT_OF_SERVICE
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
@@ -21,7 +22,7 @@ from service.http.schemas import (
     ShownBody,
 )
 from service.http.writing import write_answer
-from service.service import OUT_OF_SERVICE, Service
+from service.service import Service
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: dict[int | str, dict[str, Any]] = {
@@ -150,8 +151,11 @@ async def health() -> dict[str, str]:
     responses=_NOT_READY,
 )
 async def ready(request: Request, response: Response) -> dict[str, Any]:
-    service: Service = request.app.state.shared.service
-    faults = service.find_faults()
+    state = request.app.state.shared
+    if state.leaving.is_set():
+        response.status_code = 503
+        return {"status": "leaving"}
+    faults = state.find_faults()
     if not faults:
         return {"status": "ready"}
     if OUT_OF_SERVICE in faults:
@@ -174,7 +178,8 @@ async def status(request: Request) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     state = request.app.state.shared
     await state.refresh()
-    return Response(state.metrics.write(), media_type=_PROMETHEUS)
+    text = await state.answers.run(state.metrics.write)  # dozens at once take turns
+    return Response(text, media_type=_PROMETHEUS)
 
 
 @reloading.post(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from threading import Event
 
 from fastapi import FastAPI, Request, Response
 from starlette.responses import FileResponse
 
+from service.faults import FAULTS
 from service.http import admin, routes, schemas
-from service.http.access import Access
+from service.http.access import KEYS, Access
 from service.http.errors import HANDLERS
 from service.http.metrics import Metrics
 from service.http.middleware import RequestMiddleware, Worker
 from service.http.writing import ENCODER
-from service.service import FAULTS, Service
+from service.service import Service
 
 _ABOUT = (
     "What would this user want, here and now. "
@@ -40,6 +42,7 @@ class AppState:
     metrics: Metrics
     answers: Worker
     access: Access
+    leaving: Event = field(default_factory=Event)  # set once the server is about to end
 
     async def refresh(self) -> None:
         """Take the service's own counts into the metrics; the server does so every second."""
@@ -55,7 +58,15 @@ class AppState:
             gauges["last_reload_timestamp_seconds"] = reload["time"]
             gauges["last_reload_success"] = reload["is_loaded"]
 
-        self.metrics.refresh(gauges, impressions.n_lost, service.find_faults())
+        self.metrics.refresh(gauges, impressions.n_lost, self.find_faults())
+
+    def find_faults(self) -> dict[str, str]:
+        """Name what fails in the service, and in the file of keys."""
+        faults = self.service.find_faults()
+        keys = self.access.keys
+        if keys is not None and keys.fault is not None:
+            faults[KEYS] = keys.fault
+        return faults
 
     def close(self) -> None:
         """Finish the calls that wait, and release threads and files."""
@@ -85,7 +96,7 @@ def make_app(
         generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
-    metrics = Metrics(service.measure, service.beside, FAULTS)
+    metrics = Metrics(service.measure, service.beside, (*FAULTS, KEYS))
     worker = Worker(max_waiting, _DEADLINE)
     app.state.shared = AppState(service, metrics, worker, access)
     app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker, access=access)

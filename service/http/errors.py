@@ -16,8 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.errors import MAX_SHOWN, BundleError, SchemaError, name_nearest
+from service.engine import ServerError
 from service.http.schemas import FIELDS
-from service.state import ServerError
 
 LOGGER = "service.http"
 MAX_MESSAGE = 400  # characters

@@ -71,7 +71,7 @@ def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
         "answered",
         extra={"facts": (facts | {"route": route, "seconds": round(seconds, 6)})},
     )
-    if route in AUDITED:
+    if route in AUDITED and scope["method"] not in ("GET", "HEAD"):
         if "users" in scope["state"]:
             facts["users"] = scope["state"]["users"]
         outcome = _OUTCOMES.get(status // 100, "refused")

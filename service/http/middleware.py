@@ -7,14 +7,24 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator, Hashable, Iterable
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Hashable,
+    Iterable,
+)
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from service.http.access import Access
+from service.http.access import Access, Key, find_network
 from service.http.errors import HANDLERS, OverloadError
 from service.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
 from service.http.metrics import Metrics
@@ -23,17 +33,19 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
+Caller = Key | str  # a key, or without keys the network of a client
+CALLER: ContextVar[Caller] = ContextVar("caller", default="")
 R = TypeVar("R")
 MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests of one call: more would only wait for each other
 _BODY_SECONDS = 10  # in which a body must have arrived
 _MAX_LONG = 5  # deadlines that a long call may take
-_TURN_SECONDS = 0.002  # of a long call between two looks whether single requests wait
-_MAX_PAUSES = 5
-_PAUSE_SECONDS = 0.002  # after a turn, in which the event loop sees what has come
+_MIN_OWN = (
+    4  # calls of one caller that may always wait; else places are left for others
+)
+_TURN_SECONDS = 0.002  # of a long call, after which the event loop sees what has come
 _SLOW_SECONDS = 0.1  # of a single request: fewer may wait
 _MIN_SINGLE = 48  # single requests that may always wait
-_LOOK_SECONDS = 0.1  # between two looks whether the client of a long call is gone
 _SHEDDING = frozenset(  # paths that are refused when too many requests wait
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
 )
@@ -51,6 +63,30 @@ _HEADERS = [
 ]
 
 
+class Turns:
+    """A thread in whose queue each caller has one call at most: so their turns rotate."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._locks: WeakValueDictionary[Caller, asyncio.Lock] = WeakValueDictionary()
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run a call in its caller's turn; the time that it takes counts in the rate of a key."""
+        caller = CALLER.get()
+        own = self._locks.setdefault(caller, asyncio.Lock())
+        async with own:
+            started = time.perf_counter()
+            try:
+                return await asyncio.wrap_future(self._thread.submit(call))
+            finally:
+                if isinstance(caller, Key):
+                    caller.charge(time.perf_counter() - started)
+
+    def close(self) -> None:
+        """Finish the call that runs, then end the thread."""
+        self._thread.shutdown()
+
+
 class Worker:
     """Two threads that compute answers, so that a short call does not wait for a long one."""
 
@@ -63,11 +99,12 @@ class Worker:
         """
         self._max_waiting = max_waiting
         self._deadline = deadline
-        self._short = ThreadPoolExecutor(1)
-        self._long = ThreadPoolExecutor(1)
+        self._short = Turns()
+        self._long = Turns()
         self._lock = threading.Lock()  # of the batches that others may join
         self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
         self.n_waiting = 0
+        self._callers: Counter[Caller] = Counter()
         # requests whose body is read and whose answer has not begun
         self.n_admitted = 0
         self._most_single = 2.0 * max_waiting
@@ -90,7 +127,7 @@ class Worker:
         Raises:
             OverloadError: too many calls wait, or the deadline is over.
         """
-        return await self._wait(self._short, call, self._deadline)
+        return await self._admit(self._short.run(call), self._deadline)
 
     async def run_steps(
         self,
@@ -102,46 +139,40 @@ class Worker:
         Raises:
             OverloadError: too many calls wait, five deadlines are over, or the client is gone.
         """
-        stop = threading.Event()
-        turn_ends = 0.0
-
-        def is_stopped() -> bool:
-            nonlocal turn_ends
-            if time.perf_counter() >= turn_ends:
-                self._let_singles_pass(stop)
-                turn_ends = time.perf_counter() + _TURN_SECONDS
-
-            return stop.is_set()
-
         seconds = _MAX_LONG * self._deadline
-        call = self._wait(self._long, lambda: finish(steps, is_stopped), seconds)
-        task = asyncio.ensure_future(call)
-        try:
-            while not (await asyncio.wait([task], timeout=_LOOK_SECONDS))[0]:
-                if await is_gone():
-                    raise OverloadError
-            return await task
-        finally:
-            stop.set()
-            task.cancel()
+        return await self._admit(self._run_in_turns(steps, is_gone), seconds)
 
-    def _let_singles_pass(self, stop: threading.Event) -> None:
-        """Wait a moment while single requests are answered: threads of Python hinder each other."""
-        for _ in range(_MAX_PAUSES):
-            if stop.wait(_PAUSE_SECONDS) or self.n_admitted <= self.n_waiting:
-                break
+    async def _run_in_turns(
+        self,
+        steps: Generator[None, None, T],
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> T:
+        """Run some steps at a time: in between, the event loop answers what has come."""
+        end = await self._long.run(lambda: _advance(steps))
+        while end is None:
+            if await is_gone():
+                raise OverloadError
+            end = await self._long.run(lambda: _advance(steps))
 
-    async def _wait(self, thread: Executor, call: Callable[[], T], seconds: float) -> T:
-        if self.n_waiting >= self._max_waiting:
+        return cast(T, end.value)
+
+    async def _admit(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        caller = CALLER.get()
+        most = max(_MIN_OWN, self._max_waiting // (1 + len(self._callers)))
+        if self.n_waiting >= self._max_waiting or self._callers[caller] >= most:
+            work.close()
             raise OverloadError
+
         self.n_waiting += 1
+        self._callers[caller] += 1
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.wrap_future(thread.submit(call))
+                return await work
         except TimeoutError as error:
             raise OverloadError from error
         finally:
             self.n_waiting -= 1
+            self._callers -= Counter({caller: 1})  # who has none is not held
 
     async def answer(
         self,
@@ -201,19 +232,20 @@ class Worker:
 
     def close(self) -> None:
         """Finish the calls that run, then end the threads."""
-        self._short.shutdown()
-        self._long.shutdown()
+        self._short.close()
+        self._long.close()
 
 
-def finish(steps: Generator[None, None, T], is_stopped: Callable[[], bool]) -> T:
-    """Run a generator to its result; raise OverloadError if it is stopped."""
+def _advance(steps: Generator[None, None, Any]) -> StopIteration | None:
+    """Run steps for one turn; return the end of the generator once it comes."""
+    turn_ends = time.perf_counter() + _TURN_SECONDS
     try:
-        while not is_stopped():
+        while time.perf_counter() < turn_ends:
             next(steps)
     except StopIteration as end:
-        return cast(T, end.value)
+        return end
 
-    raise OverloadError
+    return None
 
 
 class RequestMiddleware:
@@ -253,6 +285,7 @@ class RequestMiddleware:
             if counted is not None and counted.is_full:
                 raise OverloadError
             self._access.admit(scope)
+            CALLER.set(_find_caller(scope))
         except (OverloadError, HTTPException) as error:
             app = await HANDLERS[type(error)](Request(scope), error)
 
@@ -268,6 +301,14 @@ class RequestMiddleware:
 
     def _release(self, scope: Scope) -> None:
         self._worker.n_admitted -= scope["state"].pop("is_admitted", False)
+
+
+def _find_caller(scope: Scope) -> Caller:
+    """Return who asks: a key, or without keys whoever has the address."""
+    caller: Caller | None = scope["state"].get("caller")
+    if caller is None and scope["client"] is not None:
+        return find_network(scope["client"][0])
+    return caller or ""
 
 
 def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:

@@ -24,7 +24,7 @@ from service.experiment import Arm
 from service.exploration import explore
 from service.http import page, schemas
 from service.http.metrics import Metrics
-from service.http.middleware import Worker, finish
+from service.http.middleware import Worker
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
 from service.http.writing import ENCODER, write_answer, write_json
 from service.live_items import Arms
@@ -37,6 +37,7 @@ _SHARED = frozenset({"k", "repeats", "explain", *_DIALS})  # of all requests of 
 _SLOW = frozenset({"requests", "filters", "explain", *_DIALS})  # not in the event loop
 _MAX_SHORT = 16  # requests of a body that is answered among short calls
 _STEP = 4  # requests answered in one go; fewer would round products otherwise
+_MAX_EXPLAINED = 100  # items of a list with reasons, which are found in one step
 _MAX_BRIEF = 200_000  # items among which one request is answered in the event loop
 _MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
 
@@ -70,12 +71,16 @@ async def recommend(
 
     raw = content.get("requests") or [_drop_shared(content)]
     _check_cost(raw, call.k, len(call.current.catalogue))
+    if call.is_explained and call.k > _MAX_EXPLAINED:
+        raise SchemaError(
+            f"k is above {_MAX_EXPLAINED}; allowed with explain: {_MAX_EXPLAINED} or fewer"
+        )
 
     worker: Worker = request.app.state.shared.answers
     steps = _recommend_in_steps(call, raw)
     if len(raw) > _MAX_SHORT:
         return await worker.run_steps(steps, request.is_disconnected)
-    return await worker.run(lambda: finish(steps, lambda: False))
+    return await worker.run(lambda: _finish(steps))
 
 
 @router.post(
@@ -253,6 +258,14 @@ def _recommend_in_steps(
         yield
 
     return _write_lists(call, batches, lists, texts)
+
+
+def _finish(steps: Generator[None, None, Response]) -> Response:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(Response, end.value)
 
 
 def _answer_in_batches(

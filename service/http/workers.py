@@ -16,11 +16,13 @@ import logging
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -36,6 +38,8 @@ _MEMORY = "/dev/shm"  # noqa: S108 - the folder in it admits only the parent's u
 _LOOK_SECONDS = 0.1  # between two looks at the workers
 _RETRY_SECONDS = 5.0  # between two attempts to start a worker
 _END_SECONDS = 15.0  # in which a worker ends: more than uvicorn takes to drain
+_RETURN = 6  # code of the Berkeley packet filter, and length 0
+_ATTACH_FILTER = 26  # SO_ATTACH_FILTER of Linux
 _LOG = logging.getLogger("service.http")
 
 
@@ -70,6 +74,18 @@ def _bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def admit_no_more(listeners: Sequence[socket.socket]) -> None:
+    """Let the kernel drop what would connect: a socket that is closed resets who waits in it.
+
+    A filter of one instruction keeps 0 bytes of each packet. Where there are none, a few are reset.
+    """
+    instruction = array("Q", [_RETURN])
+    program = struct.pack("HL", 1, instruction.buffer_info()[0])
+    for listener in listeners:
+        with suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, program)
+
+
 def is_worker() -> bool:
     """Tell whether a parent started this process."""
     return bool(_INHERITED)
@@ -102,6 +118,7 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
             return 0
         finally:
             with undisturbed():
+                admit_no_more(listeners)
                 parent.end()
 
     return FAULT

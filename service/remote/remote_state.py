@@ -30,13 +30,9 @@ from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import SchemaError
 from serve.files import ErasureList, hash_id, is_forgotten, read_erasure_list
+from service.engine import ServerError, State, check_retention
 from service.event_log import UNDONE_BY, Impressions, Observation, Recalled, gather
-from service.state import (
-    MAX_RECALLED,
-    ServerError,
-    State,
-    check_retention,
-)
+from service.state import MAX_RECALLED
 
 PATIENCE = 1.0  # seconds in which a server answers
 _PAUSE = 1.0  # seconds after a fault in which it is not asked
@@ -53,6 +49,7 @@ _LOG = logging.getLogger("service.http")
 class RemoteState(ABC):
     """The live state on a server; safe to use from many threads, and beside other services."""
 
+    n_forgotten = 0  # the list lies on the server itself
     errors: tuple[type[Exception], ...]  # of the settings, the network and the server
 
     def __init__(
@@ -143,6 +140,10 @@ class RemoteState(ABC):
     def count_answers(self, user_id: Id, since: int, policy: str) -> int:
         """Count the lists of a user since a time, of policies that begin with a text."""
         return int(self._call("count", self._key(user_id), since, policy))
+
+    def date_expiry(self, now: int) -> int:
+        """Return the time from which age is counted."""
+        return now
 
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, Protocol
 
 from serve.errors import SchemaError, import_extra, say
 from serve.schema import Schema
+from service.engine import State
 from service.event_log import Observation, parse_observations
 from service.http.errors import hide_values
 from service.http.schemas import read_events
-from service.state import State
 
 _BATCH = 500  # messages that are read, kept and acknowledged together
 _BLOCK = 1000  # milliseconds to wait for a message

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import closing
 from dataclasses import replace
@@ -18,7 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from serve.errors import BundleError, SchemaError
-from service.database import open_database, user_key
+from service.database import DAMAGED, check_database, open_database, user_key
+from service.engine import State
 from service.event_log import (
     MARK,
     TABLES,
@@ -27,9 +29,10 @@ from service.event_log import (
     parse_observations,
     read_log,
 )
-from service.forget import add_to_erasure_list
+from service.faults import lacks_erasures, name_fault_of
+from service.forget import add_to_erasure_list, forget_users
 from service.impressions import ImpressionLog
-from service.state import State, StateStore
+from service.state import StateStore
 from tests.around.killed_observer import N_EVENTS, N_USERS, draw_events
 from tests.linear_bundle import FILMS, SHOP
 
@@ -72,7 +75,7 @@ def events_of(n, user_id="u"):
 
 def test_the_sqlite_store_is_a_state(path):
     names = [name for name in vars(State) if not name.startswith("_")]
-    assert len(names) == 8
+    assert len(names) == 9
     state: State
     with closing(StateStore(path)) as state:
         assert state.fault is None
@@ -590,6 +593,9 @@ class Store:
             raise self.faults.pop()
         self.written += answers
 
+    def date_expiry(self, now):
+        return now
+
     def expire_slices(self, now):
         """Find nothing that is old."""
         return iter(())
@@ -643,3 +649,101 @@ def test_a_process_that_comes_and_goes_leaves_the_log_to_the_others(store):
         command = [sys.executable, "-c", ask, str(store.path)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
         assert done.stdout == f"{n + 1}\n"
+
+
+def test_a_clock_that_runs_ahead_removes_nothing_and_most_of_a_log_stays_without_a_word(path):
+    with closing(StateStore(path, retention_days=10)) as store:
+        for day in range(20):
+            store.observe(f"u{day}", "i", None, NOW - day * DAY // 4)
+        assert store.date_expiry(NOW + 400 * DAY) == NOW
+        assert sum(store.expire_slices(store.date_expiry(NOW + 400 * DAY))) == 0
+        assert store.date_expiry(NOW - DAY) == NOW - DAY
+        store.observe("u0", "i", None, NOW + 400 * DAY)  # of the clock that runs ahead
+        with pytest.raises(BundleError):
+            store.date_expiry(NOW + 400 * DAY)
+
+
+def test_a_log_of_the_impressions_names_what_waits_for_a_word(path):
+    with closing(StateStore(path, retention_days=10)) as store:
+        store.observe("u", "i", None, NOW - 400 * DAY)
+        store.observe("u", "i", None, NOW)
+        store.observe("u", "j", None, NOW - 399 * DAY)
+        for expires_most in (False, True):
+            log = ImpressionLog(store, expires_most)
+            until = time.monotonic() + 20
+            while not log.keeps_old and len(store.recall("u").history) > 1:
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert log.keeps_old is not expires_most
+            log.close()
+        assert len(store.recall("u").history) == 0
+
+
+def test_a_lock_is_waited_for_once_by_all_and_what_waited_is_written(path, monkeypatch):
+    monkeypatch.setattr("service.database.PATIENCE", 0.3)
+    with closing(StateStore(path)) as store, closing(sqlite3.connect(path)) as other:
+        store.observe("u", "i", None, NOW)
+        log = ImpressionLog(store)
+        other.execute("BEGIN IMMEDIATE")
+        log.add([answer_of("u", "r1")])
+        faults = []
+
+        def observe():
+            try:
+                store.observe("u", "j", None, NOW)
+            except OSError as error:
+                faults.append(error.errno)
+
+        begun = time.monotonic()
+        threads = [threading.Thread(target=observe) for _ in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert time.monotonic() - begun < 5  # one after another they would wait for 6 seconds
+        assert faults == [errno.EBUSY] * 20
+        assert store.fault.errno == errno.EBUSY
+        assert name_fault_of(store) == "lock"
+        other.rollback()
+        log.close()
+        assert log.n_lost == 0
+        assert store.fault is None
+        assert [row[0] for row in query(path, "SELECT request_id FROM answers")] == ["r1"]
+
+
+def test_damage_is_found_at_the_start(path):
+    with closing(StateStore(path)) as store:
+        events = [Observation(f"u{n % 7}", f"i{n}", None, NOW + n) for n in range(2000)]
+        store.observe_many(events)
+        assert name_fault_of(store) == ""
+    check_database(path)
+    content = bytearray(path.read_bytes())
+    place = len(content) // 2
+    content[place : place + 4096] = b"x" * 4096
+    path.write_bytes(content)
+    with pytest.raises(OSError, match="damaged") as raised:
+        check_database(path)
+    assert raised.value.errno == DAMAGED
+
+
+def test_a_list_of_forgotten_users_that_is_gone_or_shorter_is_noticed(tmp_path):
+    path = tmp_path / "state" / "state.db"
+    with closing(StateStore(path)) as store:
+        store.observe("u1", "i", None, NOW)
+    for user in ("u1", "u2"):
+        forget_users(tmp_path, [user])
+    listed = (tmp_path / "forgotten.json").read_bytes()
+    with closing(StateStore(path)) as store:
+        assert store.recall("u1").is_forgotten
+        (tmp_path / "forgotten.json").unlink()
+        assert lacks_erasures(store, [tmp_path])
+        with pytest.raises(BundleError):
+            store.recall("u1")
+    forget_users(tmp_path, ["u3"])  # a new list of one
+    with closing(StateStore(path)) as store:
+        assert lacks_erasures(store, [tmp_path])
+        with pytest.raises(BundleError):
+            store.observe("u1", "i", None, NOW)
+        (tmp_path / "forgotten.json").write_bytes(listed)
+        assert not lacks_erasures(store, [tmp_path])
+        assert store.recall("u2").is_forgotten

@@ -299,3 +299,14 @@ def test_a_table_is_as_it_was_until_the_new_one_is_complete(tmp_path, suffix):
         }
     with pytest.raises(SchemaError, match="cannot write"):
         write_tables(failing(), tables[0].schema, tmp_path / "out.txt")
+
+
+def test_a_cell_that_looks_like_a_formula_is_quoted_in_csv_alone(tmp_path):
+    cells = ["=cmd()", "@sum", "+x", "-x", "-5", "+49 30", "a=b", "", None]
+    table = pa.table({"user_id": cells, "rank": range(len(cells))})
+    for suffix in ("csv", "parquet"):
+        write_tables([table], table.schema, tmp_path / f"t.{suffix}")
+    lines = (tmp_path / "t.csv").read_text().splitlines()[1:]
+    quoted = ["'=cmd()", "'@sum", "'+x", "'-x", "-5", "+49 30", "a=b", "", ""]
+    assert [line.split(",")[0].strip('"') for line in lines] == quoted
+    assert pq.read_table(tmp_path / "t.parquet").equals(table)

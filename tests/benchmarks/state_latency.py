@@ -22,9 +22,10 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from service.engine import State  # noqa: E402
 from service.event_log import Observation  # noqa: E402
 from service.remote.shared import open_remote  # noqa: E402
-from service.state import State, StateStore  # noqa: E402
+from service.state import StateStore  # noqa: E402
 from tests.state_servers import PROGRAMS, running  # noqa: E402
 
 BEGIN, N_USERS = 1_700_000_000, 50

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from evaluation.feedback import EVENTS, PAGE, SHOWN, main
-from evaluation.online import WINDOW, estimate_mean, join, measure, measure_rates
+from evaluation.online import WINDOW, estimate_mean, join, keep_shown, measure, measure_rates
 from serve.bundle import (
     DRIFT,
     FEEDBACK,
@@ -97,6 +97,64 @@ def find_slots(lists, slots, event):
     return [found.index[place] for place in np.argsort(-times, kind="stable")], times.max(initial=0)
 
 
+def log_of_two_arms(rng, n_users=300, n_lists=4):
+    """Return a shop's log of two equal arms: users are shown lists, which are confirmed, and buy from some."""
+    rows = []
+    events = []
+    for number in range(n_users * n_lists):
+        user = f"u{number % n_users}"
+        at = START + number * 700
+        rows.append((number, f"r{number}", user, at, "v1", "greedy", "ab"[number % n_users % 2]))
+        if rng.random() < 0.2:
+            events.append((user, "i0", "buy", at + 60, float(rng.integers(1, 9)), f"r{number}"))
+    names = ["list", "request_id", "user_id", "datetime", "version", "policy", "arm"]
+    lists = pd.DataFrame(rows, columns=names)
+    shown = lists.assign(list=lists["list"] + 10**6, policy="shown", user_id=None)
+    columns = ["user_id", "item_id", "event", "datetime", "weight", "request_id"]
+    return pd.concat([lists, shown]), pd.DataFrame(events, columns=columns)
+
+
+def measure_arm(lists, events, arm):
+    kept = keep_shown(lists.astype({"user_id": "str"}), events)
+    slots = pd.DataFrame({"list": kept["list"], "position": 1, "item_id": "i0", "score": 0.5})
+    slots = slots.assign(propensity=1.0)
+    feedback = join(kept, slots, events, targets=["buy"])
+    return measure_rates(feedback.slots[feedback.slots["arm"] == arm])
+
+
+POISONS = ["asks", "confirms", "weighs", "clicks", "names others", "names old lists"]
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_one_caller_moves_no_figure_by_more_than_its_interval(poison):
+    lists, events = log_of_two_arms(np.random.default_rng(3))
+    honest = measure_arm(lists, events, "a")
+    first = lists.iloc[0]
+    added = [first.to_dict() | {"list": 10**7 + n, "request_id": f"x{n}"} for n in range(3000)]
+    more = pd.DataFrame(added)
+    bought = events[events["request_id"] == events["request_id"].iloc[0]].iloc[0].to_dict()
+    if poison == "asks":  # with a key that asks, for lists that nobody sees
+        lists = pd.concat([lists, more])
+    elif poison == "confirms":  # lists of one user
+        confirmed = more.assign(list=more["list"] + 10**6, policy="shown", user_id=None)
+        lists = pd.concat([lists, more, confirmed])
+    else:
+        old = lists.iloc[299].to_dict()
+        event = {
+            "weighs": bought | {"user_id": "u0", "request_id": "r0", "weight": 1e30},
+            "clicks": bought | {"user_id": "u0", "request_id": "r0"},
+            "names others": bought | {"user_id": "u0", "request_id": "r1"},
+            "names old lists": bought
+            | {"user_id": old["user_id"], "request_id": "r299", "datetime": START + 90 * DAY},
+        }[poison]
+        events = pd.concat([events, pd.DataFrame([event] * (1 if poison == "weighs" else 1000))])
+    poisoned = measure_arm(lists, events, "a")
+    for name in ("click_through", "lists_with_event", "conversion", "value_per_list"):
+        figure = honest[name]
+        assert figure["low"] <= poisoned[name]["value"] <= figure["high"], name
+        assert poisoned[name]["low"] <= figure["value"] <= poisoned[name]["high"], name
+
+
 def test_each_event_belongs_to_the_list_that_it_followed():
     lists, slots, events = draw_log(np.random.default_rng(0))
     feedback = join(lists, slots, events, targets=["buy"])
@@ -117,15 +175,17 @@ def test_each_event_belongs_to_the_list_that_it_followed():
         np.mean([one == "i99" for one in events["item_id"]])
     )
     assert measure(feedback, ["never shown", *ITEM_IDS[:9]])["coverage"] == pytest.approx(0.9)
-    assert (
-        feedback.slots["clicks"].sum()
-        == ((feedback.events["slot"] >= 0) & (feedback.events["event"] != "dismiss")).sum()
-    )
+    taken = feedback.events[
+        (feedback.events["slot"] >= 0) & (feedback.events["event"] != "dismiss")
+    ]
+    n_once = len(taken.drop_duplicates(["slot", "event"]))
+    assert feedback.slots["clicks"].sum() == n_once < len(taken)
 
 
 def test_rates_and_values_are_those_of_plain_loops():
     feedback = join(*draw_log(np.random.default_rng(1)), targets=["buy"])
     taken = feedback.events[feedback.events["slot"] >= 0]
+    taken = taken.drop_duplicates(["slot", "event"])
     list_of = feedback.slots["list"].to_numpy()[taken["slot"]]
     bought = taken["event"].to_numpy() == "buy"
     rates = measure_rates(feedback.slots)

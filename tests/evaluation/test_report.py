@@ -334,3 +334,16 @@ def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 6
     assert all(line.startswith("error: ") for line in lines)
+
+
+def test_a_column_whose_name_is_markup_is_text_in_a_page_that_runs_no_script(run, pages):
+    name = "<img src=x onerror=alert(1)>"
+    page = environment(is_escaped=True).from_string(
+        '{% import "words.jinja" as words with context %}{{ words.slice_title(one) }}'
+    )
+    text = page.render(one={"name": name}, schema=None)
+    assert "<" not in text
+    assert "&lt;img" in text.lower()
+    policies = [one for tag, one in Page(pages[id(run)]).tags if "http-equiv" in one]
+    assert [one["http-equiv"] for one in policies] == ["Content-Security-Policy"]
+    assert policies[0]["content"].startswith("default-src 'none'; style-src")

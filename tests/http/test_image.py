@@ -8,6 +8,8 @@ import subprocess
 import sys
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP
 from tests.served import ROOT, Server
@@ -98,7 +100,7 @@ def test_the_command_of_the_image_serves_without_root_from_a_file_system_that_ca
             )
             assert server.ask("POST", "/v1/users/forget", {"user_id": "u1"}).status == 200
             assert server.ask("GET", "/health").status == 200
-            assert server.end() == 0
+            assert server.end() == 0, process.stderr.read()
         finally:
             process.kill()
     assert (run / "state" / "state.db").exists()
@@ -118,7 +120,10 @@ def test_the_list_of_packages_names_those_that_the_image_installs_and_their_lice
     listed = {normalise(one["name"]): one for one in json.loads(out.read_bytes())["components"]}
     files = re.findall(r"-r (requirements/\S+)", DOCKERFILE)
     needed = [
-        line for file in files for line in (ROOT / file).read_text().splitlines() if line[0] != "#"
+        line
+        for file in files
+        for line in (ROOT / file).read_text().splitlines()
+        if line[0].isalpha()
     ]
     assert len(needed) > 7
     for requirement in needed:
@@ -129,3 +134,18 @@ def test_the_list_of_packages_names_those_that_the_image_installs_and_their_lice
 
 def normalise(name):
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_image_installs_what_is_asked_for_in_files_of_known_hashes():
+    (lock,) = re.findall(r"--require-hashes -r (\S+)", DOCKERFILE)
+    packages = re.split(r"\n(?=[a-z])", (ROOT / lock).read_text())[1:]
+    versions = {}
+    for package in packages:
+        name, version = re.match(r"([\w-]+)==(\S+)", package).groups()
+        versions[normalise(name)] = Version(version)
+        assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", package)) > 0
+    asked = [ROOT / "requirements" / f"{name}.txt" for name in ("serve", "http")]
+    lines = [line for path in asked for line in path.read_text().splitlines() if line[0].isalpha()]
+    assert len(lines) > 7
+    for requirement in map(Requirement, lines):
+        assert versions[normalise(requirement.name)] in requirement.specifier

@@ -2,13 +2,16 @@
 
 import math
 import shutil
+import sqlite3
 import time
 from contextlib import closing
 from datetime import date
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from serve.recommendations import Answer
 from serve.recommender import Recommender
 from service.answers import show_items
 from service.forget import add_to_erasure_list
@@ -277,3 +280,26 @@ def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):
         {"price": None, "day": "2020-01-02", "in_stock": True, "tags": ["a", "b"]},
         {"price": None, "day": None, "in_stock": None, "tags": []},
     ]
+
+
+def test_who_only_asks_fills_no_disk(tmp_path, monkeypatch):
+    bundle = publish_served(tmp_path, SHOP)
+    ids = [f"i{number}" for number in range(300)]
+    answer = Answer(None, np.array(ids, object), np.ones(300, np.float32), np.arange(300), 0)
+    with closing(open_bundle(bundle, tmp_path / "state")) as service:
+        service.log_shown(service.current, [answer], "long")
+        monkeypatch.setattr(
+            "service.service.disk_usage", lambda _: SimpleNamespace(total=10_000, free=100)
+        )
+        until = time.monotonic() + 20
+        while not service.impressions.is_short:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        service.log_shown(service.current, [answer], "short of room")
+        assert service.impressions.n_lost == 1
+        assert service.observe([{"user_id": "u1", "item_id": item_ids(SHOP)[0]}]) == 1
+    with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
+        logged = database.execute("SELECT request_id FROM answers").fetchall()
+        assert logged == [("long",)]
+        items = database.execute("SELECT item_id FROM shown ORDER BY position").fetchall()
+        assert [item for (item,) in items] == ids[:100]

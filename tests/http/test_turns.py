@@ -11,7 +11,7 @@ from serve.recommender import Recommender
 from service.http import middleware
 from service.http import routes as application
 from service.http.errors import OverloadError
-from service.http.middleware import Worker
+from service.http.middleware import CALLER, Worker
 from service.service import Service
 from service.state import StateStore
 from tests.http.services import NOW, asking, publish_served
@@ -307,3 +307,34 @@ def test_among_very_many_items_single_requests_are_answered_outside_the_event_lo
     asyncio.run(main())
     assert not any(is_in_loop for _, is_in_loop in calls)
     assert (sum(n for n, _ in calls), len(calls) < 40) == (40, True)
+
+
+def test_a_caller_who_fills_the_line_delays_another_by_one_call_and_leaves_a_place():
+    order = []
+
+    async def ask_as(worker, caller, name):
+        CALLER.set(caller)
+        try:
+            await worker.run(lambda: [time.sleep(0.01), order.append(name)])
+        except OverloadError:
+            return 503
+        return 200
+
+    async def main():
+        with closing(Worker(max_waiting=64, deadline=30)) as worker:
+            many = [asyncio.ensure_future(ask_as(worker, "greedy", "g")) for _ in range(100)]
+            await asyncio.sleep(0.02)
+            few = [await ask_as(worker, "modest", "m") for _ in range(3)]
+            return await asyncio.gather(*many), few, len(order)
+
+    many, few, _ = asyncio.run(main())
+    assert few == [200] * 3
+    assert {200, 503} == set(many)
+    last = max(place for place, name in enumerate(order) if name == "m")
+    assert last < 12 < len(order)  # in the order of arrival: behind all of the other's
+
+
+def test_reasons_are_for_lists_that_people_read(app):
+    for k, status in {100: 200, 101: 422}.items():
+        body = {**NOW, "k": k, "explain": True}
+        assert ask(app, "POST", "/v1/recommend", body).status == status

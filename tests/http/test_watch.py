@@ -61,6 +61,7 @@ def run_failing(bundle, tmp_path, *arguments):
             "DELETE items": server.ask("DELETE", f"/v1/items/{PERSON}"),
             "reload": server.ask("POST", "/v1/reload"),
         }
+        assert server.ask("GET", "/v1/items?search=a").status == 200  # changes nothing
         assert server.end() == 0
         lines = server.process.stderr.read()
     assert [one.status for one in replies.values()] == [500, 200, 200, 200, 401]

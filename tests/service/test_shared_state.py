@@ -18,11 +18,12 @@ import pytest
 from evaluation.feedback import main as read_feedback
 from serve.errors import SchemaError
 from serve.files import read_erasure_list, read_opt_outs
+from service.engine import ServerError, State
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
 from service.forget import Erasures, add_to_erasure_list, forget_users
 from service.remote.fetched import fetch_state
 from service.remote.shared import open_remote, open_shared
-from service.state import ServerError, State, StateStore
+from service.state import StateStore
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
 from tests.served import ask
