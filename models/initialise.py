@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor, nn
 
 from datamodules.datamodule import InteractionsDataModule
@@ -42,6 +42,7 @@ CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25
 # share of the largest singular value below which a factor is left out
 MIN_SINGULAR = 1e-3
+SUBSPACE_STEPS = 20  # products with the matrix and back
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 # of these checkpoints, the first that exists was exported
 WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
@@ -243,7 +244,10 @@ def _right_vectors(
     if rank < 1:  # a single user or item
         return vectors
 
-    _, values, right = svds(matrix, k=rank, random_state=seed)
+    try:
+        _, values, right = svds(matrix, k=rank, random_state=seed)
+    except ArpackError:
+        values, right = _iterate_subspace(matrix, rank, seed)
     right[values <= MIN_SINGULAR * values.max()] = 0
     # of entries that differ by rounding errors the first is the largest
     largest = np.abs(right).round(5).argmax(axis=1)
@@ -252,6 +256,22 @@ def _right_vectors(
     vectors[:, :rank] = leading.round(5) + 0.0  # without -0.0
 
     return vectors
+
+
+def _iterate_subspace(
+    matrix: sp.csr_array | np.ndarray, rank: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return singular values and right vectors as rows, ascending (Halko et al. 2011, 4.4).
+
+    Lanczos' method stops where many singular values are equal, as those of users with one item.
+    """
+    start = np.random.default_rng(seed).normal(size=(matrix.shape[1], rank))
+    basis, _ = np.linalg.qr(start)  # (N, rank)
+    for _ in range(SUBSPACE_STEPS):
+        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
+
+    _, values, rotation = np.linalg.svd(matrix @ basis, full_matrices=False)
+    return values[::-1], (rotation @ basis.T)[::-1]
 
 
 # ---- the weights of an earlier run
