@@ -25,6 +25,7 @@ LONGEST_HISTORY = 100
 LONGEST_SET = 500
 LONGEST_RECENT = 20
 MOST_HISTORIES = 0.99  # the share of histories that are read whole, within these limits
+MOST_GAPS = 0.99  # the share of gaps between visits that the longest one covers
 # Time constants of decayed counts, as shares of the time that the training data spans.
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 # Windows of recent popularity, as shares of the span.
@@ -187,6 +188,23 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
 
     return int(np.clip(length, MIN_HISTORY, limit))
+
+
+def fit_longest_gap(train: pd.DataFrame) -> int | None:
+    """Return the seconds that nearly no gap between two visits of a user exceeds.
+
+    Args:
+        train: interactions; those of a user at one time are one visit.
+
+    Returns:
+        None if nobody came twice, or nothing has a time.
+    """
+    if "datetime" not in train:
+        return None
+    visits = train[["user_id", "datetime"]].drop_duplicates()
+    visits = visits.sort_values(["user_id", "datetime"])
+    gaps = visits.groupby("user_id")["datetime"].diff().dropna()
+    return int(gaps.quantile(MOST_GAPS)) if len(gaps) else None
 
 
 # ---- ages: how long ago dates are, of users at their events, of items at the end of the data

@@ -147,6 +147,18 @@ def last_moments(events: Events, empty: int = 0) -> Ints:
     return _pick_values(events, events.offsets[1:] - 1, events.time, empty)
 
 
+def limit_moments(events: Events, moments: Ints, schema: Schema) -> Ints:
+    """Return the moments (B,) at which requests stand to the memory and the user tower.
+
+    They are no further after the last event of a segment than training has seen: what was learned
+    of recencies holds for these alone. Popularity, ages and filters keep the real moment.
+    """
+    if schema.longest_gap is None:
+        return moments
+    latest = last_moments(events) + schema.longest_gap
+    return np.where(events.counts > 0, np.minimum(moments, latest), moments)
+
+
 def _pick_values(
     events: Events, index: Ints, values: NDArray[Any], empty: float
 ) -> NDArray[Any]:

@@ -60,6 +60,8 @@ class Schema:
         decay_days: time constants of the decayed counts of the memory, short to long.
         popularity_days: windows of recent popularity; empty: item vectors carry none.
         data_until: UTC seconds just after the last training event.
+        longest_gap: seconds between two visits of a user that nearly no gap of the training
+            exceeds; None: no request is limited by it.
     """
 
     user_features: tuple[Feature, ...]
@@ -80,6 +82,7 @@ class Schema:
     decay_days: tuple[float, ...]
     popularity_days: tuple[float, ...]
     data_until: int
+    longest_gap: int | None = None
 
     @property
     def is_set(self) -> bool:
