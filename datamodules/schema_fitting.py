@@ -14,7 +14,7 @@ from datamodules.tables import Tables
 from datamodules.values import find_ties, is_set
 from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
-from serve.clock import DAY
+from serve.clock import DAY, LAST_SECOND
 from serve.errors import SchemaError
 from serve.kinds import Feature, Kind, to_days
 from serve.schema import MIN_USERS, Schema
@@ -89,6 +89,7 @@ def fit_schema(
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=_choose_popularity_days(train, config.repeats, span),
         data_until=data_until,
+        lifts_owned=True,
     )
 
     # Dates become ages when the end of the data is known.
@@ -190,21 +191,18 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     return int(np.clip(length, MIN_HISTORY, limit))
 
 
-def fit_longest_gap(train: pd.DataFrame) -> int | None:
+def fit_longest_gap(train: pd.DataFrame) -> int:
     """Return the seconds that nearly no gap between two visits of a user exceeds.
 
     Args:
-        train: interactions; those of a user at one time are one visit.
+        train: interactions with times; those of a user at one time are one visit.
 
     Returns:
-        None if nobody came twice, or nothing has a time.
+        That of no limit if nobody came twice.
     """
-    if "datetime" not in train:
-        return None
-    visits = train[["user_id", "datetime"]].drop_duplicates()
-    visits = visits.sort_values(["user_id", "datetime"])
+    visits = train.groupby(["user_id", "datetime"], as_index=False).size()
     gaps = visits.groupby("user_id")["datetime"].diff().dropna()
-    return int(gaps.quantile(MOST_GAPS)) if len(gaps) else None
+    return int(gaps.quantile(MOST_GAPS)) if len(gaps) else LAST_SECOND
 
 
 # ---- ages: how long ago dates are, of users at their events, of items at the end of the data

@@ -42,7 +42,6 @@ CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25
 # share of the largest singular value below which a factor is left out
 MIN_SINGULAR = 1e-3
-SUBSPACE_STEPS = 20  # products with the matrix and back
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 # of these checkpoints, the first that exists was exported
 WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
@@ -246,8 +245,10 @@ def _right_vectors(
 
     try:
         _, values, right = svds(matrix, k=rank, random_state=seed)
-    except ArpackError:
-        values, right = _iterate_subspace(matrix, rank, seed)
+    except ArpackError:  # too many values are equal, and any basis is as good
+        drawn = np.random.default_rng(seed).normal(size=(matrix.shape[0], rank))
+        right = np.linalg.qr(matrix.T @ drawn).Q.T
+        values = np.ones(rank)
     right[values <= MIN_SINGULAR * values.max()] = 0
     # of entries that differ by rounding errors the first is the largest
     largest = np.abs(right).round(5).argmax(axis=1)
@@ -256,22 +257,6 @@ def _right_vectors(
     vectors[:, :rank] = leading.round(5) + 0.0  # without -0.0
 
     return vectors
-
-
-def _iterate_subspace(
-    matrix: sp.csr_array | np.ndarray, rank: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return singular values and right vectors as rows, ascending (Halko et al. 2011, 4.4).
-
-    Lanczos' method stops where many singular values are equal, as those of users with one item.
-    """
-    start = np.random.default_rng(seed).normal(size=(matrix.shape[1], rank))
-    basis, _ = np.linalg.qr(start)  # (N, rank)
-    for _ in range(SUBSPACE_STEPS):
-        basis, _ = np.linalg.qr(matrix.T @ (matrix @ basis))
-
-    _, values, rotation = np.linalg.svd(matrix @ basis, full_matrices=False)
-    return values[::-1], (rotation @ basis.T)[::-1]
 
 
 # ---- the weights of an earlier run

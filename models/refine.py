@@ -124,7 +124,7 @@ IN_SHORT_ORDER = Plan(
 )
 IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
 # One term of item-item weights alone: owned items are lifted by the greatest sum of it.
-BESIDE_MEMORY = Plan({"ease": 0.2, "popularity": 0.0, "trend": 0.0}, 2.0)
+BESIDE_MEMORY = Plan({"ease": 0.1, "popularity": 0.0, "trend": 0.0}, 2.0)
 
 
 @dataclass(frozen=True)
@@ -431,12 +431,10 @@ def apply(
     n_items = towers.n_items
     trend = sp.csr_array((1, n_items), dtype=np.float32)
     of_items = sp.csr_array((n_items, n_items), dtype=np.float32)
-    alphas = dict(refinement.alphas)
-    if ALONE in alphas.values():
-        alphas = dict.fromkeys(alphas, 1.0)
-        towers.user_tower.output_scale = 1 / ALONE
+    largest = ALONE if ALONE in refinement.alphas.values() else 1.0
+    towers.user_tower.output_scale = 1 / largest
     for name, matrix in weights.items():
-        term = alphas[name] * matrix
+        term = refinement.alphas[name] / largest * matrix
         if len(term.indptr) > 2:
             of_items = of_items + term
         else:
@@ -445,6 +443,6 @@ def apply(
     offsets = of_items.indptr.astype(np.int64)
     columns = np.concatenate([of_items.indices, trend.indices])
     values = np.concatenate([of_items.data, trend.data]).astype(np.float32)
-    lifts_owned = towers.user_tower.memory is not None
-    settings = (refinement.decay, refinement.context_gain, lifts_owned)
-    towers.neighbours = Neighbours(offsets, columns, values, *settings)
+    towers.neighbours = Neighbours(
+        offsets, columns, values, refinement.decay, refinement.context_gain
+    )

@@ -301,5 +301,5 @@ class UserTower(nn.Module):
             vectors = torch.cat([taste, rest], dim=1)  # (B, W)
 
         memory = self.memory.score_owned(fused, vectors, arrays)  # (E,)
-        scale = self.output_scale
-        return vectors * scale, memory * scale  # (B, W), (E,)
+        vectors = vectors * self.output_scale  # (B, W)
+        return vectors, memory * self.output_scale  # (B, W), (E,)

@@ -207,9 +207,8 @@ class Validation:
                 # Items that the memory scores get the greatest term of another item.
                 if bonus is not None and len(weights[name].indptr) > 2:
                     is_owned = batch.mark_owned(len(items))  # (B, n)
-                    of_others = added.masked_fill(is_owned, 0.0)  # (B, n)
-                    greatest = of_others.amax(dim=1, keepdim=True)  # (B, 1)
-                    added = torch.where(is_owned, greatest, added)
+                    others = added.masked_fill(is_owned, 0.0)  # (B, n)
+                    added = others + is_owned * others.amax(dim=1, keepdim=True)
                 sums[name] = added
 
             for alphas, figures in zip(trials, parts, strict=True):

@@ -134,10 +134,9 @@ def make_facts(
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
-    similarity = towers.item_tower.similarity
 
     return Facts(
-        similarity=similarity,
+        similarity=towers.item_tower.similarity,
         popularity_dims=popularity_dims,
         counts=counts,
         libraries=libraries,
@@ -145,7 +144,6 @@ def make_facts(
         config=declared,
         neighbour_decay=neighbours.decay,
         neighbour_context_gain=neighbours.context_gain,
-        neighbour_lifts_owned=neighbours.lifts_owned,
     )
 
 

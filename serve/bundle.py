@@ -96,7 +96,6 @@ class Facts:
     config: Mapping[str, Any]  # the run's, without paths of the machine
     neighbour_decay: float
     neighbour_context_gain: float = 0.0  # earlier bundles have none
-    neighbour_lifts_owned: bool = False  # nor this
     index: IndexFacts | None = None  # None: each search computes all products
 
 
@@ -327,13 +326,10 @@ def _build(
     if described is not None:
         content = contents.get(COARSE, np.empty(0, np.uint8))
         coarse = _read(COARSE, lambda: _read_coarse(content, index.vectors, described))
-    settings = (
-        facts.neighbour_decay,
-        facts.neighbour_context_gain,
-        facts.neighbour_lifts_owned,
-    )
+    decay = facts.neighbour_decay
+    gain = facts.neighbour_context_gain
     rows = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS], len(index))
-    neighbours = _read(NEIGHBOURS, lambda: Neighbours.from_bytes(*rows, *settings))
+    neighbours = _read(NEIGHBOURS, lambda: Neighbours.from_bytes(*rows, decay, gain))
     segments = None
     if SEGMENTS in contents:
         text = contents[SEGMENTS].tobytes()

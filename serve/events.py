@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Flags, Floats, Ints, spans
-from serve.clock import DAY
+from serve.clock import DAY, LAST_SECOND
 from serve.encode import EncodedFeatures, age_values
 from serve.kinds import FIRST_CODE, LIMIT
 from serve.schema import Schema
@@ -153,10 +153,8 @@ def limit_moments(events: Events, moments: Ints, schema: Schema) -> Ints:
     They are no further after the last event of a segment than training has seen: what was learned
     of recencies holds for these alone. Popularity, ages and filters keep the real moment.
     """
-    if schema.longest_gap is None:
-        return moments
-    latest = last_moments(events) + schema.longest_gap
-    return np.where(events.counts > 0, np.minimum(moments, latest), moments)
+    latest = last_moments(events, LAST_SECOND)
+    return np.minimum(moments, latest + schema.longest_gap)
 
 
 def _pick_values(

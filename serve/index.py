@@ -60,9 +60,6 @@ class Neighbours:
 
     An event j of a history has the weight w_j = exp(-decay * events after j), times
     1 + `context_gain` if it happened in the context of the request.
-
-    With `lifts_owned`, items that a memory scores gain the greatest sum of terms of a request: so
-    terms order the other items, and lift none of them above those.
     """
 
     offsets: Ints  # (N + 1,)
@@ -70,7 +67,6 @@ class Neighbours:
     weights: Floats
     decay: float = 0.0  # 0 in unordered histories
     context_gain: float = 0.0
-    lifts_owned: bool = False
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -86,7 +82,6 @@ class Neighbours:
         n_items: int,
         decay: float,
         context_gain: float = 0.0,
-        lifts_owned: bool = False,
     ) -> Neighbours:
         """Read the two arrays that `to_bytes` wrote.
 
@@ -111,7 +106,7 @@ class Neighbours:
                 f"a row is outside 0 to {n_items - 1}, or a weight is not finite"
             )
 
-        return cls(starts, rows, weights, decay, context_gain, lifts_owned)
+        return cls(starts, rows, weights, decay, context_gain)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Write offsets and entries in the format of `np.save`."""
@@ -162,17 +157,6 @@ class Neighbours:
         )
         return requests[is_new], rows[is_new], values[is_new]
 
-    def find_lifts(self, terms: Terms, n_requests: int) -> Floats:
-        """Return what items that the memory scores gain, given the terms of histories, (B,)."""
-        lifts = np.zeros(n_requests, np.float32)
-        if self.lifts_owned:
-            requests, rows, values = terms
-            keys = requests * (len(self.offsets) - 1) + rows
-            _, first, index = np.unique(keys, return_index=True, return_inverse=True)
-            sums = np.bincount(index, values, minlength=len(first))
-            np.maximum.at(lifts, requests[first], sums.astype(np.float32))
-        return lifts
-
     def _share_history(self, lengths: Ints, width: int, matches: Any) -> Doubles:
         """Return w_j / sqrt(sum of w_j) of each event, (B, L), 0 in the padding."""
         positions = np.arange(width)
@@ -222,6 +206,18 @@ def add_terms(scores: Floats, terms: Terms) -> None:
     """Add terms to scores (B, n) in C order, whose columns the rows of the terms are."""
     requests, columns, values = terms
     np.add.at(scores.reshape(-1), requests * scores.shape[1] + columns, values)
+
+
+def find_greatest(terms: Terms, n_requests: int) -> Floats:
+    """Return the greatest sum of terms that an item has, at least 0, of each request, (B,).
+
+    With it as a gain of owned items, terms order the others and lift none above those.
+    """
+    requests, rows, values = terms
+    pairs, index = np.unique(rows * n_requests + requests, return_inverse=True)
+    greatest = np.zeros(n_requests, np.float32)
+    np.maximum.at(greatest, pairs % n_requests, np.bincount(index, values))
+    return greatest
 
 
 # ---- the search

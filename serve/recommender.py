@@ -39,7 +39,7 @@ from serve.catalogue import Catalogue, Columns, name_items
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, JustTaken, explain_short, rank_filtered
-from serve.index import Pairs, Query, join_terms
+from serve.index import Pairs, Query, find_greatest, join_terms
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request
@@ -370,7 +370,8 @@ class Recommender:
         terms = [of_histories, neighbours.of_all(len(users))]
         if view != "novel" and len(memory):
             owners = tower.arrays["owned_users"]
-            memory = memory + neighbours.find_lifts(of_histories, len(users))[owners]
+            if self.bundle.schema.lifts_owned:
+                memory = memory + find_greatest(of_histories, len(users))[owners]
             terms.append((owners, tower.owned_rows, memory))
 
         return Query(

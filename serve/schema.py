@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from serve.arrays import IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
+from serve.clock import LAST_SECOND
 from serve.errors import SchemaError
 from serve.files import to_canonical_json
 from serve.kinds import Feature
@@ -61,7 +62,9 @@ class Schema:
         popularity_days: windows of recent popularity; empty: item vectors carry none.
         data_until: UTC seconds just after the last training event.
         longest_gap: seconds between two visits of a user that nearly no gap of the training
-            exceeds; None: no request is limited by it.
+            exceeds; by default no request is limited.
+        lifts_owned: owned items gain the greatest item-item terms of another item; earlier bundles
+            have no such gain.
     """
 
     user_features: tuple[Feature, ...]
@@ -82,7 +85,8 @@ class Schema:
     decay_days: tuple[float, ...]
     popularity_days: tuple[float, ...]
     data_until: int
-    longest_gap: int | None = None
+    longest_gap: int = LAST_SECOND
+    lifts_owned: bool = False
 
     @property
     def is_set(self) -> bool:

@@ -312,9 +312,9 @@ def test_owned_items_gain_the_greatest_sum_that_another_item_has_of_the_history(
         offsets=np.array([0, 2, 4, *[4] * (N - 2)]),
         rows=rows,
         weights=np.array([0.5, 0.75, 0.75, 9.0], np.float32),
-        lifts_owned=lifts_owned,
     )
-    recommender = Recommender(replace(bundle, neighbours=neighbours))
+    schema = replace(SHOP, lifts_owned=lifts_owned)
+    recommender = Recommender(replace(bundle, schema=schema, neighbours=neighbours))
     ids = item_ids(SHOP)
     history = [{"item_id": ids[row], "datetime": UNTIL} for row in (0, 1, 6)]
     request = {"history": history, "again": "any"}
