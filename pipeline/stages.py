@@ -233,8 +233,7 @@ def make_data(
         previous = Bundle.load(config.previous).schema
     rows: pd.DataFrame = getattr(work.split, known)
     schema = fit_schema(tables, rows, config.data, previous)
-    has_visits = schema.repeats == "allow" and schema.has_datetime
-    if has_visits and work.split.horizon is None:
+    if schema.repeats == "allow" and schema.has_datetime and work.split.horizon is None:
         # With a horizon, training looks back from moments as distant as those of the test.
         schema = replace(schema, longest_gap=fit_longest_gap(rows))
     if work.on_disk is not None:

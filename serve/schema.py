@@ -34,6 +34,7 @@ _NAMES = ("name", "column", "separator", "event_types", "vocabulary", *_SIDES)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "buckets": (0, _MAX_SIZE),
     "weight_mean": (0, _MAX_LOG),
+    "longest_gap": (0, LAST_SECOND),
 }
 _BOUNDS |= dict.fromkeys(
     ("width", "history_length", "memory_length", "dim", "n_probes"),
