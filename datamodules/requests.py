@@ -29,6 +29,7 @@ from serve.events import (
     Events,
     Owned,
     history_arrays,
+    limit_moments,
     owned_arrays,
     request_arrays,
     summarise_owned,
@@ -273,6 +274,8 @@ class RequestMaker:
         keys = context_keys(schema.context_features, context.codes)
         arrays, history_rows = history_arrays(past, schema, keys)
         arrays |= request_arrays(times, user, context, schema)
+        times = limit_moments(past, times, schema)
+        arrays["request_times"] = times
 
         rates = self.trends.repeat_rate[trend]  # (N,)
         n_types = len(schema.event_types)

@@ -14,7 +14,7 @@ from datamodules.tables import Tables
 from datamodules.values import find_ties, is_set
 from serve.arrays import IdType, Repeats
 from serve.cells import hash_texts, join_text, read_vector, to_text
-from serve.clock import DAY
+from serve.clock import DAY, LAST_SECOND
 from serve.errors import SchemaError
 from serve.kinds import Feature, Kind, to_days
 from serve.schema import MIN_USERS, Schema
@@ -25,6 +25,7 @@ LONGEST_HISTORY = 100
 LONGEST_SET = 500
 LONGEST_RECENT = 20
 MOST_HISTORIES = 0.99  # the share of histories that are read whole, within these limits
+MOST_GAPS = 0.99  # the share of gaps between visits that the longest one covers
 # Time constants of decayed counts, as shares of the time that the training data spans.
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 # Windows of recent popularity, as shares of the span.
@@ -89,6 +90,7 @@ def fit_schema(
         popularity_days=_choose_popularity_days(train, config.repeats, span),
         data_until=data_until,
         pseudonyms=config.keys.first if config.keys else None,
+        lifts_owned=True,
     )
     if previous is not None and previous.pseudonyms not in (None, schema.pseudonyms):
         raise SchemaError(
@@ -193,6 +195,20 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     length = np.ceil(np.quantile(lengths, MOST_HISTORIES))
 
     return int(np.clip(length, MIN_HISTORY, limit))
+
+
+def fit_longest_gap(train: pd.DataFrame) -> int:
+    """Return the seconds that nearly no gap between two visits of a user exceeds.
+
+    Args:
+        train: interactions with times; those of a user at one time are one visit.
+
+    Returns:
+        That of no limit if nobody came twice.
+    """
+    visits = train.groupby(["user_id", "datetime"], as_index=False).size()
+    gaps = visits.groupby("user_id")["datetime"].diff().dropna()
+    return int(gaps.quantile(MOST_GAPS)) if len(gaps) else LAST_SECOND
 
 
 # ---- ages: how long ago dates are, of users at their events, of items at the end of the data

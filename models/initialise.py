@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import svds
+from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor, nn
 
 from datamodules.datamodule import InteractionsDataModule
@@ -243,7 +243,12 @@ def _right_vectors(
     if rank < 1:  # a single user or item
         return vectors
 
-    _, values, right = svds(matrix, k=rank, random_state=seed)
+    try:
+        _, values, right = svds(matrix, k=rank, random_state=seed)
+    except ArpackError:  # too many values are equal, and any basis is as good
+        drawn = np.random.default_rng(seed).normal(size=(matrix.shape[0], rank))
+        right = np.linalg.qr(matrix.T @ drawn).Q.T
+        values = np.ones(rank)
     right[values <= MIN_SINGULAR * values.max()] = 0
     # of entries that differ by rounding errors the first is the largest
     largest = np.abs(right).round(5).argmax(axis=1)

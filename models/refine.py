@@ -7,16 +7,16 @@
                                          times that where j is in the context of the request
     t = sum of alpha_n * popularity_n    of all events, or of late ones by one of three fades
 
-The towers give u . v_i and the memory m_u(i) (`models.towers`). Item i is shrunk from its trained
-vector v to (n v + s c) / (n + s): n are its events, c is the place that its content gives it, and
-content is worth s events (`models.cold_items`).
+The towers give u . v_i and the memory m_u(i) (`models.towers`); owned items get the user's greatest
+second sum of other items. Item i is shrunk from its trained vector v to (n v + s c) / (n + s): n
+are its events, c is the place by its content, which is worth s events (`models.cold_items`).
 
 `choose` makes three choices, each by NDCG of the validation: whether items are shrunk, how much
-an event in the context of the request counts, and the alphas, one after the other. It starts from
-the plan that the kind of data suggests. Where events have an order it tries the plan of sets too,
-since the order may say nothing. What is added must rank higher than the towers alone, and all of it
-better than popularity or ItemKNN alone by one standard error: else the plainest ranks alone, unless
-features of users or moments tell, of which towers learn more from the data held out.
+an event in the context of the request counts, and the alphas in turn. It starts from the plan that
+the kind of data suggests. Where events have an order it tries the plan of sets too, since the order
+may say nothing. What is added must rank higher than the towers alone, and all of it better than
+popularity or ItemKNN alone by one standard error: else the plainest ranks alone, unless features of
+users or moments tell, of which towers learn more from the data held out.
 `apply` refines any towers by these choices, for example after another training on more data.
 
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
@@ -73,7 +73,8 @@ ROUNDS = 2  # searches for each alpha
 # standard errors by which another plan than the usual one, or what is less plain, must be better
 PLAN_ERRORS = 1.0
 
-# Terms that may rank alone, the plainest first, and the alpha that leaves the towers only ties.
+# Terms that may rank alone, the plainest first, and the alpha that leaves the towers only ties;
+# when these are served, the towers' scores are divided by it, so that scores stay small.
 PLAIN = ("popularity", "slow_trend", "trend", "fast_trend", "item_knn")
 ALONE = 1000.0
 
@@ -83,13 +84,11 @@ LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE = 100.0
 RIDGE_BESIDE_MEMORY = 1000.0
 MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
-# Of next-item regression by time: what an old event keeps of its weight, and the decay by position,
-# which only bounds how far histories reach.
+# Of next-item regression by time: what an old event keeps of its weight, and how fast reach ends.
 TIME_FLOOR = 0.5
 TIME_DECAY = 0.02
 
-# Shares of the time span in which events fade for popularity: a month, a week and half a week of a
-# year, or never.
+# Shares of the time span in which popularity fades: a month, a week, half a week of a year; never.
 TREND_SHARES = {"slow_trend": 0.08, "trend": TREND_SHARE, "fast_trend": 0.01}
 ALL_TIME = 1e9
 
@@ -114,10 +113,8 @@ class Plan:
     """Values from which a search starts, near the best of docs/boards.md."""
 
     alphas: Mapping[str, float]
-
     # Another alpha replaces one only if its gain exceeds so many standard errors.
     standard_errors: float
-
     decay: float = 0.0
 
 
@@ -127,7 +124,8 @@ IN_SHORT_ORDER = Plan(
     {"next_item": 0.05, "next_by_time": 0.1, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3
 )
 IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
-BESIDE_MEMORY = Plan({"ease": 0.01, "popularity": 0.0, "trend": 0.0}, 2.0)
+# One term of item-item weights alone: owned items are lifted by the greatest sum of it.
+BESIDE_MEMORY = Plan({"ease": 0.1, "popularity": 0.0, "trend": 0.0}, 2.0)
 
 
 @dataclass(frozen=True)
@@ -433,14 +431,15 @@ def apply(
     n_items = towers.n_items
     trend = sp.csr_array((1, n_items), dtype=np.float32)
     of_items = sp.csr_array((n_items, n_items), dtype=np.float32)
+    largest = ALONE if ALONE in refinement.alphas.values() else 1.0
+    towers.user_tower.output_scale = 1 / largest
     for name, matrix in weights.items():
-        term = refinement.alphas[name] * matrix
+        term = refinement.alphas[name] / largest * matrix
         if len(term.indptr) > 2:
             of_items = of_items + term
         else:
             trend = trend + term
     of_items.sort_indices()
-
     offsets = of_items.indptr.astype(np.int64)
     columns = np.concatenate([of_items.indices, trend.indices])
     values = np.concatenate([of_items.data, trend.data]).astype(np.float32)

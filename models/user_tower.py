@@ -72,6 +72,8 @@ class UserTower(nn.Module):
         if popularity_dim and memory is None:
             self.popularity_gate = nn.Linear(dim, popularity_dim)
         self.memory = memory
+        # What scores are multiplied by. `models.refine` lets it fall where other terms rank alone.
+        self.output_scale = 1.0
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -190,9 +192,9 @@ class UserTower(nn.Module):
         taste: Tensor = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
             taste = normalize(taste, dim=-1)  # (B, D)
-        if self.popularity_gate is None:
-            return taste  # (B, D)
-        return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
+        if self.popularity_gate is not None:
+            taste = torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, W)
+        return taste * self.output_scale  # (B, W)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
@@ -298,4 +300,6 @@ class UserTower(nn.Module):
             taste = normalize(taste, dim=-1)  # (B, D)
             vectors = torch.cat([taste, rest], dim=1)  # (B, W)
 
-        return vectors, self.memory.score_owned(fused, vectors, arrays)  # (B, W), (E,)
+        memory = self.memory.score_owned(fused, vectors, arrays)  # (E,)
+        vectors = vectors * self.output_scale  # (B, W)
+        return vectors, memory * self.output_scale  # (B, W), (E,)

@@ -204,9 +204,11 @@ class Validation:
             sums = {}
             for name, sparse in terms.items():
                 added = torch.from_numpy(sparse.toarray())  # (B, n) or (1, n)
-                # Items that the memory scores get nothing of other items.
+                # Items that the memory scores get the greatest term of another item.
                 if bonus is not None and len(weights[name].indptr) > 2:
-                    added = added.masked_fill(batch.mark_owned(len(items)), 0.0)
+                    is_owned = batch.mark_owned(len(items))  # (B, n)
+                    others = added.masked_fill(is_owned, 0.0)  # (B, n)
+                    added = others + is_owned * others.amax(dim=1, keepdim=True)
                 sums[name] = added
 
             for alphas, figures in zip(trials, parts, strict=True):

@@ -18,7 +18,7 @@ import torch
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint
 from datamodules.on_disk import PartName
-from datamodules.schema_fitting import fit_schema
+from datamodules.schema_fitting import fit_longest_gap, fit_schema
 from datamodules.sequences import Sequences, build_catalogue
 from datamodules.values import find_ties
 from models.config import Recipe
@@ -258,6 +258,9 @@ def make_data(
         previous = Bundle.load(config.previous).schema
     rows: pd.DataFrame = getattr(work.split, known)
     schema = fit_schema(tables, rows, config.data, previous)
+    if schema.repeats == "allow" and schema.has_datetime and work.split.horizon is None:
+        # With a horizon, training looks back from moments as distant as those of the test.
+        schema = replace(schema, longest_gap=fit_longest_gap(rows))
     if work.on_disk is not None:
         rows = work.on_disk.list_items(known)
     catalogue = build_catalogue(tables.items, rows, schema, config.data.unlisted)

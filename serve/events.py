@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.arrays import Doubles, Flags, Floats, Ints, spans
-from serve.clock import DAY
+from serve.clock import DAY, LAST_SECOND
 from serve.encode import EncodedFeatures, age_values
 from serve.kinds import FIRST_CODE, LIMIT
 from serve.schema import Schema
@@ -145,6 +145,16 @@ class Events:
 def last_moments(events: Events, empty: int = 0) -> Ints:
     """Return the time of each segment's last event, `empty` for one without events, (B,)."""
     return _pick_values(events, events.offsets[1:] - 1, events.time, empty)
+
+
+def limit_moments(events: Events, moments: Ints, schema: Schema) -> Ints:
+    """Return the moments (B,) at which requests stand to the memory and the user tower.
+
+    They are no further after the last event of a segment than training has seen: what was learned
+    of recencies holds for these alone. Popularity, ages and filters keep the real moment.
+    """
+    latest = last_moments(events, LAST_SECOND)
+    return np.minimum(moments, latest + schema.longest_gap)
 
 
 def _pick_values(

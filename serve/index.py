@@ -208,6 +208,18 @@ def add_terms(scores: Floats, terms: Terms) -> None:
     np.add.at(scores.reshape(-1), requests * scores.shape[1] + columns, values)
 
 
+def find_greatest(terms: Terms, n_requests: int) -> Floats:
+    """Return the greatest sum of terms that an item has, at least 0, of each request, (B,).
+
+    With it as a gain of owned items, terms order the others and lift none above those.
+    """
+    requests, rows, values = terms
+    pairs, index = np.unique(rows * n_requests + requests, return_inverse=True)
+    greatest = np.zeros(n_requests, np.float32)
+    np.maximum.at(greatest, pairs % n_requests, np.bincount(index, values))
+    return greatest
+
+
 # ---- the search
 
 

@@ -39,7 +39,7 @@ from serve.catalogue import Catalogue, Columns, name_items
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import Admission, JustTaken, explain_short, rank_filtered
-from serve.index import Pairs, Query, join_terms
+from serve.index import Pairs, Query, find_greatest, join_terms
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request
@@ -342,10 +342,9 @@ class Recommender:
     def _leave_out(self, encoded: EncodedRequests, view: View) -> dict[str, Pairs]:
         """Return which items are left out of lists, by the reason."""
         requests = encoded.requests
-        moments = encoded.tower.arrays["request_times"]
         if view != "all" or self.bundle.schema.repeats == "exclude":
             requests = []
-        held_back = self.just_taken.hold_back(requests, moments, self.admission)
+        held_back = self.just_taken.hold_back(requests, encoded.moments, self.admission)
         left_out = {"excluded": encoded.excluded, _HELD: held_back}
         if view == "novel":
             left_out["owned"] = encoded.owned
@@ -356,8 +355,8 @@ class Recommender:
     ) -> Query:
         """Run the user tower and put together what is added to its products.
 
-        Items that the memory scores get no item-item terms. An event whose context is that of the
-        request (a match) counts more.
+        Items that the memory scores get no item-item terms of their own, but the greatest of the
+        others. An event whose context is that of the request (a match) counts more.
         """
         tower = encoded.tower
         users, memory = self.towers.users(tower, self.catalogue.index.vectors)
@@ -370,7 +369,10 @@ class Recommender:
         )
         terms = [of_histories, neighbours.of_all(len(users))]
         if view != "novel" and len(memory):
-            terms.append((tower.arrays["owned_users"], tower.owned_rows, memory))
+            owners = tower.arrays["owned_users"]
+            if self.bundle.schema.lifts_owned:
+                memory = memory + find_greatest(of_histories, len(users))[owners]
+            terms.append((owners, tower.owned_rows, memory))
 
         return Query(
             users,

@@ -13,6 +13,7 @@ from serve.arrays import Id, IdType
 from serve.arrays import Repeats as Repeats
 from serve.arrays import Ties as Ties
 from serve.cells import PSEUDONYM, find_keys, parse_id
+from serve.clock import LAST_SECOND
 from serve.errors import SchemaError
 from serve.files import to_canonical_json
 from serve.kinds import Feature
@@ -34,6 +35,7 @@ _NAMES = ("name", "column", "separator", "event_types", "vocabulary", *_SIDES)
 _BOUNDS: dict[str, tuple[float, float]] = {
     "buckets": (0, _MAX_SIZE),
     "weight_mean": (0, _MAX_LOG),
+    "longest_gap": (0, LAST_SECOND),
 }
 _BOUNDS |= dict.fromkeys(
     ("width", "history_length", "memory_length", "dim", "n_probes"),
@@ -62,6 +64,10 @@ class Schema:
         popularity_days: windows of recent popularity; empty: item vectors carry none.
         data_until: UTC seconds just after the last training event.
         pseudonyms: mark of the first key that names the users; None: they go by their ids.
+        longest_gap: seconds between two visits of a user that nearly no gap of the training
+            exceeds; by default no request is limited.
+        lifts_owned: owned items gain the greatest item-item terms of another item; earlier bundles
+            have no such gain.
     """
 
     user_features: tuple[Feature, ...]
@@ -83,6 +89,8 @@ class Schema:
     popularity_days: tuple[float, ...]
     data_until: int
     pseudonyms: str | None = None
+    longest_gap: int = LAST_SECOND
+    lifts_owned: bool = False
 
     @property
     def is_set(self) -> bool:

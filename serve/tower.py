@@ -41,6 +41,7 @@ from serve.events import (
     TowerInputs,
     history_arrays,
     last_moments,
+    limit_moments,
     owned_arrays,
     request_arrays,
     summarise_owned,
@@ -76,6 +77,7 @@ class EncodedRequests:
 
     Attributes:
         requests: the requests, with what is known of their users.
+        moments: (T,) UTC seconds.
         tower: the inputs of the user tower.
         owned: the items of the histories.
         excluded: the items that the requests exclude.
@@ -83,6 +85,7 @@ class EncodedRequests:
     """
 
     requests: Sequence[Request]
+    moments: Ints
     tower: TowerInputs
     owned: Pairs
     excluded: Pairs
@@ -124,12 +127,14 @@ class RequestEncoder:
         keys = context_keys(self._context_features, context.codes)
         arrays, history_rows = history_arrays(events, schema, keys)
         arrays |= request_arrays(moment, users, context, schema)
+        arrays["request_times"] = limit_moments(events, moment, schema)
         owned_rows = history_rows[:0, 0]
+        owned_pairs = (events.segments, events.item_row)
         facts = self._facts
         if facts is not None:
             owned = summarise_owned(
                 events.last(schema.memory_length),
-                moment,
+                arrays["request_times"],
                 schema.decay_days,
                 len(schema.event_types),
                 facts.repeat_rate,
@@ -139,8 +144,9 @@ class RequestEncoder:
 
         return EncodedRequests(
             requests=requests,
+            moments=moment,
             tower=TowerInputs(arrays, history_rows, owned_rows),
-            owned=(events.segments, events.item_row),
+            owned=owned_pairs,
             excluded=self._find_excluded(requests),
             unknown_items=unknown_items,
         )

@@ -134,6 +134,7 @@ MUTATIONS = {
     "a deep schema": of_file("schema.json", DEEP),
     "a schema of the last second": of_schema(data_until=FAR),
     "a negative history": of_schema(history_length=-1),
+    "a negative gap": of_schema(longest_gap=-1),
     "a huge memory": of_schema(memory_length=10**30),
     "a scale of 0": of_schema(weight_scale=0),
     "a mean that is no number": of_schema("user_features", 1, mean=float("nan")),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from serve.bundle import Bundle
 from serve.errors import BundleError, SchemaError
+from serve.index import Neighbours
 from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import (
@@ -283,3 +284,46 @@ def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
 def test_a_request_made_by_hand_that_means_nothing_is_refused(recommenders, request_, words):
     with pytest.raises(SchemaError, match=words):
         recommenders["films"].recommend([request_])
+
+
+@pytest.mark.parametrize("days_later", [0, 2, 3, 400])
+def test_a_request_long_after_the_last_event_is_answered_as_by_the_longest_gap(
+    tmp_path, days_later
+):
+    schema = replace(SHOP, longest_gap=3 * DAY)
+    recommender = Recommender.load(publish_linear(tmp_path, schema, SEED))
+    history = draw_history(schema, 6, np.random.default_rng(8))
+    last = history[-1]["datetime"]
+    request = {"history": history, "again": "any"}
+    answer = recommender.recommend([request | {"datetime": last + days_later * DAY}], N)
+    # The hour, which is a context, is the same.
+    moment = last + min(days_later, 3) * DAY
+    _, scores, _ = naive_scores(schema, SEED, {}, {"history": history, "datetime": moment})
+    np.testing.assert_allclose(answer.score, sorted(scores, reverse=True), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("lifts_owned", [True, False])
+def test_owned_items_gain_the_greatest_sum_that_another_item_has_of_the_history(
+    bundle_paths, lifts_owned
+):
+    bundle = Bundle.load(bundle_paths["shop"])
+    rows = np.array([4, 5, 5, 6])
+    neighbours = Neighbours(
+        offsets=np.array([0, 2, 4, *[4] * (N - 2)]),
+        rows=rows,
+        weights=np.array([0.5, 0.75, 0.75, 9.0], np.float32),
+    )
+    schema = replace(SHOP, lifts_owned=lifts_owned)
+    recommender = Recommender(replace(bundle, schema=schema, neighbours=neighbours))
+    ids = item_ids(SHOP)
+    history = [{"item_id": ids[row], "datetime": UNTIL} for row in (0, 1, 6)]
+    request = {"history": history, "again": "any"}
+    answer, _ = recommender.recommend([request, {"again": "any"}], N)
+    _, scores, _ = naive_scores(SHOP, SEED, {}, {"history": history})
+    shares = 1 / 3**0.5
+    gained = dict.fromkeys(range(N), 0.0)
+    gained |= {4: 0.5 * shares, 5: 1.5 * shares}
+    if lifts_owned:  # 6 is owned, so that its own sum counts for nothing
+        gained |= dict.fromkeys((0, 1, 6), 1.5 * shares)
+    expected = [scores[row] + gained[row] for row in range(N)]
+    np.testing.assert_allclose(answer.score, sorted(expected, reverse=True), rtol=1e-4, atol=1e-4)

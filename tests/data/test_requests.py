@@ -12,7 +12,7 @@ from datamodules.requests import RequestMaker, Targets, distinct_targets, find_o
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.events import Owned, summarise_owned
-from tests.tiny_data import BASKETS, FIRST, draw_events, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, FIRST, draw_events, make_data, make_world
 
 WORLD = make_world(BASKETS)
 counts_of_users = st.lists(st.integers(0, 9), min_size=1, max_size=5)
@@ -83,3 +83,26 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     rates = data.trends.repeat_rate[3]
     owned = summarise_owned(past, cutoffs.times, schema.decay_days, len(schema.event_types), rates)
     assert np.array_equal(batch.arrays["owned_statistics"], owned.statistics)
+
+
+def test_the_memory_is_asked_no_further_from_the_last_event_than_the_longest_gap():
+    data = make_data(WORLD)
+    gap = 5 * DAY
+    schema = replace(WORLD.schema, longest_gap=gap)
+    events = data.sequences.events
+    n_users = len(events)
+    far = np.full(n_users, WORLD.schema.data_until + 90 * DAY)
+    context = data.sequences.context.take(np.zeros(n_users, np.int64))
+    user = data.sequences.user
+    late = RequestMaker(WORLD.catalogue, data.trends, schema)
+    batch = late.make(events, far, 3, NO_TARGETS, user, context)
+    limited = [
+        min(moment, events.time[start:stop].max(initial=0) + gap) if stop > start else moment
+        for moment, start, stop in zip(far, events.offsets[:-1], events.offsets[1:], strict=True)
+    ]
+    assert batch.arrays["request_times"].tolist() == limited
+    near = RequestMaker(WORLD.catalogue, data.trends, WORLD.schema)
+    expected = near.make(events, np.array(limited), 3, NO_TARGETS, user, context)
+    for name in ("owned_statistics", "user_statistics", "owned_preferences"):
+        assert torch.equal(batch.arrays[name], expected.arrays[name])
+    assert (np.array(limited) < far).any()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from dataclasses import replace
@@ -14,6 +15,7 @@ from datamodules.splits import split_interactions
 from datamodules.tables import Tables
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serve.clock import LAST_SECOND
 from serve.errors import SchemaError
 from serve.kinds import KINDS
 from serve.schema import Schema
@@ -376,3 +378,19 @@ def test_ages_are_fitted_at_the_events_of_users_and_for_items_at_the_end_of_the_
 
 def test_every_kind_is_fitted():
     assert set(schema_fitting._FITS) == set(KINDS)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(0, 2)), min_size=1, max_size=60
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_the_longest_gap_covers_nearly_all_gaps_between_visits(rows):
+    events = pd.DataFrame(rows, columns=["user_id", "datetime", "item_id"])
+    gaps = []
+    for user in range(4):
+        times = sorted({time for owner, time, _ in rows if owner == user})
+        gaps += [later - earlier for earlier, later in itertools.pairwise(times)]
+    expected = int(np.quantile(gaps, 0.99)) if gaps else LAST_SECOND
+    assert schema_fitting.fit_longest_gap(events) == expected

@@ -167,3 +167,16 @@ def test_no_rounding_error_decides_the_sign_of_a_factor():
             sp.csr_array(alike * (1 + 1e-15 * rng.standard_normal(alike.shape))), 2, 0
         )
         assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("seed", [3, 5, 6])
+def test_users_of_one_item_each_start_as_any_others(seed):
+    # all singular values are equal, at which Lanczos' method stops
+    places = np.arange(1000) % 50
+    if seed == 6:
+        places = np.random.default_rng(seed).permutation(1000) % 50
+    matrix = sp.csr_array((np.ones(1000, np.float32), (np.arange(1000), places)), (1000, 50))
+    factors = item_factors(matrix, 16, seed).numpy()
+    # items that nobody takes together are apart: unit singular vectors, scaled
+    np.testing.assert_allclose(factors.T @ factors, 50 / 16 * np.eye(16), atol=1e-3)
+    assert np.array_equal(item_factors(matrix, 16, seed).numpy(), factors)

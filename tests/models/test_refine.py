@@ -273,14 +273,21 @@ def test_popularity_ranks_alone_where_nothing_else_is_clearly_better_and_no_feat
     assert (found.alphas == {"popularity": refine.ALONE}) == (gain < 0.1)
     if gain > 0.1:
         return
+    untouched = copy.deepcopy(towers)
     apply(found, towers, data, LIMITS, SEED)
     batches = list(data.drawn_requests(9))
     assert batches
     for batch in batches:
         with torch.no_grad():
             items = towers.item_vectors(batch.popularity)
-            users, _ = towers.request_vectors(batch, items)
+            users, memory = towers.request_vectors(batch, items)
             served = towers.score_items(users, items, batch)
+            usual, of_owned = untouched.request_vectors(batch, items)
+        # Scores are as large as those of the towers would be, whose own hardly count.
+        assert served.std() < 2 * (usual @ items.T).std()
+        torch.testing.assert_close(users * refine.ALONE, usual)
+        if memory is not None:
+            torch.testing.assert_close(memory * refine.ALONE, of_owned)
         is_more = counts[:, None] > counts
         assert (served[:, :, None] > served[:, None])[:, is_more].all()
 
@@ -482,3 +489,34 @@ def test_sets_are_judged_to_the_depth_that_their_targets_need(n_targets, depth):
         expected = judge_naively(towers, batch, depth)
         assert found == pytest.approx(expected, rel=1e-5)
         assert judge_naively(towers, batch, 10) != judge_naively(towers, batch, 20)
+
+
+def test_owned_items_are_lifted_by_the_greatest_term_of_another_item_in_a_validation_too():
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    weights = draw_weights().multiply(50).tocsr()
+    with torch.no_grad():
+        judge = refine.Validation(towers, data.validation_batches)
+    (found,) = judge.rank({"pairs": weights}, [{"pairs": 1.0}])
+    expected = []
+    for batch, (users, memory) in zip(judge.batches, judge.users, strict=True):
+        scores = users @ judge.items.T
+        added = add_up(batch, weights, 0.0)
+        is_owned = batch.mark_owned(N)
+        for row, column in is_owned.nonzero().tolist():
+            others = added[row][~is_owned[row]]
+            scores[row, column] += max(float(others.max()), 0.0)
+        scores += added.masked_fill(is_owned, 0.0)
+        scores[batch.owned_users, batch.owned_rows] += memory
+        wanted = torch.zeros_like(scores, dtype=torch.bool)
+        wanted[batch.target_users, batch.target_rows] = True
+        for row in range(len(scores)):
+            listed = scores[row].argsort(descending=True)[:10].tolist()
+            gains = [
+                1 / np.log2(place + 2) for place, item in enumerate(listed) if wanted[row, item]
+            ]
+            best = [1 / np.log2(place + 2) for place in range(min(10, int(wanted[row].sum())))]
+            expected.append(sum(gains) / sum(best))
+    assert len(expected) > 5
+    np.testing.assert_allclose(found["all"], expected, atol=1e-6)

@@ -391,7 +391,9 @@ def test_baskets_that_are_numbered_need_no_dates(tmp_path, monkeypatch):
     last = events["position"] == events.groupby("user_id")["position"].transform("max")
     assert len(test) == last.sum() > N_USERS  # whole baskets
     assert done.metrics["protocol"]["n_requests"] == N_USERS
-    assert len(Recommender.load(done.bundle).recommend([{"user_id": "u001"}], 5).item_id) == 5
+    recommender = Recommender.load(done.bundle)
+    assert len(recommender.recommend([{"user_id": "u001"}], 5).item_id) == 5
+    assert recommender.bundle.schema.longest_gap == 86400  # nobody leaves out a number
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
