@@ -37,7 +37,7 @@ from tests.tiny_data import (
 from models import item_item, refine, validation
 
 SEED, LIMITS = 3, Limits(top_k=5)
-LATER = ("next_by_time", "trend", "popularity")  # usual values of 0
+LATER = ("next_by_time", "content", "trend", "popularity")  # usual values of 0
 WORLDS = {
     "ordered": lambda: make_world(ORDERED),
     "baskets": lambda: make_world(BASKETS),
