@@ -40,6 +40,7 @@ from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
     TREND_SHARE,
+    content_cosines,
     ease,
     find_trend,
     item_knn,
@@ -65,7 +66,6 @@ from serve.index import Neighbours
 
 # Candidates for an alpha. With alpha 1 the added scores vary as much as those of the towers.
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 25.6)
-
 CONTEXT_GAINS = (1.0, 3.0)  # candidates: such an event counts 2 or 4 times
 STRENGTH = 4.0  # events that content is worth; 2 to 8 ranked alike
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
@@ -120,10 +120,11 @@ class Plan:
 
 IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "plateau": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "plateau": 0.2}, 2.0)
+BESIDE_NEXT = {"plateau": 0.05, "content": 0.0, "trend": 0.0}
 IN_SHORT_ORDER = Plan(
-    {"next_item": 0.05, "next_by_time": 0.1, "plateau": 0.05, "trend": 0.0}, 1.0, 1 / 3
+    {"next_item": 0.05, "next_by_time": 0.1, **BESIDE_NEXT}, 1.0, 1 / 3
 )
-IN_LONG_ORDER = Plan({"next_item": 0.05, "plateau": 0.05, "trend": 0.0}, 1.0, 0.1)
+IN_LONG_ORDER = Plan({"next_item": 0.05, **BESIDE_NEXT}, 1.0, 0.1)
 # One term of item-item weights alone: owned items are lifted by the greatest sum of it.
 BESIDE_MEMORY = Plan({"ease": 0.1, "popularity": 0.0, "trend": 0.0}, 2.0)
 
@@ -211,28 +212,28 @@ def list_estimators(
     n_known = len(np.unique(interactions.item))
     n_factors = min(limits.n_factors, max(MIN_FACTORS, n_known // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
-    plateau = partial(plateau_filter, interactions, top_k, n_factors, seed)
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
-        "plateau": plateau,
+        "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }
 
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
-        estimators["ease_of_targets"] = partial(
-            ease, interactions.only_targets(), top_k, RIDGE, largest
-        )
+        targets = interactions.only_targets()
+        estimators["ease_of_targets"] = partial(ease, targets, top_k, RIDGE, largest)
 
     if data.trains_on_windows:
         decay = list_plans(data)[0].decay
-        estimators["next_item"] = partial(
-            next_item, interactions, top_k, RIDGE, decay, largest
-        )
+        regression = partial(next_item, interactions, top_k, RIDGE)
+        estimators["next_item"] = partial(regression, decay, largest)
         if data.schema.has_datetime:
-            by_time = partial(next_item, interactions, top_k, RIDGE, TIME_DECAY)
-            estimators["next_by_time"] = partial(by_time, largest, floor=TIME_FLOOR)
+            by_time = partial(regression, TIME_DECAY, largest, floor=TIME_FLOOR)
+            estimators["next_by_time"] = by_time
+        if data.schema.item_features:
+            content = partial(content_cosines, interactions, data.catalogue, top_k)
+            estimators["content"] = content
 
     return estimators
 

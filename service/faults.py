@@ -21,8 +21,8 @@ FAULTS = {
     "impressions": "impressions are no longer logged; start the service again",
     "reload": "the last version was refused, an earlier one answers; the status says why",
     "server": "the state's server fails: events and requests that name a user are refused",
-    OUT_OF_SERVICE: "a list of erasures or opt-outs is damaged, or the first is shorter than it was: "
-    "requests that name a user are refused",
+    OUT_OF_SERVICE: "a list of erasures or opt-outs is damaged, or the first is shorter than it "
+    "was: requests that name a user are refused",
 }
 _KINDS = {errno.EBUSY: "lock", DAMAGED: "damage"}  # of faults of the state's file
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from models.item_item import (
     Interactions,
+    content_cosines,
     ease,
     item_knn,
     next_item,
 )
 from models.plateau import LOW_PASS, SKEW, bend, leading_vectors, plateau_filter
 from serve.clock import DAY
+from serve.encode import code_slices
+from serve.kinds import UNKNOWN
+from tests.tiny_data import ORDERED, make_world
 
 from models import item_item
 
@@ -97,6 +103,35 @@ def test_item_knn_is_a_cosine_that_counts_less_of_few_users():
             expected[first, second] = n_both / ((counts[first] * counts[second]) ** 0.5 + 10)
     assert_alike(item_knn(lay_out(users), 40), expected)
     assert set(np.diff(item_knn(lay_out(users), 3).indptr)) == {3}
+
+
+@pytest.mark.parametrize("top_k", [3, 40])
+def test_content_counts_by_the_rarity_of_what_two_items_share(top_k, monkeypatch):
+    monkeypatch.setattr(item_item, "MAX_SHARING", 8)
+    world = make_world(ORDERED)
+    catalogue, n = world.catalogue, len(world.catalogue)
+    values = [set() for _ in range(n)]  # (column's feature, code) of each item
+    for feature, span in code_slices(catalogue.item_features):
+        for item, codes in enumerate(catalogue.features.codes[:, span].tolist()):
+            values[item] |= {(feature.name, code) for code in codes if code > UNKNOWN}
+    sharing = Counter(value for own in values for value in own)
+    assert min(sharing.values()) <= 8 < max(sharing.values())
+    rarity = {value: np.log(n / many) if many <= 8 else 0.0 for value, many in sharing.items()}
+    n_events = np.arange(n) % 5
+    expected = np.zeros((n, n))
+    for one, other in permutations(range(n), 2):
+        norms = [sum(rarity[value] ** 2 for value in values[item]) for item in (one, other)]
+        both = sum(rarity[value] ** 2 for value in values[one] & values[other])
+        if both:
+            cosine = both / np.sqrt(norms[0] * norms[1])
+            expected[one, other] = cosine * (n_events[other] + 1) ** 0.25
+    item = np.repeat(np.arange(n), n_events)
+    zeros = np.zeros_like(item)
+    interactions = Interactions(zeros, item, zeros, item >= 0, 1, n)
+    found = content_cosines(interactions, catalogue, top_k).toarray()
+    np.testing.assert_allclose(np.sort(found), np.sort(keep(expected, top_k)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found[found > 0], expected[found > 0], rtol=1e-5)
+    assert (found > 0).any(axis=1).sum() > n / 2
 
 
 @pytest.mark.parametrize("top_k", [3, 40])

@@ -37,7 +37,7 @@ from tests.tiny_data import (
 from models import item_item, refine, validation
 
 SEED, LIMITS = 3, Limits(top_k=5)
-LATER = ("next_by_time", "trend", "popularity")  # usual values of 0
+LATER = ("next_by_time", "content", "trend", "popularity")  # usual values of 0
 WORLDS = {
     "ordered": lambda: make_world(ORDERED),
     "baskets": lambda: make_world(BASKETS),
@@ -454,6 +454,18 @@ def test_the_same_refinement_gives_the_same_bytes(side):
     for one in (first, second):
         apply(chosen, one, data, LIMITS, SEED)
     assert first.neighbours.to_bytes() == second.neighbours.to_bytes()
+
+
+def test_content_is_weighed_where_events_have_an_order_and_the_validation_wants_what_is_alike(side):
+    towers, data = side
+    estimators = list_estimators(data, LIMITS, SEED)
+    assert ("content" in estimators) == data.trains_on_windows
+    if data.trains_on_windows:
+        alike = estimators["content"]()
+        want(data, lambda batch: add_up(batch, alike, list_plans(data)[0].decay))
+        found = choose(towers, data, LIMITS, SEED)
+        assert found.alphas["content"] > 0
+        assert found.ndcg > found.ndcg_before
 
 
 def judge_naively(towers, batch, depth: int) -> list[float]:
