@@ -303,7 +303,7 @@ def test_what_several_send_at_once_counts_once(replicas, n_threads):
 
 def test_all_engines_have_the_methods_of_the_protocol(replicas):
     names = [name for name in vars(State) if not name.startswith("_")]
-    assert len(names) == 8
+    assert len(names) == 9
     assert all(callable(getattr(replicas[0], name)) for name in names)
     with pytest.raises(SchemaError, match="now is 1700000000000"):
         sum(map(Counter.total, replicas[0].expire_slices(NOON * 1000)))
