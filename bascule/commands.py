@@ -18,8 +18,10 @@ from typing import Any
 from service.command_line import FAULT, import_ours, make_parser, run_command
 
 _REGISTRY = Path("runs") / "registry"
-# their state lies beside the bundle, which so is a folder
-_RUNNING = ("serve", "consume")
+_RUNNING = (
+    "serve",
+    "consume",
+)  # their state lies beside the bundle, which so is a folder
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
@@ -213,18 +215,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     },
     "--admin-port": _NUMBER | {"help": "serve the admin routes only on this port"},
     "--insecure": _FLAG | {"help": "listen on an address of a network without --keys"},
-    "--expire-most": _FLAG
-    | {
-        "help": "remove what is older than --retention-days even if it is most of the log"
-    },
-    "--read-only": _FLAG | {"help": "refuse events, changes of items and erasures"},
-    "--log-format": {
-        "choices": ("text", "json"),
-        "default": "text",
-        "help": "format of the log on stderr (default: text)",
-    },
-    "--trusted-keys": _FILE
-    | {"help": "public keys in PEM: refuse a bundle that none of them has signed"},
+    "--expire-most": _FLAG | {"help": "remove what is too old, even most of it"},
+    "--trusted-keys": _FILE | {"help": "keys in PEM: refuse what none has signed"},
     "--key": _FILE | {"help": "file of the private key in PEM"},
     "--storage": {
         "metavar": "URL",

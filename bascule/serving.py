@@ -178,8 +178,9 @@ def consume(options: Namespace) -> None:
 def expire(options: Namespace) -> None:
     """Remove what is too old from the state of a run, and print how much of each kind."""
     from serve.bundle import STATE, STATE_FILE
+    from service.engine import State
     from service.remote.shared import open_shared
-    from service.state import State, StateStore
+    from service.state import StateStore
 
     folder = options.run_folder / STATE
     if not folder.is_dir():

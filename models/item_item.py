@@ -39,13 +39,10 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from datamodules.sequences import Catalogue
 from evaluation.ease import ease_weights, invert_regularised
 from evaluation.ranking import SHRINK, keep_largest_entries, multiply_items, tiles
 from serve.arrays import Flags, Floats, Ints
-from serve.encode import code_slices
 from serve.events import Events
-from serve.kinds import UNKNOWN
 
 # Items of a matrix that is inverted, the most popular ones, and items of a catalogue up to which
 # the others get no weights.
@@ -69,9 +66,6 @@ FADING = 86_400.0  # seconds in which events fade by time
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
 MAX_TRENDING = 512  # items with a trend
-# items with one value of a feature, above which it says too little for cosines by content
-MAX_SHARING = 100
-EVENTS_POWER = 0.25  # of the events of an item, by which its cosines by content grow
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,55 +260,6 @@ def item_knn(interactions: Interactions, top_k: int) -> sp.csr_array:
         return np.asarray(cosines * is_kept, np.float32)
 
     return multiply_items(matrix, top_k, divide)
-
-
-def content_cosines(
-    interactions: Interactions, catalogue: Catalogue, top_k: int
-) -> sp.csr_array:
-    """Return the cosines of items by their features, more of an item with more events, (N, N).
-
-    A value counts the more the rarer it is. What more than `MAX_SHARING` items have, numbers and
-    vectors do not count.
-
-    Args:
-        interactions: E events of U users with N items.
-        catalogue: the N items with their features.
-        top_k: cosines that are kept per row.
-
-    Source: inverse document frequencies (Sparck Jones, Journal of Documentation 1972).
-    """
-    values = _list_values(catalogue)  # (codes, N)
-    n_sharing = np.maximum(values.sum(axis=1), 1)  # (codes,)
-    rarity = np.log(interactions.n_items / n_sharing)  # (codes,)
-    rarity *= n_sharing <= MAX_SHARING
-    weighted = values.multiply(rarity[:, None]).tocsr()  # (codes, N)
-    weighted.eliminate_zeros()
-    lengths = np.sqrt(weighted.power(2).sum(axis=0))  # (N,)
-    n_events = np.bincount(interactions.item, minlength=interactions.n_items)  # (N,)
-    prior = (n_events + 1.0) ** EVENTS_POWER  # (N,)
-
-    def rescale(products: Floats, rows: Ints, columns: Ints) -> Floats:
-        cosines = products / (lengths[rows] * lengths[columns])
-        return np.asarray(cosines * prior[columns] * (rows != columns), np.float32)
-
-    return multiply_items(weighted, top_k, rescale)
-
-
-def _list_values(catalogue: Catalogue) -> sp.csr_array:
-    """Return which items have which code of their features, (codes, N) of zeros and ones."""
-    firsts: list[int] = []  # the first row of each column's feature, (C,)
-    n_codes = 0
-    for feature, span in code_slices(catalogue.item_features):
-        firsts += [n_codes] * (span.stop - span.start)
-        n_codes += feature.n_codes
-
-    codes = catalogue.features.codes  # (N, C)
-    items, columns = (codes > UNKNOWN).nonzero()  # (K,) both
-    rows = codes[items, columns] + np.array(firsts, np.int64)[columns]  # (K,)
-    ones = np.ones(len(rows), np.float32)
-    values = sp.csr_array((ones, (rows, items)), (n_codes, len(catalogue)))
-    values.data[:] = 1  # duplicates were summed
-    return values
 
 
 def add_rest(

@@ -17,8 +17,7 @@ the kind of data suggests. Where events have an order it tries the plan of sets 
 may say nothing. What is added must rank higher than the towers alone, and all of it better than
 popularity or ItemKNN alone by one standard error: else the plainest ranks alone, unless features of
 users or moments tell, of which towers learn more from the data held out.
-`apply` refines any towers by these choices, for example after another training on more data.
-
+`apply` refines any towers by these choices, such as after another training on more data.
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E events.
 """
 
@@ -36,11 +35,11 @@ import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
+from evaluation.content_cosines import content_cosines
 from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
     TREND_SHARE,
-    content_cosines,
     ease,
     find_trend,
     item_knn,
@@ -212,9 +211,10 @@ def list_estimators(
     n_known = len(np.unique(interactions.item))
     n_factors = min(limits.n_factors, max(MIN_FACTORS, n_known // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
+    plateau = partial(plateau_filter, interactions, top_k, n_factors, seed)
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
-        "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
+        "plateau": plateau,
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }
@@ -229,10 +229,11 @@ def list_estimators(
         regression = partial(next_item, interactions, top_k, RIDGE)
         estimators["next_item"] = partial(regression, decay, largest)
         if data.schema.has_datetime:
-            by_time = partial(regression, TIME_DECAY, largest, floor=TIME_FLOOR)
-            estimators["next_by_time"] = by_time
+            fading = partial(regression, TIME_DECAY, largest, floor=TIME_FLOOR)
+            estimators["next_by_time"] = fading
         if data.schema.item_features:
-            content = partial(content_cosines, interactions, data.catalogue, top_k)
+            taken = interactions.item  # (E,)
+            content = partial(content_cosines, taken, data.catalogue, top_k)
             estimators["content"] = content
 
     return estimators

@@ -26,7 +26,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from evaluation.ease import ease_weights
-from models.item_item import keep_largest
+from models.item_item import Interactions, keep_largest
 from privacy.gaussian import Account
 from serve.arrays import Doubles, Floats, Ints
 
@@ -59,7 +59,9 @@ class Statistics:
         gram = (self.vectors * self.values) @ self.vectors.T  # (n, n)
         weights = ease_weights(gram, RIDGE_SHARE * self.edge)  # (n, n)
         weights *= self.scales[:, None]
-        return keep_largest(weights, self.items, n_items, top_k)
+        none = np.zeros(0, np.int64)
+        nothing = Interactions(none, none, none, none > 0, 0, n_items)
+        return keep_largest(weights, self.items, nothing, top_k)
 
     def find_factors(self, dim: int) -> Floats:
         """Return the leading eigenvectors as tastes of items, (N, dim), zeros where unknown."""

@@ -36,6 +36,7 @@ from service.database import (
 )
 from service.engine import check_retention
 from service.event_log import (
+    LATEST,
     MARK,
     TABLES,
     UNDONE_BY,
@@ -97,24 +98,11 @@ _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
 
 
-# The latest time of an event or answer, the number of both, and of those before a time each.
-_LATEST = """SELECT max(latest), sum(n_rows), sum(n_old) FROM (
-    SELECT max(datetime) latest, count(*) n_rows, count(*) FILTER (WHERE datetime < ?1) n_old
-    FROM event_rows UNION ALL
-    SELECT max(datetime), count(*), count(*) FILTER (WHERE datetime < ?2) FROM answer_rows)"""
 _MOST = 0.5  # of the rows: more are removed only on the operator's word
 
 
 class StateStore:
-    """The live state in a SQLite file; safe to use from many threads, and beside other processes.
-
-    Example:
-        >>> store = StateStore(Path("runs/my/state/state.db"))
-        >>> store.observe(1, 90001, "purchase", 1_700_000_000)
-        True
-        >>> store.recall(1).history.item_id
-        array([90001], dtype=object)
-    """
+    """The live state in a SQLite file; safe to use from many threads, and beside other processes."""
 
     def __init__(
         self,
@@ -238,10 +226,10 @@ class StateStore:
         Raises:
             BundleError: more than half of the log would be removed.
         """
-        ((latest, *_),) = self._read(_LATEST, 0, 0)
+        ((latest, *_),) = self._read(LATEST, 0, 0)
         now = min(now, latest or now)
         begins = [now - days * DAY for days in self.days.values()]
-        ((_, n_rows, n_old),) = self._read(_LATEST, *begins)
+        ((_, n_rows, n_old),) = self._read(LATEST, *begins)
         if n_old > _MOST * n_rows:
             raise BundleError(
                 f"{n_old:,} of {n_rows:,} events and answers are older than the retention of "

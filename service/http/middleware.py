@@ -75,12 +75,15 @@ class Turns:
         caller = CALLER.get()
         own = self._locks.setdefault(caller, asyncio.Lock())
         async with own:
-            started = time.perf_counter()
-            try:
-                return await asyncio.wrap_future(self._thread.submit(call))
-            finally:
-                if isinstance(caller, Key):
-                    caller.charge(time.perf_counter() - started)
+            return await self._measure(call, caller)
+
+    async def _measure(self, call: Callable[[], T], caller: Caller) -> T:
+        started = time.perf_counter()
+        try:
+            return await asyncio.wrap_future(self._thread.submit(call))
+        finally:
+            if isinstance(caller, Key):
+                caller.charge(time.perf_counter() - started)
 
     def close(self) -> None:
         """Finish the call that runs, then end the thread."""

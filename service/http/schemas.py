@@ -403,10 +403,11 @@ _ASK = (
     *("/v1/page", "/v1/items", "/openapi.json"),
 )
 PROFILING = "/v1/users/profiling"
+_WRITE = ("/v1/events", "/v1/shown", PROFILING)
 ROLES = {  # every other path is for admins
     **dict.fromkeys(_OPEN, Role.OPEN),
     **dict.fromkeys(_ASK, Role.ASK),
-    **dict.fromkeys(("/v1/events", "/v1/shown", PROFILING), Role.WRITE),
+    **dict.fromkeys(_WRITE, Role.WRITE),
 }
 _KEY = {
     "type": "http",

@@ -9,9 +9,10 @@ from itertools import permutations
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from evaluation import content_cosines as content_module
+from evaluation.content_cosines import content_cosines
 from models.item_item import (
     Interactions,
-    content_cosines,
     ease,
     item_knn,
     next_item,
@@ -107,7 +108,7 @@ def test_item_knn_is_a_cosine_that_counts_less_of_few_users():
 
 @pytest.mark.parametrize("top_k", [3, 40])
 def test_content_counts_by_the_rarity_of_what_two_items_share(top_k, monkeypatch):
-    monkeypatch.setattr(item_item, "MAX_SHARING", 8)
+    monkeypatch.setattr(content_module, "MAX_SHARING", 8)
     world = make_world(ORDERED)
     catalogue, n = world.catalogue, len(world.catalogue)
     values = [set() for _ in range(n)]  # (column's feature, code) of each item
@@ -125,10 +126,7 @@ def test_content_counts_by_the_rarity_of_what_two_items_share(top_k, monkeypatch
         if both:
             cosine = both / np.sqrt(norms[0] * norms[1])
             expected[one, other] = cosine * (n_events[other] + 1) ** 0.25
-    item = np.repeat(np.arange(n), n_events)
-    zeros = np.zeros_like(item)
-    interactions = Interactions(zeros, item, zeros, item >= 0, 1, n)
-    found = content_cosines(interactions, catalogue, top_k).toarray()
+    found = content_cosines(np.repeat(np.arange(n), n_events), catalogue, top_k).toarray()
     np.testing.assert_allclose(np.sort(found), np.sort(keep(expected, top_k)), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found[found > 0], expected[found > 0], rtol=1e-5)
     assert (found > 0).any(axis=1).sum() > n / 2
