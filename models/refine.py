@@ -214,13 +214,13 @@ def list_estimators(
     n_known = len(np.unique(interactions.item))
     n_factors = min(limits.n_factors, max(MIN_FACTORS, n_known // ITEMS_PER_FACTOR))
     largest = limits.n_inverted
+    plateau = partial(plateau_filter, interactions, top_k, n_factors, seed)
     estimators: dict[str, Estimator] = {
         "ease": partial(estimate, RIDGE, largest),
-        "plateau": partial(plateau_filter, interactions, top_k, n_factors, seed),
+        "plateau": plateau,
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }
-
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
         targets = interactions.only_targets()
