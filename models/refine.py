@@ -218,7 +218,6 @@ def list_estimators(
         "item_knn": partial(item_knn, interactions, top_k),
         **trends,
     }
-
     if not interactions.is_target.all():
         # Items that users only viewed or rated low are no sign of what they like.
         targets = interactions.only_targets()
