@@ -9,7 +9,6 @@ from itertools import permutations
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from evaluation import content_cosines as content_module
 from evaluation.content_cosines import content_cosines
 from models.item_item import (
     Interactions,
@@ -23,6 +22,7 @@ from serve.encode import code_slices
 from serve.kinds import UNKNOWN
 from tests.tiny_data import ORDERED, make_world
 
+from evaluation import content_cosines as content_module
 from models import item_item
 
 N = 13
