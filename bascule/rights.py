@@ -29,7 +29,7 @@ from serve.files import (
 )
 from serve.profiles import MANIFEST, Profiles
 from service.event_log import Log, read_log
-from service.forget import Erasures, forget_users, holds_run
+from service.forget import Erasures, forget_users, holds_run, name_users
 from service.remote.fetched import fetch_state
 from service.remote.shared import open_shared
 
@@ -55,9 +55,9 @@ def user(options: Namespace) -> None:
         show(options)
     else:
         erasures = Erasures([run], open_shared())
-        for user_id in options.user:
-            erasures.choose(user_id, options.action == "opt-out")
-            print(f"{options.action}: {user_id}")
+        for name in name_users(run, options.user):
+            erasures.choose(name, options.action == "opt-out")
+            print(f"{options.action}: {name}")
 
 
 def forget(options: Namespace) -> None:
@@ -116,6 +116,9 @@ def gather(
     held: Held = {text: defaultdict(list) for text in map(str, user_ids)}
     if (run / CONFIG).exists():
         _add_sources(held, run)
+    asked = dict(held)
+    names = name_users(run, user_ids)  # pseudonyms, if the run has these
+    held = {str(name): asked[str(of)] for of, name in zip(user_ids, names, strict=True)}
     for path in sorted(chain.from_iterable(map(run.glob, _OUTPUTS))):
         _add(held, str(path), (row for _, row in read_rows(path)))
     if (run / PROFILES / MANIFEST).exists():
@@ -128,7 +131,7 @@ def gather(
 
     return {
         text: {place: rows for place, rows in places.items() if rows}
-        for text, places in held.items()
+        for text, places in asked.items()
     }
 
 

@@ -121,13 +121,16 @@ def forget_users(
             f"user_ids is {show(user_ids)}; expected a list of one id or more"
         )
 
+    return forget_known(run, name_users(run, user_ids), exports, shared)
+
+
+def name_users(run: Path, user_ids: Sequence[Id]) -> list[Id]:
+    """Return users as a run names them: by its schema, else as texts."""
     schema = run / BUNDLE / SCHEMA
-    # any id is a text
-    checked = [parse_id(user_id, "string", "user") for user_id in user_ids]
-    if schema.exists():
-        fitted = Schema.from_json(schema.read_text(encoding="utf-8"))
-        checked = [fitted.parse_user_id(user_id, "user") for user_id in user_ids]
-    return forget_known(run, checked, exports, shared)
+    if not schema.exists():
+        return [parse_id(user_id, "string", "user") for user_id in user_ids]
+    fitted = Schema.from_json(schema.read_text(encoding="utf-8"))
+    return [fitted.parse_user_id(user_id, "user") for user_id in user_ids]
 
 
 def forget_known(

@@ -102,7 +102,7 @@ _MOST = 0.5  # of the rows: more are removed only on the operator's word
 
 
 class StateStore:
-    """The live state in a SQLite file; safe to use from many threads, and beside other processes."""
+    """The live state in a SQLite file; safe to use from many threads and processes."""
 
     def __init__(
         self,

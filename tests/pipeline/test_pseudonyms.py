@@ -12,9 +12,11 @@ import pytest
 import train
 import yaml
 from bascule.commands import main
+from bascule.rights import gather
 from serve.bundle import BUNDLE, PROFILES, SCHEMA, STATE, STATE_FILE
 from serve.cells import KEY_FILE, read_keys
 from serve.errors import BundleError, SchemaError
+from serve.files import read_opt_outs
 from serve.profiles import Profiles
 from serve.schema import Schema
 from service.event_log import read_log
@@ -154,6 +156,22 @@ def test_everything_goes_by_the_pseudonym_of_the_id(shop):
         keys.name(STRANGER),
     }
     assert keys.name(name_address("u004")) in (shop / "my" / "lists.csv").read_text()
+
+
+def test_people_are_shown_and_opt_out_by_their_own_id(shop, tmp_path, monkeypatch):
+    keys = read_keys(str(shop / "users.key"))
+    run = tmp_path / "my"
+    shutil.copytree(shop / "my", run)
+    monkeypatch.setenv(KEY_FILE, str(shop / "users.key"))
+    address = name_address("u001")
+
+    held = gather(run, [address])[address]
+    assert {"interactions", "users", PROFILES, "impressions"} <= set(held)
+    assert held["live events"]
+    assert main(["user", "opt-out", "--run", str(run), "--user", address]) == 0
+    opted_out = read_opt_outs(run)
+    assert opted_out.holds(keys.name(address))
+    assert not opted_out.holds(address)
 
 
 # ---- keys
