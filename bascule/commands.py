@@ -25,10 +25,7 @@ _RUNNING = (
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
-    "train": (
-        "train",
-        "train, export, evaluate and publish; with --tune.trials, search",
-    ),
+    "train": ("train", "train, evaluate and publish; with --tune.trials, search"),
     "evaluate": ("evaluation.__main__", "evaluate a bundle on a holdout"),
     "report": ("evaluation.report", "write the report of a finished run again"),
     "feedback": (
@@ -216,6 +213,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--admin-port": _NUMBER | {"help": "serve the admin routes only on this port"},
     "--insecure": _FLAG | {"help": "listen on an address of a network without --keys"},
     "--expire-most": _FLAG | {"help": "remove what is too old, even most of it"},
+    "--read-only": _FLAG | {"help": "refuse events, changes of items and erasures"},
+    "--log-format": {
+        "choices": ("text", "json"),
+        "help": "format of the log on stderr (default: text)",
+        "default": "text",
+    },
     "--trusted-keys": _FILE | {"help": "keys in PEM: refuse what none has signed"},
     "--key": _FILE | {"help": "file of the private key in PEM"},
     "--storage": {

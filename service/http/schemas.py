@@ -398,15 +398,12 @@ class Role(IntEnum):
 
 
 _OPEN = ("/", "/docs", "/page.css", "/page.js", "/health", "/ready")
-_ASK = (
-    *("/v1/recommend", "/v1/similar", "/v1/due", "/v1/segments"),
-    *("/v1/page", "/v1/items", "/openapi.json"),
-)
+_ASK = ("/v1/recommend", "/v1/similar", "/v1/due", "/v1/segments", "/v1/page")
 PROFILING = "/v1/users/profiling"
 _WRITE = ("/v1/events", "/v1/shown", PROFILING)
 ROLES = {  # every other path is for admins
     **dict.fromkeys(_OPEN, Role.OPEN),
-    **dict.fromkeys(_ASK, Role.ASK),
+    **dict.fromkeys((*_ASK, "/v1/items", "/openapi.json"), Role.ASK),
     **dict.fromkeys(_WRITE, Role.WRITE),
 }
 _KEY = {
