@@ -178,8 +178,7 @@ async def status(request: Request) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     state = request.app.state.shared
     await state.refresh()
-    text = await state.answers.run(state.metrics.write)  # dozens at once take turns
-    return Response(text, media_type=_PROMETHEUS)
+    return Response(await state.metrics.share(), media_type=_PROMETHEUS)
 
 
 @reloading.post(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ class Metrics:
         shared = os.environ.get(_SHARED)
         self._faults = faults
         self._n_lost = 0
+        self._writing: asyncio.Task[bytes] | None = None
         self.registry = CollectorRegistry()
         options: Any = {
             "namespace": "bascule",
@@ -98,6 +100,12 @@ class Metrics:
     def write(self) -> bytes:
         """Write everything in the text format of Prometheus."""
         return generate_latest(self.registry)
+
+    async def share(self) -> bytes:
+        """Write everything in a thread, once for all who ask meanwhile."""
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(asyncio.to_thread(self.write))
+        return await asyncio.shield(self._writing)
 
     def count(self, path: str, status: int, seconds: float) -> str:
         """Count one answer of HTTP; return the label of its route."""
