@@ -50,6 +50,7 @@ _SHEDDING = frozenset(  # paths that are refused when too many requests wait
     {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
 )
 _JSON = b"application/json"
+_LAST = {"connection": "close"}
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -328,17 +329,18 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
             async with asyncio.timeout_at(until):
                 message = await receive()
         except TimeoutError:
-            raise HTTPException(
-                408,
-                f"the body took over {_BODY_SECONDS} seconds",
-                {"connection": "close"},
-            ) from None
+            reason = f"the body took over {_BODY_SECONDS} seconds"
+            raise HTTPException(408, reason, _LAST) from None
 
         n_bytes += len(message.get("body", b""))
+        # The connection ends behind an answer that comes before the end of the body.
+        ends = _LAST if message.get("more_body") else None
         if n_bytes > MAX_BODY:
-            raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")
+            reason = f"the body is too long; allowed: {MAX_BODY} bytes"
+            raise HTTPException(413, reason, ends)
         if n_bytes and kind != _JSON:
-            raise HTTPException(415, "the content-type is not application/json")
+            reason = "the content-type is not application/json"
+            raise HTTPException(415, reason, ends)
         is_body = message["type"] == "http.request"
         if worker and is_body and not message.get("more_body"):
             scope["state"]["is_admitted"] = True

@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import shutil
+import time
 from contextlib import closing
 
 import pandas as pd
@@ -86,9 +87,9 @@ def serve_for_a_while(run):
         requests = [{"user_id": user} for user in (known, STRANGER, name_address("u002"))]
         parsed = [*service.read(requests, service.current)]
         service.log_shown(service.current, service.current.recommend(parsed, 3), "r1")
-        service.observe(
-            [{"user_id": known, "item_id": 107, "request_id": "r1", "datetime": NOW + 9}]
-        )
+        # the log has lists at the time of the machine
+        named = {"user_id": known, "item_id": 107, "request_id": "r1", "datetime": int(time.time())}
+        service.observe([named])
         service.forget(name_address("u003")).result()
         return [request.user_known for request in parsed]
     finally:

@@ -233,4 +233,4 @@ def test_the_service_does_what_its_document_says(service, tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "Tested: 16" in done.stdout
+    assert "Tested: 17" in done.stdout
