@@ -170,7 +170,8 @@ def verify(options: Namespace) -> None:
     print(f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says")
     print(f"space_id: {bundle.manifest.space_id} in towers, index and schema")
     print(f"golden: {n_requests} requests answered as when exported")
-    print(f"people: {fewest} or more in a segment, and none in a request")
+    smallest = f"{fewest} or more in a segment" if segments else "no segments"
+    print(f"people: {smallest}, and none in a request")
     print(f"version: {bundle.manifest.version}")
     if options.trusted_keys is not None:
         print(f"signature: by a key of {options.trusted_keys}")

@@ -325,7 +325,7 @@ COMMANDS = {
         "serving.expire",
         "remove what is too old, with a report",
         "--run",
-        "--retention-days --impression-days",
+        "--retention-days --impression-days --expire-most",
     ),
     "rotate": Command(
         "serving.rotate", "give pseudonyms the last key of their file", "--run"

@@ -192,10 +192,10 @@ def _add_named(
     """Add what names a user by a part of a text, or by a keyed hash."""
     naming = re.compile(rf"(?<!\w){re.escape(text)}(?!\w)")
     for path in (*run.glob(REJECTS), *run.glob(f".beside-*/{REJECTS}")):
-        rejects = [row for _, row in read_rows(path)]
-        places[str(path)] += [
-            row for row in rejects if naming.search(str(row["value"]))
-        ]
+        for _, row in read_rows(path):
+            # The value may be of somebody else: only its place is told.
+            if naming.search(str(row.pop("value"))):
+                places[str(path)].append(row)
 
     keys = []
     for name in (FORGOTTEN, OPTED_OUT):

@@ -190,7 +190,10 @@ def expire(options: Namespace) -> None:
     state: State = shared or StateStore(folder / STATE_FILE, None, *days)
     removed = Counter(events=0, impressions=0)
     with closing(state):
-        for of_slice in state.expire_slices(int(time())):
+        now = int(time())
+        if not options.expire_most:
+            now = state.date_expiry(now)
+        for of_slice in state.expire_slices(now):
             removed.update(of_slice)
     print(json.dumps({"removed": removed}))
 

@@ -201,12 +201,14 @@ def fit_longest_gap(train: pd.DataFrame) -> int:
     """Return the seconds that nearly no gap between two visits of a user exceeds.
 
     Args:
-        train: interactions with times; those of a user at one time are one visit.
+        train: interactions with times; those of a user on one day are one visit.
 
     Returns:
         That of no limit if nobody came twice.
     """
-    visits = train.groupby(["user_id", "datetime"], as_index=False).size()
+    days = train["datetime"] // DAY * DAY
+    visits = train[["user_id"]].assign(datetime=days).drop_duplicates()
+    visits = visits.sort_values(["user_id", "datetime"])
     gaps = visits.groupby("user_id")["datetime"].diff().dropna()
     return int(gaps.quantile(MOST_GAPS)) if len(gaps) else LAST_SECOND
 

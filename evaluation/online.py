@@ -93,6 +93,10 @@ def keep_shown(lists: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     is_confirmation = lists["policy"] == SHOWN
     confirmed = lists["request_id"][is_confirmation]
     pair = ["request_id", "user_id"]
+    # of the events of a day one tells as much as all
+    events = events.assign(day=events["datetime"] // DAY).drop_duplicates(
+        [*pair, "day"]
+    )
     named = lists.reset_index().merge(events, on=pair, suffixes=("", "_event"))
     is_soon = _follows(named["datetime_event"] - named["datetime"])
     is_named = lists.index.isin(named["index"][is_soon])
@@ -220,6 +224,8 @@ def winsorise(events: pd.DataFrame, is_target: pd.Series[bool]) -> pd.Series[flo
     if not len(highest):
         return values
     usual = float(highest.quantile(0.99, interpolation="lower"))
+    if not usual:
+        return values
     return values.clip(upper=MAX_RATIO * usual)
 
 

@@ -95,6 +95,12 @@ class EvaluationConfig:
     audit_items: float = 0.0
     """The same of the exposure of a group of items to its share of what users took."""
 
+    def __post_init__(self) -> None:
+        for name in ("audit_users", "audit_items"):
+            ratio = getattr(self, name)
+            if not 0 <= ratio <= 1:
+                raise SchemaError(f"evaluation.{name} is {ratio}; allowed: from 0 to 1")
+
 
 @dataclass(frozen=True)
 class IndexConfig:

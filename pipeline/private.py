@@ -52,6 +52,13 @@ def release(work: Work) -> tuple[Work, Statistics, dict[str, Any]]:
             "single users had; give data.items"
         )
 
+    n_users = work.split.refit["user_id"].nunique()
+    if privacy.delta * n_users > 1:
+        raise SchemaError(
+            f"privacy.delta is {privacy.delta:g}, and {n_users:,} users are learned from; allowed: "
+            f"up to {1 / n_users:.1g}, one over their number"
+        )
+
     console.rule("noised statistics")
     account = Account(privacy.epsilon, privacy.delta, np.random.default_rng())
     item_ids = np.unique(work.tables.items["item_id"].to_numpy())

@@ -143,9 +143,13 @@ class Pseudonyms:
         return self.list_names(user_id)[-1]
 
 
-@lru_cache
 def read_keys(path: str) -> Pseudonyms:
     """Read a file of keys, 64 hexadecimal digits a line, that nobody but its owner may read."""
+    return _read_keys(path, os.stat(path).st_mtime_ns)
+
+
+@lru_cache
+def _read_keys(path: str, changed: int) -> Pseudonyms:
     lines = Path(path).read_text(errors="replace").split()
     is_private = not os.stat(path).st_mode & 0o077
     if not (lines and is_private and all(map(_KEY.fullmatch, lines))):

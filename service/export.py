@@ -41,7 +41,9 @@ PLAN = "_plan.json"
 SUCCESS = "_SUCCESS"
 ROWS_PER_SHARD = 65_536
 _LOCK = ".lock"
-_FORMULA = (r"^([=@\t\r]|[+-][^0-9.])", r"'\1")  # how one begins, and harmlessly
+# What a spreadsheet may run: texts that begin like a formula, but for plain numbers.
+_FORMULA = r"^[=@\t\r+-]"
+_NUMBER = r"^[+-]?[0-9.]+$"
 _SHARDS = "part-*.parquet"
 
 Side = Literal["user", "item"]
@@ -71,8 +73,13 @@ def _defuse(table: pa.Table) -> pa.Table:
     """Put a quote before texts that a spreadsheet would run as a formula."""
     for place, field in enumerate(table.schema):
         if pa.types.is_string(field.type) or pa.types.is_large_string(field.type):
-            texts = pc.replace_substring_regex(table[place], *_FORMULA)
-            table = table.set_column(place, field, texts)
+            texts = table[place]
+            is_formula = pc.match_substring_regex(texts, _FORMULA)
+            is_number = pc.match_substring_regex(texts, _NUMBER)
+            quoted = pc.binary_join_element_wise("'", texts, "")
+            is_quoted = pc.and_(is_formula, pc.invert(is_number))
+            texts = pc.if_else(is_quoted, quoted, texts)
+            table = table.set_column(place, field, texts.cast(field.type))
 
     return table
 

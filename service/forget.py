@@ -10,6 +10,7 @@ lists who objects to profiling. The list beside a state counts; that of a run wi
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
@@ -26,7 +27,7 @@ import pyarrow as pa
 
 from serve.arrays import Id, to_arrow
 from serve.bundle import BUNDLE, FEEDBACK, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
-from serve.cells import parse_id
+from serve.cells import KEY_FILE, parse_id
 from serve.errors import SchemaError, show
 from serve.files import (
     ERASURE_FORMAT,
@@ -53,6 +54,7 @@ from service.export import (
     write_table,
 )
 from service.publish import read_version
+from service.registry import Registry
 from service.remote.remote_state import RemoteState
 from service.state import StateStore
 
@@ -125,9 +127,21 @@ def forget_users(
 
 
 def name_users(run: Path, user_ids: Sequence[Id]) -> list[Id]:
-    """Return users as a run names them: by its schema, else as texts."""
-    schema = run / BUNDLE / SCHEMA
+    """Return users as a run or registry names them: by its schema, else as texts.
+
+    Raises:
+        SchemaError: there are pseudonyms, and no schema says whose.
+    """
+    bundle = run / BUNDLE
+    if not bundle.exists():
+        registry = Registry(run)
+        bundle = next(map(registry.folder, registry.versions()), bundle)
+    schema = bundle / SCHEMA
     if not schema.exists():
+        if KEY_FILE in os.environ:
+            raise SchemaError(
+                f"{run} holds no bundle to name users by; give a run or a registry"
+            )
         return [parse_id(user_id, "string", "user") for user_id in user_ids]
     fitted = Schema.from_json(schema.read_text(encoding="utf-8"))
     return [fitted.parse_user_id(user_id, "user") for user_id in user_ids]

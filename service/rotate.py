@@ -17,6 +17,7 @@ import numpy as np
 from serve.bundle import BUNDLE, PROFILES, STATE, STATE_FILE, Bundle
 from serve.cells import find_keys
 from serve.errors import BundleError, SchemaError
+from serve.files import read_erasure_list, read_opt_outs
 from serve.profiles import Profiles, settle_profiles, stage_profiles
 from serve.recommender import Recommender
 from service.database import name_fault, user_key
@@ -66,6 +67,11 @@ def rotate(run: Path) -> None:
     keys = find_keys(bundle.schema.pseudonyms)
     if keys is None:
         raise SchemaError(f"{run} has no pseudonyms: train it with data.pseudonyms")
+    if len(read_erasure_list(run)) or len(read_opt_outs(run)):
+        raise SchemaError(
+            f"{run} lists who was forgotten or opted out by present pseudonyms, whom another key "
+            "would bring back: train anew with the new key in place of rotating"
+        )
 
     version = bundle.manifest.version
     profiles = Profiles.load(run / PROFILES, version)

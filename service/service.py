@@ -42,11 +42,9 @@ POLICY = "greedy"  # lists are ordered by falling score
 _FOLLOW_SECONDS = 0.1  # between looks at what other processes did
 _RETRY_SECONDS = 5.0  # between attempts to open live items and state
 _MAX_CONFIRMED = 10_000  # latest requests that are not confirmed twice
-_SPARE_BYTES = (
-    2**30
-)  # that impressions leave to events and erasures, or of a small disk
-_SPARE_PART = 20  # one part in so many
-_SPARE = 50  # one part in so many of the disk is left to events and erasures
+# Room that impressions leave to events and erasures: of a small disk one part in so many.
+_SPARE_BYTES = 2**30
+_SPARE_PART = 20
 _LOGGED = 100  # items of a list that are logged: longer ones would fill the disk
 Clock = Literal["data", "now"]  # default time of a request: the end of the data, or now
 _FAILED_HERE = "another process loaded version %s, this one failed: %s"
@@ -255,6 +253,11 @@ class Service:
         user_id = self._schema.parse_user_id(user_id, "user_id")
         return self.erasures.add(user_id)
 
+    def choose(self, user_id: Id, is_out: bool) -> None:
+        """Let a user opt out of profiling, or in again; it is kept when this returns."""
+        user_id = self._schema.parse_user_id(user_id, "user_id")
+        self.erasures.choose(user_id, is_out)
+
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is a profile or an event of a user, who is not forgotten."""
         user_id = self._schema.parse_user_id(user_id, "user_id")
@@ -318,7 +321,8 @@ class Service:
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
                 disk = disk_usage(self._folder)
-                self.impressions.is_short = disk.free < disk.total // _SPARE
+                spare = min(_SPARE_BYTES, disk.total // _SPARE_PART)
+                self.impressions.is_short = disk.free < spare
                 load, version = self.items.follow()
                 if self.arms is not None:
                     self.arms.follow()

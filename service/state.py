@@ -224,19 +224,17 @@ class StateStore:
         """Return the time from which age is counted: the log's latest, if the clock is ahead of it.
 
         Raises:
-            BundleError: more than half of the log would be removed.
+            BundleError: more than half of the log would be removed by the clock.
         """
-        ((latest, *_),) = self._read(LATEST, 0, 0)
-        now = min(now, latest or now)
         begins = [now - days * DAY for days in self.days.values()]
-        ((_, n_rows, n_old),) = self._read(LATEST, *begins)
+        ((latest, n_rows, n_old),) = self._read(LATEST, *begins)
         if n_old > _MOST * n_rows:
             raise BundleError(
                 f"{n_old:,} of {n_rows:,} events and answers are older than the retention of "
                 f"{self.days} days; none is removed without --expire-most"
             )
 
-        return now
+        return min(now, latest or now)
 
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""

@@ -46,8 +46,8 @@ class _Parser(h11.Connection):
 class Connection(H11Protocol):
     """A connection that may be closed for others.
 
-    Above the limit one that waits for its client is closed: first those that never got an answer,
-    then those of the client with the most, the idlest first. uvicorn's `limit_concurrency` alone
+    Above the limit one that waits for its client is closed: of the client with the most, first
+    those that never got an answer, the idlest first. uvicorn's `limit_concurrency` alone
     refuses the newest: 512 silent connections would shut everybody out.
     """
 
@@ -68,7 +68,7 @@ class Connection(H11Protocol):
         idle = list(filter(Connection.is_idle, connections))
         least = min(
             idle,
-            key=lambda one: (one.has_answered, -n_open[one.network], one.idle_since),
+            key=lambda one: (-n_open[one.network], one.has_answered, one.idle_since),
         )
         connections.discard(least)
         least.transport.abort()

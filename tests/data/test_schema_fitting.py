@@ -388,9 +388,10 @@ def test_every_kind_is_fitted():
 @settings(max_examples=50, deadline=None)
 def test_the_longest_gap_covers_nearly_all_gaps_between_visits(rows):
     events = pd.DataFrame(rows, columns=["user_id", "datetime", "item_id"])
+    events["datetime"] *= 7 * 3600  # of one day: one visit
     gaps = []
     for user in range(4):
-        times = sorted({time for owner, time, _ in rows if owner == user})
-        gaps += [later - earlier for earlier, later in itertools.pairwise(times)]
+        days = sorted({time * 7 // 24 for owner, time, _ in rows if owner == user})
+        gaps += [(later - earlier) * DAY for earlier, later in itertools.pairwise(days)]
     expected = int(np.quantile(gaps, 0.99)) if gaps else LAST_SECOND
     assert schema_fitting.fit_longest_gap(events) == expected

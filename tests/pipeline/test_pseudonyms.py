@@ -4,6 +4,7 @@ import json
 import re
 import secrets
 import shutil
+import sqlite3
 import time
 from contextlib import closing
 
@@ -17,7 +18,7 @@ from bascule.rights import gather
 from serve.bundle import BUNDLE, PROFILES, SCHEMA, STATE, STATE_FILE
 from serve.cells import KEY_FILE, read_keys
 from serve.errors import BundleError, SchemaError
-from serve.files import read_opt_outs
+from serve.files import FORGOTTEN, read_opt_outs
 from serve.profiles import Profiles
 from serve.schema import Schema
 from service.event_log import read_log
@@ -232,6 +233,11 @@ def test_rotation_renames_everybody_and_leaves_no_byte_of_the_old_pseudonyms(
     keys = read_keys(str(both))
     before = Profiles.load(run / PROFILES)
     monkeypatch.setenv(KEY_FILE, str(both))
+    with pytest.raises(SchemaError):  # another name would bring back who was forgotten
+        rotate(run)
+    (run / FORGOTTEN).unlink()
+    with closing(sqlite3.connect(run / STATE / STATE_FILE)) as connection:
+        connection.execute("PRAGMA user_version = 0")  # the state remembers how long the list was
     # somebody came under the new pseudonym while the run still had the old ones
     with closing(StateStore(run / STATE / STATE_FILE)) as store:
         store.observe(keys.name(STRANGER), 110, None, NOW + 20)
