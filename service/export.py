@@ -43,7 +43,7 @@ ROWS_PER_SHARD = 65_536
 _LOCK = ".lock"
 # What a spreadsheet may run: texts that begin like a formula, but for plain numbers.
 _FORMULA = r"^[=@\t\r+-]"
-_NUMBER = r"^[+-]?[0-9.]+$"
+_NUMBER = r"^[+-][0-9 .,()/-]*$"
 _SHARDS = "part-*.parquet"
 
 Side = Literal["user", "item"]

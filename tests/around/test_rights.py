@@ -177,7 +177,8 @@ def test_each_kind_of_data_has_a_retention_of_its_own(tmp_path, capsys):
     words = ["--run", str(tmp_path), "--retention-days", "36000"]
     assert main(["expire", *words]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == {"events": 0, "impressions": 0}
-    assert main(["expire", *words[:3], "1"]) == 0
+    assert main(["expire", *words[:3], "1"]) == 2  # all of it, without a word
+    assert main(["expire", *words[:3], "1", "--expire-most"]) == 0
     assert json.loads(capsys.readouterr().out)["removed"] == {"events": 2, "impressions": 1}
 
 

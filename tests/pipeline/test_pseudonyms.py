@@ -171,9 +171,15 @@ def test_people_are_shown_and_opt_out_by_their_own_id(shop, tmp_path, monkeypatc
     assert {"interactions", "users", PROFILES, "impressions"} <= set(held)
     assert held["live events"]
     assert main(["user", "opt-out", "--run", str(run), "--user", address]) == 0
+    service = Service(BundleSource(run / BUNDLE), run, None, None, 36_000.0)
+    service.choose(name_address("u005"), is_out=True)
+    service.close()
     opted_out = read_opt_outs(run)
-    assert opted_out.holds(keys.name(address))
-    assert not opted_out.holds(address)
+    for out in (address, name_address("u005")):
+        assert opted_out.holds(keys.name(out))
+        assert not opted_out.holds(out)
+    shutil.rmtree(run / BUNDLE)  # nothing says whose pseudonyms these are
+    assert main(["user", "opt-out", "--run", str(run), "--user", address]) == 2
 
 
 # ---- keys
