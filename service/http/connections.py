@@ -46,9 +46,9 @@ class _Parser(h11.Connection):
 class Connection(H11Protocol):
     """A connection that may be closed for others.
 
-    Above the limit one that waits for its client is closed: of the client with the most, first
-    those that never got an answer, the idlest first. uvicorn's `limit_concurrency` alone
-    refuses the newest: 512 silent connections would shut everybody out.
+    Above the limit another one that waits for its client is closed: first those that never got an
+    answer, then those of the client with the most, the idlest first. uvicorn's `limit_concurrency`
+    alone refuses the newest: 512 silent connections would shut everybody out.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -65,10 +65,11 @@ class Connection(H11Protocol):
     def _make_room(self) -> None:
         connections: Any = self.connections
         n_open = Counter(other.network for other in connections)
-        idle = list(filter(Connection.is_idle, connections))
+        others = [one for one in connections if one is not self]
+        idle = list(filter(Connection.is_idle, others)) or [self]
         least = min(
             idle,
-            key=lambda one: (-n_open[one.network], one.has_answered, one.idle_since),
+            key=lambda one: (one.has_answered, -n_open[one.network], one.idle_since),
         )
         connections.discard(least)
         least.transport.abort()
