@@ -92,11 +92,8 @@ def fit_schema(
         pseudonyms=config.keys.first if config.keys else None,
         lifts_owned=True,
     )
-    if previous is not None and previous.pseudonyms not in (None, schema.pseudonyms):
-        raise SchemaError(
-            f"data.pseudonyms is not the key file of the previous run, whose first key is "
-            f"{previous.pseudonyms}; give that"
-        )
+    if previous is not None:
+        _check_pseudonyms(schema, previous)
 
     # Dates become ages when the end of the data is known.
     at_events = train[["user_id"]].assign(days=0.0)
@@ -109,6 +106,15 @@ def fit_schema(
         user_features=_fit_ages(schema, "user", users, at_events, previous),
         item_features=_fit_ages(schema, "item", items, at_end, previous),
     )
+
+
+def _check_pseudonyms(schema: Schema, previous: Schema) -> None:
+    """Refuse other keys than those of the previous run, whose users would be strangers."""
+    if previous.pseudonyms not in (None, schema.pseudonyms):
+        raise SchemaError(
+            f"data.pseudonyms is not the key file of the previous run, whose first key is "
+            f"{previous.pseudonyms}; give that"
+        )
 
 
 def check_times(train: pd.DataFrame, config: DataConfig) -> None:

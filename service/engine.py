@@ -1,4 +1,4 @@
-"""What an engine of the live state must do: a file of SQLite, or a server that machines share.
+"""Say what each engine of the live state does, a file of SQLite or a server that machines share.
 
 `StateStore` in `service/state.py` is the file; engines on servers are in `service/remote`.
 """

@@ -16,10 +16,9 @@ MAX_HEAD = 16_384  # bytes of the head of a request
 _HEAD_SECONDS = 10.0  # in which a head must have arrived
 _MAX_CHUNKS = 256  # of a body, and one more for each:
 _CHUNK_BYTES = 64  # a chunk of one byte costs as much time as one of a kilobyte
-_LINGER_SECONDS = (
-    2.0  # in which a client reads an answer that came before its body ended
-)
-_LINGER_BYTES = 2_000_000  # that are read meanwhile, and not looked at
+# Behind an answer that came before the end of a body: time to read it, bytes that are dropped.
+_LINGER_SECONDS = 2.0
+_LINGER_BYTES = 2_000_000
 
 
 class _Parser(h11.Connection):
