@@ -530,13 +530,17 @@ def test_every_board_has_a_protocol_a_configuration_and_a_twin_or_a_reason():
             assert (version.ROOT / "configs" / f"{board.config}.yaml").exists()
 
 
-def test_a_training_reads_prepared_tables_but_for_those_taken_as_published(tmp_path):
-    tables, raw = tmp_path / "tables", tmp_path / "raw"
-    tables.mkdir()
-    (tables / "items.csv").touch()
-    board = replace(BOARD, raw_tables=(("interactions", "u.data"),))
-    expected = {"interactions": raw / "u.data", "items": tables / "items.csv", "tables": tables}
-    assert runs.list_paths(board, raw, tables) == expected
-    without = replace(BOARD, config=None)
-    expected = {"interactions": tables / "interactions.csv", "tables": tables}
-    assert runs.list_paths(without, raw, tables) == expected
+def test_every_board_asks_for_metrics_of_a_view():
+    for board in BOARDS:
+        assert board.figures
+        for figure in board.figures:
+            view, metric = figure.split()
+            assert view in {"all", "novel"}
+            assert metric.split("@")[0] in {"NDCG", "HR", "Recall"}
+
+
+def test_a_training_reads_the_prepared_tables_that_its_configuration_knows(tmp_path):
+    (tmp_path / "items.csv").touch()
+    interactions = {"interactions": tmp_path / "interactions.csv", "tables": tmp_path}
+    assert runs.list_paths(BOARD, tmp_path) == interactions | {"items": tmp_path / "items.csv"}
+    assert runs.list_paths(replace(BOARD, config=None), tmp_path) == interactions

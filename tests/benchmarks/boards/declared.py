@@ -33,8 +33,6 @@ class Board:
     """Of `train.py`; `{tables}` is the folder of the prepared tables."""
     config: str | None = None
     """Of configs/, where the tables have features."""
-    raw_tables: tuple[tuple[str, str], ...] = ()
-    """Tables that the configuration reads as they were published, and their files; others are the prepared ones."""
     figures: tuple[str, ...] = ("novel NDCG@10", "novel HR@10")
     """View and metric; the first is drawn."""
     requests: str = "users"
@@ -154,7 +152,7 @@ BOARDS = (
         "complete-journey",
         from_day("2017-12-01"),
         "bench/complete-journey",
-        ("all NDCG@20", "novel NDCG@20"),
+        figures=("all NDCG@20", "novel NDCG@20"),
         twin="it is split by time itself",
     ),
     Board(

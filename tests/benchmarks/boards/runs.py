@@ -104,8 +104,7 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     version = hash_sources()
     suffix = "-quick" if is_quick else ""
     run = folders.runs / version / f"{board.trained_as or board.name}{suffix}-{seed}"
-    raw = folders.data / protocol.dataset
-    train(board, list_paths(board, raw, tables), run, seed, is_quick)
+    train(board, list_paths(board, tables), run, seed, is_quick)
     metrics = json.loads((run / "metrics.json").read_bytes())
     parts = Parts(
         *(pd.read_csv(tables / f"{name}.csv") for name in ("interactions", "train", "holdout"))
@@ -133,13 +132,12 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     }
 
 
-def list_paths(board: Board, raw: Path, tables: Path) -> dict[str, Path]:
+def list_paths(board: Board, tables: Path) -> dict[str, Path]:
     """Return the files that a training reads: by table, and the folder of the prepared ones as `tables`."""
     names = ["interactions"]
     if board.config is not None:
         names += [name for name in ("users", "items") if (tables / f"{name}.csv").exists()]
     paths = {name: tables / f"{name}.csv" for name in names}
-    paths |= {name: raw / file for name, file in board.raw_tables}
     return paths | {"tables": tables}
 
 
