@@ -1,5 +1,7 @@
 # The service without training: what requirements/lock.txt lists, no torch and no pandas.
-# Where the base must not change either, name it by its digest: --build-arg BASE=python:3.11-slim@sha256:...
+# Releases name their base by its digest, which `make image` demands and the label `org.opencontainers.image.base.name` keeps:
+#   make image BASE=python:3.11-slim@sha256:...
+# At home the tag will do:
 #   docker build -t bascule .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user "$(id -u)" \
 #       -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
@@ -25,11 +27,13 @@ RUN python -m venv /opt/bascule \
     && /opt/bascule/bin/python -m pip install --no-cache-dir --no-deps . \
     && /opt/bascule/bin/python -m pip uninstall --yes setuptools pip
 RUN python -m venv /opt/sbom \
-    && /opt/sbom/bin/python -m pip install --no-cache-dir "cyclonedx-bom>=7" \
+    && /opt/sbom/bin/python -m pip install --no-cache-dir --require-hashes -r requirements/sbom-lock.txt \
     && /opt/sbom/bin/python -m cyclonedx_py environment --gather-license-texts --output-reproducible \
         -o /opt/bascule/sbom.json /opt/bascule
 
 FROM ${BASE}
+ARG BASE
+LABEL org.opencontainers.image.base.name=${BASE}
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin bascule \
     && python -m pip uninstall --yes wheel setuptools pip \
     && rm -r /usr/local/lib/python3.11/ensurepip

@@ -7,7 +7,7 @@ PIP_OPTIONS ?=  # of yours, such as --extra-index-url for torch without CUDA
 LIGHT_TESTS := tests/core tests/around
 
 .PHONY: boards loop demo test notebook docs lint test-light test-lowest test-slow test-service wheel alone test-wheel \
-    environments audit clean
+    environments audit image clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on a bundled sample, into runs/demo, or runs/NAME with SAMPLE=NAME
 	$(BIN)/python train.py $(if $(SAMPLE),--sample $(SAMPLE)) --out runs/$(or $(SAMPLE),demo) --overwrite
@@ -58,6 +58,11 @@ audit:                      ## known holes of what the image installs; needs PyP
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install -q --disable-pip-version-check pip-audit
 	build/audit/bin/python -m pip_audit --strict --disable-pip --require-hashes -r requirements/lock.txt
+
+image:                      ## the image, on a base that is named by its digest: BASE=python:3.11-slim@sha256:...
+	@case "$(BASE)" in *@sha256:*) ;; *) echo "BASE is '$(BASE)'; expected NAME@sha256:DIGEST, as docker buildx imagetools" \
+	    "inspect python:3.11-slim tells it" >&2; exit 2;; esac
+	docker build --pull --build-arg "BASE=$(BASE)" -t $(or $(IMAGE),bascule) .
 
 docs: .venv/.dev            ## the pages of docs/ and of the docstrings, into build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 from tests.http.services import publish_served
@@ -118,7 +119,7 @@ def test_the_list_of_packages_names_those_that_the_image_installs_and_their_lice
         capture_output=True,
     )
     listed = {normalise(one["name"]): one for one in json.loads(out.read_bytes())["components"]}
-    files = re.findall(r"-r (requirements/\S+)", DOCKERFILE)
+    files = re.findall(r"-r (requirements/\S+)", DOCKERFILE)[:1]  # the second is of what lists them
     needed = [
         line
         for file in files
@@ -136,16 +137,67 @@ def normalise(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_the_image_installs_what_is_asked_for_in_files_of_known_hashes():
-    (lock,) = re.findall(r"--require-hashes -r (\S+)", DOCKERFILE)
-    packages = re.split(r"\n(?=[a-z])", (ROOT / lock).read_text())[1:]
+def read_lock(name):
+    """Return the versions of a lock, each of whose files has a hash."""
     versions = {}
-    for package in packages:
-        name, version = re.match(r"([\w-]+)==(\S+)", package).groups()
-        versions[normalise(name)] = Version(version)
+    for package in re.split(r"\n(?=[a-z])", (ROOT / name).read_text())[1:]:
+        found, version = re.match(r"([\w-]+)==(\S+)", package).groups()
+        versions[normalise(found)] = Version(version)
         assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", package)) > 0
+    return versions
+
+
+def test_the_image_installs_what_is_asked_for_in_files_of_known_hashes():
+    lock, lister = re.findall(r"--require-hashes -r (\S+)", DOCKERFILE)
+    installs = re.findall(r"pip install (.*?)(?: \\|\n)", DOCKERFILE)
+    assert [line for line in installs if "hashes" not in line] == ["--no-cache-dir --no-deps ."]
+    assert "cyclonedx-bom" in read_lock(lister)
+    versions = read_lock(lock)
     asked = [ROOT / "requirements" / f"{name}.txt" for name in ("serve", "http")]
     lines = [line for path in asked for line in path.read_text().splitlines() if line[0].isalpha()]
     assert len(lines) > 7
     for requirement in map(Requirement, lines):
         assert versions[normalise(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize(
+    ("base", "is_built"),
+    [
+        ("python:3.11-slim@sha256:" + "0" * 64, True),
+        ("python:3.11-slim", False),
+        ("python:3.11-slim@", False),
+        ("", False),
+    ],
+)
+def test_an_image_is_released_on_a_base_that_is_named_by_its_digest(tmp_path, base, is_built):
+    docker, called = tmp_path / "docker", tmp_path / "called"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
+    docker.chmod(0o755)
+    variables = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = ["make", "image", f"BASE={base}", "IMAGE=here"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (done.returncode == 0) is is_built
+    assert called.exists() is is_built
+    if is_built:
+        assert called.read_text() == f"build --pull --build-arg BASE={base} -t here .\n"
+    bases = re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
+    assert bases == ["${BASE}"] * 2
+
+
+def test_a_release_is_audited_and_attests_the_list_of_packages_of_what_it_pushed():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    jobs = workflow["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    actions = [step["uses"] for step in steps if "uses" in step]
+    assert len(actions) == 4
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
+    commands = "\n".join(step["run"] for step in steps if "run" in step)
+    assert workflow["permissions"] == {"contents": "read"}
+    assert jobs["image"]["needs"] == "check"
+    assert "make audit" in commands
+    (listed,) = re.findall(r"-o (\S+/sbom.json)", DOCKERFILE)
+    assert f'cat "$NAME:$GITHUB_REF_NAME" {listed} > sbom.json' in commands
+    attested = [step["with"] for step in steps if "attest" in step.get("uses", "")]
+    digest = "${{ steps.push.outputs.digest }}"
+    assert [given["subject-digest"] for given in attested] == [digest] * 2
+    assert attested[-1]["sbom-path"] == "sbom.json"
