@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from serve.arrays import Id
+from serve.errors import BundleError
 from service.event_log import Impressions, Observation, Recalled
 
 _MAX_RETENTION = 36_500  # days
@@ -71,3 +72,24 @@ def check_retention(events: float, impressions: float | None) -> dict[str, float
             )
 
     return days
+
+
+def limit_expiry(now: int, ages: Iterable[Sequence[int]]) -> int:
+    """Return the time from which age is counted: the log's latest, if the clock is ahead of it.
+
+    Args:
+        now: UTC seconds by the clock.
+        ages: of one part of the log after the other the latest time, 0 without any, and the number
+            of events and answers that are too old by the clock less that of all others.
+
+    Raises:
+        BundleError: more than half of the log would be removed by the clock.
+    """
+    latest, surplus = zip(*ages, strict=True)
+    if sum(surplus) > 0:
+        raise BundleError(
+            "more than half of the events and answers are older than the retention; none is "
+            "removed without --expire-most"
+        )
+
+    return min(now, max(latest) or now)

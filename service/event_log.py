@@ -111,11 +111,11 @@ _TYPES = {
 _BATCH_ROWS = 100_000
 _NO_EVENTS = History(np.empty(0, dtype=np.object_))
 
-# The latest time of an event or answer, the number of both, and of those before a time each.
-LATEST = """SELECT max(latest), sum(n_rows), sum(n_old) FROM (
-    SELECT max(datetime) latest, count(*) n_rows, count(*) FILTER (WHERE datetime < ?1) n_old
-    FROM event_rows UNION ALL
-    SELECT max(datetime), count(*), count(*) FILTER (WHERE datetime < ?2) FROM answer_rows)"""
+# The latest time of an event or answer, and the number of those before a time each less that of all
+# others.
+AGE = """SELECT ifnull(max(latest), 0), ifnull(sum(surplus), 0) FROM (
+    SELECT max(datetime) latest, sum(iif(datetime < ?1, 1, -1)) surplus FROM event_rows UNION ALL
+    SELECT max(datetime), sum(iif(datetime < ?2, 1, -1)) FROM answer_rows)"""
 
 
 def open_log(path: Path, tables: str = "") -> sqlite3.Connection:

@@ -314,12 +314,11 @@ def inherit_left_out(run: Path, previous: Path | None) -> ErasureList:
     inherited = ErasureList()
     if previous is not None:
         for bundle in (previous.absolute(), previous.resolve()):
-            inherited = _join(inherited, read_erasure_list(bundle.parent))
             home = bundle.parent
+            inherited = _join(inherited, read_erasure_list(home))
             is_first = not (run / OPTED_OUT).exists()
             if (home / OPTED_OUT).exists() and (is_first or (home / STATE).is_dir()):
-                both = _join(read_opt_outs(run), read_opt_outs(home))
-                replace_opt_outs(run, both)
+                replace_opt_outs(run, _join(read_opt_outs(run), read_opt_outs(home)))
 
     return _join(take_over(run, inherited), read_opt_outs(run))
 

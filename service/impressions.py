@@ -75,10 +75,6 @@ class ImpressionLog:
         self._is_closing.set()
         self._thread.join()
 
-    @property
-    def _closes(self) -> bool:
-        return self._is_closing.is_set()
-
     def _work(self) -> None:
         while not self._is_closing.wait(_PAUSE):
             self._write()
@@ -110,7 +106,10 @@ class ImpressionLog:
             try:
                 self.store.log_impressions(impressions)
             except _WRITE_ERRORS as error:
-                if getattr(error, "errno", None) == errno.EBUSY and not self._closes:
+                if (
+                    getattr(error, "errno", None) == errno.EBUSY
+                    and not self._is_closing.is_set()
+                ):
                     self._waiting.extendleft(reversed(impressions))
                     return
                 self.n_lost += n_lists

@@ -34,9 +34,9 @@ from service.database import (
     taking,
     user_key,
 )
-from service.engine import check_retention
+from service.engine import check_retention, limit_expiry
 from service.event_log import (
-    LATEST,
+    AGE,
     MARK,
     TABLES,
     UNDONE_BY,
@@ -96,9 +96,6 @@ _RECALL = f"""SELECT item_id, datetime, event, weight, ifnull(context_key, 0), n
     ORDER BY datetime DESC, number DESC LIMIT ?"""  # noqa: S608
 _COUNT_ANSWERS = f"""SELECT count(*) FROM answer_rows
     WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"""  # noqa: S608
-
-
-_MOST = 0.5  # of the rows: more are removed only on the operator's word
 
 
 class StateStore:
@@ -221,20 +218,9 @@ class StateStore:
         return int(count)
 
     def date_expiry(self, now: int) -> int:
-        """Return the time from which age is counted: the log's latest, if the clock is ahead of it.
-
-        Raises:
-            BundleError: more than half of the log would be removed by the clock.
-        """
+        """Return the time from which age is counted; see `limit_expiry`."""
         begins = [now - days * DAY for days in self.days.values()]
-        ((latest, n_rows, n_old),) = self._read(LATEST, *begins)
-        if n_old > _MOST * n_rows:
-            raise BundleError(
-                f"{n_old:,} of {n_rows:,} events and answers are older than the retention of "
-                f"{self.days} days; none is removed without --expire-most"
-            )
-
-        return min(now, latest or now)
+        return limit_expiry(now, self._read(AGE, *begins))
 
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""

@@ -32,9 +32,8 @@ def fetch_state(folder: Path | None, default: Path) -> Path:
     home = Path(mkdtemp(prefix="bascule-"))
     register(shutil.rmtree, home, ignore_errors=True)
     with closing(state), closing(StateStore(home / STATE / STATE_FILE)) as store:
-        take_over(home, state.list_forgotten())
         state.copy(store)
-        replace_opt_outs(home, state.list_opted_out())
+    fetch_left_out(folder, home)  # afterwards: whoever left meanwhile is on a list
 
     return home / STATE
 
@@ -49,5 +48,5 @@ def fetch_left_out(folder: Path | None, run: Path) -> None:
     state = open_shared(folder)
     if state is not None:
         with closing(state):
-            take_over(run, state.list_forgotten())
-            replace_opt_outs(run, state.list_opted_out())
+            take_over(run, state.list_users("forgotten"))
+            replace_opt_outs(run, state.list_users("opted_out"))

@@ -101,6 +101,16 @@ LANGUAGE sql STABLE AS $$
     SELECT to_json(count(*)) FROM bascule_rows WHERE user_key = of_user AND kind = 'answers'
     AND datetime >= since AND starts_with(policy, beginning) $$;
 
+CREATE OR REPLACE FUNCTION bascule_age(events_before bigint, answers_before bigint, after text)
+RETURNS json LANGUAGE sql STABLE AS $$
+    SELECT json_build_object(
+        'next', CASE WHEN count(*) < 10000 THEN '0' ELSE max(number)::text END,
+        'rows', json_build_array(json_build_array(after, json_build_array(
+            coalesce(max(datetime), 0), 2 * count(*) FILTER (WHERE datetime <
+            CASE kind WHEN 'events' THEN events_before ELSE answers_before END) - count(*)))))
+    FROM (SELECT number, kind, datetime FROM bascule_rows
+        WHERE number > coalesce(nullif(after, ''), '0')::bigint ORDER BY number LIMIT 10000) r $$;
+
 CREATE OR REPLACE FUNCTION bascule_expire(of_kind text, before bigint) RETURNS json
 LANGUAGE plpgsql AS $$
 DECLARE

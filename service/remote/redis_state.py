@@ -90,6 +90,26 @@ for _, row in ipairs(redis.call('ZRANGEBYSCORE', place, ARGV[2], '+inf')) do
 end
 return tostring(n)
 """
+# Of the events and answers of some users the latest time, and the number of those before a time
+# less that of all others.
+_AGE = """
+local cursor = ARGV[3] == '' and '0' or ARGV[3]
+local page = redis.call('HSCAN', KEYS[1] .. 'users', cursor, 'COUNT', 500)
+local latest, surplus = 0, 0
+for i = 1, #page[2], 2 do
+  for kind, before in pairs({events = ARGV[1], answers = ARGV[2]}) do
+    local place = KEYS[1] .. kind .. ':' .. page[2][i]
+    local last = redis.call('ZREVRANGE', place, 0, 0, 'WITHSCORES')[2]
+    if last then
+      latest = math.max(latest, tonumber(last))
+      local n_old = redis.call('ZCOUNT', place, '-inf', '(' .. before)
+      surplus = surplus + 2 * n_old - redis.call('ZCARD', place)
+    end
+  end
+end
+local rows = string.format('[["%s",[%.0f,%.0f]]]', cursor, latest, surplus)
+return '{"next":"' .. page[1] .. '","rows":' .. rows .. '}'
+"""
 # What earlier versions have in `oldest` moves to the sets of both kinds first.
 _EXPIRE = """
 local moved = redis.call('ZRANGE', KEYS[1] .. 'oldest', 0, 99, 'WITHSCORES')
@@ -169,6 +189,7 @@ _PROCEDURES = {
     "add": _ADD,
     "fetch": _FETCH,
     "count": _COUNT,
+    "age": _AGE,
     "expire": _EXPIRE,
     "forget": _FORGET,
     "choose": _CHOOSE,

@@ -1,10 +1,10 @@
 """A state on a server that several services share: what all engines have in common.
 
-An engine has eight procedures that run in the server, each of them whole or not at all: `start`,
-`add`, `fetch`, `count`, `expire`, `forget`, `choose` and `read`. They keep rows, in JSON, of events
-and of answers. A user is found by the hash of their id, keyed by a salt that the server holds, and
-has a name, their id in JSON. A forgotten user keeps the hash, without a name: so all services
-refuse what still comes of them, and of those whose hashes are on the list of opt-outs.
+An engine has nine procedures that run in the server, each of them whole or not at all: `start`,
+`add`, `fetch`, `count`, `age`, `expire`, `forget`, `choose` and `read`. They keep rows, in JSON, of
+events and of answers. A user is found by the hash of their id, keyed by a salt that the server
+holds, and has a name, their id in JSON. A forgotten user keeps the hash, without a name: so all
+services refuse what still comes of them, and of those whose hashes are on the list of opt-outs.
 
 A server that does not answer within a second raises `ServerError`; for a second after that nothing
 is asked, so that no thread waits again and again. Then the next call connects anew.
@@ -30,7 +30,7 @@ from serve.cells import check_id, to_plain
 from serve.clock import DAY, check_seconds
 from serve.errors import SchemaError
 from serve.files import ErasureList, hash_id, is_forgotten, read_erasure_list
-from service.engine import ServerError, State, check_retention
+from service.engine import ServerError, State, check_retention, limit_expiry
 from service.event_log import UNDONE_BY, Impressions, Observation, Recalled, gather
 from service.state import MAX_RECALLED
 
@@ -142,8 +142,9 @@ class RemoteState(ABC):
         return int(self._call("count", self._key(user_id), since, policy))
 
     def date_expiry(self, now: int) -> int:
-        """Return the time from which age is counted."""
-        return now
+        """Return the time from which age is counted; see `limit_expiry`."""
+        begins = [math.ceil(now - days * DAY) for days in self.days.values()]
+        return limit_expiry(now, [age for _, age in self._read("age", *begins)])
 
     def expire_slices(self, now: int) -> Iterator[Counter[str]]:
         """Remove what is too old, a slice at a time, so that no event waits for long."""
@@ -179,35 +180,32 @@ class RemoteState(ABC):
         """Note for all services that a user opts out or in."""
         self._call("choose", self._key(user_id), int(is_out))
 
-    def list_forgotten(self) -> ErasureList:
-        """Return the erasure list of all services that share the state."""
-        return self._list_users("forgotten")
-
-    def list_opted_out(self) -> ErasureList:
-        """Return who has opted out at any of these services."""
-        return self._list_users("opted_out")
-
-    def _list_users(self, kind: str) -> ErasureList:
-        keys = [bytes.fromhex(key) for key, _ in self._read(kind)]
+    def list_users(self, kind: str) -> ErasureList:
+        """Return who was `forgotten` or `opted_out` at any of the services that share the state."""
+        keys = [bytes.fromhex(key) for key, _ in self._read("read", kind)]
         return ErasureList(((self._start(), frozenset(keys)),))
 
     def copy(self, store: State) -> None:
         """Keep everything in another state, too; events come first, then the lists they name."""
         store.observe_many(
             Observation(json.loads(name), *record)
-            for _, (name, record) in self._read(_EVENTS)
+            for _, (name, record) in self._read("read", _EVENTS)
         )
         store.log_impressions(
             Impressions(user_id=json.loads(name), **record)
-            for _, (name, record) in self._read(_ANSWERS)
+            for _, (name, record) in self._read("read", _ANSWERS)
         )
 
-    def _read(self, kind: str) -> list[tuple[Any, Any]]:
-        """Return number, name of the user and record of all rows, in the order of arrival."""
+    def _read(self, procedure: str, *values: str | int) -> list[tuple[Any, Any]]:
+        """Return the rows of a procedure that gives a page a call, in the order of their numbers.
+
+        Those of `read` are events or answers: their numbers by arrival, then name of the user and
+        record. Those of `age` are for `limit_expiry`, one a page.
+        """
         rows: dict[Any, Any] = {}
         cursor = ""
         while cursor != _END:
-            page = self._call("read", kind, cursor)
+            page = self._call(procedure, *values, cursor)
             cursor = page["next"]
             rows.update(page["rows"])
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from serve.errors import import_extra
 from service.remote.remote_state import RemoteState
@@ -40,14 +41,14 @@ def open_remote(
     return opened
 
 
-def open_shared(
-    folder: Path | None = None,
-    runs: Sequence[Path] = (),
-    retention_days: float = RETENTION_DAYS,
-    impression_days: float | None = None,
-) -> RemoteState | None:
-    """Open the state on the server of the environment; None without one or for a folder."""
+def open_shared(folder: Path | None = None, *settings: Any) -> RemoteState | None:
+    """Open the state on the server of the environment; None without one or for a folder.
+
+    Args:
+        folder: a folder that is named.
+        settings: what `open_remote` takes beside the address.
+    """
     address = os.environ.get(VARIABLE)
     if folder is not None or not address:
         return None
-    return open_remote(address, runs, retention_days, impression_days)
+    return open_remote(address, *settings)

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from evaluation.feedback import main as read_feedback
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.files import read_erasure_list, read_opt_outs
 from service.engine import ServerError, State
 from service.event_log import DISMISS, UNDISMISS, Impressions, Observation, read_log
@@ -549,7 +549,7 @@ def test_who_opts_out_at_one_service_is_nobody_at_all_of_them(server, tmp_path, 
         erasures.choose("u1", is_out=False)
         assert len(there.recall("u1").history) == 1
         assert there.observe_many([replace(event, item_id="b")]) == 1
-        assert len(here.list_opted_out()) == 1
+        assert len(here.list_users("opted_out")) == 1
         empty(here)
 
 
@@ -565,3 +565,51 @@ def test_each_kind_of_data_expires_by_its_own_days(replicas):
     assert removed == {"events": 1, "impressions": 2}
     assert len(other.recall("u").history) == 2
     assert other.count_answers("u", 0, "") == 1
+
+
+def test_a_clock_that_runs_ahead_removes_nothing_and_most_of_a_log_stays_without_a_word(replicas):
+    store, other = replicas
+    assert store.date_expiry(NOON) == NOON  # nothing is there
+    store.days = {"events": 10, "impressions": 20}
+    shown = ("v", "greedy", ["a"], [1.0], [1.0])
+    for number in range(20):
+        moment = NOON - number * DAY // 4
+        store.observe_many([Observation(f"u{number}", "a", None, moment)])
+        user = None if number % 2 else f"u{number}"
+        store.log_impressions([Impressions(f"r{number}", user, moment - DAY, *shown)])
+    for now, expected in ((NOON - DAY, NOON - DAY), (NOON + 7 * DAY, NOON)):
+        assert store.date_expiry(now) == expected
+    # of 40 rows: all events, and lists before NOON - 4 days or before NOON - 2 days
+    assert store.date_expiry(NOON + 10 * DAY) == NOON
+    assert sum(map(Counter.total, store.expire_slices(NOON))) == 0
+    for ahead in (18, 400):
+        with pytest.raises(BundleError):
+            store.date_expiry(NOON + ahead * DAY)
+    assert len(other.list_known(f"u{number}" for number in range(20))) == 20
+
+
+def fill(server, store, name, seconds, number):
+    """Keep one event each of many users; in PostgreSQL many events of one, as quickly as can be."""
+    if hasattr(store, "_server"):
+        store.observe_many(Observation(f"{name}{n}", "a", None, seconds) for n in range(number))
+    else:
+        with psycopg.connect(server.address) as connection:
+            connection.execute(
+                "INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown, policy) "
+                "SELECT 'events', %s, %s, '[]', 0, '' FROM generate_series(1, %s)",
+                (name, seconds, number),
+            )
+
+
+def test_the_age_of_a_log_of_several_pages_is_that_of_all_of_them(server):
+    with closing(open_remote(server.address, retention_days=DAYS)) as store:
+        empty(store)
+        n_rows = 800 if hasattr(store, "_server") else 6000
+        fill(server, store, "old", NOON - 2 * DAYS * DAY, n_rows)
+        fill(server, store, "new", NOON - DAY, n_rows)
+        assert len(store._read("age", 0, 0)) > 1
+        assert store.date_expiry(NOON) == NOON - DAY
+        fill(server, store, "older", NOON - 3 * DAYS * DAY, 1)
+        with pytest.raises(BundleError):
+            store.date_expiry(NOON)
+        empty(store)
