@@ -12,8 +12,16 @@ import sys
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from resource import (
+    RLIM_INFINITY,
+    RLIMIT_DATA,
+    RUSAGE_SELF,
+    getrlimit,
+    getrusage,
+    setrlimit,
+)
 from time import time
 from typing import TYPE_CHECKING
 
@@ -22,11 +30,16 @@ from serve.errors import SchemaError
 if TYPE_CHECKING:
     from socket import socket
 
+    from service.engine import State
     from service.registry import Registry
 
 _RELOAD_VARIABLE = "BASCULE_RELOAD_TOKEN"  # of the environment, as the next
 _STREAM_VARIABLE = "BASCULE_STREAM"
 _MIN_TOKEN = 16  # characters
+_SPARE_BYTES = (
+    4_000_000_000  # of memory beside what files explain: libraries reserve 1.4 GB
+)
+_BYTES_A_BYTE = 30  # of a file, which may be compressed: runs took 3 to 11
 
 
 def serve(options: Namespace) -> None:
@@ -104,8 +117,9 @@ def _serve_here(
         registry = Registry(options.registry, options.trusted_keys)
         source = RegistrySource(registry, options.profiles)
 
+    _bound_memory(options.bundle or home)
     hosts = frozenset(name.lower() for name in (options.host, *options.allowed_host))
-    keys = None if options.keys is None else KeyFile(options.keys)
+    keys = options.keys and KeyFile(options.keys)
     address = listeners[0].getsockname()[0]
     if keys is None and not (options.insecure or ip_address(address).is_loopback):
         raise SchemaError(
@@ -118,9 +132,7 @@ def _serve_here(
         admin_port = listeners[1].getsockname()[1]
     access = Access(keys, token, hosts, admin_port, options.read_only)
 
-    experiment = None
-    if options.experiment is not None:
-        experiment = Experiment.read(options.experiment)
+    experiment = options.experiment and Experiment.read(options.experiment)
     service = Service(
         source,
         home,
@@ -135,20 +147,30 @@ def _serve_here(
     run_server(make_app(service, access), listeners)
 
 
+def _bound_memory(folder: Path) -> None:
+    """Let this process take no more memory than it had and the files of a folder explain.
+
+    A constant of a graph or a column of a table may take gigabytes, which no file of a bundle says.
+    A limit that is set already, as by `ulimit -d`, stays.
+    """
+    if getrlimit(RLIMIT_DATA) == (RLIM_INFINITY, RLIM_INFINITY):
+        most = _SPARE_BYTES + getrusage(RUSAGE_SELF).ru_maxrss * 1024
+        with suppress(FileNotFoundError):  # a version went meanwhile
+            most += _BYTES_A_BYTE * sum(map(os.path.getsize, folder.rglob("*.*")))
+            setrlimit(RLIMIT_DATA, (most, RLIM_INFINITY))
+
+
 def consume(options: Namespace) -> None:
     """Read events from a stream into the state until a signal comes."""
     from socket import gethostname
     from threading import Event
 
-    from serve.bundle import SCHEMA, STATE, STATE_FILE
+    from serve.bundle import SCHEMA
     from serve.schema import Schema
     from service.command_line import handling
-    from service.engine import State
     from service.registry import Registry
-    from service.remote.shared import open_shared
     from service.remote.streams import RedisStream
     from service.remote.streams import consume as consume_stream
-    from service.state import StateStore
 
     _check_folder(options)
     url = os.environ.get(_STREAM_VARIABLE)
@@ -164,11 +186,7 @@ def consume(options: Namespace) -> None:
 
     find_schema()  # a fault ends the command before it reads anything
     home = options.registry or options.bundle.absolute().parent
-    folder = options.state or home / STATE
-    runs = [home, folder.absolute().parent]
-    days = options.retention_days, options.impression_days
-    shared = open_shared(options.state, runs, *days)
-    state: State = shared or StateStore(folder / STATE_FILE, runs, *days)
+    state = _open_state(options, home, options.state)
     stream = RedisStream(url, options.stream, options.group, gethostname())
     stopping = Event()
     with closing(state), handling(lambda *_: stopping.set()):
@@ -177,25 +195,39 @@ def consume(options: Namespace) -> None:
 
 def expire(options: Namespace) -> None:
     """Remove what is too old from the state of a run, and print how much of each kind."""
-    from serve.bundle import STATE, STATE_FILE
-    from service.engine import State
-    from service.remote.shared import open_shared
-    from service.state import StateStore
+    from serve.bundle import STATE
 
-    folder = options.run_folder / STATE
-    if not folder.is_dir():
+    if not (options.run_folder / STATE).is_dir():
         raise SchemaError(f"{options.run_folder} holds no '{STATE}' of a service")
-    days = options.retention_days, options.impression_days
-    shared = open_shared(None, (), *days)
-    state: State = shared or StateStore(folder / STATE_FILE, None, *days)
     removed = Counter(events=0, impressions=0)
-    with closing(state):
+    with closing(_open_state(options, options.run_folder)) as state:
         now = int(time())
         if not options.expire_most:
             now = state.date_expiry(now)
         for of_slice in state.expire_slices(now):
             removed.update(of_slice)
     print(json.dumps({"removed": removed}))
+
+
+def _open_state(options: Namespace, home: Path, named: Path | None = None) -> State:
+    """Open the state on the server of the environment, or else in a folder.
+
+    Args:
+        options: of the command.
+        home: folder of the run or registry.
+        named: folder of the state by an option, which comes before a server.
+    """
+    from serve.bundle import STATE, STATE_FILE
+    from service.remote.shared import open_shared
+    from service.state import StateStore
+
+    folder = named or home / STATE
+    settings = (
+        [home, folder.absolute().parent],
+        options.retention_days,
+        options.impression_days,
+    )
+    return open_shared(named, *settings) or StateStore(folder / STATE_FILE, *settings)
 
 
 def rotate(options: Namespace) -> None:

@@ -139,7 +139,7 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             line = said = process.stderr.readline()
-            while "http://" not in line and " ERROR " in line:
+            while "http://" not in line and ("ERROR" in line or "WARNING" in line):
                 line = process.stderr.readline()
             if "http://" not in line:
                 process.kill()  # one that lives would be waited for

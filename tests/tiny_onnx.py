@@ -39,6 +39,24 @@ def onnx_model(
     )
 
 
+def merge_graph(
+    model: bytes,
+    nodes: Sequence[bytes],
+    outputs: Sequence[bytes],
+    constants: Mapping[str, np.ndarray],
+    element: int,
+) -> bytes:
+    """Return a model with more nodes, outputs and constants: what follows a message adds to it."""
+    graph = b"".join(
+        [
+            *(_field(1, each) for each in nodes),
+            *(_field(5, _tensor(name, array, element)) for name, array in constants.items()),
+            *(_field(12, each) for each in outputs),
+        ]
+    )
+    return model + _field(7, graph)
+
+
 def node(kind: str, inputs: Sequence[str], output: str) -> bytes:
     return (
         b"".join(_field(1, name.encode()) for name in inputs)
@@ -55,13 +73,13 @@ def value(name: str, element: int, shape: Sequence[int | str]) -> bytes:
     return _field(1, name.encode()) + _field(2, _field(1, tensor))
 
 
-def _tensor(name: str, array: np.ndarray) -> bytes:
+def _tensor(name: str, array: np.ndarray, element: int = FLOAT) -> bytes:
     dims = b"".join(_number(1, size) for size in array.shape)
     return (
         dims
-        + _number(2, FLOAT)
+        + _number(2, element)
         + _field(8, name.encode())
-        + _field(9, array.astype("<f4").tobytes())
+        + _field(9, array.astype("<f4" if element == FLOAT else "<i8").tobytes())
     )
 
 

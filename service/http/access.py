@@ -117,6 +117,8 @@ def read_keys(path: Path) -> tuple[Key, ...]:
     Raises:
         SchemaError: a line has another form, or the file holds no keys.
     """
+    if path.stat().st_mode & 0o004:
+        _LOG.warning("everybody on this machine may read %s: chmod 600", path)
     keys = []
     lines = path.read_text(encoding="utf-8-sig").splitlines()
 

@@ -396,6 +396,14 @@ def test_a_file_of_keys_that_fails_is_named_until_it_is_read_again(bundle, tmp_p
         assert look() == (200, set())
 
 
+@pytest.mark.parametrize(("mode", "is_said"), [(0o600, False), (0o640, False), (0o604, True)])
+def test_a_file_of_keys_that_everybody_may_read_is_said_in_one_line(keys, mode, is_said, caplog):
+    keys.chmod(mode)
+    KeyFile(keys)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * is_said
+    assert all(str(keys) in record.getMessage() for record in caplog.records)
+
+
 def test_two_credentials_and_pages_of_other_sites_are_refused(bundle, keys):
     with asking(bundle, keys=KeyFile(keys)) as app:
         heads = [(name.encode(), value.encode()) for name, value in bearer(KEYS["ask"]).items()]

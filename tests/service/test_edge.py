@@ -1,7 +1,12 @@
 """What strangers do at the edge: bodies without end, silent connections, and clients of a service that ends."""
 
+import json
+import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from contextlib import ExitStack
 from http.client import HTTPConnection, RemoteDisconnected
@@ -10,7 +15,7 @@ from threading import Event, Thread
 import pytest
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP
-from tests.served import read_reply, serving, write_request
+from tests.served import ROOT, read_reply, serving, write_request
 from tests.service.test_access import many_files  # noqa: F401 - a fixture of all tests here
 
 pytestmark = pytest.mark.service
@@ -103,6 +108,22 @@ def test_connections_that_never_asked_give_way_to_a_pool_and_heads_have_a_time(s
         for connection in pool:
             connection.sendall(ask)
             assert read_reply(connection).status == 200
+
+
+OWN_NETWORK = 'ip link set lo up && ip -6 route add local 2001:db8::/32 dev lo && exec "$@"'
+can_isolate = (
+    os.geteuid() == 0
+    and shutil.which("ip")
+    and subprocess.run(["unshare", "--net", "true"], check=False).returncode == 0
+)
+
+
+@pytest.mark.skipif(not can_isolate, reason="needs root, iproute2 and a network namespace")
+def test_all_addresses_of_an_ipv6_network_are_one_client(bundle):
+    crowd = [sys.executable, "-m", "tests.service.crowd", bundle]
+    command = ["unshare", "--net", "sh", "-c", OWN_NETWORK, "sh", *crowd]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [200] * N_POOL
 
 
 def read_or_reset(connection):
