@@ -142,8 +142,8 @@ def kill_and_count(bundle, folder, n_kills, seconds_between):
 
         def is_read():
             with suppress(redis.RedisError):
-                (group,) = client.xinfo_groups(STREAM)
-                return group["pending"] == 0 and group["lag"] == 0
+                groups = client.xinfo_groups(STREAM)  # none before a consumer first came
+                return [(group["pending"], group["lag"]) for group in groups] == [(0, 0)]
             return False
 
         wait_for(is_read)

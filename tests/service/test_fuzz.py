@@ -12,7 +12,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Thread
 
@@ -61,19 +61,31 @@ GOOD = {
 }
 
 
-@pytest.fixture
-def service(tmp_path):
-    """Give a service with keys, and what it logs."""
-    keys, log = tmp_path / "keys", []
+@contextmanager
+def serving_with_keys(folder, log):
+    """Give a service with keys; what it logs comes into a list, and is all there at the end."""
+    keys = folder / "keys"
     keys.write_text(f"admin admin {hashlib.sha256(KEY.encode()).hexdigest()}\n")
-    bundle = publish_served(tmp_path / "run", SHOP)
+    bundle = publish_served(folder / "run", SHOP)
     with serving("--bundle", bundle, "--keys", keys, "--retention-days", 36_000) as server:
         reader = Thread(target=lambda: log.extend(server.process.stderr))
         reader.start()
         yield server
         assert server.end() == 0
     reader.join()
-    assert not [line for line in log if MARK in line or "Traceback" in line]
+
+
+def list_leaks(log):
+    """Return the lines of a log that show what was sent, or where the code failed."""
+    return [line for line in log if MARK in line or "Traceback" in line]
+
+
+@pytest.fixture
+def service(tmp_path):
+    log = []
+    with serving_with_keys(tmp_path, log) as server:
+        yield server
+    assert not list_leaks(log)
 
 
 def list_places(node, path=()):
@@ -152,9 +164,60 @@ def draw_call(rng):
     return method, path, b"" if body is None else altered
 
 
+def draw_stream(rng):
+    """Draw what may be a request, two, a part of one, or none."""
+    whole = write_request(*draw_call(rng), HEADERS)
+    return rng.choice(
+        [
+            mutate(whole, rng),
+            mutate(whole * 2, rng),
+            rng.randbytes(200),
+            whole[: rng.randrange(len(whole))],
+        ]
+    )
+
+
+def send_stream(service, sent):
+    """Send bytes on a connection of their own; return all that is answered."""
+    with service.connect() as connection:
+        connection.sendall(sent)
+        connection.shutdown(1)  # of writing
+        answer = b""
+        while more := connection.recv(1 << 16):
+            answer += more
+    return answer
+
+
+def read_status(answer):
+    return int(answer.split(b" ", 2)[1]) if answer else 0
+
+
+def is_echo(status, answer):
+    """Tell whether a refusal repeats what was sent."""
+    return status != 200 and MARK.encode() in answer
+
+
 def check(status, answer, sent):
     assert status < 500, (status, answer[:300], sent[:500])
-    assert status == 200 or MARK.encode() not in answer, (answer[:300], sent[:500])
+    assert not is_echo(status, answer), (answer[:300], sent[:500])
+
+
+def list_schemathesis(service, folder, seconds):
+    """Return the command that lets schemathesis try the whole interface with all its checks.
+
+    A value may fit the document but not the bundle (422), or be long.
+    """
+    config = folder / "schemathesis.toml"
+    config.write_text(
+        "[checks]\n"
+        'positive_data_acceptance.expected-statuses = ["2xx", 404, 413, 422]\n'
+        "negative_data_rejection.expected-statuses = [400, 401, 404, 405, 413, 415, 422]\n"
+    )
+    program = Path(sys.executable).with_name("schemathesis")
+    options = ["--header", f"Authorization: {HEADERS['authorization']}", "--checks", "all"]
+    options += ["--max-time", str(seconds), "--seed", "1"]
+    address = f"http://127.0.0.1:{service.port}/openapi.json"
+    return [program, "--config-file", config, "run", *options, address]
 
 
 def test_mutated_bodies_are_answered_or_refused(service):
@@ -177,23 +240,9 @@ def test_mutated_bodies_are_answered_or_refused(service):
 def test_raw_bytes_are_answered_refused_or_dropped(service):
     rng, statuses = random.Random(N_BODIES), Counter()
     for _ in range(N_BODIES // 10):
-        method, path, body = draw_call(rng)
-        whole = write_request(method, path, body, HEADERS)
-        sent = rng.choice(
-            [
-                mutate(whole, rng),
-                mutate(whole * 2, rng),
-                rng.randbytes(200),
-                whole[: rng.randrange(len(whole))],
-            ]
-        )
-        with service.connect() as connection:
-            connection.sendall(sent)
-            connection.shutdown(1)  # of writing
-            answer = b""
-            while more := connection.recv(1 << 16):
-                answer += more
-        status = int(answer.split(b" ", 2)[1]) if answer else 0
+        sent = draw_stream(rng)
+        answer = send_stream(service, sent)
+        status = read_status(answer)
         check(status, answer, sent)
         statuses[status] += 1
     print(statuses)
@@ -201,32 +250,8 @@ def test_raw_bytes_are_answered_refused_or_dropped(service):
 
 
 def test_the_service_does_what_its_document_says(service, tmp_path):
-    """Let schemathesis try the whole interface; a value may fit the document but not the bundle (422), or be long."""
-    config = tmp_path / "schemathesis.toml"
-    config.write_text(
-        "[checks]\n"
-        'positive_data_acceptance.expected-statuses = ["2xx", 404, 413, 422]\n'
-        "negative_data_rejection.expected-statuses = [400, 401, 404, 405, 413, 415, 422]\n"
-    )
-    command = [
-        Path(sys.executable).with_name("schemathesis"),
-        "--config-file",
-        config,
-        "run",
-        "--checks",
-        "all",
-    ]
-    options = [
-        "--header",
-        f"Authorization: {HEADERS['authorization']}",
-        "--max-time",
-        "30",
-        "--seed",
-        "1",
-    ]
-    address = f"http://127.0.0.1:{service.port}/openapi.json"
     done = subprocess.run(
-        [*command, *options, address],
+        list_schemathesis(service, tmp_path, 30),
         capture_output=True,
         text=True,
         cwd=tmp_path,
