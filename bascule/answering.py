@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from textwrap import shorten
 
 import pyarrow as pa
@@ -16,7 +15,6 @@ from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
 from serve.bundle import MANIFEST, Bundle
 from serve.errors import BundleError, SchemaError
-from serve.files import read_opt_outs
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
@@ -24,10 +22,10 @@ from serve.schema import MIN_USERS
 from service.answers import show_items
 from service.command_line import align
 from service.export import export_items, export_users, list_users, write_tables
+from service.known_users import hide, load_known
 from service.publish import sign
 from service.remote.ray_engine import run_on_ray
 from service.request_files import read_filters, read_requests
-from service.rotate import check_keys
 
 _BATCH = 4096  # requests whose answers are in memory at a time
 _MAX_CELL = 40  # characters
@@ -81,17 +79,7 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
 
 
 def _load(options: Namespace) -> Recommender:
-    """Load a bundle with the profiles of those who have not opted out."""
-    folders = (options.bundle, options.profiles, options.trusted_keys)
-    recommender = check_keys(Recommender.load(*folders))
-    opted_out = read_opt_outs(
-        Path(options.profiles or options.bundle).absolute().parent
-    )
-    users = recommender.profiles.user_ids.tolist() if len(opted_out) else []
-    gone = [user_id for user_id in users if opted_out.holds(user_id)]
-    if not gone:
-        return recommender
-    return Recommender(recommender.bundle, recommender.profiles.without(gone))
+    return load_known(options.bundle, options.profiles, options.trusted_keys)
 
 
 def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Request]:
@@ -99,11 +87,12 @@ def _list_requests(recommender: Recommender, options: Namespace) -> Iterator[Req
     admission = recommender.admission
     requests: Iterator[Request]
     if options.requests is not None:
-        requests = read_requests(
+        checked = read_requests(
             options.requests,
             schema,
             check=lambda request: admission.check(request.filters),
         )
+        requests = hide(checked, options.profiles or options.bundle)
     else:
         requests = list_users(recommender.profiles, "--requests")
 

@@ -54,7 +54,7 @@ from bascule.forms import (
 from serve.arrays import Doubles, Floats, Id, Ints, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.errors import BundleError, SchemaError, show
-from serve.files import FORGOTTEN
+from serve.files import FORGOTTEN, OPTED_OUT
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex, Query
 from serve.reasons import assign_segments, explain, find_due
@@ -62,6 +62,7 @@ from serve.recommender import Recommender as Served
 from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
+from service.known_users import hide, load_known
 
 _REASONS = "request name item_id kind effect text"
 _SEGMENTS = "request segment size text"
@@ -100,7 +101,7 @@ class Recommender:
         cls, path: str | Path, trusted: Path | None, version: str | None = None
     ) -> Recommender:
         """Load a bundle, with the profiles beside it, unless it is of another version."""
-        served = Served.load(Path(path), trusted=trusted)
+        served = load_known(Path(path), None, trusted)
         if version not in (None, served.version):
             raise BundleError(
                 f"{path} holds version {served.version}; expected {version}"
@@ -370,7 +371,7 @@ class Recommender:
         if any(target.iterdir()):
             raise SchemaError(f"{target} is not empty: choose another folder")
 
-        for name in (METRICS, REPORT, FORGOTTEN):
+        for name in (METRICS, REPORT, FORGOTTEN, OPTED_OUT):
             source = self.path.parent / name
             if source.exists():
                 shutil.copy2(source, target / name)
@@ -386,7 +387,8 @@ class Recommender:
         self, users: Users, defaults: Mapping[str, Any] = MappingProxyType({})
     ) -> list[Request]:
         schema = self.served.bundle.schema
-        return self.served.check(to_requests(users, schema, defaults))
+        requests = self.served.check(to_requests(users, schema, defaults))
+        return [*hide(requests, self.path)]
 
     def _answer(
         self,

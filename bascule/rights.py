@@ -120,7 +120,10 @@ def gather(
     names = name_users(run, user_ids)  # pseudonyms, if the run has these
     held = {str(name): asked[str(of)] for of, name in zip(user_ids, names, strict=True)}
     for path in sorted(chain.from_iterable(map(run.glob, _OUTPUTS))):
-        _add(held, str(path), (row for _, row in read_rows(path)))
+        try:
+            _add(held, str(path), (row for _, row in read_rows(path)))
+        except SchemaError as error:
+            print(f"not searched: {error}", file=sys.stderr)
     if (run / PROFILES / MANIFEST).exists():
         _add_profiles(held, Profiles.load(run / PROFILES))
     state = fetch_state(None, run / STATE) / STATE_FILE
@@ -129,10 +132,7 @@ def gather(
     for text, places in held.items():
         _add_named(places, text, run, logs)
 
-    return {
-        text: {place: rows for place, rows in places.items() if rows}
-        for text, places in asked.items()
-    }
+    return asked
 
 
 def _add(held: Held, place: str, rows: Iterable[Mapping[Any, Any]]) -> None:
@@ -201,9 +201,10 @@ def _add_named(
     for name in (FORGOTTEN, OPTED_OUT):
         users = read_erasure_list(run, name)
         hashes = [hash_id(salt, text).hex() for salt, _ in users.sets]
-        places[name] += hashes if users.holds(text) else []
         keys += hashes
+        if users.holds(text):
+            places[name] += hashes
     for path in logs:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        theirs = [line for line in lines if any(key in line for key in keys)]
-        places["audit lines"] += theirs
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if any(key in line for key in keys):
+                places["audit lines"].append(line)

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -229,14 +230,21 @@ class Erasures:
             self._waiting.append(user_id)
             return self._next
 
-    def choose(self, user_id: Id, is_out: bool) -> None:
-        """Note, beside the state or on its server, that a user opts out or in."""
+    def choose(self, user_id: Id, is_out: bool) -> list[str]:
+        """Note, on the server, beside the state and the profiles, that a user opts out or in.
+
+        Returns:
+            The hash of the user on each list, in hexadecimal.
+        """
         if self._shared is not None:
             self._shared.choose(user_id, is_out)
-        if is_out:
-            add_to_erasure_list(self._runs[-1], [user_id], OPTED_OUT)
-        else:
-            opt_in(self._runs[-1], user_id)
+
+        hashes: list[str] = []
+        for run in self._runs:
+            hashes += add_to_erasure_list(run, [user_id], OPTED_OUT)
+            if not is_out:
+                opt_in(run, user_id)
+        return hashes
 
     def close(self) -> None:
         self._thread.shutdown()
@@ -316,8 +324,8 @@ def inherit_left_out(run: Path, previous: Path | None) -> ErasureList:
         for bundle in (previous.absolute(), previous.resolve()):
             home = bundle.parent
             inherited = _join(inherited, read_erasure_list(home))
-            is_first = not (run / OPTED_OUT).exists()
-            if (home / OPTED_OUT).exists() and (is_first or (home / STATE).is_dir()):
+            counts = (home / STATE).is_dir() or not (run / OPTED_OUT).exists()
+            if counts and (home / OPTED_OUT).exists():
                 replace_opt_outs(run, _join(read_opt_outs(run), read_opt_outs(home)))
 
     return _join(take_over(run, inherited), read_opt_outs(run))
@@ -398,7 +406,7 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     Returns:
         The number of deleted rows by file or folder, where there are any.
     """
-    n_rows_by_name: dict[str, int] = {}
+    n_rows_by_name: Counter[str] = Counter()
     for path in run.glob("*.csv"):
         n_rows_by_name[path.name] = _erase_from_text(path, user_ids)
 
@@ -411,7 +419,7 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
         if read_plan(folder).get("side") == "user":
             n_rows_by_name[folder.name] = erase_from_export(folder, user_ids)
 
-    return {name: n_rows for name, n_rows in n_rows_by_name.items() if n_rows}
+    return dict(+n_rows_by_name)  # without zeros
 
 
 def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:

@@ -2,13 +2,13 @@
 
 `Profiles.complete` adds what the training knew. Here the events that came since are joined with the
 history of the profile, dismissed items are excluded, forgotten users are strangers, and those who
-opted out are nobody.
+opted out are nobody: in the service, in commands and in Python.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +26,7 @@ from serve.recommender import Recommender
 from serve.requests import History, Request, without_profile
 from service.engine import State
 from service.event_log import Recalled
+from service.rotate import check_keys
 
 # The columns that tell two events of a user apart.
 _TELLING = ("item_id", "datetime", "event")
@@ -104,6 +105,33 @@ def fill_in(request: Request, known: Request) -> Request:
         user_known=known.user_known,
         exclude=tuple(exclude),
     )
+
+
+def load_known(
+    bundle: Path, profiles: Path | None, trusted: Path | None
+) -> Recommender:
+    """Load a bundle with the profiles of those who have not opted out.
+
+    Args:
+        bundle: its folder.
+        profiles: their folder, by default that beside the bundle.
+        trusted: file of public keys, one of which must have signed the bundle.
+    """
+    recommender = check_keys(Recommender.load(bundle, profiles, trusted))
+    known = recommender.profiles
+    opted_out = read_opt_outs((profiles or bundle).absolute().parent)
+    gone = [*filter(opted_out.holds, known.user_ids.tolist())]
+    return Recommender(recommender.bundle, known.without(gone)) if gone else recommender
+
+
+def hide(requests: Iterable[Request], beside: Path) -> Iterator[Request]:
+    """Yield checked requests; those of users who opted out, by the list beside, are nobody's."""
+    opted_out = read_opt_outs(beside.absolute().parent)
+    for request in requests:
+        if request.user_id is not None and opted_out.holds(request.user_id):
+            yield without_profile(request)
+        else:
+            yield request
 
 
 def _fit(value: Id, ids: NDArray[Any]) -> Id | None:

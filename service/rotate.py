@@ -3,7 +3,8 @@
 A pseudonym by it is made from the one before, so that the earlier keys stay in the file, and
 nobody's id is needed. Profiles and live state are replaced in one step each; who has the last key
 already keeps their pseudonym, so that a rotation that was stopped is done again. Lists, feedback
-and exports keep the earlier pseudonyms until they are made again.
+and exports keep the earlier pseudonyms until they are made again, and nobody is found in them by
+the new one.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def rotate(run: Path) -> None:
     if len(read_erasure_list(run)) or len(read_opt_outs(run)):
         raise SchemaError(
             f"{run} lists who was forgotten or opted out by present pseudonyms, whom another key "
-            "would bring back: train anew with the new key in place of rotating"
+            "would bring back: keep this key, or take their rows out of your tables and train into "
+            "another folder with the new key alone"
         )
 
     version = bundle.manifest.version

@@ -253,10 +253,10 @@ class Service:
         user_id = self._schema.parse_user_id(user_id, "user_id")
         return self.erasures.add(user_id)
 
-    def choose(self, user_id: Id, is_out: bool) -> None:
-        """Let a user opt out of profiling, or in again; it is kept when this returns."""
+    def choose(self, user_id: Id, is_out: bool) -> list[str]:
+        """Let a user opt out of profiling, or in again; kept when this returns their hashes."""
         user_id = self._schema.parse_user_id(user_id, "user_id")
-        self.erasures.choose(user_id, is_out)
+        return self.erasures.choose(user_id, is_out)
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is a profile or an event of a user, who is not forgotten."""

@@ -112,7 +112,9 @@ async def choose_profiling(
 ) -> Response:
     service: Service = request.app.state.shared.service
     is_out = not body["profile"]
-    await asyncio.to_thread(service.choose, body["user_id"], is_out)
+    request.state.users = await asyncio.to_thread(
+        service.choose, body["user_id"], is_out
+    )
     return write_answer(request, service.version, {})
 
 

@@ -2,7 +2,8 @@
 
 service.http  messages of the service; the place of an error, but not its text
 serve.access  a line per answer, in JSON alone: route, status, seconds, name of the key
-serve.audit   a line per change that a caller asked for: forget, items, reload; users are hashed
+serve.audit   a line per change that a caller asked for: forget, profiling, items,
+              reload; users are hashed
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from starlette.types import Scope
 
-AUDITED = frozenset({"forget", "items", "reload"})  # routes
+AUDITED = frozenset({"forget", "items", "profiling", "reload"})  # routes
 ACCESS = logging.getLogger("serve.access")
 AUDIT = logging.getLogger("serve.audit")
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")

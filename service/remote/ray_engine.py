@@ -33,6 +33,7 @@ from service.export import (
     list_users,
     name_part,
 )
+from service.known_users import load_known
 
 Command = Callable[[Namespace, Recommender], None]
 ROWS = 16_384  # of a part, in whole tiles of the recommender
@@ -68,7 +69,7 @@ class PartMaker:
     def _make(self, block: pa.Table) -> bytes:
         options = self.options
         if self.recommender is None:
-            self.recommender = Recommender.load(
+            self.recommender = load_known(
                 options.bundle, options.profiles, options.trusted_keys
             )
         if self.recommender.version != self.version:

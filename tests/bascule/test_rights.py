@@ -2,23 +2,31 @@
 
 import json
 import sqlite3
+from argparse import Namespace
 from contextlib import closing
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bascule.answering import recommend
 from bascule.commands import main
 from pipeline.tables import prepare
 from serve.bundle import BUNDLE, STATE, STATE_FILE
 from serve.errors import BundleError
 from serve.files import OPTED_OUT, read_opt_outs
+from serve.recommender import Recommender
 from service.event_log import Impressions, Observation
 from service.forget import Erasures, add_to_erasure_list, inherit_left_out, opt_in
+from service.remote.ray_engine import PartMaker
 from service.state import StateStore
 from tests.around.lost_power import Disk
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids
 from tests.pipeline.small_runs import ORDERED, config_of, make_tables
 from tests.served import ask
+
+import bascule
 
 IDS = item_ids(SHOP)
 PERSONAL = {"user_id": "u1", "features": {"gender": "f"}, "history": [IDS[2], IDS[5]]}
@@ -102,6 +110,86 @@ def test_lists_and_vectors_of_all_users_are_of_those_who_have_not_opted_out(run)
     for path in (run / "all.parquet", run / "vectors" / "part-00000.parquet"):
         users = pq.read_table(path).column("user_id").to_pylist()
         assert set(users) == {"u0", "u2", "u3"}
+
+
+def write_requests(path):
+    """Write requests of somebody who is to opt out, by id and with a history; and nobody's."""
+    requests = [{"user_id": "u1"}, PERSONAL, {"user_id": "u4"}, {}]
+    path.write_text("".join(f"{json.dumps({**PLACE, **request})}\n" for request in requests))
+    return requests
+
+
+def check_lists(table):
+    """Check that the lists of the first two requests are those of nobody, and the third is not."""
+    shown = table.group_by("request").aggregate([("item_id", "list"), ("score", "list")])
+    *lists, nobodys = zip(*shown.sort_by("request").to_pydict().values(), strict=True)
+    for _, *of_one in lists[:2]:
+        assert of_one == [*nobodys[1:]]
+    assert lists[2][1:] != nobodys[1:]
+
+
+def add_numbers(path, k):
+    table = pq.read_table(path)
+    return table.append_column("request", pa.array(np.arange(len(table)) // k))
+
+
+def test_a_command_answers_who_opted_out_as_nobody_also_with_a_history_in_the_file(run, tmp_path):
+    write_requests(tmp_path / "asked.jsonl")
+    add_to_erasure_list(run, ["u1"], OPTED_OUT)
+    words = ["--bundle", str(run / BUNDLE), "--requests", str(tmp_path / "asked.jsonl"), "--k", "5"]
+    assert main(["recommend", *words, "--out", str(tmp_path / "lists.parquet")]) == 0
+    check_lists(add_numbers(tmp_path / "lists.parquet", 5))
+
+
+def test_an_actor_of_ray_answers_who_opted_out_as_nobody(run, tmp_path):
+    add_to_erasure_list(run, ["u1"], OPTED_OUT)
+    options = Namespace(
+        command="recommend", bundle=run / BUNDLE, profiles=None, trusted_keys=None, engine="local"
+    )
+    options.__dict__ |= {"k": 5, "where": None, "only": None, "at_most": [], "names": False}
+    options.__dict__ |= {"repeats": None, "again": None}
+    rows = pa.Table.from_pylist([{"user_id": user} for user in ("u1", "u1", "u4", None)])
+    version = Recommender.load(run / BUNDLE).version
+    part = PartMaker(recommend, options, version)(rows)
+    assert part["fault"].to_pylist() == [""]
+    path = tmp_path / "part.parquet"
+    path.write_bytes(part["content"][0].as_py())
+    check_lists(add_numbers(path, 5))
+
+
+def test_python_answers_who_opted_out_as_nobody_also_after_it_was_loaded(run, tmp_path):
+    loaded = bascule.load(run)
+    add_to_erasure_list(run, ["u1"], OPTED_OUT)
+    saved = bascule.load(loaded.save(tmp_path / "saved"))
+    requests = write_requests(tmp_path / "asked.jsonl")
+    for recommender in (loaded, bascule.load(run), saved):
+        check_lists(recommender.recommend(requests, 5).to_arrow())
+        nobodys, theirs = recommender.encode_users([{}, "u1"])
+        assert theirs.tolist() == nobodys.tolist()
+    neighbours = saved.similar_users("u4", 4).to_pandas()["user_id"]
+    assert set(neighbours) == {"u0", "u2", "u3"}
+
+
+def test_a_choice_is_written_beside_the_profiles_and_beside_the_state(tmp_path):
+    runs = [tmp_path / "run", tmp_path / "elsewhere"]
+    for folder in runs:
+        folder.mkdir()
+    with closing(Erasures(runs)) as erasures:
+        hashes = erasures.choose("u1", is_out=True)
+        assert all(read_opt_outs(folder).holds("u1") for folder in runs)
+        assert erasures.choose("u1", is_out=False) == hashes
+    assert not any(read_opt_outs(folder).holds("u1") for folder in runs)
+    assert all(len(bytes.fromhex(user_hash)) == 32 for user_hash in hashes)
+
+
+def test_a_file_that_is_no_table_is_named_and_what_is_held_is_shown(run, capsys):
+    (run / "notes.csv").write_text("")
+    (run / "torn.parquet").write_bytes(b"PAR1")
+    assert main(["user", "show", "--run", str(run), "--user", "u1"]) == 0
+    printed = capsys.readouterr()
+    assert "profiles: 1" in printed.out
+    for name in ("notes.csv", "torn.parquet"):
+        assert name in printed.err
 
 
 def test_a_choice_is_on_disk_and_holds_no_id(run, monkeypatch):

@@ -46,7 +46,7 @@ def measure(frames, folder, epsilon, seed, is_quick):
 
 
 def list_figures(content):
-    """Return NDCG of all, and of each slice by activity."""
+    """Return NDCG of all, and of each slice by activity: what each loses is in its own column."""
     (view, ours), *_ = content["test"]["bascule"].items()
     figures = {"all": ours[METRIC]}
     for label, summary in content["slices"][view]["history"].items():
@@ -56,9 +56,10 @@ def list_figures(content):
 
 def print_rows(rows, reference):
     names = list(reference)
-    print("| epsilon | " + " | ".join(names) + " |")
+    popularity = rows["popularity"][0]["all"]
+    print("| epsilon | x popularity | " + " | ".join(names) + " |")
     for name, repeats in rows.items():
-        cells = []
+        cells = [f"{mean(figures['all'] for figures in repeats) / popularity:.2f}"]
         for slice_name in names:
             values = [figures[slice_name] for figures in repeats if slice_name in figures]
             if not values:

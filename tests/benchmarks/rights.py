@@ -3,8 +3,9 @@
     python tests/benchmarks/rights.py --users 50
 
 A small shop is trained, its log is filled, and lists and vectors are written. Then, for each of the
-users: `bascule user show` against a search of every file; after `opt-out`, the next training against
-one of tables without them, byte by byte; after `forget`, a search of every byte.
+users: `bascule user show` against a search of every file; after `opt-out`, what a service keeps of
+their events and lists, beside somebody's who has not opted out, and the next training against one of
+tables without them, byte by byte; after `forget`, a search of every byte.
 """
 
 from __future__ import annotations
@@ -33,8 +34,10 @@ from serve.files import OPTED_OUT  # noqa: E402
 from service.event_log import Impressions  # noqa: E402
 from service.forget import add_to_erasure_list  # noqa: E402
 from service.state import StateStore  # noqa: E402
+from tests.http.services import asking  # noqa: E402
 from tests.pipeline.shop import open_shop  # noqa: E402
 from tests.pipeline.small_runs import ORDERED, config_of, make_tables  # noqa: E402
+from tests.served import ask  # noqa: E402
 
 SAME = ("*.onnx", "*.faiss", "*.npy", "items.parquet", "schema.json", "golden.json")
 
@@ -108,6 +111,31 @@ def compare(run: Path, users: list[str]) -> int:
     return n_equal
 
 
+def count_kept(run: Path, users: list[str], other: str) -> dict[str, int]:
+    """Let all users opt out, do something and be shown lists; return what was kept of whom."""
+    before = {user: count_rows(run, user) for user in [*users, other]}
+    with asking(run / BUNDLE) as app:
+        for user in [*users, other]:
+            posts = [
+                ("/v1/users/profiling", {"user_id": user, "profile": user == other}),
+                ("/v1/events", {"user_id": user, "item_id": 105}),
+                ("/v1/recommend", {"user_id": user, "k": 3}),
+            ]
+            for path, body in posts:
+                assert ask(app, "POST", path, body).status == 200
+    after = {user: count_rows(run, user) for user in [*users, other]}
+    n_changed = sum(before[user] != after[user] for user in users)
+    return {"kept of who opted out": n_changed, "kept of another": after[other] - before[other]}
+
+
+def count_rows(run: Path, user: str) -> int:
+    """Count the rows of a user in the live state."""
+    query = "SELECT count(*) FROM {} WHERE user_id = ?"
+    with closing(sqlite3.connect(run / STATE / STATE_FILE)) as database:
+        found = [database.execute(query.format(view), (user,)) for view in ("events", "answers")]
+        return sum(rows.fetchone()[0] for rows in found)
+
+
 def train_without(folder: Path, users: list[str]) -> tuple[bool, bool]:
     """Tell whether rows and bundle are those of a training on tables without the users."""
     interactions, people, items = make_tables(ORDERED)
@@ -132,6 +160,7 @@ def main() -> None:
     run = fill(folder, users)
     n_equal = compare(run, users)
 
+    kept = count_kept(run, users, f"u{len(users):03d}")
     gone = users[: max(1, len(users) // 5)]
     rows_equal, bytes_equal = train_without(folder / "trained", gone)
 
@@ -143,7 +172,8 @@ def main() -> None:
     figures = {
         "users": len(users),
         "shown as found": n_equal,
-        "opted out": len(gone),
+        **kept,
+        "left out of the next training": len(gone),
         "rows as without them": rows_equal,
         "bundle as without them": bytes_equal,
         "found after forget": n_found,

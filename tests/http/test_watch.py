@@ -14,6 +14,7 @@ from shutil import which
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
+from serve.files import hash_id, read_opt_outs
 from tests.http.services import NOW, TOKEN, asking, listed, publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids
 from tests.served import JSON, ROOT, ask, serving
@@ -57,6 +58,9 @@ def run_failing(bundle, tmp_path, *arguments):
         replies = {
             "similar": server.ask("POST", "/v1/similar", {"item_id": PERSON}),
             "forget": server.ask("POST", "/v1/users/forget", {"user_id": PERSON}),
+            "profiling": server.ask(
+                "POST", "/v1/users/profiling", {"user_id": PERSON, "profile": False}
+            ),
             "PUT items": server.ask("PUT", f"/v1/items/{PERSON}", {"columns": {"brand": "x"}}),
             "DELETE items": server.ask("DELETE", f"/v1/items/{PERSON}"),
             "reload": server.ask("POST", "/v1/reload"),
@@ -64,7 +68,7 @@ def run_failing(bundle, tmp_path, *arguments):
         assert server.ask("GET", "/v1/items?search=a").status == 200  # changes nothing
         assert server.end() == 0
         lines = server.process.stderr.read()
-    assert [one.status for one in replies.values()] == [500, 200, 200, 200, 401]
+    assert [one.status for one in replies.values()] == [500, 200, 200, 200, 200, 401]
     assert PERSON not in lines
     return replies, lines.splitlines()
 
@@ -82,6 +86,9 @@ def test_a_failure_is_in_the_log_with_its_request_and_place_and_changes_are_audi
         assert route in line
         assert f"request_id={reply.json['request_id']}" in line
     assert replies["forget"].json["receipts"][0]["forgotten"][0] in audited[0]
+    assert replies["profiling"].json["request_id"] in audited[1]
+    keys = [hash_id(salt, PERSON).hex() for salt, _ in read_opt_outs(bundle.parent).sets]
+    assert any(key in audited[1] for key in keys)
     assert not any("serve.access" in line for line in lines)
 
 
@@ -101,6 +108,7 @@ def test_json_logs_are_an_object_a_line_with_a_line_for_each_answer(bundle, tmp_
         "similar",
         "forget",
         "items",
+        "profiling",
         "reload",
     }
     (failed,) = [one for one in logged if "error" in one]
