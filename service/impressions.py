@@ -15,9 +15,8 @@ from service.engine import State
 from service.event_log import Impressions
 
 _LOG = logging.getLogger("service.http")
-_MAX_LISTS = 20_000  # in the queue: answers wait for a disk that does not keep up
+_MAX_LISTS = 20_000  # in the queue: more are lost, since no answer waits for a disk
 _MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
-_MAX_WAIT = 1.0  # seconds that answers wait
 _PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
 _HOUR = 3600.0
 _WRITE_ERRORS = (OSError, BundleError, sqlite3.Error)
@@ -52,20 +51,13 @@ class ImpressionLog:
         return len(self._waiting)
 
     @property
-    def _is_full(self) -> bool:
-        return len(self._waiting) >= _MAX_LISTS
-
-    @property
     def has_stopped(self) -> bool:
         """Whether nothing is logged any more."""
         return not self._thread.is_alive()
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon; they are lost if the disk does not keep up."""
-        until = time.monotonic() + _MAX_WAIT
-        while self._is_full and not self.has_stopped and time.monotonic() < until:
-            time.sleep(_PAUSE)
-        if self.has_stopped or self.is_short or self._is_full:
+        if self.has_stopped or self.is_short or self.n_waiting >= _MAX_LISTS:
             self.n_lost += len(impressions)
         else:
             self._waiting.extend(impressions)
@@ -106,10 +98,8 @@ class ImpressionLog:
             try:
                 self.store.log_impressions(impressions)
             except _WRITE_ERRORS as error:
-                if (
-                    getattr(error, "errno", None) == errno.EBUSY
-                    and not self._is_closing.is_set()
-                ):
+                is_closing = self._is_closing.is_set()
+                if getattr(error, "errno", None) == errno.EBUSY and not is_closing:
                     self._waiting.extendleft(reversed(impressions))
                     return
                 self.n_lost += n_lists

@@ -221,8 +221,10 @@ class MissingState:
 
     def recall(self, user_id: Id) -> Recalled:
         is_erased = any(is_forgotten(run, user_id) for run in self._runs)
-        is_out = read_opt_outs(self._runs[-1]).holds(user_id)
-        return Recalled(is_forgotten=is_erased, is_opted_out=is_out)
+        return Recalled(
+            is_forgotten=is_erased,
+            is_opted_out=read_opt_outs(self._runs[-1]).holds(user_id),
+        )
 
     def count_answers(self, *_: Any) -> int:
         return 0

@@ -14,14 +14,13 @@ from service.faults import OUT_OF_SERVICE
 from service.figures import summarise
 from service.http import schemas
 from service.http.errors import LOGGER
-from service.http.metrics import Metrics
 from service.http.schemas import (
     EventBodies,
     ForgetBody,
     ItemBody,
     ShownBody,
 )
-from service.http.writing import write_answer
+from service.http.writing import find_service, write_answer
 from service.service import Service
 
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -58,13 +57,12 @@ ItemPath = Annotated[
 async def add_events(
     request: Request, body: Annotated[EventBodies, Body()]
 ) -> Response:
-    service: Service = request.app.state.shared.service
-    metrics: Metrics = request.app.state.shared.metrics
+    service: Service = find_service(request)
 
     content = cast(dict[str, Any], body)
     events = content.get("events", [content])
     n_saved = await asyncio.to_thread(service.observe, events)
-    metrics.counters["events"].inc(n_saved)
+    request.app.state.shared.metrics.counters["events"].inc(n_saved)
     return write_answer(request, service.version, {"kept": n_saved})
 
 
@@ -76,7 +74,7 @@ async def add_events(
 async def confirm_shown(
     request: Request, body: Annotated[ShownBody, Body()]
 ) -> Response:
-    service: Service = request.app.state.shared.service
+    service = find_service(request)
     await asyncio.to_thread(service.confirm, body["request_id"])
     return write_answer(request, service.version, {})
 
@@ -89,7 +87,7 @@ async def confirm_shown(
 async def forget_user(
     request: Request, body: Annotated[ForgetBody, Body()]
 ) -> Response:
-    service: Service = request.app.state.shared.service
+    service: Service = find_service(request)
     user_known = await asyncio.to_thread(service.knows, body["user_id"])
     receipts = await asyncio.shield(
         asyncio.wrap_future(service.forget(body["user_id"]))
@@ -110,7 +108,7 @@ async def forget_user(
 async def choose_profiling(
     request: Request, body: Annotated[ProfilingBody, Body()]
 ) -> Response:
-    service: Service = request.app.state.shared.service
+    service: Service = find_service(request)
     is_out = not body["profile"]
     request.state.users = await asyncio.to_thread(
         service.choose, body["user_id"], is_out
@@ -126,7 +124,7 @@ async def choose_profiling(
 async def put_item(
     request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body()]
 ) -> Response:
-    service: Service = request.app.state.shared.service
+    service = find_service(request)
     await asyncio.to_thread(service.items.put, item_id, body["columns"])
     return write_answer(request, service.version, {})
 
@@ -137,7 +135,7 @@ async def put_item(
     summary="Remove an item from all versions",
 )
 async def delete_item(request: Request, item_id: ItemPath) -> Response:
-    service: Service = request.app.state.shared.service
+    service = find_service(request)
     was_there = await asyncio.to_thread(service.items.remove, item_id)
     return write_answer(request, service.version, {"was_there": was_there})
 
@@ -167,7 +165,7 @@ async def ready(request: Request, response: Response) -> dict[str, Any]:
 
 @operating.get("/v1/status", summary="What answers, and what became of the last reload")
 async def status(request: Request) -> dict[str, Any]:
-    service: Service = request.app.state.shared.service
+    service: Service = find_service(request)
     return service.describe() | {"measured": summarise(service.beside)}
 
 
@@ -180,19 +178,20 @@ async def status(request: Request) -> dict[str, Any]:
 async def metrics(request: Request) -> Response:
     state = request.app.state.shared
     await state.refresh()
-    return Response(await state.metrics.share(), media_type=_PROMETHEUS)
+    return Response(
+        await asyncio.to_thread(state.metrics.write), media_type=_PROMETHEUS
+    )
 
 
 @reloading.post(
     "/v1/reload", response_model=schemas.ReloadAnswer, summary="Take up what is current"
 )
 async def reload(request: Request) -> dict[str, Any]:
-    service: Service = request.app.state.shared.service
-    metrics: Metrics = request.app.state.shared.metrics
+    service = find_service(request)
     reason = await asyncio.to_thread(service.reload)
 
     outcome = "loaded" if reason is None else "refused"
-    metrics.counters["reloads"].labels(outcome).inc()
+    request.app.state.shared.metrics.counters["reloads"].labels(outcome).inc()
     if reason is not None:
         _LOG.warning("reload refused, keeping version %s: %s", service.version, reason)
         raise HTTPException(409, reason)

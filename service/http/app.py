@@ -23,7 +23,6 @@ _ABOUT = (
     "What would this user want, here and now. "
     "Every answer says which version of the bundle gave it."
 )
-_MAX_WAITING = 64  # calls of the computing threads
 _DEADLINE = 1.0  # seconds of a short call
 _ANYBODY = Access()
 _PAGES = {
@@ -74,15 +73,12 @@ class AppState:
         self.service.close()
 
 
-def make_app(
-    service: Service, access: Access = _ANYBODY, max_waiting: int = _MAX_WAITING
-) -> FastAPI:
+def make_app(service: Service, access: Access = _ANYBODY) -> FastAPI:
     """Make the application.
 
     Args:
         service: answers; the application closes it with its state.
         access: decides which routes there are, and who may call them.
-        max_waiting: calls that may wait before further ones are refused.
     """
     app = FastAPI(
         title="Bascule",
@@ -97,7 +93,7 @@ def make_app(
         exception_handlers=HANDLERS,
     )
     metrics = Metrics(service.measure, service.beside, (*FAULTS, KEYS))
-    worker = Worker(max_waiting, _DEADLINE)
+    worker = Worker(_DEADLINE)
     app.state.shared = AppState(service, metrics, worker, access)
     app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker, access=access)
 

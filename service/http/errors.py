@@ -22,6 +22,7 @@ from service.http.schemas import FIELDS
 LOGGER = "service.http"
 MAX_MESSAGE = 400  # characters
 RETRY_AFTER = {"retry-after": "1"}
+OVERLOAD = "too many requests wait; come back later"
 _LOG = logging.getLogger(LOGGER)
 _CODES = {
     404: "not_found",
@@ -153,9 +154,7 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
 
 async def _answer_overload(request: Request, error: Exception) -> Response:
     request.app.state.shared.metrics.counters["shed"].inc()
-    return answer_error(
-        request, 503, "too many requests wait; come back later", headers=RETRY_AFTER
-    )
+    return answer_error(request, 503, OVERLOAD, headers=RETRY_AFTER)
 
 
 async def _answer_disk(request: Request, error: Any) -> Response:

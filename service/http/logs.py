@@ -36,7 +36,6 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
-        facts: dict[str, Any] = getattr(record, "facts", {})
         # below the first line libraries repeat exceptions
         message, _, _ = record.getMessage().partition("\n")
         fields: dict[str, Any] = {
@@ -45,7 +44,7 @@ class _Formatter(logging.Formatter):
             "logger": record.name,
             "message": message,
         }
-        fields |= facts
+        fields |= getattr(record, "facts", {})
 
         if request_id := REQUEST_ID.get():
             fields["request_id"] = request_id

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
+import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from prometheus_client import (
@@ -16,15 +17,18 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     generate_latest,
+    values,
 )
 from prometheus_client.metrics import disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.values import MultiProcessValue
 
 from service.figures import read_figures
+from service.http.workers import PARENT, PLACE, SHARED
 
-_SHARED = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which workers count together
+_KEPT_SECONDS = 0.5  # for which everybody gets the same text
 _TABLE: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("metrics.toml").read_text()
 )
@@ -48,11 +52,21 @@ class Metrics:
         """
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter
 
-        shared = os.environ.get(_SHARED)
+        shared = os.environ.get(SHARED)
         self._faults = faults
         self._n_lost = 0
-        self._writing: asyncio.Task[bytes] | None = None
+        self._lock = Lock()
+        self._write_at = 0.0
         self.registry = CollectorRegistry()
+        self.registry.register(_ServiceCollector(measure, beside))
+        if shared:
+            # by place, not by pid: who ended leaves counts, but no file of their own
+            values.ValueClass = MultiProcessValue(lambda: PLACE)  # type: ignore[no-untyped-call]
+            MultiProcessCollector(self.registry, shared)  # type: ignore[no-untyped-call]
+            self.registry.register(_WorkersCollector())
+        else:
+            ProcessCollector(registry=self.registry)
+
         options: Any = {
             "namespace": "bascule",
             "registry": None if shared else self.registry,
@@ -71,13 +85,6 @@ class Metrics:
             for name, arguments in _TABLE["gauges"].items()
         }
         self.gauges["last_reload_success"].set(1)  # of a worker that is about to start
-
-        self.registry.register(_ServiceCollector(measure, beside))
-        if shared:
-            MultiProcessCollector(self.registry, shared)  # type: ignore[no-untyped-call]
-            self.registry.register(_WorkersCollector(Path(shared)))
-        else:
-            ProcessCollector(registry=self.registry)
 
     def refresh(
         self, gauges: Mapping[str, float], n_lost: int, faults: Collection[str]
@@ -98,14 +105,12 @@ class Metrics:
             self.gauges["degraded"].labels(fault).set(fault in faults)
 
     def write(self) -> bytes:
-        """Write everything in the text format of Prometheus."""
-        return generate_latest(self.registry)
-
-    async def share(self) -> bytes:
-        """Write everything in a thread, once for all who ask meanwhile."""
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(asyncio.to_thread(self.write))
-        return await asyncio.shield(self._writing)
+        """Write everything in the text format of Prometheus, twice a second at most."""
+        with self._lock:
+            if time.monotonic() >= self._write_at:
+                self._text = generate_latest(self.registry)
+                self._write_at = time.monotonic() + _KEPT_SECONDS
+            return self._text
 
     def count(self, path: str, status: int, seconds: float) -> str:
         """Count one answer of HTTP; return the label of its route."""
@@ -150,26 +155,22 @@ class _ServiceCollector(Collector):
         figures = read_figures(self._beside)
         for name, arguments in _TABLE["figures"].items():
             family = GaugeMetricFamily(f"bascule_{name}", **arguments)
-            for values, number in figures[name].items():
-                family.add_metric(values, number)
+            for labels, number in figures[name].items():
+                family.add_metric(labels, number)
             yield family
 
 
 class _WorkersCollector(Collector):
     """Read the standard metrics of the process of each worker that lives, by its `pid`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
     def collect(self) -> Iterable[Metric]:
         metrics: dict[str, Metric] = {}
-        for path in self._folder.glob("gauge_livesum_*.db"):
-            pid = path.stem.rpartition("_")[2]
+        for pid in Path(f"/proc/{PARENT}/task/{PARENT}/children").read_text().split():
             for metric in ProcessCollector(pid=pid.__str__, registry=None).collect():
-                total = metrics.setdefault(
-                    metric.name, Metric(metric.name, metric.documentation, metric.type)
-                )
-                for sample in metric.samples:
+                samples = metric.samples
+                metric.samples = []
+                total = metrics.setdefault(metric.name, metric)
+                for sample in samples:
                     total.samples.append(sample._replace(labels={"pid": pid}))
 
         return metrics.values()

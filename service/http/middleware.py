@@ -5,19 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import (
     Awaitable,
     Callable,
-    Coroutine,
     Generator,
     Hashable,
     Iterable,
 )
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakValueDictionary
 
@@ -25,7 +24,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from service.http.access import Access, Key, find_network
-from service.http.errors import HANDLERS, OverloadError
+from service.http.errors import (
+    HANDLERS,
+    OVERLOAD,
+    RETRY_AFTER,
+    OverloadError,
+    answer_error,
+)
 from service.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
 from service.http.metrics import Metrics
 
@@ -40,15 +45,13 @@ MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests of one call: more would only wait for each other
 _BODY_SECONDS = 10  # in which a body must have arrived
 _MAX_LONG = 5  # deadlines that a long call may take
-_MIN_OWN = (
-    4  # calls of one caller that may always wait; else places are left for others
-)
 _TURN_SECONDS = 0.002  # of a long call, after which the event loop sees what has come
-_SLOW_SECONDS = 0.1  # of a single request: fewer may wait
-_MIN_SINGLE = 48  # single requests that may always wait
-_SHEDDING = frozenset(  # paths that are refused when too many requests wait
-    {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
-)
+_SINGLE_SECONDS = 0.08  # that a single request may be expected to wait
+_MIN_SINGLE = 32  # that may always wait, two batches: alone, one takes longer
+_FIRST_CALLS = 20  # of a caller that are admitted before it is known how long one takes
+_NEWEST = 0.1  # weight of the latest call in the average
+# paths that are refused where too many single requests wait; the threads serve these alone
+SHED = frozenset({"/v1/recommend", "/v1/similar", "/v1/due", "/v1/items"})
 _JSON = b"application/json"
 _LAST = {"connection": "close"}
 _POLICY = (
@@ -65,26 +68,87 @@ _HEADERS = [
 
 
 class Turns:
-    """A thread in whose queue each caller has one call at most: so their turns rotate."""
+    """A thread in which the calls of a caller follow one another, and callers take turns.
 
-    def __init__(self) -> None:
+    A call that is expected to end after the deadline is refused at once: the calls of its caller
+    that wait come before it, and the thread is shared with the other callers.
+    """
+
+    def __init__(self, deadline: float) -> None:
+        """Start a thread; the deadline is in seconds, waiting included."""
+        self._deadline = deadline
         self._thread = ThreadPoolExecutor(1)
         self._locks: WeakValueDictionary[Caller, asyncio.Lock] = WeakValueDictionary()
+        self.n_waiting: Counter[Caller] = Counter()  # calls that wait or run
+        self._seconds = deadline / _FIRST_CALLS  # that a call takes, on average
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Run a call in its caller's turn; the time that it takes counts in the rate of a key."""
-        caller = CALLER.get()
-        own = self._locks.setdefault(caller, asyncio.Lock())
-        async with own:
-            return await self._measure(call, caller)
+        """Run a call.
 
-    async def _measure(self, call: Callable[[], T], caller: Caller) -> T:
+        Raises:
+            OverloadError: it would end too late, or did.
+        """
+        return await self.take_turn(partial(self.compute, call))
+
+    async def run_steps(
+        self,
+        steps: Generator[None, None, T],
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> T:
+        """Run a call that yields where it may be stopped.
+
+        Raises:
+            OverloadError: it would end too late, or did, or the client is gone.
+        """
+        return await self.take_turn(partial(self._compute_steps, steps, is_gone))
+
+    async def take_turn(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do work that computes in the thread; its time counts in the rate of a key.
+
+        Raises:
+            OverloadError: the work would end too late, or did.
+        """
+        caller = CALLER.get()
+        self.n_waiting[caller] += 1
+        own = self._locks.setdefault(caller, asyncio.Lock())
+        try:
+            n_turns = self.n_waiting[caller] * len(self.n_waiting)
+            if n_turns > 1 and n_turns * self._seconds > self._deadline:
+                raise OverloadError
+            async with asyncio.timeout(self._deadline), own:
+                return await self._measure(work, caller)
+        except TimeoutError as error:
+            raise OverloadError from error
+        finally:
+            self.n_waiting -= Counter({caller: 1})  # who has none is not held
+
+    async def _measure(self, work: Callable[[], Awaitable[T]], caller: Caller) -> T:
         started = time.perf_counter()
         try:
-            return await asyncio.wrap_future(self._thread.submit(call))
-        finally:
+            return await work()
+        finally:  # the other callers had their shares of this time
+            seconds = (time.perf_counter() - started) / len(self.n_waiting)
+            self._seconds += _NEWEST * (seconds - self._seconds)
             if isinstance(caller, Key):
-                caller.charge(time.perf_counter() - started)
+                caller.charge(seconds)
+
+    async def compute(self, call: Callable[[], T]) -> T:
+        """Run a call in the thread."""
+        return await asyncio.wrap_future(self._thread.submit(call))
+
+    async def _compute_steps(
+        self,
+        steps: Generator[None, None, T],
+        is_gone: Callable[[], Awaitable[bool]],
+    ) -> T:
+        """Run some steps at a time: in between, the event loop answers what has come."""
+        end = await self.compute(partial(_advance, steps))
+        while end is None:
+            if await is_gone():
+                raise OverloadError
+            end = await self.compute(partial(_advance, steps))
+
+        return cast(T, end.value)
 
     def close(self) -> None:
         """Finish the call that runs, then end the thread."""
@@ -92,91 +156,41 @@ class Turns:
 
 
 class Worker:
-    """Two threads that compute answers, so that a short call does not wait for a long one."""
+    """Two threads that compute answers, so that a short call does not wait for a long one.
 
-    def __init__(self, max_waiting: int, deadline: float) -> None:
-        """Start threads.
+    Single requests are answered in the event loop. One that is expected to wait for too long is
+    refused at once: as many wait before it as are there, each for as long as the latest took, by
+    those that were there with it (Little 1961).
+    """
 
-        Args:
-            max_waiting: calls that may wait or run at once.
-            deadline: seconds that a short call may take with its waiting.
-        """
-        self._max_waiting = max_waiting
-        self._deadline = deadline
-        self._short = Turns()
-        self._long = Turns()
-        self._lock = threading.Lock()  # of the batches that others may join
+    def __init__(self, deadline: float) -> None:
+        """Start threads; the deadline is that of a short call, in seconds."""
+        self.short = Turns(deadline)
+        self.long = Turns(_MAX_LONG * deadline)
+        # batches that others may join
         self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
-        self.n_waiting = 0
-        self._callers: Counter[Caller] = Counter()
-        # requests whose body is read and whose answer has not begun
-        self.n_admitted = 0
-        self._most_single = 2.0 * max_waiting
-        self._max_single = self._most_single
+        # connections of requests that have come as a whole, and are not answered
+        self.admitted: set[Any] = set()
+        self._seconds = 0.001  # that a single request takes, on average
 
     @property
-    def is_full(self) -> bool:
-        """Whether too many requests are being answered outside the threads."""
-        return self.n_admitted - self.n_waiting >= self._max_single
+    def n_waiting(self) -> int:
+        """The number of calls that wait for a thread, or run in it."""
+        return self.short.n_waiting.total() + self.long.n_waiting.total()
 
-    def adapt(self, seconds: float) -> None:
-        """Let fewer single requests wait after one that took long, and slowly more after others."""
-        fewer = max(_MIN_SINGLE, self._max_single * 0.97)
-        more = min(self._most_single, self._max_single + 0.5)
-        self._max_single = fewer if seconds > _SLOW_SECONDS else more
+    @property
+    def n_single(self) -> int:
+        """The number of requests that are being answered outside the threads."""
+        return len(self.admitted) - self.n_waiting
 
-    async def run(self, call: Callable[[], T]) -> T:
-        """Run a short call.
+    @property
+    def n_excess(self) -> float:
+        """By how many there are more single requests than can be answered soon enough."""
+        return self.n_single - max(_MIN_SINGLE, _SINGLE_SECONDS / self._seconds)
 
-        Raises:
-            OverloadError: too many calls wait, or the deadline is over.
-        """
-        return await self._admit(self._short.run(call), self._deadline)
-
-    async def run_steps(
-        self,
-        steps: Generator[None, None, T],
-        is_gone: Callable[[], Awaitable[bool]],
-    ) -> T:
-        """Run a long call, a generator that yields where it may be stopped, and return its result.
-
-        Raises:
-            OverloadError: too many calls wait, five deadlines are over, or the client is gone.
-        """
-        seconds = _MAX_LONG * self._deadline
-        return await self._admit(self._run_in_turns(steps, is_gone), seconds)
-
-    async def _run_in_turns(
-        self,
-        steps: Generator[None, None, T],
-        is_gone: Callable[[], Awaitable[bool]],
-    ) -> T:
-        """Run some steps at a time: in between, the event loop answers what has come."""
-        end = await self._long.run(lambda: _advance(steps))
-        while end is None:
-            if await is_gone():
-                raise OverloadError
-            end = await self._long.run(lambda: _advance(steps))
-
-        return cast(T, end.value)
-
-    async def _admit(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
-        caller = CALLER.get()
-        most = max(_MIN_OWN, self._max_waiting // (1 + len(self._callers)))
-        if self.n_waiting >= self._max_waiting or self._callers[caller] >= most:
-            work.close()
-            raise OverloadError
-
-        self.n_waiting += 1
-        self._callers[caller] += 1
-        try:
-            async with asyncio.timeout(seconds):
-                return await work
-        except TimeoutError as error:
-            raise OverloadError from error
-        finally:
-            self.n_waiting -= 1
-            self._callers -= Counter({caller: 1})  # who has none is not held
+    def note(self, seconds: float, n_single: int) -> None:
+        """Note how long a single request took, and how many were there when it came."""
+        self._seconds += _NEWEST * (seconds / max(1, n_single) - self._seconds)
 
     async def answer(
         self,
@@ -195,49 +209,38 @@ class Worker:
             call: gives an answer for each request of a batch, in order.
             is_brief: whether the call may run in the event loop, not in the thread.
         """
-        with self._lock:
-            if key not in self._open:
-                new: list[T] = []
-                task = asyncio.ensure_future(self._call(key, new, call, is_brief))
-                self._open[key] = new, task
-            batch, task = self._open[key]
-            position = len(batch)
-            batch.append(request)
-            if len(batch) == MAX_GATHERED:
-                del self._open[key]
+        if key not in self._open:
+            new: list[T] = []
 
-        return (await asyncio.shield(task))[position]
+            async def work() -> list[R]:
+                self._close(key, new)
+                if is_brief:
+                    return list(call(new))
+                return await self.short.compute(lambda: list(call(new)))
 
-    async def _call(
-        self,
-        key: Hashable,
-        batch: list[T],
-        call: Callable[[list[T]], Iterable[R]],
-        is_brief: bool,
-    ) -> list[R]:
-        """Answer all that came at the same time, or while the thread was taken."""
+            coming = work() if is_brief else self.short.take_turn(work)
+            self._open[key] = new, asyncio.ensure_future(coming)
 
-        def close_and_call() -> list[R]:
-            self._close(key, batch)
-            return list(call(batch))
-
+        batch, task = self._open[key]
+        position = len(batch)
+        batch.append(request)
+        if len(batch) == MAX_GATHERED:
+            del self._open[key]
         try:
-            if is_brief:
-                return close_and_call()
-            return await self.run(close_and_call)
+            answers: list[R] = await asyncio.shield(task)
+            return answers[position]
         finally:
             self._close(key, batch)
 
     def _close(self, key: Hashable, batch: list[Any]) -> None:
         """Let no further request join a batch."""
-        with self._lock:
-            if key in self._open and self._open[key][0] is batch:
-                del self._open[key]
+        if key in self._open and self._open[key][0] is batch:
+            del self._open[key]
 
     def close(self) -> None:
         """Finish the calls that run, then end the threads."""
-        self._short.close()
-        self._long.close()
+        self.short.close()
+        self.long.close()
 
 
 def _advance(steps: Generator[None, None, Any]) -> StopIteration | None:
@@ -277,16 +280,14 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self._release(scope)  # how fast its client reads does not count
                 own = (b"x-request-id", request_id.encode())
                 message["headers"] = [*message["headers"], *_HEADERS, own]
 
             await send(message)
 
         app = self._app
-        counted = self._worker if scope["path"] in _SHEDDING else None
         try:  # what is refused costs nothing: its body is not read
-            if counted is not None and counted.is_full:
+            if scope["path"] in SHED and self._worker.n_excess > 1:
                 raise OverloadError
             self._access.admit(scope)
             CALLER.set(_find_caller(scope))
@@ -295,16 +296,30 @@ class RequestMiddleware:
 
         with self._metrics.gauges["in_flight"].track_inprogress():
             try:
-                await app(scope, _bound(scope, receive, counted), send_on)
+                await app(scope, _bound(scope, receive), send_on)
             finally:
-                self._release(scope)
                 seconds = time.perf_counter() - started
                 route = self._metrics.count(scope["path"], status, seconds)
                 if route in AUDITED or ACCESS.isEnabledFor(logging.INFO):
                     log_request(route, scope, status, seconds)
 
-    def _release(self, scope: Scope) -> None:
-        self._worker.n_admitted -= scope["state"].pop("is_admitted", False)
+
+def refuse_single(metrics: Metrics, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return the whole answer to a request that is refused by overload, before it is read.
+
+    Args:
+        metrics: in which it counts.
+        headers: those of the server.
+    """
+    request_id = secrets.token_hex(8)
+    request = Request({"type": "http", "state": {"request_id": request_id}})
+    response = answer_error(request, 503, OVERLOAD, headers=RETRY_AFTER)
+    lines = [b"HTTP/1.1 503 Service Unavailable"]
+    lines += map(b": ".join, (*headers, *response.raw_headers, *_HEADERS))
+    lines.append(b"x-request-id: " + request_id.encode())
+    metrics.counters["shed"].inc()
+    metrics.count("/v1/recommend", 503, 0.0)
+    return b"\r\n".join([*lines, b"", response.body])
 
 
 def _find_caller(scope: Scope) -> Caller:
@@ -315,8 +330,8 @@ def _find_caller(scope: Scope) -> Caller:
     return caller or ""
 
 
-def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
-    """Refuse a body that is no JSON, too long or too slow; count in `worker` those that arrived."""
+def _bound(scope: Scope, receive: Receive) -> Receive:
+    """Refuse a body that is no JSON, too long or too slow."""
     headers = dict(scope["headers"])
     default = b"" if b"origin" in headers else _JSON  # any web page may send no type
     kind = headers.get(b"content-type", default).partition(b";")[0].strip().lower()
@@ -341,11 +356,6 @@ def _bound(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
         if n_bytes and kind != _JSON:
             reason = "the content-type is not application/json"
             raise HTTPException(415, reason, ends)
-        is_body = message["type"] == "http.request"
-        if worker and is_body and not message.get("more_body"):
-            scope["state"]["is_admitted"] = True
-            worker.n_admitted += 1
-
         return message
 
     return receive_some

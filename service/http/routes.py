@@ -23,10 +23,9 @@ from service.answers import show_answer
 from service.experiment import Arm
 from service.exploration import explore
 from service.http import page, schemas
-from service.http.metrics import Metrics
 from service.http.middleware import Worker
 from service.http.schemas import DueBody, RecommendBody, RecommendManyBody, SimilarBody
-from service.http.writing import ENCODER, write_answer, write_json
+from service.http.writing import ENCODER, find_service, write_answer, write_json
 from service.live_items import Arms
 from service.service import POLICY, Service
 
@@ -39,7 +38,6 @@ _MAX_SHORT = 16  # requests of a body that is answered among short calls
 _STEP = 4  # requests answered in one go; fewer would round products otherwise
 _MAX_EXPLAINED = 100  # items of a list with reasons, which are found in one step
 _MAX_BRIEF = 200_000  # items among which one request is answered in the event loop
-_MAX_COMPARED = 2_000_000_000  # characters of filters times items: about a second
 
 
 router = APIRouter(responses=schemas.describe_errors(*schemas.ASKING))
@@ -70,7 +68,11 @@ async def recommend(
         return await _recommend_one(call, _drop_shared(content))
 
     raw = content.get("requests") or [_drop_shared(content)]
-    _check_cost(raw, call.k, len(call.current.catalogue))
+    if len(raw) * call.k > schemas.MAX_LISTED:
+        raise SchemaError(
+            f"requests: k times their number is above {schemas.MAX_LISTED:,}; "
+            "ask for shorter lists, or in several bodies"
+        )
     if call.is_explained and call.k > _MAX_EXPLAINED:
         raise SchemaError(
             f"k is above {_MAX_EXPLAINED}; allowed with explain: {_MAX_EXPLAINED} or fewer"
@@ -78,9 +80,8 @@ async def recommend(
 
     worker: Worker = request.app.state.shared.answers
     steps = _recommend_in_steps(call, raw)
-    if len(raw) > _MAX_SHORT:
-        return await worker.run_steps(steps, request.is_disconnected)
-    return await worker.run(lambda: _finish(steps))
+    turns = worker.long if len(raw) > _MAX_SHORT else worker.short
+    return await turns.run_steps(steps, request.is_disconnected)
 
 
 @router.post(
@@ -89,12 +90,9 @@ async def recommend(
     summary="The items nearest to an item",
 )
 async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Response:
-    service: Service = request.app.state.shared.service
     k = body.get("k", DEFAULT_K)
-    explain = body.get("explain", False)
-    return await _compute(
-        request, partial(service.similar, body["item_id"], k, explain)
-    )
+    find = partial(find_service(request).similar, body["item_id"], k)
+    return await _compute(request, partial(find, body.get("explain", False)))
 
 
 @router.post(
@@ -103,9 +101,9 @@ async def similar(request: Request, body: Annotated[SimilarBody, Body()]) -> Res
     summary="What a user takes again, and when it is due",
 )
 async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
-    service: Service = request.app.state.shared.service
     raw = _drop_shared(cast(Mapping[str, Any], body))
-    return await _compute(request, partial(service.due, raw, body.get("k", DEFAULT_K)))
+    due = find_service(request).due
+    return await _compute(request, partial(due, raw, body.get("k", DEFAULT_K)))
 
 
 @router.get(
@@ -116,7 +114,7 @@ async def due(request: Request, body: Annotated[DueBody, Body()]) -> Response:
 async def items(
     request: Request, search: SearchText, k: SearchLength = DEFAULT_K
 ) -> Response:
-    current: Recommender = request.app.state.shared.service.current
+    current = find_service(request).current
 
     def find() -> tuple[str, dict[str, Any]]:
         return current.version, {"items": page.search_items(current, search, k)}
@@ -129,7 +127,7 @@ async def _compute(
 ) -> Response:
     """Write the version and the content that a call returns in a computing thread."""
     worker: Worker = request.app.state.shared.answers
-    version, content = await worker.run(call)
+    version, content = await worker.short.run(call)
     return write_answer(request, version, content)
 
 
@@ -139,7 +137,7 @@ async def _compute(
     summary="Kinds of users, and what marks them",
 )
 async def segments(request: Request) -> Response:
-    current: Recommender = request.app.state.shared.service.current
+    current = find_service(request).current
     segments = current.bundle.segments
     described = [] if segments is None else segments.describe()
     return write_answer(request, current.version, {"segments": described})
@@ -149,12 +147,13 @@ async def segments(request: Request) -> Response:
     "/v1/page", response_model=dict[str, Any], summary="What the page at / offers"
 )
 async def form(request: Request) -> Response:
-    state = request.app.state.shared
-    service: Service = state.service
+    service = find_service(request)
     current = service.current
     role = getattr(request.state, "role", schemas.Role.ADMIN)
 
-    may_change = role >= schemas.Role.WRITE and not state.access.read_only
+    may_change = role >= schemas.Role.WRITE and not (
+        request.app.state.shared.access.read_only
+    )
 
     def answer() -> Response:
         content = page.describe_form(current)
@@ -190,7 +189,7 @@ class _Call:
 
     @classmethod
     def read(cls, request: Request, body: Mapping[str, Any]) -> _Call:
-        service: Service = request.app.state.shared.service
+        service = find_service(request)
         k = body.get("k", DEFAULT_K)
         is_explained = body.get("explain", False)
         chosen = {name: body[name] for name in _DIALS if name in body}
@@ -260,14 +259,6 @@ def _recommend_in_steps(
     return _write_lists(call, batches, lists, texts)
 
 
-def _finish(steps: Generator[None, None, Response]) -> Response:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return cast(Response, end.value)
-
-
 def _answer_in_batches(
     call: _Call, requests: Sequence[ParsedRequest]
 ) -> Iterator[_Batch]:
@@ -313,19 +304,19 @@ def _answer_in_arm(
 async def _recommend_one(call: _Call, raw: Mapping[str, Any]) -> Response:
     """Answer one request in a batch with others that came at the same time."""
     current = call.current
+    worker: Worker = call.request.app.state.shared.answers
+    n_single = worker.n_single
+    read = partial(next, call.service.read([raw], current))
     if call.service.shared is None:
-        (parsed,) = call.service.read([raw], current)
+        parsed = read()
     else:  # the event loop does not wait for a server
-        parsed = await asyncio.to_thread(
-            lambda: next(call.service.read([raw], current))
-        )
+        parsed = await asyncio.to_thread(read)
 
     rank = partial(current.recommend, k=call.k, filter_viewed=call.filter_viewed)
     key = current, call.k, call.filter_viewed
     is_brief = len(current.catalogue) <= _MAX_BRIEF
-    worker: Worker = call.request.app.state.shared.answers
     answer = await worker.answer(key, parsed, rank, is_brief)
-    worker.adapt(time.perf_counter() - call.request.state.started)
+    worker.note(time.perf_counter() - call.started, n_single)
 
     batch = _Batch(current, [parsed], [answer], POLICY)
     lists = batch.show(is_explained=False)
@@ -346,31 +337,15 @@ def _write_lists(
             batch.recommender, batch.list_logged(), request_id, batch.policy, arm
         )
 
-    metrics: Metrics = call.request.app.state.shared.metrics
+    metrics = call.request.app.state.shared.metrics
     metrics.count_lists(lists, call.k, time.perf_counter() - call.started)
 
-    content: dict[str, Any] = {"clock": call.service.clock(call.current), "answers": []}
-    head = write_json(call.request, call.current.version, content)
+    clock = call.service.clock(call.current)
+    head = write_json(
+        call.request, call.current.version, {"clock": clock, "answers": []}
+    )
     return Response(f"{head[:-2]}{','.join(texts)}]}}", media_type="application/json")
 
 
 def _drop_shared(body: Mapping[str, Any]) -> dict[str, Any]:
     return {name: body[name] for name in body if name not in _SHARED}
-
-
-def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
-    """Refuse a body that would take more than a few seconds."""
-    if len(raw) * k > schemas.MAX_LISTED:
-        raise SchemaError(
-            f"requests: k times their number is above {schemas.MAX_LISTED:,}; "
-            "ask for shorter lists, or in several bodies"
-        )
-
-    conditions = {(body.get("filters") or {}).get("where") or "" for body in raw}
-    n_characters = sum(map(len, conditions))
-    allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
-    if n_characters > allowed:
-        raise SchemaError(
-            f"requests: their different filters have {n_characters:,} characters; "
-            f"allowed: {allowed:,}; use fewer, or ask in several bodies"
-        )

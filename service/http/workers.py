@@ -29,11 +29,14 @@ from types import FrameType
 
 from service.command_line import FAULT, ending_on_signals, undisturbed
 
-# of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
+# of a worker: the pid of its parent, its place, and descriptors of a pipe and of the sockets
 _WORKER = "BASCULE_WORKER"
 _INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
 PARENT = _INHERITED[0] if _INHERITED else None  # pid
-_SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
+PLACE = sum(
+    _INHERITED[1:2]
+)  # of a worker, which goes on with the counts of the one before
+SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
 _MEMORY = "/dev/shm"  # noqa: S108 - the folder in it admits only the parent's user
 _LOOK_SECONDS = 0.1  # between two looks at the workers
 _RETRY_SECONDS = 5.0  # between two attempts to start a worker
@@ -51,7 +54,7 @@ def bind(host: str, *ports: int) -> Iterator[list[socket.socket]]:
         ValueError: a port cannot be had.
     """
     with ExitStack() as stack:
-        listeners = [socket.socket(fileno=number) for number in _INHERITED[2:]]
+        listeners = [socket.socket(fileno=number) for number in _INHERITED[3:]]
         if not is_worker():
             listeners = [_bind(host, port) for port in ports]
         for listener in listeners:
@@ -94,7 +97,7 @@ def is_worker() -> bool:
 def say_ready() -> None:
     """Tell the parent of a worker that it answers from now on."""
     if is_worker():
-        os.write(_INHERITED[1], b"1")
+        os.write(_INHERITED[2], b"1")
 
 
 def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
@@ -131,7 +134,8 @@ class _Parent:
         self._n_workers = n_workers
         self._sockets = [listener.fileno() for listener in listeners]
         self._shared = shared
-        self._workers: list[subprocess.Popen[bytes]] = []  # those that answer
+        # place -> the worker in it, which answers
+        self._workers: dict[int, subprocess.Popen[bytes]] = {}
         self._is_renewing = False
 
     def run(self) -> None:
@@ -142,10 +146,10 @@ class _Parent:
             return
         while True:
             time.sleep(_LOOK_SECONDS if is_complete else _RETRY_SECONDS)
-            for worker in [*self._workers]:
+            for place, worker in [*self._workers.items()]:
                 if worker.poll() is not None:
                     _LOG.error("worker %d ended: %d", worker.pid, worker.returncode)
-                    self._drop(worker)
+                    self._drop(place)
             is_complete = self._fill()
             if self._is_renewing:
                 self._is_renewing = False
@@ -153,10 +157,10 @@ class _Parent:
 
     def end(self) -> None:
         """Let all workers finish their requests and end."""
-        for worker in self._workers:
+        for worker in self._workers.values():
             worker.terminate()
-        for worker in [*self._workers]:
-            self._end(worker)
+        for place in [*self._workers]:
+            self._end(place)
 
     def _ask_renewal(self, number: int, frame: FrameType | None) -> None:
         self._is_renewing = True
@@ -169,20 +173,20 @@ class _Parent:
 
         return True
 
-    def _drop(self, worker: subprocess.Popen[bytes]) -> None:
+    def _drop(self, place: int) -> None:
         """Take a worker out with its gauges, which would count on."""
-        self._workers.remove(worker)
-        for path in self._shared.glob(f"gauge_live*_{worker.pid}.db"):
+        del self._workers[place]
+        for path in self._shared.glob(f"gauge_live*_{place}.db"):
             path.unlink()
 
     def _renew(self) -> None:
         """Put a new worker in the place of each, as long as new ones start."""
-        for old in [*self._workers]:
+        for place in [*self._workers]:
             if not self._start():
                 _LOG.error("could not start new workers; keeping the old ones")
                 return
-            old.terminate()
-            self._end(old)
+            self._workers[place].terminate()
+            self._end(place)
 
         _LOG.info("workers restarted")
 
@@ -190,9 +194,10 @@ class _Parent:
         """Start a worker and wait until it answers; return False if it ends before."""
         reader, writer = os.pipe()
         descriptors = (writer, *self._sockets)
+        place = min(set(range(self._n_workers + 1)) - self._workers.keys())
         variables = {
-            _WORKER: ",".join(map(str, (os.getpid(), *descriptors))),
-            _SHARED: str(self._shared),
+            _WORKER: ",".join(map(str, (os.getpid(), place, *descriptors))),
+            SHARED: str(self._shared),
         }
         worker = subprocess.Popen(  # noqa: S603 - this command once more
             [sys.executable, *sys.orig_argv[1:]],
@@ -209,18 +214,19 @@ class _Parent:
                 raise
 
         if is_ready:
-            self._workers.append(worker)
+            self._workers[place] = worker
         else:
             worker.wait()
 
         return is_ready
 
-    def _end(self, worker: subprocess.Popen[bytes]) -> None:
+    def _end(self, place: int) -> None:
         """Wait for the end of a worker that was told to; kill it if it does not come."""
+        worker = self._workers[place]
         try:
             worker.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             _LOG.error("killing worker %d, which did not end", worker.pid)
             worker.kill()
 
-        self._drop(worker)
+        self._drop(place)

@@ -11,6 +11,11 @@ from fastapi import Request, Response
 ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
+def find_service(request: Request) -> Any:
+    """Return the `Service` of the application that a request came to."""
+    return request.app.state.shared.service
+
+
 def write_answer(request: Request, version: str, content: dict[str, Any]) -> Response:
     """Write an answer behind its head: request id, version and latency."""
     return Response(

@@ -35,12 +35,12 @@ def asking(
     bundle: Path,
     state: Path | None = None,
     token: str | None = None,
-    max_waiting: int = 64,
     **access: Any,
 ) -> Iterator[Any]:
     """Give an application to ask."""
-    app = make_app(open_bundle(bundle, state), Access(token=token, **access), max_waiting)
-    app.state.shared.answers._deadline = 60  # tests share processors
+    app = make_app(open_bundle(bundle, state), Access(token=token, **access))
+    for turns in (app.state.shared.answers.short, app.state.shared.answers.long):
+        turns._deadline = 60  # tests share processors
     with closing(app.state.shared):
         yield app
 

@@ -6,12 +6,13 @@ import threading
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 from serve.recommender import Recommender
 from service.http import middleware
 from service.http import routes as application
 from service.http.errors import OverloadError
-from service.http.middleware import CALLER, Worker
+from service.http.middleware import CALLER, MAX_GATHERED, Worker
 from service.service import Service
 from service.state import StateStore
 from tests.http.services import NOW, asking, publish_served
@@ -40,10 +41,10 @@ def test_at_its_deadline_a_call_is_told_so_though_the_thread_computes_on():
     gate = threading.Event()
 
     async def main():
-        with closing(Worker(max_waiting=3, deadline=0.05)) as worker:
+        with closing(Worker(deadline=0.05)) as worker:
             started = time.monotonic()
             with pytest.raises(OverloadError):
-                await worker.run(lambda: gate.wait(20))
+                await worker.short.run(lambda: gate.wait(20))
             took = time.monotonic() - started
             gate.set()
             return took
@@ -63,9 +64,9 @@ def test_a_short_call_is_answered_while_a_long_one_runs():
         return "long"
 
     async def main():
-        with closing(Worker(max_waiting=9, deadline=30)) as worker:
-            long = asyncio.ensure_future(worker.run_steps(wait_for_gate(), stays))
-            assert await worker.run(lambda: "short") == "short"
+        with closing(Worker(deadline=30)) as worker:
+            long = asyncio.ensure_future(worker.long.run_steps(wait_for_gate(), stays))
+            assert await worker.short.run(lambda: "short") == "short"
             gate.set()
             return await long
 
@@ -87,10 +88,10 @@ def test_a_long_call_stops_when_its_client_is_gone_or_its_time_over(is_gone):
 
     async def main():
         deadline = 60 if is_gone else 0.05
-        with closing(Worker(max_waiting=3, deadline=deadline)) as worker:
+        with closing(Worker(deadline=deadline)) as worker:
             with pytest.raises(OverloadError):
-                await worker.run_steps(steps(), look)
-            return await worker.run(lambda: 7) if is_gone else 7, worker.n_waiting
+                await worker.long.run_steps(steps(), look)
+            return await worker.short.run(lambda: 7) if is_gone else 7, worker.n_waiting
 
     assert asyncio.run(main()) == (7, 0)
     assert 0 < len(taken) < 100
@@ -141,27 +142,32 @@ def test_a_single_request_is_answered_before_a_body_that_came_first_and_the_body
     assert len(set(map(id, answering))) == 1
 
 
-def test_a_body_is_refused_for_its_different_filters_and_nothing_of_it_is_logged(app, monkeypatch):
-    monkeypatch.setattr(application, "_MAX_COMPARED", 0)
-    long = [f"price > {number} or brand = '{'x' * 3000}'" for number in range(2)]
-    same, different = (
-        [{"filters": {"where": one}} for one in pair] for pair in ([long[0]] * 2, long)
-    )
+def test_of_a_body_with_a_fault_nothing_is_logged(app, monkeypatch):
     shown = []
     monkeypatch.setattr(app.state.shared.service.impressions, "add", shown.extend)
-    assert ask(app, "POST", "/v1/recommend", {"requests": different}).status == 422
-    assert (
-        ask(
-            app,
-            "POST",
-            "/v1/recommend",
-            {"requests": [{}] * 9 + [{"context": {"no": 1}}]},
-        ).status
-        == 422
-    )
+    bad = {"requests": [{}] * 9 + [{"context": {"no": 1}}]}
+    assert ask(app, "POST", "/v1/recommend", bad).status == 422
     assert shown == []
-    assert ask(app, "POST", "/v1/recommend", {"requests": same}).status == 200
+    same = {"requests": [{"filters": {"where": "price > 1"}}] * 2}
+    assert ask(app, "POST", "/v1/recommend", same).status == 200
     assert len(shown) == 2
+
+
+def test_a_body_whose_filters_take_too_long_is_given_up_at_its_deadline(app, monkeypatch):
+    read, n_read = Service.read, []
+
+    def read_slowly(self, raw, current):
+        for parsed in read(self, raw, current):
+            n_read.append(0)
+            time.sleep(0.05)
+            yield parsed
+
+    monkeypatch.setattr(Service, "read", read_slowly)
+    app.state.shared.answers.short._deadline = 0.2
+    conditions = [{"filters": {"where": f"price > {number}"}} for number in range(16)]
+    assert ask(app, "POST", "/v1/recommend", {"requests": conditions}).status == 503
+    time.sleep(0.2)
+    assert 1 < len(n_read) < 16
 
 
 def test_a_user_is_looked_up_once_for_a_body(app, monkeypatch):
@@ -195,75 +201,90 @@ def test_of_very_many_live_events_the_latest_count_and_every_dismissal(tmp_path)
 
 
 def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, monkeypatch):
-    monkeypatch.setattr(middleware, "_SLOW_SECONDS", 60)
+    monkeypatch.setattr(Worker, "note", lambda *_: None)
     worker, asking_item = app.state.shared.answers, {"item_id": item_ids(SHOP)[0]}
 
     def statuses():
         asked = [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", asking_item)]
-        asked += [
-            ("GET", path, None)
-            for path in ("/openapi.json", "/metrics", "/health", "/ready", "/v1/status")
-        ]
+        asked.append(("POST", "/v1/due", {"user_id": "u1"}))
+        asked += [("GET", path, None) for path in ("/metrics", "/health", "/ready", "/v1/status")]
         return [ask(app, *one).status for one in asked]
 
     assert statuses() == [200] * 7
-    assert worker.n_admitted == 0
-    worker.n_admitted = 128
-    assert statuses() == [503] * 4 + [200] * 3
-    assert worker.n_admitted == 128
-    worker.n_admitted = 127
+    worker._seconds = middleware._SINGLE_SECONDS / 100
+    worker.admitted = set(range(102))
+    assert statuses() == [503] * 3 + [200] * 4
+    assert len(worker.admitted) == 102
+    worker.admitted = set(range(99))
     assert statuses() == [200] * 7
 
 
-def test_where_answers_take_long_fewer_requests_wait_and_by_and_by_more_again():
-    with closing(Worker(max_waiting=100, deadline=1)) as worker:
+def test_the_longer_single_requests_take_the_fewer_may_wait_and_two_batches_always_may():
+    with closing(Worker(deadline=1)) as worker:
 
         def find_most():
-            worker.n_admitted = 0
-            while not worker.is_full:
-                worker.n_admitted += 1
-            return worker.n_admitted
+            worker.admitted = set()
+            while worker.n_excess < 0:
+                worker.admitted.add(len(worker.admitted))
+            return len(worker.admitted)
 
-        sizes = [find_most()]
-        for seconds in (9, 0.001):
-            for _ in range(500):
-                worker.adapt(seconds)
+        sizes = []
+        for seconds in (0.001, 0.01, 9, 0.001):
+            for n_there in (1, 4) * 200:
+                worker.note(n_there * seconds * middleware._SINGLE_SECONDS, n_there)
             sizes.append(find_most())
-    assert sizes == [200, 48, 200]
+    assert sizes == pytest.approx([1000, 100, 2 * MAX_GATHERED, 1000], abs=1)
 
 
-def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
+def test_calls_of_one_caller_that_would_end_too_late_are_refused_at_once_and_the_others_end():
     async def main():
-        seen = []
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/recommend",
-            "query_string": b"",
-            "client": None,
-        }
-        scope |= {
-            "headers": [(b"content-type", b"application/json")],
-            "server": ("127.0.0.1", 80),
-            "state": {},
-        }
-        parts = [b"{", b"}"]
+        refused_after = []
 
-        async def receive():
-            seen.append(app.state.shared.answers.n_admitted)
-            return {
-                "type": "http.request",
-                "body": parts.pop(0),
-                "more_body": bool(parts),
-            }
+        async def ask_once(worker):
+            started = time.monotonic()
+            try:
+                await worker.short.run(lambda: time.sleep(0.05))
+            except OverloadError:
+                refused_after.append(time.monotonic() - started)
+                return False
+            return True
 
-        async def send(_):
-            seen.append(app.state.shared.answers.n_admitted)
+        with closing(Worker(deadline=1)) as worker:
+            assert await ask_once(worker)
+            for _ in range(30):  # it learns how long they take
+                await ask_once(worker)
+            refused_after.clear()
+            ended = await asyncio.gather(*(ask_once(worker) for _ in range(79)))
+        return sum(ended), refused_after
 
-        await app(scope, receive, send)
-        return seen
+    n_ended, refused_after = asyncio.run(main())
+    assert 9 < n_ended < 21
+    assert len(refused_after) == 79 - n_ended
+    assert np.median(refused_after) < 0.5
 
-    assert asyncio.run(main()) == [0] * 4
+
+def test_long_calls_of_one_caller_end_one_after_another():
+    ended, running, most = [], [], []
+
+    def steps(number):
+        running.append(number)
+        for _ in range(5):
+            most.append(len(running) - len(ended))
+            time.sleep(0.01)
+            yield
+        ended.append(number)
+
+    async def stays():
+        return False
+
+    async def main():
+        with closing(Worker(deadline=30)) as worker:
+            calls = [worker.long.run_steps(steps(number), stays) for number in range(6)]
+            await asyncio.gather(*calls)
+
+    asyncio.run(main())
+    assert ended == [*range(6)]
+    assert set(most) == {1}
 
 
 def test_similar_items_are_searched_outside_the_event_loop_and_the_document_is_written_once(
@@ -309,19 +330,19 @@ def test_among_very_many_items_single_requests_are_answered_outside_the_event_lo
     assert (sum(n for n, _ in calls), len(calls) < 40) == (40, True)
 
 
-def test_a_caller_who_fills_the_line_delays_another_by_one_call_and_leaves_a_place():
+def test_a_caller_who_fills_the_line_delays_another_by_one_call():
     order = []
 
     async def ask_as(worker, caller, name):
         CALLER.set(caller)
         try:
-            await worker.run(lambda: [time.sleep(0.01), order.append(name)])
+            await worker.short.run(lambda: [time.sleep(0.01), order.append(name)])
         except OverloadError:
             return 503
         return 200
 
     async def main():
-        with closing(Worker(max_waiting=64, deadline=30)) as worker:
+        with closing(Worker(deadline=30)) as worker:
             many = [asyncio.ensure_future(ask_as(worker, "greedy", "g")) for _ in range(100)]
             await asyncio.sleep(0.02)
             few = [await ask_as(worker, "modest", "m") for _ in range(3)]

@@ -3,13 +3,15 @@
 import asyncio
 import json
 import time
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 from tests.benchmarks.http_service import compare, hold_rate, looping
+from tests.benchmarks.service_cost import read_cpu
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, item_ids
-from tests.served import serving
+from tests.served import ROOT, read_reply, serving, write_request
 
 pytestmark = pytest.mark.service
 
@@ -83,3 +85,41 @@ def test_at_three_times_what_can_be_answered_the_answers_come_soon_and_the_rest_
     assert n_calls / 20 < len(answered) < n_asked
     assert np.percentile(answered[:, 1], 99) < 2000
     assert max(time_singles(server, 20)) < 1
+
+
+FULL = """
+from service.http import middleware
+middleware.Worker.is_full = middleware.Worker.n_excess = property(lambda self: 9)
+"""
+
+
+def test_to_refuse_a_single_request_costs_far_less_than_to_answer_anything(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    variables = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    bundle = publish_served(tmp_path / "run", SHOP)
+    asked = {
+        503: write_request("POST", "/v1/recommend", {"user_id": "u1"}),
+        200: write_request("GET", "/health", headers={}),
+    }
+    seconds = dict.fromkeys(asked, 0.0)
+    with serving("--bundle", bundle, variables=variables) as server, server.connect() as connection:
+        for _ in range(12):
+            for status, request in asked.items():
+                begun = read_cpu(server.process.pid)
+                for _ in range(50):
+                    connection.sendall(request)
+                    assert read_reply(connection).status == status
+                seconds[status] += read_cpu(server.process.pid) - begun
+    assert seconds[503] < 0.3 * seconds[200]  # before: 0.4 to 0.7
+
+
+def test_of_79_long_bodies_of_one_caller_the_first_end_and_most_are_refused_at_once(server):
+    body = {"requests": [{"user_id": "u2"}] * BODY, "k": 125}
+    for _ in range(2):  # the service learns how long one takes
+        assert server.ask("POST", "/v1/recommend", body).status == 200
+    with ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(79)]
+        for connection in connections:
+            connection.sendall(write_request("POST", "/v1/recommend", body))
+        statuses = [read_reply(connection).status for connection in connections]
+    assert set(statuses) == {200, 503}

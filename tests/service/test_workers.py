@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -262,3 +263,32 @@ def test_a_service_that_is_drained_answers_all_that_it_took(run):
             assert server.end() == 0
         for client in clients:
             assert all(isinstance(error, ConnectionRefusedError) for _, error in client.broken[1:])
+
+
+def test_counts_of_workers_that_ended_stay_and_their_files_do_not(run):
+    *_, options = run
+
+    def count():
+        text = server.ask("GET", "/metrics", headers=AUTHORISED).content.decode()
+        found = re.findall(r'bascule_requests_total{route="recommend",status="200"} (\d+)', text)
+        return sum(map(int, found))
+
+    with serving(*options, "--workers", "1", variables=RELOADING) as server:
+        n_files, n_asked = [], 0
+        for turn in range(5):
+            wait_for(lambda: len(workers_of(server)) == 1)
+            for _ in range(7):
+                assert server.ask("POST", "/v1/recommend", REQUEST).status == 200
+            n_asked += 7
+            wait_for(lambda: count() == n_asked)  # noqa: B023
+            (worker,) = workers_of(server)
+            variables = Path(f"/proc/{worker}/environ").read_bytes().split(b"\0")
+            (folder,) = (one for one in variables if one.startswith(b"PROMETHEUS_MULTIPROC_DIR="))
+            n_files.append(len([*Path(folder.decode().partition("=")[2]).glob("*.db")]))
+            if turn % 2:
+                server.process.send_signal(signal.SIGHUP)
+            else:
+                os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: worker not in workers_of(server))  # noqa: B023
+        assert server.end() == 0
+    assert max(n_files) <= 2 * n_files[0]  # before: as many more for each that ended
