@@ -399,6 +399,14 @@ def test_the_best_other_model_is_the_mean_of_its_seeds_and_the_lead_names_its_ow
     assert "(+0.0500, +0.0700), ease |" in show_board(board, rows[1:2])
 
 
+def test_figures_of_others_stand_in_the_order_of_the_header():
+    row = make_row()
+    values = dict(zip(BOARD.figures, (0.25, 0.75), strict=True))
+    others = {figure: FIGURES[figure] | {"value": values[figure]} for figure in sorted(values)}
+    assert list(others) != list(BOARD.figures)
+    assert " | ease .2500, .7500 | " in show_board(BOARD, [row | {"others": {"ease": others}}])
+
+
 def test_a_run_that_measured_another_figure_of_itself_is_named(tmp_path):
     for value, is_named in ((0.1251, False), (0.13, True)):
         write_row(tmp_path, "new", by_the_run={BOARD.figures[0]: {"value": value}})

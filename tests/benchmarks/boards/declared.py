@@ -85,7 +85,7 @@ BOARDS = (
     ),
     Board(
         "beauty-strict",
-        "the same, strict: the second-last event never trains",
+        "Amazon Beauty with attributes, strict: the second-last event never trains",
         "amazon-beauty",
         STRICT,
         "amazon-beauty",
@@ -93,7 +93,7 @@ BOARDS = (
     ),
     Board(
         "beauty-ids",
-        "the same, ids alone",
+        "Amazon Beauty, ids alone; the last event of each user is the test",
         "amazon-beauty",
         (*ALL_BUT_TEST, *IDS_ALONE),
         "amazon-beauty",
@@ -101,7 +101,7 @@ BOARDS = (
     ),
     Board(
         "beauty-ids-strict",
-        "the same, ids alone, strict",
+        "Amazon Beauty, ids alone, strict: the second-last event never trains",
         "amazon-beauty",
         (*STRICT, *IDS_ALONE),
         "amazon-beauty",
@@ -116,7 +116,7 @@ BOARDS = (
     ),
     Board(
         "beauty-ids-time",
-        "the same, ids alone",
+        "Amazon Beauty, ids alone, split by time: from 2014-04-01 on",
         "amazon-beauty-time",
         (*from_day("2014-04-01"), *IDS_ALONE),
         "amazon-beauty",
@@ -131,7 +131,7 @@ BOARDS = (
     ),
     Board(
         "movielens-100k-time",
-        "the same, split by time: from 1998-02-01 on",
+        "MovieLens-100k with demographics and attributes, split by time: from 1998-02-01 on",
         "movielens-100k-time",
         from_day("1998-02-01"),
         "bench/movielens-100k",
@@ -166,7 +166,7 @@ BOARDS = (
     ),
     Board(
         "frappe-context",
-        "the same, each row asked in its context",
+        "Frappe, one list per held-out row, each asked in its context",
         "frappe",
         HELD_OUT,
         "bench/frappe",

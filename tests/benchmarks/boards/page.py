@@ -119,7 +119,8 @@ def show_board(board: Board, rows: Sequence[Row]) -> str:
     ours = ", ".join(show_values(rows, figure) for figure in board.figures)
     seconds = mean(tell_seconds(row) for row in rows)
     name, figures = find_best_other(board, rows)
-    other = name + " " + ", ".join(show_number(figures[figure]) for figure in figures)
+    known = [figure for figure in board.figures if figure in figures]
+    other = f"{name} {', '.join(show_number(figures[figure]) for figure in known)}"
     row = next((row for row in rows if row["lead"]), None)
     ahead = ""
     if row:
