@@ -273,7 +273,7 @@ def test_confirmations_do_not_wait_for_each_other(server):
                 store.log_impressions(seen[:1000])
         assert sum(map(Counter.total, store.expire_slices(NOON + 365 * DAY))) >= 3000
         store.log_impressions(seen[:1])
-        assert len(store._read("answers")) == 1
+        assert len(store._read("read", "answers")) == 1
         empty(store)
 
 
