@@ -151,13 +151,19 @@ def _bound_memory(folder: Path) -> None:
     """Let this process take no more memory than it had and the files of a folder explain.
 
     A constant of a graph or a column of a table may take gigabytes, which no file of a bundle says.
-    A limit that is set already, as by `ulimit -d`, stays.
+    The live state is not read into memory. A limit that is set already, as by `ulimit -d`, stays.
     """
-    if getrlimit(RLIMIT_DATA) == (RLIM_INFINITY, RLIM_INFINITY):
-        most = _SPARE_BYTES + getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    from serve.bundle import STATE
+
+    if getrlimit(RLIMIT_DATA) != (RLIM_INFINITY, RLIM_INFINITY):
+        return
+
+    most = _SPARE_BYTES + getrusage(RUSAGE_SELF).ru_maxrss * 1024
+    for path in folder.rglob("*.*"):
+        is_live = STATE in path.relative_to(folder).parts
         with suppress(FileNotFoundError):  # a version went meanwhile
-            most += _BYTES_A_BYTE * sum(map(os.path.getsize, folder.rglob("*.*")))
-            setrlimit(RLIMIT_DATA, (most, RLIM_INFINITY))
+            most += 0 if is_live else _BYTES_A_BYTE * path.stat().st_size
+    setrlimit(RLIMIT_DATA, (most, RLIM_INFINITY))
 
 
 def consume(options: Namespace) -> None:

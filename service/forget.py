@@ -10,6 +10,7 @@ lists who objects to profiling. The list beside a state counts; that of a run wi
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import secrets
@@ -59,6 +60,7 @@ from service.registry import Registry
 from service.remote.remote_state import RemoteState
 from service.state import StateStore
 
+_LOG = logging.getLogger("service.http")
 _LOCK = ".forgotten.lock"
 _VALUE = "value"
 _LEARNED = (
@@ -239,11 +241,13 @@ class Erasures:
         if self._shared is not None:
             self._shared.choose(user_id, is_out)
 
-        hashes: list[str] = []
-        for run in self._runs:
-            hashes += add_to_erasure_list(run, [user_id], OPTED_OUT)
-            if not is_out:
-                opt_in(run, user_id)
+        *copies, run = self._runs  # the list beside the state counts
+        hashes = _choose(run, user_id, is_out)
+        for copy in copies:
+            try:
+                hashes += _choose(copy, user_id, is_out)
+            except OSError as error:
+                _LOG.warning("commands do not know of a choice: %s", error)
         return hashes
 
     def close(self) -> None:
@@ -307,6 +311,13 @@ def opt_in(run: Path, user_id: Id) -> None:
         sets = read_opt_outs(run).sets
         left = [(salt, keys - {hash_id(salt, user_id)}) for salt, keys in sets]
         _write(run, ErasureList(tuple(left)), OPTED_OUT)
+
+
+def _choose(run: Path, user_id: Id, is_out: bool) -> list[str]:
+    hashes = add_to_erasure_list(run, [user_id], OPTED_OUT)
+    if not is_out:
+        opt_in(run, user_id)
+    return hashes
 
 
 def inherit_left_out(run: Path, previous: Path | None) -> ErasureList:

@@ -120,6 +120,9 @@ def load_known(
     recommender = check_keys(Recommender.load(bundle, profiles, trusted))
     known = recommender.profiles
     opted_out = read_opt_outs((profiles or bundle).absolute().parent)
+    if not len(opted_out):
+        return recommender
+
     gone = [*filter(opted_out.holds, known.user_ids.tolist())]
     return Recommender(recommender.bundle, known.without(gone)) if gone else recommender
 

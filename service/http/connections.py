@@ -118,11 +118,15 @@ class Connection(H11Protocol):
         self._count()
 
     def _count(self) -> None:
-        """Count a request that has come as a whole, until it is answered."""
+        """Let a request that has come as a whole be counted."""
         if not self.is_idle() and self.scope["path"] in SHED:
             self._answers.admitted.add(self)
         else:
             self._answers.admitted.discard(self)
+
+    def is_unanswered(self) -> bool:
+        """Tell whether no answer has begun; how fast its client reads is no matter."""
+        return not self.cycle.response_started
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count nothing of a client that is gone."""
@@ -136,6 +140,8 @@ class Connection(H11Protocol):
         What is framed in another way goes through both.
         """
         if self.conn.states != _IDLE or self.conn.trailing_data[0]:
+            return False
+        if self.flow.write_paused:  # a client that does not read gets no more to read
             return False
         head = _SINGLE.match(data)
         return head is not None and head.end() + int(head[1]) == len(data)

@@ -165,7 +165,8 @@ class _WorkersCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         metrics: dict[str, Metric] = {}
-        for pid in Path(f"/proc/{PARENT}/task/{PARENT}/children").read_text().split():
+        workers = Path(f"/proc/{PARENT}/task/{PARENT}/children")
+        for pid in workers.read_text().split() if workers.exists() else []:
             for metric in ProcessCollector(pid=pid.__str__, registry=None).collect():
                 samples = metric.samples
                 metric.samples = []

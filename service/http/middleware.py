@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Caller = Key | str  # a key, or without keys the network of a client
 CALLER: ContextVar[Caller] = ContextVar("caller", default="")
+# seconds that the calls of the present turn took in the thread
+_SPENT: ContextVar[list[float]] = ContextVar("spent")
 R = TypeVar("R")
 MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests of one call: more would only wait for each other
@@ -112,8 +114,9 @@ class Turns:
         self.n_waiting[caller] += 1
         own = self._locks.setdefault(caller, asyncio.Lock())
         try:
-            n_turns = self.n_waiting[caller] * len(self.n_waiting)
-            if n_turns > 1 and n_turns * self._seconds > self._deadline:
+            n_own = self.n_waiting[caller]
+            n_turns = n_own * len(self.n_waiting)
+            if n_own > 1 and n_turns * self._seconds > self._deadline:
                 raise OverloadError
             async with asyncio.timeout(self._deadline), own:
                 return await self._measure(work, caller)
@@ -123,18 +126,20 @@ class Turns:
             self.n_waiting -= Counter({caller: 1})  # who has none is not held
 
     async def _measure(self, work: Callable[[], Awaitable[T]], caller: Caller) -> T:
-        started = time.perf_counter()
+        spent: list[float] = []
+        _SPENT.set(spent)
         try:
             return await work()
-        finally:  # the other callers had their shares of this time
-            seconds = (time.perf_counter() - started) / len(self.n_waiting)
+        finally:
+            seconds = sum(spent)
             self._seconds += _NEWEST * (seconds - self._seconds)
             if isinstance(caller, Key):
                 caller.charge(seconds)
 
     async def compute(self, call: Callable[[], T]) -> T:
         """Run a call in the thread."""
-        return await asyncio.wrap_future(self._thread.submit(call))
+        timed = self._thread.submit(_note_time, call, _SPENT.get())
+        return await asyncio.wrap_future(timed)
 
     async def _compute_steps(
         self,
@@ -169,7 +174,7 @@ class Worker:
         self.long = Turns(_MAX_LONG * deadline)
         # batches that others may join
         self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}
-        # connections of requests that have come as a whole, and are not answered
+        # connections of requests that have come as a whole, and are not answered to the end
         self.admitted: set[Any] = set()
         self._seconds = 0.001  # that a single request takes, on average
 
@@ -181,7 +186,8 @@ class Worker:
     @property
     def n_single(self) -> int:
         """The number of requests that are being answered outside the threads."""
-        return len(self.admitted) - self.n_waiting
+        unanswered = [one for one in self.admitted if one.is_unanswered()]
+        return len(unanswered) - self.n_waiting
 
     @property
     def n_excess(self) -> float:
@@ -241,6 +247,15 @@ class Worker:
         """Finish the calls that run, then end the threads."""
         self.short.close()
         self.long.close()
+
+
+def _note_time(call: Callable[[], T], spent: list[float]) -> T:
+    """Call, and note the seconds that the call itself took: others may have come before it."""
+    started = time.perf_counter()
+    try:
+        return call()
+    finally:
+        spent.append(time.perf_counter() - started)
 
 
 def _advance(steps: Generator[None, None, Any]) -> StopIteration | None:
@@ -318,7 +333,7 @@ def refuse_single(metrics: Metrics, headers: Iterable[tuple[bytes, bytes]]) -> b
     lines += map(b": ".join, (*headers, *response.raw_headers, *_HEADERS))
     lines.append(b"x-request-id: " + request_id.encode())
     metrics.counters["shed"].inc()
-    metrics.count("/v1/recommend", 503, 0.0)
+    metrics.counters["requests"].labels("recommend", "503").inc()
     return b"\r\n".join([*lines, b"", response.body])
 
 

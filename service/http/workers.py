@@ -228,5 +228,6 @@ class _Parent:
         except subprocess.TimeoutExpired:
             _LOG.error("killing worker %d, which did not end", worker.pid)
             worker.kill()
+            worker.wait()
 
         self._drop(place)

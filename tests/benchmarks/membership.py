@@ -1,7 +1,7 @@
 """Who was in the training? True positives at 1 % false ones, of lists, vectors and weights apart.
 
-    python tests/benchmarks/membership.py ../shared/data/movielens-100k --shadows 32 --out runs/shadows
-    python tests/benchmarks/membership.py ../shared/data/movielens-100k --epsilon 8 --out runs/shadows-8
+    python tests/benchmarks/membership.py DATA/movielens-100k --shadows 32 --out runs/shadows
+    python tests/benchmarks/membership.py DATA/movielens-100k --epsilon 8 --out runs/shadows-8
 
 Each shadow is trained on a random half of the users: towers and item-item weights by one recipe,
 that which the validation of a whole run chose, or with --epsilon a private run. A training without a

@@ -1,6 +1,6 @@
 """What differential privacy costs: NDCG@10 by epsilon, beside no privacy and popularity.
 
-    python tests/benchmarks/private.py ../shared/data/movielens-1m --out runs/private
+    python tests/benchmarks/private.py DATA/movielens-1m --out runs/private
 
 The folder holds interactions.parquet, users.csv and items.csv. Events are read as sets, a share of
 each user's items is the test. Each run is kept in its folder and not made again; the noise of a

@@ -1,6 +1,6 @@
 """What towers under differential privacy reach in order: NDCG@10 by epsilon, beside popularity.
 
-    python tests/benchmarks/private_towers.py ../shared/data/movielens-100k
+    python tests/benchmarks/private_towers.py DATA/movielens-100k
 
 The unit is a user with all their events. Two towers predict the next item of a sequence: a user is
 the faded mean of the vectors of their last items, an item is a vector of a second table, so that no

@@ -1,6 +1,6 @@
 """Train on all but the last days, then with them: from those weights, and anew. Prints one Markdown table.
 
-    python tests/benchmarks/warm_start.py --data ../shared/data [--only NAME ...] [--seeds 0 1 2] [--runs DIR]
+    python tests/benchmarks/warm_start.py --data DATA [--only NAME ...] [--seeds 0 1 2] [--runs DIR]
 
 The last days come as a log of events. Options not listed here go to every training; finished runs are not repeated.
 """
