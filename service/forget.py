@@ -235,15 +235,12 @@ class Erasures:
     def choose(self, user_id: Id, is_out: bool) -> list[str]:
         """Note, on the server, beside the state and the profiles, that a user opts out or in.
 
-        Returns:
-            The hash of the user on each list, in hexadecimal.
+        Returns the hash of the user on each list, in hexadecimal.
         """
         if self._shared is not None:
             self._shared.choose(user_id, is_out)
-
-        *copies, run = self._runs  # the list beside the state counts
-        hashes = _choose(run, user_id, is_out)
-        for copy in copies:
+        hashes = _choose(self._runs[-1], user_id, is_out)  # this list counts
+        for copy in self._runs[:-1]:
             try:
                 hashes += _choose(copy, user_id, is_out)
             except OSError as error:

@@ -114,9 +114,8 @@ class Turns:
         self.n_waiting[caller] += 1
         own = self._locks.setdefault(caller, asyncio.Lock())
         try:
-            n_own = self.n_waiting[caller]
-            n_turns = n_own * len(self.n_waiting)
-            if n_own > 1 and n_turns * self._seconds > self._deadline:
+            n_turns = self.n_waiting[caller] * len(self.n_waiting)
+            if n_turns > 1 and n_turns * self._seconds > self._deadline:
                 raise OverloadError
             async with asyncio.timeout(self._deadline), own:
                 return await self._measure(work, caller)

@@ -200,6 +200,25 @@ def test_of_very_many_live_events_the_latest_count_and_every_dismissal(tmp_path)
     assert recalled.dismissed == ("unwanted",)
 
 
+class Unanswered:
+    """A connection whose request waits for its answer, or for its client to read it."""
+
+    def __init__(self, has_begun=False):
+        self.has_begun = has_begun
+
+    def is_unanswered(self):
+        return not self.has_begun
+
+
+def test_clients_who_do_not_read_their_answers_hold_no_place(app):
+    worker = app.state.shared.answers
+    worker._seconds = middleware._SINGLE_SECONDS / 100
+    worker.admitted = {Unanswered(has_begun=True) for _ in range(500)}
+    assert ask(app, "POST", "/v1/recommend", {}).status == 200
+    worker.admitted |= {Unanswered() for _ in range(102)}
+    assert ask(app, "POST", "/v1/recommend", {}).status == 503
+
+
 def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, monkeypatch):
     monkeypatch.setattr(Worker, "note", lambda *_: None)
     worker, asking_item = app.state.shared.answers, {"item_id": item_ids(SHOP)[0]}
@@ -212,10 +231,10 @@ def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, mo
 
     assert statuses() == [200] * 7
     worker._seconds = middleware._SINGLE_SECONDS / 100
-    worker.admitted = set(range(102))
+    worker.admitted = {Unanswered() for _ in range(102)}
     assert statuses() == [503] * 3 + [200] * 4
     assert len(worker.admitted) == 102
-    worker.admitted = set(range(99))
+    worker.admitted = {Unanswered() for _ in range(99)}
     assert statuses() == [200] * 7
 
 
@@ -225,7 +244,7 @@ def test_the_longer_single_requests_take_the_fewer_may_wait_and_two_batches_alwa
         def find_most():
             worker.admitted = set()
             while worker.n_excess < 0:
-                worker.admitted.add(len(worker.admitted))
+                worker.admitted.add(Unanswered())
             return len(worker.admitted)
 
         sizes = []
