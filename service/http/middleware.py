@@ -125,13 +125,16 @@ class Turns:
             self.n_waiting -= Counter({caller: 1})  # who has none is not held
 
     async def _measure(self, work: Callable[[], Awaitable[T]], caller: Caller) -> T:
+        started = time.perf_counter()
         spent: list[float] = []
         _SPENT.set(spent)
         try:
             return await work()
         finally:
             seconds = sum(spent)
-            self._seconds += _NEWEST * (seconds - self._seconds)
+            # A call that was given up has spent nothing yet, and is no short one.
+            waited = (time.perf_counter() - started) / len(self.n_waiting)
+            self._seconds += _NEWEST * ((seconds or waited) - self._seconds)
             if isinstance(caller, Key):
                 caller.charge(seconds)
 

@@ -255,6 +255,20 @@ def test_the_longer_single_requests_take_the_fewer_may_wait_and_two_batches_alwa
     assert sizes == pytest.approx([1000, 100, 2 * MAX_GATHERED, 1000], abs=1)
 
 
+def test_a_call_that_was_given_up_counts_as_a_long_one():
+    may_end = threading.Event()
+
+    async def main():
+        with closing(Worker(deadline=0.2)) as worker:
+            worker.short._seconds = 0.001
+            with pytest.raises(OverloadError):
+                await worker.short.run(lambda: may_end.wait(10))
+            may_end.set()
+            return worker.short._seconds
+
+    assert asyncio.run(main()) > 0.01
+
+
 def test_calls_of_one_caller_that_would_end_too_late_are_refused_at_once_and_the_others_end():
     async def main():
         refused_after = []
