@@ -41,14 +41,15 @@ alone: .venv/.dev
 	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
 
 test-wheel: .venv/.dev
-	OMP_NUM_THREADS=1 BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile -k "not form and not walkthrough" \
+	OMP_NUM_THREADS=1 BASCULE_BIN=build/alone/bin $(BIN)/python -m pytest -q -m "" -n 2 --dist loadfile -k "not form and not docs" \
 	    tests/wheel_contents.py tests/service/test_pages_run.py tests/service/test_loop_guide.py
 
 test-slow: .venv/.dev       ## the suites that need minutes; files without any are not read
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile $$(grep -rl "mark.slow" tests --include="test_*.py")
 
-test-service: .venv/.dev    ## what a review of the service asks, against running services
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile tests/service tests/test_examples.py
+test-service: .venv/.dev    ## what a review of the service asks, against running services; test-wheel follows the guide of the loop
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service -n 2 --dist loadfile --ignore tests/service/test_loop_guide.py \
+	    tests/service tests/test_examples.py
 
 environments: .venv/.dev    ## what CI makes beside style and types: each writes into the folder, so that they follow one another
 	$(MAKE) $(LIGHT)/.base

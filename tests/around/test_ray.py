@@ -64,7 +64,7 @@ def list_left():
 
 
 def wait_until(condition):
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.1)

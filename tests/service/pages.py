@@ -16,8 +16,6 @@ FENCED = r"^```(\w*)\n(.*?)^```$"
 INDENTED = r"^    (?! )((?:[^\n]*\\\n)*[^\n]+)$"
 RUN = ("bash", "sh", "python", "yaml", "sql")
 SHOWN = ("", "text", "ini", "caddy", "nginx")  # drawings, printed answers, files of other programs
-# what an installed wheel does not have; Ray is an extra
-OF_THE_CLONE = ("datamodules/", "make ", "runs/demo/lists")
 
 
 def read_page(name):
