@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from tests.benchmarks.boards import peers
-from tests.benchmarks.boards.declared import Board
-from tests.benchmarks.boards.protocols import PROTOCOLS, SITUATION, Parts, is_owned, prepare
+from tests.benchmarks.boards.declared import PAIRS, Board
+from tests.benchmarks.boards.protocols import PAIR, PROTOCOLS, SITUATION, Parts, is_owned, prepare
 from tests.benchmarks.boards.scores import (
     Figures,
     check_lists,
@@ -101,6 +101,8 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     protocol = PROTOCOLS[board.protocol]
     tables = folders.tables / protocol.name
     told = prepare(protocol, folders.data, tables)
+    if not board.has_order:
+        pd.read_csv(tables / "interactions.csv")[PAIR].to_parquet(tables / PAIRS)
     version = hash_sources()
     suffix = "-quick" if is_quick else ""
     run = folders.runs / version / f"{board.trained_as or board.name}{suffix}-{seed}"
