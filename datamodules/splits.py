@@ -50,6 +50,12 @@ class Split:
         """Training and validation rows, in the order of the table."""
         return pd.concat([self.train, self.validation]).sort_index()
 
+    def give_back(self) -> Split:
+        """Return the same with every row in training, the test too."""
+        everything = pd.concat([self.refit, self.test]).sort_index()
+        nothing = self.test.iloc[:0]
+        return replace(self, train=everything, validation=nothing, test=nothing)
+
 
 def split_interactions(
     interactions: pd.DataFrame, config: DataConfig, seed: int

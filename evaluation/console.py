@@ -37,13 +37,19 @@ def print_results(console: Console, metrics: Mapping[str, Any], metric: str) -> 
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_commands(console: Console, out: Path, item_id: str | int) -> None:
-    """Print the paths of a run's files, and three commands to try.
+def print_commands(
+    console: Console,
+    out: Path,
+    item_id: str | int,
+    seen: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Print the paths of a run's files, what they have seen, and three commands to try.
 
     Args:
         console: where to print.
         out: folder of the run.
         item_id: an item for the command `similar`.
+        seen: part of the run -> the number of events that it knows, and the latest time.
     """
     bundle = shlex.quote(str(out / BUNDLE))
     table = shlex.quote(str(out / "recommendations.csv"))
@@ -51,6 +57,7 @@ def print_commands(console: Console, out: Path, item_id: str | int) -> None:
     lines = [
         f"metrics  {out / METRICS}",
         f"bundle   {out / BUNDLE}",
+        *describe_seen(seen),
         "\nTry next:",
     ]
     lines += [
@@ -61,6 +68,17 @@ def print_commands(console: Console, out: Path, item_id: str | int) -> None:
 
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def describe_seen(seen: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Say which events each part of a run has seen, a line for each."""
+    lines = []
+    for part, figures in seen.items():
+        line = f"{part:9}{figures['events']:,} events"
+        if figures["until"]:
+            line += f", up to {figures['until']}"
+        lines.append(line)
+    return lines
 
 
 def print_metrics(

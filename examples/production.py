@@ -45,7 +45,7 @@ def ask(path: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def train(name: str) -> None:
-    """Step 1: train, with the last event of each user held out."""
+    """Step 1: train, with the last event of each user held out for the figures alone."""
     run("train", "--config", "shop.yaml", "--out", f"runs/{name}")
 
 

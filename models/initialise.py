@@ -44,7 +44,8 @@ REPEATED_USER_POWER = -0.25
 MIN_SINGULAR = 1e-3
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 # of these checkpoints, the first that exists was exported
-WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
+MEASURED = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")
+WEIGHTS = ("refit/last.ckpt", *MEASURED)
 IDS = "towers.item_tower.id_table.weight"
 ID_ROWS = "towers.id_rows"  # where items share rows
 MEMORY = "towers.user_tower.memory"
@@ -279,14 +280,19 @@ class Start:
     rows: Rows
 
     @classmethod
-    def read(cls, bundle: Bundle, run: Path) -> Start:
+    def read(cls, bundle: Bundle, run: Path, names: Sequence[str] = WEIGHTS) -> Start:
         """Read the weights that a run left beside its bundle.
+
+        Args:
+            bundle: exported from them.
+            run: its folder.
+            names: of checkpoints; the first that exists is read.
 
         Raises:
             SchemaError: the run left none.
             BundleError: the bundle was not exported from them.
         """
-        paths = [run / CHECKPOINTS / name for name in WEIGHTS]
+        paths = [run / CHECKPOINTS / name for name in names]
         path = next(filter(Path.exists, paths), None)
         if path is None:
             raise SchemaError(

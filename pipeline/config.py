@@ -61,6 +61,7 @@ _SAME_KEYS = (
     "overwrite",
     "warm_start",
     "quick",
+    "refit",
     "tune",
     "evaluation",
     "index",
@@ -159,6 +160,9 @@ class Config:
     """Bundle of an earlier run whose codes are kept; new values of features come after them."""
     warm_start: bool = False  # start from the weights of `previous`
     quick: bool = False  # hardly train, or not at all: item-item weights, content
+    refit: Literal["all", "profiles"] | None = None
+    """What of the published bundle learns from the test too, after the figures are made: all, or
+    profiles alone. Default: all where that costs less than a fifth of the training."""
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
@@ -179,6 +183,11 @@ class Config:
 
         if self.privacy.epsilon is not None:
             self._check_private()
+        is_fixed = self.data.on_disk or self.privacy.epsilon is not None
+        if self.refit == "all" and is_fixed:
+            raise SchemaError(
+                "refit is all; with data.on_disk or privacy.epsilon allowed: profiles"
+            )
 
         for name, kind in _TYPES.items():
             value = getattr(self, name)
@@ -238,6 +247,11 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     parser.add_argument("--warm_start", action="store_true", help=about)
     about = "a first look in a fraction of the time, with hardly any training"
     parser.add_argument("--quick", action="store_true", help=about)
+    about = (
+        "what of the published bundle learns from the test too, after the figures are made; "
+        "default: all where that costs less than a fifth of the training"
+    )
+    parser.add_argument("--refit", type=Literal["all", "profiles"] | None, help=about)
     about = "replace a finished run in --out"
     parser.add_argument("--overwrite", action="store_true", help=about)
     parser.add_argument("--seed", type=int, default=0)

@@ -52,11 +52,13 @@ def stage_bundle(
         towers: trained and refined.
         data: what they were trained on.
         epochs: of the training.
-        stage: the folder to write into.
+        stage: the folder to write into, in place of the files that are in it.
 
     Returns:
         the facts of the manifest, and a recommender with the profiles of all before the test.
     """
+    for path in stage.path.iterdir():
+        path.unlink()
     write_towers(work, towers.eval(), data, stage)
     facts = make_facts(work.config, towers, data, epochs)
     stage.seal(facts, {})

@@ -110,6 +110,7 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
         f"--previous={run / BUNDLE}",
         f"--data.feedback={feedback}",
         "--warm_start",
+        "--refit=profiles",  # a gate judges the weights that take over
         "--ckpt_path=last",  # begins where nothing was begun
     ]
     if options.at is not None:

@@ -26,7 +26,7 @@ from evaluation.audit import find_failures
 from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
-from evaluation.holdout import sample_users
+from evaluation.holdout import profiles_from_frame, sample_users
 from evaluation.model_card import render
 from evaluation.signal import find_signal
 from pipeline.config import Config, complete_text
@@ -40,6 +40,7 @@ from pipeline.run_folder import (
 )
 from pipeline.tables import Frames, prepare, print_choices
 from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
+from serve.clock import to_iso
 from serve.errors import SchemaError, say
 from serve.files import write_file, write_json
 from serve.profiles import Profiles, stage_profiles
@@ -80,10 +81,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Product:
-    """A bundle in its stage, evaluated."""
+    """A bundle in its stage, after an evaluation without what it learned of the test."""
 
     facts: Facts
-    recommender: Recommender
+    measured: Recommender
+    published: Recommender
     metrics: dict[str, Any]
     report: dict[str, Any]  # the rest of `metrics.json`
 
@@ -136,7 +138,8 @@ def run_or_search(config: Config, text: str) -> Run | None:
         if config.tune.trials is None:
             done = run(config, text=text)
             item_id = done.work.split.refit["item_id"].iloc[0]
-            print_commands(console, config.out, item_id)
+            content = json.loads((config.out / METRICS).read_bytes())
+            print_commands(console, config.out, item_id, content.get("seen", {}))
             return done
         from pipeline.stages import fit_first
         from pipeline.tuning import tune  # optuna is optional
@@ -161,7 +164,7 @@ def produce(work: Work, stage: Stage) -> Product:
     # Only now is torch imported: a mistake in the data was told long before.
     from pipeline.pack import stage_bundle
     from pipeline.private import release as release_privately
-    from pipeline.stages import train, train_released
+    from pipeline.stages import refits, train, train_released, train_with_test
 
     exported = work
     private: dict[str, Any] = {}
@@ -175,17 +178,34 @@ def produce(work: Work, stage: Stage) -> Product:
             trained = train_released(drawn, statistics)
             exported = replace(work, config=drawn.config)
         console.rule("export")
-        facts, recommender = stage_bundle(
+        facts, measured = stage_bundle(
             exported, trained.towers, trained.data, trained.epochs, stage
         )
         begun = time.monotonic()
-        metrics = measure(recommender, work, seconds)
+        metrics = measure(measured, work, seconds)
         seconds["evaluation"] = time.monotonic() - begun
+
+        everything = exported.with_test()
+        is_refitted = refits(work, trained)
+        if is_refitted:
+            begun = time.monotonic()
+            last = train_with_test(everything, trained, measured.bundle)
+            facts, published = stage_bundle(
+                everything, last.towers, last.data, trained.epochs, stage
+            )
+            seconds["refit"] = time.monotonic() - begun
+        else:
+            published = know_everything(measured, everything)
 
     seconds["total"] = time.monotonic() - started
 
-    facts = replace(facts, config={**facts.config, **private})
+    seen = {
+        "figures": count_events(work),
+        "weights": count_events(everything if is_refitted else work),
+        "profiles": count_events(everything),
+    }
     # Figures and counts of real people are not noised: a private bundle has none.
+    facts = replace(facts, config={**facts.config, **(private or {"seen": seen})})
     told = ({}, {}) if private else (metrics, data)
     card = render(MODEL_CARD, *told, trained.data.schema, facts=facts)
     write_file(stage.path / MODEL_CARD, card.encode())
@@ -194,15 +214,34 @@ def produce(work: Work, stage: Stage) -> Product:
         "data": data,
         "timing": timing | trained.pace,
         "training": describe_training(work, trained),
-        SNAPSHOT: take_snapshot(recommender),
+        "seen": seen,
+        SNAPSHOT: take_snapshot(published),
         **private,
     }
-    segments = recommender.bundle.segments
+    segments = published.bundle.segments
     if segments is not None:
         found = segments.describe()
         report["segments"] = {"stability": segments.stability, "found": found}
 
-    return Product(facts, recommender, metrics, report)
+    return Product(facts, measured, published, metrics, report)
+
+
+def know_everything(measured: Recommender, everything: Work) -> Recommender:
+    """Return the recommender with the profiles of all events, the tested ones too."""
+    events = everything.split.refit
+    users = everything.tables.users
+    profiles = profiles_from_frame(events, users, measured.bundle.schema)
+    return Recommender(measured.bundle, profiles)
+
+
+def count_events(work: Work) -> dict[str, Any]:
+    """Return how many events are not held out, and the time of the latest one."""
+    if work.on_disk is not None:
+        return {"events": int(work.on_disk.counts["refit"].sum()), "until": None}
+    events = work.split.refit
+    has_times = "datetime" in events and len(events)
+    until = to_iso(int(events["datetime"].max())) if has_times else None
+    return {"events": len(events), "until": until}
 
 
 def examine(work: Work) -> dict[str, Any]:
@@ -323,7 +362,7 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     config = work.config
     out = config.out
     metrics = product.metrics
-    profiles = product.recommender.profiles
+    profiles = product.published.profiles
     # Groups may be a few people.
     hidden = ("slices", "audit")
     published = {name: part for name, part in metrics.items() if name not in hidden}
@@ -337,11 +376,12 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     content |= {**metrics, **product.report}
     write_json(stage.beside / METRICS, content)
     test = only_targets(work.split.test)
-    write_report(stage.beside, out, content, product.recommender, test)
+    write_report(stage.beside, out, content, product.measured, test)
     parts: Iterable[Profiles] = [profiles]
-    if work.on_disk is not None:
-        parts = list_profiles(work.on_disk, product.recommender.bundle.schema)
-        profiles = replace(profiles, user_ids=work.on_disk.user_ids)
+    on_disk = work.with_test().on_disk
+    if on_disk is not None:
+        parts = list_profiles(on_disk, product.published.bundle.schema)
+        profiles = replace(profiles, user_ids=on_disk.user_ids)
     stage_profiles(out / PROFILES, parts, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)

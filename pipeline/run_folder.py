@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -30,7 +30,7 @@ from service.publish import read_version
 
 NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 """Arguments of the Trainer that change what is shown, not what is trained."""
-STAGES = ("select", "final")
+STAGES = ("select", "final", "refit")
 """Trainings of a run, each with a folder of checkpoints and one of logs."""
 PUBLISHED = f"{CHECKPOINTS}/published.json"
 console = Console(log_path=False)
@@ -60,6 +60,14 @@ class Work:
     on_disk: OnDisk | None = None
     """All events; tables and split then have those of drawn users."""
 
+    def with_test(self) -> Work:
+        """Return the same work with nothing held out."""
+        on_disk = self.on_disk
+        if on_disk is not None:
+            counts = on_disk.events.counts
+            on_disk = replace(on_disk, counts={"train": counts, "refit": counts})
+        return replace(self, split=self.split.give_back(), on_disk=on_disk)
+
 
 def declare(config: Config) -> dict[str, Any]:
     """Return what identifies a run, but for its data, as JSON values."""
@@ -75,6 +83,8 @@ def declare(config: Config) -> dict[str, Any]:
         "trainer": trainer,
         "seed": config.seed,
     }
+    if config.refit is not None:
+        declared["refit"] = config.refit
     if config.index != IndexConfig():
         declared["index"] = asdict(config.index)
     if config.privacy != PrivacyConfig():

@@ -25,6 +25,7 @@ from models.config import Recipe
 from models.defaults import MANY_EVENTS
 from models.fit import Estimate, fit, list_callbacks, load_best
 from models.initialise import (
+    MEASURED,
     Start,
     build_towers,
     make_towers,
@@ -49,6 +50,9 @@ CONTINUED_WARMUP = 30  # steps of its linear rise
 MAX_ADDED = 0.005  # a larger share of rows that the first training lacks: train anew
 WARM_SHARE = 0.9  # of a warm start, see docs/loop.md
 WARM_RATE = 1.0
+REFIT_EPOCHS = 1  # with the test, at the rate of a continued training
+MAX_REFIT = 0.2  # share of what the training cost: a dearer one is left out
+EXPORT_EVENTS = 100_000  # events that are trained on while a bundle is exported
 QUICK_NEIGHBOURS = 64
 QUICK_LIMITS = Limits(top_k=256, n_inverted=4_000, n_factors=64, n_requests=1024)
 
@@ -153,22 +157,69 @@ def train_on(work: Work, previous: Previous) -> Trained:
 
     Nothing is held out to stop by: those weights have seen it. The refinement is the earlier one.
     """
-    seed = work.config.seed
     epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
     version = previous.bundle.manifest.version
     console.rule(f"training on from version {version}, {epochs} epochs")
     work = soften(work, WARM_RATE, epochs)
+    start = Start.read(previous.bundle, previous.run)
+    trained = fit_from(start, work, "final")
+
+    return refine(work, trained, Refinement(**previous.refinement))
+
+
+def refits(work: Work, trained: Trained) -> bool:
+    """Return whether what is published is trained on with the test.
+
+    By default it is if that costs little, counted in events that are trained on, not by a clock.
+    """
+    config = work.config
+    if config.refit is not None or not len(work.split.test):
+        return config.refit == "all" and len(work.split.test) > 0
+    is_fixed = config.quick or config.privacy.epsilon is not None
+    if is_fixed or work.on_disk is not None:
+        return False
+
+    is_twice = len(work.split.validation) > 0 and not config.data.split.strict
+    n_events = len(work.split.refit)
+    before = trained.epochs * (2 if is_twice else 1) * n_events
+    return REFIT_EPOCHS * n_events + EXPORT_EVENTS <= MAX_REFIT * before
+
+
+def train_with_test(work: Work, trained: Trained, measured: Bundle) -> Trained:
+    """Train on everything from the weights that were measured, and refine anew.
+
+    Args:
+        work: with nothing held out.
+        trained: what was measured.
+        measured: its bundle.
+    """
+    console.rule(f"training on with what was tested, {REFIT_EPOCHS} epoch")
+    work = soften(work, CONTINUED_RATE, REFIT_EPOCHS)
+    if trained.epochs:
+        out = work.config.out
+        work = replace(work, previous=Previous(out, measured, refinement={}))
+        start = Start.read(measured, out, MEASURED)
+        further = fit_from(start, work, "refit")
+    else:
+        data = make_last_data(work)
+        model = make_model(work.recipe, data, work.config.seed)
+        further = fit_stage(work, data, "refit", model)
+
+    towers = refine(work, further, trained.refinement or Refinement()).towers
+    return replace(trained, towers=towers, data=further.data)
+
+
+def fit_from(start: Start, work: Work, name: str) -> Trained:
+    """Train on everything before the test from earlier weights."""
+    seed = work.config.seed
     data = make_last_data(work)
     pl.seed_everything(seed, workers=True, verbose=False)
     sample = sample_memory(data) if data.schema.repeats == "allow" else None
     towers = make_towers(data, work.recipe, sample)
     model = wrap(towers, work.recipe, data, seed)
-    start = Start.read(previous.bundle, previous.run)
     take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
     bound_table(towers, data, work.recipe.table_rows)
-    trained = fit_stage(work, data, "final", model)
-
-    return refine(work, trained, Refinement(**previous.refinement))
+    return fit_stage(work, data, name, model)
 
 
 @contextmanager
@@ -254,7 +305,9 @@ def make_data(
     config = work.config
     tables = work.tables
     previous = None
-    if config.previous is not None:
+    if work.previous is not None:
+        previous = work.previous.bundle.schema
+    elif config.previous is not None:
         previous = Bundle.load(config.previous).schema
     rows: pd.DataFrame = getattr(work.split, known)
     schema = fit_schema(tables, rows, config.data, previous)

@@ -374,6 +374,7 @@ class Service:
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
             "data_until": data_until,
+            "seen": current.bundle.manifest.facts.config.get("seen"),
             "clock": self.clock(current),
             "moment": asked_now.datetime,
             "items": current.catalogue.n_listed,

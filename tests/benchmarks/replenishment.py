@@ -2,8 +2,8 @@
 
     python tests/benchmarks/replenishment.py --runs NAME=DIR ... [--k 10] [--json FILE]
 
-DIR is the folder of a finished run whose test is split by time and whose data is where its `config.yaml` says. Each
-user is asked at the beginning of the test, by the profile before it. A target is an item that the user had taken on two
+DIR is the folder of a finished run (`--refit profiles`) whose test is split by time and whose data is where its
+`config.yaml` says. Each user is asked at the beginning of the test, by the profile before it. A target is an item that the user had taken on two
 days or more, and took again within the window. Precision: the share of a list that the user took in the window, a mean
 over users with such items; recall: the share of the targets in the list, a mean over users with targets. The error of a
 day is that of the first day on which the user took the item again, of all such items until the data ends. Intervals:
@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datamodules.clean import only_targets
+from evaluation.holdout import profiles_from_frame
 from evaluation.metrics import summarise
 from pipeline.config import parse
 from pipeline.tables import prepare
+from serve.bundle import Bundle
 from serve.clock import DAY
 from serve.reasons import MIN_DAYS, find_due
 from serve.recommender import Recommender
@@ -87,7 +89,8 @@ class World:
     def __post_init__(self) -> None:
         config, _ = parse(["--config", str(self.folder / "config.yaml")])
         with tempfile.TemporaryDirectory() as beside:
-            split = prepare(config, None, Path(beside)).split
+            work = prepare(config, None, Path(beside))
+        split = work.split
         if (at := split.test_at) is None:
             raise SystemExit(f"{self.name}: the test of the run is not split by time")
         past, self.future = only_targets(split.refit), only_targets(split.test)
@@ -97,7 +100,9 @@ class World:
         is_before = past["datetime"] < before
         self.earlier = add_next(describe_pairs(past[is_before], before), past[~is_before], before)
         self.earlier = self.earlier[self.earlier["n_days"] > 1]
-        recommender = Recommender.load(self.folder / "bundle")
+        bundle = Bundle.load(self.folder / "bundle")
+        profiles = profiles_from_frame(split.refit, work.tables.users, bundle.schema)
+        recommender = Recommender(bundle, profiles)
         users = self.owned["user_id"][self.owned["n_days"] > 1].unique()
         users = [
             user for user in users.tolist() if recommender.profiles.get(user)

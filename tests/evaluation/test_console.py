@@ -80,7 +80,9 @@ def test_figures_with_context_have_tables_of_their_own():
 def test_commands_to_try_next_are_printed_as_they_run(item_id):
     out, text = Path("my runs/[a]"), io.StringIO()
     print_results(Console(file=text, width=40), {}, "NDCG@10")
-    print_commands(Console(file=text, width=40), out, item_id)
+    seen = {"weights": {"events": 1234, "until": "2024-05-31T00:00:00Z"}}
+    print_commands(Console(file=text, width=40), out, item_id, seen)
+    assert "weights  1,234 events, up to 2024-05-31T00:00:00Z" in text.getvalue().splitlines()
     recommend, similar, verify = (
         shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:]
     )
