@@ -48,14 +48,8 @@ class SparseMatrix(Protocol):
 
 
 Record: TypeAlias = Mapping[str, Any]
-TableLike: TypeAlias = (
-    pd.DataFrame
-    | ArrowStream
-    | Record
-    | Sequence[Record | Sequence[Any]]
-    | NDArray[Any]
-    | SparseMatrix
-)
+Rows: TypeAlias = Sequence[Record | Sequence[Any]] | NDArray[Any]
+TableLike: TypeAlias = pd.DataFrame | ArrowStream | SparseMatrix | Record | Rows
 """A table in memory; a list holds rows, a mapping holds columns."""
 
 _ALLOWED = (

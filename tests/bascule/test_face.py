@@ -555,6 +555,7 @@ def test_a_table_may_bring_the_options_of_a_configuration(monkeypatch, tmp_path)
         ({"foo": 1}, "baselines", "return"),
         ({"factors": 8}, "dim", "return"),
         ({"events": {"table": EVENTS, "encodng": "utf-8"}}, "'encoding'", "data."),
+        ({"events": {"table": EVENTS, "seperator": ";"}}, "'delimiter'", "data."),
         ({"events": {"table": EVENTS, "encoding": "utf-16"}}, "encoding", "data."),
         ({"events": {"table": EVENTS, "path": "x.csv"}}, "one", "data."),
         ({"events": EVENTS.assign(third=1).to_numpy()}, "names", "data."),
