@@ -18,9 +18,13 @@ def main(argv: Sequence[str], program: str = "train.py") -> int:
     again = "--ckpt_path last"
     try:
         with ending_on_signals():
-            config, text = parse(argv, program)
-            from pipeline.run import run_or_search
+            words = [word for word in argv if word != "--check"]
+            config, text = parse(words, program)
+            from pipeline.run import check, run_or_search
 
+            if len(words) < len(argv):
+                check(config)
+                return 0
             if config.tune.trials is not None:
                 again = "the same command"
             run_or_search(config, text)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal, Never
 
 from serve.errors import BundleError as BundleError
 from serve.errors import SchemaError as SchemaError
-from serve.errors import name_nearest, show
 from service.command_line import import_ours
 
 if TYPE_CHECKING:
@@ -65,9 +64,9 @@ _MODULE_OF_NAME = {
 
 
 def fit(
-    events: TableLike | str | Path,
-    users: TableLike | str | Path | None = None,
-    items: TableLike | str | Path | None = None,
+    events: TableLike | Mapping[str, Any] | str | Path,
+    users: TableLike | Mapping[str, Any] | str | Path | None = None,
+    items: TableLike | Mapping[str, Any] | str | Path | None = None,
     features: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     out: str | Path | None = None,
@@ -93,13 +92,17 @@ def fit(
     baselines: Sequence[str] | None = None,
     previous: str | Path | None = None,
     overwrite: bool = False,
+    resume: bool = False,
     **unknown: Never,
 ) -> Recommender:
     """Train on tables and return the recommender, measured on what was held out.
 
     A table is the path of a CSV, JSON Lines or Parquet file, or a table in memory: of pandas,
-    polars, pyarrow or DuckDB, a list of dicts, a dict of columns. An option that is None is chosen
-    from the data.
+    polars, pyarrow or DuckDB, a list of dicts, a dict of columns; events also a sparse matrix of
+    users and items whose values are weights, or pairs in an array or a list. With options, as a
+    configuration has them, it is a dict: `{"path": "orders.csv", "encoding": "latin-1"}`,
+    `{"table": frame, "time_formats": ["%d.%m.%Y"]}` or `{"query": "SELECT ..."}`. An option of
+    `fit` that is None is chosen from the data.
 
     Args:
         events: user_id, item_id and, where there are any, datetime, position, event and weight.
@@ -130,6 +133,7 @@ def fit(
         baselines: models to compare with; an empty list is quicker.
         previous: an earlier bundle, whose codes of values are kept.
         overwrite: replace a run in `out`.
+        resume: go on with the run in `out` where it was interrupted.
         **unknown: options of another name are refused, with the nearest of these.
 
     Returns:
@@ -144,11 +148,13 @@ def fit(
         >>> recommender.metrics["test"]["bascule"]["novel"]["users"]
         30
     """
-    for name in unknown:
-        nearest = name_nearest(name, fit.__annotations__)
-        raise SchemaError(f"fit: unknown option '{name}'; {nearest}")
+    from bascule.options import declare_tables, refuse_unknown
 
+    refuse_unknown("fit", unknown, fit.__annotations__)
+    if resume and out is None:
+        raise SchemaError("fit: resume is True; give the folder of the run as out")
     tables = {"interactions": events, "users": users, "items": items}
+    in_memory, declared = declare_tables(tables, columns or {})
     data = {
         "features": features,
         "split": {"kind": split} if isinstance(split, str) else split,
@@ -169,7 +175,7 @@ def fit(
         "learning_rate": learning_rate,
     }
     content = {
-        "data": _declare(tables, columns or {}) | _leave_out_none(data),
+        "data": declared | _leave_out_none(data),
         "model": _leave_out_none(model),
         "trainer": _leave_out_none({"devices": devices}),
         "evaluation": {"baselines": baselines},
@@ -178,7 +184,9 @@ def fit(
         "previous": previous,
         "overwrite": overwrite,
     }
-    frames = None if isinstance(events, (str, Path)) else (events, users, items)
+    if resume:
+        content["ckpt_path"] = "last"
+    frames = tuple(map(in_memory.get, tables)) if in_memory else None
     with ExitStack() as stack:
         folder = out
         if folder is None:
@@ -227,9 +235,20 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
 
 def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     """Run with the content of a configuration file."""
-    # a mistake in the configuration is found before torch is imported
-    words = ["--config", json.dumps(content, default=str)]
-    config, text = import_ours("pipeline.config").parse(words)
+    from bascule.options import in_python
+
+    try:
+        # a mistake in the configuration is found before torch is imported
+        words = ["--config", json.dumps(content, default=str)]
+        config, text = import_ours("pipeline.config").parse(words)
+        _run(config, text, frames, quiet)
+    except SchemaError as error:
+        error.args = (in_python(str(error), fit.__annotations__),)
+        raise
+
+
+def _run(config: Any, text: str, frames: Any, quiet: bool) -> None:
+    from bascule.options import make_folder
     from pipeline.run import run
     from pipeline.run_folder import console
 
@@ -238,6 +257,7 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     try:
         trainer = {**config.trainer, "enable_progress_bar": not quiet}
         config = replace(config, trainer=trainer)
+        make_folder("fit", config.out)
         run(config, frames, None if frames else text)
     finally:
         console.quiet = was_quiet
@@ -251,27 +271,6 @@ def _print_calls(recommender: Recommender, out: str | Path | None) -> None:
     print(f"  recommender.recommend([{item_ids}], k=5)")
     print(f"  recommender.similar_items({item_ids}, k=5)")
     print(f"  {last}")
-
-
-def _declare(
-    tables: Mapping[str, Any], columns: Mapping[str, str]
-) -> dict[str, dict[str, Any]]:
-    """Return what a configuration says of the tables: their paths and columns."""
-    given = {name: table for name, table in tables.items() if table is not None}
-    if len({isinstance(table, (str, Path)) for table in given.values()}) > 1:
-        raise SchemaError("fit: give all tables as paths, or all in memory")
-    if not isinstance(columns, Mapping):
-        raise SchemaError(f"fit: columns is {show(columns)}; allowed: a dict")
-
-    names = {"interactions": columns, "users": ["user_id"], "items": ["item_id"]}
-    declared: dict[str, dict[str, Any]] = {}
-    for name, table in given.items():
-        renamed = {ours: columns[ours] for ours in names[name] if ours in columns}
-        declared[name] = {"columns": renamed}
-        if isinstance(table, (str, Path)):
-            declared[name]["path"] = str(table)
-
-    return declared
 
 
 def _leave_out_none(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Never, TypeAlias
+from uuid import UUID
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.arrays import Floats, Id, Ints
+from serve.arrays import Floats, Id, IdType, Ints
 from serve.cells import LISTS, to_text
 from serve.errors import SchemaError, show
-from serve.index import UNKNOWN_ROW
+from serve.index import UNKNOWN_ROW, Query
 from serve.recommender import Recommender as Served
 from serve.requests import Request
 from serve.schema import Schema
@@ -57,6 +58,14 @@ _TYPES = {  # of the columns of answers that are made row by row
 }
 _SHOWN = 10  # rows of a repr
 
+# Columns of answers that are made row by row.
+REASONS = "request name item_id kind effect text"
+SEGMENTS = "request segment size text"
+DUE = (
+    "request user_id rank name item_id"
+    " due is_overdue last n_days every_days regularity score text"
+)
+
 
 def to_list(users_or_items: Any) -> list[Any]:
     """Return one or several as a list; rows of a table become mappings."""
@@ -96,7 +105,7 @@ def to_requests(
         if isinstance(user, Request):
             requests.append(user)
             continue
-        fields = _to_fields(user)
+        fields = _to_fields(user, schema)
         if has_cells:
             cells = {name: to_text(cell) for name, cell in user.items()}
             fields = nest_cells(cells, schema)
@@ -105,11 +114,26 @@ def to_requests(
     return requests
 
 
-def _to_fields(user: Any) -> Mapping[str, Any]:
+def _to_fields(user: Any, schema: Schema) -> Mapping[str, Any]:
     """Return the fields of a request: a list is its history, any other value its user id."""
     if isinstance(user, Mapping):
         return user
-    return {"history" if isinstance(user, LISTS) else "user_id": user}
+    if isinstance(user, LISTS):
+        return {"history": to_ids(user, schema.item_id_type)}
+    return {"user_id": to_ids(user, schema.user_id_type)[0]}
+
+
+def to_ids(given: Any, id_type: IdType) -> list[Any]:
+    """Return one or several as a list of ids: whole floats as integers, UUIDs as texts."""
+    return [_to_id(value, id_type) for value in to_list(given)]
+
+
+def _to_id(value: Any, id_type: IdType) -> Any:
+    if id_type == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if id_type == "string" and isinstance(value, UUID):
+        return str(value)
+    return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -145,6 +169,16 @@ class Answers:
     def to_pandas(self) -> pd.DataFrame:
         frame: pd.DataFrame = self.table.to_pandas()
         return frame
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> Never:
+        """Refuse to become an array, of which pandas would make a frame of dictionaries."""
+        raise SchemaError(
+            "answers are a table with names; get its frame by answers.to_pandas()"
+        )
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+        """Hand the rows over to polars, pyarrow, DuckDB and whatever else reads Arrow."""
+        return self.table.__arrow_c_stream__(requested_schema)
 
     def to_arrow(self) -> Any:
         """Return the `pyarrow.Table`."""
@@ -198,6 +232,12 @@ def to_arrow_table(
 
 
 # ---- rows and notes of answers
+
+
+def make_query(vectors: Floats, own_rows: Ints) -> Query:
+    """Ask for the nearest to vectors (B, D), without each one's own row, -1 where there is none."""
+    (has_row,) = np.nonzero(own_rows != UNKNOWN_ROW)
+    return Query(vectors, (has_row, own_rows[has_row]))
 
 
 def list_nearest(cosines: Floats, rows: Ints) -> tuple[dict[str, Any], Ints, Floats]:

@@ -33,43 +33,43 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Never
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from bascule.forms import (
+    DUE,
+    REASONS,
+    SEGMENTS,
     Answers,
     Items,
     User,
     Users,
     list_nearest,
     list_unknown,
+    make_query,
     to_arrow_table,
     to_count,
+    to_ids,
     to_list,
     to_requests,
     write_notes,
 )
+from bascule.options import make_folder, refuse_unknown
 from serve.arrays import Doubles, Floats, Id, Ints, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
 from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN, OPTED_OUT
 from serve.filters import rank_filtered
-from serve.index import UNKNOWN_ROW, ItemIndex, Query
+from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.reasons import assign_segments, explain, find_due
 from serve.recommender import Recommender as Served
 from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 from service.known_users import hide, load_known
-
-_REASONS = "request name item_id kind effect text"
-_SEGMENTS = "request segment size text"
-_DUE = (
-    "request user_id rank name item_id"
-    " due is_overdue last n_days every_days regularity score text"
-)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -114,6 +114,16 @@ class Recommender:
         path = self.path.parent / METRICS
         return dict(json.loads(path.read_bytes())) if path.exists() else {}
 
+    @property
+    def item_ids(self) -> NDArray[np.generic]:
+        """Ids of the items that it knows, (N,)."""
+        return self.served.catalogue.item_ids.ids.copy()
+
+    @property
+    def user_ids(self) -> NDArray[np.generic]:
+        """Ids of the users that it has a profile of, (U,)."""
+        return self.served.profiles.user_ids.copy()
+
     def __repr__(self) -> str:
         n_items = len(self.served.catalogue)
         n_users = len(self.served.profiles)
@@ -146,6 +156,7 @@ class Recommender:
         repeats: Literal["allow", "exclude"] | None = None,
         filters: Mapping[str, Any] | None = None,
         again: Again = "due",
+        **unknown: Never,
     ) -> Answers:
         """Rank the catalogue for each request.
 
@@ -160,6 +171,7 @@ class Recommender:
                 requests without filters.
             again: "due" holds back what was just taken until it may be due again, "any" lists it;
                 for requests that do not say it.
+            **unknown: options of another name are refused, with ours.
 
         Returns:
             A row per listed item: request, user_id, rank from 1, name, item_id, score.
@@ -171,6 +183,7 @@ class Recommender:
             >>> recommender.recommend(["u0", ["i107"]], k=2).to_pandas()["request"].tolist()
             [0, 0, 1, 1]
         """
+        refuse_unknown("recommend", unknown, Recommender.recommend.__annotations__)
         k = to_count(k)
         defaults = {"filters": filters, "again": again}
         requests = self._check(users_or_requests, defaults)
@@ -196,7 +209,12 @@ class Recommender:
         return Answers(pa.table(columns), len(lists), notes)
 
     def similar_items(
-        self, items: Items, k: int = 10, *, filters: Mapping[str, Any] | None = None
+        self,
+        items: Items,
+        k: int = 10,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        **unknown: Never,
     ) -> Answers:
         """Return the items nearest to each item by the cosine of their vectors.
 
@@ -204,10 +222,13 @@ class Recommender:
             items: item ids, or new items as dictionaries of features.
             k: items per list; an item is not in its own list.
             filters: as in `recommend`.
+            **unknown: as in `recommend`.
 
         Returns:
             A row per listed item: request, rank from 1, name, item_id, cosine.
         """
+        options = Recommender.similar_items.__annotations__
+        refuse_unknown("similar_items", unknown, options)
         k = to_count(k)
         catalogue = self.served.catalogue
         admission = self.served.admission
@@ -217,7 +238,7 @@ class Recommender:
         listed = to_list(items)
         index = ItemIndex(self._to_taste(catalogue.index.vectors))
         vectors = self._to_taste(self.encode_items(listed))
-        query = _make_query(vectors, self._find_rows(listed))
+        query = make_query(vectors, self._find_rows(listed))
         filters_of_items = [parsed] * len(listed)
         cosines, rows = rank_filtered(
             index, admission, filters_of_items, query, min(k, len(index))
@@ -243,7 +264,7 @@ class Recommender:
         own_rows = [positions.get(request.user_id, UNKNOWN_ROW) for request in requests]
         index = ItemIndex(self._taste_of_users)
         vectors = self._to_taste(self.served.encode_users(requests))
-        query = _make_query(vectors, np.array(own_rows, np.int64))
+        query = make_query(vectors, np.array(own_rows, np.int64))
         cosines, rows = index.search(query, min(k, len(index)))
 
         columns, user_rows, cosine = list_nearest(cosines, rows)
@@ -275,7 +296,8 @@ class Recommender:
             lists = self.served.recommend(requests, k)
             explained = [answer.item_id.tolist() for answer in lists]
         else:
-            item_ids = ids.ids[ids.require(to_list(items))].tolist()
+            item_rows = ids.require(to_ids(items, ids.id_type))
+            item_ids = ids.ids[item_rows].tolist()
             explained = [item_ids] * len(requests)
 
         rows = []
@@ -289,7 +311,7 @@ class Recommender:
                 place = {"request": request, "item_id": item_id, "name": name}
                 rows += [vars(reason) | place for reason in reasons]
 
-        return self._answer(rows, _REASONS, len(requests), self._note(requests))
+        return self._answer(rows, REASONS, len(requests), self._note(requests))
 
     def due(self, users_or_requests: Users, k: int = 10) -> Answers:
         """List what each user takes again, the likeliest next first, and when each is expected.
@@ -312,7 +334,7 @@ class Recommender:
                 rows.append(place | vars(item))
 
         notes = self._note([], [answer.reason for answer in lists])
-        return self._answer(rows, _DUE, len(lists), notes)
+        return self._answer(rows, DUE, len(lists), notes)
 
     def segments(self, users_or_requests: Users | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request.
@@ -332,11 +354,12 @@ class Recommender:
             for request, listed in enumerate(lists)
             for segment in listed
         ]
-        return self._answer(rows, _SEGMENTS, len(lists))
+        return self._answer(rows, SEGMENTS, len(lists))
 
     def score(self, user: User, items: Id | Sequence[Id]) -> Doubles:
         """Return the score of each item, (n,), for one user or request, listed or not."""
-        scores: Doubles = self.served.score(self._check(user), to_list(items))[0]
+        item_ids = to_ids(items, self.served.catalogue.item_ids.id_type)
+        scores: Doubles = self.served.score(self._check(user), item_ids)[0]
         return scores
 
     def encode_users(self, users_or_requests: Users) -> Floats:
@@ -364,10 +387,9 @@ class Recommender:
             The folder.
 
         Raises:
-            SchemaError: the folder has files.
+            SchemaError: the folder has files, or cannot be made.
         """
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
+        target = make_folder("save", directory)
         if any(target.iterdir()):
             raise SchemaError(f"{target} is not empty: choose another folder")
 
@@ -403,10 +425,10 @@ class Recommender:
 
     def _find_rows(self, items: Sequence[Any]) -> Ints:
         """Return the rows of items (n,) in the catalogue, -1 of those given by features."""
-        require = self.served.catalogue.item_ids.require
+        ids = self.served.catalogue.item_ids
         rows = [
-            UNKNOWN_ROW if isinstance(item, Mapping) else require([item])[0]
-            for item in items
+            UNKNOWN_ROW if isinstance(item, Mapping) else ids.require([item])[0]
+            for item in to_ids(items, ids.id_type)
         ]
         return np.array(rows, np.int64)
 
@@ -423,9 +445,3 @@ class Recommender:
     @cached_property
     def _taste_of_users(self) -> Floats:
         return self._to_taste(self.encode_users(self.served.profiles.user_ids))
-
-
-def _make_query(vectors: Floats, own_rows: Ints) -> Query:
-    """Ask for the nearest to vectors (B, D), without each one's own row, -1 where there is none."""
-    (has_row,) = np.nonzero(own_rows != UNKNOWN_ROW)
-    return Query(vectors, (has_row, own_rows[has_row]))

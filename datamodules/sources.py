@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamodules.config import Column, TableConfig
 from datamodules.read import (
@@ -40,12 +41,20 @@ class ArrowStream(Protocol):
     def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
 
 
+class SparseMatrix(Protocol):
+    """A matrix of scipy with a row per user and a column per item, which holds weights."""
+
+    def tocoo(self) -> Any: ...
+
+
 Record: TypeAlias = Mapping[str, Any]
-TableLike: TypeAlias = pd.DataFrame | ArrowStream | Sequence[Record] | Record
+Rows: TypeAlias = Sequence[Record | Sequence[Any]] | NDArray[Any]
+TableLike: TypeAlias = pd.DataFrame | ArrowStream | SparseMatrix | Record | Rows
 """A table in memory; a list holds rows, a mapping holds columns."""
 
 _ALLOWED = (
-    "a table of pandas, polars, pyarrow or DuckDB, a list of dicts, a dict of columns"
+    "a table of pandas, polars, pyarrow or DuckDB, a list of dicts, a dict of columns; a sparse "
+    "matrix of users and items; pairs of ids, or any rows beside names: [user_id, item_id, ...]"
 )
 _PLAIN = (None, None, "utf-8")  # names, delimiter and encoding that nobody declared
 _ATTACHED = {
@@ -141,29 +150,46 @@ def read_files(
 
 
 def take_table(
-    name: str, table: TableLike | None, columns: tuple[Column, ...]
+    name: str,
+    table: TableLike | None,
+    layout: TableConfig,
+    columns: tuple[Column, ...],
 ) -> Records:
     """Take a table in memory instead of a file; rows are numbered from 1.
 
     Raises:
         SchemaError: it is empty or no table, or a declared column is absent.
     """
-    got = f"{name} is a {type(table).__name__}"
+    got = f"data.{name} is a {type(table).__name__}"
+    if (layout.delimiter, layout.encoding) != _PLAIN[1:]:
+        raise SchemaError(f"{got}; allowed of files alone: delimiter and encoding")
     try:
-        records = _read_table(table)
+        records = _read_table(table, layout.names)
     except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
         raise SchemaError(f"{got} ({say(error)}); allowed: {_ALLOWED}") from error
     if not len(records.lines):
-        raise SchemaError(f"{name} is an empty table: expected at least one record")
+        raise SchemaError(
+            f"data.{name} is an empty table: expected at least one record"
+        )
 
     return take_records(name, records, columns)
 
 
-def _read_table(table: Any) -> FileRecords:
-    if isinstance(table, (list, tuple, Mapping)):
-        table = pd.DataFrame(
-            table, dtype=object
-        )  # 2**53 + 1 stays so, also beside None
+def _read_table(table: Any, names: list[str] | None) -> FileRecords:
+    if hasattr(table, "tocoo"):
+        matrix = table.tocoo()
+        cells = {"user_id": matrix.row, "item_id": matrix.col, "weight": matrix.data}
+        table = pd.DataFrame(cells)
+    if isinstance(table, (list, tuple, Mapping, np.ndarray)):
+        # 2**53 + 1 stays so, also beside None
+        table = pd.DataFrame(table, dtype=object)
+    if type(table).__name__ == "LazyFrame":
+        table = table.collect()
+    if isinstance(getattr(table, "columns", None), pd.RangeIndex) and len(table):
+        # a third column may hold weights or times
+        table = table.set_axis(names or ["user_id", "item_id"], axis=1)
+    elif names is not None:
+        raise ValueError("names are for rows without them; take them out")
     if not isinstance(table, pd.DataFrame):
         rows = pa.table(table)
         return number_rows(rows.column_names, rows)

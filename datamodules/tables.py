@@ -107,7 +107,8 @@ def tables_from_frames(
     files = {}
     for name, frame in frames.items():
         if frame is not None or name == "interactions":
-            files[name] = take_table(name, frame, columns[name])
+            layout: TableConfig = getattr(config, name) or TableConfig()
+            files[name] = take_table(name, frame, layout, columns[name])
 
     return _type_tables(config, columns, files, (), erased)
 

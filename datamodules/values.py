@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection
 from decimal import Decimal
 from typing import Any, NamedTuple
+from uuid import UUID
 
 import numpy as np
 import pandas as pd
@@ -149,9 +150,11 @@ def _to_plain(cells: pd.Series) -> pd.Series:
 
 
 def _to_plain_value(value: object) -> object:
-    """Return an integer for a decimal without a fraction, and a tuple for a list."""
+    """Return an integer for a decimal without a fraction, a tuple for a list, a text for a UUID."""
     if isinstance(value, LISTS):
         return tuple(value)
+    if isinstance(value, UUID):
+        return str(value)
     if isinstance(value, Decimal) and value.is_finite():
         return int(value) if value == value.to_integral_value() else value
     return value

@@ -37,6 +37,7 @@ bascule train                                the bundled grocery sample, into ru
 bascule train --sample library               the other bundled sample, into runs/library
 bascule train --config my.yaml               your own tables; copy {TEMPLATE}
 bascule train --config my.yaml --quick       a first look in a fraction of the time
+bascule train --config my.yaml --check       read and check the data, without training
 bascule train --config F --tune.trials 30    search for better values of `model`, by validation
 bascule train --help                         every option; with --trainer behind it, Lightning's too
 """

@@ -35,6 +35,14 @@ _ALLOWED = {
     "dict": _SECTION,
     "dataclass": _SECTION,
 }  # first word of pydantic's type of error -> what to write
+_ALIASES = {
+    "separator": "delimiter",
+    "seperator": "delimiter",
+    "sep": "delimiter",
+    "na_values": "missing",
+    "date_format": "time_formats",
+    "sql": "query",
+}  # key of a table as others call it -> ours
 
 
 def check_words(words: Sequence[str], config: Any) -> set[str]:
@@ -159,4 +167,7 @@ def _find_key(path: Sequence[str], config: Any) -> str:
             return f"did you mean '{section}.{name}'?"
     for section in sections:
         known = known[section]
+    alias = _ALIASES.get(name)
+    if alias in known:
+        return f"did you mean '{alias}'?"
     return name_nearest(name, known)

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -126,6 +127,20 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
+
+
+def check(config: Config) -> None:
+    """Read and check the tables, print the report and what the data decides, and write nothing.
+
+    Raises:
+        SchemaError: the tables or the configuration do not fit.
+    """
+    with TemporaryDirectory(prefix="bascule-") as folder:
+        out = Path(folder)
+        work = prepare(replace(config, out=out), None, out)
+        examine(work)
+    print_choices(work.choices)
+    console.print("checked: a run would train on this; nothing is written")
 
 
 def run_or_search(config: Config, text: str) -> Run | None:

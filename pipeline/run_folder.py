@@ -133,8 +133,8 @@ def refuse_replacing(config: Config) -> None:
     is_interrupted = not version and any((out / CHECKPOINTS).glob("*/*.ckpt"))
     if is_interrupted and not config.resume:
         raise SchemaError(
-            f"{out} holds an interrupted run: --ckpt_path last (in Python: resume=True) "
-            "continues it, --overwrite begins anew"
+            f"{out} holds an interrupted run: --ckpt_path last continues it, "
+            "--overwrite begins anew"
         )
 
 

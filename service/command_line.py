@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import threading
@@ -12,18 +13,23 @@ from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
-from serve.errors import SchemaError, say
+from serve.errors import SchemaError, name_nearest, say
 
 FAULT = 2  # exit status after a fault of the options, the configuration or the data
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 _HOME = __name__.removesuffix("service.command_line")  # `bascule.` in the wheel
 ENDED = frozenset(128 + number for number in _STOPPING)  # exit statuses after a signal
 
+_CHOICE = re.compile(r"(.*invalid choice): '(.*)' \(choose from (.*)\)")
+
 
 class _Parser(argparse.ArgumentParser):
     """A parser whose faults are one line."""
 
     def error(self, message: str) -> NoReturn:
+        if wrong := _CHOICE.fullmatch(message):
+            names = re.findall(r"[\w-]+", wrong[3])
+            message = f"{wrong[1]}: '{wrong[2]}'; {name_nearest(wrong[2], names)}"
         raise SchemaError(f"{message}; see {self.prog} --help")
 
 

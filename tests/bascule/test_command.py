@@ -215,3 +215,11 @@ def test_the_demo_opens_its_page_once_it_is_there(monkeypatch):
         listener.listen()
         opening.join(timeout=30)
     assert opened == [f"http://127.0.0.1:{port}/"]
+
+
+@pytest.mark.parametrize(("word", "meant"), [("tran", "train"), ("simlar", "similar")])
+def test_the_nearest_command_is_proposed(capsys, word, meant):
+    assert commands.main([word]) == 2
+    error = capsys.readouterr().err
+    assert f"did you mean '{meant}'" in error
+    assert len(error.splitlines()) == 1

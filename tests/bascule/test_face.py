@@ -10,15 +10,18 @@ import pickle  # noqa: TID251
 import shutil
 import subprocess
 import sys
+import uuid
 from dataclasses import replace
 from xml.etree import ElementTree
 
 import bascule.recommender
 import numpy as np
 import pandas as pd
+import pipeline.tables
 import pyarrow as pa
 import pytest
-from bascule.forms import Answers
+from bascule.forms import Answers, to_ids
+from scipy import sparse
 from serve.errors import BundleError, SchemaError
 from serve.reasons import find_due
 from serve.recommendations import Segment, Segments
@@ -478,3 +481,148 @@ def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):
         "assert not {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+EVENTS = pd.DataFrame({"user_id": np.arange(400) % 40, "item_id": np.arange(400) // 40})
+
+
+def prepare(monkeypatch, events, **options):
+    """Return the typed tables of a fit, which then stops."""
+    taken = []
+
+    def stop(config, frames, beside):
+        taken.append(pipeline.tables.read(config, frames, beside)[0])
+        raise SchemaError("stopped")
+
+    monkeypatch.setattr("pipeline.run.prepare", stop)
+    with pytest.raises(SchemaError, match="stopped"):
+        bascule.fit(events, quiet=True, **options)
+    return taken[0].interactions
+
+
+def test_events_are_read_in_each_form(monkeypatch):
+    polars = pytest.importorskip("polars")
+    users, items = EVENTS["user_id"].to_numpy(), EVENTS["item_id"].to_numpy()
+    expected = sorted(zip(users.tolist(), items.tolist(), strict=True))
+    keys = [uuid.UUID(int=user) for user in range(40)]
+    for form in (
+        EVENTS.to_numpy(),
+        EVENTS.to_numpy(float),
+        pd.DataFrame(EVENTS.to_numpy()),
+        list(zip(users.tolist(), items.tolist(), strict=True)),
+        polars.from_pandas(EVENTS).lazy(),
+    ):
+        pairs = prepare(monkeypatch, form)[["user_id", "item_id"]]
+        assert sorted(map(tuple, pairs.to_numpy().tolist())) == expected
+    named = EVENTS.assign(user_id=[keys[user] for user in users])
+    assert set(prepare(monkeypatch, named)["user_id"]) == {*map(str, keys)}
+
+
+def test_a_sparse_matrix_has_a_row_per_user_and_weights(monkeypatch):
+    weights = np.random.default_rng(0).integers(1, 9, size=(7, 11)) * (np.arange(11) % 3 > 0)
+    for form in (sparse.csr_array(weights), sparse.coo_matrix(weights)):
+        read = prepare(monkeypatch, form)
+        got = {(row.user_id, row.item_id): row.weight for row in read.itertuples()}
+        assert got == {(user, item): weights[user, item] for user, item in np.argwhere(weights)}
+
+
+def test_a_table_may_bring_the_options_of_a_configuration(monkeypatch, tmp_path):
+    days = [f"{day % 28 + 1:02d}.03.2024" for day in range(400)]
+    frame = EVENTS.assign(datetime=days)
+    expected = sorted(day.timestamp() for day in pd.to_datetime(days, format="%d.%m.%Y"))
+    path = tmp_path / "orders.txt"
+    frame.rename(columns={"item_id": "Größe"}).to_csv(
+        path, sep=";", index=False, encoding="latin-1"
+    )
+    text = {"path": path, "encoding": "latin-1", "delimiter": ";", "names": [*frame]}
+    query = f"SELECT * FROM read_csv('{path}', encoding='latin-1')"
+    formats = {"time_formats": ["%d.%m.%Y"]}
+    for form in (
+        {"table": frame, **formats},
+        {"table": frame.to_numpy(), "names": [*frame], **formats},
+        {**text, **formats},
+        {"query": query, "columns": {"item_id": "Größe"}, **formats},
+    ):
+        read = prepare(monkeypatch, form)
+        assert sorted(read["datetime"]) == expected
+        assert sorted(read["item_id"]) == sorted(EVENTS["item_id"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says", "not_said"),
+    [
+        ({"encoding": "latin-1"}, "'path'", "return"),
+        ({"foo": 1}, "baselines", "return"),
+        ({"factors": 8}, "dim", "return"),
+        ({"events": {"table": EVENTS, "encodng": "utf-8"}}, "'encoding'", "data."),
+        ({"events": {"table": EVENTS, "seperator": ";"}}, "'delimiter'", "data."),
+        ({"events": {"table": EVENTS, "encoding": "utf-16"}}, "encoding", "data."),
+        ({"events": {"table": EVENTS, "path": "x.csv"}}, "one", "data."),
+        ({"events": EVENTS.assign(third=1).to_numpy()}, "names", "data."),
+        ({"events": EVENTS.assign(datetime="31.03.2024")}, '"time_formats": ["%d', "data."),
+        ({"history_length": 1}, "history_length is 1", "data."),
+        ({"epochs": -1}, "epochs is -1", "model."),
+        ({"resume": True}, "out", "--"),
+    ],
+)
+def test_a_message_names_the_options_of_python(arguments, says, not_said):
+    with pytest.raises(SchemaError) as error:
+        bascule.fit(**{"events": EVENTS, "quiet": True, **arguments})
+    message = str(error.value)
+    assert says in message
+    assert not_said not in message
+    assert len(message.splitlines()) == 1
+
+
+def test_an_interrupted_fit_is_resumed_and_one_in_its_way_is_refused(tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints" / "select"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").touch()
+    with pytest.raises(SchemaError, match="resume=True") as error:
+        bascule.fit(EVENTS, out=tmp_path / "run", quiet=True)
+    assert "--" not in str(error.value)
+
+
+def test_no_folder_can_be_made_below_a_file(shop, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    for call in (
+        lambda: shop.save(file),
+        lambda: shop.save(file / "below"),
+        lambda: bascule.fit(EVENTS, out="/proc/none/run", quiet=True),
+    ):
+        with pytest.raises(SchemaError) as error:
+            call()
+        assert len(str(error.value).splitlines()) == 1
+
+
+def test_what_is_known_is_listed(shop):
+    assert shop.item_ids.tolist() == shop.served.catalogue.item_ids.ids.tolist()
+    assert shop.user_ids.tolist() == [f"u{user}" for user in range(5)]
+    shop.item_ids[:] = "changed"
+    assert "changed" not in shop.item_ids
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"), [("N", "k"), ("filter_viewed", "repeats"), ("filter", "filters")]
+)
+def test_options_of_others_are_answered_by_ours(shop, name, ours):
+    with pytest.raises(SchemaError, match=rf"\b{ours}\b"):
+        shop.recommend("u0", **{name: 5})
+    with pytest.raises(SchemaError, match=name):
+        shop.similar_items("i107", **{name: 5})
+
+
+def test_answers_become_a_frame_of_their_rows_or_are_refused(shop):
+    polars = pytest.importorskip("polars")
+    answers = shop.recommend(["u0", "u1"], k=3)
+    assert polars.DataFrame(answers).rows() == answers.to_polars().rows()
+    assert pa.table(answers).equals(answers.to_arrow())
+    with pytest.raises(SchemaError, match="to_pandas"):
+        pd.DataFrame(answers)
+
+
+def test_users_are_asked_by_whole_floats_and_uuids_where_ids_are_such():
+    key = uuid.UUID(int=7)
+    assert to_ids([1.0, np.float64(2), 3, 1.5], "integer") == [1, 2, 3, 1.5]
+    assert to_ids([key, "a", 1.0], "string") == [str(key), "a", 1.0]

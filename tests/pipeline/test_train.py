@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -31,6 +33,7 @@ from tests.pipeline.small_runs import (
     make_tables,
     trace_exports,
 )
+from tests.served import ROOT
 
 from bascule import commands
 from pipeline import run, stages, tables
@@ -436,3 +439,19 @@ def test_a_failing_audit_publishes_nothing_and_the_run_goes_on_without_its_limit
     assert published.bundle.is_dir()
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["audit"] == [found]
     assert not any(b'"audit"' in path.read_bytes() for path in published.bundle.iterdir())
+
+
+def test_a_check_reads_everything_without_torch_and_writes_nothing(tmp_path):
+    code = (
+        "import sys, train\nstatus = train.main(sys.argv[1:])\n"
+        "assert 'torch' not in sys.modules\nsys.exit(status)\n"
+    )
+    words = [sys.executable, "-c", code, "--sample", "library", "--check"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    for more, status in (([], 0), (["--data.users.columns.user_id", "nobody"], 2)):
+        done = subprocess.run(
+            [*words, *more], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == status
+        assert ("model.dim" in done.stdout) is (status == 0)
+        assert list(tmp_path.iterdir()) == []
