@@ -3,11 +3,11 @@
     python tests/benchmarks/replenishment.py --runs NAME=DIR ... [--k 10] [--json FILE]
 
 DIR is the folder of a finished run (`--refit profiles`) whose test is split by time and whose data is where its
-`config.yaml` says. Each user is asked at the beginning of the test, by the profile before it. A target is an item that the user had taken on two
-days or more, and took again within the window. Precision: the share of a list that the user took in the window, a mean
-over users with such items; recall: the share of the targets in the list, a mean over users with targets. The error of a
-day is that of the first day on which the user took the item again, of all such items until the data ends. Intervals:
-1,000 bootstrap samples of users for days, Student's t for lists.
+`config.yaml` says. Each user is asked at the beginning of the test, by the profile before it. A target is an item
+that the user had taken on two days or more, and took again within the window. Precision: the share of a list that the
+user took in the window, a mean over users with such items; recall: the share of the targets in the list, a mean over
+users with targets. The error of a day is that of the first day on which the user took the item again, of all such
+items until the data ends. Intervals: 1,000 bootstrap samples of users for days, Student's t for lists.
 """
 
 from __future__ import annotations
