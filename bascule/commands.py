@@ -394,8 +394,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = words[0] if words else ""
     if name in TRAINING:
         return _train(name, words[1:])
-    if name == "http":  # `python -m serve http`
-        words[0] = "serve"
     if name == "forget":
         words[:1] = ["user", "forget"]
     return run_command(lambda: _run(words))

@@ -60,11 +60,12 @@ from bascule.forms import (
 from bascule.options import make_folder, refuse_unknown
 from serve.arrays import Doubles, Floats, Id, Ints, to_unit
 from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
+from serve.due import find_due
 from serve.errors import BundleError, SchemaError, show
 from serve.files import FORGOTTEN, OPTED_OUT
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex
-from serve.reasons import assign_segments, explain, find_due
+from serve.reasons import assign_segments, explain
 from serve.recommender import Recommender as Served
 from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
@@ -301,11 +302,11 @@ class Recommender:
             explained = [item_ids] * len(requests)
 
         rows = []
-        reasons_of_requests = explain(self.served, requests, explained)
-        for request, reasons_of_items in enumerate(reasons_of_requests):
+        explanations = explain(self.served, requests, explained)
+        for request, explanation in enumerate(explanations):
             names = self.served.name(explained[request])
             items_of_request = zip(
-                explained[request], names, reasons_of_items, strict=True
+                explained[request], names, explanation.reasons, strict=True
             )
             for item_id, name, reasons in items_of_request:
                 place = {"request": request, "item_id": item_id, "name": name}

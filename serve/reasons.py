@@ -1,87 +1,51 @@
-"""Say why items are listed, and what is due again.
+"""Say why items are listed, and which segment somebody is of.
 
-**Reasons** are found by occlusion: how far a score falls when one thing alone is left out of the
+**Effects** are found by occlusion: how far a score falls when one thing alone is left out of the
 request. One thing is an item of the history with all of its events, a feature of the user or a
 field of the context. The user, the moment and all else stay. The reduced requests run as one batch,
 with item-item weights and memory.
 
-**An item is due** if it has a rhythm: it was taken on two days or more. `serve.clock` measures it,
-and sentences state the same one. Lists are in the order of how often an item was taken, where a day
-counts the less the longer ago it was: this says more of the next days than when an item would be
-due (docs/decisions.md). What was just taken and is held back from lists comes last.
+**Reasons** are the effects that are special to an item. What lifts the whole list is no reason for
+one of its items. So an item of the history is a reason if its effect here exceeds its mean effect
+on the list and on what is listed for nobody in particular; a feature or a field is one if the item
+would not be listed without it. Where nothing is special, nothing is said.
 
-Letters: B requests, K items of a list.
+Letters: B requests, K items of a list, P parts of a request, C items that are compared.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from serve.arrays import Id
+from serve.arrays import Doubles, Id
 from serve.cells import Vector, to_text
-from serve.clock import DAY, Rhythm, measure_rhythms
-from serve.recommendations import Answer, DueItem, DueList, Reason, Segment
+from serve.clock import DAY, Rhythm
+from serve.recommendations import (
+    Explanation,
+    Reason,
+    Segment,
+)
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Request
+from serve.sentences import (
+    complete_request,
+    find_rhythms,
+    say_ago,
+    say_habit,
+    say_past,
+)
 
 MAX_VARIED = 50  # items of a history that are left out in turn
 MAX_SAID = 5  # reasons for an item
-MIN_SHARE = 0.02  # of the largest effect of a request: a reason has at least this
+MIN_SHARE = 0.02  # of the largest effect of a request: what is less is no reason
+LISTED = 10  # items of the list that an item is compared with, at least
+NEARLY = 0.5  # of the most special part of an item: what is more may come first
 MAX_NAME = 80  # characters of a name in a sentence
-
-# Pattern of an event's name, past and present; the first that fits.
-_VERBS = (
-    ("remove|cancel|return|refund|dislike", "took {}", "take {}"),
-    ("purchase|buy|bought|order|transaction|sale|checkout", "bought {}", "buy {}"),
-    ("cart|basket", "put {} in the cart", "put {} in the cart"),
-    ("rate|rating|review", "rated {}", "rate {}"),
-    ("view|visit|detail|click|open", "viewed {}", "view {}"),
-    ("play|listen|watch|stream", "played {}", "play {}"),
-    ("like|fav|wish|save", "liked {}", "like {}"),
-    ("", "took {}", "take {}"),
-)
-
-FADING = 112  # days after which a day that an item was taken on counts 1 / e
-MIN_DAYS = 8  # from which on a day is named: of fewer, "in ten days" is nearer
-# What is overdue is expected after this share of the mean days per day with an event.
-WAIT = 0.35
-
-MIN_GAPS = 3  # gaps of a rhythm that a sentence states
-FADED = 2.5  # gaps after which a user no longer takes an item
-
-
-def complete_request(recommender: Recommender, request: Request) -> Request:
-    """Return a request that names no user, but has their history, features and moment.
-
-    The moment of a request without a datetime is its last event, else the end of the data.
-    """
-    completed = replace(recommender.profiles.complete(request), user_id=None)
-    schema = recommender.bundle.schema
-    if request.datetime is not None or not schema.has_datetime:
-        return completed
-
-    moment = schema.data_until
-    history = completed.history
-    if history and history.datetime is not None:
-        moment = int(history.datetime[-1])
-    return replace(completed, datetime=moment)
-
-
-def _find_rhythms(recommender: Recommender, request: Request) -> dict[Id, Rhythm]:
-    """Return the rhythm of each item that the user of a request took."""
-    if request.history is None:
-        return {}
-    moment = request.datetime or 0
-    item_ids = recommender.catalogue.item_ids
-    list_takings = recommender.just_taken.list_takings
-    takings = list_takings(request.history, moment, item_ids)
-    return measure_rhythms(takings, takings)
 
 
 def assign_segments(
@@ -110,55 +74,176 @@ def assign_segments(
 # ---- reasons
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One thing that a request can be without.
+
+    Attributes:
+        reason: what is said of it.
+        without: the request without it.
+        side: the field of the request that it is in.
+        not_for: items that it is no reason for.
+    """
+
+    reason: Reason
+    without: Request
+    side: Literal["history", "features", "context"]
+    not_for: Collection[Id] = ()
+
+    def name_for(self, item_id: Id) -> str:
+        """Name the kind of reason that it is for an item."""
+        return "memory" if self.reason.item_id == item_id else self.side
+
+
 def explain(
     recommender: Recommender,
     requests: Iterable[RawRequest],
     items: Sequence[Sequence[Id]],
-) -> list[list[list[Reason]]]:
-    """Return the reasons for items.
+) -> list[Explanation]:
+    """Say why items are listed.
 
     Args:
         recommender: the bundle that ranked the items.
         requests: B requests; one without a datetime is explained at its moment.
-        items: ids for each request.
+        items: ids for each request, which are compared with those of its list.
 
     Returns:
-        By request and item, at most `MAX_SAID` reasons: those that carry its score most come first.
+        B explanations. An item has at most `MAX_SAID` reasons.
     """
     explained = []
     for request, item_ids in zip(recommender.check(requests), items, strict=True):
-        explained.append(_explain_items(recommender, request, item_ids))
+        completed = complete_request(
+            request, recommender.profiles, recommender.bundle.schema
+        )
+        explained.append(_explain_list(recommender, completed, item_ids))
     return explained
 
 
-def _explain_items(
+def _explain_list(
     recommender: Recommender, request: Request, item_ids: Sequence[Id]
-) -> list[list[Reason]]:
-    request = complete_request(recommender, request)
-    rhythms = _find_rhythms(recommender, request)
-    parts = [
-        *_leave_out_items(recommender, request, rhythms, set(item_ids)),
+) -> Explanation:
+    known = recommender.catalogue.item_ids
+    rhythms = find_rhythms(request, recommender.just_taken, known)
+    taken = [*_leave_out_items(recommender, request, rhythms, item_ids)]
+    values = [
         *_leave_out_values(request, "features"),
         *_leave_out_values(request, "context"),
     ]
-    reduced = [without for without, _ in parts]
-    scores = recommender.score([request, *reduced], item_ids)  # (1 + parts, K)
-    effects = scores[0] - scores[1:]
+    nobody = replace(request, history=None, features=None, n_fresh=None)
+    compared = [request, nobody, *(part.without for part in values)]
+    listed, popular, *others = _list_alike(recommender, compared, item_ids)
+    deciding = [*_find_deciding(values, listed, popular, others)]
+
+    parts = [*taken, *deciding]
+    requests = [request, *(part.without for part in parts)]
+    scores = recommender.score(requests, [*item_ids, *listed, *popular])
+    falls = scores[0] - scores[1:]  # (P, C)
+    n_items = len(item_ids)
+    effects, on_list, on_popular = np.split(
+        falls, [n_items, n_items + len(listed)], axis=1
+    )
     least = MIN_SHARE * np.abs(effects).max(initial=0.0)
-    has_memory = recommender.catalogue.facts is not None
+    usual = _mean(on_popular)
+    n_taken = len(taken)
+    usual[:n_taken] = np.maximum(usual, _mean(on_list))[:n_taken]
+    special = np.where(effects > least, effects - usual[:, None], 0.0)  # (P, K)
+    for place, part in enumerate(parts):
+        special[place, [item_id in part.not_for for item_id in item_ids]] = 0.0
 
-    explained = []
-    for item_id, effects_on_item in zip(item_ids, effects.T, strict=True):
-        reasons = []
-        places = np.argsort(-effects_on_item, kind="stable")[:MAX_SAID]
-        for place in places[effects_on_item[places] > least].tolist():
-            reason = replace(parts[place][1], effect=float(effects_on_item[place]))
-            if has_memory and reason.item_id == item_id:
+    reasons = []
+    chosen = _choose(special, least)
+    for item_id, on_item, places in zip(item_ids, effects.T, chosen, strict=True):
+        of_item = []
+        for place in places:
+            reason = replace(parts[place].reason, effect=float(on_item[place]))
+            if reason.item_id == item_id:
                 reason = _remember(reason, rhythms.get(item_id), request.datetime or 0)
-            reasons.append(reason)
-        explained.append(reasons or [Reason("popular", 0.0, "popular now")])
+            of_item.append(reason)
+        if not of_item and item_id in popular:
+            of_item.append(Reason("popular", 0.0, "popular now"))
+        reasons.append(of_item)
 
-    return explained
+    lifts = np.where(effects > least, effects, 0.0)
+    weights = _weigh(parts, item_ids, lifts)
+    is_personal = set(listed[:n_items]) != set(popular[:n_items])
+    return Explanation(reasons, weights, is_personal)
+
+
+def _list_alike(
+    recommender: Recommender, requests: Sequence[Request], item_ids: Sequence[Id]
+) -> list[list[Id]]:
+    """Return a list for each request, with owned items if the items of the first have some."""
+    history = requests[0].history
+    owned = set() if history is None else set(history.item_id.tolist())
+    k = max(LISTED, len(item_ids))
+    answers = recommender.recommend(requests, k, owned.isdisjoint(item_ids))
+    return [answer.item_id.tolist() for answer in answers]
+
+
+def _find_deciding(
+    parts: Sequence[_Part],
+    listed: Sequence[Id],
+    popular: Sequence[Id],
+    others: Sequence[Sequence[Id]],
+) -> Iterator[_Part]:
+    """Yield the parts without which the list has other items.
+
+    They are no reasons for items that stay, nor features for items that anybody gets.
+    """
+    for part, other in zip(parts, others, strict=True):
+        if set(other) != set(listed):
+            anyway = {*other}
+            if part.side == "features":
+                anyway |= {*popular}
+            yield replace(part, not_for=anyway)
+
+
+def _mean(effects: Doubles) -> Doubles:
+    """Return the mean effect (P,) on items (P, n), 0 if there are none."""
+    return np.asarray(effects.sum(axis=1) / max(1, effects.shape[1]))
+
+
+def _choose(special: Doubles, least: float) -> list[list[int]]:
+    """Choose the parts that are said of each item, the most special first.
+
+    Args:
+        special: (P, K) by how much the effect of each part on each item exceeds its usual one.
+        least: what is more than chance.
+
+    Returns:
+        K lists of parts. One that came first before comes first again only if no other is nearly
+        as special.
+    """
+    chosen = []
+    first: set[int] = set()
+    for on_item in special.T:
+        places = np.argsort(-on_item, kind="stable")
+        said = places[on_item[places] > least].tolist()
+        near = [
+            place
+            for place in said
+            if place not in first and on_item[place] > NEARLY * on_item[said[0]]
+        ]
+        said = [*dict.fromkeys([*near[:1], *said])][:MAX_SAID]
+        first.update(said[:1])
+        chosen.append(said)
+
+    return chosen
+
+
+def _weigh(
+    parts: Sequence[_Part], item_ids: Sequence[Id], lifts: Doubles
+) -> dict[str, float]:
+    """Return the share of each kind of reason in what lifts the items (P, K), which count alike."""
+    weights: dict[str, float] = defaultdict(float)
+    for item_id, on_item in zip(item_ids, lifts.T, strict=True):
+        total = on_item.sum() * len(item_ids)
+        for place in np.flatnonzero(on_item).tolist():
+            weights[parts[place].name_for(item_id)] += float(on_item[place] / total)
+        if not total:
+            weights["popular"] += 1 / len(item_ids)
+
+    return dict(weights)
 
 
 def _remember(reason: Reason, rhythm: Rhythm | None, moment: int) -> Reason:
@@ -170,7 +255,7 @@ def _remember(reason: Reason, rhythm: Rhythm | None, moment: int) -> Reason:
         if days_ago is not None:
             days_ago = (moment - rhythm.days[-1]) // DAY
 
-    text = _say_habit(event, days_ago, rhythm)
+    text = say_habit(event, days_ago, rhythm)
     return replace(reason, kind="memory", text=text, event=event, days_ago=days_ago)
 
 
@@ -178,11 +263,11 @@ def _leave_out_items(
     recommender: Recommender,
     request: Request,
     rhythms: Mapping[Id, Rhythm],
-    listed: set[Id],
-) -> Iterator[tuple[Request, Reason]]:
-    """Yield the request without each item of its history, and what is said of that item.
+    listed: Sequence[Id],
+) -> Iterator[_Part]:
+    """Yield each item of the history; those that are listed themselves come first, then the latest.
 
-    Items that are listed themselves come first, then the latest.
+    An item is no reason for another one of the same name.
     """
     history = request.history
     if history is None:
@@ -192,6 +277,9 @@ def _leave_out_items(
     latest.sort(key=lambda item_id: item_id not in listed)
     item_ids = recommender.catalogue.item_ids
     varied = [item_id for item_id in latest if item_id in item_ids][:MAX_VARIED]
+    listed_by_name = defaultdict(set)
+    for item_id, name in zip(listed, recommender.name(listed), strict=True):
+        listed_by_name[name].add(item_id)
 
     for item_id, name in zip(varied, recommender.name(varied), strict=True):
         is_of_item = history.item_id == item_id
@@ -204,20 +292,25 @@ def _leave_out_items(
         every_days = None
         if item_id in rhythms:
             every_days = rhythms[item_id].every_days or None
+        namesakes = listed_by_name[name] - {item_id}
         name = name[:MAX_NAME]
-        text = f"because you {say_past(event).format(name)}{_say_ago(days_ago)}"
+        text = f"because you {say_past(event).format(name)}{say_ago(days_ago)}"
         reason = Reason(
             "history", 0.0, text, item_id, event, days_ago, every_days, name
         )
-        yield replace(request, history=history.take(~is_of_item)), reason
+        without = replace(request, history=history.take(~is_of_item))
+        yield _Part(reason, without, "history", namesakes)
 
 
 def _leave_out_values(
     request: Request, kind: Literal["features", "context"]
-) -> Iterator[tuple[Request, Reason]]:
-    """Yield the request without each of its features or its context, and what is said of it."""
+) -> Iterator[_Part]:
+    """Yield each feature of the user, or each field of the context."""
     values: Mapping[str, Any] = getattr(request, kind) or {}
     for name in values:
+        if values[name] is None:
+            continue
+
         shown = _show(values[name])
         label = f"your {name}" if kind == "features" else name
         text = f"because of {label.replace('_', ' ')}"
@@ -225,52 +318,7 @@ def _leave_out_values(
             text = f"{text}: {shown}"
         others: Any = {kind: {key: values[key] for key in values if key != name}}
         reason = Reason(kind, 0.0, text, name=name, value=shown)
-        if values[name] is not None:
-            yield replace(request, **others), reason
-
-
-# ---- sentences
-
-
-def _say_habit(event: str | None, days_ago: int | None, rhythm: Rhythm | None) -> str:
-    """Say what a user does with an item that is listed itself.
-
-    A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
-    """
-    past, present = _find_verb(event)
-    ago = _say_ago(days_ago)
-    if rhythm is None or not rhythm.gap or days_ago is None:
-        return f"you {past.format('this')}{ago}"
-
-    n_days = len(rhythm.days)
-    if n_days <= MIN_GAPS:
-        times = "twice" if n_days == 2 else f"{n_days} times"
-        if rhythm.n_times > n_days:
-            times = f"on {n_days} days"
-        return f"you {past.format('this')} {times}, last{ago}"
-
-    days = max(1, round(rhythm.every_days))
-    often = f"about every {days} days" if days > 1 else "nearly every day"
-    if days_ago > FADED * min(days, rhythm.every_days):
-        present = f"used to {present}"
-    return f"you {present.format('this')} {often}, last{ago}"
-
-
-def say_past(event: str | None) -> str:
-    """Return the past tense for an event, with a place for the item: "bought {}"."""
-    past, _ = _find_verb(event)
-    return past
-
-
-def _find_verb(event: str | None) -> list[str]:
-    name = (event or "").lower()
-    return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))
-
-
-def _say_ago(days: int | None) -> str:
-    if days is None:
-        return ""
-    return {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
+        yield _Part(reason, replace(request, **others), kind)
 
 
 def _show(value: Any) -> str | None:
@@ -281,86 +329,3 @@ def _show(value: Any) -> str | None:
         return f"{value:g}"
     texts = map(to_text, value if isinstance(value, list) else [value])
     return ", ".join(text or "" for text in texts)[:MAX_NAME]
-
-
-# ---- what is due
-
-
-def find_due(
-    recommender: Recommender, requests: Iterable[RawRequest], k: int = 10
-) -> list[DueList]:
-    """List what the user of each request takes again.
-
-    Where training had targets of some types of events, only these count. Events later than the
-    request's moment count as happening at it. Filters and exclusions hold.
-
-    Args:
-        recommender: a bundle whose data has times and repeats; otherwise the lists are empty.
-        requests: B requests.
-        k: length of the lists.
-
-    Returns:
-        A list for each request, the item that is likeliest next first. A list with fewer than k
-        items has a reason.
-    """
-    if k < 1:
-        raise ValueError(f"k is {k}; allowed: 1 or more")
-
-    checked = recommender.check(requests)
-    schema = recommender.bundle.schema
-    if schema.repeats != "allow" or not schema.has_datetime:
-        reason = "the bundle's data has no times, or no items that are taken again"
-        return [DueList(request.user_id, (), reason) for request in checked]
-
-    completed = [complete_request(recommender, request) for request in checked]
-    lengths = [len(request.history or ()) for request in completed]
-    ranked = recommender.rank_owned(completed, max([1, *lengths]))
-
-    lists = []
-    for request, history, answer in zip(checked, completed, ranked, strict=True):
-        items = _list_due(recommender, history, answer, k)
-        few = f"{len(items)} of the items that may be listed were taken on two days or more"
-        lists.append(DueList(request.user_id, items, few if len(items) < k else None))
-
-    return lists
-
-
-def _list_due(
-    recommender: Recommender, request: Request, answer: Answer, k: int
-) -> tuple[DueItem, ...]:
-    moment = request.datetime or 0
-    item_ids = recommender.catalogue.item_ids
-    rhythms = _find_rhythms(recommender, request)
-    held_back = recommender.just_taken.find_held_back(request, moment, item_ids)
-
-    items = []
-    for item_id in answer.item_id.tolist():
-        if item_id in rhythms and rhythms[item_id].gap:
-            (name,) = recommender.name([item_id])
-            items.append(_expect(item_id, rhythms[item_id], name, moment))
-
-    items.sort(key=lambda item: (item.item_id in held_back, -item.score))
-    return tuple(items[:k])
-
-
-def _expect(item_id: Id, rhythm: Rhythm, name: str, moment: int) -> DueItem:
-    """Say how likely an item is taken soon, and when it is expected next."""
-    first, *_, last = rhythm.days
-    n_days = len(rhythm.days)
-    due: float = last + rhythm.gap
-    is_overdue = due < moment
-    if is_overdue:
-        due = moment + WAIT * rhythm.irregularity * (moment - first) / n_days
-
-    return DueItem(
-        item_id=item_id,
-        name=name,
-        due=int(due) if n_days >= MIN_DAYS else None,
-        is_overdue=is_overdue,
-        last=last,
-        n_days=n_days,
-        every_days=rhythm.every_days,
-        regularity=round(1 - rhythm.irregularity, 2),
-        score=sum(math.exp((day - moment) / (FADING * DAY)) for day in rhythm.days),
-        text=_say_habit(rhythm.event, (moment - last) // DAY, rhythm),
-    )

@@ -181,6 +181,21 @@ class Reason:
 
 
 @dataclass(frozen=True)
+class Explanation:
+    """Why K items are listed.
+
+    Attributes:
+        reasons: those of each item, the most special to it first; none where nothing is special.
+        weights: kind of reason -> its share of all effects that raise the items; the sum is 1.
+        is_personal: whether others are listed for nobody in particular.
+    """
+
+    reasons: list[list[Reason]]
+    weights: dict[str, float]
+    is_personal: bool
+
+
+@dataclass(frozen=True)
 class DueItem:
     """An item that a user takes again; times are UTC seconds."""
 

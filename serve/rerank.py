@@ -20,7 +20,6 @@ import numpy as np
 
 from serve.arrays import Doubles, Flags, Floats, Ints, to_unit
 from serve.cells import check_number
-from serve.reasons import complete_request
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Filters, Request, join_filters
@@ -210,7 +209,7 @@ def _weigh(
     directions = to_unit(vectors[pool.rows])  # (P, D)
     best = slice(pool.size)
     worth = _standardise(pool.scores, pool.scores[best])
-    history = complete_request(recommender, request).history
+    history = recommender.profiles.complete(request).history
     if dials.novelty and history is not None:
         past = recommender.catalogue.item_ids.find(history.item_id[-MAX_PAST:])
         past = past[past >= 0]  # (H,)

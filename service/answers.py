@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -16,14 +13,13 @@ from serve.arrays import Id, Ints, to_arrow
 from serve.catalogue import REPEAT_RATE
 from serve.reasons import assign_segments
 from serve.reasons import explain as explain_items
-from serve.recommendations import Answer, DueList, Reason
+from serve.recommendations import Answer, DueList
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.schema import Schema
 
 Content = dict[str, Any]  # of an answer, as JSON values
 _LISTED = ("item_id", "name", "score", "rank")  # of an item, in this order
-_KIND = attrgetter("kind")  # of a reason
 DECIMALS = 6  # of scores and cosines
 
 
@@ -36,7 +32,8 @@ def show_answer(
         recommender: the version that answered.
         request: the request, with what is known of its user.
         answer: its list.
-        explain: add columns and reasons of each item, and the segment of the user.
+        explain: add columns and reasons of each item, and the segment of the user if their list is
+            not everybody's.
     """
     ids = answer.item_id.tolist()
     names = recommender.name(ids)
@@ -47,13 +44,13 @@ def show_answer(
     shown_segment = None
     if explain:
         _add_columns(recommender, answer.item_id, items)
-        (reasons,) = explain_items(recommender, [request], [ids])
-        weights = weigh(reasons)
-        for item, reasons_of_item in zip(items, reasons, strict=True):
-            item["reasons"] = [reason.to_json() for reason in reasons_of_item]
+        (explanation,) = explain_items(recommender, [request], [ids])
+        weights = explanation.weights
+        for item, reasons in zip(items, explanation.reasons, strict=True):
+            item["reasons"] = [reason.to_json() for reason in reasons]
 
         (segment,) = assign_segments(recommender, [request])
-        if segment is not None:
+        if segment is not None and explanation.is_personal:
             shown_segment = {
                 "id": segment.id,
                 "size": segment.size,
@@ -72,22 +69,6 @@ def show_answer(
         held_back=answer.held_back or None,
         reason=answer.reason,
     )
-
-
-def weigh(reasons: Sequence[Sequence[Reason]]) -> dict[str, float]:
-    """Return how much each kind of reason weighs in a list, by its effects; the sum is 1.
-
-    Args:
-        reasons: of each item; the items count alike.
-    """
-    weights: dict[str, float] = defaultdict(float)
-    for of_item in reasons:
-        total = sum(reason.effect for reason in of_item)
-        for reason in of_item:
-            share = reason.effect / total if total else 1.0
-            weights[_KIND(reason)] += share / len(reasons)
-
-    return dict(weights)
 
 
 def _leave_out_none(**content: Any) -> Content:

@@ -18,8 +18,8 @@ import numpy as np
 from serve.arrays import Id
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.clock import DAY
+from serve.due import find_due
 from serve.errors import SchemaError
-from serve.reasons import find_due
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Request, ask_now, parse_request

@@ -123,12 +123,12 @@ class Server:
 
 @contextmanager
 def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) -> Iterator[Server]:
-    """Run `python -m serve http` on a free port; it must have ended well, or been ended, by the end of the test."""
+    """Run `bascule serve` on a free port; it must have ended well, or been ended, by the end of the test."""
     command = [
         sys.executable,
         "-m",
+        "bascule",
         "serve",
-        "http",
         *map(str, arguments),
         "--port",
         "0",

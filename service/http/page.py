@@ -14,10 +14,10 @@ from serve.catalogue import name_columns
 from serve.cells import to_text
 from serve.kinds import Feature
 from serve.profiles import Profile
-from serve.reasons import say_past
 from serve.recommender import Recommender
 from serve.requests import Filters, Request
 from serve.rerank import RECOMMENDED
+from serve.sentences import say_past
 from service.answers import show_items
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered

@@ -3,11 +3,13 @@
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from itertools import permutations
 
 import numpy as np
 import pytest
+from serve.due import find_due
 from serve.index import Neighbours
-from serve.reasons import MAX_SAID, MIN_SHARE, explain, find_due
+from serve.reasons import MAX_SAID, MIN_SHARE, NEARLY, explain
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import draw_history, known_users, make_profiles
@@ -68,8 +70,36 @@ def reduce(request, known):
     return reduced
 
 
-def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(recommender, schema):
-    n_said = 0
+def name_part(reason):
+    if reason.kind in ("history", "memory"):
+        return "history", reason.item_id
+    return reason.kind, reason.name
+
+
+def find_usual(recommender, part, request, without, items, repeats):
+    """Return what a part lifts of what is listed anyway, and the items that it is no reason for."""
+    is_owned = {event["item_id"] for event in request["history"]} & set(items)
+
+    def list_for(asked):
+        (answer,) = recommender.recommend([asked], 10, filter_viewed=not is_owned)
+        return answer.item_id.tolist()
+
+    nobody = {"datetime": request["datetime"], "context": request["context"]}
+    listed, popular, other = map(list_for, (request, nobody, without))
+    fall_of_popular = score(recommender, request, popular) - score(recommender, without, popular)
+    if part[0] == "history":
+        fall = score(recommender, request, listed) - score(recommender, without, listed)
+        return max(fall.mean(), fall_of_popular.mean()), set()
+    if set(other) == set(listed):
+        return np.inf, set()
+    anyway = {*other, *popular} if part[0] == "features" else {*other}
+    return fall_of_popular.mean(), anyway
+
+
+def test_what_is_said_is_special_to_the_item_and_has_the_effect_of_the_reduced_request(
+    recommender, schema
+):
+    n_said = n_unsaid = n_again = 0
     for request in draw_requests(schema, 200):
         items = next(iter(recommender.recommend([request], 4))).item_id.tolist()
         full, reduced = (
@@ -79,27 +109,42 @@ def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(r
         falls = {
             part: full - score(recommender, without, items) for part, without in reduced.items()
         }
-        least = MIN_SHARE * max((abs(fall).max() for fall in falls.values()), default=0)
+        usual = {
+            part: find_usual(recommender, part, request, without, items, schema.repeats)
+            for part, without in reduced.items()
+        }
+        told = {part: fall for part, fall in falls.items() if usual[part][0] < np.inf}
+        least = MIN_SHARE * max((abs(fall).max() for fall in told.values()), default=0)
         (found,) = explain(recommender, [request], [items])
-        for place, (item, reasons) in enumerate(zip(items, found, strict=True)):
+        first = set()
+        for place, (item, reasons) in enumerate(zip(items, found.reasons, strict=True)):
             scale = max(1.0, abs(full[place]))
-            expected = sorted(
-                (fall[place] for fall in falls.values() if fall[place] > least),
-                reverse=True,
-            )[:MAX_SAID]
+            special = {
+                part: fall[place] - usual[part][0]
+                for part, fall in told.items()
+                if fall[place] > least and item not in usual[part][1]
+            }
+            special = {part: above for part, above in special.items() if above > least}
             said = [one for one in reasons if one.kind != "popular"]
             n_said += len(said)
-            np.testing.assert_allclose([one.effect for one in said], expected, atol=1e-6 * scale)
-            assert (len(said) == 0) == (reasons[0].kind == "popular")
+            n_unsaid += sum(fall[place] > least for fall in falls.values()) - len(said)
+            assert len(said) == min(MAX_SAID, len(special))
+            if said:
+                top = max(special.values())
+                near = {part for part, above in special.items() if above > NEARLY * top}
+                leads = near - first or {max(special, key=special.get)}
+                parts = [name_part(one) for one in said]
+                assert parts[0] == max(leads, key=special.get)
+                n_again += parts[0] in first
+                first.add(parts[0])
             for one in said:
-                part = (
-                    ("history", one.item_id)
-                    if one.kind in ("history", "memory")
-                    else (one.kind, one.name)
-                )
+                part = name_part(one)
+                assert part in special
                 assert one.effect == pytest.approx(falls[part][place], abs=1e-6 * scale)
                 assert (one.kind == "memory") == (one.item_id == item and schema.repeats == "allow")
     assert n_said > 200
+    assert n_unsaid > 200
+    assert n_again > 20
 
 
 def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_request(
@@ -113,9 +158,13 @@ def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_reques
     for user, known in users.items():
         moment = known["history"][-1]["datetime"] if known["history"] else UNTIL
         items = item_ids(schema)[:7]
-        asked = [{"user_id": user}, known | {"datetime": moment}]
+        # A history that is sent along was just taken, and is held back from lists.
+        again = {"again": "any"}
+        asked = [{"user_id": user} | again, known | {"datetime": moment} | again]
         by_profile, by_request = explain(recommender, asked, [items, items])
-        for found, expected in zip(by_profile, by_request, strict=True):
+        assert by_profile.is_personal == by_request.is_personal
+        pairs = zip(by_profile.reasons, by_request.reasons, strict=True)
+        for found, expected in pairs:
             assert [replace(one, effect=0.0) for one in found] == [
                 replace(one, effect=0.0) for one in expected
             ]
@@ -126,10 +175,37 @@ def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_reques
             )
 
 
-def test_nothing_personal_makes_an_item_popular_and_no_item_needs_no_reason(recommender, schema):
-    ((first, second),) = explain(recommender, [{}], [item_ids(schema)[:2]])
-    assert [one.kind for one in (*first, *second)] == ["popular", "popular"]
-    assert explain(recommender, [{}, {}], [[], []]) == [[], []]
+def test_nothing_personal_makes_a_listed_item_popular_and_no_item_needs_no_reason(recommender):
+    (answer,) = recommender.recommend([{}], 12)
+    *listed, last = answer.item_id.tolist()
+    (found,) = explain(recommender, [{}], [listed[:2]])
+    assert [[one.kind for one in reasons] for reasons in found.reasons] == [["popular"]] * 2
+    (unlisted,) = explain(recommender, [{}], [[last]])
+    assert unlisted.reasons == [[]]
+    assert not found.is_personal
+    assert [of_none.reasons for of_none in explain(recommender, [{}, {}], [[], []])] == [[], []]
+
+
+def test_no_item_is_a_reason_for_another_of_the_same_name(recommender, schema, monkeypatch):
+    ids = item_ids(schema)
+    names = {item: f"size {place // 4}" for place, item in enumerate(ids)}
+
+    def count_namesakes():
+        n_causes = n_namesakes = 0
+        for request in draw_requests(schema, 60):
+            items = next(iter(recommender.recommend([request], 10))).item_id.tolist()
+            (found,) = explain(recommender, [request], [items])
+            for item, reasons in zip(items, found.reasons, strict=True):
+                causes = {one.item_id for one in reasons} - {None, item}
+                n_causes += len(causes)
+                n_namesakes += sum(names[cause] == names[item] for cause in causes)
+        return n_causes, n_namesakes
+
+    assert count_namesakes()[1] > 10  # each item has a name of its own
+    monkeypatch.setattr(Recommender, "name", lambda _, asked: [names[item] for item in asked])
+    n_causes, n_namesakes = count_namesakes()
+    assert n_causes > 100
+    assert n_namesakes == 0
 
 
 def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
@@ -147,14 +223,19 @@ def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
         for day, item, event in days
     ]
     asked = {"history": history, "datetime": UNTIL + DAY, "features": {"income": 400.5}}
-    (lists,) = explain(recommender, [asked], [ids])
-    said = {(place, one.name): one for place, reasons in enumerate(lists) for one in reasons}
+    (found,) = explain(recommender, [asked], [ids])
+    said = {
+        (place, one.name): one for place, reasons in enumerate(found.reasons) for one in reasons
+    }
     texts = {one.text for one in said.values()}
     assert {
         "because you bought Title 0 5 days ago",
         "because you took Title 1 yesterday",
     } <= texts
-    assert "because of your income: 400.5" in texts
+    (answer,) = recommender.recommend([asked], 10, filter_viewed=False)
+    (listed,) = explain(recommender, [asked], [answer.item_id.tolist()])
+    of_list = {one.text for reasons in listed.reasons for one in reasons}
+    assert "because of your income: 400.5" in of_list
     bought = next(one for one in said.values() if one.item_id == first)
     # gaps of 1 and 4 days: their median, drawn towards that of the user's three gaps
     assert (bought.event, bought.days_ago, bought.every_days) == ("buy", 5, 2.84)
@@ -172,15 +253,15 @@ def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(
     monkeypatch.setattr("serve.reasons.MAX_VARIED", 3)
     ids = item_ids(schema)
     history = [{"item_id": item, "datetime": UNTIL - 9} for item in (*ids[:9], ids[8])]
-    (lists,) = explain(recommender, [{"history": history}], [ids[2:9:6]])
+    (found,) = explain(recommender, [{"history": history}], [ids[2:9:6]])
     (more,) = explain(recommender, [{"history": history}], [ids[12:]])
-    assert {one.item_id for reasons in lists for one in reasons} <= {
+    assert {one.item_id for reasons in found.reasons for one in reasons} <= {
         ids[2],
         ids[8],
         ids[7],
         None,
     }
-    assert {one.item_id for reasons in more for one in reasons} - {None} == {
+    assert {one.item_id for reasons in more.reasons for one in reasons} - {None} == {
         ids[8],
         ids[7],
         ids[6],
@@ -205,8 +286,8 @@ def test_the_verb_is_that_of_the_event_where_it_is_known(recommender, schema, ev
         ],
         "datetime": UNTIL,
     }
-    (lists,) = explain(recommender, [asked], [item_ids(schema)[1:]])
-    said = {one.text for reasons in lists for one in reasons if one.kind == "history"}
+    (found,) = explain(recommender, [asked], [item_ids(schema)[1:]])
+    said = {one.text for reasons in found.reasons for one in reasons if one.kind == "history"}
     assert said == {f"because you {verb if 'Title' in verb else f'{verb} Title 0'} 3 days ago"}
 
 
@@ -275,7 +356,7 @@ def test_no_sentence_contradicts_its_own_numbers_or_the_events(tmp_path):
         for due in find_due(recommender, [request], N)[0].items:
             sentences.append((due.item_id, due.text, due.every_days))
         (explained,) = explain(recommender, [request], [ids[:5]])
-        for item, reasons in zip(ids, explained, strict=False):
+        for item, reasons in zip(ids, explained.reasons, strict=False):
             for reason in reasons:
                 if reason.kind == "memory":
                     sentences.append((item, reason.text, reason.every_days))
@@ -300,23 +381,25 @@ def test_a_listed_item_that_was_only_viewed_is_said_to_be_viewed(tmp_path):
     config = {"data": {"targets": {"events": ["buy"]}}}
     manifest = replace(manifest, facts=replace(manifest.facts, config=config))
     recommender = Recommender(replace(recommender.bundle, manifest=manifest))
-    seen, had, *_ = item_ids(SHOP)
-    events = (
-        (9, had, "buy"),
-        (5, seen, "view"),
-        (4, had, "buy"),
-        (2, seen, "view"),
-        (1, had, "view"),
-    )
-    history = [
-        {"item_id": item, "event": event, "datetime": UNTIL - day * DAY}
-        for day, item, event in events
-    ]
-    request = {"history": history, "datetime": UNTIL}
-    (lists,) = explain(recommender, [request], [[seen, had]])
-    said = {
-        reason.item_id: reason for reasons in lists for reason in reasons if reason.kind == "memory"
-    }
+    said = {}
+    for seen, had in permutations(item_ids(SHOP)[:9], 2):  # of some both memories are special
+        events = (
+            (9, had, "buy"),
+            (5, seen, "view"),
+            (4, had, "buy"),
+            (2, seen, "view"),
+            (1, had, "view"),
+        )
+        history = [
+            {"item_id": item, "event": event, "datetime": UNTIL - day * DAY}
+            for day, item, event in events
+        ]
+        (found,) = explain(recommender, [{"history": history, "datetime": UNTIL}], [[seen, had]])
+        memories = [one for reasons in found.reasons for one in reasons if one.kind == "memory"]
+        said = {one.item_id: one for one in memories}
+        if len(said) == 2:
+            break
+
     assert said[seen].text == "you viewed this 2 days ago"
     assert (said[seen].event, said[seen].every_days) == ("view", None)
     assert said[had].text == "you bought this twice, last 4 days ago"

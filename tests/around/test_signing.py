@@ -160,7 +160,7 @@ def test_keys_that_cannot_be_read_are_named(bundle, keys, tmp_path, content, cap
 
 
 def test_an_unsigned_bundle_is_not_served_where_keys_are_trusted(bundle, keys):
-    command = [sys.executable, "-m", "serve", "http", "--bundle", bundle, "--port", "0"]
+    command = [sys.executable, "-m", "bascule", "serve", "--bundle", bundle, "--port", "0"]
     command += ["--trusted-keys", keys / "both.pem"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)

@@ -123,17 +123,6 @@ def test_the_version_is_one_everywhere(monkeypatch):
     assert bascule.__version__ == project["version"]
 
 
-def test_python_m_serve_is_another_door_to_the_same_commands(bundle_paths):
-    bundle = str(bundle_paths["shop"])
-    words = ["similar", "--bundle", bundle, "--item", "i107", "--k", "3"]
-    by_door = run_module("serve", *words)
-    assert by_door.stdout == run_module("bascule", *words).stdout
-    assert len(by_door.stdout.splitlines()) == 1 + 1 + 3
-    help_by_door = run_module("serve", "http", "--help").stdout
-    assert help_by_door == run_module("bascule", "serve", "--help").stdout
-    assert help_by_door.startswith("usage: bascule serve ")
-
-
 def test_an_install_that_only_answers_says_so(monkeypatch, capsys):
     for name in ("train", "pipeline.config"):
         monkeypatch.setitem(sys.modules, name, None)

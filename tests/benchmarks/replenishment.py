@@ -29,7 +29,7 @@ from pipeline.config import parse
 from pipeline.tables import prepare
 from serve.bundle import Bundle
 from serve.clock import DAY
-from serve.reasons import MIN_DAYS, find_due
+from serve.due import MIN_DAYS, find_due
 from serve.recommender import Recommender
 
 WINDOWS = (7, 28)  # days

@@ -40,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         bundle = args.bundle or make_bundle(Path(folder), args.items)
-        service = ["-m", "serve", "http", "--bundle", str(bundle), "--state", f"{folder}/state"]
+        service = ["-m", "bascule", "serve", "--bundle", str(bundle), "--state", f"{folder}/state"]
         kinds = draw_bodies(Recommender.load(bundle))
         with running([*service, "--port"]) as port, running(["-c", ECHO]) as echo:
             for name, bodies in kinds.items():

@@ -187,7 +187,7 @@ def ask(board: Board, view: str, targets: pd.DataFrame, parts: Parts, run: Path)
         requests = write_requests(board, targets, parts)
         path.write_text("".join(json.dumps(request) + "\n" for request in requests))
         words += ["--requests", path]
-    command = [sys.executable, "-m", "serve", "recommend", *words]
+    command = [sys.executable, "-m", "bascule", "recommend", *words]
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     lists = pd.read_parquet(out)[["user_id", "item_id", "rank"]]
     if board.requests == "users":
