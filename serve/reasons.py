@@ -44,7 +44,7 @@ _VERBS = (
     ("view|visit|detail|click|open", "viewed {}", "view {}"),
     ("play|listen|watch|stream", "played {}", "play {}"),
     ("like|fav|wish|save", "liked {}", "like {}"),
-    ("", "took {}", "take {}"),
+    ("^$", "took {}", "take {}"),
 )
 
 FADING = 112  # days after which a day that an item was taken on counts 1 / e
@@ -205,7 +205,8 @@ def _leave_out_items(
         if item_id in rhythms:
             every_days = rhythms[item_id].every_days or None
         name = name[:MAX_NAME]
-        text = f"because you {say_past(event).format(name)}{_say_ago(days_ago)}"
+        past, *_ = _find_verb(event)
+        text = f"because {past.format(name)}{_say_ago(days_ago)}"
         reason = Reason(
             "history", 0.0, text, item_id, event, days_ago, every_days, name
         )
@@ -237,34 +238,43 @@ def _say_habit(event: str | None, days_ago: int | None, rhythm: Rhythm | None) -
 
     A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
     """
-    past, present = _find_verb(event)
+    past, present, faded = _find_verb(event)
     ago = _say_ago(days_ago)
     if rhythm is None or not rhythm.gap or days_ago is None:
-        return f"you {past.format('this')}{ago}"
+        return f"{past.format('this')}{ago}"
 
     n_days = len(rhythm.days)
     if n_days <= MIN_GAPS:
         times = "twice" if n_days == 2 else f"{n_days} times"
         if rhythm.n_times > n_days:
             times = f"on {n_days} days"
-        return f"you {past.format('this')} {times}, last{ago}"
+        return f"{past.format('this')} {times}, last{ago}"
 
     days = max(1, round(rhythm.every_days))
     often = f"about every {days} days" if days > 1 else "nearly every day"
     if days_ago > FADED * min(days, rhythm.every_days):
-        present = f"used to {present}"
-    return f"you {present.format('this')} {often}, last{ago}"
+        present = faded
+    return f"{present.format('this')} {often}, last{ago}"
 
 
 def say_past(event: str | None) -> str:
-    """Return the past tense for an event, with a place for the item: "bought {}"."""
-    past, _ = _find_verb(event)
-    return past
+    """Return the past tense for an event, with a place for the item: "bought {}".
+
+    An event without a known verb, of any language, is called by its own name: "Kauf: {}".
+    """
+    past, *_ = _find_verb(event)
+    return past.removeprefix("you ")
 
 
 def _find_verb(event: str | None) -> list[str]:
-    name = (event or "").lower()
-    return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))
+    """Return what a user did, does and no longer does: "you bought {}", "you buy {}" and so on."""
+    name = event or ""
+    for pattern, past, present in _VERBS:
+        if re.search(pattern, name.lower()):
+            return [f"you {past}", f"you {present}", f"you used to {present}"]
+
+    own = re.sub("[{}]", "", name)[:MAX_NAME] + ": {}"
+    return [own, own, f"{own} used to come"]
 
 
 def _say_ago(days: int | None) -> str:
