@@ -368,5 +368,14 @@ def _measure_engagement(feedback: Feedback) -> Figures:
 
 
 def _mean(values: pd.Series[Any], users: Any) -> dict[str, float] | None:
-    """Return the mean of rows and its interval; None without rows."""
-    return vars(estimate_mean(values.to_numpy(), users)) if len(values) else None
+    """Return the mean of rows and its interval; None without rows.
+
+    The interval holds no value that a mean of such rows cannot have: no share below 0 or above 1.
+    """
+    if not len(values):
+        return None
+
+    found = estimate_mean(values.to_numpy(), users)
+    low = max(found.low, 0.0) if values.min() >= 0 else found.low
+    high = min(found.high, 1.0) if values.dtype == np.bool_ else found.high
+    return {"value": found.value, "low": low, "high": high}

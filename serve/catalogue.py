@@ -36,6 +36,7 @@ REPEAT_RATE = "repeat_rate"
 _ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 Value = str | bool | int | float
 
+_MAX_NAME = 100  # characters of a name for people
 _TITLES = ("title", "name", "product_name", "description")
 
 
@@ -245,6 +246,8 @@ def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
     for item_id, *cells in zip(*cells_by_column, strict=True):
         distinct = dict.fromkeys(filter(None, map(to_text, cells)))
         name = " ".join(" · ".join(distinct).split())
+        if len(name) > _MAX_NAME:
+            name = f"{name[: _MAX_NAME - 1]}…"
         names.append(name or f"item {item_id}")
 
     return names

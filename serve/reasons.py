@@ -33,11 +33,12 @@ from serve.recommendations import (
 from serve.recommender import RawRequest, Recommender
 from serve.requests import Request
 from serve.sentences import (
+    MAX_NAME,
     complete_request,
     find_rhythms,
+    find_verb,
     say_ago,
     say_habit,
-    say_past,
 )
 
 MAX_VARIED = 50  # items of a history that are left out in turn
@@ -45,7 +46,6 @@ MAX_SAID = 5  # reasons for an item
 MIN_SHARE = 0.02  # of the largest effect of a request: what is less is no reason
 LISTED = 10  # items of the list that an item is compared with, at least
 NEARLY = 0.5  # of the most special part of an item: what is more may come first
-MAX_NAME = 80  # characters of a name in a sentence
 
 
 def assign_segments(
@@ -294,7 +294,8 @@ def _leave_out_items(
             every_days = rhythms[item_id].every_days or None
         namesakes = listed_by_name[name] - {item_id}
         name = name[:MAX_NAME]
-        text = f"because you {say_past(event).format(name)}{say_ago(days_ago)}"
+        past, *_ = find_verb(event)
+        text = f"because {past.format(name)}{say_ago(days_ago)}"
         reason = Reason(
             "history", 0.0, text, item_id, event, days_ago, every_days, name
         )

@@ -22,9 +22,10 @@ _VERBS = (
     ("view|visit|detail|click|open", "viewed {}", "view {}"),
     ("play|listen|watch|stream", "played {}", "play {}"),
     ("like|fav|wish|save", "liked {}", "like {}"),
-    ("", "took {}", "take {}"),
+    ("^$", "took {}", "take {}"),
 )
 
+MAX_NAME = 80  # characters of a name in a sentence
 MIN_GAPS = 3  # gaps of a rhythm that a sentence states
 FADED = 2.5  # gaps after which a user no longer takes an item
 
@@ -34,34 +35,43 @@ def say_habit(event: str | None, days_ago: int | None, rhythm: Rhythm | None) ->
 
     A rhythm needs `MIN_GAPS` gaps, and has ended after `FADED` more.
     """
-    past, present = _find_verb(event)
+    past, present, faded = find_verb(event)
     ago = say_ago(days_ago)
     if rhythm is None or not rhythm.gap or days_ago is None:
-        return f"you {past.format('this')}{ago}"
+        return f"{past.format('this')}{ago}"
 
     n_days = len(rhythm.days)
     if n_days <= MIN_GAPS:
         times = "twice" if n_days == 2 else f"{n_days} times"
         if rhythm.n_times > n_days:
             times = f"on {n_days} days"
-        return f"you {past.format('this')} {times}, last{ago}"
+        return f"{past.format('this')} {times}, last{ago}"
 
     days = max(1, round(rhythm.every_days))
     often = f"about every {days} days" if days > 1 else "nearly every day"
     if days_ago > FADED * min(days, rhythm.every_days):
-        present = f"used to {present}"
-    return f"you {present.format('this')} {often}, last{ago}"
+        present = faded
+    return f"{present.format('this')} {often}, last{ago}"
 
 
 def say_past(event: str | None) -> str:
-    """Return the past tense for an event, with a place for the item: "bought {}"."""
-    past, _ = _find_verb(event)
-    return past
+    """Return the past tense for an event, with a place for the item: "bought {}".
+
+    An event without a known verb, of any language, is called by its own name: "Kauf: {}".
+    """
+    past, *_ = find_verb(event)
+    return past.removeprefix("you ")
 
 
-def _find_verb(event: str | None) -> list[str]:
-    name = (event or "").lower()
-    return next(verbs for pattern, *verbs in _VERBS if re.search(pattern, name))
+def find_verb(event: str | None) -> list[str]:
+    """Return what a user did, does and no longer does: "you bought {}", "you buy {}" and so on."""
+    name = event or ""
+    for pattern, past, present in _VERBS:
+        if re.search(pattern, name.lower()):
+            return [f"you {past}", f"you {present}", f"you used to {present}"]
+
+    own = re.sub("[{}]", "", name)[:MAX_NAME] + ": {}"
+    return [own, own, f"{own} used to come"]
 
 
 def say_ago(days: int | None) -> str:

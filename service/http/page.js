@@ -89,9 +89,12 @@ function tellApart(items) {
 }
 
 // The verb of the event that a button logs: "bought {}" says "Bought it", "because they bought it", "what they bought".
+// An event that has no verb, "Kauf: {}", is called by its own name on the button, and "took" in sentences.
+const OWN_NAME = /: {}$/;
 const verb = () => form.verbs[byId("event").value] ?? form.verb;
-const didIt = (word = "it") => verb().replace("{}", word);
-const asButton = () => didIt().replace(/^./, (letter) => letter.toUpperCase());
+const spoken = (words) => words.replace(/^.*: {}$/, "took {}");
+const didIt = (word = "it") => spoken(verb()).replace("{}", word);
+const asButton = () => verb().replace(OWN_NAME, "").replace("{}", "it").replace(/^./, (letter) => letter.toUpperCase());
 
 const SHOWN = { dateStyle: "medium", timeStyle: "short" };
 const dayOf = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { ...SHOWN, timeZone: form.timezone || "UTC" });
@@ -102,7 +105,7 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 function drawPeople() {
   byId("people").replaceChildren(...[...form.users, NOBODY].map((one) => {
     const facts = one === NOBODY
-      ? [`say what they ${form.verb.replace(" {}", "")}, and who they are`]
+      ? [`say what they ${spoken(form.verb).replace(" {}", "")}, and who they are`]
       : inRow([count(one.events, "event"), ...Object.entries(one.features).slice(0, 3).map(label)]);
     const radio = make("input", { type: "radio", name: "who", person: one, onchange: () => choose(one) });
     return make("label", { className: "person" }, radio, one === NOBODY ? "Somebody new" : `User ${one.user_id}`, make("small", {}, ...facts));
@@ -345,15 +348,10 @@ function drawItem(item, strongest) {
   return row;
 }
 
-function drawRhythm(ago, every) {
-  const words = `day ${Math.round(ago)} of about ${Math.round(every)}${ago >= every ? ", due" : ""}`;
-  return make("span", { className: "pace" }, make("small", {}, words), bar(ago / every));
-}
-
-function bar(share) {
+function bar(share, kind = "") {
   const filled = make("span", {});
   filled.style.width = `${Math.max(2, Math.min(100, share * 100))}%`; // by the object model, which the policy admits
-  const made = make("span", { className: "bar" }, filled);
+  const made = make("span", { className: `bar ${kind}` }, filled);
   made.setAttribute("aria-hidden", "true");
   return made;
 }
@@ -362,8 +360,8 @@ function drawReasons(item, strongest) {
   const reasons = (item.reasons ?? []).slice(0, 3);
   return make("ul", { className: "reasons" }, ...reasons.map((one) => {
     const isRhythm = one.kind === "memory" && one.every_days && PACE.test(one.text);
-    const rhythm = isRhythm ? drawRhythm(one.days_ago, one.every_days) : "";
-    return make("li", {}, one.text, one.effect ? bar(one.effect / strongest) : "", rhythm);
+    const rhythm = isRhythm ? bar(one.days_ago / one.every_days, "pace") : "";
+    return make("li", {}, make("span", { className: "words" }, one.text), one.effect ? bar(one.effect / strongest) : "", rhythm);
   }));
 }
 
@@ -374,8 +372,8 @@ async function showSimilar(item, row, similar) {
   const rows = make("ol", {});
   row.append(make("div", { className: "near" }, make("h3", {}, "Similar items"), rows));
   const answer = await call("/v1/similar", { item_id: item.item_id, k: 5, explain: true });
-  const words = (one) => inRow([`${Math.round(one.cosine * 100)} % alike`, ...labelKind(one)]);
-  rows.append(...tellApart(answer.items).map((one) => make("li", {}, nameOf(one), make("small", {}, ...words(one)))));
+  const words = (one) => ` ${Math.round(one.cosine * 100)} % alike`;
+  rows.append(...tellApart(answer.items).map((one) => make("li", {}, nameOf(one), make("small", {}, words(one)))));
 }
 
 async function tell(item, event) {
@@ -476,7 +474,7 @@ const start = attempt(async () => {
   byId("event").replaceChildren(...form.events.map((name) => make("option", {}, name)));
   byId("event").value = form.target;
   byId("event-row").hidden = form.events.length < 2;
-  for (const place of document.querySelectorAll(".past")) place.textContent = form.verb.replace(" {}", "");
+  for (const place of document.querySelectorAll(".past")) place.textContent = spoken(form.verb).replace(" {}", "");
   byId("repeats-row").hidden = form.repeats !== "allow";
   await choose(form.users[Math.floor(form.users.length / 2)] ?? NOBODY);
 });

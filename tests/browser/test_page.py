@@ -118,11 +118,23 @@ def test_nothing_is_cut_hard_to_read_or_without_a_name(browser, server, width, s
             ] == []
 
 
-def test_the_list_begins_in_the_first_screen_of_a_phone(browser, server):
-    with opened(browser, server, width=390) as page:
-        page.set_viewport_size({"width": 390, "height": 844})
+@pytest.mark.parametrize(("width", "height", "n_rows"), [(1280, 900, 4), (390, 844, 2)])
+def test_the_first_screen_shows_rows_and_what_is_said_of_the_list_is_folded(
+    browser, server, width, height, n_rows
+):
+    with opened(browser, server, width=width) as page:
+        page.set_viewport_size({"width": width, "height": height})
         settle(page)
-        assert page.locator("#list > li .acts").first.bounding_box()["y"] < 844
+        row = page.locator("#list > li").nth(n_rows - 1).bounding_box()
+        assert row["y"] + row["height"] <= height
+        assert not page.locator("#parameters").is_visible()
+        page.get_by_text("About this list").click()
+        assert page.locator("#parameters").is_visible()
+
+
+def test_what_stands_beside_the_list_is_folded_on_a_phone(browser, server):
+    with opened(browser, server, width=390) as page:
+        settle(page)
         assert not page.get_by_role("searchbox").is_visible()
         page.get_by_text("More about them").click()
         page.get_by_role("searchbox").fill("title 7")
@@ -144,6 +156,20 @@ def test_the_verb_is_that_of_the_event_which_the_button_logs(page):
     for event, shown in (("view", "Viewed it"), ("buy", "Bought it")):
         page.get_by_label("Counts as").select_option(event)
         until(page, lambda: page.locator("#list button").first.inner_text() == shown)  # noqa: B023
+
+
+def test_an_event_without_a_verb_is_called_by_its_own_name(browser, server):
+    def name_in_german(route):
+        verbs = {"view": "viewed {}", "buy": "Kauf: {}"}
+        reply = route.fetch().json()
+        route.fulfill(json=reply | {"verb": "Kauf: {}", "verbs": verbs})
+
+    with opened(browser, server, path="/docs") as page:
+        page.route("**/v1/page", name_in_german)
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        settle(page)
+        assert page.locator("#list button").first.inner_text() == "Kauf"
+        assert page.get_by_role("group", name="What they took").is_visible()
 
 
 def test_values_have_the_names_of_their_columns(page):
@@ -220,6 +246,7 @@ def test_what_is_dismissed_does_not_come_back(page):
 
 def test_dials_change_the_list_and_can_be_turned_off(page):
     pick(page, "User u3")
+    page.get_by_text("Variety and novelty").click()
     lists = []
     for label, value in (("Novelty", 1), ("Variety", 1), (None, 0)):
         with page.expect_response(
@@ -257,10 +284,12 @@ def test_somebody_is_described_by_items_features_and_an_hour(page):
 def test_similar_items_stand_beside_their_item_until_they_are_closed(page):
     name = settle(page)[2]
     button = page.get_by_role("button", name=f"Similar: {name}", exact=True)
+    before = page.locator("#list > li").nth(2).bounding_box()
     button.click()
     panel = page.locator("#list > li").nth(2).locator(".near")
     panel.locator("li").first.wait_for()
     row, beside = page.locator("#list > li").nth(2).bounding_box(), panel.bounding_box()
+    assert row["height"] - before["height"] < 150  # no hole in the list
     assert row["y"] <= beside["y"] < row["y"] + row["height"]
     assert beside["x"] > row["x"] + row["width"] / 2
     assert button.get_attribute("aria-expanded") == "true"

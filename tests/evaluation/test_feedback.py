@@ -220,6 +220,24 @@ def test_the_interval_of_independent_rows_is_that_of_the_standard_error():
     assert [found.low, found.high] == pytest.approx([values.mean() - half, values.mean() + half])
 
 
+def test_no_interval_holds_a_share_that_cannot_be():
+    lists = np.arange(40)
+    slots = pd.DataFrame(
+        {"list": lists, "user_id": lists.astype("str"), "value": -1.0 * (lists == 3)}
+    )
+    rare, common = lists == 3, lists != 3
+    figures = measure_rates(slots.assign(clicks=rare, conversions=common, dismissals=3 * rare))
+    plain = {
+        name: estimate_mean(column, lists) for name, column in (("rare", rare), ("common", common))
+    }
+    assert plain["rare"].low < 0
+    assert plain["common"].high > 1
+    assert figures["click_through"] == vars(plain["rare"]) | {"low": 0.0}
+    assert figures["conversion"] == vars(plain["common"]) | {"high": 1.0}
+    assert figures["dismissals_per_list"]["low"] == 0
+    assert figures["value_per_list"]["low"] < figures["value_per_list"]["value"] < 0
+
+
 def test_an_interval_over_users_holds_the_truth_as_often_as_it_says():
     """Users differ, and what one does is not independent: an interval over lists would be too narrow."""
     rng, held = np.random.default_rng(3), 0

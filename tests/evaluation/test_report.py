@@ -107,6 +107,9 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages):
     ids = page.values("id")
     assert len(ids) == len(set(ids))
     assert {href[1:] for tag, one in page.tags if tag == "a" for href in [one["href"]]} <= set(ids)
+    scrolling = [one for tag, one in page.tags if tag == "pre" or one.get("class") == "scroll"]
+    assert len(scrolling) > 2
+    assert all(one["tabindex"] == "0" and one["aria-label"] for one in scrolling)
     charts = [one for tag, one in page.tags if tag == "svg"]
     assert len(charts) >= 5
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
@@ -310,6 +313,17 @@ def test_items_go_by_their_text_their_categories_or_their_id(films):
     )
     named = name_all(Recommender(replace(bundle, items=same), profiles))
     assert named == [f"same ({item_id})" for item_id in ids]
+
+
+def test_a_name_of_ten_thousand_letters_is_cut(films):
+    bundle, profiles = films.recommender.bundle, films.recommender.profiles
+    texts = [["x" * 10_000] + ["y" * 100] * (bundle.items.num_rows - 1)]
+    place = bundle.items.column_names.index("title")
+    named = replace(bundle, items=bundle.items.set_column(place, "title", texts))
+    recommender = Recommender(named, profiles)
+    first, second = recommender.name(bundle.items.column("item_id").to_pylist()[:2])
+    assert first == "x" * 99 + "…"
+    assert second == "y" * 100
 
 
 def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(
