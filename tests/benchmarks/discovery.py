@@ -204,7 +204,7 @@ def check_reasons(world: World, n_users: int) -> str:
         }
         items = next(iter(recommender.recommend([asked], K))).item_id.tolist()
         full = recommender.score([asked], items)[0]
-        for place, reasons in enumerate(explain(recommender, [asked], [items])[0]):
+        for place, reasons in enumerate(explain(recommender, [asked], [items])[0].reasons):
             for one in (one for one in reasons if one.kind != "popular"):
                 kept = [event for event in history if event["item_id"] != one.item_id]
                 others = {
