@@ -71,8 +71,8 @@ def main() -> None:
         bundle = args.bundle or make_bundle(Path(folder), args.items)
         service = [
             "-m",
+            "bascule",
             "serve",
-            "http",
             "--bundle",
             str(bundle),
             "--state",

@@ -129,7 +129,7 @@ def test_a_damaged_file_of_keys_is_one_line_that_does_not_repeat_it(bundle, tmp_
         *(f"{right} {rate}" for rate in ("0", "x", "5 0", "5 1 1", "-1", "inf")),
     ):
         (tmp_path / "keys").write_text(f"shop ask {last}\n")
-        assert main(["http", "--bundle", str(bundle), "--keys", str(tmp_path / "keys")]) == 2
+        assert main(["serve", "--bundle", str(bundle), "--keys", str(tmp_path / "keys")]) == 2
         said = capsys.readouterr().err
         assert (said.count("\n"), "line 1" in said, last in said) == (1, True, False)
 
@@ -371,7 +371,7 @@ def list_statuses(connection, n_expected=1):
 
 
 def test_without_keys_an_address_of_a_network_is_refused(bundle, capsys):
-    words = ["http", "--bundle", str(bundle), "--host", "0.0.0.0", "--port", "0"]
+    words = ["serve", "--bundle", str(bundle), "--host", "0.0.0.0", "--port", "0"]
     assert main(words) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 

@@ -299,8 +299,8 @@ def test_an_address_that_is_taken_is_one_line(bundle):
             command = [
                 sys.executable,
                 "-m",
+                "bascule",
                 "serve",
-                "http",
                 "--bundle",
                 str(bundle),
                 "--port",

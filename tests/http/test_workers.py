@@ -36,8 +36,8 @@ def test_of_a_bundle_that_cannot_be_served_the_first_worker_says_why(bundle, cap
     command = [
         sys.executable,
         "-m",
+        "bascule",
         "serve",
-        "http",
         "--bundle",
         bundle,
         "--port",
@@ -48,7 +48,7 @@ def test_of_a_bundle_that_cannot_be_served_the_first_worker_says_why(bundle, cap
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert "items.faiss" in done.stderr
-    assert cli.main(["http", "--bundle", str(bundle), "--workers", "0"]) == 2
+    assert cli.main(["serve", "--bundle", str(bundle), "--workers", "0"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
@@ -87,7 +87,7 @@ def test_a_signal_in_the_instant_of_the_first_answer_ends_the_service(bundle):
     code = (
         "import os, signal, sys; from bascule.commands import main; from service.http import server\n"
         "server.say_ready = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"sys.exit(main(['http', '--bundle', {str(bundle)!r}, '--port', '0']))"
+        f"sys.exit(main(['serve', '--bundle', {str(bundle)!r}, '--port', '0']))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20).returncode == 0
 
