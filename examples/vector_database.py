@@ -50,11 +50,11 @@ def search(
 def main() -> None:
     """Put the items into a database, ask it for everybody, and compare."""
     events = make_events()
-    recommender = bascule.fit(
-        events, seed=1, epochs=5, quiet=True, baselines=["popularity"]
-    )
     last = events.groupby("user_id")["item_id"].last()  # held out
     earlier = events[events.duplicated("user_id", keep="last")]
+    recommender = bascule.fit(
+        earlier, seed=1, epochs=5, quiet=True, baselines=["popularity"]
+    )
     owned = earlier.groupby("user_id")["item_id"].agg(list)
 
     item_ids = sorted(earlier["item_id"].unique().tolist())

@@ -388,6 +388,7 @@ def test_a_list_says_what_decides_it_and_one_switch_leaves_out_the_profile(page)
     nobodys = pick(page, "Somebody new")
     known = pick(page, "User u4")
     assert known != nobodys
+    page.get_by_text("About this list").click()
     said = page.locator("#parameters").inner_text()
     shares = [int(share) for share in re.findall(r"(\d+) %", said)]
     assert len(shares) > 1
