@@ -206,10 +206,9 @@ def test_a_live_item_is_found_beside_a_coarse_index(recommenders, tmp_path):
     answers = []
     for number, recommender in enumerate((served, quick)):
         with closing(LiveItems(tmp_path / f"{number}.db", recommender)) as live:
-            for item_id in (new_id(schema, 1), new_id(schema, 2)):
-                live.put(
-                    item_id, {schema.item_features[0].column: schema.item_features[0].vocabulary[0]}
-                )
+            feature = schema.item_features[0]
+            for value in (0, 1):  # apart from each other: alike, the last bit would order them
+                live.put(new_id(schema, 1 + value), {feature.column: feature.vocabulary[value]})
             live.remove(ids[3])
             kept = live.recommender.catalogue.index.coarse
             answers.append(live.recommender.recommend(requests_of(schema)[:9], 20, False))

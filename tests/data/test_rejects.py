@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 
 import duckdb
 import numpy as np
@@ -247,7 +248,7 @@ def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_name
     tmp_path,
 ):
     path = tmp_path / "shop.sqlite"
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE sales (user_id INTEGER, item_id TEXT, paid REAL)")
         database.execute("INSERT INTO sales VALUES (7, 'a', 2.5)")
     database.close()

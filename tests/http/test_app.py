@@ -597,12 +597,11 @@ def test_every_impression_is_logged_with_position_policy_and_version(own, schema
         reply = ask(
             app, "POST", "/v1/recommend", {"requests": [{"user_id": user}, {}], "k": 4}
         ).json
-    with sqlite3.connect(own.parent / "state" / "state.db") as state:
+    with closing(sqlite3.connect(own.parent / "state" / "state.db")) as state:
         rows = state.execute(
             "SELECT request_id, user_id, bundle_version, policy, position, item_id FROM feedback "
             "ORDER BY user_id IS NULL, position"
         ).fetchall()
-    state.close()
     assert rows == [
         (
             reply["request_id"],

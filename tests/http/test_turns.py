@@ -98,15 +98,16 @@ def test_a_long_call_stops_when_its_client_is_gone_or_its_time_over(is_gone):
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 7, 9, 30])
-def test_a_body_in_steps_is_answered_to_the_last_digit_as_in_one_call(app, bundle, n):
+def test_a_body_in_steps_is_answered_as_in_one_call(app, bundle, n):
     requests = [{"user_id": USERS[place % 7], "datetime": UNTIL + place} for place in range(n)]
     answers = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 9}).json["answers"]
     expected = [*Recommender.load(bundle).recommend(requests, 9)]
     assert len(answers) == n
     for given, wanted in zip(answers, expected, strict=True):
-        pairs = [(item["item_id"], item["score"]) for item in given["items"]]
-        scores = [round(score, 6) for score in wanted.score.tolist()]
-        assert pairs == [*zip(wanted.item_id.tolist(), scores, strict=True)]
+        assert [item["item_id"] for item in given["items"]] == wanted.item_id.tolist()
+        # The shape of a product decides the last bit of a sum, on some processors.
+        scores = [item["score"] for item in given["items"]]
+        np.testing.assert_allclose(scores, wanted.score, rtol=1e-6)
 
 
 def test_a_single_request_is_answered_before_a_body_that_came_first_and_the_body_by_one_version(
