@@ -15,26 +15,23 @@ from service.command_line import ENDED, FAULT, ending_on_signals
 
 def main(argv: Sequence[str], program: str = "train.py") -> int:
     """Run the command and return its exit status."""
-    again = "--ckpt_path last"
     try:
         with ending_on_signals():
             words = [word for word in argv if word != "--check"]
             config, text = parse(words, program)
-            from pipeline.run import check, run_or_search
+            from pipeline.run import check, run_command
 
             if len(words) < len(argv):
                 check(config)
                 return 0
-            if config.tune.trials is not None:
-                again = "the same command"
-            run_or_search(config, text)
+            run_command(config, text)
     except (SchemaError, BundleError, OSError) as error:
         print(f"{program}: {say(error)}", file=sys.stderr)
         return FAULT
     except SystemExit as end:
         if end.code in ENDED:
             print(
-                f"{program}: stopped by a signal: nothing is published; {again} resumes",
+                f"{program}: stopped by a signal: nothing is published; --ckpt_path last resumes",
                 file=sys.stderr,
             )
         raise

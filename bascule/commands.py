@@ -25,7 +25,7 @@ _RUNNING = (
 
 # command -> the module that parses its options, and its help in a line
 TRAINING = {
-    "train": ("train", "train, evaluate and publish; with --tune.trials, search"),
+    "train": ("train", "train, evaluate and publish"),
     "evaluate": ("evaluation.__main__", "evaluate a bundle on a holdout"),
     "report": ("evaluation.report", "write the report of a finished run again"),
     "feedback": (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Never, TypeAlias
 from uuid import UUID
@@ -16,6 +16,7 @@ from serve.arrays import Floats, Id, IdType, Ints
 from serve.cells import LISTS, to_text
 from serve.errors import SchemaError, show
 from serve.index import UNKNOWN_ROW, Query
+from serve.recommendations import DueList, Explanation, Recommendations
 from serve.recommender import Recommender as Served
 from serve.requests import Request
 from serve.schema import Schema
@@ -245,6 +246,51 @@ def list_nearest(cosines: Floats, rows: Ints) -> tuple[dict[str, Any], Ints, Flo
     requests, places = (rows >= 0).nonzero()
     columns = {"request": requests, "rank": places + 1}
     return columns, rows[requests, places], cosines[requests, places]
+
+
+def list_ranked(lists: Recommendations, names: Sequence[str | None]) -> pa.Table:
+    """Return a row per listed item, with its name."""
+    columns: dict[str, Any] = {
+        "request": np.repeat(np.arange(len(lists)), np.diff(lists.offsets)),
+        "user_id": lists.to_table().column("user_id"),
+        "rank": lists.rank,
+        "name": names,
+        "item_id": lists.item_id,
+        "score": lists.score,
+    }
+    return pa.table(columns)
+
+
+def list_reasons(
+    explanations: Sequence[Explanation],
+    item_ids: Sequence[Sequence[Id]],
+    name: Callable[[Sequence[Id]], Sequence[str | None]],
+) -> list[dict[str, Any]]:
+    """Return a row per reason of each explained item.
+
+    Args:
+        explanations: one per request.
+        item_ids: the explained items of each request.
+        name: names items.
+    """
+    rows = []
+    for request, explanation in enumerate(explanations):
+        explained = item_ids[request]
+        items = zip(explained, name(explained), explanation.reasons, strict=True)
+        for item_id, item_name, reasons in items:
+            place = {"request": request, "item_id": item_id, "name": item_name}
+            rows += [vars(reason) | place for reason in reasons]
+    return rows
+
+
+def list_due(lists: Sequence[DueList]) -> list[dict[str, Any]]:
+    """Return a row per item of each list of what is due."""
+    rows = []
+    for request, answer in enumerate(lists):
+        for rank, item in enumerate(answer.items, start=1):
+            place = {"request": request, "user_id": answer.user_id, "rank": rank}
+            rows.append(place | vars(item))
+    return rows
 
 
 def list_unknown(

@@ -27,13 +27,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Never
+from typing import TYPE_CHECKING, Any, Literal, Never
 
 import numpy as np
 import pyarrow as pa
@@ -47,7 +46,10 @@ from bascule.forms import (
     Items,
     User,
     Users,
+    list_due,
     list_nearest,
+    list_ranked,
+    list_reasons,
     list_unknown,
     make_query,
     to_arrow_table,
@@ -59,10 +61,9 @@ from bascule.forms import (
 )
 from bascule.options import make_folder, refuse_unknown
 from serve.arrays import Doubles, Floats, Id, Ints, to_unit
-from serve.bundle import BUNDLE, METRICS, PROFILES, REPORT
+from serve.bundle import METRICS
 from serve.due import find_due
 from serve.errors import BundleError, SchemaError, show
-from serve.files import FORGOTTEN, OPTED_OUT
 from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.reasons import assign_segments, explain
@@ -71,6 +72,10 @@ from serve.requests import Again, Request, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 from service.known_users import hide, load_known
+from service.publish import copy_run
+
+if TYPE_CHECKING:
+    from datamodules.sources import TableLike
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -198,16 +203,8 @@ class Recommender:
             lists.reason.tolist(),
             int(lists.held_back.sum()),
         )
-        request_of_row = np.repeat(np.arange(len(lists)), np.diff(lists.offsets))
-        columns: dict[str, Any] = {
-            "request": request_of_row,
-            "user_id": lists.to_table().column("user_id"),
-            "rank": lists.rank,
-            "name": self.served.name(lists.item_id.tolist()),
-            "item_id": lists.item_id,
-            "score": lists.score,
-        }
-        return Answers(pa.table(columns), len(lists), notes)
+        names = self.served.name(lists.item_id.tolist())
+        return Answers(list_ranked(lists, names), len(lists), notes)
 
     def similar_items(
         self,
@@ -301,17 +298,8 @@ class Recommender:
             item_ids = ids.ids[item_rows].tolist()
             explained = [item_ids] * len(requests)
 
-        rows = []
         explanations = explain(self.served, requests, explained)
-        for request, explanation in enumerate(explanations):
-            names = self.served.name(explained[request])
-            items_of_request = zip(
-                explained[request], names, explanation.reasons, strict=True
-            )
-            for item_id, name, reasons in items_of_request:
-                place = {"request": request, "item_id": item_id, "name": name}
-                rows += [vars(reason) | place for reason in reasons]
-
+        rows = list_reasons(explanations, explained, self.served.name)
         return self._answer(rows, REASONS, len(requests), self._note(requests))
 
     def due(self, users_or_requests: Users, k: int = 10) -> Answers:
@@ -328,12 +316,7 @@ class Recommender:
         """
         k = to_count(k)
         lists = find_due(self.served, self._check(users_or_requests), k)
-        rows = []
-        for request, answer in enumerate(lists):
-            for rank, item in enumerate(answer.items, start=1):
-                place = {"request": request, "user_id": answer.user_id, "rank": rank}
-                rows.append(place | vars(item))
-
+        rows = list_due(lists)
         notes = self._note([], [answer.reason for answer in lists])
         return self._answer(rows, DUE, len(lists), notes)
 
@@ -376,6 +359,34 @@ class Recommender:
         vectors[rows == UNKNOWN_ROW] = self.served.encode_items(described)
         return vectors
 
+    def evaluate(
+        self,
+        test: TableLike | str | Path,
+        past: TableLike | str | Path,
+        users: TableLike | str | Path | None = None,
+        *,
+        at: str | None = None,
+        baselines: Sequence[str] | None = (),
+    ) -> dict[str, Any]:
+        """Measure the lists of users on a test, which the weights must not have learned from.
+
+        Args:
+            test: interactions to predict.
+            past: interactions before them, which make the profiles.
+            users: features of users.
+            at: time of each user's request.
+            baselines: names of models to compare with; None: all.
+
+        Returns:
+            As in `metrics.json`: `["test"]["bascule"]` are the figures.
+
+        Raises:
+            SchemaError: weights or profiles have seen the test; names the bundle that has not.
+        """
+        from evaluation.given import evaluate_tables
+
+        return evaluate_tables(self.served.bundle, test, past, users, at, baselines)
+
     def save(self, directory: str | Path) -> Path:
         """Write what `bascule.load` reads into a new folder.
 
@@ -394,16 +405,7 @@ class Recommender:
         if any(target.iterdir()):
             raise SchemaError(f"{target} is not empty: choose another folder")
 
-        for name in (METRICS, REPORT, FORGOTTEN, OPTED_OUT):
-            source = self.path.parent / name
-            if source.exists():
-                shutil.copy2(source, target / name)
-
-        profiles = self.path.parent / PROFILES
-        if profiles.is_dir():
-            shutil.copytree(profiles, target / PROFILES)
-        # the bundle comes last: without it nothing in the folder is loaded
-        shutil.copytree(self.path, target / BUNDLE)
+        copy_run(self.path, target)
         return target
 
     def _check(

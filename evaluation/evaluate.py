@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ import pandas as pd
 from evaluation import holdout, metrics
 from evaluation.audit import Record, audit
 from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
-from evaluation.holdout import Events, HeldOut, Ids
+from evaluation.holdout import Events, HeldOut, Ids, Source
 from evaluation.metrics import ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
+from evaluation.seen import refuse_known, refuse_learned
 from serve.arrays import Doubles, Flags, Floats, Ints, Repeats
 from serve.bundle import Bundle
 from serve.recommendations import Recommendations
@@ -68,9 +68,14 @@ class Parts:
 
     @classmethod
     def read(
-        cls, test: Path, train: Path, users: Path | None, at: str | None, schema: Schema
+        cls,
+        test: Source,
+        train: Source,
+        users: Source | None,
+        at: str | None,
+        schema: Schema,
     ) -> Parts:
-        """Read files, with no validation apart; single-valued features of users are groups."""
+        """Read tables, with no validation apart; single-valued features of users are groups."""
         past = holdout.read_interactions(train, schema)
         table = past[["user_id"]][:0]
         if users is not None:
@@ -240,15 +245,17 @@ def evaluate(
         answered with its context and without.
 
     Raises:
-        SchemaError: a baseline is unknown.
+        SchemaError: a baseline is unknown, or the recommender has seen the test.
     """
     schema = recommender.bundle.schema
+    refuse_learned(recommender.bundle, parts.test)
     chosen = choose_baselines(schema.repeats, baselines)
     later = pd.concat([parts.validation, parts.evidence])  # drops None
     item_ids = recommender.bundle.items.column("item_id").to_pylist()
     ids = Ids.number(item_ids, (parts.train, later, parts.test))
     groups = label_users(parts, ids)
 
+    refuse_known(recommender.profiles, pd.concat([parts.train, later]), parts.test)
     train = ids.events(parts.train)
     late = ids.events(later)
     past = train.join(late)

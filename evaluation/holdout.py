@@ -25,7 +25,7 @@ from datamodules.config import (
     TableConfig,
 )
 from datamodules.rejects import describe
-from datamodules.sources import read_file
+from datamodules.sources import TableLike, read_file, take_table
 from datamodules.tables import type_records
 from evaluation.metrics import ItemSets, Targets
 from serve.arrays import Doubles, Flags, Floats, IdType, Ints
@@ -41,6 +41,8 @@ from serve.schema import Schema
 # counts of (user, item) pairs -> their strengths
 Strength = Callable[[Doubles], Doubles]
 
+Source = Path | TableLike
+
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
 _ID_KINDS: dict[IdType, Any] = {"integer": np.int64, "string": object}
@@ -49,11 +51,11 @@ _ID_KINDS: dict[IdType, Any] = {"integer": np.int64, "string": object}
 # ---- reading
 
 
-def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read the interactions of a file as training reads them.
+def read_interactions(source: Source, schema: Schema) -> pd.DataFrame:
+    """Read interactions as training reads them.
 
     Args:
-        path: a file of any kind that training reads.
+        source: a file or a table of any kind that training reads.
         schema: of the bundle that is judged.
 
     Returns:
@@ -71,16 +73,17 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
             column = replace(column, reason="")  # the file may lack it
         columns.append(column)
 
-    return _read_table(path, columns, schema)
+    return _read_table("interactions", source, columns, schema)
 
 
-def read_users(path: Path, schema: Schema) -> pd.DataFrame:
+def read_users(source: Source, schema: Schema) -> pd.DataFrame:
     """Read `user_id` and the columns of the user features, one row a user."""
-    users = _read_table(path, columns_of_table("users", _declare(schema)), schema)
+    columns = columns_of_table("users", _declare(schema))
+    users = _read_table("users", source, columns, schema)
     is_twin = users["user_id"].duplicated()
     if is_twin.any():
         twin = users["user_id"][is_twin].tolist()[0]
-        raise SchemaError(f"{path.name}: user_id {twin!r} is there twice; keep one row")
+        raise SchemaError(f"users: user_id {twin!r} is there twice; keep one row")
 
     return users
 
@@ -110,8 +113,13 @@ def _declare(schema: Schema) -> DataConfig:
     return DataConfig(all_times, features=features, timezone=schema.timezone)
 
 
-def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.DataFrame:
-    file = read_file(path, TableConfig(), tuple(columns))
+def _read_table(
+    table_name: str, source: Source, columns: Sequence[Column], schema: Schema
+) -> pd.DataFrame:
+    if isinstance(source, Path):
+        file = read_file(source, TableConfig(), tuple(columns))
+    else:
+        file = take_table(table_name, source, TableConfig(), tuple(columns))
     if file.problems:
         raise SchemaErrors([problem.text for problem in file.problems])
     table = type_records(file, TableConfig(), schema.timezone, keeps_rows=False)
@@ -124,7 +132,7 @@ def _read_table(path: Path, columns: Sequence[Column], schema: Schema) -> pd.Dat
 
     for name in frame.columns.intersection(PAIR):
         id_type = id_types[name]
-        where = f"{path.name}: {name}"
+        where = f"{Path(file.file).name}: {name}"
         codes, distinct = pd.factorize(frame[name])
         ids = [parse_id(value, id_type, where) for value in distinct]
         if name == "user_id":

@@ -38,7 +38,6 @@ bascule train --sample library               the other bundled sample, into runs
 bascule train --config my.yaml               your own tables; copy {TEMPLATE}
 bascule train --config my.yaml --quick       a first look in a fraction of the time
 bascule train --config my.yaml --check       read and check the data, without training
-bascule train --config F --tune.trials 30    search for better values of `model`, by validation
 bascule train --help                         every option; with --trainer behind it, Lightning's too
 """
 SET_BY_RUN = {
@@ -53,8 +52,6 @@ SET_BY_RUN = {
 PYTHON_ONLY = {"logger", "callbacks", "profiler"}
 """Arguments of the Trainer that only Python can give."""
 MAX_SEED = 2**32 - 1
-NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start", "quick"}
-"""Keys that the configuration left by a search does not have."""
 _SAME_KEYS = (
     "data",
     "model",
@@ -63,25 +60,11 @@ _SAME_KEYS = (
     "warm_start",
     "quick",
     "refit",
-    "tune",
     "evaluation",
     "index",
     "privacy",
 )
 _TYPES = {"data": DataConfig, "model": ModelConfig, "out": Path, "seed": int}
-
-
-@dataclass(frozen=True)
-class TuneConfig:
-    """A search for a better recipe, in place of a run."""
-
-    trials: int | None = None
-    """Trainings to judge by validation, those of an interrupted search included. Default: a run, no
-    search."""
-
-    def __post_init__(self) -> None:
-        if self.trials is not None and self.trials < 1:
-            raise SchemaError(f"tune.trials is {self.trials}; allowed: from 1")
 
 
 @dataclass(frozen=True)
@@ -164,22 +147,21 @@ class Config:
     refit: Literal["all", "profiles"] | None = None
     """What of the published bundle learns from the test too, after the figures are made: all, or
     profiles alone. Default: all where that costs less than a fifth of the training."""
-    tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     def __post_init__(self) -> None:
-        if self.warm_start and (self.previous is None or self.tune.trials is not None):
+        if self.warm_start and self.previous is None:
             raise SchemaError(
                 "warm_start belongs to a run with a `previous` bundle; give that one, "
                 "or leave it out"
             )
 
-        if self.quick and (self.warm_start or self.tune.trials is not None):
+        if self.quick and self.warm_start:
             raise SchemaError(
-                "quick hardly trains, so there is nothing to start from or to search for; "
-                "leave warm_start and tune out, or quick"
+                "quick hardly trains, so there is nothing to start from; "
+                "leave warm_start out, or quick"
             )
 
         if self.privacy.epsilon is not None:
@@ -214,7 +196,6 @@ class Config:
             "data.repeats: allow": self.data.repeats == "allow",
             "data.on_disk": self.data.on_disk,
             "previous": self.previous is not None,
-            "tune.trials": self.tune.trials is not None,
         }
         for name, is_given in is_refused.items():
             if is_given:
@@ -263,7 +244,6 @@ def make_parser(program: str = "bascule train") -> ArgumentParser:
     )
     parser.add_argument("--index", type=IndexConfig, default=IndexConfig())
     parser.add_argument("--privacy", type=PrivacyConfig, default=PrivacyConfig())
-    parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
 
     return parser
 
@@ -340,10 +320,6 @@ def _make_config(parser: ArgumentParser, words: Sequence[str]) -> tuple[Config, 
         values.data.exclude_users = list(names)
         made = parser.instantiate(values)
     resume = values.ckpt_path == "last"
-    if resume and made.tune.trials is not None:
-        raise SchemaError(
-            "--ckpt_path belongs to a run; a search resumes by itself: leave it out"
-        )
 
     defaults = parser.get_defaults().trainer or {}
     arguments = values.trainer or {}
@@ -392,20 +368,6 @@ def complete_text(text: str, config: Config) -> str:
     """Return the YAML of a configuration with the values of `model` that the data decided."""
     content = yaml.safe_load(text)
     content["model"] = asdict(config.model)
-    return str(yaml.safe_dump(content, sort_keys=False))
-
-
-def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
-    """Return the YAML of a configuration with other values of `model`, without its defaults."""
-    parser = make_parser()
-    add_trainer(parser)
-    short = parser.dump(parser.parse_string(text), skip_default=True)
-    content = yaml.safe_load(short) or {}
-
-    for name in NOT_OF_TUNED:
-        content.pop(name, None)
-    content["out"] = str(out)
-    content["model"] = {**content.get("model", {}), **model}
     return str(yaml.safe_dump(content, sort_keys=False))
 
 

@@ -119,19 +119,19 @@ def retrain(options: argparse.Namespace, more: Sequence[str] = ()) -> None:
     if registry is not None:
         check_test(config, registry)
 
-    from pipeline.run import run_or_search, set_apart
+    from pipeline.run import run_command, set_apart
 
     out.mkdir(parents=True, exist_ok=True)
     # The lists of the service lie beside this, whether it is there or not.
     home = state.absolute().parent / BUNDLE
     inherit_left_out(out, home)
     inherit_left_out(out, log.absolute().parent / BUNDLE)
-    done = run_or_search(config, text)
+    done = run_command(config, text)
     inherit_left_out(out, home)  # with those who left meanwhile
     fetch_left_out(options.state, out)
     erase_forgotten(out, Recommender.load(out / BUNDLE).profiles)
     describe(run, out)
-    if registry is not None and done is not None:
+    if registry is not None:
         options.candidate = done.bundle
         options.state = log
         options.out = out / VERDICT

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,12 +40,22 @@ from pipeline.run_folder import (
     refuse_replacing,
 )
 from pipeline.tables import Frames, prepare, print_choices
-from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
+from serve.bundle import (
+    BUNDLE,
+    CONFIG,
+    MEASURED,
+    METRICS,
+    MODEL_CARD,
+    PROFILES,
+    Bundle,
+    Facts,
+)
 from serve.clock import to_iso
 from serve.errors import SchemaError, say
 from serve.files import write_file, write_json
 from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
+from serve.schema import Schema
 from service.command_line import undisturbed
 from service.forget import erase_forgotten
 from service.publish import Stage, publish
@@ -110,11 +120,6 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         BundleError: an earlier bundle cannot be read.
         FloatingPointError: the training diverged.
     """
-    if config.tune.trials is not None:
-        raise SchemaError(
-            f"tune.trials is {config.tune.trials} and this is a run; leave it out"
-        )
-
     refuse_replacing(config)
     with Stage.open(config.out) as stage, ExitStack() as at_end:
         at_end.callback(shutil.rmtree, config.out / FOLDER, ignore_errors=True)
@@ -143,32 +148,23 @@ def check(config: Config) -> None:
     console.print("checked: a run would train on this; nothing is written")
 
 
-def run_or_search(config: Config, text: str) -> Run | None:
-    """Run, or search for a better recipe, which does not look at the test.
+def run_command(config: Config, text: str) -> Run:
+    """Run, and print the commands that follow.
 
     Raises:
         SchemaError: also of what the training itself cannot do.
     """
     try:
-        if config.tune.trials is None:
-            done = run(config, text=text)
-            item_id = done.work.split.refit["item_id"].iloc[0]
-            content = json.loads((config.out / METRICS).read_bytes())
-            print_commands(console, config.out, item_id, content.get("seen", {}))
-            return done
-        from pipeline.stages import fit_first
-        from pipeline.tuning import tune  # optuna is optional
-
-        with Stage.open(config.out) as stage:
-            work = prepare(config, None, stage.beside)
-            print_choices(work.choices)
-            tune(config, work, text, fit_first)
+        done = run(config, text=text)
     except FloatingPointError as error:
         raise SchemaError(say(error)) from error
     except MemoryError as error:
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
 
-    return None
+    item_id = done.work.split.refit["item_id"].iloc[0]
+    content = json.loads((config.out / METRICS).read_bytes())
+    print_commands(console, config.out, item_id, content.get("seen", {}))
+    return done
 
 
 def produce(work: Work, stage: Stage) -> Product:
@@ -201,29 +197,30 @@ def produce(work: Work, stage: Stage) -> Product:
         seconds["evaluation"] = time.monotonic() - begun
 
         everything = exported.with_test()
-        is_refitted = refits(work, trained)
-        if is_refitted:
+        # Figures and counts of real people are not noised: a private bundle has none.
+        told = ({}, {}) if private else (metrics, data)
+        seen = {
+            "figures": count_events(work),
+            "weights": count_events(work),
+            "profiles": count_events(everything),
+        }
+        if refits(work, trained):
             begun = time.monotonic()
+            schema = measured.bundle.schema
+            facts = describe(stage, facts, schema, {"seen": seen}, told)
+            keep_measured(stage, facts)
             last = train_with_test(everything, trained, measured.bundle)
             facts, published = stage_bundle(
                 everything, last.towers, last.data, trained.epochs, stage
             )
+            seen = {**seen, "weights": seen["profiles"]}
             seconds["refit"] = time.monotonic() - begun
         else:
             published = know_everything(measured, everything)
 
     seconds["total"] = time.monotonic() - started
-
-    seen = {
-        "figures": count_events(work),
-        "weights": count_events(everything if is_refitted else work),
-        "profiles": count_events(everything),
-    }
-    # Figures and counts of real people are not noised: a private bundle has none.
-    facts = replace(facts, config={**facts.config, **(private or {"seen": seen})})
-    told = ({}, {}) if private else (metrics, data)
-    card = render(MODEL_CARD, *told, trained.data.schema, facts=facts)
-    write_file(stage.path / MODEL_CARD, card.encode())
+    schema = published.bundle.schema
+    facts = describe(stage, facts, schema, private or {"seen": seen}, told)
     timing = {name: round(value, 2) for name, value in seconds.items()}
     report = {
         "data": data,
@@ -239,6 +236,37 @@ def produce(work: Work, stage: Stage) -> Product:
         report["segments"] = {"stability": segments.stability, "found": found}
 
     return Product(facts, measured, published, metrics, report)
+
+
+def describe(
+    stage: Stage,
+    facts: Facts,
+    schema: Schema,
+    more: Mapping[str, Any],
+    told: tuple[Any, Any],
+) -> Facts:
+    """Write the model card into a stage, and return the facts with those of the run.
+
+    Args:
+        stage: a bundle that lacks its card alone.
+        facts: of the bundle.
+        schema: of the bundle.
+        more: what the manifest says of the run besides.
+        told: the metrics and the report on the data, empty where they are of private data.
+    """
+    facts = replace(facts, config={**facts.config, **more})
+    card = render(MODEL_CARD, *told, schema, facts=facts)
+    write_file(stage.path / MODEL_CARD, card.encode())
+    return facts
+
+
+def keep_measured(stage: Stage, facts: Facts) -> None:
+    """Move the bundle of the figures beside the stage, which is empty then."""
+    folder = stage.beside / MEASURED / BUNDLE
+    folder.parent.mkdir()
+    stage.path.rename(folder)
+    stage.path.mkdir()
+    replace(stage, path=folder).prepare(facts, {})
 
 
 def know_everything(measured: Recommender, everything: Work) -> Recommender:
@@ -384,6 +412,8 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     if config.privacy.epsilon is not None:
         published = {}
     ready = stage.prepare(product.facts, published)
+    if not (stage.beside / MEASURED).exists():
+        shutil.rmtree(out / MEASURED, ignore_errors=True)  # of an earlier run
 
     single_threaded = Recommender(Bundle.load(stage.path), profiles)
     product.report["timing"][LATENCY] = time_answers(single_threaded)

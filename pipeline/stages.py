@@ -383,7 +383,7 @@ def fit_stage(
 
     options = dict(config.trainer)
     is_shown = options.get("enable_progress_bar", True) and not config.quick
-    if is_shown and name == "select" and config.tune.trials is None:
+    if is_shown and name == "select":
         n_pairs = len(catalogue) * work.split.test["user_id"].nunique()
         estimate = Estimate(1 if config.data.split.strict else 2, n_pairs)
         options["callbacks"] = [*list_callbacks(options.get("callbacks")), estimate]

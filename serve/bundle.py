@@ -41,6 +41,7 @@ T = TypeVar("T")
 
 # Files of a run and of its bundle: their names are part of the contract.
 BUNDLE = "bundle"
+MEASURED = "measured"  # holds the bundle of the figures, where the published weights are others
 PROFILES = "profiles"
 STATE = "state"
 LOGS = "logs"

@@ -6,7 +6,7 @@ with Stage.open(DIR) as stage:
 
 DIR/.lock              held from the opening of a stage to its end: one stage at a time
 DIR/.bundle-<uuid>/    the stage
-DIR/.beside-<uuid>/    files that come into DIR with the bundle, such as its metrics
+DIR/.beside-<uuid>/    what comes into DIR with the bundle, such as its metrics
 DIR/bundle/            what readers see; placing this folder is the one step that counts
 
 Profiles are staged before that step. The files beside follow it; until they have their place they
@@ -29,8 +29,11 @@ import numpy as np
 from serve.bundle import (
     BUNDLE,
     MANIFEST,
+    MEASURED,
+    METRICS,
     PROFILES,
     PUBLISHED,
+    REPORT,
     SIGNATURE,
     Bundle,
     Facts,
@@ -41,6 +44,8 @@ from serve.bundle import (
 )
 from serve.errors import BundleError
 from serve.files import (
+    FORGOTTEN,
+    OPTED_OUT,
     place_folder,
     sign_text,
     sync_files,
@@ -159,6 +164,25 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
     return Bundle.load(stage.target)
 
 
+def copy_run(bundle: Path, target: Path) -> None:
+    """Copy what is loaded, with its figures and lists of users, into an empty folder.
+
+    Args:
+        bundle: folder of the bundle, in that of its run.
+        target: the empty folder.
+    """
+    run = bundle.parent
+    for name in (METRICS, REPORT, FORGOTTEN, OPTED_OUT):
+        if (run / name).exists():
+            shutil.copy2(run / name, target / name)
+
+    for name in (PROFILES, MEASURED):
+        if (run / name).is_dir():
+            shutil.copytree(run / name, target / name)
+    # the bundle comes last: without it nothing in the folder is loaded
+    shutil.copytree(bundle, target / BUNDLE)
+
+
 def read_version(bundle: Path) -> str | None:
     """Read the version of a published bundle from its manifest alone; None if there is none."""
     try:
@@ -190,16 +214,19 @@ def sign(path: Path, key_file: Path) -> str:
 
 def _settle(directory: Path) -> None:
     """Give the bundle what belongs to it and remove stages; called under the lock."""
-    target = directory / BUNDLE
+    bundle = directory / BUNDLE
     for aside in sorted(directory.glob(f"{_ASIDE}*")):
-        if not target.exists():  # killed between two renames
-            os.rename(aside, target)
+        if not bundle.exists():  # killed between two renames
+            os.rename(aside, bundle)
 
-    version = read_version(target)
+    version = read_version(bundle)
     settle_profiles(directory / PROFILES, version)
     for folder in directory.glob(f"{_BESIDE}{version}"):
         for path in sorted(folder.iterdir()):
-            os.replace(path, directory / path.name)
+            target = directory / path.name
+            if target.is_dir():  # of an earlier run
+                shutil.rmtree(target)
+            os.replace(path, target)
         sync_folder(directory)
 
     remove_all(directory, _STAGED)

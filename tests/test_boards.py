@@ -10,6 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from serve.bundle import Bundle
+from serve.errors import SchemaError
+from serve.recommender import Recommender
 from tests.benchmarks.boards import peers, runs, version
 from tests.benchmarks.boards.declared import BOARDS, QUOTED
 from tests.benchmarks.boards.page import (
@@ -24,6 +27,9 @@ from tests.benchmarks.boards.page import (
 )
 from tests.benchmarks.boards.protocols import GENRES, PAIR, PROTOCOLS, Parts, prepare
 from tests.benchmarks.boards.scores import check_lists, number_requests, score_users, summarise
+from tests.benchmarks.measured import profile
+from tests.models.tiny_towers import one_thread
+from tests.pipeline.small_runs import ORDERED, make_run, trace_exports
 
 MINUTE = 60
 
@@ -552,3 +558,52 @@ def test_a_training_reads_the_prepared_tables_that_its_configuration_knows(tmp_p
     interactions = {"interactions": tmp_path / "interactions.csv", "tables": tmp_path}
     assert runs.list_paths(BOARD, tmp_path) == interactions | {"items": tmp_path / "items.csv"}
     assert runs.list_paths(replace(BOARD, config=None), tmp_path) == interactions
+
+
+def test_a_board_is_not_asked_of_what_has_seen_its_targets(tmp_path, monkeypatch):
+    trace_exports(monkeypatch)
+    with one_thread():
+        done = make_run(tmp_path, ORDERED, refit="all")
+    split = done.work.split
+    parts = Parts(split.refit, split.refit, split.test)
+    measured = Bundle.load(tmp_path / "measured" / "bundle")
+    before = profile(done.work, measured.schema)
+    board = replace(BOARD, figures=("novel NDCG@10",))
+    scores = runs.ask_and_score(board, "novel", parts, Recommender(measured, before))
+    expected = done.metrics["test"]["bascule"]["novel"]
+    assert len(scores) == expected["users"] > 0
+    assert scores["NDCG@10"].mean() == pytest.approx(expected["NDCG@10"], abs=1e-9)
+
+    published = Recommender.load(tmp_path / "bundle")
+    for bundle, profiles, part in (
+        (published.bundle, before, "weights"),
+        (measured, published.profiles, "profiles"),
+    ):
+        with pytest.raises(SchemaError, match=part):
+            runs.ask_and_score(board, "novel", parts, Recommender(bundle, profiles))
+
+
+@pytest.mark.slow
+def test_a_board_repeats_the_figures_of_its_run(tmp_path):
+    """The cheapest board, hardly trained, as a reader of the page runs it."""
+    rng = np.random.default_rng(5)
+    raw = tmp_path / "data" / "lastfm"
+    raw.mkdir(parents=True)
+    pairs = pd.DataFrame({"user_id": np.repeat(np.arange(80), 12)})
+    own = rng.permuted(np.tile(np.arange(20), (80, 1)), axis=1)[:, :12]
+    pairs["item_id"] = own.ravel() + 20 * (pairs["user_id"] % 4)
+    is_test = np.arange(len(pairs)) % 12 < 3
+    pairs[~is_test].to_parquet(raw / "train.parquet")
+    pairs[is_test].to_parquet(raw / "test.parquet")
+    folders = runs.Folders(
+        tmp_path / "data", tmp_path / "tables", tmp_path / "runs", tmp_path / "rows"
+    )
+    board = next(board for board in BOARDS if board.name == "lastfm")
+    row = runs.run_row(folders, True, board, 1)
+    assert row["seen"]["weights"] == row["seen"]["figures"]
+    assert row["seen"]["profiles"]["events"] == len(pairs)
+    for figure in board.figures:
+        assert row["figures"][figure]["value"] == pytest.approx(
+            row["by_the_run"][figure]["value"], abs=1e-9
+        )
+        assert row["figures"][figure]["value"] > 0.2

@@ -97,6 +97,14 @@ def test_a_search_by_vectors_alone_finds_less_than_is_served(tmp_path):
     assert served > by_vectors > 0
 
 
+@pytest.mark.slow
+def test_a_search_ends_with_a_figure_of_the_test(tmp_path):
+    printed = run_example("search.py", tmp_path)
+    best, tested = map(float, re.findall(r"NDCG@10 (\d\.\d+)$", printed, re.MULTILINE))
+    assert 0 < best <= 1
+    assert 0 < tested <= 1
+
+
 def test_every_example_is_run():
     there = {path.name for path in EXAMPLES.glob("*.py")}
     assert there == {
@@ -106,6 +114,7 @@ def test_every_example_is_run():
         "production.py",
         "kafka_events.py",  # in tests/http/test_streams.py
         "lightning_logger.py",
+        "search.py",
         "second_stage.py",
         "vector_database.py",
     }

@@ -158,6 +158,7 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     from itertools import islice
 
     from serve.profiles import stage_profiles
+    from tests.benchmarks.measured import profile
 
     from pipeline import pack, stages, tables
 
@@ -170,7 +171,7 @@ def prepare_alone(config: Any, watch: Watch) -> None:
     watch.wrap("50 batches", lambda: [last.examples[plan] for plan in plans])()
     folder = config.out / "profiles"
     if work.on_disk is None:
-        made = pack.profiles_from_frame(work.split.refit, work.tables.users, data.schema)
+        made = profile(work, data.schema)
         watch.wrap("profiles", stage_profiles)(folder, [made], "measured")
         return
     made = pack.list_profiles(work.on_disk, data.schema)

@@ -2,8 +2,6 @@
 
     python tests/benchmarks/discovery.py --runs NAME=DIR ... [--json FILE] [--plot FILE] [--reasons N]
 
-The runs are those of `--refit profiles`: their weights have not seen the test.
-
 DIR is the folder of a finished run whose data is where its `config.yaml` says. Lists are asked as the run's own
 evaluation asks: each user of the test once, by the profile before it; of more than 1,000 as many are drawn. Intervals:
 1,000 bootstrap samples of users, paired with the list without dials; coverage: of the lists of half of the users, drawn
@@ -14,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,14 +23,11 @@ import matplotlib
 import numpy as np
 from datamodules.clean import only_targets
 from evaluation.evaluate import as_lists
-from evaluation.holdout import Ids, group_requests, plain_requests, profiles_from_frame
+from evaluation.holdout import Ids, group_requests, plain_requests
 from evaluation.metrics import Targets, find_head, measure_users, summarise
-from pipeline.config import parse
-from pipeline.tables import prepare
-from serve.bundle import Bundle
 from serve.reasons import explain
-from serve.recommender import Recommender
 from serve.rerank import Dials, recommend
+from tests.benchmarks.measured import recall
 
 K, MAX_USERS = 10, 1000
 MAX_SHOWN = 0.16  # loss of NDCG that the picture shows
@@ -70,12 +64,7 @@ class World:
     folder: Path
 
     def __post_init__(self) -> None:
-        config, _ = parse(["--config", str(self.folder / "config.yaml")])
-        with tempfile.TemporaryDirectory() as beside:
-            work = prepare(config, None, Path(beside))
-        bundle = Bundle.load(self.folder / "bundle")
-        profiles = profiles_from_frame(work.split.refit, work.tables.users, bundle.schema)
-        self.recommender = Recommender(bundle, profiles)
+        work, self.recommender = recall(self.folder)
         past, test = work.split.refit, only_targets(work.split.test)
         ids = Ids.number(self.recommender.bundle.items.column("item_id").to_pylist(), (past, test))
         held_out = group_requests(test, ids)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/replenishment.py --runs NAME=DIR ... [--k 10] [--json FILE]
 
-DIR is the folder of a finished run (`--refit profiles`) whose test is split by time and whose data is where its
+DIR is the folder of a finished run whose test is split by time and whose data is where its
 `config.yaml` says. Each user is asked at the beginning of the test, by the profile before it. A target is an item
 that the user had taken on two days or more, and took again within the window. Precision: the share of a list that the
 user took in the window, a mean over users with such items; recall: the share of the targets in the list, a mean over
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from datamodules.clean import only_targets
-from evaluation.holdout import profiles_from_frame
 from evaluation.metrics import summarise
-from pipeline.config import parse
-from pipeline.tables import prepare
-from serve.bundle import Bundle
 from serve.clock import DAY
 from serve.due import MIN_DAYS, find_due
-from serve.recommender import Recommender
+from tests.benchmarks.measured import recall
 
 WINDOWS = (7, 28)  # days
 SEED = 20260101
@@ -87,9 +82,7 @@ class World:
     folder: Path
 
     def __post_init__(self) -> None:
-        config, _ = parse(["--config", str(self.folder / "config.yaml")])
-        with tempfile.TemporaryDirectory() as beside:
-            work = prepare(config, None, Path(beside))
+        work, recommender = recall(self.folder)
         split = work.split
         if (at := split.test_at) is None:
             raise SystemExit(f"{self.name}: the test of the run is not split by time")
@@ -100,9 +93,6 @@ class World:
         is_before = past["datetime"] < before
         self.earlier = add_next(describe_pairs(past[is_before], before), past[~is_before], before)
         self.earlier = self.earlier[self.earlier["n_days"] > 1]
-        bundle = Bundle.load(self.folder / "bundle")
-        profiles = profiles_from_frame(split.refit, work.tables.users, bundle.schema)
-        recommender = Recommender(bundle, profiles)
         users = self.owned["user_id"][self.owned["n_days"] > 1].unique()
         users = [
             user for user in users.tolist() if recommender.profiles.get(user)

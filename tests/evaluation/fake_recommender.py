@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+from serve.profiles import Profiles
 from serve.recommendations import Recommendations
 from tests.tiny_bundle import SCHEMA
 
@@ -25,7 +26,10 @@ class FakeRecommender:
         self.asked = []
         items = pa.table({"item_id": pa.array(item_ids)})
         index = SimpleNamespace(is_hidden=None, coarse=None)
-        self.bundle = SimpleNamespace(items=items, schema=replace(SCHEMA, **schema), index=index)
+        schema = replace(SCHEMA, **schema)
+        self.profiles = Profiles.none(schema)
+        manifest = SimpleNamespace(facts=SimpleNamespace(config={}))
+        self.bundle = SimpleNamespace(items=items, schema=schema, index=index, manifest=manifest)
 
     def recommend(self, requests, k, filter_viewed):
         return self._answer(requests, k, lambda item, owned: not (filter_viewed and item in owned))

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.__main__ import check_reachable, find_doubts, main
+from evaluation.__main__ import main
+from evaluation.given import check_reachable, find_doubts
 from serve.errors import SchemaError
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
@@ -57,7 +58,7 @@ def built(monkeypatch):
         owned = {user: set(profiles.get(user).history.item_id) for user in profiles.user_ids}
         return FakeRecommender(item_ids(), USERS, owned)
 
-    monkeypatch.setattr("serve.recommender.Recommender", build)
+    monkeypatch.setattr("evaluation.given.Recommender", build)
     return made
 
 
@@ -150,10 +151,11 @@ def test_faults_are_one_line_and_replace_nothing(
 
 def test_a_holdout_of_which_no_list_can_hold_anything_is_refused():
     catalogue, excluding = pd.Series(item_ids()), replace(SCHEMA, repeats="exclude")
+    bare = HOLDOUT.drop(columns="datetime")
     elsewhere = HOLDOUT.assign(item_id=np.arange(len(HOLDOUT)) % 5 + 1)
     with pytest.raises(
         SchemaError,
-        match=r"none of the 5 items .*: item_id is 1 in the holdout and 'item-00' in the",
+        match=r"none of the 5 items .*: item_id is 1 in the test and 'item-00' in the",
     ):
         check_reachable(elsewhere, TRAIN, catalogue, SCHEMA)
     check_reachable(
@@ -165,18 +167,18 @@ def test_a_holdout_of_which_no_list_can_hold_anything_is_refused():
     first, *_, last = HOLDOUT[["user_id", "item_id"]].drop_duplicates().itertuples(index=False)
     with pytest.raises(
         SchemaError,
-        match=f"in --train, as '{first.user_id}' has '{first.item_id}', and this bundle",
+        match=f"before it, as '{first.user_id}' has '{first.item_id}', and this bundle",
     ):
-        check_reachable(pd.concat([HOLDOUT, elsewhere]), HOLDOUT, catalogue, excluding)
-    check_reachable(HOLDOUT, HOLDOUT, catalogue, SCHEMA)
+        check_reachable(pd.concat([bare, elsewhere]), bare, catalogue, excluding)
+    check_reachable(bare, HOLDOUT, catalogue, SCHEMA)
+    with pytest.raises(SchemaError, match=r"17 of the 17 events of the test are among those"):
+        check_reachable(HOLDOUT, HOLDOUT, catalogue, SCHEMA)
     is_last = (HOLDOUT["user_id"] == last.user_id) & (HOLDOUT["item_id"] == last.item_id)
-    check_reachable(HOLDOUT, HOLDOUT[~is_last], catalogue, excluding)
+    check_reachable(bare, bare[~is_last], catalogue, excluding)
 
 
-def doubts(holdout, history, at=None, **schema) -> list[str]:
-    return [
-        note.split(";")[0] for note in find_doubts(holdout, history, replace(SCHEMA, **schema), at)
-    ]
+def doubts(history, at=None, **schema) -> list[str]:
+    return [note.split(";")[0] for note in find_doubts(history, replace(SCHEMA, **schema), at)]
 
 
 def test_doubts_about_a_holdout_are_noted(words, built, tmp_path, capsys):
@@ -188,15 +190,12 @@ def test_doubts_about_a_holdout_are_noted(words, built, tmp_path, capsys):
         }
     )
     rows = rows.assign(event="buy", weight=1.0)
-    assert doubts(rows[:2].assign(datetime=0), rows) == []
-    assert doubts(rows, rows) == ["events of --holdout that are in --train too: 4 of 4"]
-    assert doubts(rows[:1].assign(datetime=0), rows[:2], AT) == [
-        "events of --train at or after --at: 1 of 2"
-    ]
+    assert doubts(rows) == []
+    assert doubts(rows[:2], AT) == ["events before the test at or after its moment: 1 of 2"]
     bare = rows[["user_id", "item_id"]]
-    lacking = "columns that the bundle was trained with and --train lacks: "
-    assert doubts(bare, bare) == [f"{lacking}datetime, event, weight"]
-    assert doubts(bare, bare, has_datetime=False, has_weight=False, event_types=()) == []
+    lacking = "columns that the bundle was trained with and the events before the test lack: "
+    assert doubts(bare) == [f"{lacking}datetime, event, weight"]
+    assert doubts(bare, has_datetime=False, has_weight=False, event_types=()) == []
     TRAIN.drop(columns="datetime").to_parquet(tmp_path / "train.parquet")
     assert main([*words, "--baselines"]) == 0
     assert f"note: {lacking}datetime; they count as missing" in capsys.readouterr().err

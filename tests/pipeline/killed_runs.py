@@ -1,9 +1,9 @@
-"""Train or search with a chain of SIGKILLs at random moments, each time going on; compare the end.
+"""Train with a chain of SIGKILLs at random moments, each time going on; compare the end.
 
 Each attempt is a fork of this program: torch is imported once, and works with one thread. A fork says through a pipe
 when a training step begins and when a call changes the disk; it is killed a random while after a random one of these.
 
-    python -m tests.pipeline.killed_runs FOLDER ordered|baskets|search|retrain N_KILLS SEED
+    python -m tests.pipeline.killed_runs FOLDER ordered|baskets|retrain N_KILLS SEED
 """
 
 from __future__ import annotations
@@ -22,15 +22,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import train
-import yaml
 from models.config import ModelConfig
 from models.two_tower import TwoTower
 from tests.pipeline.shop import open_shop
 from tests.pipeline.small_runs import (
     BASKETS,
     ORDERED,
-    QUIET,
     config_of,
     make_tables,
     trace_exports,
@@ -41,7 +38,6 @@ from pipeline import retrain, run, stages
 LONGEST_WAIT = 0.01  # seconds after an event
 MODEL = ModelConfig(dim=8, max_epochs=9, patience=2, batch_size=16, learning_rate=0.03, dropout=0.3)
 DATA = {"ordered": ORDERED, "baskets": BASKETS}
-N_TRIALS = 3
 TRAIN = stages.train
 
 
@@ -64,29 +60,6 @@ def run_training(out: Path, protocol: str) -> int:
         make_tables(DATA[protocol]),
     )
     return 0
-
-
-def run_search(out: Path, _: str) -> int:
-    folder = out.parent / "tables"
-    folder.mkdir(exist_ok=True)
-    data: dict[str, Any] = {"features": {"item": {"category": "categorical"}}}
-    for name, table in zip(("interactions", "users", "items"), make_tables(ORDERED), strict=True):
-        table.to_parquet(folder / f"{name}.parquet")
-        data[name] = {"path": str(folder / f"{name}.parquet")}
-    model = {"dim": 8, "max_epochs": 2, "batch_size": 64, "id_dropout": 0.1}
-    (folder / "shop.yaml").write_text(
-        yaml.safe_dump({"data": data, "model": model, "trainer": QUIET})
-    )
-    return train.main(
-        [
-            "--config",
-            str(folder / "shop.yaml"),
-            "--tune.trials",
-            str(N_TRIALS),
-            "--out",
-            str(out),
-        ]
-    )
 
 
 def run_shop(out: Path, _: str) -> int:
@@ -181,21 +154,14 @@ def digests(folder: Path) -> dict[str, str]:
         found["log"] = next(
             folder.parent.glob(f"shop/my/feedback/trained-{folder.name}.parquet")
         ).read_bytes()
-    if (folder / "tuning").exists():
-        found["best"] = (
-            (folder / "tuning" / "best.yaml").read_bytes().replace(str(folder).encode(), b"")
-        )
     return {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
 
 
 def report_chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict[str, Any]:
     """Compare a run that is killed again and again, and then stopped by SIGTERM, with one that is not."""
     folder.mkdir(parents=True)
-    runs, rng = (
-        {"search": run_search, "retrain": run_retrain},
-        np.random.default_rng(seed),
-    )
-    run = runs.get(protocol, run_training)
+    rng = np.random.default_rng(seed)
+    run = run_retrain if protocol == "retrain" else run_training
     if protocol == "retrain":
         finish(*start(run_shop, folder / "whole", protocol))
     code, n_events = finish(*start(run, folder / "whole", protocol))

@@ -7,7 +7,7 @@ import pytest
 import train
 import yaml
 from models.config import ModelConfig
-from pipeline.config import MAX_SEED, Config, complete_text, parse, tuned_text
+from pipeline.config import MAX_SEED, Config, complete_text, parse
 from serve.errors import SchemaError
 
 
@@ -52,10 +52,7 @@ def test_the_help_explains_each_key_of_the_model(capsys):
         ["--trainer.max_epochs", "3"],
         ["--seed", "-1"],
         ["--evaluation.baselines", "[popularity, eas]"],
-        ["--tune.trials", "0"],
         ["--ckpt_path", "first"],
-        ["--ckpt_path", "last", "--tune.trials", "3"],
-        ["--quick", "--tune.trials", "3"],
         ["--quick", "--warm_start", "--previous", "tests"],
         ["stray"],
         ["--config", "no such file.yaml"],
@@ -104,7 +101,7 @@ def test_a_run_is_called_by_the_last_file_of_its_configuration(tmp_path, monkeyp
     assert parse(words)[0].out == Path(out)
 
 
-def test_the_kept_configuration_is_complete_and_the_tuned_one_as_short_as_what_was_given():
+def test_the_kept_configuration_is_complete():
     config, text = parse(
         ["--config", "{model: {dim: 8}, data: {ties: simultaneous}}", "--overwrite"]
     )
@@ -112,10 +109,4 @@ def test_the_kept_configuration_is_complete_and_the_tuned_one_as_short_as_what_w
     assert whole["model"] == {
         field.name: 8 if field.name == "dim" else None for field in fields(ModelConfig)
     }
-    tuned = yaml.safe_load(tuned_text(text, Path("there"), {"dropout": 0.25}))
-    assert tuned == {
-        "data": {"ties": "simultaneous"},
-        "out": "there",
-        "model": {"dim": 8, "dropout": 0.25},
-    }
-    assert parse(["--config", yaml.safe_dump(tuned)])[0].model == ModelConfig(dim=8, dropout=0.25)
+    assert whole["data"]["ties"] == "simultaneous"

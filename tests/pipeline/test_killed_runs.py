@@ -1,4 +1,4 @@
-"""Trainings and searches that are killed, and go on as if nothing had been."""
+"""Trainings that are killed, and go on as if nothing had been."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ def run(program, *words):
     [
         ("ordered", 2),
         pytest.param("baskets", 2, marks=pytest.mark.slow),
-        pytest.param("search", 3, marks=pytest.mark.slow),
         pytest.param("retrain", 8, marks=pytest.mark.slow),
         pytest.param("ordered", 20, marks=pytest.mark.slow),
     ],

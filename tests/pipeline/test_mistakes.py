@@ -239,7 +239,7 @@ def test_a_configuration_that_cannot_be_read_is_named(
 
 def test_yaml_may_merge_mappings_and_write_numbers_in_its_ways():
     merged, _ = parse(
-        ["--config", "{tune: {trials: 3}, model: {<<: {dim: 8}, learning_rate: 1e-3}}"]
+        ["--config", "{index: {recall: 0.9}, model: {<<: {dim: 8}, learning_rate: 1e-3}}"]
     )
     assert (merged.model.dim, merged.model.learning_rate) == (8, 0.001)
 

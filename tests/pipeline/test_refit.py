@@ -8,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from evaluation.holdout import profiles_from_frame
+from datamodules.clean import only_targets
+from evaluation.holdout import profiles_from_frame, to_moment
+from evaluation.seen import refuse_learned
 from pipeline.run import measure, run
 from pipeline.stages import Trained, refits
 from pipeline.tables import prepare
 from serve.bundle import Bundle
+from serve.errors import SchemaError
 from serve.recommender import Recommender
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import (
@@ -23,6 +26,8 @@ from tests.pipeline.small_runs import (
     make_tables,
     trace_exports,
 )
+
+import bascule
 
 DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
 
@@ -93,3 +98,40 @@ def test_a_refit_by_default_must_cost_little_beside_the_training(tmp_path):
     assert refits(replace(work, config=replace(work.config, refit="all")), trained)
     nothing = work.with_test()
     assert not refits(replace(nothing, config=replace(nothing.config, refit="all")), many)
+
+
+@pytest.mark.parametrize("name", ["baskets", "ordered", "sets"])
+def test_what_has_seen_the_test_is_not_measured_by_it(tmp_path, name):
+    tables = make_tables(DATA[name])
+    out = tmp_path / "run"
+    out.mkdir()
+    done = run(config_of(out, DATA[name], refit="all"), tables)
+    work = done.work
+    test = only_targets(work.split.test)
+    past = work.split.refit
+    moment = None if work.split.test_at is None else to_moment(work.split.test_at).isoformat()
+    measured = bascule.load(out / "measured")
+    again = measured.evaluate(test, past, work.tables.users, at=moment)
+    expected = done.metrics["test"]["bascule"]
+    for view, figures in again["test"]["bascule"].items():
+        assert figures["users"] == expected[view]["users"] > 0
+        assert figures["NDCG@10"] == pytest.approx(expected[view]["NDCG@10"], abs=1e-9)
+
+    published = bascule.load(out)
+    with pytest.raises(SchemaError, match=r"weights .* learned .*measured/bundle"):
+        published.evaluate(test, past)
+    refuse_learned(published.served.bundle, test.assign(user_id=test["user_id"] + "x"))
+    full = Recommender(measured.served.bundle, published.served.profiles)
+    with pytest.raises(SchemaError, match=r"profiles hold"):
+        measure(full, work, {})
+
+
+def test_a_run_without_a_refit_leaves_no_measured_bundle_of_the_run_before(tmp_path):
+    tables = make_tables(ORDERED)
+    for refit, is_there in {"all": True, "profiles": False}.items():
+        config = config_of(tmp_path, ORDERED, refit=refit, overwrite=True)
+        done = run(config, tables)
+        assert (tmp_path / "measured").exists() == is_there
+        if is_there:
+            kept = Bundle.load(tmp_path / "measured" / "bundle")
+            assert kept.manifest.version != Bundle.load(done.bundle).manifest.version

@@ -274,7 +274,6 @@ def test_new_items_and_users_are_there_where_everything_trains(shop, tmp_path):
         ("--out", "{shop}/my"),
         ("--run", "{shop}/nowhere"),
         ("--state", "{shop}/state"),
-        ("--tune.trials", "2"),
     ],
 )
 def test_what_cannot_go_on_is_one_line_and_status_2(shop, tmp_path, capsys, options):

@@ -14,7 +14,7 @@ import pytest
 import torch
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TargetsConfig
-from pipeline.config import EvaluationConfig, TuneConfig
+from pipeline.config import EvaluationConfig
 from pipeline.run_folder import Work
 from serve.bundle import Bundle
 from serve.errors import SchemaError
@@ -321,8 +321,6 @@ def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
     config = config_of(tmp_path / "run", ORDERED)
     with pytest.raises(SchemaError, match="empty"):
         run.run(config, (events.iloc[:0], users, items))
-    with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
-        run.run(replace(config, tune=TuneConfig(3)), (events, users, items))
     strangers = events.assign(item_id=events["item_id"] + 10_000)
     with pytest.raises(SchemaError):  # before anything is trained
         run.run(config, (strangers, users, items))

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from evaluation.seen import refuse_known, refuse_learned
+from serve.recommender import Recommender
 from tests.benchmarks.boards import peers
 from tests.benchmarks.boards.declared import PAIRS, Board
 from tests.benchmarks.boards.protocols import PAIR, PROTOCOLS, SITUATION, Parts, is_owned, prepare
@@ -24,6 +26,7 @@ from tests.benchmarks.boards.scores import (
     summarise,
 )
 from tests.benchmarks.boards.version import ROOT, hash_sources, tell_commit
+from tests.benchmarks.measured import recall
 
 Row = dict[str, Any]
 
@@ -31,7 +34,6 @@ LIST_LENGTH = 100
 SEED_WITH_OTHERS = 0
 """Baselines and peers do not depend on the seed of a training: they are fitted beside this one."""
 INTERVAL = 1.96
-REPEATS = {"all": "allow", "novel": "exclude"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
     parts = Parts(
         *(pd.read_csv(tables / f"{name}.csv") for name in ("interactions", "train", "holdout"))
     )
-    by_user = {view: ask_and_score(board, view, parts, run) for view in board.views}
+    _, recommender = recall(run)
+    by_user = {view: ask_and_score(board, view, parts, recommender) for view in board.views}
     figures: Figures = {}
     for view, values in by_user.items():
         figures |= summarise(view, values)
@@ -130,6 +133,7 @@ def run_row(folders: Folders, is_quick: bool, board: Board, seed: int) -> Row:
         "others": others,
         "lead": lead,
         "seconds": metrics["timing"],
+        "seen": metrics["seen"],
         "machine": tell_machine(),
     }
 
@@ -156,6 +160,7 @@ def train(board: Board, paths: dict[str, Path], run: Path, seed: int, is_quick: 
             words += [f"--data.{name}.path", str(paths[name])]
     words += [word.replace("{tables}", str(paths["tables"])) for word in board.options]
     words += [] if seed == SEED_WITH_OTHERS else ["--evaluation.baselines", "[]"]
+    words += ["--refit", "profiles"]  # no more is asked than what was measured
     words += ["--quick"] if is_quick else []
     words += ["--seed", str(seed), "--out", str(run), "--ckpt_path", "last"]
     subprocess.run([sys.executable, ROOT / "train.py", *words], cwd=ROOT, check=True)
@@ -164,10 +169,17 @@ def train(board: Board, paths: dict[str, Path], run: Path, seed: int, is_quick: 
 # ---- lists
 
 
-def ask_and_score(board: Board, view: str, parts: Parts, run: Path) -> pd.DataFrame:
-    """Ask the bundle for the lists of a view, and return the metrics of each user."""
+def ask_and_score(board: Board, view: str, parts: Parts, recommender: Recommender) -> pd.DataFrame:
+    """Ask for the lists of a view, and return the metrics of each user.
+
+    Raises:
+        SchemaError: weights or profiles have seen targets.
+    """
+    refuse_learned(recommender.bundle, parts.holdout)
+    refuse_known(recommender.profiles, parts.train, parts.holdout)
     targets = number_requests(parts.holdout, board.is_by_row)
-    lists = ask(board, view, targets, parts, run)
+    requests = write_requests(board, targets, parts)
+    lists = ask(requests, view, recommender)
     check_lists(lists, parts.train, is_novel=view == "novel")
     # Where owned items are judged in a view of their own they are no targets here; elsewhere they are missed.
     if view == "novel" and "all" in board.views:
@@ -175,29 +187,12 @@ def ask_and_score(board: Board, view: str, parts: Parts, run: Path) -> pd.DataFr
     return score_users(lists, targets, board.metrics(view))
 
 
-def ask(board: Board, view: str, targets: pd.DataFrame, parts: Parts, run: Path) -> pd.DataFrame:
+def ask(requests: list[Row], view: str, recommender: Recommender) -> pd.DataFrame:
     """Return the lists of all requests: `request`, `user_id`, `item_id`, `rank`."""
-    out = run / f"lists-{board.name}-{view}.parquet"
-    words = ["--bundle", run / "bundle", "--out", out, "--repeats", REPEATS[view]]
-    words += ["--k", str(LIST_LENGTH)]
-    if board.requests == "users":
-        words.append("--all-users")
-    else:
-        path = run / f"requests-{board.name}.jsonl"
-        requests = write_requests(board, targets, parts)
-        path.write_text("".join(json.dumps(request) + "\n" for request in requests))
-        words += ["--requests", path]
-    command = [sys.executable, "-m", "bascule", "recommend", *words]
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    lists = pd.read_parquet(out)[["user_id", "item_id", "rank"]]
-    if board.requests == "users":
-        return lists.merge(targets[["request", "user_id"]].drop_duplicates(), on="user_id")
-
-    lists["request"] = np.cumsum(lists["rank"] == 1) - 1
-    n_requests = targets["request"].nunique()
-    if lists["request"].iat[-1] + 1 != n_requests:
-        raise ValueError(f"{out} has {lists['request'].iat[-1] + 1} lists of {n_requests} requests")
-    return lists
+    answers = recommender.recommend(requests, LIST_LENGTH, view == "novel")
+    lists = answers.to_table().to_pandas()[["user_id", "item_id", "rank"]]
+    numbers = np.repeat(np.arange(len(requests)), np.diff(answers.offsets))
+    return lists.assign(request=numbers)
 
 
 def write_requests(board: Board, targets: pd.DataFrame, parts: Parts) -> list[Row]:
@@ -210,8 +205,10 @@ def write_requests(board: Board, targets: pd.DataFrame, parts: Parts) -> list[Ro
             {"user_id": user, "context": context}
             for user, context in zip(users, contexts, strict=True)
         ]
-    histories = parts.train.groupby("user_id")["item_id"].agg(list)
     users = targets.drop_duplicates("request")["user_id"].tolist()
+    if board.requests == "users":
+        return [{"user_id": user} for user in users]
+    histories = parts.train.groupby("user_id")["item_id"].agg(list)
     return [{"user_id": user, "history": histories[user]} for user in users]
 
 

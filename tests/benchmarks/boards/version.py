@@ -12,12 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 SOURCES = (
     *("configs", "datamodules", "evaluation", "models", "pipeline", "serve", "train.py"),
-    *(f"tests/benchmarks/boards/{name}.py" for name in ("peers", "protocols", "scores")),
+    *(f"tests/benchmarks/boards/{name}.py" for name in ("peers", "protocols", "runs", "scores")),
+    "tests/benchmarks/measured.py",
 )
 
 
 def hash_sources(root: Path = ROOT) -> str:
-    """Return the hash of the Python and YAML sources of training, serving, evaluation and protocols.
+    """Return the hash of the Python and YAML sources of training, serving, evaluation, protocols and asking.
 
     A comment, a docstring, a test or a page changes nothing; any other character does.
     """
