@@ -1,5 +1,6 @@
 # Two commands for people, and what they share with CI.
 PYTHON ?= python3
+NEWEST ?= $(or $(shell command -v python3.13),$(PYTHON))  # that the classifiers name
 BIN := .venv/bin
 LIGHT := .venv-light
 LOWEST := .venv-lowest
@@ -23,7 +24,7 @@ lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy bascule datamodules evaluation models pipeline privacy serve service train.py examples/*.py
 
-test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
+test-light: $(LIGHT)/.base  ## the serving tests on the newest Python, where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)
 
 test-lowest:                ## the quick suite with the lowest versions that pyproject.toml admits
@@ -89,7 +90,7 @@ clean:
 	touch $@ .venv/.train
 
 $(LIGHT)/.base: pyproject.toml requirements/serve.txt Makefile
-	$(PYTHON) -m venv $(LIGHT)
+	$(NEWEST) -m venv $(LIGHT)
 	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -r requirements/serve.txt \
 	    pytest pytest-timeout pytest-xdist hypothesis
 	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
