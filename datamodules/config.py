@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -102,16 +103,20 @@ class TableConfig:
 
 def _check_time_format(form: str, key: str) -> None:
     """Refuse a format without a whole date, or whose meaning depends on the machine."""
-    try:
-        read = datetime.strptime(_A_DAY.strftime(form), form)
-        is_whole = "%Z" not in form and read.date() == _A_DAY.date()
-    except ValueError:
-        is_whole = False
-    if not is_whole:
+    if not _is_whole_date(form):
         raise SchemaError(
             f"{key} has {form!r}; allowed: signs of strptime for a whole date, such as "
             "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
         )
+
+
+def _is_whole_date(form: str) -> bool:
+    if "%Z" in form or not re.search("%[YyGcx]", form):
+        return False
+    try:
+        return datetime.strptime(_A_DAY.strftime(form), form).date() == _A_DAY.date()
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True)

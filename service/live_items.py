@@ -216,11 +216,13 @@ class Arms:
     ) -> None:
         """Load the versions; `items` is the file of live items."""
         self.experiment = experiment
-        self._items: dict[str, LiveItems] = {}
-        for arm in experiment.arms:
-            version = arm.version
-            if version is not None and version not in self._items:
-                self._items[version] = LiveItems(items, load(version))
+        versions = {arm.version for arm in experiment.arms if arm.version is not None}
+        # All are loaded before a file is opened: one that cannot be leaves none open.
+        loaded = {version: load(version) for version in sorted(versions)}
+        self._items = {
+            version: LiveItems(items, recommender)
+            for version, recommender in loaded.items()
+        }
 
     def recommender(self, arm: Arm, current: Recommender) -> Recommender:
         """Return what answers in an arm."""

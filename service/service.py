@@ -102,13 +102,13 @@ class Service:
         self._reloading = threading.Lock()
 
         recommender, reason = source.start()
-        self.shared = open_shared(state, self._runs, *self._days)
-        self.erasures = Erasures(self._runs, self.shared)
-        self._open(recommender)
         self.arms: Arms | None = None
         if experiment is not None:
             items = self._folder / ITEMS_FILE
             self.arms = Arms(experiment, items, source.load_version)
+        self.shared = open_shared(state, self._runs, *self._days)
+        self.erasures = Erasures(self._runs, self.shared)
+        self._open(recommender)
 
         self.last_reload: Content | None = None
         if reason is not None:
