@@ -427,6 +427,11 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     if on_disk is not None:
         parts = list_profiles(on_disk, product.published.bundle.schema)
         profiles = replace(profiles, user_ids=on_disk.user_ids)
+    schema = product.published.bundle.schema
+    if schema.repeats == "allow" and schema.has_datetime:
+        item_ids = product.published.catalogue.item_ids
+        hold = product.published.just_taken.hold_last_day
+        parts = (hold(part, item_ids) for part in parts)
     stage_profiles(out / PROFILES, parts, ready.version)
     erase_forgotten(out, profiles)
     note_published(out, declare_finished(config, work.rows), ready.version)

@@ -59,6 +59,7 @@ _OUR_FILES = ("users-*.parquet*", "events-*.parquet*", f"{MANIFEST}.*")
 
 # Before the name of a feature in the users file, so that one may be called `user_id`.
 _FEATURE = "feature:"
+_HELD_UNTIL = "held_until"
 
 Columns = dict[str, NDArray[Any]]
 Entries = dict[str, Any]  # part -> its file: the manifest, or `next` in it
@@ -71,6 +72,7 @@ class Profile:
     user_id: Id
     features: dict[str, Any]
     history: History
+    held: tuple[tuple[Id, int], ...] = ()  # as of `Request`
     n_fresh: int = 0  # none of the events counts as just now
 
 
@@ -79,7 +81,9 @@ def fill_in(request: Request, known: Profile | Request) -> Request:
     if request.features is None:
         request = replace(request, features=known.features)
     if request.history is None:
-        request = replace(request, history=known.history, n_fresh=known.n_fresh)
+        request = replace(
+            request, history=known.history, n_fresh=known.n_fresh, held=known.held
+        )
     return request
 
 
@@ -93,12 +97,15 @@ class Profiles:
             (U, W) float32.
         history: the events of all users. User u has `offsets[u]:offsets[u + 1]`, oldest first.
         offsets: (U + 1,).
+        held_until: (E,) UTC seconds until which an event holds its item back from lists, 0: it does
+            not. None, as in figures: no event does.
     """
 
     user_ids: NDArray[np.generic]
     features: dict[str, NDArray[Any]]
     history: History
     offsets: Ints
+    held_until: Ints | None = None
 
     @classmethod
     def none(cls, schema: Schema) -> Profiles:
@@ -155,7 +162,14 @@ class Profiles:
             features[name] = None if np.any(cell != cell) else cell
 
         events = slice(self.offsets[position], self.offsets[position + 1])
-        return Profile(user_id, features, self.history.take(events))
+        history = self.history.take(events)
+        if self.held_until is None:
+            return Profile(user_id, features, history)
+        held_until = self.held_until[events]
+        held = np.flatnonzero(held_until)
+        ids = history.item_id[held].tolist()
+        pairs = zip(ids, held_until[held].tolist(), strict=True)
+        return Profile(user_id, features, history, tuple(pairs))
 
     def complete(self, request: Request) -> Request:
         """Return a request with the history and features of its user, where it brings none."""
@@ -170,13 +184,15 @@ class Profiles:
         )
         counts = np.diff(self.offsets)
         features = {name: values[is_other] for name, values in self.features.items()}
-        history = self.history.take(np.repeat(is_other, counts))
+        is_kept = np.repeat(is_other, counts)
+        held_until = self.held_until
 
         return Profiles(
             user_ids=self.user_ids[is_other],
             features=features,
-            history=history,
+            history=self.history.take(is_kept),
             offsets=_count_up(counts[is_other]),
+            held_until=None if held_until is None else held_until[is_kept],
         )
 
 
@@ -297,10 +313,10 @@ def _write_parts(folder: Path, parts: Iterable[Profiles]) -> Entries:
         users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
         for name, values in profiles.features.items():
             users[_FEATURE + name] = values
-        tables = {
-            "users": _to_table(users),
-            "events": _to_table(profiles.history.columns()),
-        }
+        events = profiles.history.columns()
+        if profiles.held_until is not None:
+            events[_HELD_UNTIL] = profiles.held_until
+        tables = {"users": _to_table(users), "events": _to_table(events)}
         for part, table in tables.items():
             if part not in writers:
                 sink = sinks[part]
@@ -378,7 +394,9 @@ def _read_parts(folder: Path, entries: Entries) -> Profiles:
     offsets = _count_up(users["n_events"])
     for values in (*users.values(), *events.values(), offsets):
         values.flags.writeable = False
-    return Profiles(users["user_id"], features, History(**events), offsets)
+    held_until = events.pop(_HELD_UNTIL, None)
+    history = History(**events)
+    return Profiles(users["user_id"], features, history, offsets, held_until)
 
 
 def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:

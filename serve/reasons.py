@@ -129,7 +129,7 @@ def _explain_list(
         *_leave_out_values(request, "features"),
         *_leave_out_values(request, "context"),
     ]
-    nobody = replace(request, history=None, features=None, n_fresh=None)
+    nobody = replace(request, history=None, features=None, n_fresh=None, held=())
     compared = [request, nobody, *(part.without for part in values)]
     listed, popular, *others = _list_alike(recommender, compared, item_ids)
     deciding = [*_find_deciding(values, listed, popular, others)]

@@ -38,8 +38,9 @@ from serve.bundle import GOLDEN, PROFILES, Bundle, identify_folder
 from serve.catalogue import Catalogue, Columns, name_items
 from serve.encode import encode_features
 from serve.errors import BundleError, SchemaError, name_nearest
-from serve.filters import Admission, JustTaken, explain_short, rank_filtered
+from serve.filters import Admission, explain_short, rank_filtered
 from serve.index import Pairs, Query, find_greatest, join_terms
+from serve.just_taken import JustTaken
 from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Answer, Recommendations
 from serve.requests import Request, fit_request, parse_request

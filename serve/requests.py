@@ -98,6 +98,7 @@ class Request:
         again: whether items that were just taken are listed before they may be due again.
         n_fresh: how many events at the end of the history count as just now; None: those of the
             last day, and all that have no time.
+        held: items of the profile's last day, each with the UTC second from which it may be due.
         user_known: whether there is anything about the user; None where nobody looked.
         profile: whether personal data may be used: who they are, their history and features.
     """
@@ -111,6 +112,7 @@ class Request:
     filters: Filters | None = None
     again: Again = "due"
     n_fresh: int | None = None
+    held: tuple[tuple[Id, int], ...] = ()
     user_known: bool | None = None
     profile: bool = True
 
@@ -146,6 +148,7 @@ def without_profile(request: Request) -> Request:
         features=None,
         history=None,
         n_fresh=None,
+        held=(),
         user_known=None,
         profile=False,
     )

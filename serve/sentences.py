@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from serve.arrays import Id
 from serve.clock import Rhythm, measure_rhythms
-from serve.filters import JustTaken
+from serve.just_taken import JustTaken
 from serve.profiles import Profiles
 from serve.requests import Request
 from serve.schema import Schema

@@ -20,7 +20,7 @@ from serve import profiles as profile_files
 from serve.arrays import Id
 from serve.cells import INTEGER
 from serve.files import is_forgotten, read_opt_outs
-from serve.filters import DEFAULT_GAP
+from serve.just_taken import DEFAULT_GAP
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, without_profile
@@ -56,7 +56,7 @@ def know_user(
     Returns:
         A request without a history where the profile is all that there is. In another one, the
         events from the first live one on count as just now; without times in the data, those of
-        the last weeks do.
+        the last weeks do. What the profile holds back stays held.
     """
     fitted = _fit(user_id, profiles.user_ids)
     user_id = user_id if fitted is None else fitted
@@ -73,9 +73,13 @@ def know_user(
     is_live = len(recalled.history) > 0 or len(excluded) > 0
     history = None
     n_fresh = None
+    held: tuple[tuple[Id, int], ...] = ()
     if len(live):
         profile = profiles.get(user_id)
-        history = live if profile is None else _join(profile.history, live)
+        history = live
+        if profile is not None:
+            history = _join(profile.history, live)
+            held = profile.held
         times = live.columns()["datetime"]
         first = times[0]
         if profiles.history.datetime is None:  # nothing tells when they are due again
@@ -88,6 +92,7 @@ def know_user(
         user_id,
         history=history,
         n_fresh=n_fresh,
+        held=held,
         exclude=excluded,
         user_known=is_live or user_id in profiles.positions,
     )

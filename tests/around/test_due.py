@@ -10,7 +10,7 @@ from statistics import mean, median
 import numpy as np
 import pytest
 from serve.due import FADING, MIN_DAYS, WAIT, find_due
-from serve.filters import DEFAULT_GAP, EARLIEST
+from serve.just_taken import DEFAULT_GAP, EARLIEST
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles

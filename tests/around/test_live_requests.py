@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from serve.profiles import Profiles
+from serve.profiles import Profiles, settle_profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
 from service.event_log import Observation, parse_observations
@@ -153,6 +153,42 @@ def test_what_was_taken_live_is_not_listed_until_it_may_be_due_again(recommender
     assert best not in later.item_id
     far = ask(datetime=UNTIL + 400 * DAY)
     assert (best in far.item_id, far.held_back) == (True, 0)
+
+
+def test_what_a_profile_took_on_its_last_day_is_held_back_where_it_is_served(
+    recommenders, store, tmp_path
+):
+    measured = recommenders["shop"]
+    item_ids = measured.catalogue.item_ids
+    profiles = measured.just_taken.hold_last_day(measured.profiles, item_ids)
+    stage_profiles(tmp_path / "profiles", [profiles], "1")
+    settle_profiles(tmp_path / "profiles", "1")
+    served = Recommender(measured.bundle, Profiles.load(tmp_path / "profiles"))
+    n_held = 0
+    for user_id in known_users(SHOP):
+        history = served.profiles.get(user_id).history
+        if not len(history):
+            continue
+        moment = int(history.datetime[-1])
+        # the rule of live events is the judge
+        last_day = int((history.datetime > moment - DAY).sum())
+        live = Request(user_id, history=history, n_fresh=last_day, datetime=moment)
+        expected = measured.recommend([live], N).item_id.tolist()
+        request = Request(user_id, datetime=moment)
+        assert served.recommend([request], N).item_id.tolist() == expected
+        whole = measured.recommend([request], N).item_id.tolist()
+        assert served.recommend([replace(request, again="any")], N).item_id.tolist() == whole
+        assert served.recommend([replace(request, profile=False)], N).held_back.sum() == 0
+        n_held += len(whole) - len(expected)
+        # a live event holds its own item back, and leaves the others held
+        store.observe(user_id, expected[0], "buy", moment + 5)
+        joined = complete(replace(request, datetime=moment + 9), served.profiles, store)
+        assert not {*served.recommend([joined], N).item_id} & ({*whole} - {*expected[1:]})
+        later = replace(request, datetime=moment + 400 * DAY)
+        assert served.recommend([later], N).held_back.sum() == 0
+    assert n_held > 0
+    (gone, *_) = known_users(SHOP)
+    assert len(profiles.without([gone]).held_until) == len(profiles.without([gone]).history)
 
 
 @pytest.mark.parametrize("user_id", ["u1", "newcomer"])

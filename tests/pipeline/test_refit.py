@@ -135,3 +135,21 @@ def test_a_run_without_a_refit_leaves_no_measured_bundle_of_the_run_before(tmp_p
         if is_there:
             kept = Bundle.load(tmp_path / "measured" / "bundle")
             assert kept.manifest.version != Bundle.load(done.bundle).manifest.version
+
+
+def test_what_was_bought_on_the_last_day_is_not_offered_and_counts_in_the_figures(tmp_path):
+    done = run(config_of(tmp_path, BASKETS), make_tables(BASKETS))
+    served = Recommender.load(done.bundle)
+    events = done.work.with_test().split.refit
+    n_held = 0
+    for user_id, of_user in events.groupby("user_id"):
+        moment = int(of_user["datetime"].max())
+        bag = {*of_user["item_id"][of_user["datetime"] == moment]}
+        request = {"user_id": user_id, "datetime": moment}
+        listed, whole = (
+            {*served.recommend([{**request, "again": again}], 20).item_id}
+            for again in ("due", "any")
+        )
+        assert listed & bag == set()
+        n_held += len(whole & bag)
+    assert n_held > 0
