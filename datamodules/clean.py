@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig, TableConfig
+from datamodules.feedback import RETURN
 from datamodules.tables import IDS, PART, Tables
 from datamodules.values import TARGET_WEIGHT, is_set, mark_shared
 from serve.arrays import Ties
@@ -51,11 +52,15 @@ def clean(
         excluded = [str(user_id).strip() for user_id in config.exclude_users]
         events = events[~events["user_id"].astype("str").isin(excluded)]
     distinct = events.drop_duplicates()
+    if RETURN in distinct:  # of a service, in tables without weights
+        distinct = distinct.assign(weight=np.where(distinct[RETURN], -1.0, 1.0))
     weights = distinct.get("weight", pd.Series(1.0, distinct.index))
     n_returns = int((weights < 0).sum())
     kept = distinct
     if n_returns:
         kept = _take_back(distinct, config)
+    if RETURN in kept:
+        kept = kept.drop(columns=[RETURN, "weight"])
     users = _keep_one(tables.users, "user_id", config.users)
     items = _keep_one(tables.items, "item_id", config.items)
 

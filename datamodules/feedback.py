@@ -2,7 +2,8 @@
 
 The log is a file as `bascule feedback` writes it: user_id, item_id, event, datetime, weight; ids
 are texts, times UTC seconds. An event that the tables hold already counts once, and a pair of user
-and item that was dismissed, and not taken back, leaves training altogether.
+and item that was dismissed, and not taken back, leaves training altogether. A weight below 0 is a
+return, in tables without weights too (`RETURN`): cleaning takes back what it undoes.
 """
 
 from __future__ import annotations
@@ -18,24 +19,26 @@ from serve.errors import SchemaError
 
 DISMISS = "dismiss"  # as `service.state` logs them
 UNDISMISS = "undismiss"
+RETURN = "is a return"
 _PAIR = ["user_id", "item_id"]
-_READ = (*_PAIR, "datetime", "weight")  # columns read where the interactions have them
+_READ = (*_PAIR, "datetime")  # columns read where the interactions have them
 _NUMBERED = (
     "data.feedback is set, data.ties is 'simultaneous' and the interactions have a position and no "
     "datetime: each logged event would be a basket of its own; allowed: interactions with a "
     "datetime; give them one, or leave data.feedback out"
 )
 _EVENT = Column("event", "event", "text", "which a log of events has")
+_WEIGHT = Column("weight", "weight", "number", "which a log of events has")
 
 
 def list_columns(interactions: tuple[Column, ...]) -> tuple[Column, ...]:
     """Return the columns to read of a log, given those of the interactions."""
     columns = [
-        replace(column, source=column.name, may_be_empty=column.name == "weight")
+        replace(column, source=column.name, may_be_empty=False)
         for column in interactions
         if column.name in _READ
     ]
-    return (*columns, _EVENT)
+    return (*columns, _EVENT, _WEIGHT)
 
 
 def append_log(
@@ -64,6 +67,8 @@ def append_log(
     is_sign = log["event"].isin((DISMISS, UNDISMISS))
     logged = _fill(log[~is_sign], events)
     rows = pd.concat([events, logged], ignore_index=True) if len(logged) else events
+    if RETURN in rows:
+        rows[RETURN] = rows[RETURN].eq(True)
     is_logged = np.arange(len(rows)) >= len(events)
     is_dismissed = _find_dismissed(rows, log[is_sign])
     keys = [name for name in (*_PAIR, "datetime", "event") if name in events]
@@ -83,7 +88,10 @@ def append_log(
 
 def _fill(log: pd.DataFrame, events: pd.DataFrame) -> pd.DataFrame:
     """Return the log in the columns of the interactions."""
+    is_return = (log["weight"] < 0).to_numpy()
     log = log[[name for name in log if name in events]].reset_index(drop=True)
+    if "weight" not in events and is_return.any():
+        log[RETURN] = is_return
     if "weight" in events:
         mean = np.expm1(np.log1p(events["weight"].clip(lower=0)).mean())
         log["weight"] = log["weight"].fillna(mean)

@@ -198,11 +198,12 @@ def join(
     events = events.assign(slot=slot)
 
     is_dismissal = events["event"].isin(DISMISSALS)
-    is_target = ~is_dismissal
+    is_reaction = ~is_dismissal & ~(events["weight"] < 0)  # what comes back is none
+    is_target = is_reaction
     if targets:
-        is_target &= events["event"].isin(targets)
+        is_target = is_reaction & events["event"].isin(targets)
     outcomes = {
-        "clicks": ~is_dismissal,
+        "clicks": is_reaction,
         "conversions": is_target,
         "dismissals": events["event"] == DISMISS,
         "value": winsorise(events, is_target),

@@ -26,9 +26,10 @@ from __future__ import annotations
 import json
 import re
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,7 +38,7 @@ import numpy as np
 import pyarrow as pa
 
 from serve.arrays import Id
-from serve.cells import check_id, parse_id, parse_label, parse_weight, to_text
+from serve.cells import check_id, parse_id, parse_label, parse_number, to_text
 from serve.clock import DAY, check_seconds, parse_times
 from serve.errors import SchemaError, show
 from serve.requests import History, key_contexts, parse_context
@@ -49,6 +50,7 @@ DISMISS = "dismiss"  # hides an item and, like its opposite, is no part of a his
 UNDISMISS = "undismiss"
 SHOWN = "shown"  # policy of an answer without items: its request's lists were seen
 UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
+MISTYPED = 0.85  # likeness (difflib) from which on a type is a slip: purchse, views
 _MAX_LIVE = 1000  # latest events of a user in the history
 _CLOCK_TOLERANCE = DAY  # seconds that a caller's clock or time zone may be ahead
 REQUEST_ID = "^[A-Za-z0-9_.-]{1,64}$"
@@ -150,7 +152,7 @@ class Observation:
     item_id: Id
     event: str | None  # type, such as `purchase` or `DISMISS`
     datetime: int  # UTC seconds
-    weight: float | None = None  # NaN is None, too
+    weight: float | None = None  # NaN is None, too; below 0 it takes an event back
     request_id: str | None = None  # the answer that the user reacted to
     context: str | None = None  # in which it happened, in JSON
     context_key: int = 0  # of `serve.encode.context_keys`
@@ -160,8 +162,8 @@ class Observation:
         check_id(self.item_id, "item_id")
         check_seconds(self.datetime, "datetime")
 
-        if self.weight == self.weight:  # no NaN
-            parse_weight(self.weight, "weight")
+        if self.weight is not None and self.weight == self.weight:  # no NaN
+            parse_number(self.weight, "weight")
 
         if not isinstance(self.event, str | None):
             raise SchemaError(f"event is {show(self.event)}; expected a text, or None")
@@ -264,7 +266,10 @@ def parse_observations(
         item_id = event.get("item_id")
         item_id = parse_id(item_id, schema.item_id_type, f"{where}.item_id")
         label = to_text(parse_label(event.get("event"), f"{where}.event"))
-        weight = parse_weight(event.get("weight"), f"{where}.weight")
+        refuse_mistyped(label, schema, f"{where}.event")
+        weight = event.get("weight")
+        if weight is not None:
+            weight = parse_number(weight, f"{where}.weight")
         context = event.get("context") or {}
         values = parse_context(context, schema, f"{where}.context")
         keys = key_contexts([values], np.array([seconds]), schema)
@@ -277,6 +282,46 @@ def parse_observations(
         )
 
     return observations
+
+
+def refuse_mistyped(label: str | None, schema: Schema, where: str) -> None:
+    """Refuse a type of events that is nearly one of the data's; others, such as clicks, are kept.
+
+    Raises:
+        SchemaError: proposes the nearest.
+    """
+    declared = schema.event_types
+    if label is None or label in (*declared, *UNDONE_BY):
+        return
+    for nearest in get_close_matches(label, declared, 1, MISTYPED):
+        raise SchemaError(f"{where} is {show(label)}; did you mean {nearest!r}?")
+
+
+def keep_recent(
+    keep: Callable[[list[Observation]], int],
+    observations: Sequence[Observation],
+    now: int,
+    days: float,
+) -> tuple[int, str | None]:
+    """Keep events, all or none, but old ones and those of users who left.
+
+    Args:
+        keep: writes events into a state, and returns how many are on disk.
+        observations: what is to be kept.
+        now: UTC seconds.
+        days: age at which events are removed.
+
+    Returns:
+        How many are on disk, and why others are not.
+    """
+    recent = [each for each in observations if each.datetime >= now - days * DAY]
+    n_kept = keep(recent)
+    told = []
+    if n_old := len(observations) - len(recent):
+        told.append(f"{n_old} older than {days:g} days, the retention")
+    if n_left := len(recent) - n_kept:
+        told.append(f"{n_left} of users who were forgotten or have opted out")
+    return n_kept, "; ".join(told) or None
 
 
 # ---- the log as a whole

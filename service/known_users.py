@@ -80,6 +80,7 @@ def know_user(
         if profile is not None:
             history = _join(profile.history, live)
             held = profile.held
+        history = _take_back(history)
         times = live.columns()["datetime"]
         first = times[0]
         if profiles.history.datetime is None:  # nothing tells when they are due again
@@ -185,6 +186,35 @@ def _join(known: History, live: History) -> History:
     joined = _append(known, live.take(is_new))
     order = np.argsort(joined.columns()["datetime"], kind="stable")
     return joined.take(order)
+
+
+def _take_back(history: History) -> History:
+    """Leave out returns, events of a weight below 0, and what they undo.
+
+    A return takes its amount from the latest earlier event of its item and type, or of any type
+    where none has its own, then from the one before. An event without a weight is undone whole.
+    """
+    weights = history.weight
+    if weights is None or not (weights < 0).any():
+        return history
+
+    left = weights.copy()
+    events = history.columns().get("event", np.full(len(history), None))
+    for place in np.flatnonzero(weights < 0).tolist():
+        is_it = history.item_id[:place] == history.item_id[place]
+        is_it &= ~(left[:place] <= 0)
+        is_alike = is_it & (events[:place] == events[place])
+        amount = -weights[place]
+        for earlier in np.flatnonzero(is_alike if is_alike.any() else is_it)[::-1]:
+            taken = left[earlier] if left[earlier] < amount else amount
+            left[earlier] = max(0.0, left[earlier] - taken)
+            amount -= taken
+            if amount <= 0:
+                break
+
+    return replace(history, weight=left).take(
+        (left != 0) & ~(weights < 0) | (weights == 0)
+    )
 
 
 def _key_events(events: History, names: Sequence[str]) -> list[tuple[Any, ...]]:

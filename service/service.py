@@ -26,7 +26,7 @@ from serve.requests import MAX_PAUSE, Request, ask_now, parse_request
 from serve.schema import Schema
 from service.answers import Content, show_due, show_similar
 from service.database import check_database
-from service.event_log import Impressions, Raw, parse_observations
+from service.event_log import Impressions, Raw, keep_recent, parse_observations
 from service.experiment import Experiment, Policy
 from service.faults import FAULTS, OUT_OF_SERVICE, lacks_erasures, name_fault_of
 from service.forget import Erasures
@@ -236,13 +236,11 @@ class Service:
 
     # ---- events and users
 
-    def observe(self, events: Sequence[Raw]) -> int:
-        """Keep events, all or none, but old ones and those of forgotten users; return how many."""
+    def observe(self, events: Sequence[Raw]) -> tuple[int, str | None]:
+        """Keep events, all or none; return how many are on disk, and why others are not."""
         now = int(time.time())
         observations = parse_observations(events, self._schema, now)
-        begin = now - self._days[0] * DAY
-        recent = (each for each in observations if each.datetime >= begin)
-        return self._state.observe_many(recent)
+        return keep_recent(self._state.observe_many, observations, now, self._days[0])
 
     def _confirm(self, request_id: str) -> None:
         """Keep that the lists of a request were seen; it is on disk when this returns."""

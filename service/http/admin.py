@@ -61,9 +61,10 @@ async def add_events(
 
     content = cast(dict[str, Any], body)
     events = content.get("events", [content])
-    n_saved = await asyncio.to_thread(service.observe, events)
+    n_saved, left_out = await asyncio.to_thread(service.observe, events)
     request.app.state.shared.metrics.counters["events"].inc(n_saved)
-    return write_answer(request, service.version, {"kept": n_saved})
+    answer = {"kept": n_saved} | ({"left_out": left_out} if left_out else {})
+    return write_answer(request, service.version, answer)
 
 
 @changing.post(

@@ -370,6 +370,8 @@ class EventsAnswer(PutAnswer):
     """The number of events that were kept; old ones, and those of users who left, are not."""
 
     kept: int
+    left_out: NotRequired[str]
+    """How many were not kept, and why."""
 
 
 class DeleteAnswer(PutAnswer):

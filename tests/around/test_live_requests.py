@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from serve.errors import SchemaError
 from serve.profiles import Profiles, settle_profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
-from service.event_log import Observation, parse_observations
+from service.event_log import Observation, parse_observations, read_log
 from service.known_users import complete
 from service.state import StateStore
 from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
@@ -189,6 +190,50 @@ def test_what_a_profile_took_on_its_last_day_is_held_back_where_it_is_served(
     assert n_held > 0
     (gone, *_) = known_users(SHOP)
     assert len(profiles.without([gone]).held_until) == len(profiles.without([gone]).history)
+
+
+@pytest.mark.parametrize("user_id", ["newcomer", "known"])
+def test_a_return_undoes_what_it_brings_back_and_nothing_else(recommenders, store, user_id):
+    recommender = recommenders["shop"]
+    if user_id == "known":
+        user_id = next(
+            one for one in known_users(SHOP) if len(recommender.profiles.get(one).history)
+        )
+    first, second, *_ = item_ids(SHOP)
+
+    def read():
+        request = complete(Request(user_id, datetime=UNTIL + 99), recommender.profiles, store)
+        history = request.history
+        if history is None:
+            history = recommender.profiles.get(user_id).history
+        answer = recommender.recommend([request], N).of(0)
+        return history.item_id.tolist(), answer.item_id.tolist()
+
+    store.observe(user_id, first, "view", UNTIL + 1)
+    before = read()
+    store.observe(user_id, second, "buy", UNTIL + 2, 2.0)
+    store.observe(user_id, second, "buy", UNTIL + 3, -1.0)
+    part = complete(Request(user_id), recommender.profiles, store).history
+    assert (part.item_id[-1], part.weight[-1]) == (second, 1.0)  # one of two came back
+    store.observe(user_id, second, "buy", UNTIL + 4, -7.0)
+    assert read() == before
+    store.observe(user_id, first, "buy", UNTIL + 5, -1.0)  # of another type, but the only one
+    assert read()[0] == before[0][:-1]
+    log = read_log(store.path).events
+    assert sorted(log.column("weight").to_pylist(), key=str) == [-1.0, -1.0, -7.0, 2.0, None]
+
+
+def test_a_mistyped_type_is_answered_by_the_nearest_and_another_one_is_kept():
+    event = {"user_id": "u", "item_id": item_ids(SHOP)[0]}
+    assert SHOP.event_types
+    for declared in SHOP.event_types:
+        (kept,) = parse_observations([{**event, "event": declared}], SHOP, UNTIL)
+        assert kept.event == declared
+        with pytest.raises(SchemaError, match=f"did you mean '{declared}'"):
+            parse_observations([{**event, "event": f"{declared}{declared[-1]}"}], SHOP, UNTIL)
+    for label in ("dismiss", "undismiss", "click"):
+        (kept,) = parse_observations([{**event, "event": label}], SHOP, UNTIL)
+        assert kept.event == label
 
 
 @pytest.mark.parametrize("user_id", ["u1", "newcomer"])

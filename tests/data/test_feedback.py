@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from datamodules.clean import only_evidence, weigh_targets
+from datamodules.clean import clean, only_evidence, weigh_targets
 from datamodules.config import (
     DataConfig,
     FeaturesConfig,
@@ -158,6 +158,34 @@ def test_columns_that_the_tables_lack_or_always_have_are_taken_away_or_filled(tm
     assert filled["weight"].tolist() == pytest.approx(
         [1, 7, 3, 9]
     )  # sqrt((1 + 1) * (7 + 1)) - 1 = 3
+
+
+@pytest.mark.parametrize("has_weight", [False, True])
+def test_a_logged_return_takes_back_the_latest_event_of_its_pair(tmp_path, has_weight):
+    events = pd.DataFrame(
+        {"user_id": ["a", "a", "b"], "item_id": ["x", "y", "x"], "datetime": [START] * 3}
+    )
+    if has_weight:
+        events["weight"] = 1.0
+    log = write_log(
+        tmp_path / "log.parquet",
+        [
+            ("a", "x", "buy", START + 5, 1.0),
+            ("a", "x", "buy", START + 9, -1.0),
+            ("b", "x", "buy", START + 9, -1.0),
+            ("b", "y", "buy", START + 9, -1.0),  # was never bought
+        ],
+    )
+    config = DataConfig(feedback=log)
+    tables, report = clean(tables_from_frames(config, events)[0], config)
+    kept = tables.interactions
+    assert [*zip(kept["user_id"], kept["item_id"], kept["datetime"], strict=True)] == [
+        ("a", "x", START),
+        ("a", "y", START),
+    ]
+    assert ("weight" in kept) == has_weight
+    assert set(kept) <= {*events, "weight"}
+    assert (report.negative_weights, report.taken_back) == (3, 2)
 
 
 def test_logged_events_have_no_place_among_numbered_baskets(tmp_path):

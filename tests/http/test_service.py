@@ -148,7 +148,7 @@ def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
     with closing(Service(BundleSource(bundle), bundle.parent, None, None, 2)) as service:
         times = {first: now - 3 * DAY, second: now - DAY}
         events = [{"user_id": user, "item_id": item, "datetime": at} for item, at in times.items()]
-        assert service.observe(events) == 1
+        assert service.observe(events) == (1, "1 older than 2 days, the retention")
     with closing(StateStore(state / "state.db")) as store:
         assert list(store.recall(user).history.item_id) == [second]
 
@@ -171,13 +171,13 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
     )
     source = RegistrySource(registry, profiles)
     with closing(Service(source, registry.path, profiles, state, EVER)) as service:
-        assert service.observe([event]) == 1
+        assert service.observe([event])[0] == 1
         erased = [receipt["erased"] for receipt in service.forget(user).result()]
         assert (
             sum(one["events"] for one in erased),
             sum(one["profiles"] for one in erased),
         ) == (1, 1)
-        assert service.observe([event]) == 0
+        assert service.observe([event])[0] == 0
         theirs, anyones = ask(service, {**NOW, "user_id": user}, NOW)
         assert theirs == anyones
 
@@ -254,7 +254,7 @@ def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(
         is_full.clear()
         while "disk" in service.find_faults():
             time.sleep(0.01)
-        assert service.observe([event]) == 1
+        assert service.observe([event])[0] == 1
         assert service.items.remove(item)
     with closing(StateStore(bundle.parent / "state" / "state.db")) as store:
         assert store.recall(user).dismissed == (item,)
@@ -297,7 +297,7 @@ def test_who_only_asks_fills_no_disk(tmp_path, monkeypatch):
             time.sleep(0.01)
         service.log_shown(service.current, [answer], "short of room")
         assert service.impressions.n_lost == 1
-        assert service.observe([{"user_id": "u1", "item_id": item_ids(SHOP)[0]}]) == 1
+        assert service.observe([{"user_id": "u1", "item_id": item_ids(SHOP)[0]}])[0] == 1
     with closing(sqlite3.connect(tmp_path / "state" / "state.db")) as database:
         logged = database.execute("SELECT request_id FROM answers").fetchall()
         assert logged == [("long",)]

@@ -91,7 +91,7 @@ def test_an_event_without_a_time_that_comes_again_counts_once(run, store, monkey
         b"[" * 100_000,
         b'{"events": []}',
         event(1, extra=1),
-        event(1, weight=-1),
+        event(1, weight=True),
         event(1, weight="1"),
         event(1, request_id="no id!"),
         event(1, request_id=7),
