@@ -180,10 +180,11 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
 
     The moment is the beginning of this minute, or the latest event if that came later. If the end
     of the data is given, the first pause of more than `MAX_PAUSE` after it is left out: the moment
-    and the events after the pause move back by it.
+    and the events after the pause move back by it. A datetime of the request itself stays; one in
+    the pause is how long after the data, and after the events that follow it, the request is asked.
 
     Args:
-        request: a request without a datetime.
+        request: what is asked.
         data_until: UTC seconds just after the last training event; None: no pause is left out.
         now: UTC seconds.
     """
@@ -194,18 +195,21 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
 
     past = times[times <= now]
     moment = max([now - now % MINUTE, *past[-1:].tolist()])
+    asked = request.datetime
     if data_until is None:
-        return replace(request, datetime=moment)
+        return replace(request, datetime=moment if asked is None else asked)
 
     moments = np.array([data_until, *past[past > data_until], moment])
     pauses = np.diff(moments)
     for place in np.flatnonzero(pauses > MAX_PAUSE)[:1]:
         pause = int(pauses[place])
         moment -= pause
-        if history is not None and len(times):
-            moved = times - pause * (times >= moments[place + 1])
+        resumed = moments[place + 1]
+        if history is not None and len(times) and (asked is None or asked < resumed):
+            moved = times - pause * (times >= resumed)
             history = replace(history, datetime=moved)
 
+    moment = moment if asked is None else asked
     return replace(request, history=history, datetime=moment)
 
 

@@ -168,7 +168,7 @@ class Service:
             except SchemaError as error:
                 where = f"requests[{index}]: " if is_batch else ""
                 raise SchemaError(f"{where}{error}") from error
-            yield ask_now(request, end, now) if request.datetime is None else request
+            yield ask_now(request, end, now)
 
     def clock(self, current: Recommender) -> Clock:
         """Return the clock of requests without a datetime, 'data' only if it ended long ago."""

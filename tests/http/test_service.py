@@ -112,6 +112,10 @@ def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(
             UNTIL,
             UNTIL + 2 * DAY,
         ]
+        later = {"user_id": user, "datetime": UNTIL + 90 * DAY}
+        (asked,) = service.read([later], service.current)
+        assert asked.datetime == UNTIL + 90 * DAY
+        assert asked.history.datetime.tolist() == after.history.datetime.tolist()
         expected = [service.current.recommend([after], 5).of(0).item_id.tolist()]
         assert ask(service, {"user_id": user}) == ask(worker, {"user_id": user}) == expected
         status = service.describe()
