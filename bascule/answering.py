@@ -13,11 +13,13 @@ import pyarrow as pa
 
 from bascule.forms import list_unknown, write_notes
 from datamodules.read import read_columns
+from serve import rerank
 from serve.bundle import MANIFEST, Bundle
 from serve.errors import BundleError, SchemaError
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender, replay
 from serve.requests import Filters, Request, join_filters
+from serve.rerank import Dials
 from serve.schema import MIN_USERS
 from service.answers import show_items
 from service.command_line import align
@@ -49,9 +51,9 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
         return
 
     requests = _list_requests(recommender, options)
-    if options.again is not None:
-        requests = (replace(request, again=options.again) for request in requests)
-    filter_viewed = None if options.repeats is None else options.repeats == "exclude"
+    chosen = {"again": options.again, "variants": options.variants}
+    told = {name: value for name, value in chosen.items() if value is not None}
+    requests = (replace(request, **told) for request in requests)
     unknown: dict[tuple[str, str], None] = {}  # kinds and names, each once
     reasons: list[str | None] = []  # why lists are short
     held_back: list[int] = []  # items of each batch
@@ -65,13 +67,15 @@ def recommend(options: Namespace, recommender: Recommender | None = None) -> Non
 
     def answer() -> Iterator[pa.Table]:
         while batch := list(islice(requests, _BATCH)):
-            lists = recommender.recommend(batch, options.k, filter_viewed)
+            lists = rerank.recommend(
+                recommender, batch, options.k, options.repeats, Dials()
+            )
             unknown.update(dict.fromkeys(list_unknown(recommender, batch)))
             reasons.extend(lists.reason.tolist())
             held_back.append(int(lists.held_back.sum()))
             yield to_table(lists)
 
-    empty = to_table(recommender.recommend([], options.k, filter_viewed))
+    empty = to_table(recommender.recommend([], options.k))
     write_tables(answer(), empty.schema, options.out)
     print(f"{len(reasons)} requests answered: {options.out}")
     for note in write_notes(unknown, reasons, sum(held_back)):

@@ -136,6 +136,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
         "help": "list what a request has just now when it may be due again, or at any time"
         " (default: as the request says, or due)",
     },
+    "--variants": {
+        "choices": ("few", "any"),
+        "help": "list few variants of a thing in the first rows, or any of them",
+    },
     "--where": {"metavar": "TEXT", "help": "condition on the columns of items"},
     "--only": _FILE | {"help": "list no other items: a file with item_id"},
     "--at-most": {
@@ -270,9 +274,8 @@ COMMANDS = {
         "answering.recommend",
         "write the best items of each request to a file",
         "--bundle --out",
-        "--requests --all-users --k --repeats --again --names"
-        " --where --only --at-most --profiles"
-        " --trusted-keys --engine --overwrite",
+        "--requests --all-users --k --repeats --again --variants --names"
+        " --where --only --at-most --profiles --trusted-keys --engine --overwrite",
         _RECOMMEND_HELP,
     ),
     "similar": Command(

@@ -68,7 +68,7 @@ from serve.filters import rank_filtered
 from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.reasons import assign_segments, explain
 from serve.recommender import Recommender as Served
-from serve.requests import Again, Request, parse_filters
+from serve.requests import Again, Request, Variants, parse_filters
 from serve.rerank import Dials
 from serve.rerank import recommend as recommend_by_dials
 from service.known_users import hide, load_known
@@ -162,6 +162,7 @@ class Recommender:
         repeats: Literal["allow", "exclude"] | None = None,
         filters: Mapping[str, Any] | None = None,
         again: Again = "due",
+        variants: Variants = "few",
         **unknown: Never,
     ) -> Answers:
         """Rank the catalogue for each request.
@@ -173,10 +174,9 @@ class Recommender:
             novelty: 0 to 1, how unlike the user's own past they are.
             new_share: 0 to 1, the share of new items.
             repeats: whether to list items of the history; as in training by default.
-            filters: `{"where": "price <= 20", "only": [ids], "at_most": {"brand": 2}}`, for
-                requests without filters.
-            again: "due" holds back what was just taken until it may be due again, "any" lists it;
-                for requests that do not say it.
+            filters: such as `{"where": "price <= 20", "only": [ids], "at_most": {"brand": 2}}`.
+            again: "due" holds back what was just taken until it may be due again, "any" lists it.
+            variants: "few" of a thing in the first rows, where the run limits them, or "any".
             **unknown: options of another name are refused, with ours.
 
         Returns:
@@ -191,7 +191,7 @@ class Recommender:
         """
         refuse_unknown("recommend", unknown, Recommender.recommend.__annotations__)
         k = to_count(k)
-        defaults = {"filters": filters, "again": again}
+        defaults = {"filters": filters, "again": again, "variants": variants}
         requests = self._check(users_or_requests, defaults)
         dials = Dials(diversity, novelty, new_share)
         if repeats not in ("allow", "exclude", None):
@@ -291,7 +291,7 @@ class Recommender:
         requests = self._check(users_or_requests)
         ids = self.served.catalogue.item_ids
         if items is None:
-            lists = self.served.recommend(requests, k)
+            lists = recommend_by_dials(self.served, requests, k, None, Dials())
             explained = [answer.item_id.tolist() for answer in lists]
         else:
             item_rows = ids.require(to_ids(items, ids.id_type))

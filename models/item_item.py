@@ -31,8 +31,9 @@ pairs of events.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,9 @@ MAX_REACH = 50
 FADING = 86_400.0  # seconds in which events fade by time
 # of the time span, in which events fade for the trend: a week of a year
 TREND_SHARE = 0.02
+# Shares of the time span in which popularity fades: a month, a week, half a week of a year; never.
+TREND_SHARES = {"slow_trend": 0.08, "trend": TREND_SHARE, "fast_trend": 0.01}
+ALL_TIME = 1e9
 MAX_TRENDING = 512  # items with a trend
 
 
@@ -399,6 +403,21 @@ def _count_pairs(
     inside = np.flatnonzero(position >= 0)  # (l,)
     alone = sum_histories(0, inside, np.ones(len(inside)))  # (l,)
     return together + sum_pairs(inside, inside, alone), following
+
+
+def list_trends(
+    events: Events, n_items: int, has_datetime: bool
+) -> dict[str, Callable[[], sp.csr_array]]:
+    """Return the estimators of popularity, (1, N) each: of all events, and of late ones by date."""
+    trend = partial(find_trend, events, n_items)
+    trends: dict[str, Callable[[], sp.csr_array]] = {
+        "popularity": partial(trend, ALL_TIME)
+    }
+    if has_datetime:
+        for name, share in TREND_SHARES.items():
+            trends[name] = partial(trend, share)
+
+    return trends
 
 
 def find_trend(

@@ -27,7 +27,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -39,10 +39,9 @@ from evaluation.content_cosines import content_cosines
 from models.cold_items import Shrinkage
 from models.item_item import (
     MAX_INVERTED,
-    TREND_SHARE,
     ease,
-    find_trend,
     item_knn,
+    list_trends,
     next_item,
     read_interactions,
 )
@@ -61,6 +60,7 @@ from models.validation import (
     take_batches,
     tell,
 )
+from models.variants import choose_variants
 from serve.index import Neighbours
 
 # Candidates for an alpha. With alpha 1 the added scores vary as much as those of the towers.
@@ -86,10 +86,6 @@ MAX_BESIDE_MEMORY = 4_000  # items with weights beside a memory
 # Of next-item regression by time: what an old event keeps of its weight, and how fast reach ends.
 TIME_FLOOR = 0.5
 TIME_DECAY = 0.02
-
-# Shares of the time span in which popularity fades: a month, a week, half a week of a year; never.
-TREND_SHARES = {"slow_trend": 0.08, "trend": TREND_SHARE, "fast_trend": 0.01}
-ALL_TIME = 1e9
 
 # Factors of the plateau filter; the paper has 512, which are too many for few items.
 MIN_FACTORS = 8
@@ -141,6 +137,7 @@ class Refinement:
     ndcg_before: float | None = None  # of the towers alone
     # of the validation with and without the features of a side, see `models.validation`
     features: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    variants: Mapping[str, Any] = field(default_factory=dict)  # see `models.variants`
 
     def describe(self) -> str:
         """Describe the choices in one line."""
@@ -156,6 +153,9 @@ class Refinement:
 
         if self.ndcg:
             line += f": validation NDCG {self.ndcg_before:.4f}, now {self.ndcg:.4f}"
+        if self.variants:
+            limit = "; at most {most} of one {column} in ten rows: {without:.4f}, then {ndcg:.4f}"
+            line += limit.format_map(self.variants)
         return line
 
 
@@ -199,9 +199,10 @@ def list_estimators(
     sizes = (len(data.sequences.user_ids), len(data.catalogue), limits.min_users)
     interactions = read_interactions(*data.sample_events(), *sizes)
     estimate = partial(ease, interactions, top_k)
-    trends = list_trends(data)
+    schema = data.schema
+    trends = list_trends(data.sample_events()[0], sizes[1], schema.has_datetime)
 
-    if data.schema.repeats == "allow":
+    if schema.repeats == "allow":
         # Where nothing personal can be learned, a memory of habits is behind popularity.
         return {
             "ease": partial(estimate, RIDGE_BESIDE_MEMORY, MAX_BESIDE_MEMORY),
@@ -236,17 +237,6 @@ def list_estimators(
             estimators["content"] = content
 
     return estimators
-
-
-def list_trends(data: InteractionsDataModule) -> dict[str, Estimator]:
-    """Return the estimators of popularity, (1, N) each: of all events, and of late ones by date."""
-    trend = partial(find_trend, data.sample_events()[0], len(data.catalogue))
-    trends: dict[str, Estimator] = {"popularity": partial(trend, ALL_TIME)}
-    if data.schema.has_datetime:
-        for name, share in TREND_SHARES.items():
-            trends[name] = partial(trend, share)
-
-    return trends
 
 
 @torch.no_grad()
@@ -309,10 +299,15 @@ def choose(
     features = compare_sides(validation, data.schema, best.rank)
     plain = {} if tell(features, PLAN_ERRORS) else estimators
     best = _choose_plain(validation, plain, requests, best)
+    variants = choose_variants(validation, data, best.rank)
     if shrinkage is not None:
         shrinkage.apply(0.0)
     return replace(
-        best.refinement, ndcg=best.ndcg, ndcg_before=before, features=features
+        best.refinement,
+        ndcg=best.ndcg,
+        ndcg_before=before,
+        features=features,
+        variants=variants,
     )
 
 
@@ -444,6 +439,8 @@ def apply(
     offsets = of_items.indptr.astype(np.int64)
     columns = np.concatenate([of_items.indices, trend.indices])
     values = np.concatenate([of_items.data, trend.data]).astype(np.float32)
+    if refinement.variants:
+        towers.variants = {refinement.variants["column"]: refinement.variants["most"]}
     towers.neighbours = Neighbours(
         offsets, columns, values, refinement.decay, refinement.context_gain
     )

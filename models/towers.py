@@ -31,6 +31,8 @@ popularity), C code columns and V value columns of encoded features, F single-va
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
@@ -58,8 +60,9 @@ class Towers(nn.Module):
         self.item_tower = item_tower
         self.user_tower = user_tower
 
-        # `models.refine` sets the item-item weights after training.
+        # `models.refine` sets the item-item weights, and the limit of variants, after training.
         self.neighbours = Neighbours.none(len(catalogue))
+        self.variants: Mapping[str, int] = {}
         codes = torch.from_numpy(catalogue.features.codes)  # (N, C)
         values = torch.from_numpy(catalogue.features.values)  # (N, V)
         categories = torch.from_numpy(catalogue.categories)  # (N, F)

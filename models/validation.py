@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -44,6 +45,23 @@ WeightsByName = Mapping[str, sp.csr_array]
 
 Estimator = Callable[[], sp.csr_array]
 
+DEEP = 4  # times the depth of a list from which it is filled where variants are limited
+
+
+class Limit(NamedTuple):
+    """At most so many of the first rows share a value; the others follow."""
+
+    codes: Tensor  # (N,) of items, -1 without a value
+    most: int
+
+    def put_apart(self, listed: Tensor) -> Tensor:
+        """Return the best items (B, K) with those behind the others that are too many."""
+        codes = self.codes[listed]  # (B, K)
+        is_same = codes[:, :, None] == codes[:, None, :]  # (B, K, K)
+        n_before = is_same.tril(-1).sum(dim=2)  # (B, K)
+        is_over = (n_before >= self.most) & (codes >= 0)  # (B, K)
+        return listed.gather(1, is_over.int().argsort(dim=1, stable=True))
+
 
 def request_ndcg(
     users: Tensor, bonus: Tensor | None, items: Tensor, batch: RequestBatch
@@ -56,7 +74,11 @@ def request_ndcg(
 
 
 def rank_views(
-    scores: Tensor, bonus: Tensor | None, batch: RequestBatch, depth: int = TOP
+    scores: Tensor,
+    bonus: Tensor | None,
+    batch: RequestBatch,
+    depth: int = TOP,
+    limit: Limit | None = None,
 ) -> Figures:
     """Measure the rankings of requests in each view.
 
@@ -65,6 +87,7 @@ def rank_views(
         bonus: (E,) scores that the memory adds to owned items; None without a memory.
         batch: the requests, with owned items and targets.
         depth: slots of a list.
+        limit: of variants.
 
     Returns:
         NDCG of each request that has a target in the view, by view.
@@ -76,17 +99,22 @@ def rank_views(
 
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
-        figures["all"] = _ndcg(scores, is_target, depth)
+        figures["all"] = _ndcg(scores, is_target, depth, limit)
 
     scores[owned] = -torch.inf
     is_target[owned] = False
-    figures["novel"] = _ndcg(scores, is_target, depth)
+    figures["novel"] = _ndcg(scores, is_target, depth, limit)
     return figures
 
 
-def _ndcg(scores: Tensor, is_target: Tensor, depth: int) -> Doubles:
+def _ndcg(
+    scores: Tensor, is_target: Tensor, depth: int, limit: Limit | None
+) -> Doubles:
     """Measure the lists by scores (B, N) of the requests that have a target, (B, N) bool."""
-    listed = scores.topk(min(depth, scores.shape[1]), dim=1).indices  # (B, K)
+    n_best = min(depth if limit is None else DEEP * depth, scores.shape[1])
+    listed = scores.topk(n_best, dim=1).indices  # (B, K)
+    if limit is not None:
+        listed = limit.put_apart(listed)[:, :depth]
     hits = is_target.gather(1, listed).cpu().numpy()  # (B, K)
     n_targets = is_target.sum(dim=1).cpu().numpy()  # (B,)
     has_target = n_targets > 0  # (B,)
@@ -151,6 +179,7 @@ class Validation:
     def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
         self.towers = towers
         self.batches = batches
+        self.limit: Limit | None = None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         # In a context each request has one target.
         has_many = any(
@@ -200,6 +229,9 @@ class Validation:
                 places = columns.numpy()
                 terms = {name: part[:, places] for name, part in terms.items()}
 
+            limit = self.limit
+            if limit is not None and self.is_large:
+                limit = limit._replace(codes=limit.codes[columns])
             scores = users @ items.T  # (B, n)
             sums = {}
             for name, sparse in terms.items():
@@ -215,7 +247,7 @@ class Validation:
                 changed = scores.clone()  # (B, n)
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
-                figures.append(rank_views(changed, bonus, batch, self.depth))
+                figures.append(rank_views(changed, bonus, batch, self.depth, limit))
 
         return [join_figures(figures) for figures in parts]
 

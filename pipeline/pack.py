@@ -140,9 +140,10 @@ def make_facts(
     libraries = {name: version(name) for name in LIBRARIES}
     neighbours = towers.neighbours
     popularity_dims = len(schema.popularity_days)
+    similarity = towers.item_tower.similarity
 
     return Facts(
-        similarity=towers.item_tower.similarity,
+        similarity=similarity,
         popularity_dims=popularity_dims,
         counts=counts,
         libraries=libraries,
@@ -150,6 +151,7 @@ def make_facts(
         config=declared,
         neighbour_decay=neighbours.decay,
         neighbour_context_gain=neighbours.context_gain,
+        variants=towers.variants,
     )
 
 

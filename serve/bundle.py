@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Set
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -98,6 +98,8 @@ class Facts:
     neighbour_decay: float
     neighbour_context_gain: float = 0.0  # earlier bundles have none
     index: IndexFacts | None = None  # None: each search computes all products
+    # column of items -> how many of the first rows of a list share a value of it
+    variants: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -133,8 +135,9 @@ class Manifest:
     def _to_json(self) -> dict[str, Any]:
         content = asdict(self)
         facts: dict[str, Any] = content.pop("facts")
-        if self.facts.index is None:  # a smaller bundle's manifest does not name it
-            del facts["index"]
+        for name in ("index", "variants"):  # named only where there are any
+            if not facts[name]:
+                del facts[name]
         return facts | content | {"format": FORMAT}
 
     def to_bytes(self) -> bytes:
@@ -159,7 +162,7 @@ class Manifest:
                 )
             for name in ("format", "index_recall"):  # the second is of earlier bundles
                 content.pop(name, None)
-            names = [field.name for field in fields(Facts) if field.name in content]
+            names = [each.name for each in fields(Facts) if each.name in content]
             read = {name: content.pop(name) for name in names}
             if "index" in read:
                 read["index"] = IndexFacts(**read["index"])

@@ -312,6 +312,12 @@ class Column:
         cell = self.cell[row]
         return self.codes[self.offsets[cell] : self.offsets[cell + 1]]
 
+    def first_codes(self, rows: Ints) -> Ints:
+        """Return the first value of each item as a position in `values`, -1 if it has none."""
+        start = self.offsets[self.cell[rows]]
+        has_value = start < self.offsets[self.cell[rows] + 1]
+        return np.where(has_value, np.append(self.codes, -1)[start], -1)
+
     def _check(self, value: Value) -> Any:
         """Return a value as the column has them; a whole number compares exactly as an integer."""
         kinds: dict[type, str] = {str: "texts", bool: "true or false"}

@@ -3,7 +3,7 @@
     {user_id?, features?: {name: value}, context?: {name: value}, datetime?, exclude?: [item_id],
      history?: [item_id | {item_id, datetime?, event?, weight?, context?}] (oldest first),
      filters?: {where?: text, only?: [item_id], at_most?: {column: n}}, again?: "due" or "any",
-     profile?: true or false}
+     variants?: "few" or "any", profile?: true or false}
 
 None counts as not given. Single values are checked in `cells`, those of features by their `kinds`.
 """
@@ -34,6 +34,7 @@ from serve.schema import Schema
 
 # What was just taken is listed again when it may be due, or at any time.
 Again = Literal["due", "any"]
+Variants = Literal["few", "any"]  # of a thing, in the first rows of a list
 
 MINUTE = 60  # within which a request is answered alike
 # Without events for longer, popularity and memory would have faded.
@@ -96,6 +97,7 @@ class Request:
         context: name -> value of context features.
         datetime: UTC seconds.
         again: whether items that were just taken are listed before they may be due again.
+        variants: whether those of a thing are few in the first rows, where the bundle limits them.
         n_fresh: how many events at the end of the history count as just now; None: those of the
             last day, and all that have no time.
         held: items of the profile's last day, each with the UTC second from which it may be due.
@@ -111,6 +113,7 @@ class Request:
     exclude: tuple[Id, ...] = ()
     filters: Filters | None = None
     again: Again = "due"
+    variants: Variants = "few"
     n_fresh: int | None = None
     held: tuple[tuple[Id, int], ...] = ()
     user_known: bool | None = None
@@ -408,6 +411,15 @@ def key_contexts(
     return keys if keys.any() else None
 
 
+def _parse_variants(raw: Any) -> Any:
+    if raw not in get_args(Variants):
+        raise SchemaError(
+            f"variants is {show(raw)}; allowed: 'few' lists few of one thing in the first rows "
+            "where the bundle limits them, 'any' lists all"
+        )
+    return raw
+
+
 # Field of a request -> how it is checked.
 _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
     "user_id": lambda raw, schema: schema.parse_user_id(raw, "user_id"),
@@ -424,5 +436,6 @@ _PARSERS: dict[str, Callable[[Any, Schema], Any]] = {
     ),
     "filters": lambda raw, schema: parse_filters(raw, schema.item_id_type),
     "again": lambda raw, _: _parse_again(raw),
+    "variants": lambda raw, _: _parse_variants(raw),
     "profile": lambda raw, _: _parse_profile(raw),
 }

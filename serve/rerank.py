@@ -7,18 +7,22 @@ every model and user.
     worth(i) = score(i) - novelty * max over the past j of cos(i, j)
     next item = argmax of worth(i) - diversity * max over the items j above of cos(i, j)
 
-Letters: N items, P candidates of one list, H items of a user's past, D entries of a direction.
+Variants of a thing, such as sizes of one milk, are few in the first rows where the bundle limits
+them, whatever the dials. Letters: N items, P candidates of one list, H items of a user's past, D
+entries of a direction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
 from serve.arrays import Doubles, Flags, Floats, Ints, to_unit
+from serve.catalogue import Column
 from serve.cells import check_number
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
@@ -34,6 +38,9 @@ MAX_PAST = 500  # latest events of a history that an item is compared with
 # Column of the items that were first seen in the last days of the data, and how many days.
 IS_NEW = "is_new"
 NEW_DAYS = 28
+
+FIRST_ROWS = 10  # of a list, where variants are few
+_DEEP = 4  # times these rows are looked through for others
 
 _ROUNDING = 1e-9  # of a share times positions
 _MIN_SCALE = 1e-9  # values that vary less are equal
@@ -89,29 +96,45 @@ def recommend(
         requests: B requests, as for `Recommender.recommend`.
         k: length of the lists.
         repeats: whether items of the history are listed; by default as the data says.
-        dials: at 0, the lists are those of `Recommender.recommend`, to the bit.
+        dials: at 0, the lists are those of `Recommender.recommend`, to the bit, unless variants
+            are limited.
 
     Returns:
         B lists with the scores of the model.
     """
     filter_viewed = None if repeats is None else repeats == "exclude"
     checked = recommender.check(requests)
-    if dials == Dials() or k < 1:  # which is refused
+    limits = [find_limit(recommender, request) for request in checked]
+    is_plain = dials == Dials()
+    if (is_plain and not any(limits)) or k < 1:  # which is refused
         return recommender.recommend(checked, k, filter_viewed)
 
-    size = max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k)))
+    n_looked = max(k, _DEEP * FIRST_ROWS)
+    size = n_looked
+    if not is_plain:
+        size = max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k)))
     pools = recommender.recommend(checked, size, filter_viewed)
     fresh = pools
-    is_new = find_new(recommender)
-    if dials.new_share and is_new.any():
+    is_new = np.zeros(len(recommender.catalogue.index), np.bool_)
+    if dials.new_share:
+        is_new = find_new(recommender)
+    if is_new.any():
         fresh = recommend_only(recommender, checked, k, filter_viewed, is_new)
 
     rows = np.full((len(checked), k), -1, np.int64)
     scores = np.zeros((len(checked), k), np.float32)
     for place, request in enumerate(checked):
         pool = _read_pool(pools, fresh, place)
-        worth, cost = _weigh(recommender, request, pool, dials)
-        chosen = _choose(pool, worth, cost, is_new[pool.rows], k, dials.new_share)
+        chosen = [*range(pool.size)]
+        limit = limits[place]
+        if not is_plain:
+            worth, cost = _weigh(recommender, request, pool, dials)
+            is_fresh = is_new[pool.rows]
+            length = n_looked if limit else k
+            chosen = _choose(pool, worth, cost, is_fresh, length, dials.new_share)
+        if limit:
+            chosen = _put_apart(chosen, pool.rows, *limit)
+        chosen = chosen[:k]
         rows[place, : len(chosen)] = pool.rows[chosen]
         scores[place, : len(chosen)] = pool.scores[chosen]
 
@@ -127,6 +150,37 @@ def recommend(
         reason=reason,
         held_back=pools.held_back,
     )
+
+
+def find_limit(recommender: Recommender, request: Request) -> tuple[Column, int] | None:
+    """Return the column whose values few of the first rows share, and how many.
+
+    None where the bundle limits nothing, or the request lists any or has a limit of its own.
+    """
+    own = dict((request.filters or Filters()).at_most)
+    for name, most in recommender.bundle.manifest.facts.variants.items():
+        if request.variants == "few" and name not in own:
+            return recommender.admission.columns.read(name), most
+    return None
+
+
+def _put_apart(
+    chosen: Sequence[int], rows: Ints, column: Column, most: int
+) -> list[int]:
+    """Return places of a pool in order, variants that are too many behind the first rows."""
+    counts: Counter[int] = Counter()
+    first: list[int] = []
+    over: list[int] = []
+    values = column.first_codes(rows[chosen]).tolist()
+    for place, value in zip(chosen, values, strict=True):
+        if len(first) == FIRST_ROWS:
+            break
+        counts[value] += 1
+        is_over = value >= 0 and counts[value] > most
+        (over if is_over else first).append(place)
+
+    n_looked = len(first) + len(over)
+    return [*first, *over, *chosen[n_looked:]]
 
 
 def find_new(recommender: Recommender) -> Flags:
@@ -182,6 +236,8 @@ class _Pool:
 
 def _read_pool(pools: Recommendations, fresh: Recommendations, place: int) -> _Pool:
     rows, scores = _read_list(pools, place)
+    if fresh is pools:
+        return _Pool(rows, scores, len(rows))
     new_rows, new_scores = _read_list(fresh, place)
     is_more = ~np.isin(new_rows, rows)
     return _Pool(

@@ -27,7 +27,7 @@ from typing_extensions import TypedDict
 
 from serve.errors import SchemaError
 from serve.recommendations import DueItem, Reason, Segment
-from serve.requests import Again
+from serve.requests import Again, Variants
 from service.event_log import REQUEST_ID
 
 MAX_REQUESTS = 256  # requests or events of a body
@@ -125,16 +125,18 @@ class RequestBody(TypedDict, total=False):
     again: Annotated[
         Again | None,
         Field(
-            description="`due`, the default, holds back what was just taken until it may be due "
-            "again; `any` lists it. Without meaning where repeats are excluded."
+            description="`any` lists what was just taken before it may be due again."
+        ),
+    ]
+    variants: Annotated[
+        Variants | None,
+        Field(
+            description="`any` lifts the bundle's limit of variants in the first rows."
         ),
     ]
     profile: Annotated[
         bool | None,
-        Field(
-            description="`false`: a list without personal data, of which nothing is kept: user, "
-            "features and history are not read."
-        ),
+        Field(description="`false`: nothing personal is read, and nothing is kept."),
     ]
 
 

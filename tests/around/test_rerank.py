@@ -151,6 +151,43 @@ def test_filters_limits_and_exclusions_hold_whatever_the_dials(recommender, sche
         assert departments.most_common(1)[0][1] <= 2
 
 
+@pytest.mark.parametrize("most", [1, 2])
+@pytest.mark.parametrize("dials", [Dials(), Dials(0.5, 0.3)])
+def test_variants_that_are_too_many_come_behind_the_first_rows_in_their_order(
+    recommender, schema, most, dials, monkeypatch
+):
+    monkeypatch.setattr("serve.rerank.FIRST_ROWS", 6)
+    manifest = recommender.bundle.manifest
+    facts = replace(manifest.facts, variants={"department": most})
+    bundle = replace(recommender.bundle, manifest=replace(manifest, facts=facts))
+    limited = Recommender(bundle, recommender.profiles)
+    requests = requests_of(schema)
+    rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    n_moved = 0
+    for request in requests:
+        (whole,) = recommend(recommender, [request], N, "allow", dials)
+        order = whole.item_id.tolist()
+        first, over = [], []
+        for item in order:
+            department = item_values(rows[item])["department"]
+            alike = [1 for one in first if item_values(rows[one])["department"] == department]
+            if len(first) < 6 and (department is None or len(alike) < most):
+                first.append(item)
+            elif len(first) < 6:
+                over.append(item)
+        expected = [*first, *over, *(item for item in order if item not in {*first, *over})]
+        (given,) = recommend(limited, [request], N, "allow", dials)
+        assert given.item_id.tolist() == expected
+        (any_of,) = recommend(limited, [{**request, "variants": "any"}], N, "allow", dials)
+        assert any_of.item_id.tolist() == order
+        (own,) = recommend(limited, [request], 5, "allow", dials)
+        assert own.item_id.tolist() == expected[:5] or dials != Dials()
+        n_moved += expected != order
+    assert n_moved > 0
+    with pytest.raises(SchemaError):
+        recommend(limited, [{"variants": "some"}], 3)
+
+
 def test_of_the_first_places_a_share_is_of_new_items_even_far_below_the_pool(
     recommender, schema, monkeypatch
 ):

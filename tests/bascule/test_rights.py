@@ -147,7 +147,7 @@ def test_an_actor_of_ray_answers_who_opted_out_as_nobody(run, tmp_path):
         command="recommend", bundle=run / BUNDLE, profiles=None, trusted_keys=None, engine="local"
     )
     options.__dict__ |= {"k": 5, "where": None, "only": None, "at_most": [], "names": False}
-    options.__dict__ |= {"repeats": None, "again": None}
+    options.__dict__ |= {"repeats": None, "again": None, "variants": None}
     rows = pa.Table.from_pylist([{"user_id": user} for user in ("u1", "u1", "u4", None)])
     version = Recommender.load(run / BUNDLE).version
     part = PartMaker(recommend, options, version)(rows)

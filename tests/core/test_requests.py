@@ -276,7 +276,9 @@ def test_now_is_without_the_first_long_pause_after_the_data(gaps, last, start):
     assert ask_now(request, None, now + 59) == replace(request, datetime=now)
     assert ask_now(Request(), NOON, now).datetime == place_naively([now], NOON)[0]
     real = [*times.tolist(), now]
-    moved = [time for time, placed in zip(real, place_naively(real, NOON), strict=True) if time > placed]
+    moved = [
+        time for time, placed in zip(real, place_naively(real, NOON), strict=True) if time > placed
+    ]
     for moment in (NOON, NOON + 45 * 86_400, now):  # at the end of the data, later, and today
         then = ask_now(replace(request, datetime=moment), NOON, now + 59)
         expected = asked.history.datetime if moved and moment < moved[0] else times

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from datamodules import datamodule as interactions
-from models.validation import is_better, join_figures, request_ndcg
+from models.validation import Limit, is_better, join_figures, rank_views, request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 
@@ -45,6 +45,32 @@ def test_ndcg_of_requests_equals_a_loop():
     for view, values in expected.items():
         assert sum(values) > 0
         assert found[view].tolist() == pytest.approx(values)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_few_of_the_listed_items_share_a_value_where_that_is_limited(most):
+    world, held_out = hold_out(make_world(ORDERED))
+    (batch,) = make_data(world, validation=held_out).validation_batches
+    generator = torch.Generator().manual_seed(most)
+    scores = torch.randn(len(batch.history_rows), N, generator=generator)
+    codes = torch.arange(N) % 4 - 1  # -1: without a value
+    found = rank_views(scores.clone(), None, batch, 5, Limit(codes, most))["novel"]
+    expected = []
+    for b in range(len(scores)):
+        owned = set(batch.owned_rows[batch.owned_users == b].tolist())
+        wanted = set(batch.target_rows[batch.target_users == b].tolist()) - owned
+        order = [row for row in scores[b].argsort(descending=True).tolist() if row not in owned]
+        listed: list[int] = []
+        for row in order:
+            n_alike = sum(codes[row] == codes[other] for other in listed)
+            if len(listed) < 5 and (codes[row] < 0 or n_alike < most):
+                listed.append(row)
+        gain = sum(1 / np.log2(rank + 2) for rank, row in enumerate(listed) if row in wanted)
+        best = sum(1 / np.log2(rank + 2) for rank in range(min(5, len(wanted))))
+        expected += [gain / best] if wanted else []
+    assert sum(expected) > 0
+    assert found.tolist() == pytest.approx(expected)
+    assert found.tolist() != rank_views(scores, None, batch, 5)["novel"].tolist()
 
 
 @pytest.mark.parametrize("config", [BASKETS, ORDERED], ids=["baskets", "ordered"])
