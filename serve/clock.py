@@ -127,6 +127,30 @@ def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
     return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
 
 
+def month_of_year(seconds: Ints, timezone: str | None) -> Ints:
+    """Return the month in a zone, January = 0, (n,)."""
+    days = to_local(seconds, find_zone(timezone)) // DAY
+    months = days.astype("datetime64[D]").astype("datetime64[M]")
+    return months.astype(np.int64) % 12
+
+
+def week_of_year(seconds: Ints, timezone: str | None) -> Ints:
+    """Return the week 0..52 in a zone: seven days from 1 January on are the first, (n,)."""
+    days = to_local(seconds, find_zone(timezone)) // DAY
+    years = days.astype("datetime64[D]").astype("datetime64[Y]")
+    first_days = years.astype("datetime64[D]").astype(np.int64)
+    return (days - first_days) // 7
+
+
+# Kind of feature -> what it takes from a time.
+CALENDARS: dict[str, Callable[[Ints, str | None], Ints]] = {
+    "hour_of_day": hour_of_day,
+    "day_of_week": day_of_week,
+    "month_of_year": month_of_year,
+    "week_of_year": week_of_year,
+}
+
+
 # ---- rhythms
 
 
