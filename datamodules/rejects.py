@@ -36,7 +36,7 @@ KINDS = {
 GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
 COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
 UNIT = r"([A-Z]{3}|[$£¤¥฿₡₦₩₪₫€₱₲₴₸₹₺₽₾₿])"  # a code as of ISO 4217, or a sign
-_AMOUNT = r"([+-]?\d[\d.,'’ \xa0\u202f]*?)(?:[.,][-–])?"  # CHF 12.- has no cents
+_AMOUNT = "([+-]?\\d[\\d.,'’ \xa0\u202f]*?)(?:[.,][-–])?"  # CHF 12.- has no cents
 # An amount with a currency before or after it; `BARE` is what stands there without.
 MONEY = re.compile(rf"^\s*(?:([+-]?){UNIT}\s*{_AMOUNT}|{_AMOUNT}\s*{UNIT})\s*$")
 BARE = r"\1\3\4"

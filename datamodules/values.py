@@ -359,18 +359,18 @@ def _read_amounts(column: Column, texts: pd.Series, decimal: str) -> pd.Series:
     Raises:
         SchemaError: there are several currencies.
     """
-    amounts = texts.str.replace(MONEY, BARE, regex=True)
-    amounts = amounts[amounts != texts]
-    units = texts[amounts.index].str.extract(UNIT)[0].replace("€", "EUR").unique()
+    texts = texts[texts.str.fullmatch(MONEY)]
+    units = texts.str.extract(UNIT)[0].replace("€", "EUR").unique()
     if len(units) > 1:
         raise SchemaError(
             f"column '{column.source}' holds amounts in {' and '.join(units)}, which "
             "no number compares; convert them to one currency, as by a `query`"
         )
+    amounts = texts.str.replace(MONEY, BARE, regex=True)
     if decimal == ".":
         amounts = amounts.str.translate(_SWAPPED)
-    numbers = pd.to_numeric(amounts.map(_point_decimal), errors="coerce")
-    return numbers.astype("float64")
+    amounts = amounts.map(_point_decimal)
+    return pd.to_numeric(amounts, errors="coerce").astype("float64")
 
 
 def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:

@@ -50,7 +50,7 @@ def test_a_decimal_comma_is_read_and_a_point_is_no_decimal_then(cells, expected)
 
 
 POINTS = ["$1,299.00", "-$5", "$ 0.5", "1234.5", "12.50 $", ""]
-COMMAS = ["EUR 77,40", "1.234,50 €", "-5 EUR", "€-5", "12,50", "EUR 12,-"]
+COMMAS = ["EUR 77,40", "1.234,50\xa0€", "-5 EUR", "€-5", "12,50", "EUR 12,-"]
 APOSTROPHES = ["CHF 1'200.-", "CHF 12.50", "1’000.5 CHF", "7", "CHF .5", "CHF"]
 AMOUNTS = {
     ".": [(POINTS, [1299.0, -5.0, 0.5, 1234.5, 12.5, None], 4),
