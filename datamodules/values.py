@@ -356,15 +356,14 @@ def _point_decimal(cell: object) -> object:
 def _read_amounts(column: Column, texts: pd.Series, decimal: str) -> pd.Series:
     """Return the numbers of cells that hold one beside a currency, by the index of the cells.
 
-    Raises:
-        SchemaError: there are several currencies.
+    Several currencies are refused by a `SchemaError`.
     """
     texts = texts[texts.str.fullmatch(MONEY)]
     units = texts.str.extract(UNIT)[0].replace("€", "EUR").unique()
     if len(units) > 1:
         raise SchemaError(
-            f"column '{column.source}' holds amounts in {' and '.join(units)}, which "
-            "no number compares; convert them to one currency, as by a `query`"
+            f"column '{column.source}' holds amounts in {' and '.join(units)}; convert them to "
+            "one currency, as by a `query`"
         )
     amounts = texts.str.replace(MONEY, BARE, regex=True)
     if decimal == ".":

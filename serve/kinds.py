@@ -29,7 +29,7 @@ from serve.cells import (
     to_plain,
     to_text,
 )
-from serve.clock import CALENDARS, DAY, parse_times, to_iso, to_seconds
+from serve.clock import DAY, parse_times, read_calendar, to_iso, to_seconds
 from serve.errors import SchemaError, show
 
 Kind = Literal[
@@ -224,7 +224,7 @@ def _encode_times(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     numbers = to_numbers(feature, cells)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    codes = FIRST_CODE + CALENDARS[feature.kind](seconds, timezone)
+    codes = FIRST_CODE + read_calendar(feature.kind, seconds, timezone)
     return np.where(is_known, codes, UNKNOWN)[:, None]
 
 

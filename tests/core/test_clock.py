@@ -5,13 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.clock import (
-    day_of_week,
-    hour_of_day,
-    month_of_year,
-    to_seconds,
-    week_of_year,
-)
+from serve.clock import read_calendar, to_seconds
 from serve.errors import SchemaError
 
 SECONDS = [1512086400, 1512122405, 1483271606]
@@ -247,10 +241,14 @@ def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
         for m in moments
     ]
     local = [moment.astimezone(ZoneInfo(zone)) for moment in local]
-    assert hour_of_day(np.array(moments), zone).tolist() == [moment.hour for moment in local]
-    assert day_of_week(np.array(moments), zone).tolist() == [moment.weekday() for moment in local]
-    assert month_of_year(np.array(moments), zone).tolist() == [moment.month - 1 for moment in local]
-    assert week_of_year(np.array(moments), zone).tolist() == [count_weeks(m) for m in local]
+    assert read("hour_of_day", moments, zone) == [moment.hour for moment in local]
+    assert read("day_of_week", moments, zone) == [moment.weekday() for moment in local]
+    assert read("month_of_year", moments, zone) == [moment.month - 1 for moment in local]
+    assert read("week_of_year", moments, zone) == [count_weeks(m) for m in local]
+
+
+def read(kind, moments, zone=None):
+    return read_calendar(kind, np.array(moments), zone).tolist()
 
 
 def count_weeks(moment):
@@ -263,10 +261,10 @@ def test_each_day_of_a_year_has_its_month_and_its_week(year):
     first = datetime(year, 1, 1, tzinfo=UTC)
     days = [first + timedelta(days=n) for n in range((first.replace(year=year + 1) - first).days)]
     for second in (0, 86_399):
-        moments = np.array([int(day.timestamp()) + second for day in days])
-        assert month_of_year(moments, None).tolist() == [day.month - 1 for day in days]
-        assert week_of_year(moments, None).tolist() == [count_weeks(day) for day in days]
-        assert week_of_year(moments, None)[-1] == 52
+        moments = [int(day.timestamp()) + second for day in days]
+        assert read("month_of_year", moments) == [day.month - 1 for day in days]
+        assert read("week_of_year", moments) == [count_weeks(day) for day in days]
+        assert read("week_of_year", moments)[-1] == 52
 
 
 @given(
