@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from serve.files import replacing
 
 MAX_VALUE = 200  # characters of a value that are listed
 PADDED = "blanks around them, which were taken away"
+CURRENCY = "a currency, which was taken away"
+MENDED = {PADDED: "ids", CURRENCY: "numbers"}  # reasons that cost nothing
 OUTLYING = "years from nearly all other times"
 MAX_WIDTHS = 0.1  # vectors of other lengths per vector of the usual one that are slips
 OTHER_LENGTH = "of another length than most"
@@ -32,6 +35,11 @@ KINDS = {
 }  # reason of a fault -> what the cells should be
 GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
 COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
+UNIT = r"([A-Z]{3}|[$£¤¥฿₡₦₩₪₫€₱₲₴₸₹₺₽₾₿])"  # a code as of ISO 4217, or a sign
+_AMOUNT = "([+-]?\\d[\\d.,'’ \xa0\u202f]*?)(?:[.,][-–])?"  # CHF 12.- has no cents
+# An amount with a currency before or after it; `BARE` is what stands there without.
+MONEY = re.compile(rf"^\s*(?:([+-]?){UNIT}\s*{_AMOUNT}|{_AMOUNT}\s*{UNIT})\s*$")
+BARE = r"\1\3\4"
 _TEXTS = ("file", "column", "value", "reason")
 _THOUSANDS = r"[+-]?\d{1,3}(?:,\d{3})+"
 _POINT_NUMBER = r"[+-]?\d+\.\d+"
@@ -104,9 +112,10 @@ class Rejects:
         """How many cells and times were set aside, and where; published, so no cell is quoted."""
         hints = []
         for name, faults in self.faults.items():
-            n_padded = int((faults["reason"] == PADDED).sum())
-            if n_padded:
-                hints.append(f"{n_padded:,} ids of {name} had {PADDED}")
+            for what, cells in MENDED.items():
+                n_mended = (faults["reason"] == what).sum()
+                if n_mended:
+                    hints.append(f"{n_mended:,} {cells} of {name} had {what}")
             bad_cells = faults[faults["costs"] == "cell"]
             groups = bad_cells.groupby(["column", "reason"], sort=False)
             for (column, reason), bad in groups:
@@ -216,12 +225,13 @@ def find_remedy(reason: str, values: pd.Series[Any]) -> str:
     if reason != "not a number":
         return ""
 
-    with_comma = texts[texts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
+    amounts = texts.str.replace(MONEY, BARE, regex=True)
+    with_comma = amounts[amounts.str.fullmatch(f"(?=.*,){COMMA_NUMBER}")]
     if len(with_comma):
         is_thousands = with_comma.str.fullmatch(_THOUSANDS).all()
         other = " or numbers without commas for thousands" if is_thousands else ""
         return f'decimal: ","{other}'
-    if texts.str.fullmatch(_POINT_NUMBER).all():
+    if amounts.str.fullmatch(_POINT_NUMBER).all():
         return 'decimal: "."'
     return f'missing: ["{texts.iloc[0]}"]' if texts.nunique() == 1 else ""
 

@@ -432,6 +432,8 @@ _FITS: dict[Kind, Callable[[Feature, pd.Series, pd.Series | None], Feature]] = {
     "text": _fit_text,
     "hour_of_day": _number_codes,
     "day_of_week": _number_codes,
+    "month_of_year": _number_codes,
+    "week_of_year": _number_codes,
     "numeric": _fit_number,
     # `_fit_ages` goes on.
     "date": lambda feature, cells, users: feature,

@@ -16,7 +16,7 @@ from datamodules.config import Column, DataConfig, TableConfig
 from datamodules.feedback import append_log, list_columns
 from datamodules.rejects import (
     KINDS,
-    PADDED,
+    MENDED,
     Problem,
     Rejects,
     describe,
@@ -312,9 +312,9 @@ def type_records(
             listed = make_rejects(
                 places["file"], places["line"], column.source, cells[is_fault], reason
             )
-            is_listed = (is_lost | is_wrong)[is_fault] | (reason == PADDED)
+            is_listed = (is_lost | is_wrong)[is_fault] | (reason in MENDED)
             faults.append(listed.assign(costs=np.where(is_listed, "", costs)))
-            if reason != PADDED:
+            if reason not in MENDED:
                 is_wrong |= is_fault
         n_right[column.source] = int((values.notna() & ~is_wrong).sum())
         if costs == "cell":
@@ -361,7 +361,8 @@ def _find_problems(
         key = find_remedy(str(reason), wrong["value"])
         if not key:
             text += (
-                "; mend it, or declare another column, or another kind in data.features"
+                "; mend it, as by a `query`, or declare another column, or another kind in "
+                "data.features"
             )
         problems.append(Problem(text, key))
 

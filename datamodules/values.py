@@ -14,7 +14,17 @@ from pandas.api import types
 
 from datamodules.config import Column, TableConfig
 from datamodules.read import REPLACED
-from datamodules.rejects import COMMA_NUMBER, GROUPS, OTHER_LENGTH, OUTLYING, PADDED
+from datamodules.rejects import (
+    BARE,
+    COMMA_NUMBER,
+    CURRENCY,
+    GROUPS,
+    MONEY,
+    OTHER_LENGTH,
+    OUTLYING,
+    PADDED,
+    UNIT,
+)
 from serve.arrays import Flags, Ints, Ties
 from serve.cells import Vector, read_vector, to_text
 from serve.clock import DAY, find_zone, to_local, to_seconds
@@ -27,6 +37,7 @@ _EXACT_FLOAT = 2**53
 _INTEGER = "(?:0|-?[1-9][0-9]{0,18})"  # "007" is a text
 _SURE_LENGTH = 18  # letters of an integer that surely has 64 bits
 _MAX_INTEGER = 2**63 - 1
+_SWAPPED = str.maketrans(",'’.", "...,")  # from 1,234.5 to 1.234,5
 # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 TARGET_WEIGHT = "weight as a target"
 
@@ -342,6 +353,25 @@ def _point_decimal(cell: object) -> object:
     return re.sub(GROUPS, "", cell).replace(",", ".")
 
 
+def _read_amounts(column: Column, texts: pd.Series, decimal: str) -> pd.Series:
+    """Return the numbers of cells that hold one beside a currency, by the index of the cells.
+
+    Several currencies are refused by a `SchemaError`.
+    """
+    texts = texts[texts.str.fullmatch(MONEY)]
+    units = texts.str.extract(UNIT)[0].replace("€", "EUR").unique()
+    if len(units) > 1:
+        raise SchemaError(
+            f"column '{column.source}' holds amounts in {' and '.join(units)}; convert them to "
+            "one currency, as by a `query`"
+        )
+    amounts = texts.str.replace(MONEY, BARE, regex=True)
+    if decimal == ".":
+        amounts = amounts.str.translate(_SWAPPED)
+    amounts = amounts.map(_point_decimal)
+    return pd.to_numeric(amounts, errors="coerce").astype("float64")
+
+
 def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64: near ones would tie."""
     if types.is_datetime64_any_dtype(cells.dtype):
@@ -352,14 +382,16 @@ def _read_numbers(column: Column, cells: pd.Series, decimal: str) -> Cells:
     is_set = cells.notna().to_numpy()
     if cells.dtype == object:
         cells = cells.mask(_is_any(cells, (*LISTS, dict, set)), "?")
-    if decimal == ",":
-        cells = cells.map(_point_decimal)
-    values = pd.to_numeric(cells, errors="coerce")
+    pointed = cells.map(_point_decimal) if decimal == "," else cells
+    values = pd.to_numeric(pointed, errors="coerce")
+    is_unread = is_set & values.isna().to_numpy()
 
     if column.role != "order":
-        values = values.astype("float64")
+        amounts = _read_amounts(column, cells[is_unread].astype("str"), decimal)
+        values = values.astype("float64").fillna(amounts)
     numbers = values.to_numpy()
     faults = {
+        CURRENCY: is_unread & ~np.isnan(numbers),
         "not a number": is_set & np.isnan(numbers),
         "not finite": np.isinf(numbers),
     }

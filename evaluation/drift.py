@@ -29,7 +29,7 @@ from evaluation.online import add_profiles, load_served, read_frames
 from serve.arrays import Doubles
 from serve.bundle import DRIFT, METRICS, STATE, STATE_FILE
 from serve.cells import parse_id
-from serve.clock import DAY, day_of_week, hour_of_day
+from serve.clock import DAY, read_calendar
 from serve.errors import SchemaError
 from serve.files import write_json
 from serve.kinds import Feature
@@ -281,9 +281,10 @@ def collect(
 
     events = events.astype({"user_id": "str", "item_id": "str"})
     names = [*users.columns[1:], *items.columns[1:]]
-    for name, read in (("hour", hour_of_day), ("day_of_week", day_of_week)):
+    for name, kind in (("hour", "hour_of_day"), ("day_of_week", "day_of_week")):
         if (times % DAY).any():  # else these are days
-            events[f"context {name}"] = read(times, schema.timezone).astype(str)
+            moments = read_calendar(kind, times, schema.timezone)
+            events[f"context {name}"] = moments.astype(str)
             names.append(f"context {name}")
 
     if schema.event_types:

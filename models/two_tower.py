@@ -30,7 +30,9 @@ NDCG = "val_ndcg"
 TRAIN_LOSS = "train_loss"
 MIN_TEMPERATURE = 0.01
 WEIGHT_DECAY = 0.01
-MEMORY_RATE = 1e-2  # peak rate of the few weights of the memory
+MEMORY_RATE = 1e-2  # peak rate of the few weights of the memory, and of the season
+# With a season its rows start near 0, beside states of length 10: no slower rate moves them.
+CONTEXT_TABLE = "user_tower.context.table.weight"
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -268,11 +270,14 @@ class TwoTower(pl.LightningModule):
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
+        rate = self.recipe.learning_rate
         if name == ID_TABLE and self.is_row_wise:
-            return self.recipe.learning_rate * ROW_RATE
+            return rate * ROW_RATE
+        if name == CONTEXT_TABLE and self.towers.user_tower.has_season:
+            return MEMORY_RATE
         if name in STARTED_TABLES and self.towers.user_tower.memory is not None:
-            return self.recipe.learning_rate * STARTED_TABLE_RATE
-        return MEMORY_RATE if ".memory." in name else self.recipe.learning_rate
+            return rate * STARTED_TABLE_RATE
+        return MEMORY_RATE if ".memory." in name else rate
 
     def configure_optimizers(self) -> Any:
         self.towers.item_tower.id_table.sparse = self.is_row_wise

@@ -15,6 +15,7 @@ from models.attention import Dropout, EventBlocks, LogTimeBasis
 from models.config import Recipe
 from models.features import FeatureEmbedding
 from models.memory import Memory
+from serve.clock import SEASONS
 from serve.kinds import FIRST_CODE
 from serve.schema import Schema
 
@@ -58,6 +59,9 @@ class UserTower(nn.Module):
         self.blocks = EventBlocks(dim, recipe.n_blocks, recipe.n_heads, dropout)
         self.demographics = FeatureEmbedding(schema.user_features, dim)
         self.context = FeatureEmbedding(schema.context_features, dim)
+        self.has_season = any(
+            part.traits.period in SEASONS for part in schema.context_features
+        )
         self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
 
         mix = nn.Linear(2 * dim, 2 * dim)

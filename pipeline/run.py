@@ -376,7 +376,7 @@ def set_apart(work: Work) -> Parts:
     groups = [
         str(feature.column)
         for feature in data.features.of("user").values()
-        if feature.kind in ("categorical", "numeric")
+        if feature.traits.role in ("category", "number")
     ]
     test = only_targets(split.test)
     fitting = MAX_TESTED_SCORES // max(len(work.tables.items), 1)

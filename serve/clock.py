@@ -116,15 +116,42 @@ def to_iso(seconds: int) -> str:
 # ---- calendars
 
 
-def hour_of_day(seconds: Ints, timezone: str | None) -> Ints:
-    """Return the hour 0..23 on the clocks of a zone, (n,)."""
-    return to_local(seconds, find_zone(timezone)) // 3600 % 24
+def read_calendar(kind: str, seconds: Ints, timezone: str | None) -> Ints:
+    """Return what a kind of feature takes from times on the clocks of a zone, (n,).
+
+    The hour 0..23, the day of the week (Monday = 0), the month (January = 0), or the week of the
+    year 0..52, of which 1 January begins the first.
+    """
+    return _CALENDARS[kind](to_local(seconds, find_zone(timezone)))
 
 
-def day_of_week(seconds: Ints, timezone: str | None) -> Ints:
-    """Return the day of the week in a zone, Monday = 0, (n,)."""
+def _hour_of_day(local: Ints) -> Ints:
+    return local // 3600 % 24
+
+
+def _day_of_week(local: Ints) -> Ints:
     # 1970 began on a Thursday.
-    return (to_local(seconds, find_zone(timezone)) // DAY + 3) % 7
+    return (local // DAY + 3) % 7
+
+
+def _month_of_year(local: Ints) -> Ints:
+    moments = local.astype("datetime64[s]")
+    return moments.astype("datetime64[M]").astype(np.int64) % 12
+
+
+def _week_of_year(local: Ints) -> Ints:
+    moments = local.astype("datetime64[s]")
+    new_year = moments.astype("datetime64[Y]").astype(moments.dtype)
+    return (local - new_year.astype(np.int64)) // (7 * DAY)
+
+
+_CALENDARS = {
+    "hour_of_day": _hour_of_day,
+    "day_of_week": _day_of_week,
+    "month_of_year": _month_of_year,
+    "week_of_year": _week_of_year,
+}
+SEASONS = (12, 53)  # months and weeks of a year
 
 
 # ---- rhythms

@@ -17,7 +17,7 @@ import numpy as np
 from serve.arrays import Doubles, Floats, Ints
 from serve.kinds import LIMIT, Feature
 
-# The key of the seconds that hours and weekdays are taken from; no feature's name.
+# The key of the seconds that hours, weekdays, ... are taken from; no feature's name.
 TIME = "the time of the request"
 
 _KEY_FACTOR = 6364136223846793005  # odd, so that no key is lost (Knuth, TAOCP 2, 3.3.4)
@@ -53,7 +53,7 @@ def encode_features(
         features: the features of the side, in the order of the schema.
         columns: column -> n raw cells; an absent one is missing. `datetime` holds UTC seconds.
         n: number of rows.
-        timezone: zone of naive dates, and of hours and weekdays.
+        timezone: zone of naive dates, and of hours, weekdays, weeks and months.
 
     Raises:
         SchemaError: a cell is of another kind than its feature.

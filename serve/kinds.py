@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 from zlib import crc32
@@ -29,7 +29,7 @@ from serve.cells import (
     to_plain,
     to_text,
 )
-from serve.clock import DAY, day_of_week, hour_of_day, parse_times, to_iso, to_seconds
+from serve.clock import DAY, parse_times, read_calendar, to_iso, to_seconds
 from serve.errors import SchemaError, show
 
 Kind = Literal[
@@ -39,6 +39,8 @@ Kind = Literal[
     "text",
     "hour_of_day",
     "day_of_week",
+    "month_of_year",
+    "week_of_year",
     "numeric",
     "date",
     "vector",
@@ -145,7 +147,7 @@ class Feature:
 
         Args:
             column: (n,) cells; UTC seconds for the derived kinds.
-            timezone: zone of naive dates, and of hours and weekdays.
+            timezone: zone of naive dates, and of hours, weekdays, weeks and months.
 
         Returns:
             int64 codes (n, width) within [0, n_codes); if the feature `has_values`, float32
@@ -217,17 +219,12 @@ def _pad(feature: Feature, n: int, codes_by_row: Iterable[list[int]]) -> Ints:
     return padded
 
 
-def _encode_times(
-    feature: Feature,
-    cells: Any,
-    timezone: str | None,
-    calendar: Callable[[Ints, str | None], Ints],
-) -> Ints:
-    """Return the codes of hours or weekdays, which are those of their numbers."""
+def _encode_times(feature: Feature, cells: Any, timezone: str | None) -> Ints:
+    """Return the codes of hours, weekdays and the like, which are those of their numbers."""
     numbers = to_numbers(feature, cells)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    codes = FIRST_CODE + calendar(seconds, timezone)
+    codes = FIRST_CODE + read_calendar(feature.kind, seconds, timezone)
     return np.where(is_known, codes, UNKNOWN)[:, None]
 
 
@@ -384,7 +381,7 @@ class Traits:
     Attributes:
         role: how a reader of tables types the column.
         separator: the default between the values of a cell.
-        period: the number of hours or weekdays, of a kind that is derived from the time.
+        period: the number of hours, weekdays, ..., of a kind that is derived from the time.
     """
 
     encode: Callable[[Feature, Any, str | None], NDArray[Any]]
@@ -418,8 +415,10 @@ KINDS: dict[Kind, Traits] = {
         has_several=True,
     ),
     "text": Traits(encode=_encode_texts, draw=_draw_text, parse=_parse_labels),
-    "hour_of_day": Traits(partial(_encode_times, calendar=hour_of_day), period=24),
-    "day_of_week": Traits(partial(_encode_times, calendar=day_of_week), period=7),
+    "hour_of_day": Traits(_encode_times, period=24),
+    "day_of_week": Traits(_encode_times, period=7),
+    "month_of_year": Traits(_encode_times, period=12),
+    "week_of_year": Traits(_encode_times, period=53),
     "numeric": Traits(
         encode=lambda feature, cells, _: to_numbers(feature, cells),
         draw=lambda feature, rng: float(

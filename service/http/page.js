@@ -149,7 +149,13 @@ async function search() {
 }
 
 const DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
-const CLOCK = { hour_of_day: [...Array(24).keys()].map((hour) => `${hour}:00`), day_of_week: DAYS };
+const MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"];
+const CLOCK = {
+  hour_of_day: [...Array(24).keys()].map((hour) => `${hour}:00`),
+  day_of_week: DAYS,
+  month_of_year: MONTHS,
+  week_of_year: [...Array(53).keys()].map((week) => `week ${week + 1}`),
+};
 
 function field(feature, side, known) {
   const isTime = feature.kind in CLOCK;
@@ -173,29 +179,41 @@ function drawFeatures() {
   byId("details").hidden = !byId("features").hasChildNodes();
 }
 
-function nextMoment(from, hour, day) {
-  // Step to the next quarter of an hour that the clocks of the data's zone show so.
-  const shown = { timeZone: form.timezone || "UTC", hour: "numeric", hourCycle: "h23", weekday: "long" };
-  const clock = new Intl.DateTimeFormat("en-US", shown);
-  const steps = [...Array(4 * 24 * 8).keys()].map((step) => (Math.ceil(from / 900) + step) * 900);
-  return steps.find((at) => {
-    const here = Object.fromEntries(clock.formatToParts(at * 1000).map((part) => [part.type, part.value]));
-    return (hour === "" || Number(here.hour) === Number(hour)) && (day === "" || DAYS[day] === here.weekday);
-  });
+function readClock(format, at) {
+  const { year, month, day, hour, weekday } = Object.fromEntries(format.formatToParts(at * 1000).map((part) => [part.type, part.value]));
+  const dayOfYear = (Date.UTC(year, month - 1, day) - Date.UTC(year, 0, 1)) / 86400000;
+  return { hour_of_day: Number(hour), day_of_week: DAYS.indexOf(weekday), month_of_year: month - 1, week_of_year: Math.floor(dayOfYear / 7) };
+}
+
+function nextMoment(from, wanted) {
+  // Step to the next quarter of an hour that the clocks of the data's zone show so, by days where the season is another.
+  const shown = { timeZone: form.timezone || "UTC", year: "numeric", month: "numeric", day: "numeric", hour: "numeric", hourCycle: "h23", weekday: "long" };
+  const format = new Intl.DateTimeFormat("en-US", shown);
+  const fits = (at, kinds) => {
+    const here = readClock(format, at);
+    return kinds.every((kind) => !(kind in wanted) || here[kind] === wanted[kind]);
+  };
+  const season = ["month_of_year", "week_of_year"];
+  const end = from + 2 * 366 * 86400;
+  for (let at = Math.ceil(from / 900) * 900; at < end;) {
+    if (fits(at, Object.keys(CLOCK))) return at;
+    at += fits(at, season) || fits(at + 86400, season) ? 900 : 86400;
+  }
+  throw new Error("No moment of the next two years is so: choose another week, month or day.");
 }
 
 function readForm() {
   const body = { k: Number(byId("k").value), explain: true };
   for (const name of DIALS) if (Number(byId(name).value)) body[name] = Number(byId(name).value);
-  const wanted = { hour_of_day: "", day_of_week: "" };
+  const wanted = {};
   for (const input of byId("features").querySelectorAll("[data-side]")) {
     const { side, name, kind } = input.dataset;
-    if (kind in wanted) wanted[kind] = input.value;
-    else if (input.value !== "") (body[side] ??= {})[name] = kind === "numeric" ? Number(input.value) : input.value;
+    if (input.value === "") continue;
+    if (kind in CLOCK) wanted[kind] = Number(input.value);
+    else (body[side] ??= {})[name] = kind === "numeric" ? Number(input.value) : input.value;
   }
   if (body.features && who.user_id !== null) body.features = { ...who.features, ...body.features };
-  const { hour_of_day: hour, day_of_week: day } = wanted;
-  if (hour !== "" || day !== "") body.datetime = nextMoment(form.moment, hour, day);
+  if (Object.keys(wanted).length) body.datetime = nextMoment(form.moment, wanted);
   if (byId("only-new").checked) body.repeats = "exclude";
   if (byId("again").checked) body.again = "any";
   if (byId("where").value.trim()) body.filters = { where: byId("where").value.trim() };

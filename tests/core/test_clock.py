@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.clock import day_of_week, hour_of_day, to_seconds
+from serve.clock import read_calendar, to_seconds
 from serve.errors import SchemaError
 
 SECONDS = [1512086400, 1512122405, 1483271606]
@@ -241,8 +241,30 @@ def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
         for m in moments
     ]
     local = [moment.astimezone(ZoneInfo(zone)) for moment in local]
-    assert hour_of_day(np.array(moments), zone).tolist() == [moment.hour for moment in local]
-    assert day_of_week(np.array(moments), zone).tolist() == [moment.weekday() for moment in local]
+    assert read("hour_of_day", moments, zone) == [moment.hour for moment in local]
+    assert read("day_of_week", moments, zone) == [moment.weekday() for moment in local]
+    assert read("month_of_year", moments, zone) == [moment.month - 1 for moment in local]
+    assert read("week_of_year", moments, zone) == [count_weeks(m) for m in local]
+
+
+def read(kind, moments, zone=None):
+    return read_calendar(kind, np.array(moments), zone).tolist()
+
+
+def count_weeks(moment):
+    """Count the whole weeks since 1 January, by the day of the year."""
+    return (moment.timetuple().tm_yday - 1) // 7
+
+
+@pytest.mark.parametrize("year", [4, 1600, 1899, 1900, 1968, 1969, 1999, 2000, 2023, 2024, 9998])
+def test_each_day_of_a_year_has_its_month_and_its_week(year):
+    first = datetime(year, 1, 1, tzinfo=UTC)
+    days = [first + timedelta(days=n) for n in range((first.replace(year=year + 1) - first).days)]
+    for second in (0, 86_399):
+        moments = [int(day.timestamp()) + second for day in days]
+        assert read("month_of_year", moments) == [day.month - 1 for day in days]
+        assert read("week_of_year", moments) == [count_weeks(day) for day in days]
+        assert read("week_of_year", moments)[-1] == 52
 
 
 @given(

@@ -25,10 +25,12 @@ PRICE = Feature("price", "numeric", "price", mean=10.0, scale=4.0)
 STOCK = Feature("stock", "numeric", "stock", mean=-1.0, scale=0.5)
 HOUR = Feature("hour", "hour_of_day", "datetime", tuple(str(hour) for hour in range(24)))
 DAY = Feature("day", "day_of_week", "datetime", tuple(str(day) for day in range(7)))
+MONTH = Feature("month", "month_of_year", "datetime", tuple(str(month) for month in range(12)))
+WEEK = Feature("week", "week_of_year", "datetime", tuple(str(week) for week in range(53)))
 SIDE = (PRICE, COLOUR, TAGS, HOUR, STOCK, DAY)
 TITLE = Feature("title", "text", "name", width=5, buckets=64)
 IMAGE = Feature("image", "vector", "pixels", width=3, scale=2.0)
-ALL_KINDS = (*SIDE, TITLE, IMAGE)
+ALL_KINDS = (*SIDE, TITLE, IMAGE, MONTH, WEEK)
 COLUMNS = ("farbe", "tags", "price", "datetime", "name", "pixels")
 
 
@@ -176,11 +178,14 @@ def test_what_is_no_finite_number_is_an_error(value):
 @pytest.mark.parametrize("zone", [None, "America/New_York"])
 def test_calendar(zone):
     seconds = np.array([0, 1_700_000_000, 1_710_054_000, 1_710_057_600, 951_782_400])
-    encoded = encode_features((DAY, HOUR), {"datetime": seconds}, 5, zone)
+    kinds = (DAY, HOUR, MONTH, WEEK)
+    encoded = encode_features(kinds, {"datetime": seconds}, 5, zone)
     moments = [
         datetime.fromtimestamp(int(s), UTC).astimezone(ZoneInfo(zone or "UTC")) for s in seconds
     ]
-    assert encoded.codes.tolist() == [[2 + moment.weekday(), 2 + moment.hour] for moment in moments]
+    for code, moment in zip(encoded.codes.tolist(), moments, strict=True):
+        week = (moment.timetuple().tm_yday - 1) // 7
+        assert code == [2 + moment.weekday(), 2 + moment.hour, 1 + moment.month, 2 + week]
     assert encode_features((HOUR,), {"datetime": [None, 7200]}, 2).codes.tolist() == [
         [1],
         [4],

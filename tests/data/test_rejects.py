@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import duckdb
 import numpy as np
@@ -48,6 +49,72 @@ def test_a_decimal_comma_is_read_and_a_point_is_no_decimal_then(cells, expected)
     assert lost == [["not a number", "cell"]] * n_lost
 
 
+POINTS = ["$1,299.00", "-$5", "$ 0.5", "1234.5", "12.50 $", ""]
+COMMAS = ["EUR 77,40", "1.234,50\xa0€", "-5 EUR", "€-5", "12,50", "EUR 12,-"]
+APOSTROPHES = ["CHF 1'200.-", "CHF 12.50", "1’000.5 CHF", "7", "CHF .5", "CHF"]
+AMOUNTS = {
+    ".": [(POINTS, [1299.0, -5.0, 0.5, 1234.5, 12.5, None], 4),
+          (APOSTROPHES, [1200.0, 12.5, 1000.5, 7.0, None, None], 3)],
+    ",": [(COMMAS, [77.4, 1234.5, -5.0, -5.0, 12.5, 12.0], 5)],
+}  # decimal -> cells, the numbers in them, and how many have a currency  # fmt: skip
+
+
+def price_items(folder, kind, cells, decimal):
+    """Read six prices of a data frame or a file."""
+    rows = pd.DataFrame({"item_id": range(6), "price": cells})
+    sales = pd.DataFrame({"user_id": [1, 2], "item_id": [0, 5]})
+    features = FeaturesConfig(item={"price": "numeric"})
+    config = DataConfig(items=TableConfig(decimal=decimal), features=features, max_reject_rate=1)
+    if kind == "frame":
+        return tables_from_frames(config, sales, items=rows)
+    rows.to_csv(folder / "i.csv", sep=";", index=False)
+    sales.to_csv(folder / "e.csv", index=False)
+    items = TableConfig(str(folder / "i.csv"), decimal=decimal)
+    return read_tables(
+        replace(config, interactions=TableConfig(str(folder / "e.csv")), items=items)
+    )
+
+
+@pytest.mark.parametrize("kind", ["frame", "file"])
+@pytest.mark.parametrize("decimal", AMOUNTS)
+def test_amounts_of_one_currency_are_the_numbers_beside_it_and_are_counted(tmp_path, kind, decimal):
+    for cells, numbers, n_counted in AMOUNTS[decimal]:
+        tables, rejects = price_items(tmp_path, kind, cells, decimal)
+        prices = tables.items["price"].astype(object)
+        assert prices.where(prices.notna(), None).tolist() == numbers
+        said = [hint for hint in rejects.hints if hint.startswith(f"{n_counted} numbers of items")]
+        assert len(said) == 1
+        n_bad = sum(
+            number is None and bool(cell) for number, cell in zip(numbers, cells, strict=True)
+        )
+        assert rejects.frame["costs"].tolist() == ["cell"] * n_bad
+        assert len(tables.items) == rejects.records["items"] == 6
+
+
+@pytest.mark.parametrize("kind", ["frame", "file"])
+def test_amounts_in_two_currencies_are_refused_and_both_are_named(tmp_path, kind):
+    with pytest.raises(SchemaError, match=r"'price'.* EUR and USD"):
+        price_items(tmp_path, kind, ["€ 5", "EUR 7", "USD 5", "5", "6", "7"], ".")
+
+
+@pytest.mark.parametrize(
+    "cells", [["1,299.00", "5 EUR 6"], ["$1,2", "$12,3456"], ["EURO 5", "5 eur"]]
+)
+def test_what_is_no_amount_with_a_currency_is_no_number(tmp_path, cells):
+    tables, rejects = price_items(tmp_path, "frame", [*cells, "1", "2", "3", "4"], ".")
+    assert tables.items["price"].isna().tolist() == [True] * 2 + [False] * 4
+    assert rejects.frame["reason"].tolist() == ["not a number"] * 2
+
+
+def test_weights_with_a_currency_are_kept_and_the_rest_rejected_and_counted(tmp_path):
+    weights = {row: f"EUR {row},50" for row in range(30)} | {7: "gift", 8: "9,5"}
+    tables, rejects = read_rows(tmp_path, 30, lambda row: {"w": weights[row]}, decimal=",")
+    expected = [9.5 if row == 8 else row + 0.5 for row in range(30) if row != 7]
+    assert tables.interactions["weight"].tolist() == expected
+    assert rejects.frame["line"].tolist() == [9]
+    assert len(tables.interactions) + len(rejects.frame) == rejects.records["interactions"]
+
+
 def test_vectors_with_decimal_commas_are_read_beside_those_that_python_wrote():
     values, _ = read_items(["0,5 -1,25", "[0.5, -1.25]", "0,5;-1,25", None], "vector", decimal=",")
     assert [None if value is None else value.entries().tolist() for value in values] == [
@@ -90,6 +157,8 @@ def test_dates_beyond_their_limits_and_numbers_beyond_theirs_cost_the_cell():
     [
         ("not a number", ["-1.5", "2.25"], 'decimal: "."'),
         ("not a number", ["1,5", "2"], 'decimal: ","'),
+        ("not a number", ["EUR 77,40", "7,40 €"], 'decimal: ","'),
+        ("not a number", ["$77.40", "$7.4"], 'decimal: "."'),
         ("not a number", ["free", "free"], 'missing: ["free"]'),
         ("not a number", ["1,000", "12,500"], 'decimal: "," or numbers without commas for thousands'),
         ("not a number", ["red", "blue"], ""),

@@ -34,6 +34,8 @@ CONFIG = DataConfig(
         context={
             "hour": "hour_of_day",
             "day": "day_of_week",
+            "month": "month_of_year",
+            "week": "week_of_year",
             "screen": FeatureConfig("categorical", column="device"),
             "load": "numeric",
         },
@@ -95,6 +97,8 @@ def test_vocabularies_are_of_training_rows_by_frequency_then_value(schema):
     assert feature(schema, "screen").column == "device"
     assert feature(schema, "hour").vocabulary == tuple(str(hour) for hour in range(24))
     assert feature(schema, "day").vocabulary == tuple(str(day) for day in range(7))
+    assert feature(schema, "month").vocabulary == tuple(str(month) for month in range(12))
+    assert feature(schema, "week").vocabulary == tuple(str(week) for week in range(53))
     assert feature(schema, "hour").column == "datetime"
     assert schema.event_types == ("view", "buy")
 

@@ -34,6 +34,7 @@ GROUPS, ITEMS_OF_GROUP, USERS = 8, 10, 160
 N = GROUPS * ITEMS_OF_GROUP
 CHAINS = DataConfig(history_length=8)
 SHOPPERS = DataConfig(ties="simultaneous", repeats="allow", history_length=20)
+SEASONS = DataConfig(features=FeaturesConfig(context={"month": "month_of_year"}), history_length=8)
 STRANGERS = DataConfig(features=FeaturesConfig(user={"town": "categorical"}), history_length=8)
 
 
@@ -184,6 +185,23 @@ def test_demographics_alone_place_a_user_nobody_knows():
     assert hit_rate(scores, batch, 10) > 2 * hit_rate(popularity(train, 40), batch, 10)
 
 
+def test_the_month_alone_says_what_somebody_new_takes():
+    rng = np.random.default_rng(4)
+    days = np.sort(rng.integers(0, 2 * 365, (USERS, 6)), axis=1).ravel()
+    times = FIRST + days * DAY
+    months = pd.to_datetime(times, unit="s").month
+    items = months % GROUPS * ITEMS_OF_GROUP + rng.integers(0, ITEMS_OF_GROUP, len(times))
+    users = np.arange(USERS).repeat(6)
+    events = pd.DataFrame({"user_id": users, "item_id": items, "datetime": times})
+    train, strangers = part(events, events["user_id"] >= USERS - 40)
+    held_out = strangers.groupby("user_id").head(1)
+    nothing = pd.DataFrame({"user_id": np.arange(USERS)})
+    scores, batch = learn(SEASONS, train, held_out, nothing, epochs=60)
+    assert batch.arrays["history_lengths"].sum() == 0
+    assert hit_rate(scores, batch, 10) > 0.8
+    assert hit_rate(scores, batch, 10) > 2 * hit_rate(popularity(train, 40), batch, 10)
+
+
 @pytest.fixture(params=[(ORDERED, "cosine"), (BASKETS, "dot")], ids=["ordered", "baskets"])
 def tiny(request):
     config, similarity = request.param
@@ -239,6 +257,20 @@ def test_started_tables_are_parameters_that_learn_slowly():
     rate = model.recipe.learning_rate
     assert {*map(model.rate_of, STARTED_TABLES)} == {0.2 * rate}
     assert model.rate_of("user_tower.start_token") == rate
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("hour_of_day", 2e-3), ("day_of_week", 2e-3), ("month_of_year", 1e-2), ("week_of_year", 1e-2)],
+)
+def test_a_context_learns_faster_where_it_has_a_season_and_nothing_else_does(kind, expected):
+    features = replace(ORDERED.features, context={"device": "categorical", "moment": kind})
+    world = make_world(replace(ORDERED, features=features))
+    towers = make_towers(world, make_data(world))
+    model = make_module(towers, learning_rate=2e-3)
+    rates = {name: model.rate_of(name) for name, _ in towers.named_parameters()}
+    assert rates.pop("user_tower.context.table.weight") == expected
+    assert {*rates.values()} == {2e-3}
 
 
 @pytest.mark.parametrize(
