@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,6 +34,8 @@ MIN_TIES = 0.2  # share of tied events that is worth a hint
 MIN_HEAVY = 0.01  # share of the events that a single user has, and
 HEAVY_TIMES = 20  # the multiple of the median user's, that no person has
 MIN_OWNED = 0.1  # share of owned pairs in the test that is worth a hint
+MIN_FLAGS = 5  # columns of true and false that are worth a hint
+FLAGS = {"0", "1", "0.0", "1.0", "f", "t", "false", "true", "n", "y", "no", "yes"}
 
 
 def report_data(
@@ -146,6 +148,26 @@ def _find_hints(
             f"{owned:.1%} of the tested pairs are owned before and count as misses: "
             "see data.repeats"
         )
+
+    for side in ("user", "item"):
+        names = _list_flags(vars(tables)[f"{side}s"], config.features.kinds_of(side))
+        if len(names) >= MIN_FLAGS:
+            yield (
+                f"{len(names)} columns of {side}s hold only true or false ({', '.join(names[:3])}, "
+                "...): better one multi_categorical of the names that are true"
+            )
+
+
+def _list_flags(frame: pd.DataFrame, kinds: Mapping[str, str]) -> list[str]:
+    """Return the categorical columns that hold nothing but true and false."""
+    flags = []
+    for name, kind in kinds.items():
+        if kind == "categorical":
+            words = set(frame[name].dropna().astype("str").str.lower())
+            if 0 < len(words) <= 2 and words <= FLAGS:
+                flags.append(name)
+
+    return flags
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:

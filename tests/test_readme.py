@@ -1,6 +1,7 @@
 """What the README says works, works."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipeline.tables import read
 from tests.linear_bundle import FILMS, N, publish_linear
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.small_runs import trace_exports
-from tests.service.pages import SHOWN, list_blocks
+from tests.service.pages import SHOWN, check_printed, list_answers, list_blocks, read_page
 from tests.service.test_pages_run import PAGES
 
 ROOT = Path(__file__).parent.parent
@@ -100,6 +101,25 @@ def test_every_block_that_could_run_is_on_a_page_that_a_test_follows():
         assert kinds <= followed.get(page, set()), page
         shown = set(re.findall(r"^```(\w+)$", (ROOT / page).read_text(), re.MULTILINE)) - kinds
         assert shown <= set(SHOWN), page
+        if page in ("README.md", *PAGES):
+            assert read_page(page).count("```text\n") == len(list_answers(page)), page
+    assert len(list_answers("README.md")) == 1
+
+
+@pytest.mark.parametrize(
+    ("fresh", "is_alike"),
+    [
+        ("826249  5.173\nnote: 2", True),
+        ("826249   5.176 note: 2", True),
+        ("826249  5.184\nnote: 2", False),
+        ("826248  5.173\nnote: 2", False),
+        ("826249  5.173\nnote: 3", False),
+        ("826249  5.173", False),
+    ],
+)
+def test_printed_answers_may_differ_in_the_last_digits_of_figures_alone(fresh, is_alike):
+    with nullcontext() if is_alike else pytest.raises(AssertionError):
+        check_printed(fresh, "826249  5.173\nnote: 2\n")
 
 
 def test_no_page_asks_for_modules_that_a_wheel_does_not_have():

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -99,11 +100,9 @@ def measure(
         words += ["--data.split.kind", "files"]
         words += ["--data.split.test", str(runs / "lastfm" / "holdout.csv")]
     if name == "movielens-100k":
-        for side in ("users", "items"):
-            words += [
-                f"--data.{side}.path",
-                str(data / name / {"users": "u.user", "items": "u.item"}[side]),
-            ]
+        text = (ROOT / "configs" / config).read_text(encoding="utf-8")
+        query = yaml.safe_load(text.replace("../shared/data", str(data)))["data"]["items"]["query"]
+        words += ["--data.users.path", str(data / name / "u.user"), "--data.items.query", query]
     words += [f"--{key}={value}" for key, value in options.items()]
     words += [*more, "--seed", str(seed), "--evaluation.baselines", "[]"]
     old, warm, anew = (runs / f"{name}-{seed}-{kind}" for kind in ("old", "warm", "anew"))

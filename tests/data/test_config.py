@@ -33,19 +33,18 @@ def load(name: str) -> DataConfig:
 
 def test_the_movielens_config_reads_its_files_as_they_are(tmp_path):
     """No header line, tabs or bars, films in Latin-1."""
-    flags = "0|1|1" + "|0" * 16
+    kolya, miserables = "0|1|1" + "|0" * 16, "0|1" + "|0" * 16 + "|1"
     contents = {
-        "interactions": b"196\t242\t3\t881250949\n186\t302\t4\t891717742\n",
-        "users": b"196|49|M|writer|55105\n186|39|F|executive|00000\n",
-        "items": f"242|Kolya (1996)|24-Jan-1997||http://x?a,b|{flags}\n302|Misérables|||http://y|{flags}\n".encode(
+        "u.data": b"196\t242\t3\t881250949\n186\t302\t4\t891717742\n",
+        "u.user": b"196|49|M|writer|55105\n186|39|F|executive|00000\n",
+        "u.item": f"242|Kolya (1996)|24-Jan-1997||http://x?a,b|{kolya}\n302|Misérables|||http://y|{miserables}\n".encode(
             "latin-1"
         ),
     }
-    block = yaml.safe_load((CONFIGS / "movielens-100k.yaml").read_text())["data"]
+    text = (CONFIGS / "movielens-100k.yaml").read_text()
+    block = yaml.safe_load(text.replace("../shared/data/movielens-100k", str(tmp_path)))["data"]
     for name, content in contents.items():
-        path = tmp_path / Path(block[name]["path"]).name
-        path.write_bytes(content)
-        block[name]["path"] = str(path)
+        (tmp_path / name).write_bytes(content)
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_argument("--data", type=DataConfig)
     tables, rejects = read_tables(parser.instantiate(parser.parse_object({"data": block})).data)
@@ -55,7 +54,9 @@ def test_the_movielens_config_reads_its_files_as_they_are(tmp_path):
         [186, 302, 891717742, 4],
     ]
     assert tables.users["age"].tolist() == [49, 39]
-    assert tables.items["release_date"].isna().tolist() == [False, True]
+    assert tables.items["title"].tolist() == ["Kolya (1996)", "Misérables"]
+    assert tables.items["year"].isna().tolist() == [False, True]
+    assert tables.items["genres"].tolist() == ["Action|Adventure", "Action|Western"]
 
 
 def test_the_template_shows_every_key_and_states_the_defaults():

@@ -218,11 +218,12 @@ def test_the_printed_report_is_short(report):
         assert any(part in line for line in lines), part
 
 
-def report_hints(events, items=None) -> list[str]:
-    tables, rejects = tables_from_frames(DataConfig(), events, items=items)
+def report_hints(events, items=None, config=None) -> list[str]:
+    config = config or DataConfig()
+    tables, rejects = tables_from_frames(config, events, items=items)
     tables, cleaning = clean(tables)
-    split = split_interactions(tables.interactions, DataConfig(), 0)
-    return report_data(tables, rejects, cleaning, split, DataConfig(), ())["hints"]
+    split = split_interactions(tables.interactions, config, 0)
+    return report_data(tables, rejects, cleaning, split, config, ())["hints"]
 
 
 @pytest.mark.parametrize(
@@ -241,6 +242,35 @@ def test_items_without_a_row_are_said_with_ids_that_look_alike(ids, theirs, pair
     assert "25%" in hint
     assert all(shown in hint for shown in pair)
     assert not any("without a row" in hint for hint in report_hints(events, events))
+
+
+@pytest.mark.parametrize(
+    ("words", "n_flags", "is_advised"),
+    [
+        (("0", "1"), 5, True),
+        ((False, True), 7, True),
+        (("No", "yes"), 5, True),
+        ((None, "t"), 5, True),
+        (("0", "1"), 4, False),
+        (("m", "f"), 7, False),
+        (("0", "1", "2"), 7, False),
+        ((None, None), 7, False),
+    ],
+)
+def test_many_columns_of_true_and_false_are_better_one_list_of_names(words, n_flags, is_advised):
+    names = [f"has_{number}" for number in range(n_flags)]
+    config = DataConfig(
+        items=TableConfig(),
+        features=FeaturesConfig(item=dict.fromkeys(names, "categorical")),
+        split=SplitConfig("none"),
+    )
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "c"]})
+    items = pd.DataFrame({"item_id": ["a", "b", "c"]})
+    for name in names:
+        items[name] = pd.Series((*words, *words)[:3], dtype=object)
+    advice = [hint for hint in report_hints(events, items, config) if "multi_categorical" in hint]
+    assert len(advice) == is_advised
+    assert all(f"{n_flags} columns of items" in line and "has_0" in line for line in advice)
 
 
 def test_users_with_extreme_counts_are_named_on_the_console():

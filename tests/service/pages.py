@@ -7,12 +7,15 @@ they run with what is installed there alone.
 import os
 import re
 import sys
+from itertools import pairwise
 
+import pytest
 from tests.served import ROOT
 
 IS_WHEEL = "BASCULE_BIN" in os.environ
 BINARIES = ROOT / os.environ["BASCULE_BIN"] if IS_WHEEL else None
 FENCED = r"^```(\w*)\n(.*?)^```$"
+FIGURE = r"(\d+\.\d+)"  # ids and counts, which are whole, are compared as they are
 INDENTED = r"^    (?! )((?:[^\n]*\\\n)*[^\n]+)$"
 RUN = ("bash", "sh", "python", "yaml", "sql")
 SHOWN = ("", "text", "ini", "caddy", "nginx")  # drawings, printed answers, files of other programs
@@ -33,6 +36,30 @@ def list_steps(name):
     found = re.findall(f"{FENCED}|{INDENTED}", read_page(name), re.DOTALL | re.MULTILINE)
     steps = [("bash", line) if line else (kind, block) for kind, block, line in found]
     return [(kind, text) for kind, text in steps if kind in RUN]
+
+
+def list_answers(name):
+    """Return text -> printed answer of every block of a page that one follows."""
+    page = read_page(name)
+    fenced = re.finditer(FENCED, page, re.DOTALL | re.MULTILINE)
+    return {
+        block[2]: answer[2]
+        for block, answer in pairwise(fenced)
+        if answer[1] == "text" and block[1] in RUN and page[block.end() : answer.start()].isspace()
+    }
+
+
+def check_printed(fresh, stored):
+    """Let two answers differ in the last digits of their figures alone, as those of two machines do.
+
+    A figure may be off by 1e-3 of it, or by one of its last digit where that is more.
+    """
+    parts = [re.split(FIGURE, " ".join(answer.split())) for answer in (fresh, stored)]
+    words = [[word.strip() for word in each[::2]] for each in parts]
+    assert words[0] == words[1]
+    for got, printed in zip(*(each[1::2] for each in parts), strict=True):
+        last_digit = 10 ** -len(printed.partition(".")[2])
+        assert float(got) == pytest.approx(float(printed), rel=1e-3, abs=1.01 * last_digit)
 
 
 def list_indented(name):
