@@ -27,7 +27,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -92,10 +92,6 @@ class Recommender:
         served: the recommender of `serve`, which answers.
         path: folder of the bundle.
         is_temporary: the folder is deleted with the recommender.
-
-    Example:
-        >>> bascule.load("runs/shop").recommend("u0", k=2).to_pandas()["rank"].tolist()
-        [1, 2]
     """
 
     served: Served
@@ -367,6 +363,7 @@ class Recommender:
         *,
         at: str | None = None,
         baselines: Sequence[str] | None = (),
+        metrics: Sequence[Callable[..., Any]] = (),
     ) -> dict[str, Any]:
         """Measure the lists of users on a test, which the weights must not have learned from.
 
@@ -376,6 +373,7 @@ class Recommender:
             users: features of users.
             at: time of each user's request.
             baselines: names of models to compare with; None: all.
+            metrics: your own functions of hits (B, 20) and targets (B,) that give values (B,).
 
         Returns:
             As in `metrics.json`: `["test"]["bascule"]` are the figures.
@@ -385,7 +383,9 @@ class Recommender:
         """
         from evaluation.given import evaluate_tables
 
-        return evaluate_tables(self.served.bundle, test, past, users, at, baselines)
+        return evaluate_tables(
+            self.served.bundle, test, past, users, at, baselines, metrics
+        )
 
     def save(self, directory: str | Path) -> Path:
         """Write what `bascule.load` reads into a new folder.

@@ -79,8 +79,9 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
     from rich.console import Console
 
     from evaluation.console import print_metrics
-    from evaluation.evaluate import Parts, headline_metric
+    from evaluation.evaluate import Parts
     from evaluation.given import evaluate_given
+    from evaluation.metrics import headline_metric
     from serve.files import write_json
 
     schema = bundle.schema

@@ -17,7 +17,7 @@ from evaluation import holdout, metrics
 from evaluation.audit import Record, audit
 from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
 from evaluation.holdout import Events, HeldOut, Ids, Source
-from evaluation.metrics import ItemSets, Labels, Summary, Targets
+from evaluation.metrics import ItemSets, Labels, Metric, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
 from evaluation.seen import refuse_known, refuse_learned
 from serve.arrays import Doubles, Flags, Floats, Ints, Repeats
@@ -104,7 +104,7 @@ class Measured:
 class Examination:
     """Requests, targets of each view, owned items and histories, the same for every model.
 
-    `barred` are the items that no model may list, (N,).
+    `barred` are the items that no model may list, (N,), `own` metrics beside the usual ones.
     """
 
     held_out: HeldOut
@@ -112,6 +112,7 @@ class Examination:
     owned: ItemSets
     past: Events
     barred: Flags
+    own: Sequence[Metric] = ()
 
     @classmethod
     def prepare(
@@ -120,13 +121,14 @@ class Examination:
         past: Events,
         repeats: Repeats,
         barred: Flags | None = None,
+        own: Sequence[Metric] = (),
     ) -> Examination:
         """Set the examination of users whose events so far are `past`."""
         owned = past.owned().take(held_out.targets.user)
         views = view_targets(held_out.targets, owned, repeats)
         if barred is None:
             barred = np.zeros(past.n_items, np.bool_)
-        return cls(held_out, views, owned, past, barred)
+        return cls(held_out, views, owned, past, barred, own)
 
     @property
     def user(self) -> Ints:
@@ -136,7 +138,7 @@ class Examination:
     def measure(self, lists: Lists) -> Measured:
         """Measure the lists of a model, made for the requests in their order."""
         values = {
-            view: metrics.measure_users(lists[view], targets)
+            view: metrics.measure_users(lists[view], targets, own=self.own)
             for view, targets in self.views.items()
         }
         return Measured(lists, values)
@@ -190,11 +192,6 @@ class Examination:
         return slices
 
 
-def headline_metric(repeats: Repeats) -> str:
-    """Return the metric that models are tuned and compared by."""
-    return "NDCG@20" if repeats == "allow" else "NDCG@10"
-
-
 def compare(measured: Measured, other: Measured) -> dict[str, Summary]:
     """Return view -> the first model's metrics minus the other's, user by user, with intervals."""
     compared = {}
@@ -212,7 +209,7 @@ def make_criterion(
     whole = Examination.prepare(held_out, past, repeats, barred)
     views = {view: part for view, part in whole.views.items() if view != "repeat"}
     examination = replace(whole, views=views)
-    metric = headline_metric(repeats)
+    metric = metrics.headline_metric(repeats)
 
     def criterion(score: ScoreRows) -> float:
         views = examination.score(score).values.values()
@@ -229,6 +226,7 @@ def evaluate(
     seed: int,
     baselines: Sequence[str] | None = None,
     log: Log = lambda message: None,
+    own: Sequence[Metric] = (),
 ) -> dict[str, Any]:
     """Measure a recommender and baselines on held-out interactions.
 
@@ -238,6 +236,7 @@ def evaluate(
         seed: draws validation users where there are more than are needed.
         baselines: names of those to fit; None means all of the protocol.
         log: takes a line after each model.
+        own: metrics beside the usual ones.
 
     Returns:
         `metrics.json`. Where test interactions have a time or context of their own,
@@ -262,7 +261,7 @@ def evaluate(
 
     barred = recommender.bundle.index.is_hidden
     held_out = holdout.group_requests(parts.test, ids)
-    examination = Examination.prepare(held_out, past, schema.repeats, barred)
+    examination = Examination.prepare(held_out, past, schema.repeats, barred, own)
     requests = holdout.plain_requests(examination.held_out.rows, parts.at)
     ours = _recommend(recommender, examination, requests, log)
     protocol = describe_protocol(examination, parts.at, schema)
@@ -433,7 +432,7 @@ def describe_protocol(
         "average": "within a user, then over users; users without history count",
         "intervals": "95 %, Student's t over users, skewed as they are; differences "
         "are paired",
-        "tuning": f"baselines: {headline_metric(schema.repeats)}, {views}, on validation",
+        "tuning": f"baselines: {metrics.headline_metric(schema.repeats)}, {views}, on validation",
         "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
     }
 

@@ -13,6 +13,7 @@ import pandas as pd
 from evaluation.baselines import Log
 from evaluation.evaluate import Parts, evaluate
 from evaluation.holdout import PAIR, Source, profiles_from_frame, split_validation
+from evaluation.metrics import Metric
 from evaluation.seen import find_rows
 from serve.bundle import Bundle
 from serve.errors import SchemaError
@@ -26,6 +27,7 @@ def evaluate_given(
     seed: int,
     baselines: Sequence[str] | None,
     log: Log,
+    own: Sequence[Metric] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Measure a bundle on a test by profiles of the events before it.
 
@@ -35,6 +37,7 @@ def evaluate_given(
         seed: draws the users that baselines are validated on.
         baselines: names of those to fit; None: all.
         log: takes a line after each model.
+        own: metrics beside the usual ones.
 
     Returns:
         The figures as of `evaluate`, and notes on what the tables lack.
@@ -51,7 +54,7 @@ def evaluate_given(
     train, validation = split_validation(past, parts.test, parts.at, seed)
     parts = replace(parts, train=train, validation=validation)
     recommender = Recommender(bundle, profiles)
-    return evaluate(recommender, parts, seed, baselines, log), notes
+    return evaluate(recommender, parts, seed, baselines, log, own), notes
 
 
 def evaluate_tables(
@@ -61,12 +64,13 @@ def evaluate_tables(
     users: Source | str | None,
     at: str | None,
     baselines: Sequence[str] | None,
+    own: Sequence[Metric],
 ) -> dict[str, Any]:
     """Measure a bundle on files or tables in memory; what these lack is a warning."""
     known = None if users is None else name_source(users)
     schema = bundle.schema
     parts = Parts.read(name_source(test), name_source(past), known, at, schema)
-    metrics, notes = evaluate_given(bundle, parts, 0, baselines, lambda _: None)
+    metrics, notes = evaluate_given(bundle, parts, 0, baselines, lambda _: None, own)
     for note in notes:
         warnings.warn(note, stacklevel=3)
     return metrics

@@ -7,7 +7,7 @@ K places of a list, T targets in all, N items, U users, M metrics. A slice label
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -17,11 +17,14 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.special import stdtrit
 
-from serve.arrays import Doubles, Flags, Ints
+from serve.arrays import Doubles, Flags, Ints, Repeats
 from serve.cells import to_text
+from serve.errors import SchemaError
 from serve.schema import MIN_USERS
 
 Summary = dict[str, float | list[float]]
+# hits (B, K) of lists and the targets of each request (B,) -> a value per request, (B,)
+Metric = Callable[[Flags, Ints], Doubles]
 Labels = npt.NDArray[Any]
 
 CUTOFFS = (10, 20)
@@ -100,6 +103,11 @@ class Targets:
         return Targets(self.items.keep(mask), self.user)
 
 
+def headline_metric(repeats: Repeats) -> str:
+    """Return the metric that models are tuned and compared by."""
+    return "NDCG@20" if repeats == "allow" else "NDCG@10"
+
+
 def hit_matrix(lists: Ints, targets: Targets) -> Flags:
     """Mark the places of each list that hold a target of its request, (B, K)."""
     return targets.items.contain(np.arange(len(lists))[:, None], lists)
@@ -152,7 +160,10 @@ def measure_requests(
 
 
 def measure_users(
-    lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS
+    lists: Ints,
+    targets: Targets,
+    cutoffs: tuple[int, ...] = CUTOFFS,
+    own: Sequence[Metric] = (),
 ) -> dict[str, Doubles]:
     """Return every metric averaged within each user.
 
@@ -160,14 +171,25 @@ def measure_users(
         lists: (B, K) item rows, best first.
         targets: the items to find; requests without one do not count.
         cutoffs: lengths k at which the lists are cut.
+        own: further metrics, which go by the names of their functions.
 
     Returns:
         `<metric>@<k>` -> a value per user, (U,), users ascending.
+
+    Raises:
+        SchemaError: a metric of one's own gives no number for each request.
     """
     n_targets = targets.items.counts
     has_target = n_targets > 0
     hits = hit_matrix(lists, targets)[has_target]
     values = measure_requests(hits, n_targets[has_target], cutoffs)
+    for metric in own:
+        found = np.asarray(metric(hits, n_targets[has_target]), np.float64)
+        if found.shape != (len(hits),) or not np.isfinite(found).all():
+            raise SchemaError(
+                f"metric {metric.__name__}: expected a number for each of {len(hits)} requests"
+            )
+        values[metric.__name__] = found
 
     _, user = np.unique(targets.user[has_target], return_inverse=True)
     n_requests = np.bincount(user)

@@ -18,8 +18,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from evaluation.audit import LEVEL
-from evaluation.evaluate import MODEL, headline_metric
-from evaluation.metrics import MISSING, OTHER, sign
+from evaluation.evaluate import MODEL
+from evaluation.metrics import MISSING, OTHER, headline_metric, sign
 from serve.clock import find_zone
 from serve.schema import Schema
 

@@ -15,6 +15,10 @@ PLAIN = {
 }
 REMEDY = "nothing more was learned from this table: check the ids and the join, or serve that"
 
+QUICK_REMEDY = "; a whole run looks further than this quick one"
+HARDLY_TRAINED = "a quick run hardly trains what reads it; a whole one does"
+USER_REMEDY = "keep data.features.user for people without events alone"
+
 ERRORS = 2.0  # standard errors of a difference
 
 
@@ -40,21 +44,27 @@ def find_signal(content: Mapping[str, Any], metric: str) -> str | None:
 
 
 def advise(content: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what `find_signal` found, and a sentence on features that are better left out.
+    """Yield what `find_signal` found, and a sentence on features that are of no use.
 
-    Features of users serve those with few events: only harm is reported of them. A quick run says
-    nothing of features: the towers that read them are hardly trained.
+    Features of users serve those with few events: these alone may need them. A quick run only says
+    which features its lists do not read: the towers are hardly trained.
 
     Args:
         content: `metrics.json`; `models.validation` compares lists with features and without.
     """
+    is_quick = content.get("quick", False)
     if content.get("signal"):
-        yield content["signal"]
-    if content.get("quick"):
-        return
+        yield content["signal"] + (QUICK_REMEDY if is_quick else "")
 
     refinement = content.get("training", {}).get("refinement") or {}
-    for side, compared in refinement.get("features", {}).items():
+    features = refinement.get("features", {})
+    if is_quick:
+        for side in features:
+            if features[side]["ndcg"] == features[side]["without"]:
+                yield f"data.features.{side} counts in no list: {HARDLY_TRAINED}"
+        return
+
+    for side, compared in features.items():
         ndcg = compared["ndcg"]
         without = compared["without"]
         error = compared["error"]
@@ -62,5 +72,6 @@ def advise(content: Mapping[str, Any]) -> Iterator[str]:
         remedy = f"leave data.features.{side} out"
         if without > ndcg + ERRORS * error:
             yield f"{remedy}: lists are worse with it ({figures})"
-        elif side == "context" and without >= ndcg - ERRORS * error:
+        elif without >= ndcg - ERRORS * error:
+            remedy = remedy if side == "context" else USER_REMEDY
             yield f"{remedy}: lists gain nothing by it beyond chance ({figures})"

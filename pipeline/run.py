@@ -26,8 +26,9 @@ from datamodules.splits import check_targets
 from evaluation.audit import find_failures
 from evaluation.console import print_commands, print_results
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
-from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.evaluate import Parts, evaluate
 from evaluation.holdout import profiles_from_frame, sample_users
+from evaluation.metrics import headline_metric
 from evaluation.model_card import render
 from evaluation.signal import find_signal
 from pipeline.config import Config, complete_text
@@ -359,8 +360,7 @@ def measure(
 
     metrics["protocol"]["test_users"] = int(work.split.test["user_id"].nunique())
     headline = headline_metric(config.data.repeats)
-    # A quick run has not looked for more than popularity and what goes together.
-    metrics["signal"] = None if config.quick else find_signal(metrics, headline)
+    metrics["signal"] = find_signal(metrics, headline)
 
     for name, record in metrics["baselines"].items():
         if "seconds" in record:

@@ -124,15 +124,11 @@ class RequestBody(TypedDict, total=False):
     filters: FilterBody | None
     again: Annotated[
         Again | None,
-        Field(
-            description="`any` lists what was just taken before it may be due again."
-        ),
+        Field(description="`any` lists what was just taken, though not due yet."),
     ]
     variants: Annotated[
         Variants | None,
-        Field(
-            description="`any` lifts the bundle's limit of variants in the first rows."
-        ),
+        Field(description="`any` lifts the limit of variants in the first rows."),
     ]
     profile: Annotated[
         bool | None,

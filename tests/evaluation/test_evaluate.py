@@ -117,6 +117,41 @@ def targets_by(*keys, rows=HOLDOUT) -> dict[tuple, set[str]]:
     return {key: set(items) for key, items in rows.groupby(list(keys))["item_id"]}
 
 
+def test_ones_own_metrics_stand_beside_the_usual_ones_of_each_model():
+    def first_row(hits, n_targets):
+        assert hits.dtype == bool
+        assert (n_targets > 0).all()
+        return hits[:, 0]
+
+    def recall_of_5(hits, n_targets):
+        return hits[:, :5].sum(axis=1) / n_targets
+
+    recommender = make_recommender(repeats="exclude")
+    figures = evaluate(recommender, PARTS, 3, ["popularity"], own=[first_row, recall_of_5])
+    usual = run(make_recommender(repeats="exclude"), ["popularity"])
+    for model in ("bascule", "popularity"):
+        found = figures["test"][model]["novel"]
+        assert found.items() > usual["test"][model]["novel"].items()
+        assert 0 <= found["recall_of_5"] <= found["Recall@10"]
+    targets = targets_by("user_id")
+    firsts = [
+        ITEMS[recommender.rank({"user_id": user}, 1, KEEP["novel"])[0]] in wanted
+        for (user,), wanted in targets.items()
+    ]
+    assert figures["test"]["bascule"]["novel"]["first_row"] == pytest.approx(np.mean(firsts))
+    assert sum(firsts) > 0
+
+
+@pytest.mark.parametrize("values", [lambda hits: hits[1:, 0], lambda hits: hits[:, 0] / 0])
+def test_a_metric_that_gives_no_number_for_each_request_is_refused(values):
+    def mine(hits, n_targets):
+        with np.errstate(all="ignore"):
+            return values(hits)
+
+    with pytest.raises(SchemaError, match="mine"):
+        evaluate(make_recommender(repeats="exclude"), PARTS, 3, [], own=[mine])
+
+
 @pytest.mark.parametrize("view", ["all", "repeat", "novel"])
 def test_at_a_moment_each_user_is_asked_once(view):
     recommender, metrics = run_allowing()
