@@ -1,4 +1,4 @@
-"""Servers of a state, started for a test in a folder of their own, and killed at will."""
+"""PostgreSQL for a state, started for a test in a folder of its own, and killed at will."""
 
 from __future__ import annotations
 
@@ -17,11 +17,7 @@ from service.engine import ServerError
 from service.remote.shared import open_remote
 
 _POSTGRES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("none"))
-PROGRAMS = {
-    "redis": "redis-server",
-    "valkey": "valkey-server",
-    "postgres": str(_POSTGRES / "postgres"),
-}
+POSTGRES = _POSTGRES / "postgres"
 _SECONDS = 30  # in which a server answers
 
 
@@ -33,35 +29,28 @@ def free_port() -> int:
 
 
 class Server:
-    """A server that keeps what it has, however it ends."""
+    """PostgreSQL that keeps what it has, however it ends."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
-        self.kind = kind
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._port = free_port()
-        self._user = "postgres" if kind == "postgres" and os.geteuid() == 0 else None
+        self._user = "postgres" if os.geteuid() == 0 else None
         if self._user is not None:
             shutil.chown(folder, self._user)
-        if kind == "postgres":
-            data = str(folder / "data")
-            command = [str(_POSTGRES / "initdb"), "-D", data, "-A", "trust", "-U", "me", "-N"]
-            subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=folder)
-            self.address = f"postgresql://me@/postgres?host={folder}&port={self._port}"
-        else:
-            self.address = f"redis://127.0.0.1:{self._port}/0"
+        data = str(folder / "data")
+        command = [str(_POSTGRES / "initdb"), "-D", data, "-A", "trust", "-U", "me", "-N"]
+        subprocess.run(command, check=True, capture_output=True, user=self._user, cwd=folder)
+        self.address = f"postgresql://me@/postgres?host={folder}&port={self._port}"
 
     def start(self, *more: str) -> None:
         """Start the server, and wait until it answers."""
-        words = ["--port", str(self._port), "--dir", str(self._folder), "--save", ""]
-        words += ["--appendonly", "yes", "--appendfsync", "always", *more]
-        if self.kind == "postgres":
-            words = ["-D", str(self._folder / "data"), "-k", str(self._folder)]
-            words += ["-p", str(self._port), "-c", "listen_addresses=", *more]
+        words = ["-D", str(self._folder / "data"), "-k", str(self._folder)]
+        words += ["-p", str(self._port), "-c", "listen_addresses=", *more]
         end = time.monotonic() + _SECONDS
         while not self._is_up():
             assert time.monotonic() < end
             self.process = subprocess.Popen(
-                [PROGRAMS[self.kind], *words],
+                [str(POSTGRES), *words],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 user=self._user,
@@ -80,11 +69,6 @@ class Server:
         state.close()
         return state.fault is None
 
-    def read_files(self) -> str:
-        """Return what the server has on disk."""
-        files = [file for file in self._folder.rglob("*") if file.is_file()]
-        return "".join(file.read_text(errors="replace") for file in files)
-
     def kill(self) -> None:
         """Kill the server by SIGKILL."""
         self.process.kill()
@@ -92,10 +76,10 @@ class Server:
 
 
 @contextmanager
-def running(kind: str) -> Iterator[Server]:
+def running() -> Iterator[Server]:
     """Run a server in a folder that is removed afterwards."""
     folder = Path(mkdtemp(prefix="state-"))
-    server = Server(kind, folder)
+    server = Server(folder)
     try:
         server.start()
         yield server

@@ -10,7 +10,7 @@ from statistics import mean
 
 from tests.test_layering import OURS, SOURCES
 
-MAX_NODES = 240_400
+MAX_NODES = 240_000
 MAX_NODES_A_LINE = 6.0
 MAX_STATEMENT_MEAN, MAX_STATEMENT_P90, MAX_LARGE_STATEMENTS = 11, 22, 40
 MAX_WIDE_LINES = 0.05  # share of lines over 100 characters

@@ -80,8 +80,8 @@ class RemoteState(ABC):
             self._connect(address)
         except self.errors:  # whose message may hold a password
             raise SchemaError(
-                "the address of the state cannot be read; expected "
-                "redis://HOST:PORT/DB or postgresql://USER@HOST:PORT/DB"
+                "the address of the state cannot be read; "
+                "expected postgresql://USER@HOST:PORT/DB"
             ) from None
 
         try:

@@ -1,6 +1,6 @@
-"""The state on a server, at the address in BASCULE_STATE: a password would show in an option.
+"""The state in PostgreSQL, at the address in BASCULE_STATE: a password would show in an option.
 
-A folder of state that is named comes first. Nothing of an engine is loaded before it is needed.
+A folder of state that is named comes first. Nothing of the engine is loaded before it is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def open_remote(
     retention_days: float = RETENTION_DAYS,
     impression_days: float | None = None,
 ) -> RemoteState:
-    """Open the state on a server.
+    """Open the state on a server of PostgreSQL.
 
     Args:
         address: of the server, which need not answer yet.
@@ -35,8 +35,7 @@ def open_remote(
         ModuleNotFoundError: a library is missing.
         SchemaError: the address cannot be read, or the server could lose what it has acknowledged.
     """
-    engine = "postgres" if address.startswith("postgres") else "redis"
-    module = import_extra(f"{__package__}.{engine}_state", "state")
+    module = import_extra(f"{__package__}.postgres_state", "state")
     opened: RemoteState = module.Engine(address, runs, retention_days, impression_days)
     return opened
 

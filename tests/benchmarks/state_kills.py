@@ -1,6 +1,6 @@
 """Two replicas on one server of the state, all of them killed at random moments: what is lost, what counts twice.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/state_kills.py --kind redis [--kills 30] [--seed 0]
+    OMP_NUM_THREADS=1 python tests/benchmarks/state_kills.py [--kills 30] [--seed 0]
 
 Replicas are processes of `bascule serve`; two clients send events to either of them, one or a few at a time, and send
 what was not acknowledged again, as a queue does. Each kill is a SIGKILL of a replica or of the server, which is
@@ -109,7 +109,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kind", choices=("redis", "valkey", "postgres"), default="redis")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -117,11 +116,11 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     try:
-        with running(options.kind) as server:
+        with running() as server:
             report = measure(server, folder, options.kills, options.seed)
     finally:
         shutil.rmtree(folder)
-    print(json.dumps({"kind": options.kind, **report}, indent=1))
+    print(json.dumps(report, indent=1))
     if report["lost"] or report["twice"] or report["never_sent"]:
         raise SystemExit(1)
 

@@ -1,4 +1,4 @@
-"""The median of one call of the state, in a file and on servers on this machine, in one run.
+"""The median of one call of the state, in a file and in PostgreSQL on this machine, in one run.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/state_latency.py [--calls 500] [--events 50]
 
@@ -26,7 +26,7 @@ from service.engine import State  # noqa: E402
 from service.event_log import Observation  # noqa: E402
 from service.remote.shared import open_remote  # noqa: E402
 from service.state import StateStore  # noqa: E402
-from tests.state_servers import PROGRAMS, running  # noqa: E402
+from tests.state_servers import running  # noqa: E402
 
 BEGIN, N_USERS = 1_700_000_000, 50
 
@@ -50,9 +50,8 @@ def main() -> None:
         stores: dict[str, State] = {
             "sqlite": stack.enter_context(closing(StateStore(folder / "state" / "state.db")))
         }
-        for kind in PROGRAMS:
-            address = stack.enter_context(running(kind)).address
-            stores[kind] = stack.enter_context(closing(open_remote(address)))
+        address = stack.enter_context(running()).address
+        stores["postgres"] = stack.enter_context(closing(open_remote(address)))
         file = stack.enter_context((folder / "file").open("wb", buffering=0))
 
         for store in stores.values():

@@ -1,9 +1,8 @@
-"""The engines of the state keep one protocol: in a file, in Redis, in Valkey and in PostgreSQL."""
+"""The engines of the state keep one protocol: in a file and in PostgreSQL."""
 
 import json
 import logging
 import random
-import shutil
 import signal
 import threading
 import time
@@ -27,7 +26,7 @@ from service.state import StateStore
 from tests.http.services import NOW, asking, listed, publish_served
 from tests.linear_bundle import SHOP, item_ids
 from tests.served import ask
-from tests.state_servers import PROGRAMS, retry, running
+from tests.state_servers import POSTGRES, retry, running
 
 NOON = 1_700_000_000
 DAY = 86_400
@@ -36,32 +35,23 @@ SENTINEL = "sentinel-6d1f"
 IDS = item_ids(SHOP)
 USERS = [7, "7", "u1", "é\0x", 2**62, "-3", "a\tb", '"']
 ITEMS = [4, "4", "a\0b", "i", '"],']
-SERVERS = [pytest.param(kind, marks=pytest.mark.service) for kind in PROGRAMS]
 
 
 @pytest.fixture(scope="module")
-def servers():
-    """Servers by kind, each started once."""
-    with ExitStack() as stack:
-        found = {}
-
-        def start(kind):
-            if shutil.which(PROGRAMS[kind]) is None:
-                pytest.skip(f"{PROGRAMS[kind]} is not installed")
-            if kind not in found:
-                found[kind] = stack.enter_context(running(kind))
-            return found[kind]
-
-        yield start
+def one_server():
+    if not POSTGRES.exists():
+        pytest.skip("PostgreSQL is not installed")
+    with running() as found:
+        yield found
 
 
-@pytest.fixture(params=SERVERS)
-def server(request, servers):
-    return servers(request.param)
+@pytest.fixture(params=[pytest.param("postgres", marks=pytest.mark.service)])
+def server(one_server):
+    return one_server
 
 
-@pytest.fixture(params=["sqlite", *SERVERS])
-def replicas(request, servers, tmp_path):
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.service)])
+def replicas(request, tmp_path):
     """Two stores of one state, empty."""
     path = tmp_path / "state" / "state.db"
     with ExitStack() as stack:
@@ -70,7 +60,8 @@ def replicas(request, servers, tmp_path):
             if request.param == "sqlite":
                 store = StateStore(path, retention_days=DAYS)
             else:
-                store = open_remote(servers(request.param).address, retention_days=DAYS)
+                address = request.getfixturevalue("one_server").address
+                store = open_remote(address, retention_days=DAYS)
             opened.append(stack.enter_context(closing(store)))
         yield opened
         if request.param != "sqlite":
@@ -79,30 +70,14 @@ def replicas(request, servers, tmp_path):
 
 def empty(store):
     """Forget all users of a server, its erasure list, too."""
-    if hasattr(store, "_server"):
-        store._server.flushdb()
-    else:
-        store._ask("TRUNCATE bascule_rows, bascule_users, bascule_opted_out")
+    store._ask("TRUNCATE bascule_rows, bascule_users, bascule_opted_out")
 
 
 def read_all(store):
     """Return all that a server would tell about users."""
-    if hasattr(store, "_server"):
-        keys = store._server.keys()
-        users = store._server.hgetall("bascule:1:users")
-        sets = [key for key in keys if store._server.type(key) == "zset"]
-        return str([keys, users, [store._server.zrange(key, 0, -1) for key in sets]])
     tables = ("bascule_rows", "bascule_users")
     query = "SELECT string_agg(t::text, '') FROM {} t"
     return "".join(store._ask(query.format(table)) or "" for table in tables)
-
-
-def wait_for_rewriting(store):
-    end = time.monotonic() + 20
-    busy = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
-    while any(store._server.info("persistence")[name] for name in busy):
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def ask_until_it_fails(store):
@@ -265,12 +240,9 @@ def test_confirmations_do_not_wait_for_each_other(server):
     seen = [Impressions.confirm(f"r{number}", NOON) for number in range(3000)]
     with closing(open_remote(server.address, retention_days=DAYS)) as store:
         store.log_impressions(seen)
-        if hasattr(store, "_server"):
-            assert len(store._server.keys("bascule:1:answers:*")) == 256
-        else:
-            with psycopg.connect(server.address) as held:  # until it commits
-                held.execute("SELECT 1 FROM bascule_users FOR UPDATE")
-                store.log_impressions(seen[:1000])
+        with psycopg.connect(server.address) as held:  # until it commits
+            held.execute("SELECT 1 FROM bascule_users FOR UPDATE")
+            store.log_impressions(seen[:1000])
         assert sum(map(Counter.total, store.expire_slices(NOON + 365 * DAY))) >= 3000
         store.log_impressions(seen[:1])
         assert len(store._read("read", "answers")) == 1
@@ -377,14 +349,8 @@ def test_a_user_who_is_forgotten_at_one_service_is_refused_by_all(server, tmp_pa
         here.observe_many([Observation(SENTINEL, f"i{n}", "view", NOON + n) for n in range(9)])
         here.log_impressions([Impressions("r", SENTINEL, NOON, "v", "greedy", ["a"], [1.0], [1.0])])
         assert SENTINEL in read_all(there)
-        assert server.kind == "postgres" or SENTINEL in server.read_files()
-        if server.kind != "postgres":
-            wait_for_rewriting(here)
         assert here.forget(SENTINEL) == {"events": 9, "impressions": 1}
         assert SENTINEL not in read_all(there)
-        if server.kind != "postgres":
-            wait_for_rewriting(here)
-            assert SENTINEL not in server.read_files()
         assert str(server.address) not in json.dumps(receipt)
         empty(here)
 
@@ -396,8 +362,7 @@ def test_a_server_that_is_gone_fails_soon_and_is_found_again(server, monkeypatch
         state.observe_many(events[:1])
         server.process.send_signal(signal.SIGSTOP)
         try:
-            if server.kind == "postgres":  # a backend goes on without its parent
-                state._idle.pop().close()
+            state._idle.pop().close()  # a backend goes on without its parent
             with pytest.raises(ServerError):
                 state.recall("u")
             assert isinstance(state.fault, ServerError)
@@ -418,25 +383,7 @@ def test_a_server_that_is_gone_fails_soon_and_is_found_again(server, monkeypatch
         empty(state)
 
 
-@pytest.mark.parametrize("name", ["appendonly", "appendfsync", "maxmemory-policy"])
-@pytest.mark.service
-def test_a_redis_that_could_lose_what_it_acknowledged_is_refused(servers, name):
-    bad = {"appendonly": "no", "appendfsync": "everysec", "maxmemory-policy": "allkeys-lru"}[name]
-    server = servers("redis")
-    with closing(open_remote(server.address)) as state:
-        (good,) = state._server.config_get(name).values()
-        state._server.config_set(name, bad)
-        try:
-            with pytest.raises(SchemaError, match=bad):
-                open_remote(server.address)
-        finally:
-            state._server.config_set(name, good)
-        open_remote(server.address).close()
-
-
-@pytest.mark.service
-def test_a_postgres_that_could_lose_what_it_acknowledged_is_refused(servers):
-    server = servers("postgres")
+def test_a_postgres_that_could_lose_what_it_acknowledged_is_refused(server):
     with closing(open_remote(server.address)) as state:
         state._ask("ALTER ROLE me SET synchronous_commit = off")
         try:
@@ -447,12 +394,9 @@ def test_a_postgres_that_could_lose_what_it_acknowledged_is_refused(servers):
         open_remote(server.address).close()
 
 
-@pytest.mark.service
-@pytest.mark.parametrize("kind", ["redis", "postgres"])
 def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_other(
-    servers, kind, tmp_path, monkeypatch
+    server, tmp_path, monkeypatch
 ):
-    server = servers(kind)
     monkeypatch.setenv("BASCULE_STATE", server.address)
     event = {"user_id": "u2", "item_id": IDS[3], "event": DISMISS}
     asked = NOW | {"user_id": "u2", "k": len(IDS)}
@@ -492,12 +436,10 @@ def test_an_event_that_is_sent_to_one_replica_counts_in_the_next_answer_of_the_o
 def test_the_password_of_an_address_is_never_shown(caplog):
     secret = "se?cr@et"
     said = []
-    pytest.importorskip("redis")
     pytest.importorskip("psycopg")
     for address in (
         f"mysql://u:{secret}@h/0",
-        f"redis://u:{secret}@127.0.0.1:x/0",
-        "redis://u:secret@127.0.0.1:1/0",
+        f"redis://u:{secret}@127.0.0.1:1/0",
         f"postgresql://u:{secret}@[h/0",
         "postgresql://u:secret@127.0.0.1:1/0?connect_timeout=se%cret",
         "postgresql://u:secret@127.0.0.1:1/0",
@@ -517,7 +459,7 @@ def test_the_password_of_an_address_is_never_shown(caplog):
 
 
 def test_a_folder_that_is_named_or_an_empty_variable_is_no_server(monkeypatch, tmp_path):
-    monkeypatch.setenv("BASCULE_STATE", "redis://127.0.0.1:1/0")
+    monkeypatch.setenv("BASCULE_STATE", "postgresql://127.0.0.1:1/0")
     assert open_shared(tmp_path) is None
     assert fetch_state(tmp_path, Path("state")) == tmp_path
     monkeypatch.setenv("BASCULE_STATE", "")
@@ -588,28 +530,25 @@ def test_a_clock_that_runs_ahead_removes_nothing_and_most_of_a_log_stays_without
     assert len(other.list_known(f"u{number}" for number in range(20))) == 20
 
 
-def fill(server, store, name, seconds, number):
-    """Keep one event each of many users; in PostgreSQL many events of one, as quickly as can be."""
-    if hasattr(store, "_server"):
-        store.observe_many(Observation(f"{name}{n}", "a", None, seconds) for n in range(number))
-    else:
-        with psycopg.connect(server.address) as connection:
-            connection.execute(
-                "INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown, policy) "
-                "SELECT 'events', %s, %s, '[]', 0, '' FROM generate_series(1, %s)",
-                (name, seconds, number),
-            )
+def fill(server, name, seconds, number):
+    """Keep many events of a user, as quickly as can be."""
+    with psycopg.connect(server.address) as connection:
+        connection.execute(
+            "INSERT INTO bascule_rows (kind, user_key, datetime, record, n_shown, policy) "
+            "SELECT 'events', %s, %s, '[]', 0, '' FROM generate_series(1, %s)",
+            (name, seconds, number),
+        )
 
 
 def test_the_age_of_a_log_of_several_pages_is_that_of_all_of_them(server):
     with closing(open_remote(server.address, retention_days=DAYS)) as store:
         empty(store)
-        n_rows = 800 if hasattr(store, "_server") else 6000
-        fill(server, store, "old", NOON - 2 * DAYS * DAY, n_rows)
-        fill(server, store, "new", NOON - DAY, n_rows)
+        n_rows = 6000
+        fill(server, "old", NOON - 2 * DAYS * DAY, n_rows)
+        fill(server, "new", NOON - DAY, n_rows)
         assert len(store._read("age", 0, 0)) > 1
         assert store.date_expiry(NOON) == NOON - DAY
-        fill(server, store, "older", NOON - 3 * DAYS * DAY, 1)
+        fill(server, "older", NOON - 3 * DAYS * DAY, 1)
         with pytest.raises(BundleError):
             store.date_expiry(NOON)
         empty(store)
